@@ -1,0 +1,52 @@
+-- The first page for a user who comes without a position: what was not sent,
+-- and the last rows that were asked for, sent or not.
+--
+-- $1 user, $2 how many of the last rows, $3 rows at most, $4 bytes of text
+-- after which texts are left out.
+--
+-- `top` is the user's youngest transaction: together with the snapshot it says
+-- up to where everything counts as seen once this page has been read.
+select
+  s.snapshot, s.top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
+  case when n.bytes_before is null or n.bytes_before < $4 then n.text end as text
+from (
+  select
+    pg_current_snapshot() as snapshot,
+    (
+      select xid
+      from :"schema".notifications
+      where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
+      order by user_id desc, xid desc
+      limit 1
+    ) as top
+) as s
+left join lateral (
+  select
+    f.xid, f.id, f.event, f.text,
+    to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
+    extract(epoch from f.expires_at - clock_timestamp())::float8 as seconds_left,
+    sum(octet_length(f.text)) over (
+      order by f.xid, f.id rows between unbounded preceding and 1 preceding
+    ) as bytes_before
+  from (
+    select *
+    from :"schema".notifications
+    where
+      user_id = $1
+      and xid < pg_snapshot_xmax(pg_current_snapshot())
+      and (
+        (sent_at is null and (expires_at is null or expires_at > now()))
+        or id in (
+          select id
+          from :"schema".notifications
+          where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
+          order by user_id desc, xid desc, id desc
+          limit $2
+        )
+      )
+    order by user_id, xid, id
+    limit $3
+  ) as f
+) as n on true
+order by n.xid, n.id
+limit $3

@@ -1,0 +1,19 @@
+-- The server's time for each user of the demo page, and the end of the old
+-- ones. Nobody wants to hear what time it was: it expires before it is pruned.
+--
+-- $1 users.
+with
+  pruned as (
+    delete from notifications
+    where
+      user_id = any($1::text[])
+      and event = 'clock'
+      and created_at < now() - interval '10 seconds'
+  )
+insert into notifications (user_id, event, text, expires_at)
+select
+  u.user_id,
+  'clock',
+  to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+  now() + interval '3 seconds'
+from unnest($1::text[]) as u (user_id)

@@ -1,0 +1,37 @@
+-- An object in a schema that bears one of our names.
+--
+-- $1 schema, $2 names. A table's name is also that of its row type, so types
+-- count; a type that belongs to a relation is found as the relation.
+select what
+from (
+  select
+    format(
+      'a %s %s',
+      case relkind
+        when 'r' then 'table'
+        when 'p' then 'partitioned table'
+        when 'v' then 'view'
+        when 'm' then 'materialized view'
+        when 'S' then 'sequence'
+        when 'f' then 'foreign table'
+        when 'c' then 'composite type'
+        else 'index'
+      end,
+      relname
+    ) as what
+  from pg_class
+  where relnamespace = to_regnamespace(quote_ident($1)) and relname = any($2::text[])
+  union all
+  select format('a function %s', oid::regprocedure)
+  from pg_proc
+  where pronamespace = to_regnamespace(quote_ident($1)) and proname = any($2::text[])
+  union all
+  select format('a type %s', typname)
+  from pg_type
+  where
+    typnamespace = to_regnamespace(quote_ident($1))
+    and typname = any($2::text[])
+    and typrelid = 0
+) as found
+order by what desc
+limit 1

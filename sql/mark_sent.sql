@@ -1,0 +1,31 @@
+-- Marks rows as sent; returns those that another session has locked, to be
+-- tried again.
+--
+-- $1 ids. A lost mark is only a repeat, so the commit need not wait for the
+-- disk: set_config with "is local" holds until the end of this very statement's
+-- transaction and leaves nothing behind in the session. Locked in the order of
+-- ids and skipping what is locked, bridges neither wait for each other nor
+-- deadlock.
+with
+  locked as (
+    select id
+    from :"schema".notifications
+    where id = any($1::bigint[]) and sent_at is null
+    order by id
+    for no key update skip locked
+  ),
+  marked as (
+    update :"schema".notifications as n
+    set sent_at = clock_timestamp()
+    from locked
+    where n.id = locked.id
+    returning n.id
+  )
+select n.id
+from (select set_config('synchronous_commit', 'off', true)) as hurried
+cross join :"schema".notifications as n
+where
+  n.id = any($1::bigint[])
+  and n.sent_at is null
+  and n.id not in (select id from locked)
+  and (select count(*) from marked) >= 0

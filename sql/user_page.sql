@@ -1,0 +1,43 @@
+-- The first rows of one user that are new since a position: resume, catch-up.
+--
+-- $1 floor, $2 open transactions (ascending), $3 the last id read of each,
+-- $4 rows at most, $5 bytes of text after which texts are left out, $6 user.
+--
+-- The same form as tail_page.sql, on the index (user_id, xid, id).
+select
+  s.snapshot, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
+  case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
+from (select pg_current_snapshot() as snapshot) as s
+left join lateral (
+  select
+    f.xid, f.id, f.event, f.text,
+    to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
+    extract(epoch from f.expires_at - clock_timestamp())::float8 as seconds_left,
+    sum(octet_length(f.text)) over (
+      order by f.xid, f.id rows between unbounded preceding and 1 preceding
+    ) as bytes_before
+  from (
+    (
+      select m.*
+      from unnest($2::xid8[], $3::bigint[]) as o (xid, id)
+      cross join lateral (
+        select *
+        from :"schema".notifications
+        where user_id = $6 and xid = o.xid and id > o.id
+        order by user_id, xid, id
+        limit $4
+      ) as m
+      limit $4
+    )
+    union all
+    (
+      select *
+      from :"schema".notifications
+      where user_id = $6 and xid >= $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
+      order by user_id, xid, id
+      limit $4
+    )
+  ) as f
+) as n on true
+order by n.xid, n.id
+limit $4

@@ -1,0 +1,390 @@
+//! Puts the bridge together, runs it, and stops it in order.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use actix_web::{
+    App as ActixApp, HttpServer,
+    dev::Server,
+    middleware::{Condition, from_fn},
+    rt::net::TcpStream,
+    web,
+};
+use actix_web_lab::middleware::CatchPanic;
+use deadpool_postgres::Pool;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{info, warn};
+
+use crate::{
+    admin,
+    backoff::Backoff,
+    config::{BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
+    database::{self, DatabaseUrl},
+    demo::{self, Demo},
+    health::Health,
+    http,
+    hub::{Ending, Hub},
+    identity::Identity,
+    listener::{ListenError, Listener},
+    marker::{Marker, Marks},
+    schema::{self, SchemaError, SchemaName},
+    sql::Sql,
+    stream::Streams,
+};
+
+/// A database that is not there yet, at start, is waited for this long:
+/// services that are started together come up in any order.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// The first and the longest wait between two tries at start.
+const START_FIRST: Duration = Duration::from_millis(200);
+const START_LONGEST: Duration = Duration::from_secs(3);
+
+/// Streams have ended after the drain time; what is still open then is cut off
+/// after this.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Connections that wait to be accepted: after a restart all browsers come
+/// back together. The kernel caps it at `net.core.somaxconn`.
+const ACCEPT_BACKLOG: u32 = 4_096;
+
+/// A client that doesn't take what was sent to it is cut off after this.
+const CLIENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Bytes that the kernel may hold for one client. What is in there counts as
+/// sent, so it is kept small.
+const CLIENT_BUFFER: usize = 128 << 10;
+
+/// A bridge that is ready to run.
+pub struct App {
+    hub: Arc<Hub>,
+    health: Arc<Health>,
+    pool: Pool,
+    listener: Listener,
+    marker: Marker,
+    server: Server,
+    admin: Server,
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    drain: Duration,
+}
+
+/// Why the bridge did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The schema, or the database itself.
+    #[error("{0}")]
+    Schema(#[from] SchemaError),
+    /// The listener's connection.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
+    /// The pool.
+    #[error("{0}")]
+    Pool(#[from] deadpool_postgres::BuildError),
+    /// An address.
+    #[error("can't listen on {address} ({setting}): {source}")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Where it was asked for.
+        setting: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Why the bridge stopped without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A server gave up.
+    #[error("the HTTP server failed: {0}")]
+    Server(#[from] io::Error),
+    /// The listener's task is gone, which is a bug.
+    #[error("the listener ended unexpectedly; please report this with the log")]
+    Listener,
+}
+
+/// Where a bridge reads, as whom it knows people, and what it shows beside the
+/// stream.
+pub struct Parts {
+    /// Pages and marks.
+    pub url: DatabaseUrl,
+    /// The listener and migrations.
+    pub direct_url: DatabaseUrl,
+    /// Where everything lives.
+    pub schema: SchemaName,
+    /// Whether the schema may be changed.
+    pub migrate: MigratePolicy,
+    /// Who is asking.
+    pub identity: Identity,
+    /// The demo page, in `tidings dev`.
+    pub demo: Option<Demo>,
+}
+
+impl Parts {
+    /// What `tidings serve` is made of.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], if a setting is missing or can't be used.
+    pub fn of(options: &ServeOptions) -> Result<Self, ConfigError> {
+        Ok(Self {
+            identity: Identity::jwt(&options.secret()?),
+            url: options.database.url()?,
+            direct_url: options.database.direct_url()?,
+            schema: options.database.schema.clone(),
+            migrate: options.migrate,
+            demo: None,
+        })
+    }
+}
+
+impl App {
+    /// Checks the schema, starts to listen, and binds both addresses. Must be
+    /// called on a multi-threaded runtime, which drives the database
+    /// connections.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]. A database that can't be reached is tried for 30 s.
+    pub async fn build(parts: Parts, options: &BridgeOptions) -> Result<Self, StartError> {
+        prepare_schema(&parts).await?;
+        let sql = Arc::new(Sql::new(&parts.schema));
+        let hub = Arc::new(Hub::new(options.queue_bytes as usize));
+        let health = Arc::new(Health::default());
+        let marks = Arc::new(Marks::default());
+        let pool = database::pool(&parts.url, options.pool_size.into(), Handle::current())?;
+        // Before any connection is taken: what becomes visible from now on
+        // reaches it.
+        let listener = Listener::start(
+            parts.direct_url,
+            parts.schema,
+            Arc::clone(&sql),
+            Arc::clone(&hub),
+            Arc::clone(&health),
+        )
+        .await?;
+        let streams = web::Data::new(Streams {
+            hub: Arc::clone(&hub),
+            marks: Arc::clone(&marks),
+            pool: pool.clone(),
+            sql: Arc::clone(&sql),
+            // One connection is left for the marks.
+            pages: Semaphore::new(usize::from(options.pool_size) - 1),
+            heartbeat: options.heartbeat,
+            drain: options.drain,
+        });
+        let (admin, admin_address) = bind_admin(
+            options,
+            web::Data::from(Arc::clone(&health)),
+            parts.demo.is_some(),
+        )?;
+        let (server, address) =
+            bind_streams(options, streams, web::Data::new(parts.identity), parts.demo)?;
+        let marker = Marker {
+            marks,
+            pool: pool.clone(),
+            sql,
+        };
+        let drain = options.drain;
+        Ok(Self {
+            hub,
+            health,
+            pool,
+            listener,
+            marker,
+            server,
+            admin,
+            address,
+            admin_address,
+            drain,
+        })
+    }
+
+    /// Where browsers connect; with port 0 asked for, the one that was given.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where probes connect.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Where connections are registered.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Serves until `shutdown` resolves, then stops in order: no new
+    /// connections, no new rows, the streams spread over the drain time, the
+    /// last marks.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`], if it stopped for another reason.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        info!(
+            address = %self.address, admin_address = %self.admin_address,
+            "streaming on http://{}/stream, health on http://{}/health/ready",
+            self.address, self.admin_address
+        );
+        let stop_marker = CancellationToken::new();
+        let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
+        let mut listener = AbortOnDropHandle::new(tokio::spawn(self.listener.run()));
+        let (handle, admin_handle) = (self.server.handle(), self.admin.handle());
+        let (mut server, mut admin) = (self.server, self.admin);
+
+        let outcome = tokio::select! {
+            () = shutdown => Ok(()),
+            _ = &mut listener => Err(RunError::Listener),
+            ended = &mut server => Err(ended.err().map_or(RunError::Listener, RunError::Server)),
+            ended = &mut admin => Err(ended.err().map_or(RunError::Listener, RunError::Server)),
+        };
+
+        info!(
+            connections = self.hub.connections(),
+            "stopping: ending {} streams",
+            self.hub.connections()
+        );
+        self.health.drain();
+        listener.abort();
+        self.hub.end_all(Ending::Draining);
+        if outcome.is_ok() {
+            tokio::join!(handle.stop(true), stopped(&mut server, self.drain));
+        }
+        stop_marker.cancel();
+        // A panic in there was reported by the panic hook.
+        let _ = marker.await;
+        self.pool.close();
+        admin_handle.stop(false).await;
+        info!("stopped");
+        outcome
+    }
+}
+
+/// Drives a server to its end, which a graceful stop brings about.
+async fn stopped(server: &mut Server, drain: Duration) {
+    let limit = drain + STOP_GRACE * 2;
+    if tokio::time::timeout(limit, server).await.is_err() {
+        warn!("some connections did not end in time and are cut off");
+    }
+}
+
+/// Waits for a database that is not there yet, and checks its schema.
+async fn prepare_schema(parts: &Parts) -> Result<(), SchemaError> {
+    let may_migrate = parts.migrate == MigratePolicy::Auto;
+    let give_up = Instant::now() + START_LIMIT;
+    let mut backoff = Backoff::new(START_FIRST, START_LONGEST);
+    loop {
+        let error = match schema::prepare(&parts.direct_url, &parts.schema, may_migrate).await {
+            Err(SchemaError::Connect(error)) if error.is_passing() => error,
+            outcome => return outcome,
+        };
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(SchemaError::Connect(error));
+        }
+        warn!(
+            %error, database = %parts.direct_url,
+            "can't reach the database at {}, trying for {} s more: {error}",
+            parts.direct_url, left.as_secs()
+        );
+        sleep(backoff.next_delay()).await;
+    }
+}
+
+fn bind_streams(
+    options: &BridgeOptions,
+    streams: web::Data<Streams>,
+    identity: web::Data<Identity>,
+    demo: Option<Demo>,
+) -> Result<(Server, SocketAddr), StartError> {
+    let drain = options.drain;
+    let server = HttpServer::new(move || {
+        ActixApp::new()
+            .wrap(CatchPanic::default())
+            .wrap(Condition::new(demo.is_some(), from_fn(demo::loopback_only)))
+            .app_data(streams.clone())
+            .app_data(identity.clone())
+            .configure(http::routes)
+            .configure(|config| {
+                if let Some(demo) = &demo {
+                    demo.routes(config);
+                }
+            })
+            .default_service(web::to(http::not_found))
+    })
+    // A body is polled again only when all its earlier bytes are in the
+    // kernel's hands: that is what "sent" rests on.
+    .h1_write_buffer_size(1)
+    // A browser that closes its half has gone; without this an idle stream
+    // would never notice.
+    .h1_allow_half_closed(false)
+    .on_connect(|connection, _| {
+        if let Some(socket) = connection.downcast_ref::<TcpStream>() {
+            bound_client(socket);
+        }
+    })
+    .backlog(ACCEPT_BACKLOG)
+    .shutdown_timeout((drain + STOP_GRACE).as_secs().max(1))
+    .disable_signals();
+    let bind = |source| StartError::Bind {
+        address: options.listen,
+        setting: "TIDINGS_LISTEN",
+        source,
+    };
+    let server = server.bind(options.listen).map_err(bind)?;
+    let address = server.addrs().first().copied().unwrap_or(options.listen);
+    Ok((server.run(), address))
+}
+
+fn bind_admin(
+    options: &BridgeOptions,
+    health: web::Data<Health>,
+    is_dev: bool,
+) -> Result<(Server, SocketAddr), StartError> {
+    let server = HttpServer::new(move || {
+        ActixApp::new()
+            .wrap(Condition::new(is_dev, from_fn(demo::loopback_only)))
+            .app_data(health.clone())
+            .configure(admin::routes)
+            .default_service(web::to(http::not_found))
+    })
+    .workers(1)
+    .disable_signals();
+    let bind = |source| StartError::Bind {
+        address: options.admin_listen,
+        setting: "TIDINGS_ADMIN_LISTEN",
+        source,
+    };
+    let server = server.bind(options.admin_listen).map_err(bind)?;
+    let address = server
+        .addrs()
+        .first()
+        .copied()
+        .unwrap_or(options.admin_listen);
+    Ok((server.run(), address))
+}
+
+/// Bounds what a client that has gone silent can hold. An option that the
+/// system refuses is no reason to refuse the client.
+fn bound_client(socket: &TcpStream) {
+    let socket = SockRef::from(socket);
+    let keepalive = TcpKeepalive::new()
+        .with_time(CLIENT_LIMIT)
+        .with_interval(CLIENT_LIMIT / 3);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_send_buffer_size(CLIENT_BUFFER);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(CLIENT_LIMIT));
+}

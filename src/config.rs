@@ -1,0 +1,361 @@
+//! The settings: each is a flag and an environment variable.
+
+use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{database::DatabaseUrl, identity::JwtSecret, notification::UserId, schema::SchemaName};
+
+/// Pushes rows of a Postgres table to the browsers of the people they concern.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidings",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Logging.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+/// What `tidings` does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stream notifications to browsers
+    Serve(ServeOptions),
+    /// Create or update the schema in the database
+    Migrate(MigrateOptions),
+    /// Try it: a private PostgreSQL, the bridge, and a demo page
+    Dev(DevOptions),
+    /// Sign a token for a user, to try `serve` with curl
+    Token(TokenOptions),
+}
+
+/// How to log.
+#[derive(Debug, Args)]
+pub struct LogOptions {
+    /// Text for people, JSON for machines; auto is text on a terminal
+    #[arg(
+        long,
+        env = "TIDINGS_LOG_FORMAT",
+        global = true,
+        default_value = "auto"
+    )]
+    pub log_format: LogFormat,
+    /// What to log: a level, or targets and levels (tidings=debug,actix=warn)
+    #[arg(
+        long,
+        env = "TIDINGS_LOG",
+        global = true,
+        default_value = "warn,tidings=info"
+    )]
+    pub log: String,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// A line a person reads.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where the database is.
+#[derive(Clone, Debug, Args)]
+pub struct DatabaseOptions {
+    /// Where the database is: postgres://user:password@host/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<Hidden>,
+    /// Where the listener and migrations connect, if DATABASE_URL goes through
+    /// a pooler
+    #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL", hide_env_values = true)]
+    pub direct_database_url: Option<Hidden>,
+    /// The schema that everything lives in
+    #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
+    pub schema: SchemaName,
+}
+
+/// The settings of `tidings migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateOptions {
+    /// Where the database is.
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+}
+
+/// The settings of `tidings serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeOptions {
+    /// Where the database is.
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+    /// Whether `serve` migrates a schema that is too old
+    #[arg(long, env = "TIDINGS_MIGRATE", default_value = "auto")]
+    pub migrate: MigratePolicy,
+    /// The secret that signs users' tokens (HS256, 32 bytes at least)
+    #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
+    pub jwt_secret: Option<Hidden>,
+    /// How to serve.
+    #[command(flatten)]
+    pub bridge: BridgeOptions,
+}
+
+/// What `serve` and `dev` have in common.
+#[derive(Clone, Debug, Args)]
+pub struct BridgeOptions {
+    /// Where browsers connect
+    #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where probes connect: /health/live, /health/ready
+    #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081")]
+    pub admin_listen: SocketAddr,
+    /// The silence after which a stream gets a heartbeat; proxies cut idle
+    /// streams, many after 30 s
+    #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "15s", value_parser = duration_between::<1, 300>)]
+    pub heartbeat: Duration,
+    /// The time over which streams are ended when the bridge stops
+    #[arg(long, env = "TIDINGS_DRAIN", default_value = "2s", value_parser = duration_between::<0, 600>)]
+    pub drain: Duration,
+    /// Database connections, beside the listener's own
+    #[arg(long, env = "TIDINGS_POOL_SIZE", default_value = "8", value_parser = clap::value_parser!(u16).range(2..=1000))]
+    pub pool_size: u16,
+    /// Bytes of text that may wait for one connection before it is sent back
+    /// to reading pages
+    #[arg(long, env = "TIDINGS_QUEUE_BYTES", default_value = "262144", value_parser = clap::value_parser!(u32).range(1024..))]
+    pub queue_bytes: u32,
+}
+
+/// Whether `serve` may change the schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MigratePolicy {
+    /// It migrates when the schema is too old.
+    Auto,
+    /// It only checks; a DBA runs `tidings migrate`.
+    Never,
+}
+
+/// The settings of `tidings dev`.
+#[derive(Debug, Args)]
+pub struct DevOptions {
+    /// Where the private PostgreSQL keeps its data; default: tidings/dev in
+    /// your state folder (as root: /var/lib/tidings/dev)
+    #[arg(long, env = "TIDINGS_DEV_DATA")]
+    pub data: Option<PathBuf>,
+    /// How to serve.
+    #[command(flatten)]
+    pub bridge: BridgeOptions,
+}
+
+/// The settings of `tidings token`.
+#[derive(Debug, Args)]
+pub struct TokenOptions {
+    /// Whose token it is
+    #[arg(value_parser = user)]
+    pub user: UserId,
+    /// How long it is valid
+    #[arg(long, default_value = "1h", value_parser = duration_between::<1, 31_536_000>)]
+    pub ttl: Duration,
+    /// The secret that `serve` was given (HS256, 32 bytes at least)
+    #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
+    pub jwt_secret: Option<Hidden>,
+}
+
+/// A setting that must not show. clap prints a value that it can't parse, so
+/// secrets are parsed later.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl FromStr for Hidden {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// A setting that is missing or can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No database.
+    #[error(
+        "set DATABASE_URL (or --database-url) to postgres://user:password@host/database; to try \
+             Tidings without one, run `tidings dev`"
+    )]
+    NoDatabase,
+    /// A URL that can't be used.
+    #[error("{name} can't be used: {reason}")]
+    Database {
+        /// The setting.
+        name: &'static str,
+        /// What is wrong with it; never its value.
+        reason: String,
+    },
+    /// Nobody could be told apart.
+    #[error(
+        "no authentication is configured, and without it anybody could read everybody's \
+             notifications: set TIDINGS_JWT_SECRET (or --jwt-secret) to a secret of 32 bytes at \
+             least, made with `openssl rand -hex 32`, and sign users' tokens with it"
+    )]
+    NoAuthentication,
+    /// `token` can't sign.
+    #[error(
+        "set TIDINGS_JWT_SECRET (or --jwt-secret) to the secret that `tidings serve` was given"
+    )]
+    NoSecret,
+    /// Too weak.
+    #[error("TIDINGS_JWT_SECRET can't be used: {0}")]
+    Secret(String),
+}
+
+impl DatabaseOptions {
+    /// Where pages are read and marks are written.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn url(&self) -> Result<DatabaseUrl, ConfigError> {
+        let url = self.database_url.as_ref().ok_or(ConfigError::NoDatabase)?;
+        database("DATABASE_URL", url)
+    }
+
+    /// Where the listener and migrations connect.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn direct_url(&self) -> Result<DatabaseUrl, ConfigError> {
+        match &self.direct_database_url {
+            Some(url) => database("TIDINGS_DIRECT_DATABASE_URL", url),
+            None => self.url(),
+        }
+    }
+}
+
+fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError> {
+    url.0
+        .parse()
+        .map_err(|reason| ConfigError::Database { name, reason })
+}
+
+impl ServeOptions {
+    /// The secret that users' tokens are signed with.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], also if there is none: nothing is accepted by default.
+    pub fn secret(&self) -> Result<JwtSecret, ConfigError> {
+        secret(
+            self.jwt_secret
+                .as_ref()
+                .ok_or(ConfigError::NoAuthentication)?,
+        )
+    }
+}
+
+impl TokenOptions {
+    /// The secret to sign with.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn secret(&self) -> Result<JwtSecret, ConfigError> {
+        secret(self.jwt_secret.as_ref().ok_or(ConfigError::NoSecret)?)
+    }
+}
+
+fn secret(hidden: &Hidden) -> Result<JwtSecret, ConfigError> {
+    hidden.0.parse().map_err(ConfigError::Secret)
+}
+
+fn user(text: &str) -> Result<UserId, &'static str> {
+    UserId::parse(text).ok_or("a user is a text of 1 to 255 bytes")
+}
+
+/// Durations as people write them: `15s`, `500ms`, `1m 30s`.
+fn duration_between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration < Duration::from_secs(LEAST) || duration > Duration::from_secs(MOST) {
+        return Err(format!("it must be between {LEAST}s and {MOST}s"));
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_debug_form_of_the_settings_holds_no_secret() {
+        let arguments = [
+            "tidings",
+            "serve",
+            "--database-url=postgres://app:hunter2@db/app",
+            "--jwt-secret=0123456789abcdef0123456789abcdef",
+        ];
+        let cli = Cli::parse_from(arguments);
+        let Command::Serve(options) = &cli.command else {
+            panic!("not serve: {cli:?}")
+        };
+        let url = options.database.url().expect("a URL");
+        for text in [
+            format!("{cli:?}"),
+            format!("{url:?}"),
+            format!("{:?}", options.secret()),
+        ] {
+            assert!(
+                !text.contains("hunter2") && !text.contains("0123456789"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_secret_or_url_is_refused_without_showing_it() {
+        let options = |url: &str, secret: &str| {
+            let arguments = [
+                "tidings",
+                "serve",
+                "--database-url",
+                url,
+                "--jwt-secret",
+                secret,
+            ]
+            .map(String::from);
+            match Cli::parse_from(arguments).command {
+                Command::Serve(options) => options,
+                other => panic!("not serve: {other:?}"),
+            }
+        };
+        let short = options(
+            "postgres://app:hunter2@db/app?sslmode=verify-full",
+            "hunter2",
+        );
+        for text in [
+            short.secret().expect_err("too short").to_string(),
+            short.database.url().expect_err("no such mode").to_string(),
+        ] {
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+}

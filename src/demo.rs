@@ -1,0 +1,285 @@
+//! The demo page of `tidings dev`, and what it asks for.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use actix_web::{
+    Error, HttpRequest, HttpResponse,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::{StatusCode, Uri, header},
+    middleware::Next,
+    web,
+};
+use deadpool_postgres::Pool;
+use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
+
+use crate::{
+    database::{QueryError, with_pooled},
+    problem::Problem,
+};
+
+/// The users who get the server's time once a second.
+const USERS: [&str; 3] = ["alice", "bob", "carol"];
+
+/// How long a query of the page may take.
+const QUERY_LIMIT: Duration = Duration::from_secs(5);
+
+/// A form holds one text of at most 1 MiB, which JSON may escape.
+const BODY_BYTES: usize = 8 << 20;
+
+/// The page runs its own script and style, speaks to its own server, and is
+/// shown in nobody's frame.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+    connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
+
+/// What the page works with.
+#[derive(Clone)]
+pub struct Demo {
+    pool: Pool,
+    psql: Arc<str>,
+}
+
+impl Demo {
+    /// A page that sends with connections from `pool` and shows the command
+    /// `psql`.
+    pub fn new(pool: Pool, psql: &str) -> Self {
+        Self {
+            pool,
+            psql: psql.into(),
+        }
+    }
+
+    /// Adds the page's routes.
+    pub fn routes(&self, config: &mut web::ServiceConfig) {
+        let json = web::JsonConfig::default()
+            .limit(BODY_BYTES)
+            .error_handler(|error, _| {
+                let detail = format!("send a JSON object with user_id and text ({error})");
+                Problem::new(StatusCode::BAD_REQUEST, detail).into()
+            });
+        config
+            .app_data(web::Data::new(self.clone()))
+            .app_data(json)
+            .route(
+                "/",
+                web::get()
+                    .to(async || page("text/html; charset=utf-8", include_str!("demo/index.html"))),
+            )
+            .route(
+                "/demo.css",
+                web::get()
+                    .to(async || page("text/css; charset=utf-8", include_str!("demo/demo.css"))),
+            )
+            .route(
+                "/demo.js",
+                web::get().to(async || {
+                    page(
+                        "text/javascript; charset=utf-8",
+                        include_str!("demo/demo.js"),
+                    )
+                }),
+            )
+            .route("/demo/about", web::get().to(about))
+            .route("/demo/notifications", web::get().to(list))
+            .route("/demo/notifications", web::post().to(send));
+    }
+
+    /// Inserts the server's time once a second for each of the page's users,
+    /// until it is dropped. It takes the same path as any other notification.
+    pub async fn tick(self) {
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            second.tick().await;
+            let inserted = with_pooled(&self.pool, QUERY_LIMIT, async |client| {
+                let query = include_str!("../sql/demo_tick.sql");
+                client.execute(query, &[&USERS.as_slice()]).await
+            });
+            if let Err(error) = inserted.await {
+                // The listener tells of a database that is away.
+                debug!(%error, "could not insert the time: {error}");
+            }
+        }
+    }
+}
+
+/// Lets a request pass only if it names a loopback host.
+///
+/// A page of the open web can have its own name point to 127.0.0.1 and then
+/// speak to this server as its own origin (DNS rebinding); its requests still
+/// carry that name. Forwarding headers are not looked at, a page can set them.
+///
+/// # Errors
+///
+/// 403 for any other host.
+pub async fn loopback_only(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let named = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let target = request.uri().host();
+    if named.is_some_and(is_loopback) && target.is_none_or(is_loopback) {
+        next.call(request).await
+    } else {
+        let detail = "tidings dev answers only requests for localhost or 127.0.0.1";
+        Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
+    }
+}
+
+/// Whether `host[:port]` is this machine, by name or by number.
+fn is_loopback(authority: &str) -> bool {
+    let Ok(uri) = authority.parse::<Uri>() else {
+        return false;
+    };
+    let Some(host) = uri.host() else { return false };
+    let number = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || number.is_ok_and(|number| number.is_loopback())
+}
+
+fn page(content_type: &str, text: &'static str) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type(content_type)
+        .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .insert_header((header::REFERRER_POLICY, "no-referrer"))
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .body(text)
+}
+
+async fn about(demo: web::Data<Demo>) -> HttpResponse {
+    let version = env!("CARGO_PKG_VERSION");
+    HttpResponse::Ok().json(serde_json::json!({ "psql": &*demo.psql, "version": version }))
+}
+
+#[derive(Deserialize)]
+struct Whose {
+    user: String,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    id: i64,
+    event: Option<String>,
+    text: String,
+    created_at: String,
+    sent_at: Option<String>,
+}
+
+/// The newest notifications of a user, as the table has them.
+async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpResponse, Problem> {
+    let listed = with_pooled(&demo.pool, QUERY_LIMIT, async |client| {
+        let query = include_str!("../sql/demo_notifications.sql");
+        let rows = client.query(query, &[&whose.user]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Listed {
+                    id: row.try_get("id")?,
+                    event: row.try_get("event")?,
+                    text: row.try_get("text")?,
+                    created_at: row.try_get("created_at")?,
+                    sent_at: row.try_get("sent_at")?,
+                })
+            })
+            .collect::<Result<Vec<_>, tokio_postgres::Error>>()
+    });
+    let listed = listed.await.map_err(unavailable)?;
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(listed))
+}
+
+#[derive(Deserialize)]
+struct Draft {
+    user_id: String,
+    text: String,
+}
+
+/// Sends a notification, as any application would.
+async fn send(
+    request: HttpRequest,
+    demo: web::Data<Demo>,
+    draft: web::Json<Draft>,
+) -> Result<HttpResponse, Problem> {
+    same_origin(&request)?;
+    let sent = with_pooled(&demo.pool, QUERY_LIMIT, async |client| {
+        let query = "select send_notification($1::text, $2)";
+        client
+            .query_one(query, &[&draft.user_id, &draft.text])
+            .await?
+            .try_get::<_, i64>(0)
+    });
+    match sent.await {
+        Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
+        Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
+            let detail = crate::database::describe(&error);
+            Err(Problem::new(StatusCode::BAD_REQUEST, detail))
+        }
+        Err(error) => Err(unavailable(error)),
+    }
+}
+
+/// Other pages can't send in the name of whoever looks at them. (They could not
+/// send JSON without asking first either; this doesn't rest on that alone.)
+fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let host = header(header::HOST).unwrap_or_default();
+    let from_here = header(header::ORIGIN).is_none_or(|origin| origin == format!("http://{host}"));
+    let fetched_here = request
+        .headers()
+        .get("sec-fetch-site")
+        .is_none_or(|site| site == "same-origin");
+    if from_here && fetched_here {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "only the demo page itself may send from a browser",
+        ))
+    }
+}
+
+fn unavailable(error: QueryError) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_and_numbers_of_this_machine_are_loopback() {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1:8080",
+            "127.9.9.9",
+            "[::1]:8080",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "example.org",
+            "localhost.example.org",
+            "127.0.0.1.example.org",
+            "10.0.0.1",
+            "[::2]",
+            "",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

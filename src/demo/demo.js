@@ -1,0 +1,510 @@
+'use strict';
+
+// The demo page of Tidings: two panes, each of which listens to the stream of one user.
+// This is a module, so nothing declared here becomes a global.
+
+const SIDES = { left: 'alice', right: 'bob' };
+const CLOCK_USERS = ['alice', 'bob', 'carol'];
+const HAS_EVENT_SOURCE = 'EventSource' in window;
+
+const MAX_ENTRIES = 200; // in one pane
+const LISTED_ROWS = 50; // the server lists no more than these
+const REFRESH_PAUSE = 150; // ms; gathers a burst of rows into one request
+const REFRESH_TRIES = 8;
+const RETRY_CEILING = 30000; // ms
+
+// ---------------------------------------------------------------------------------------------
+// Words
+
+const pad = (number) => String(number).padStart(2, '0');
+
+/** An ISO time as the viewer's wall clock; what is no time is shown as it came. */
+function clockTime(iso) {
+  const date = new Date(iso);
+  if (Number.isNaN(date.getTime())) return iso;
+  return [date.getHours(), date.getMinutes(), date.getSeconds()].map(pad).join(':');
+}
+
+/** The day, where it is not today's. */
+function otherDay(iso) {
+  const date = new Date(iso);
+  if (Number.isNaN(date.getTime()) || date.toDateString() === new Date().toDateString()) return '';
+  return date.toLocaleDateString('en-GB', { day: 'numeric', month: 'short' });
+}
+
+function duration(ms) {
+  const units = [[86400000, 'd'], [3600000, 'h'], [60000, 'min'], [1000, 's'], [1, 'ms']];
+  const [size, name] = units.find(([least]) => ms >= least) || [1, 'ms'];
+  return `${Math.max(0, Math.floor(ms / size))} ${name}`;
+}
+
+/** What is wrong with a user name, or nothing. */
+function nameProblem(name) {
+  const bytes = new TextEncoder().encode(name).length;
+  if (bytes === 0) return 'Type a name, of 1 to 255 bytes.';
+  if (bytes > 255) return `A name has at most 255 bytes; this one has ${bytes}.`;
+  return '';
+}
+
+/** The words of an answer that reports a problem (application/problem+json). */
+async function problemOf(response) {
+  const problem = await response.json().catch(() => null);
+  return (problem && (problem.detail || problem.title)) || `The server answered ${response.status}.`;
+}
+
+function element(name, className, text = '') {
+  const made = document.createElement(name);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+// ---------------------------------------------------------------------------------------------
+// The address of the page keeps who was chosen, so that a reload chooses the same.
+
+function userFromAddress(side) {
+  const name = new URLSearchParams(location.search).get(side) || '';
+  return nameProblem(name) ? SIDES[side] : name;
+}
+
+function keepInAddress(side, user) {
+  const url = new URL(location.href);
+  url.searchParams.set(side, user);
+  history.replaceState(null, '', url);
+}
+
+// ---------------------------------------------------------------------------------------------
+// The list of one pane: newest first, bounded. It knows rows, not where they come from.
+
+class Log {
+  constructor(list) {
+    this.list = list;
+    this.entries = []; // sorted as shown: { order, row, item, sent, streamed }
+  }
+
+  clear() {
+    this.entries = [];
+    this.list.textContent = '';
+    this.list.setAttribute('aria-busy', 'true');
+  }
+
+  /** From now on, what is added is news, and worth being read out. */
+  settle() {
+    this.list.setAttribute('aria-busy', 'false');
+  }
+
+  get isEmpty() {
+    return this.entries.length === 0;
+  }
+
+  get isWaiting() {
+    return this.entries.some((entry) => entry.row && !entry.sent);
+  }
+
+  /** Adds a row that is new, and notes what is new about a row that is not. */
+  merge(row, streamed) {
+    let entry = this.entries.find((each) => each.row && each.row.id === row.id);
+    if (!entry) {
+      entry = { order: row.id, row, item: rowItem(row), sent: false, streamed };
+      if (streamed) entry.item.classList.add('arrived');
+      this.place(entry);
+    }
+    entry.streamed = entry.streamed || streamed;
+    // Answers may overtake each other, but a row that was sent stays sent.
+    if (row.sent_at) this.markSent(entry, row.sent_at);
+  }
+
+  /** Merges the server's list of the newest rows. */
+  mergeListed(rows) {
+    for (const row of rows) this.merge(row, false);
+    if (rows.length < LISTED_ROWS) return;
+    // Older rows are not listed any more. One that reached us through the stream was sent for
+    // certain, only its time is not known.
+    const oldest = rows[rows.length - 1].id;
+    for (const entry of this.entries) {
+      if (entry.streamed && !entry.sent && entry.order < oldest) this.markSent(entry, null);
+    }
+  }
+
+  /** Says, above what is listed now and below all that follows, that there is a hole. */
+  noteGap(reason) {
+    const earlier = this.entries.findIndex((entry) => !entry.row);
+    if (earlier >= 0) this.entries.splice(earlier, 1)[0].item.remove();
+    const item = element('li', 'notice', 'Some older notifications are gone.');
+    item.title = `The server could not resume from where this page was (${reason}).`;
+    this.place({ order: this.isEmpty ? 0.5 : this.entries[0].order + 0.5, item });
+  }
+
+  place(entry) {
+    const found = this.entries.findIndex((each) => each.order < entry.order);
+    const at = found < 0 ? this.entries.length : found;
+    this.list.insertBefore(entry.item, found < 0 ? null : this.entries[at].item);
+    this.entries.splice(at, 0, entry);
+    while (this.entries.length > MAX_ENTRIES) this.entries.pop().item.remove();
+  }
+
+  markSent(entry, sentAt) {
+    if (entry.sent) return;
+    entry.sent = true;
+    entry.item.dataset.sent = 'true';
+    entry.item.querySelector('.state').textContent = 'sent';
+    if (!sentAt) return;
+    const took = new Date(sentAt) - new Date(entry.row.created_at);
+    const detail = entry.item.querySelector('.detail');
+    detail.textContent = ` ${clockTime(sentAt)}, after ${duration(took)}`;
+    detail.title = sentAt;
+  }
+}
+
+/** A list item for a row. Texts are anybody's, so they are only ever set as text. */
+function rowItem(row) {
+  const item = element('li', '');
+  item.dataset.id = row.id;
+  item.dataset.sent = 'false';
+
+  const at = element('time', 'at', clockTime(row.created_at));
+  at.dateTime = at.title = row.created_at;
+  const day = otherDay(row.created_at);
+  if (day) at.append(element('br', ''), day);
+
+  const gauge = element('span', 'tide');
+  gauge.setAttribute('aria-hidden', 'true');
+  const meta = element('div', 'meta');
+  meta.append(gauge, element('span', 'state', 'waiting'), element('span', 'detail'));
+  if (row.event) meta.append(element('code', 'event', row.event));
+
+  const body = element('div', 'body');
+  body.append(element('div', 'text', row.text), meta);
+  item.append(at, body);
+  return item;
+}
+
+// ---------------------------------------------------------------------------------------------
+// A pane: one user, one stream.
+
+class Pane {
+  constructor(section, side) {
+    this.side = side;
+    this.section = section;
+    section.dataset.side = side;
+    section.setAttribute('aria-label', `${side} pane`);
+    this.el = {};
+    for (const part of section.querySelectorAll('[data-role]')) this.el[part.dataset.role] = part;
+    this.el.text = this.el.send.elements.text;
+    this.el.light.hidden = !HAS_EVENT_SOURCE;
+
+    this.log = new Log(this.el.list);
+    this.awake = false; // whether the page can be seen
+    this.source = null;
+    this.listing = new AbortController(); // ends what was asked for the user before
+    this.sending = false;
+
+    this.hearViewer();
+    this.choose(userFromAddress(side));
+  }
+
+  hearViewer() {
+    const { user, choices, send, text } = this.el;
+    user.addEventListener('change', () => this.change(user.value));
+    user.addEventListener('focus', () => user.select());
+    user.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape') this.change(user.value = this.user);
+    });
+    choices.addEventListener('click', (event) => {
+      const button = event.target.closest('button');
+      if (button) this.change(user.value = button.value);
+    });
+    send.addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    // Enter sends and Shift+Enter breaks the line, but the Enter that ends the composition of a
+    // character is neither.
+    text.addEventListener('keydown', (event) => {
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.send();
+    });
+  }
+
+  // ---- who ----
+
+  change(name) {
+    const problem = nameProblem(name);
+    this.el['user-error'].textContent = problem && `${problem} Still listening as ${this.user}.`;
+    this.el.user.setAttribute('aria-invalid', String(problem !== ''));
+    if (problem || name === this.user) return;
+    this.choose(name);
+    keepInAddress(this.side, name);
+  }
+
+  /** Starts afresh for a user: nothing of the user before may stay, or come in late. */
+  choose(user) {
+    this.listing.abort();
+    this.listing = new AbortController();
+    this.close();
+    this.stopTimers();
+    this.user = user;
+    this.position = '';
+    this.failures = 0;
+    this.log.clear();
+    this.showUser();
+    if (this.awake) {
+      this.open();
+      this.refreshSoon();
+    }
+  }
+
+  showUser() {
+    this.el.user.value = this.user;
+    this.el.addressee.textContent = this.user;
+    this.el.error.textContent = '';
+    this.el.empty.hidden = true;
+    this.el.scroll.setAttribute('aria-label', `Notifications for ${this.user}`);
+    for (const button of this.el.choices.querySelectorAll('button')) {
+      button.setAttribute('aria-pressed', String(button.value === this.user));
+    }
+    const ticks = HAS_EVENT_SOURCE && CLOCK_USERS.includes(this.user);
+    this.el.clock.textContent = ticks ? '--:--:--' : '';
+    this.el['clock-caption'].textContent = ticks ? 'server time' : 'this user has no clock';
+    this.el['clock-caption'].hidden = !HAS_EVENT_SOURCE;
+  }
+
+  // ---- the stream ----
+
+  wake() {
+    if (this.awake) return;
+    this.awake = true;
+    this.open();
+    this.refreshSoon();
+  }
+
+  sleep() {
+    this.awake = false;
+    this.close();
+    this.stopTimers();
+    this.showLight('closed', 'while this tab is hidden');
+  }
+
+  open() {
+    if (!HAS_EVENT_SOURCE) return;
+    this.showLight('connecting');
+    let url = `/stream?user=${encodeURIComponent(this.user)}&format=json`;
+    if (this.position) url += `&last_event_id=${encodeURIComponent(this.position)}`;
+    const source = new EventSource(url);
+    this.source = source;
+
+    source.addEventListener('open', () => {
+      this.failures = 0;
+      this.showLight('open');
+    });
+    source.addEventListener('error', () => this.onStreamError(source));
+
+    // A new EventSource knows nothing of the one before, so the position is kept here. The
+    // browser tells it only along with an event: take it from every one, whatever it says.
+    const hear = (name, handle) => source.addEventListener(name, (event) => {
+      if (event.lastEventId) this.position = event.lastEventId;
+      handle(JSON.parse(event.data));
+    });
+    hear('message', (row) => this.onRow(row));
+    hear('clock', (row) => this.onClock(row));
+    hear('tidings.caught-up', () => this.refreshSoon());
+    hear('tidings.gap', (gap) => this.onGap(gap));
+  }
+
+  close() {
+    if (this.source) this.source.close();
+    this.source = null;
+  }
+
+  onStreamError(source) {
+    if (source.readyState === EventSource.CONNECTING) {
+      this.showLight('connecting', 'again');
+    } else if (source.readyState === EventSource.CLOSED) {
+      // The browser has given up, as it does after an answer that is not a stream. We have not.
+      this.close();
+      const ceiling = Math.min(RETRY_CEILING, 2000 * 2 ** this.failures);
+      const pause = ceiling / 2 + Math.random() * ceiling / 2;
+      this.failures += 1;
+      this.retryTimer = setTimeout(() => this.open(), pause);
+      this.showLight('closed', `trying again in ${Math.round(pause / 1000)} s`);
+    }
+  }
+
+  onRow(row) {
+    this.log.merge(row, true);
+    this.showEmpty();
+    this.refreshSoon();
+  }
+
+  onClock(row) {
+    this.el.clock.textContent = clockTime(row.text);
+    this.el.clock.dateTime = this.el.clock.title = row.text;
+    this.el['clock-caption'].textContent = 'server time';
+  }
+
+  onGap(gap) {
+    this.log.noteGap(gap.reason);
+    this.showEmpty();
+  }
+
+  showLight(state, reason = '') {
+    this.el.light.dataset.state = state;
+    this.el.state.textContent = state;
+    this.el.reason.textContent = reason;
+  }
+
+  // ---- the list ----
+
+  refreshSoon() {
+    this.refreshTries = 0;
+    this.refreshAfter(REFRESH_PAUSE);
+  }
+
+  /** Plans one request; of two plans the earlier one counts, so a steady stream cannot defer it. */
+  refreshAfter(pause) {
+    const due = performance.now() + pause;
+    if (this.refreshTimer && this.refreshDue <= due) return;
+    clearTimeout(this.refreshTimer);
+    this.refreshDue = due;
+    this.refreshTimer = setTimeout(() => {
+      this.refreshTimer = 0;
+      this.refresh();
+    }, pause);
+  }
+
+  async refresh() {
+    const { signal } = this.listing;
+    let failed = false;
+    try {
+      const url = `/demo/notifications?user=${encodeURIComponent(this.user)}`;
+      const response = await fetch(url, { signal, cache: 'no-store' });
+      if (!response.ok) throw new Error(await problemOf(response));
+      const rows = await response.json();
+      if (signal.aborted) return;
+      this.log.mergeListed(rows);
+      this.showEmpty();
+    } catch (error) {
+      if (signal.aborted) return;
+      failed = true;
+      this.showEmpty(`The list could not be loaded: ${error.message}`);
+    }
+    this.log.settle();
+    // What is on its way is marked as sent a moment later, so look again, ever more slowly. With
+    // the light off a row may wait for days: then the next connection is the time to look.
+    const open = this.el.light.dataset.state === 'open';
+    if (!this.awake || this.refreshTries >= REFRESH_TRIES) return;
+    if (failed || (open && this.log.isWaiting)) {
+      this.refreshTries += 1;
+      this.refreshAfter(REFRESH_PAUSE * 2 ** this.refreshTries);
+    }
+  }
+
+  showEmpty(words = `Nothing for ${this.user} yet.`) {
+    this.el.empty.textContent = words;
+    this.el.empty.hidden = !this.log.isEmpty;
+  }
+
+  stopTimers() {
+    clearTimeout(this.retryTimer);
+    clearTimeout(this.refreshTimer);
+    this.refreshTimer = 0;
+  }
+
+  // ---- the form ----
+
+  async send() {
+    if (this.sending) return;
+    const { user } = this;
+    const text = this.el.text.value;
+    this.el.error.textContent = text ? '' : 'Write something first.';
+    if (!text) return;
+
+    this.setSending(true);
+    const problem = await postNotification(user, text);
+    this.setSending(false);
+    if (!problem && this.el.text.value === text) this.el.text.value = '';
+    if (user !== this.user) return;
+    this.el.error.textContent = problem;
+    // The row is not added here: it comes through the stream as everybody's does. Without one,
+    // the list shows it waiting.
+    if (!problem) this.refreshSoon();
+  }
+
+  setSending(sending) {
+    this.sending = sending;
+    this.el.send.setAttribute('aria-busy', String(sending));
+  }
+}
+
+/** Inserts a row, and returns what went wrong, or nothing. */
+async function postNotification(user, text) {
+  try {
+    const response = await fetch('/demo/notifications', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify({ user_id: user, text }),
+    });
+    return response.ok ? '' : problemOf(response);
+  } catch {
+    return 'The server could not be reached. Your text is still here.';
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The page
+
+function makePane(side) {
+  const section = document.getElementById('pane').content.firstElementChild.cloneNode(true);
+  const pane = new Pane(section, side);
+  document.getElementById('panes').append(section);
+  return pane;
+}
+
+/** A page that nobody sees gives its connections back: a browser has only six for one host. */
+function followVisibility(panes) {
+  const follow = (event) => {
+    const leaving = event.type === 'pagehide' || event.type === 'freeze';
+    const awake = !leaving && document.visibilityState === 'visible';
+    for (const pane of panes) awake ? pane.wake() : pane.sleep();
+  };
+  for (const name of ['visibilitychange', 'freeze', 'resume']) {
+    document.addEventListener(name, follow);
+  }
+  // A page in the back-forward cache must hold no connection, and comes back by pageshow.
+  for (const name of ['pagehide', 'pageshow']) window.addEventListener(name, follow);
+  follow(new Event('start'));
+}
+
+async function showAbout() {
+  const role = (name) => document.querySelector(`[data-role=${name}]`);
+  try {
+    const response = await fetch('/demo/about');
+    if (!response.ok) throw new Error(await problemOf(response));
+    const about = await response.json();
+    role('psql').textContent = about.psql;
+    role('version').textContent = about.version;
+    role('copy').hidden = false;
+  } catch (error) {
+    role('psql').textContent = `The command could not be loaded: ${error.message}`;
+  }
+  role('copy').addEventListener('click', async () => {
+    role('copied').textContent = await copy(role('psql'));
+    setTimeout(() => { role('copied').textContent = ''; }, 4000);
+  });
+}
+
+/** Copies a text; where the browser does not let us, it is selected for the viewer to copy. */
+async function copy(source) {
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    return 'Copied. Paste it into a terminal.';
+  } catch {
+    getSelection().selectAllChildren(source);
+    return 'Selected. Copy it with your keyboard.';
+  }
+}
+
+document.getElementById('no-eventsource').hidden = HAS_EVENT_SOURCE;
+followVisibility(Object.keys(SIDES).map(makePane));
+showAbout();

@@ -1,0 +1,189 @@
+//! `tidings dev`: a private PostgreSQL, the bridge, and the demo page.
+//!
+//! Safe on a shared machine: it never touches a database that is not its own,
+//! and answers nobody but this machine.
+
+use std::{
+    env,
+    future::Future,
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use crate::{
+    app::{App, Parts, RunError, StartError},
+    cluster::{Cluster, ClusterError, PostgresBinaries},
+    config::{BridgeOptions, DevOptions, MigratePolicy},
+    database::{self, DatabaseUrl},
+    demo::Demo,
+    identity::Identity,
+    schema::SchemaName,
+};
+
+/// The database in the private cluster.
+const DATABASE: &str = "tidings";
+
+/// Connections for the demo page's own queries.
+const PAGE_CONNECTIONS: usize = 2;
+
+/// Why `dev` did not run, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// Somebody else could reach it.
+    #[error(
+        "tidings dev believes whoever asks, so it listens on loopback addresses only: set \
+             {setting} to 127.0.0.1:{port}, not {address}"
+    )]
+    NotLoopback {
+        /// The setting.
+        setting: &'static str,
+        /// What it says.
+        address: SocketAddr,
+        /// The port in it.
+        port: u16,
+    },
+    /// There is nowhere to keep the data.
+    #[error("there is no folder to keep the data in: set TIDINGS_DEV_DATA (or --data)")]
+    NoDataFolder,
+    /// The private PostgreSQL.
+    #[error("{0}")]
+    Cluster(#[from] ClusterError),
+    /// Its database.
+    #[error("the private PostgreSQL refused: {}", database::describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Its address, which is of our own making.
+    #[error("the private PostgreSQL can't be addressed: {0}")]
+    Url(String),
+    /// The bridge did not start.
+    #[error("{0}")]
+    Start(#[from] StartError),
+    /// The bridge stopped.
+    #[error("{0}")]
+    Run(#[from] RunError),
+    /// Nobody could read the page's address.
+    #[error("can't write to standard output: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Runs until `shutdown` resolves, then stops the bridge and its PostgreSQL.
+///
+/// # Errors
+///
+/// [`DevError`].
+pub async fn run(options: DevOptions, shutdown: impl Future<Output = ()>) -> Result<(), DevError> {
+    check_loopback(&options.bridge)?;
+    // An exported production URL must never be migrated and written to.
+    if env::var_os("DATABASE_URL").is_some() {
+        warn!("DATABASE_URL is set and ignored: tidings dev has a PostgreSQL of its own");
+    }
+    let data = options
+        .data
+        .or_else(data_folder)
+        .ok_or(DevError::NoDataFolder)?;
+    let binaries = PostgresBinaries::find()?;
+    let cluster = Cluster::start(&binaries, &data, &[]).await?;
+    let outcome = serve(&cluster, &binaries, &options.bridge, shutdown).await;
+    cluster.stop().await?;
+    outcome
+}
+
+async fn serve(
+    cluster: &Cluster,
+    binaries: &PostgresBinaries,
+    options: &BridgeOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), DevError> {
+    create_database(cluster).await?;
+    let connection_string = cluster.url(DATABASE);
+    let url: DatabaseUrl = connection_string.parse().map_err(DevError::Url)?;
+    let psql = format!(
+        "{} \"{connection_string}\" -c \"select send_notification('alice', 'Hello from SQL')\"",
+        psql_command(binaries),
+    );
+    let pool =
+        database::pool(&url, PAGE_CONNECTIONS, Handle::current()).map_err(StartError::Pool)?;
+    let demo = Demo::new(pool, &psql);
+    let parts = Parts {
+        url: url.clone(),
+        direct_url: url,
+        schema: SchemaName::public(),
+        migrate: MigratePolicy::Auto,
+        identity: Identity::query(),
+        demo: Some(demo.clone()),
+    };
+    let app = App::build(parts, options).await?;
+    writeln!(
+        io::stdout(),
+        "\n  Tidings is running:  http://{}/\n\n  Send from SQL:\n\n  {psql}\n\n  Stop with Ctrl-C.\n",
+        app.address()
+    )?;
+    let _ticking = AbortOnDropHandle::new(tokio::spawn(demo.tick()));
+    app.run_until(shutdown).await?;
+    Ok(())
+}
+
+/// What to type for psql: its name where that finds one, else its whole path.
+fn psql_command(binaries: &PostgresBinaries) -> String {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_found = env::split_paths(&path).any(|folder| folder.join("psql").is_file());
+    match binaries.psql() {
+        Some(psql) if !is_found => psql.display().to_string(),
+        _ => "psql".to_owned(),
+    }
+}
+
+fn check_loopback(options: &BridgeOptions) -> Result<(), DevError> {
+    let addresses = [
+        ("TIDINGS_LISTEN", options.listen),
+        ("TIDINGS_ADMIN_LISTEN", options.admin_listen),
+    ];
+    match addresses
+        .into_iter()
+        .find(|(_, address)| !address.ip().is_loopback())
+    {
+        None => Ok(()),
+        Some((setting, address)) => Err(DevError::NotLoopback {
+            setting,
+            address,
+            port: address.port(),
+        }),
+    }
+}
+
+/// Where state is kept by default: for root, below a folder that the
+/// unprivileged user whom PostgreSQL runs as can enter.
+fn data_folder() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/tidings/dev"));
+    }
+    // XDG Base Directory Specification.
+    let state = env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    let state = state.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".local/state")));
+    state.map(|state| state.join("tidings/dev"))
+}
+
+async fn create_database(cluster: &Cluster) -> Result<(), DevError> {
+    let (client, connection) = cluster
+        .config("postgres")
+        .connect(tokio_postgres::NoTls)
+        .await?;
+    let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    let exists = "select exists (select from pg_database where datname = $1)";
+    if !client
+        .query_one(exists, &[&DATABASE])
+        .await?
+        .try_get::<_, bool>(0)?
+    {
+        client
+            .batch_execute(&format!("create database {DATABASE}"))
+            .await?;
+    }
+    Ok(())
+}

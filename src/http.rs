@@ -1,0 +1,116 @@
+//! What browsers ask for: `GET /stream`.
+
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    http::{
+        StatusCode,
+        header::{self, HeaderValue},
+    },
+    web,
+};
+use actix_web_lab::header::{CacheControl, CacheDirective};
+use serde::Deserialize;
+
+use crate::{
+    identity::Identity,
+    problem::Problem,
+    reader::REPLAY_ROWS,
+    sse::Format,
+    stream::{EventStream, Start, Streams},
+};
+
+/// The header that a returning `EventSource` sends.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// The route of the stream. Needs `Data<Streams>` and `Data<Identity>`.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(
+        web::resource("/stream")
+            .route(web::get().to(stream))
+            .default_service(web::to(only_get)),
+    );
+}
+
+/// Answers where there is nothing.
+pub async fn not_found() -> Result<HttpResponse, Problem> {
+    Err(Problem::new(
+        StatusCode::NOT_FOUND,
+        "there is nothing here: the stream is at /stream",
+    ))
+}
+
+async fn only_get() -> HttpResponse {
+    let problem = Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "the stream is read with GET",
+    );
+    let mut response = problem.error_response();
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Parameters {
+    user: Option<String>,
+    #[serde(default)]
+    format: Format,
+    #[serde(default)]
+    replay: u32,
+    last_event_id: Option<String>,
+}
+
+async fn stream(
+    request: HttpRequest,
+    streams: web::Data<Streams>,
+    identity: web::Data<Identity>,
+) -> Result<HttpResponse, Problem> {
+    let parameters = web::Query::<Parameters>::from_query(request.query_string());
+    let user = parameters
+        .as_ref()
+        .ok()
+        .and_then(|parameters| parameters.user.as_deref());
+    // Who is asking comes first: nothing is explained to strangers.
+    let user = identity
+        .of(&request, user)
+        .map_err(|error| Problem::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
+    let parameters = parameters.map_err(bad_parameters)?.into_inner();
+    if parameters.replay > REPLAY_ROWS {
+        return Err(bad_parameters(format!("replay is at most {REPLAY_ROWS}")));
+    }
+    let start = start(&request, &parameters, &streams);
+    let stream = EventStream::open(&streams.into_inner(), user, start, parameters.format);
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header(CacheControl(vec![
+            CacheDirective::NoCache,
+            CacheDirective::NoTransform,
+        ]))
+        // nginx would buffer the stream otherwise.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(stream))
+}
+
+/// Where the client wants to begin. An id that can't be used is no reason for a
+/// 400, which would end an `EventSource` for good.
+fn start(request: &HttpRequest, parameters: &Parameters, streams: &Streams) -> Start {
+    let header = request.headers().get(LAST_EVENT_ID).map(|value| {
+        // Not even text: as good as any other id that isn't ours.
+        value.to_str().unwrap_or("?")
+    });
+    match header.or(parameters.last_event_id.as_deref()) {
+        None | Some("") => Start::Backlog {
+            replay: parameters.replay,
+        },
+        Some(id) => Start::from_id(id, streams.hub.tail().epoch),
+    }
+}
+
+fn bad_parameters(error: impl ToString) -> Problem {
+    let detail = format!(
+        "{}; the parameters are format=json, replay=0 to {REPLAY_ROWS}, and last_event_id",
+        error.to_string()
+    );
+    Problem::new(StatusCode::BAD_REQUEST, detail)
+}

@@ -1,0 +1,325 @@
+//! Who is connected: user → connections.
+//!
+//! The hub knows neither database nor HTTP. Delivering never waits: each
+//! connection has a mailbox that is bounded in rows and bytes. A mailbox that
+//! is full is emptied, and its owner goes back to reading pages from its
+//! position, at its own pace: nothing is lost, and a slow reader holds no more
+//! than one page.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+
+use crate::{
+    batch::{Batch, End, Event},
+    notification::{Notification, UserId},
+    position::{Epoch, Position},
+    snapshot::{Snapshot, Xid},
+};
+
+/// Rows that may wait in one mailbox.
+const QUEUE_ROWS: usize = 1_000;
+
+/// How far the bridge itself has read the table.
+#[derive(Clone, Debug, Default)]
+pub struct Tail {
+    /// The history that the position belongs to.
+    pub epoch: Epoch,
+    /// What the bridge has seen and delivered to every mailbox concerned.
+    pub position: Arc<Position>,
+}
+
+/// What has been read of the table's tail, for all users.
+#[derive(Debug)]
+pub struct Reading {
+    /// In the order of delivery.
+    pub notifications: Vec<(UserId, Notification)>,
+    /// What the statement that read them could see.
+    pub snapshot: Arc<Snapshot>,
+    /// The transaction of which the reading was cut off in the middle.
+    pub cut_off: Option<Xid>,
+    /// What the bridge has seen after it.
+    pub tail: Tail,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    users: HashMap<UserId, Vec<Arc<Mailbox>>>,
+    /// Set once the bridge stops: who comes now is told at once.
+    draining: bool,
+}
+
+/// Where connections register and what is read is handed out.
+#[derive(Debug)]
+pub struct Hub {
+    registry: Mutex<Registry>,
+    tail: Mutex<Tail>,
+    connections: AtomicUsize,
+    queue_bytes: usize,
+}
+
+impl Hub {
+    /// A hub whose mailboxes hold up to `queue_bytes` bytes of text each.
+    pub fn new(queue_bytes: usize) -> Self {
+        Self {
+            registry: Mutex::default(),
+            tail: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            queue_bytes,
+        }
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How far the bridge has read. All that it had read has been put into the
+    /// mailboxes before it shows here.
+    pub fn tail(&self) -> Tail {
+        lock(&self.tail).clone()
+    }
+
+    /// Begins, or begins anew: nothing is delivered.
+    pub fn start(&self, tail: Tail) {
+        *lock(&self.tail) = tail;
+    }
+
+    /// Opens a mailbox for a connection of `user`. Dropping it closes it.
+    pub fn register(self: &Arc<Self>, user: UserId) -> Connection {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut registry = lock(&self.registry);
+        if registry.draining {
+            mailbox.end(Ending::Draining);
+        }
+        registry
+            .users
+            .entry(user.clone())
+            .or_default()
+            .push(Arc::clone(&mailbox));
+        drop(registry);
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Connection {
+            hub: Arc::clone(self),
+            user,
+            mailbox,
+        }
+    }
+
+    /// Puts what was read into the mailboxes of the users concerned.
+    pub fn publish(&self, reading: Reading) {
+        let Reading {
+            notifications,
+            snapshot,
+            cut_off,
+            tail,
+        } = reading;
+        for (mailboxes, notifications) in self.addressed(notifications) {
+            let batch = Arc::new(Batch {
+                events: notifications.into_iter().map(Event::from).collect(),
+                snapshot: Arc::clone(&snapshot),
+                cut_off,
+                end: End::Live(Arc::clone(&tail.position)),
+            });
+            for mailbox in mailboxes {
+                mailbox.put(&batch, self.queue_bytes);
+            }
+        }
+        // Only now: who reads the tail and then finds its mailbox empty has
+        // been sent all that the tail has seen.
+        *lock(&self.tail) = tail;
+    }
+
+    /// Tells every connection to end; those that still come, too, if the bridge
+    /// is [`Draining`](Ending::Draining).
+    pub fn end_all(&self, reason: Ending) {
+        let mut registry = lock(&self.registry);
+        registry.draining |= reason == Ending::Draining;
+        for mailbox in registry.users.values().flatten() {
+            mailbox.end(reason);
+        }
+    }
+
+    /// Sorts notifications by user, and leaves out the users who are away.
+    fn addressed(
+        &self,
+        notifications: Vec<(UserId, Notification)>,
+    ) -> Vec<(Vec<Arc<Mailbox>>, Vec<Notification>)> {
+        let registry = lock(&self.registry);
+        let mut places: HashMap<UserId, usize> = HashMap::new();
+        let mut addressed: Vec<(Vec<Arc<Mailbox>>, Vec<Notification>)> = Vec::new();
+        for (user, notification) in notifications {
+            if let Some(&place) = places.get(&user) {
+                addressed[place].1.push(notification);
+            } else if let Some(mailboxes) = registry.users.get(&user) {
+                places.insert(user, addressed.len());
+                addressed.push((mailboxes.clone(), vec![notification]));
+            }
+        }
+        addressed
+    }
+
+    fn unregister(&self, user: &UserId, mailbox: &Arc<Mailbox>) {
+        let mut registry = lock(&self.registry);
+        if let Some(mailboxes) = registry.users.get_mut(user) {
+            mailboxes.retain(|other| !Arc::ptr_eq(other, mailbox));
+            if mailboxes.is_empty() {
+                registry.users.remove(user);
+            }
+        }
+        drop(registry);
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why the bridge ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The bridge is stopping.
+    Draining,
+    /// The database continues as another history (a failover, a restore): the
+    /// positions of open connections mean nothing in it.
+    AnotherHistory,
+}
+
+/// What the owner of a mailbox finds in it.
+#[derive(Debug)]
+pub enum Letter {
+    /// New rows.
+    Batch(Arc<Batch>),
+    /// The mailbox was full and has been emptied: read pages from your
+    /// position.
+    Overflowed,
+}
+
+/// A registered connection.
+#[derive(Debug)]
+pub struct Connection {
+    hub: Arc<Hub>,
+    user: UserId,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Connection {
+    /// Whose connection it is.
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// Takes the reason why the connection is to end, once.
+    pub fn poll_ending(&self, cx: &mut Context<'_>) -> Poll<Ending> {
+        self.mailbox.owner.register(cx.waker());
+        match lock(&self.mailbox.state).ending.take() {
+            Some(reason) => Poll::Ready(reason),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Takes what came first.
+    pub fn poll_letter(&self, cx: &mut Context<'_>) -> Poll<Letter> {
+        self.mailbox.poll_letter(cx)
+    }
+
+    /// Takes new batches again after an overflow. Call it before the page is
+    /// read that is to close the gap.
+    pub fn reopen(&self) {
+        lock(&self.mailbox.state).overflowed = false;
+    }
+
+    /// Whether batches have been dropped since the last [`reopen`](Self::reopen).
+    pub fn has_overflowed(&self) -> bool {
+        lock(&self.mailbox.state).overflowed
+    }
+
+    /// Joins `position` with the bridge's own, if all that the bridge has seen
+    /// has left the mailbox.
+    pub fn join_tail(&self, position: &mut Position) {
+        // In this order; see `publish`.
+        let tail = self.hub.tail();
+        let state = lock(&self.mailbox.state);
+        if state.queue.is_empty() && !state.overflowed {
+            position.join(&tail.position);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.hub.unregister(&self.user, &self.mailbox);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Mailbox {
+    state: Mutex<MailboxState>,
+    owner: AtomicWaker,
+}
+
+#[derive(Debug, Default)]
+struct MailboxState {
+    queue: VecDeque<Arc<Batch>>,
+    rows: usize,
+    bytes: usize,
+    overflowed: bool,
+    ending: Option<Ending>,
+}
+
+impl Mailbox {
+    /// An empty mailbox takes any batch: a page is bounded itself, and it is
+    /// already in memory.
+    fn put(&self, batch: &Arc<Batch>, queue_bytes: usize) {
+        let mut state = lock(&self.state);
+        if state.overflowed {
+            return;
+        }
+        let rows = state.rows + batch.events.len();
+        let bytes = state.bytes + batch.bytes();
+        if !state.queue.is_empty() && (rows > QUEUE_ROWS || bytes > queue_bytes) {
+            *state = MailboxState {
+                overflowed: true,
+                ending: state.ending,
+                ..Default::default()
+            };
+        } else {
+            state.queue.push_back(Arc::clone(batch));
+            (state.rows, state.bytes) = (rows, bytes);
+        }
+        drop(state);
+        self.owner.wake();
+    }
+
+    fn end(&self, reason: Ending) {
+        lock(&self.state).ending = Some(reason);
+        self.owner.wake();
+    }
+
+    fn poll_letter(&self, cx: &mut Context<'_>) -> Poll<Letter> {
+        // Interest first, then the look: a batch that arrives in between wakes.
+        self.owner.register(cx.waker());
+        let mut state = lock(&self.state);
+        if state.overflowed {
+            Poll::Ready(Letter::Overflowed)
+        } else if let Some(batch) = state.queue.pop_front() {
+            state.rows -= batch.events.len();
+            state.bytes -= batch.bytes();
+            Poll::Ready(Letter::Batch(batch))
+        } else {
+            // A connection that is idle again keeps no memory of its burst.
+            state.queue = VecDeque::new();
+            Poll::Pending
+        }
+    }
+}
+
+/// No code panics while it holds one of the hub's locks, so what they guard is
+/// whole even if another thread died.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,48 @@
+//! Tidings turns rows of a Postgres table into browser events.
+//!
+//! ```text
+//!  app ── INSERT ──▶ notifications ──(doorbell)──▶ listener ──▶ hub ──▶ stream ──▶ browser
+//!                         ▲   │                                            │
+//!                         │   └── catch-up (reader) ───────────────────────┤
+//!                         └────────────── marker ◀─────── written ◀────────┘
+//! ```
+//!
+//! Data moves one way. The listener and the streams meet only in the hub, and
+//! the hub knows neither database nor HTTP. Nothing is lost; a row comes twice
+//! only around a broken connection.
+//!
+//! The modules stand in the order in which a notification passes them.
+
+pub mod notification;
+pub mod snapshot;
+
+pub mod position;
+
+pub mod database;
+pub mod schema;
+pub mod sql;
+
+pub mod batch;
+pub mod reader;
+
+pub mod health;
+pub mod hub;
+pub mod listener;
+pub mod marker;
+pub mod sse;
+pub mod stream;
+
+pub mod admin;
+pub mod http;
+pub mod identity;
+pub mod problem;
+
+pub mod app;
+pub mod backoff;
+pub mod config;
+pub mod shutdown;
+pub mod telemetry;
+
+pub mod cluster;
+pub mod demo;
+pub mod dev;

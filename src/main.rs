@@ -1,0 +1,53 @@
+//! The command `tidings`.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use tidings::{
+    app::{App, Parts},
+    config::{Cli, Command, MigrateOptions, ServeOptions, TokenOptions},
+    dev, identity, schema, shutdown, telemetry,
+};
+
+type Failure = Box<dyn std::error::Error>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "tidings: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    telemetry::install(&cli.log)?;
+    match cli.command {
+        Command::Serve(options) => serve(options).await,
+        Command::Migrate(options) => migrate(options).await,
+        Command::Dev(options) => Ok(dev::run(options, shutdown::requested()?).await?),
+        Command::Token(options) => token(&options),
+    }
+}
+
+async fn serve(options: ServeOptions) -> Result<(), Failure> {
+    let shutdown = shutdown::requested()?;
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let app = App::build(Parts::of(&options)?, &options.bridge).await?;
+    Ok(app.run_until(shutdown).await?)
+}
+
+async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
+    let url = options.database.direct_url()?;
+    Ok(schema::migrate(&url, &options.database.schema).await?)
+}
+
+fn token(options: &TokenOptions) -> Result<(), Failure> {
+    let token = identity::sign(&options.secret()?, &options.user, options.ttl.as_secs())?;
+    Ok(writeln!(io::stdout(), "{token}")?)
+}

@@ -1,0 +1,178 @@
+//! Marks rows as sent once they have been written to a socket.
+//!
+//! A mark that is lost only means that a row comes again on the user's next
+//! first connection, so marks are collected, written together, and never waited
+//! for.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use deadpool_postgres::Pool;
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    backoff::Backoff,
+    database::{QueryError, with_pooled},
+    sql::Sql,
+};
+
+/// How long marks are collected: short enough that `sent` shows at once to a
+/// person, long enough that a busy bridge marks hundreds of rows a statement.
+const COLLECT: Duration = Duration::from_millis(20);
+
+/// Rows in one statement.
+const ROWS_AT_ONCE: usize = 1_000;
+
+/// Marks that are kept while the database is away: 8 MB of ids. Beyond that the
+/// oldest rows lose theirs, and may be delivered again.
+const KEPT: usize = 1_000_000;
+
+/// How long one statement may take.
+const MARK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The wait after a failure, or when rows were locked by someone else.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// How often the last flush is tried before the bridge stops without it.
+const LAST_TRIES: usize = 3;
+
+/// Where connections report what they have written.
+#[derive(Debug, Default)]
+pub struct Marks {
+    written: Mutex<BTreeSet<i64>>,
+    news: Notify,
+}
+
+impl Marks {
+    /// These rows have been handed to a socket. Never waits.
+    pub fn written(&self, rows: impl IntoIterator<Item = i64>) {
+        self.keep(rows);
+        self.news.notify_one();
+    }
+
+    fn keep(&self, rows: impl IntoIterator<Item = i64>) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.extend(rows);
+        while written.len() > KEPT {
+            written.pop_first();
+        }
+    }
+
+    /// Takes the oldest rows, at most [`ROWS_AT_ONCE`].
+    fn take(&self) -> Vec<i64> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        match written.iter().nth(ROWS_AT_ONCE).copied() {
+            Some(first_kept) => {
+                let kept = written.split_off(&first_kept);
+                std::mem::replace(&mut *written, kept).into_iter().collect()
+            }
+            None => std::mem::take(&mut *written).into_iter().collect(),
+        }
+    }
+}
+
+/// The task that writes the marks.
+#[derive(Debug)]
+pub struct Marker {
+    /// Where the marks are collected.
+    pub marks: Arc<Marks>,
+    /// Connections to write them with.
+    pub pool: Pool,
+    /// What to run.
+    pub sql: Arc<Sql>,
+}
+
+/// Whether all that was asked for is marked now.
+enum Marked {
+    All,
+    /// Another session has locked some of the rows; they are kept for later.
+    ButLocked,
+}
+
+impl Marker {
+    /// Writes marks until `stop`, then what is left.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        while stop
+            .run_until_cancelled(self.marks.news.notified())
+            .await
+            .is_some()
+        {
+            if stop.run_until_cancelled(sleep(COLLECT)).await.is_none() {
+                break;
+            }
+            // An error that stops the flush keeps its rows.
+            let pause = match self.flush().await {
+                Ok(Marked::All) => {
+                    backoff.reset();
+                    continue;
+                }
+                Ok(Marked::ButLocked) => backoff.next_delay(),
+                Err(error) => {
+                    let delay = backoff.next_delay();
+                    warn!(
+                        %error, delay_ms = delay.as_millis() as u64,
+                        "could not mark rows as sent, trying again in {delay:?}: {error}"
+                    );
+                    delay
+                }
+            };
+            self.marks.news.notify_one();
+            stop.run_until_cancelled(sleep(pause)).await;
+        }
+        self.last_flush().await;
+    }
+
+    async fn last_flush(&self) {
+        for _ in 0..LAST_TRIES {
+            match self.flush().await {
+                Ok(_) => return,
+                Err(error) => warn!(
+                    %error,
+                    "could not mark rows as sent before stopping, they may be sent again: {error}"
+                ),
+            }
+        }
+    }
+
+    /// Marks all that has been collected.
+    async fn flush(&self) -> Result<Marked, QueryError> {
+        let mut locked = Vec::new();
+        let outcome = loop {
+            let rows = self.marks.take();
+            if rows.is_empty() {
+                break Ok(());
+            }
+            match self.mark(&rows).await {
+                Ok(still_locked) => locked.extend(still_locked),
+                Err(error) => {
+                    self.marks.keep(rows);
+                    break Err(error);
+                }
+            }
+        };
+        let marked = if locked.is_empty() {
+            Marked::All
+        } else {
+            Marked::ButLocked
+        };
+        self.marks.keep(locked);
+        outcome.map(|()| marked)
+    }
+
+    /// Returns the rows that another session has locked.
+    async fn mark(&self, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
+        with_pooled(&self.pool, MARK_LIMIT, async |client| {
+            let statement = client.prepare_cached(&self.sql.mark_sent).await?;
+            let locked = client.query(&statement, &[&rows]).await?;
+            locked.iter().map(|row| row.try_get(0)).collect()
+        })
+        .await
+    }
+}

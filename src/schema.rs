@@ -1,0 +1,430 @@
+//! The schema in the database: its name, its migrations, and whether it is the
+//! one that this bridge understands.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use refinery::{Migration, Runner};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Client, error::SqlState};
+use tracing::info;
+
+use crate::database::{self, ConnectError, DatabaseUrl, describe};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Where refinery keeps what has been applied. Its default name may be the
+/// application's own.
+const HISTORY: &str = "tidings_schema_history";
+
+/// The oldest Postgres that has `xid8` and `pg_current_snapshot()`.
+const OLDEST_SERVER: i32 = 13_00_00;
+
+/// Bridges that start together wait for each other this long.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+
+/// The lock is polled, not waited for: a waiting session would hold a snapshot
+/// that blocks `create index concurrently`.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// A migration whose name begins so takes something away that older bridges
+/// need (expand and contract, see `migrations/README.md`).
+const CONTRACTING: &str = "contract_";
+
+/// The names that migrations take in the schema, with the version that does.
+/// Whatever else bears one of them is not ours and is never touched.
+const NAMES: &[(i32, &str)] = &[
+    (1, "notifications"),
+    (1, "notifications_id_seq"),
+    (1, "notifications_pkey"),
+    (1, "notifications_xid_id"),
+    (1, "notifications_user_id_xid_id"),
+    (2, "tidings_ring_doorbell"),
+    (3, "send_notification"),
+];
+
+/// The name of the schema that everything lives in, 1 to 63 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaName(String);
+
+impl SchemaName {
+    /// The default.
+    pub fn public() -> Self {
+        Self("public".to_owned())
+    }
+
+    /// As SQL wants it: in double quotes.
+    pub fn quoted(&self) -> String {
+        format!("\"{}\"", self.0.replace('"', "\"\""))
+    }
+
+    /// A plain name in this schema.
+    pub fn qualified(&self, name: &str) -> String {
+        format!("{}.{name}", self.quoted())
+    }
+}
+
+impl FromStr for SchemaName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.len() {
+            0 => Err("a schema's name can't be empty"),
+            64.. => Err("a schema's name has at most 63 bytes"),
+            _ if text.contains('\0') => Err("a schema's name can't hold NUL"),
+            _ if text.starts_with("pg_") => Err("names that begin with pg_ belong to Postgres"),
+            _ => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for SchemaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why the schema can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// Postgres refused a statement.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// A migration failed; it was rolled back.
+    #[error("a migration failed and was rolled back: {}", causes(.0))]
+    Migration(#[from] refinery::Error),
+    /// Too old a server.
+    #[error("the server is PostgreSQL {0}; Tidings needs 13 or later")]
+    Server(String),
+    /// Text would be mangled.
+    #[error(
+        "the database's encoding is {0}; Tidings needs a database created with encoding 'UTF8'"
+    )]
+    Encoding(String),
+    /// Nothing can be written.
+    #[error("the server is a standby: point DATABASE_URL at the primary")]
+    Standby,
+    /// The schema is missing and this role can't make it.
+    #[error("the schema {schema} does not exist, and {role} may not create it; let a DBA run: \
+             create schema {} authorization \"{}\";", schema.quoted(), role.replace('"', "\"\""))]
+    NoSchema {
+        /// What is missing.
+        schema: SchemaName,
+        /// Who tried.
+        role: String,
+    },
+    /// Something that is not ours bears one of our names.
+    #[error(
+        "the schema {schema} already holds {what} that Tidings did not make, and Tidings needs \
+             that name: set TIDINGS_SCHEMA (or --schema) to another schema, such as tidings"
+    )]
+    Foreign {
+        /// Where.
+        schema: SchemaName,
+        /// Kind and name.
+        what: String,
+    },
+    /// Somebody else is migrating, or holds the lock.
+    #[error("another migration has been running for {} s (backend {pid:?}); wait for it to end", LOCK_LIMIT.as_secs())]
+    Locked {
+        /// The backend that holds the lock.
+        pid: Option<i32>,
+    },
+    /// `serve` found too old a schema and may not change it.
+    #[error("the schema {schema} {found}, and this bridge needs version {needed}: run \
+             `tidings migrate`{}", if *.may_migrate { "" } else { " (TIDINGS_MIGRATE is never)" })]
+    TooOld {
+        /// Where.
+        schema: SchemaName,
+        /// What is there.
+        found: String,
+        /// What should be.
+        needed: i32,
+        /// Whether the setting allows it.
+        may_migrate: bool,
+    },
+    /// A newer bridge has taken something away.
+    #[error(
+        "the schema {schema} is at version {found} and no longer serves this bridge, which \
+             knows version {needed}: start the newer tidings"
+    )]
+    TooNew {
+        /// Where.
+        schema: SchemaName,
+        /// What is there.
+        found: i32,
+        /// What this bridge knows.
+        needed: i32,
+    },
+    /// Rows were restored from another cluster.
+    #[error("the table holds rows with transaction ids of another cluster (it was dumped and \
+             restored), which would never be seen: run `tidings migrate` as the table's owner \
+             ({})", describe(.0))]
+    Restored(tokio_postgres::Error),
+}
+
+/// refinery hides what Postgres said behind its own sentence.
+fn causes(error: &refinery::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = match cause.downcast_ref::<tokio_postgres::Error>() {
+            Some(error) => describe(error),
+            None => cause.to_string(),
+        };
+        text = format!("{text}: {cause_text}");
+        source = cause.source();
+    }
+    text
+}
+
+/// How the schema in the database relates to this bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It serves this bridge. Its version may be newer than the bridge.
+    Serves,
+    /// There is none, or migrations are missing.
+    TooOld {
+        /// The version that was found; `None` without any.
+        found: Option<i32>,
+    },
+    /// A newer migration has taken something away.
+    TooNew {
+        /// The version that was found.
+        found: i32,
+    },
+}
+
+/// The version that this bridge brings.
+pub fn version() -> i32 {
+    runner()
+        .get_migrations()
+        .iter()
+        .map(Migration::version)
+        .max()
+        .unwrap_or_default()
+}
+
+fn runner() -> Runner {
+    let mut runner = embedded::migrations::runner();
+    runner.set_migration_table_name(HISTORY);
+    // A newer bridge may have migrated already: `fit` has decided that it may.
+    runner.set_abort_missing(false)
+}
+
+/// Compares the schema with what this bridge needs. Reads only the history.
+///
+/// # Errors
+///
+/// [`SchemaError`], also if the history's name is taken by something else.
+pub async fn fit(client: &Client, schema: &SchemaName) -> Result<Fit, SchemaError> {
+    let history = schema.qualified(HISTORY);
+    let exists: bool = client
+        .query_one("select to_regclass($1) is not null", &[&history])
+        .await?
+        .try_get(0)?;
+    if !exists {
+        return Ok(Fit::TooOld { found: None });
+    }
+    let query = format!("select version, name from {history} order by version");
+    let applied = client
+        .query(&query, &[])
+        .await
+        .map_err(|error| match error.code() {
+            Some(&SqlState::UNDEFINED_COLUMN | &SqlState::WRONG_OBJECT_TYPE) => {
+                SchemaError::Foreign {
+                    schema: schema.clone(),
+                    what: format!("a relation {HISTORY}"),
+                }
+            }
+            _ => error.into(),
+        })?;
+    let needed = version();
+    let mut found = None;
+    for row in &applied {
+        let (version, name): (i32, &str) = (row.try_get(0)?, row.try_get(1)?);
+        if version > needed && name.starts_with(CONTRACTING) {
+            return Ok(Fit::TooNew { found: version });
+        }
+        found = Some(version);
+    }
+    Ok(if found >= Some(needed) {
+        Fit::Serves
+    } else {
+        Fit::TooOld { found }
+    })
+}
+
+/// Brings the schema up to this bridge's version, and creates it if need be.
+///
+/// Safe when several do so at once: refinery takes no lock, so an advisory lock
+/// is held around it.
+///
+/// # Errors
+///
+/// [`SchemaError`]. Nothing of a migration that failed remains.
+pub async fn migrate(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), SchemaError> {
+    let (mut client, _driver) = database::connect(url, |_| ()).await?;
+    check_server(&client).await?;
+    create_schema(&client, schema).await?;
+    // Migrations name no schema, and their functions keep this path. With
+    // pg_temp at its end a caller's temporary table can't stand in for ours.
+    client
+        .batch_execute(&format!("set search_path to {}, pg_temp", schema.quoted()))
+        .await?;
+    // Held until the session ends.
+    take_lock(&client, schema).await?;
+    match fit(&client, schema).await? {
+        Fit::Serves => info!(schema = %schema, "the schema {schema} is up to date"),
+        Fit::TooNew { found } => {
+            return Err(SchemaError::TooNew {
+                schema: schema.clone(),
+                found,
+                needed: version(),
+            });
+        }
+        Fit::TooOld { found } => {
+            refuse_foreign(&client, schema, found).await?;
+            let report = runner().run_async(&mut client).await?;
+            for applied in report.applied_migrations() {
+                info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
+            }
+        }
+    }
+    restamp_restored(&client, schema).await
+}
+
+/// What `serve` does at its start: checks, and migrates if the schema is too
+/// old and `may_migrate`.
+///
+/// # Errors
+///
+/// [`SchemaError`].
+pub async fn prepare(
+    url: &DatabaseUrl,
+    schema: &SchemaName,
+    may_migrate: bool,
+) -> Result<(), SchemaError> {
+    let (client, _driver) = database::connect(url, |_| ()).await?;
+    check_server(&client).await?;
+    match fit(&client, schema).await? {
+        Fit::Serves => restamp_restored(&client, schema).await,
+        Fit::TooOld { .. } if may_migrate => migrate(url, schema).await,
+        Fit::TooOld { found } => Err(SchemaError::TooOld {
+            schema: schema.clone(),
+            found: found.map_or("holds no Tidings".to_owned(), |found| {
+                format!("is at version {found}")
+            }),
+            needed: version(),
+            may_migrate,
+        }),
+        Fit::TooNew { found } => Err(SchemaError::TooNew {
+            schema: schema.clone(),
+            found,
+            needed: version(),
+        }),
+    }
+}
+
+async fn check_server(client: &Client) -> Result<(), SchemaError> {
+    let row = client
+        .query_one(include_str!("../sql/server.sql"), &[])
+        .await?;
+    if row.try_get("standby")? {
+        return Err(SchemaError::Standby);
+    }
+    if row.try_get::<_, i32>("version_number")? < OLDEST_SERVER {
+        return Err(SchemaError::Server(row.try_get("version")?));
+    }
+    match row.try_get("encoding")? {
+        "UTF8" => Ok(()),
+        other => Err(SchemaError::Encoding(other.to_owned())),
+    }
+}
+
+async fn create_schema(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+    let exists = "select exists (select from pg_namespace where nspname = $1), current_user::text";
+    let row = client.query_one(exists, &[&schema.0]).await?;
+    if row.try_get(0)? {
+        return Ok(());
+    }
+    let create = format!("create schema if not exists {}", schema.quoted());
+    match client.batch_execute(&create).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            Err(SchemaError::NoSchema {
+                schema: schema.clone(),
+                role: row.try_get(1)?,
+            })
+        }
+        // Another bridge created it at the same time.
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn take_lock(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+    let give_up = Instant::now() + LOCK_LIMIT;
+    let key = format!("tidings migrate {schema}");
+    loop {
+        let row = client
+            .query_one(include_str!("../sql/migration_lock.sql"), &[&key])
+            .await?;
+        if row.try_get("taken")? {
+            return Ok(());
+        }
+        if Instant::now() > give_up {
+            return Err(SchemaError::Locked {
+                pid: row.try_get("holder")?,
+            });
+        }
+        sleep(LOCK_POLL).await;
+    }
+}
+
+/// Refuses if a migration that is still to come would meet its name.
+async fn refuse_foreign(
+    client: &Client,
+    schema: &SchemaName,
+    found: Option<i32>,
+) -> Result<(), SchemaError> {
+    let pending = NAMES.iter().filter(|&&(version, _)| Some(version) > found);
+    let pending = pending.map(|&(_, name)| name).collect::<Vec<_>>();
+    let foreign = include_str!("../sql/foreign_object.sql");
+    match client.query_opt(foreign, &[&schema.0, &pending]).await? {
+        None => Ok(()),
+        Some(row) => Err(SchemaError::Foreign {
+            schema: schema.clone(),
+            what: row.try_get("what")?,
+        }),
+    }
+}
+
+/// Rows restored from a dump carry transaction ids of another cluster. Those
+/// that lie in this one's future would stay invisible to every reader until it
+/// gets there; they are given to this transaction instead.
+async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+    let fill = |text: &str| text.replace(":\"schema\"", &schema.quoted());
+    let restored = fill(include_str!("../sql/has_restored_rows.sql"));
+    if !client
+        .query_one(&restored, &[])
+        .await?
+        .try_get::<_, bool>(0)?
+    {
+        return Ok(());
+    }
+    let restamp = fill(include_str!("../sql/restamp_restored_rows.sql"));
+    let rows = client
+        .execute(&restamp, &[])
+        .await
+        .map_err(SchemaError::Restored)?;
+    info!(
+        rows,
+        "restamped {rows} rows that were restored from another cluster"
+    );
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Transaction ids and snapshots, as Postgres sends them.
+//!
+//! See <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT>.
+
+use std::error::Error;
+
+use bytes::{BufMut, BytesMut};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
+
+/// A transaction id that never wraps (`xid8`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Xid(pub u64);
+
+impl Xid {
+    /// The id that is handed out after this one.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl<'a> FromSql<'a> for Xid {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        i64::from_sql(ty, raw).map(|id| Self(id.cast_unsigned()))
+    }
+
+    accepts!(XID8);
+}
+
+impl ToSql for Xid {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        out.put_u64(self.0);
+        Ok(IsNull::No)
+    }
+
+    accepts!(XID8);
+    to_sql_checked!();
+}
+
+/// Which transactions a statement could see the work of (`pg_snapshot`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    xmax: Xid,
+    /// Ascending; each below `xmax`.
+    running: Vec<Xid>,
+}
+
+impl Snapshot {
+    /// A snapshot that sees all finished transactions below `xmax` but those in
+    /// `running`.
+    pub fn new(xmax: Xid, mut running: Vec<Xid>) -> Self {
+        running.retain(|&xid| xid < xmax);
+        running.sort_unstable();
+        Self { xmax, running }
+    }
+
+    /// The transactions below `floor` that were still running, ascending.
+    pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
+        self.running
+            .iter()
+            .copied()
+            .take_while(move |&xid| xid < floor)
+    }
+
+    /// Whether the snapshot sees what `xid` wrote, provided that it committed.
+    pub fn sees(&self, xid: Xid) -> bool {
+        xid < self.xmax && self.running.binary_search(&xid).is_err()
+    }
+}
+
+impl<'a> FromSql<'a> for Snapshot {
+    /// The binary form is a count, xmin, xmax, and the running transactions
+    /// (`pg_snapshot_send` in Postgres' `xid8funcs.c`).
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        let (count, rest) = raw
+            .split_first_chunk::<4>()
+            .ok_or("a snapshot without its count")?;
+        let (words, []) = rest.as_chunks::<8>() else {
+            return Err("a snapshot that is cut short".into());
+        };
+        let [_xmin, xmax, running @ ..] = words else {
+            return Err("a snapshot without its bounds".into());
+        };
+        if u32::from_be_bytes(*count) as usize != running.len() {
+            return Err("a snapshot whose count is wrong".into());
+        }
+        let xid = |word: &[u8; 8]| Xid(u64::from_be_bytes(*word));
+        Ok(Self::new(xid(xmax), running.iter().map(xid).collect()))
+    }
+
+    accepts!(PG_SNAPSHOT);
+}

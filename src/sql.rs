@@ -1,0 +1,36 @@
+//! The queries of the bridge, one a file in `sql/`.
+//!
+//! They name the schema as a psql variable, so that each can be tried in psql
+//! (`psql -v schema=public`), and so that no session state decides which
+//! table is meant.
+
+use crate::schema::SchemaName;
+
+/// The texts, for one schema.
+#[derive(Debug)]
+pub struct Sql {
+    /// Where a bridge begins.
+    pub tail_start: String,
+    /// New rows of all users.
+    pub tail_page: String,
+    /// New rows of one user.
+    pub user_page: String,
+    /// What a user without a position gets first.
+    pub backlog_page: String,
+    /// Sets `sent_at`.
+    pub mark_sent: String,
+}
+
+impl Sql {
+    /// Fills in the schema.
+    pub fn new(schema: &SchemaName) -> Self {
+        let fill = |text: &str| text.replace(":\"schema\"", &schema.quoted());
+        Self {
+            tail_start: fill(include_str!("../sql/tail_start.sql")),
+            tail_page: fill(include_str!("../sql/tail_page.sql")),
+            user_page: fill(include_str!("../sql/user_page.sql")),
+            backlog_page: fill(include_str!("../sql/backlog_page.sql")),
+            mark_sent: fill(include_str!("../sql/mark_sent.sql")),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The wire format: `text/event-stream` as the HTML standard defines it.
+//!
+//! See <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
+//!
+//! `actix_web_lab::sse` can't write a block without data (the heartbeat's
+//! `id:`) nor a second `retry:`, and encodes anew for every connection, so
+//! these few lines are the bridge's own.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::Serialize;
+
+use crate::{
+    notification::Notification,
+    position::{EventId, UnusableId},
+};
+
+/// How a connection wants its notifications.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The text itself, one `data:` line a line. SSE can't carry CR: CR and
+    /// CRLF become LF.
+    #[default]
+    Text,
+    /// One JSON object, which keeps the text exact.
+    Json,
+}
+
+/// A notification's event without its id, which differs from connection to
+/// connection:
+///
+/// ```plain
+/// event: build
+/// data: Your build is green
+///
+/// ```
+pub fn frame(notification: &Notification, format: Format) -> Bytes {
+    let mut out = BytesMut::with_capacity(notification.text.len() + 64);
+    if let Some(name) = &notification.event {
+        put_field(&mut out, "event", name);
+    }
+    match format {
+        Format::Text => put_data(&mut out, &notification.text),
+        Format::Json => put_json(&mut out, notification),
+    }
+    out.put_u8(b'\n');
+    out.freeze()
+}
+
+fn put_json(out: &mut BytesMut, notification: &Notification) {
+    /// The contract with clients that ask for `format=json`.
+    #[derive(Serialize)]
+    struct Row<'a> {
+        id: i64,
+        event: Option<&'a str>,
+        text: &'a str,
+        created_at: Option<&'a str>,
+    }
+    let row = Row {
+        id: notification.key.id,
+        event: notification.event.as_deref(),
+        text: &notification.text,
+        created_at: notification.created_at.as_deref(),
+    };
+    put_json_data(out, &row);
+}
+
+/// JSON escapes line breaks, so it is always one line.
+fn put_json_data(out: &mut BytesMut, value: &impl Serialize) {
+    out.put_slice(b"data: ");
+    let written = serde_json::to_writer((&mut *out).writer(), value);
+    debug_assert!(written.is_ok(), "texts and numbers always have a JSON form");
+    out.put_u8(b'\n');
+}
+
+fn put_field(out: &mut BytesMut, name: &str, value: &str) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value.as_bytes());
+    out.put_u8(b'\n');
+}
+
+/// One `data:` line a line. The space after the colon is part of the format
+/// and protects a text's own leading space.
+fn put_data(out: &mut BytesMut, text: &str) {
+    let mut rest = text;
+    while let Some(end) = rest.find(['\r', '\n']) {
+        put_field(out, "data", &rest[..end]);
+        let breaks = if rest[end..].starts_with("\r\n") {
+            2
+        } else {
+            1
+        };
+        rest = &rest[end + breaks..];
+    }
+    put_field(out, "data", rest);
+}
+
+/// The line that begins an event: `id: 7-AQA`.
+pub fn put_id_line(out: &mut BytesMut, id: &EventId<'_>) {
+    put_field(out, "id", &id.to_string());
+}
+
+/// A block with an id alone. It sets `lastEventId` and fires no event.
+pub fn put_id_block(out: &mut BytesMut, id: &EventId<'_>) {
+    put_id_line(out, id);
+    out.put_u8(b'\n');
+}
+
+/// A comment, to keep the connection alive while there is no id yet.
+pub fn put_comment(out: &mut BytesMut) {
+    out.put_slice(b":\n\n");
+}
+
+/// How long the client is to wait before it connects again.
+pub fn put_retry(out: &mut BytesMut, delay: Duration) {
+    put_field(out, "retry", &delay.as_millis().to_string());
+    out.put_u8(b'\n');
+}
+
+/// The backlog has been written; what follows is live.
+pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
+    #[derive(Serialize)]
+    struct CaughtUp {
+        rows: u64,
+    }
+    put_id_line(out, id);
+    put_field(out, "event", "tidings.caught-up");
+    put_json_data(out, &CaughtUp { rows });
+    out.put_u8(b'\n');
+}
+
+/// The id that the client came back with can't be used; the backlog follows.
+pub fn put_gap(out: &mut BytesMut, reason: UnusableId) {
+    #[derive(Serialize)]
+    struct Gap {
+        reason: String,
+    }
+    put_field(out, "event", "tidings.gap");
+    put_json_data(
+        out,
+        &Gap {
+            reason: reason.to_string(),
+        },
+    );
+    out.put_u8(b'\n');
+}

@@ -1,0 +1,404 @@
+//! One connection's stream of events: the pages of its catch-up, then what is
+//! live, without gap or repeat between them.
+//!
+//! The connection registers with the hub first, then pages from its position
+//! until a page is short, then goes live. What is live passes the same test as
+//! what was caught up: is it new to *this connection's* position?
+
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use deadpool_postgres::Pool;
+use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, Sleep, sleep},
+};
+use tracing::debug;
+
+use crate::{
+    backoff::{Backoff, jittered},
+    batch::{Batch, End},
+    database::{QueryError, with_pooled},
+    hub::{Connection, Hub, Letter},
+    marker::Marks,
+    notification::UserId,
+    position::{Epoch, EventId, Position, UnusableId},
+    reader,
+    sql::Sql,
+    sse::{self, Format},
+};
+
+/// Bytes after which a chunk goes to the socket: a burst of small events costs
+/// one system call, and a slow reader holds little more than this.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// When a browser comes back by itself: half to all of this, so that a restart
+/// of the bridge is not a stampede.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// How long one page may take.
+const PAGE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The first and the longest wait before a page is tried again.
+const PAGE_RETRY_FIRST: Duration = Duration::from_millis(100);
+const PAGE_RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// What all streams share.
+#[derive(Debug)]
+pub struct Streams {
+    /// Where they register.
+    pub hub: Arc<Hub>,
+    /// Where they report what they have written.
+    pub marks: Arc<Marks>,
+    /// Connections for catch-up pages.
+    pub pool: Pool,
+    /// What to run.
+    pub sql: Arc<Sql>,
+    /// How many pages are read at once: ten thousand clients that come back
+    /// together are a queue, not a stampede.
+    pub pages: Semaphore,
+    /// The silence after which a heartbeat is sent.
+    pub heartbeat: Duration,
+    /// The span over which streams end when the bridge stops.
+    pub drain: Duration,
+}
+
+/// Where a stream begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With what is unsent, and the last rows that were asked for.
+    Backlog {
+        /// How many of the user's last rows, sent or not.
+        replay: u32,
+    },
+    /// After what the connection before it was sent.
+    Resume(Position),
+    /// With what is unsent, since the id that came can't be used.
+    Gap(UnusableId),
+}
+
+impl Start {
+    /// From the `Last-Event-ID` of a client that returns.
+    pub fn from_id(id: &str, epoch: Epoch) -> Self {
+        match EventId::parse(id, epoch) {
+            Ok(id) => Self::Resume(id.position.into_owned()),
+            Err(reason) => Self::Gap(reason),
+        }
+    }
+}
+
+/// The body of one response.
+///
+/// Each poll means that all earlier bytes are in the kernel's hands (the server
+/// runs with a write buffer of one byte), so that is when rows count as sent.
+pub struct EventStream {
+    streams: Arc<Streams>,
+    connection: Connection,
+    format: Format,
+    epoch: Epoch,
+    /// What the connection has been sent; unknown until the first page, for one
+    /// that came without.
+    position: Option<Position>,
+    /// The row that was last written on this connection, or 0.
+    row: i64,
+    phase: Phase,
+    /// What is being written, and how far.
+    current: Option<(Arc<Batch>, usize)>,
+    /// The rows in the chunk that was last handed out.
+    handed_out: Vec<i64>,
+    catch_up: CatchUp,
+    ends: Option<Instant>,
+    /// Rings for the heartbeat or the end, whichever comes first.
+    timer: Pin<Box<Sleep>>,
+}
+
+enum Phase {
+    Opening(Start),
+    /// Between two pages, or waiting for one.
+    CatchingUp(Option<LocalBoxFuture<'static, Page>>),
+    Live,
+    Over,
+}
+
+/// Whether the client has been told that it is up to date, which it is once.
+enum CatchUp {
+    Counting(u64),
+    Told,
+}
+
+/// A page, and where it starts if that was not known before.
+struct Page {
+    start: Option<Position>,
+    batch: Batch,
+}
+
+impl EventStream {
+    /// Opens the stream of a user. Dropping it takes it out of the hub.
+    pub fn open(streams: &Arc<Streams>, user: UserId, start: Start, format: Format) -> Self {
+        Self {
+            connection: streams.hub.register(user),
+            format,
+            epoch: streams.hub.tail().epoch,
+            position: None,
+            row: 0,
+            phase: Phase::Opening(start),
+            current: None,
+            handed_out: Vec::new(),
+            catch_up: CatchUp::Counting(0),
+            ends: None,
+            timer: Box::pin(sleep(streams.heartbeat)),
+            streams: Arc::clone(streams),
+        }
+    }
+
+    /// Fills `chunk` until it is large enough, or there is nothing to add now.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
+        while chunk.len() < CHUNK_BYTES {
+            if self.current.is_some() {
+                self.write_events(chunk);
+                continue;
+            }
+            if self.connection.poll_ending(cx).is_ready() {
+                let delay = self.streams.drain.mul_f64(rand::random_range(0.0..1.0));
+                self.ends = Some(Instant::now() + delay);
+                self.set_timer();
+            }
+            match &mut self.phase {
+                Phase::Opening(start) => {
+                    let start = std::mem::replace(start, Start::Backlog { replay: 0 });
+                    self.begin(start, chunk);
+                }
+                Phase::CatchingUp(page) => match page.as_mut().map(|page| page.poll_unpin(cx)) {
+                    None => self.phase = Phase::CatchingUp(Some(self.next_page(0))),
+                    Some(Poll::Ready(page)) => self.take_page(page, chunk),
+                    Some(Poll::Pending) => return self.poll_timer(cx, chunk),
+                },
+                Phase::Live => match self.connection.poll_letter(cx) {
+                    Poll::Ready(Letter::Batch(batch)) => self.current = Some((batch, 0)),
+                    Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
+                    Poll::Pending => return self.poll_timer(cx, chunk),
+                },
+                Phase::Over => return Poll::Ready(()),
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// The first bytes, which go out before the database is asked.
+    fn begin(&mut self, start: Start, chunk: &mut BytesMut) {
+        sse::put_retry(chunk, jittered(RETRY));
+        let replay = match start {
+            Start::Backlog { replay } => replay,
+            Start::Resume(position) => {
+                self.position = Some(position);
+                self.put_id_block(chunk);
+                0
+            }
+            Start::Gap(reason) => {
+                sse::put_gap(chunk, reason);
+                0
+            }
+        };
+        self.phase = Phase::CatchingUp(Some(self.next_page(replay)));
+    }
+
+    /// Asks for the page after the position, or for the first one.
+    fn next_page(&self, replay: u32) -> LocalBoxFuture<'static, Page> {
+        // What is dropped from now on is not in this page.
+        self.connection.reopen();
+        let streams = Arc::clone(&self.streams);
+        let user = self.connection.user().clone();
+        let position = self.position.clone();
+        async move {
+            let mut backoff = Backoff::new(PAGE_RETRY_FIRST, PAGE_RETRY_LONGEST);
+            loop {
+                match streams.read_page(&user, position.as_ref(), replay).await {
+                    Ok(page) => return page,
+                    // The listener tells of a database that is away, once for
+                    // all streams.
+                    Err(error) => debug!(%error, "could not read a page, trying again: {error}"),
+                }
+                sleep(backoff.next_delay()).await;
+            }
+        }
+        .boxed_local()
+    }
+
+    fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
+        self.phase = Phase::CatchingUp(None);
+        self.current = Some((Arc::new(page.batch), 0));
+        if let Some(start) = page.start {
+            // A client that breaks before its first event is no stranger when
+            // it returns: the rows are marked, and without an id it would miss
+            // them.
+            self.position = Some(start);
+            self.put_id_block(chunk);
+        }
+    }
+
+    /// Writes from the current batch until the chunk is large enough.
+    fn write_events(&mut self, chunk: &mut BytesMut) {
+        let Some((batch, mut index)) = self.current.take() else {
+            return;
+        };
+        let position = self.position.get_or_insert_default();
+        while let Some(event) = batch.events.get(index) {
+            if chunk.len() >= CHUNK_BYTES {
+                self.current = Some((batch, index));
+                return;
+            }
+            let notification = event.notification();
+            if position.is_new(notification.key) {
+                position.advance(notification.key, &batch.snapshot, batch.follows(index));
+                if !notification.expires.has_passed() {
+                    self.row = notification.key.id;
+                    let id = EventId {
+                        row: self.row,
+                        epoch: self.epoch,
+                        position: Cow::Borrowed(position),
+                    };
+                    sse::put_id_line(chunk, &id);
+                    chunk.put_slice(event.frame(self.format));
+                    self.handed_out.push(self.row);
+                    if let CatchUp::Counting(rows) = &mut self.catch_up {
+                        *rows += 1;
+                    }
+                }
+            }
+            index += 1;
+        }
+        match &batch.end {
+            End::MorePages => {}
+            End::Live(tail) => position.join(tail),
+            End::CaughtUp { top } => {
+                position.finish(*top, &batch.snapshot);
+                self.go_live(chunk);
+            }
+        }
+    }
+
+    /// Goes live, unless batches were dropped while the last page was read.
+    fn go_live(&mut self, chunk: &mut BytesMut) {
+        if self.connection.has_overflowed() {
+            return;
+        }
+        self.phase = Phase::Live;
+        if let CatchUp::Counting(rows) = self.catch_up {
+            self.catch_up = CatchUp::Told;
+            sse::put_caught_up(chunk, &self.id(), rows);
+        }
+    }
+
+    /// Adds a heartbeat or the end of the stream to an otherwise empty chunk,
+    /// when it is time.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
+        if !chunk.is_empty() {
+            return Poll::Ready(());
+        }
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if self.ends.is_some_and(|ends| ends <= Instant::now()) {
+            self.end(chunk);
+        } else {
+            self.heartbeat(chunk);
+        }
+        Poll::Ready(())
+    }
+
+    fn heartbeat(&mut self, chunk: &mut BytesMut) {
+        if let (Phase::Live, Some(position)) = (&self.phase, &mut self.position) {
+            self.connection.join_tail(position);
+        }
+        match self.position {
+            Some(_) => self.put_id_block(chunk),
+            None => sse::put_comment(chunk),
+        }
+    }
+
+    fn end(&mut self, chunk: &mut BytesMut) {
+        sse::put_retry(chunk, jittered(RETRY));
+        self.phase = Phase::Over;
+    }
+
+    fn put_id_block(&self, chunk: &mut BytesMut) {
+        sse::put_id_block(chunk, &self.id());
+    }
+
+    fn id(&self) -> EventId<'_> {
+        let position = match &self.position {
+            Some(position) => Cow::Borrowed(position),
+            None => Cow::default(),
+        };
+        EventId {
+            row: self.row,
+            epoch: self.epoch,
+            position,
+        }
+    }
+
+    /// Silence begins now.
+    fn set_timer(&mut self) {
+        let heartbeat = Instant::now() + self.streams.heartbeat;
+        let next = self.ends.map_or(heartbeat, |ends| ends.min(heartbeat));
+        self.timer.as_mut().reset(next);
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let stream = self.get_mut();
+        if !stream.handed_out.is_empty() {
+            stream.streams.marks.written(stream.handed_out.drain(..));
+        }
+        if let Phase::Over = stream.phase {
+            return Poll::Ready(None);
+        }
+        let mut chunk = BytesMut::new();
+        if stream.ends.is_some_and(|ends| ends <= Instant::now()) {
+            stream.end(&mut chunk);
+        } else if stream.poll_fill(cx, &mut chunk).is_pending() {
+            return Poll::Pending;
+        }
+        stream.set_timer();
+        Poll::Ready(Some(Ok(chunk.freeze())))
+    }
+}
+
+impl Streams {
+    async fn read_page(
+        &self,
+        user: &UserId,
+        position: Option<&Position>,
+        replay: u32,
+    ) -> Result<Page, QueryError> {
+        // Never closed, so there always is a permit in the end.
+        let _permit = self.pages.acquire().await;
+        with_pooled(&self.pool, PAGE_LIMIT, async |client| match position {
+            Some(position) => {
+                let query = client.prepare_cached(&self.sql.user_page).await?;
+                let batch = reader::user_page(client, &query, user, position).await?;
+                Ok(Page { start: None, batch })
+            }
+            None => {
+                let query = client.prepare_cached(&self.sql.backlog_page).await?;
+                let (start, batch) = reader::backlog_page(client, &query, user, replay).await?;
+                Ok(Page {
+                    start: Some(start),
+                    batch,
+                })
+            }
+        })
+        .await
+    }
+}
