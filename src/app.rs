@@ -15,6 +15,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     runtime::Handle,
     sync::Semaphore,
+    task::JoinError,
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -71,7 +72,6 @@ pub struct App {
     admin: Server,
     address: SocketAddr,
     admin_address: SocketAddr,
-    drain: Duration,
 }
 
 /// Why the bridge did not start.
@@ -105,11 +105,20 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A server gave up.
-    #[error("the HTTP server failed: {0}")]
-    Server(#[from] io::Error),
-    /// The listener's task is gone, which is a bug.
-    #[error("the listener ended unexpectedly; please report this with the log")]
-    Listener,
+    #[error("the {0} failed: {1}")]
+    Server(&'static str, io::Error),
+    /// A task is gone, which is a bug.
+    #[error("the {0} ended unexpectedly; please report this with the log")]
+    Ended(&'static str),
+}
+
+impl RunError {
+    fn of_server(name: &'static str, ended: Result<io::Result<()>, JoinError>) -> Self {
+        match ended {
+            Ok(Err(error)) => Self::Server(name, error),
+            Ok(Ok(())) | Err(_) => Self::Ended(name),
+        }
+    }
 }
 
 /// Where a bridge reads, as whom it knows people, and what it shows beside the
@@ -194,7 +203,6 @@ impl App {
             pool: pool.clone(),
             sql,
         };
-        let drain = options.drain;
         Ok(Self {
             hub,
             health,
@@ -205,7 +213,6 @@ impl App {
             admin,
             address,
             admin_address,
-            drain,
         })
     }
 
@@ -241,13 +248,15 @@ impl App {
         let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
         let mut listener = AbortOnDropHandle::new(tokio::spawn(self.listener.run()));
         let (handle, admin_handle) = (self.server.handle(), self.admin.handle());
-        let (mut server, mut admin) = (self.server, self.admin);
+        // In tasks of their own: a server stops only while somebody drives it.
+        let mut server = AbortOnDropHandle::new(tokio::spawn(self.server));
+        let mut admin = AbortOnDropHandle::new(tokio::spawn(self.admin));
 
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
-            _ = &mut listener => Err(RunError::Listener),
-            ended = &mut server => Err(ended.err().map_or(RunError::Listener, RunError::Server)),
-            ended = &mut admin => Err(ended.err().map_or(RunError::Listener, RunError::Server)),
+            _ = &mut listener => Err(RunError::Ended("listener")),
+            ended = &mut server => Err(RunError::of_server("HTTP server", ended)),
+            ended = &mut admin => Err(RunError::of_server("admin server", ended)),
         };
 
         info!(
@@ -258,9 +267,8 @@ impl App {
         self.health.drain();
         listener.abort();
         self.hub.end_all(Ending::Draining);
-        if outcome.is_ok() {
-            tokio::join!(handle.stop(true), stopped(&mut server, self.drain));
-        }
+        // Waits for the streams to end, and no longer than its shutdown timeout.
+        handle.stop(true).await;
         stop_marker.cancel();
         // A panic in there was reported by the panic hook.
         let _ = marker.await;
@@ -268,14 +276,6 @@ impl App {
         admin_handle.stop(false).await;
         info!("stopped");
         outcome
-    }
-}
-
-/// Drives a server to its end, which a graceful stop brings about.
-async fn stopped(server: &mut Server, drain: Duration) {
-    let limit = drain + STOP_GRACE * 2;
-    if tokio::time::timeout(limit, server).await.is_err() {
-        warn!("some connections did not end in time and are cut off");
     }
 }
 
