@@ -24,7 +24,9 @@ left join lateral (
   select
     f.xid, f.id, f.event, f.text,
     to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    extract(epoch from f.expires_at - clock_timestamp())::float8 as seconds_left,
+    -- Not the difference of the two: one of them may be infinite.
+    extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
+      as seconds_left,
     sum(octet_length(f.text)) over (
       order by f.xid, f.id rows between unbounded preceding and 1 preceding
     ) as bytes_before

@@ -20,7 +20,7 @@ use crate::{
     health::Health,
     hub::{Ending, Hub, Reading, Tail},
     position::{Epoch, Position},
-    reader::{self, Rest},
+    reader::{self, PageSize, Rest},
     schema::SchemaName,
     sql::Sql,
 };
@@ -182,7 +182,7 @@ impl Listener {
         client: &Client,
         query: &Statement,
     ) -> Result<Look, tokio_postgres::Error> {
-        let page = reader::tail_page(client, query, &self.position).await?;
+        let page = reader::tail_page(client, query, &self.position, PageSize::TAIL).await?;
         // The rows are in order, so moving past the last moves past them all.
         if let Some((_, last)) = page.notifications.last() {
             self.position

@@ -321,3 +321,106 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u64, UnusableId> {
     }
     Err(UnusableId::Malformed)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::btree_map, prelude::*};
+
+    use super::*;
+
+    const EPOCH: Epoch = Epoch(7);
+
+    /// Small numbers, so that positions overlap and rows fall between them.
+    fn position(open: usize) -> impl Strategy<Value = Position> {
+        (0..200u64, btree_map(0..200u64, 0..20i64, 0..=open)).prop_map(|(floor, open)| Position {
+            floor: Xid(floor),
+            open: open
+                .into_iter()
+                .filter(|&(xid, _)| xid < floor)
+                .map(|(xid, read)| (Xid(xid), read))
+                .collect(),
+        })
+    }
+
+    fn row() -> impl Strategy<Value = RowKey> {
+        (0..210u64, 1..21i64).prop_map(|(xid, id)| RowKey { xid: Xid(xid), id })
+    }
+
+    fn written(position: &Position, row: i64) -> String {
+        EventId {
+            row,
+            epoch: EPOCH,
+            position: Cow::Borrowed(position),
+        }
+        .to_string()
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_undoes_printing(position in position(OPEN_IN_TEXT), row in 0..i64::MAX) {
+            let id = EventId::parse(&written(&position, row), EPOCH).expect("an id of ours");
+            prop_assert_eq!(id, EventId { row, epoch: EPOCH, position: Cow::Owned(position) });
+        }
+
+        #[test]
+        fn large_numbers_survive(floor in 0..i64::MAX.cast_unsigned(), read in 0..i64::MAX) {
+            let open = if floor > 0 { BTreeMap::from([(Xid(floor - 1), read)]) } else { BTreeMap::new() };
+            let position = Position { floor: Xid(floor), open };
+            let id = EventId::parse(&written(&position, read), EPOCH).expect("an id of ours");
+            prop_assert_eq!(id.position.into_owned(), position);
+        }
+
+        #[test]
+        fn printing_undoes_parsing(bytes in prop::collection::vec(any::<u8>(), 0..24), row in any::<i64>()) {
+            // Mostly junk; what is understood has no second text.
+            let mut bytes = bytes;
+            bytes.splice(0..0, [1, 7]);
+            let text = format!("{row}-{}", URL_SAFE_NO_PAD.encode(&bytes));
+            if let Ok(id) = EventId::parse(&text, EPOCH) {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in ".*") {
+            let _ = EventId::parse(&text, EPOCH);
+        }
+
+        #[test]
+        fn a_shortened_text_hides_no_row(position in position(190), row in row()) {
+            let id = EventId::parse(&written(&position, 1), EPOCH).expect("an id of ours");
+            prop_assert!(id.position.open.len() <= OPEN_IN_TEXT);
+            prop_assert!(!position.is_new(row) || id.position.is_new(row));
+        }
+
+        #[test]
+        fn a_join_has_seen_what_either_has_seen(a in position(9), b in position(9), row in row()) {
+            let mut joined = a.clone();
+            joined.join(&b);
+            prop_assert_eq!(joined.is_new(row), a.is_new(row) && b.is_new(row));
+            prop_assert!(joined.open.keys().all(|&xid| xid < joined.floor));
+        }
+    }
+
+    #[test]
+    fn an_id_of_another_history_is_told_from_a_malformed_one() {
+        let id = written(
+            &Position {
+                floor: Xid(5),
+                open: BTreeMap::new(),
+            },
+            3,
+        );
+        assert_eq!(EventId::parse(&id, Epoch(8)), Err(UnusableId::Epoch));
+        for text in [
+            "", "3", "3-", "-AQcF", "3-AQcF=", "3-AAcF", "x-AQcF", "+3-AQcF", "03-AQcF", "3-AQcFAA",
+        ] {
+            assert_eq!(
+                EventId::parse(text, EPOCH),
+                Err(UnusableId::Malformed),
+                "{text}"
+            );
+        }
+        assert_eq!(id, "3-AQcF");
+    }
+}

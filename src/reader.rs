@@ -12,17 +12,36 @@ use crate::{
     snapshot::{Snapshot, Xid},
 };
 
-/// Rows in a page of the table's tail: large enough that reading costs little
-/// a row, small enough that a page is a matter of milliseconds.
-const TAIL_ROWS: usize = 1_000;
+/// How large a page may be.
+#[derive(Clone, Copy, Debug)]
+pub struct PageSize {
+    /// Rows at most.
+    pub rows: usize,
+    /// Bytes of text after which no further row is added. The row that crosses
+    /// the bound is still in the page, so it holds at most this and one text
+    /// (1 MiB).
+    pub bytes: i64,
+}
 
-/// Rows in a page of one user's catch-up.
-const USER_ROWS: usize = 500;
+impl PageSize {
+    /// A page of the table's tail: large enough that reading costs little a
+    /// row, small enough that it is a matter of milliseconds.
+    pub const TAIL: Self = Self {
+        rows: 1_000,
+        bytes: 1 << 20,
+    };
 
-/// Bytes of text in a page. The row that crosses the bound is still in it, so
-/// a page holds at most this and one text (1 MiB).
-const TAIL_BYTES: i64 = 1 << 20;
-const USER_BYTES: i64 = 256 << 10;
+    /// A page of one user's catch-up, which every connection may hold at once.
+    pub const USER: Self = Self {
+        rows: 500,
+        bytes: 256 << 10,
+    };
+
+    /// One row more is asked for, to know whether that was all.
+    fn limit(self) -> i64 {
+        self.rows as i64 + 1
+    }
+}
 
 /// How many of a user's last rows can be asked for at once (`replay=N`).
 pub const REPLAY_ROWS: u32 = 500;
@@ -93,8 +112,8 @@ pub async fn tail_page(
     client: &Client,
     query: &Statement,
     position: &Position,
+    size: PageSize,
 ) -> Result<Page, Error> {
-    let limit = TAIL_ROWS as i64 + 1;
     let rows = client
         .query(
             query,
@@ -102,14 +121,14 @@ pub async fn tail_page(
                 &position.floor(),
                 &position.open_xids(),
                 &position.open_reads(),
-                &limit,
-                &TAIL_BYTES,
+                &size.limit(),
+                &size.bytes,
             ],
         )
         .await?;
     let snapshot = Arc::new(snapshot(&rows)?);
     let mut notifications = Vec::new();
-    let rest = each_in_page(&rows, TAIL_ROWS, |row, notification| {
+    let rest = each_in_page(&rows, size.rows, |row, notification| {
         let user: &str = row.try_get("user_id")?;
         if let Some(user) = UserId::parse(user) {
             notifications.push((user, notification));
@@ -133,8 +152,8 @@ pub async fn user_page(
     query: &Statement,
     user: &UserId,
     position: &Position,
+    size: PageSize,
 ) -> Result<Batch, Error> {
-    let limit = USER_ROWS as i64 + 1;
     let rows = client
         .query(
             query,
@@ -142,13 +161,13 @@ pub async fn user_page(
                 &position.floor(),
                 &position.open_xids(),
                 &position.open_reads(),
-                &limit,
-                &USER_BYTES,
+                &size.limit(),
+                &size.bytes,
                 &user.as_str(),
             ],
         )
         .await?;
-    user_batch(&rows)
+    user_batch(&rows, size)
 }
 
 /// The first page for a user who comes without a position: what is unsent, and
@@ -162,15 +181,20 @@ pub async fn backlog_page(
     query: &Statement,
     user: &UserId,
     replay: u32,
+    size: PageSize,
 ) -> Result<(Position, Batch), Error> {
-    let limit = USER_ROWS as i64 + 1;
     let rows = client
         .query(
             query,
-            &[&user.as_str(), &i64::from(replay), &limit, &USER_BYTES],
+            &[
+                &user.as_str(),
+                &i64::from(replay),
+                &size.limit(),
+                &size.bytes,
+            ],
         )
         .await?;
-    let batch = user_batch(&rows)?;
+    let batch = user_batch(&rows, size)?;
     let start = match (batch.events.first(), &batch.end) {
         (Some(first), _) => Position::before(first.notification().key, &batch.snapshot),
         (None, End::CaughtUp { top }) => Position::after(*top, &batch.snapshot),
@@ -179,14 +203,14 @@ pub async fn backlog_page(
     Ok((start, batch))
 }
 
-fn user_batch(rows: &[Row]) -> Result<Batch, Error> {
+fn user_batch(rows: &[Row], size: PageSize) -> Result<Batch, Error> {
     let snapshot = Arc::new(snapshot(rows)?);
     let top = match rows.first() {
         Some(row) => row.try_get("top")?,
         None => None,
     };
     let mut events = Vec::new();
-    let rest = each_in_page(rows, USER_ROWS, |_, notification| {
+    let rest = each_in_page(rows, size.rows, |_, notification| {
         events.push(Event::from(notification));
         Ok(())
     })?;
@@ -215,7 +239,7 @@ fn snapshot(rows: &[Row]) -> Result<Snapshot, Error> {
 /// because its text was left out, tells that there is more.
 fn each_in_page(
     rows: &[Row],
-    limit: usize,
+    most: usize,
     mut take: impl FnMut(&Row, Notification) -> Result<(), Error>,
 ) -> Result<Rest, Error> {
     for (index, row) in rows.iter().enumerate() {
@@ -223,7 +247,7 @@ fn each_in_page(
             break;
         };
         let text: Option<String> = row.try_get("text")?;
-        let Some(text) = text.filter(|_| index < limit) else {
+        let Some(text) = text.filter(|_| index < most) else {
             return Ok(Rest::From(xid));
         };
         let notification = Notification {

@@ -2,7 +2,7 @@
 //!
 //! See <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT>.
 
-use std::error::Error;
+use std::{error::Error, fmt};
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
@@ -64,6 +64,19 @@ impl Snapshot {
     /// Whether the snapshot sees what `xid` wrote, provided that it committed.
     pub fn sees(&self, xid: Xid) -> bool {
         xid < self.xmax && self.running.binary_search(&xid).is_err()
+    }
+}
+
+/// As Postgres writes it: `xmin:xmax:running,running`.
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let xmin = self.running.first().unwrap_or(&self.xmax);
+        write!(f, "{}:{}:", xmin.0, self.xmax.0)?;
+        for (index, xid) in self.running.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{}", xid.0)?;
+        }
+        Ok(())
     }
 }
 

@@ -147,3 +147,63 @@ pub fn put_gap(out: &mut BytesMut, reason: UnusableId) {
     );
     out.put_u8(b'\n');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{notification::Expiry, position::RowKey, snapshot::Xid};
+
+    fn notification(event: Option<&str>, text: &str) -> Notification {
+        Notification {
+            key: RowKey { xid: Xid(1), id: 7 },
+            event: event.map(String::from),
+            text: text.to_owned(),
+            created_at: Some("2026-11-22T11:33:21.123456Z".to_owned()),
+            expires: Expiry::Never,
+        }
+    }
+
+    #[test]
+    fn a_text_takes_one_data_line_a_line() {
+        for (text, wire) in [
+            ("Your build is green", "data: Your build is green\n\n"),
+            ("", "data: \n\n"),
+            ("a\nb", "data: a\ndata: b\n\n"),
+            ("a\r\nb\rc", "data: a\ndata: b\ndata: c\n\n"),
+            ("a\n", "data: a\ndata: \n\n"),
+            ("\n\r\n", "data: \ndata: \ndata: \n\n"),
+            (" b: c", "data:  b: c\n\n"),
+            ("\u{1f600}", "data: \u{1f600}\n\n"),
+        ] {
+            assert_eq!(
+                frame(&notification(None, text), Format::Text),
+                wire,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn json_keeps_a_text_exact_on_one_line() {
+        let wire = frame(&notification(Some("build"), "a\r\nb\"c"), Format::Json);
+        assert_eq!(
+            wire,
+            concat!(
+                "event: build\n",
+                r#"data: {"id":7,"event":"build","text":"a\r\nb\"c","created_at":"2026-11-22T11:33:21.123456Z"}"#,
+                "\n\n"
+            )
+        );
+    }
+
+    #[test]
+    fn the_bridges_own_events_are_json_under_names_of_their_own() {
+        let mut out = BytesMut::new();
+        put_gap(&mut out, UnusableId::Malformed);
+        put_retry(&mut out, Duration::from_millis(1_500));
+        assert_eq!(
+            out,
+            "event: tidings.gap\ndata: {\"reason\":\"malformed\"}\n\nretry: 1500\n\n"
+        );
+    }
+}

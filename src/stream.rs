@@ -31,7 +31,7 @@ use crate::{
     marker::Marks,
     notification::UserId,
     position::{Epoch, EventId, Position, UnusableId},
-    reader,
+    reader::{self, PageSize},
     sql::Sql,
     sse::{self, Format},
 };
@@ -387,12 +387,14 @@ impl Streams {
         with_pooled(&self.pool, PAGE_LIMIT, async |client| match position {
             Some(position) => {
                 let query = client.prepare_cached(&self.sql.user_page).await?;
-                let batch = reader::user_page(client, &query, user, position).await?;
+                let batch =
+                    reader::user_page(client, &query, user, position, PageSize::USER).await?;
                 Ok(Page { start: None, batch })
             }
             None => {
                 let query = client.prepare_cached(&self.sql.backlog_page).await?;
-                let (start, batch) = reader::backlog_page(client, &query, user, replay).await?;
+                let (start, batch) =
+                    reader::backlog_page(client, &query, user, replay, PageSize::USER).await?;
                 Ok(Page {
                     start: Some(start),
                     batch,

@@ -1,0 +1,469 @@
+//! Promises 1 to 3, 5 and 6: live, backlog, resume, order, sent means sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::{SinkExt, future::join_all};
+use tokio::task::JoinSet;
+
+use crate::support::{
+    bridge::Bridge,
+    database::Database,
+    event_source::{Event, EventSource},
+    row_id, until,
+};
+
+/// Reads until `count` rows have come, and returns their ids in order.
+async fn rows(source: &mut EventSource, count: usize) -> Vec<i64> {
+    let mut ids = Vec::with_capacity(count);
+    while ids.len() < count {
+        let event = source.next_event().await;
+        if !event.name.starts_with("tidings.") {
+            ids.push(row_id(&event));
+        }
+    }
+    ids
+}
+
+fn ids(events: &[Event]) -> Vec<i64> {
+    events.iter().map(row_id).collect()
+}
+
+fn no_repeats(ids: &[i64]) -> BTreeSet<i64> {
+    let set: BTreeSet<i64> = ids.iter().copied().collect();
+    assert_eq!(set.len(), ids.len(), "a row came twice: {ids:?}");
+    set
+}
+
+const USERS: usize = 50;
+const CONNECTIONS: usize = 3;
+const WRITERS: usize = 8;
+const ROWS_A_WRITER: usize = 2_500;
+
+/// Writes `ROWS_A_WRITER` rows to changing users in every way that applications
+/// do, and as many again that are rolled back.
+async fn write(database: Database, writer: usize) {
+    let client = database.connect().await;
+    let user = |n: usize| format!("user{}", (n * 7 + writer) % USERS);
+    let mut written = 0;
+    while written < ROWS_A_WRITER {
+        let kind = (written / 50 + writer) % 5;
+        match kind {
+            // One row a statement, as an application does.
+            0 => {
+                for n in written..written + 50 {
+                    let insert = "insert into notifications (user_id, text) values ($1, $2)";
+                    client
+                        .execute(insert, &[&user(n), &format!("row {n}")])
+                        .await
+                        .expect("a row");
+                }
+            }
+            // Many rows in one statement.
+            1 => {
+                let insert = format!(
+                    "insert into notifications (user_id, text) \
+                     select 'user' || (n * 7 + {writer}) % {USERS}, 'row ' || n \
+                     from generate_series({written}, {written} + 49) n"
+                );
+                client.batch_execute(&insert).await.expect("rows");
+            }
+            2 => {
+                let copy = client
+                    .copy_in("copy notifications (user_id, text) from stdin")
+                    .await;
+                let mut copy = std::pin::pin!(copy.expect("a copy"));
+                for n in written..written + 50 {
+                    let line = format!("{}\trow {n}\n", user(n));
+                    copy.send(bytes::Bytes::from(line)).await.expect("a line");
+                }
+                copy.finish().await.expect("the end of the copy");
+            }
+            // A transaction that stays open while the others write and commit,
+            // with a savepoint that is undone.
+            3 => {
+                client.batch_execute("begin").await.expect("begin");
+                for n in written..written + 50 {
+                    let call = "select send_notification($1, $2)";
+                    client
+                        .execute(call, &[&user(n), &format!("row {n}")])
+                        .await
+                        .expect("a row");
+                    if n % 10 == 0 {
+                        let undone = "savepoint s; \
+                             insert into notifications (user_id, text) values ('user1', 'undone'); \
+                             rollback to savepoint s";
+                        client.batch_execute(undone).await.expect("a savepoint");
+                    }
+                }
+                client.batch_execute("commit").await.expect("commit");
+            }
+            // What never was.
+            _ => {
+                let undone = "begin; \
+                     insert into notifications (user_id, text) \
+                     select 'user' || n, 'undone' from generate_series(0, 49) n; \
+                     rollback";
+                client.batch_execute(undone).await.expect("a rollback");
+                let insert = format!(
+                    "insert into notifications (user_id, text) \
+                     select 'user' || (n * 7 + {writer}) % {USERS}, 'row ' || n \
+                     from generate_series({written}, {written} + 49) n"
+                );
+                client.batch_execute(&insert).await.expect("rows");
+            }
+        }
+        written += 50;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_connection_receives_exactly_its_users_committed_rows() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut streams = JoinSet::new();
+    let (all_known, _) = tokio::sync::broadcast::channel::<BTreeMap<String, usize>>(1);
+    for user in 0..USERS {
+        for _ in 0..CONNECTIONS {
+            let user = format!("user{user}");
+            let mut source = bridge.connect_live(&user).await;
+            let mut known = all_known.subscribe();
+            streams.spawn(async move {
+                let mut got = Vec::new();
+                // Until it is known how many rows there are, read what comes.
+                let expected = loop {
+                    tokio::select! {
+                        event = source.next_event() => got.push(row_id(&event)),
+                        counts = known.recv() => break counts.expect("counts")[&user],
+                    }
+                };
+                let missing = expected - got.len().min(expected);
+                got.extend(rows(&mut source, missing).await);
+                // What comes after the last one would be one too many.
+                (user, got, source)
+            });
+        }
+    }
+    join_all((0..WRITERS).map(|writer| tokio::spawn(write(database.clone(), writer)))).await;
+
+    let count = "select user_id, count(*), array_agg(id) from notifications group by user_id";
+    let client = database.connect().await;
+    let mut expected: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
+    for row in client.query(count, &[]).await.expect("counts") {
+        expected.insert(row.get(0), row.get::<_, Vec<i64>>(2).into_iter().collect());
+    }
+    let total: usize = expected.values().map(BTreeSet::len).sum();
+    assert_eq!(total, WRITERS * ROWS_A_WRITER);
+    let counts = expected
+        .iter()
+        .map(|(user, ids)| (user.clone(), ids.len()))
+        .collect();
+    all_known.send(counts).expect("streams");
+
+    let mut sources = Vec::new();
+    while let Some(stream) = streams.join_next().await {
+        let (user, got, source) = stream.expect("a stream");
+        assert_eq!(no_repeats(&got), expected[&user], "{user}");
+        sources.push((user, source));
+    }
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+
+    // A last row for everybody: nothing comes before it.
+    database
+        .execute(&format!(
+            "insert into notifications (user_id, text) \
+             select 'user' || n, 'last' from generate_series(0, {USERS} - 1) n"
+        ))
+        .await;
+    for (user, mut source) in sources {
+        assert_eq!(source.next_event().await.data, "last", "{user}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_wait_for_a_user_who_is_away_and_arrive_in_order_before_live_ones() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    // More than two pages.
+    database
+        .execute(
+            "insert into notifications (user_id, text) \
+             select 'alice', 'row ' || n from generate_series(1, 1200) n",
+        )
+        .await;
+    database
+        .execute("select send_notification('bob', 'not for alice')")
+        .await;
+    assert_eq!(
+        database
+            .ids("select id from notifications where sent")
+            .await,
+        [0; 0]
+    );
+
+    let mut source = bridge.connect("alice").await;
+    let backlog = until(&mut source, "tidings.caught-up").await;
+    assert_eq!(ids(&backlog), (1..=1200).collect::<Vec<_>>());
+    assert_eq!(backlog[1199].data, "row 1200");
+    database
+        .execute("select send_notification('alice', 'live')")
+        .await;
+    assert_eq!(source.next_event().await.data, "live");
+    database
+        .until("select count(*) = 1201 from notifications where sent")
+        .await;
+    assert_eq!(
+        database
+            .ids("select id from notifications where not sent")
+            .await,
+        [1201]
+    );
+
+    // What was sent doesn't come again to a tab that is new.
+    let mut second = bridge.connect("alice").await;
+    assert_eq!(until(&mut second, "tidings.caught-up").await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_come_during_the_catch_up_are_neither_lost_nor_repeated() {
+    let database = Database::migrated().await;
+    // A queue so small that it overflows while pages are read.
+    let bridge = Bridge::start_with(&database, &["--queue-bytes=1024"]).await;
+    database
+        .execute(
+            "insert into notifications (user_id, text) \
+             select 'alice', repeat('x', 500) from generate_series(1, 3000) n",
+        )
+        .await;
+    let writers = join_all((0..4).map(|_| {
+        let database = database.clone();
+        tokio::spawn(async move {
+            let client = database.connect().await;
+            for n in 0..400 {
+                let insert = "insert into notifications (user_id, text) values ('alice', $1)";
+                client
+                    .execute(insert, &[&"y".repeat(n)])
+                    .await
+                    .expect("a row");
+            }
+        })
+    }));
+    let readers = join_all((0..3).map(|_| async {
+        let mut source = bridge.connect("alice").await;
+        no_repeats(&rows(&mut source, 4600).await).len()
+    }));
+    let (_, counts) = tokio::join!(writers, readers);
+    assert_eq!(counts, [4600; 3]);
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_transaction_with_a_lower_id_reaches_both_tabs_also_the_one_that_dropped() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut first = bridge.connect_live("alice").await;
+    let mut second = bridge.connect_live("alice").await;
+    let slow = database.connect().await;
+    slow.batch_execute("begin; insert into notifications (user_id, text) values ('alice', 'slow')")
+        .await
+        .expect("a slow transaction");
+
+    database
+        .execute("select send_notification('alice', 'quick')")
+        .await;
+    assert_eq!(first.next_event().await.data, "quick");
+    assert_eq!(second.next_event().await.data, "quick");
+    let last_event_id = first.last_event_id().to_owned();
+    assert!(last_event_id.starts_with("2-"), "{last_event_id}");
+    drop(first);
+    bridge.until_connections(1).await;
+
+    slow.batch_execute("commit").await.expect("commit");
+    assert_eq!(second.next_event().await.data, "slow");
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+
+    let mut first = bridge.resume("alice", &last_event_id).await;
+    let missed = until(&mut first, "tidings.caught-up").await;
+    assert_eq!(
+        missed
+            .iter()
+            .map(|event| event.data.as_str())
+            .collect::<Vec<_>>(),
+        ["slow"]
+    );
+    database
+        .execute("select send_notification('alice', 'after')")
+        .await;
+    assert_eq!(first.next_event().await.data, "after");
+    assert_eq!(second.next_event().await.data, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    // Transactions of one, two and three rows, so that some are cut in two.
+    for n in 0..12 {
+        let insert = format!(
+            "insert into notifications (user_id, text) \
+             select 'alice', 'row' from generate_series(0, {})",
+            n % 3
+        );
+        database.execute(&insert).await;
+    }
+    let expected = database
+        .ids("select id from notifications order by xid, id")
+        .await;
+
+    let mut got = Vec::new();
+    let mut source = bridge.connect("alice").await;
+    // Breaks after each event, and marks what others may have got.
+    while got.len() < expected.len() {
+        got.extend(rows(&mut source, 1).await);
+        let last_event_id = source.last_event_id().to_owned();
+        source.reset();
+        source = bridge.resume("alice", &last_event_id).await;
+    }
+    assert_eq!(got, expected);
+    assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_returns() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut first = bridge.connect_live("alice").await;
+    let id = first.last_event_id().to_owned();
+    assert!(id.starts_with("0-"), "{id}");
+    drop(first);
+
+    // Another tab gets the row, so it is marked.
+    let mut second = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    assert_eq!(second.next_event().await.data, "hello");
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+
+    first = bridge.resume("alice", &id).await;
+    assert_eq!(until(&mut first, "tidings.caught-up").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_arrive_by_transaction_then_id_in_the_order_they_became_visible() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let early = database.connect().await;
+    early
+        .batch_execute("begin; insert into notifications (user_id, text) values ('alice', 'early')")
+        .await
+        .expect("a transaction");
+    database
+        .execute("insert into notifications (user_id, text) values ('alice', 'a'), ('alice', 'b')")
+        .await;
+    let texts = [
+        source.next_event().await.data,
+        source.next_event().await.data,
+    ];
+    assert_eq!(texts, ["a", "b"]);
+    early.batch_execute("commit").await.expect("commit");
+    assert_eq!(source.next_event().await.data, "early");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_have_expired_are_not_delivered() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    database
+        .execute(
+            "insert into notifications (user_id, text, expires_at) values \
+             ('alice', 'void', now() - interval '1 second'), \
+             ('alice', 'valid', now() + interval '1 hour'), \
+             ('alice', 'for ever', 'infinity'), \
+             ('alice', 'never', '-infinity')",
+        )
+        .await;
+    let mut source = bridge.connect("alice").await;
+    let backlog = until(&mut source, "tidings.caught-up").await;
+    let texts = |events: &[Event]| {
+        events
+            .iter()
+            .map(|event| event.data.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&backlog), ["valid", "for ever"]);
+    database
+        .execute(
+            "insert into notifications (user_id, text, expires_at) values \
+             ('alice', 'void', now() - interval '1 second'), ('alice', 'live', null)",
+        )
+        .await;
+    assert_eq!(source.next_event().await.data, "live");
+    // An expired row is not marked: nobody was sent it.
+    database
+        .until("select count(*) = 3 from notifications where sent")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_has_locked_is_marked_once_it_is_free() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let client = database.connect().await;
+    database
+        .execute("select send_notification('alice', 'held'), send_notification('alice', 'free')")
+        .await;
+    client
+        .batch_execute("begin; select from notifications where text = 'held' for update")
+        .await
+        .expect("a lock");
+    let mut source = bridge.connect("alice").await;
+    assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 2);
+    // The lock holds up its own row and no other.
+    database
+        .until("select sent from notifications where text = 'free'")
+        .await;
+    client.batch_execute("commit").await.expect("commit");
+    database
+        .until("select sent from notifications where text = 'held'")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_bridges_on_one_database_serve_the_same_users() {
+    let database = Database::migrated().await;
+    let bridges = [
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+    ];
+    let mut sources = [
+        bridges[0].connect_live("alice").await,
+        bridges[1].connect_live("alice").await,
+    ];
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    for source in &mut sources {
+        assert_eq!(source.next_event().await.data, "hello");
+    }
+    // An id of one bridge is good at the other.
+    let id = sources[0].last_event_id().to_owned();
+    let mut moved = bridges[1].resume("alice", &id).await;
+    assert_eq!(until(&mut moved, "tidings.caught-up").await.len(), 0);
+    let [one, other] = bridges;
+    one.stop().await;
+    database
+        .execute("select send_notification('alice', 'again')")
+        .await;
+    assert_eq!(sources[1].next_event().await.data, "again");
+    assert_eq!(moved.next_event().await.data, "again");
+    other.stop().await;
+}

@@ -1,0 +1,6 @@
+//! The bridge as its users meet it: a real PostgreSQL, real sockets, a real
+//! browser. Tests wait for signals, never for time.
+
+mod delivery;
+mod positions;
+mod support;

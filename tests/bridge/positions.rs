@@ -1,0 +1,338 @@
+//! Positions against a real server: what a position selects is what its
+//! snapshot had not seen, whatever the transactions do meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{prelude::*, test_runner::TestRunner};
+use tidings::{
+    batch::{Batch, End},
+    notification::UserId,
+    position::{Epoch, EventId, Position},
+    reader::{self, Page, PageSize, Rest},
+    schema::SchemaName,
+    snapshot::Snapshot,
+    sql::Sql,
+};
+use tokio_postgres::{Client, Statement};
+
+use crate::support::database::Database;
+
+/// Transactions that are open side by side.
+const WRITERS: usize = 4;
+
+/// Small, so that transactions are cut in the middle all the time.
+const SMALL: PageSize = PageSize { rows: 2, bytes: 60 };
+
+/// What happens next in a random history.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Writer, rows in one statement. Begins a transaction if none is open.
+    Insert(usize, u8),
+    /// The same, undone at once by a rollback to a savepoint.
+    InsertAndUndo(usize),
+    /// The same, in a savepoint that is kept.
+    InsertInSavepoint(usize),
+    Commit(usize),
+    RollBack(usize),
+    /// A transaction id is taken, and no row is written.
+    Unrelated(usize),
+    /// One page for the reader of all users.
+    ReadTail,
+    /// One page for the reader of one user.
+    ReadUser,
+    /// The reader of one user breaks, and comes back with its last id.
+    Break,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let writer = 0..WRITERS;
+    prop_oneof![
+        5 => (writer.clone(), 1..5u8).prop_map(|(writer, rows)| Step::Insert(writer, rows)),
+        1 => writer.clone().prop_map(Step::InsertAndUndo),
+        1 => writer.clone().prop_map(Step::InsertInSavepoint),
+        3 => writer.clone().prop_map(Step::Commit),
+        1 => writer.clone().prop_map(Step::RollBack),
+        1 => writer.prop_map(Step::Unrelated),
+        4 => Just(Step::ReadTail),
+        4 => Just(Step::ReadUser),
+        1 => Just(Step::Break),
+    ]
+}
+
+struct Writer {
+    client: Client,
+    is_open: bool,
+}
+
+impl Writer {
+    async fn run(&mut self, work: &str) {
+        if !self.is_open {
+            self.client.batch_execute("begin").await.expect("begin");
+            self.is_open = true;
+        }
+        self.client.batch_execute(work).await.expect(work);
+    }
+
+    async fn end(&mut self, how: &str) {
+        if self.is_open {
+            self.client.batch_execute(how).await.expect(how);
+            self.is_open = false;
+        }
+    }
+}
+
+/// A reader and what it has been given.
+struct Reader {
+    position: Position,
+    got: BTreeMap<i64, u32>,
+}
+
+/// Everything a history plays with.
+struct Stage {
+    writers: Vec<Writer>,
+    client: Client,
+    tail_query: Statement,
+    user_query: Statement,
+    tail: Reader,
+    user: Reader,
+}
+
+impl Stage {
+    async fn open(database: &Database) -> Self {
+        let sql = Sql::new(&SchemaName::public());
+        let client = database.connect().await;
+        client
+            .batch_execute("truncate notifications")
+            .await
+            .expect("an empty table");
+        let mut writers = Vec::new();
+        for _ in 0..WRITERS {
+            writers.push(Writer {
+                client: database.connect().await,
+                is_open: false,
+            });
+        }
+        let start = reader::tail_start(&client, &sql.tail_start)
+            .await
+            .expect("a start");
+        Self {
+            writers,
+            tail_query: client.prepare(&sql.tail_page).await.expect("a statement"),
+            user_query: client.prepare(&sql.user_page).await.expect("a statement"),
+            client,
+            tail: Reader {
+                position: start.clone(),
+                got: BTreeMap::new(),
+            },
+            user: Reader {
+                position: start,
+                got: BTreeMap::new(),
+            },
+        }
+    }
+
+    async fn play(&mut self, step: Step) {
+        match step {
+            Step::Insert(writer, rows) => self.writers[writer].run(&insert(rows)).await,
+            Step::InsertAndUndo(writer) => {
+                let work = format!("savepoint s; {}; rollback to savepoint s", insert(2));
+                self.writers[writer].run(&work).await;
+            }
+            Step::InsertInSavepoint(writer) => {
+                let work = format!("savepoint s; {}; release savepoint s", insert(2));
+                self.writers[writer].run(&work).await;
+            }
+            Step::Commit(writer) => self.writers[writer].end("commit").await,
+            Step::RollBack(writer) => self.writers[writer].end("rollback").await,
+            Step::Unrelated(writer) => {
+                self.writers[writer]
+                    .run("select pg_current_xact_id()")
+                    .await;
+            }
+            Step::ReadTail => {
+                self.read_tail_page(SMALL).await;
+            }
+            Step::ReadUser => {
+                self.read_user_page(SMALL).await;
+            }
+            Step::Break => {
+                let epoch = Epoch::default();
+                let position = std::borrow::Cow::Borrowed(&self.user.position);
+                let id = EventId {
+                    row: 1,
+                    epoch,
+                    position,
+                }
+                .to_string();
+                let id = EventId::parse(&id, epoch).expect("an id of ours");
+                self.user.position = id.position.into_owned();
+            }
+        }
+    }
+
+    async fn read_tail_page(&mut self, size: PageSize) -> Page {
+        let position = &mut self.tail.position;
+        let page = reader::tail_page(&self.client, &self.tail_query, position, size)
+            .await
+            .expect("a page");
+        // As the listener does: past the last row in one step.
+        if let Some((_, last)) = page.notifications.last() {
+            position.advance(last.key, &page.snapshot, page.follows());
+        }
+        if page.rest == Rest::Nothing {
+            position.finish(None, &page.snapshot);
+        }
+        for (_, notification) in &page.notifications {
+            *self.tail.got.entry(notification.key.id).or_default() += 1;
+        }
+        page
+    }
+
+    async fn read_user_page(&mut self, size: PageSize) -> Batch {
+        let alice = UserId::parse("alice").expect("a user");
+        let position = &mut self.user.position;
+        let batch = reader::user_page(&self.client, &self.user_query, &alice, position, size)
+            .await
+            .expect("a page");
+        // As a stream does: past each row.
+        for (index, event) in batch.events.iter().enumerate() {
+            let key = event.notification().key;
+            assert!(
+                position.is_new(key),
+                "{key:?} was selected, and is not new to {position:?}"
+            );
+            position.advance(key, &batch.snapshot, batch.follows(index));
+            *self.user.got.entry(key.id).or_default() += 1;
+        }
+        if let End::CaughtUp { top } = &batch.end {
+            position.finish(*top, &batch.snapshot);
+        }
+        batch
+    }
+
+    /// Reads to the end, and returns the snapshots of the last pages.
+    async fn read_all(&mut self) -> (Snapshot, Snapshot) {
+        let tail = loop {
+            let page = self.read_tail_page(SMALL).await;
+            if page.rest == Rest::Nothing {
+                break Snapshot::clone(&page.snapshot);
+            }
+        };
+        let user = loop {
+            let batch = self.read_user_page(SMALL).await;
+            if matches!(batch.end, End::CaughtUp { .. }) {
+                break Snapshot::clone(&batch.snapshot);
+            }
+        };
+        (tail, user)
+    }
+
+    async fn ids(&self, query: &str) -> BTreeSet<i64> {
+        let rows = self.client.query(query, &[]).await.expect(query);
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// What Postgres itself says that a snapshot had not seen of what is there.
+    async fn unseen(&self, snapshot: &Snapshot, condition: &str) -> BTreeSet<i64> {
+        let query = format!(
+            "select id from notifications \
+             where not pg_visible_in_snapshot(xid, '{snapshot}'::pg_snapshot) and {condition}"
+        );
+        self.ids(&query).await
+    }
+}
+
+fn insert(rows: u8) -> String {
+    format!(
+        "insert into notifications (user_id, text) \
+         select case n % 3 when 0 then 'bob' else 'alice' end, repeat('x', n * 17) \
+         from generate_series(1, {rows}) n"
+    )
+}
+
+/// Plays random histories; `check` looks at the end of each.
+async fn play_histories(cases: u32, check: impl AsyncFn(&mut Stage)) {
+    let database = Database::migrated().await;
+    let handle = tokio::runtime::Handle::current();
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..Default::default()
+    };
+    tokio::task::block_in_place(|| {
+        let mut runner = TestRunner::new(config);
+        let outcome = runner.run(&prop::collection::vec(step(), 1..60), |history| {
+            handle.block_on(async {
+                let mut stage = Stage::open(&database).await;
+                for step in history {
+                    stage.play(step).await;
+                }
+                check(&mut stage).await;
+            });
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_selects_exactly_what_its_snapshot_had_not_seen() {
+    play_histories(60, async |stage| {
+        let (tail_saw, user_saw) = stage.read_all().await;
+        // Whatever was running goes on, and ends in its own way.
+        for (index, writer) in stage.writers.iter_mut().enumerate() {
+            writer.run(&insert(3)).await;
+            match index % 3 {
+                0 => {}
+                1 => writer.end("rollback").await,
+                _ => writer.end("commit").await,
+            }
+        }
+        let all = PageSize {
+            rows: 10_000,
+            bytes: i64::MAX,
+        };
+        let expected_tail = stage.unseen(&tail_saw, "true").await;
+        let page = stage.read_tail_page(all).await;
+        let selected: BTreeSet<i64> = page
+            .notifications
+            .iter()
+            .map(|(_, notification)| notification.key.id)
+            .collect();
+        assert_eq!(selected, expected_tail, "the tail's position");
+
+        let expected_user = stage.unseen(&user_saw, "user_id = 'alice'").await;
+        let batch = stage.read_user_page(all).await;
+        let selected: BTreeSet<i64> = batch
+            .events
+            .iter()
+            .map(|event| event.notification().key.id)
+            .collect();
+        assert_eq!(selected, expected_user, "the user's position");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_history_each_row_is_read_once() {
+    play_histories(60, async |stage| {
+        for writer in &mut stage.writers {
+            writer.end("commit").await;
+        }
+        stage.read_all().await;
+        let once = |ids: BTreeSet<i64>| {
+            ids.into_iter()
+                .map(|id| (id, 1))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let all = once(stage.ids("select id from notifications").await);
+        assert_eq!(stage.tail.got, all, "the tail");
+        let alices = once(
+            stage
+                .ids("select id from notifications where user_id = 'alice'")
+                .await,
+        );
+        assert_eq!(stage.user.got, alices, "the user");
+    })
+    .await;
+}

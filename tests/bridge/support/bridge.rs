@@ -1,0 +1,146 @@
+//! The real bridge, entered by its front door.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use clap::Parser;
+use tidings::{
+    app::{App, Parts, RunError},
+    config::{Cli, Command, ServeOptions},
+    hub::Hub,
+    identity::{self, JwtSecret},
+    notification::UserId,
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    PATIENCE,
+    database::Database,
+    event_source::{EventSource, Response, get},
+    until,
+};
+
+pub const SECRET: &str = "a secret of the tests, 32 bytes or more";
+
+/// A running bridge. Dropping it stops it.
+pub struct Bridge {
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), RunError>>,
+}
+
+/// The settings of `tidings serve`, as if typed.
+pub fn serve_options(database: &Database, more: &[&str]) -> ServeOptions {
+    let arguments = [
+        "tidings",
+        "serve",
+        "--database-url",
+        database.connection_string(),
+        "--jwt-secret",
+        SECRET,
+        "--listen=127.0.0.1:0",
+        "--admin-listen=127.0.0.1:0",
+        "--drain=0s",
+    ];
+    match Cli::parse_from(arguments.iter().chain(more)).command {
+        Command::Serve(options) => options,
+        other => panic!("not serve: {other:?}"),
+    }
+}
+
+impl Bridge {
+    pub async fn start(database: &Database) -> Self {
+        Self::start_with(database, &[]).await
+    }
+
+    /// With more of the settings.
+    pub async fn start_with(database: &Database, more: &[&str]) -> Self {
+        let options = serve_options(database, more);
+        let parts = Parts::of(&options).expect("settings");
+        let app = App::build(parts, &options.bridge).await.expect("a bridge");
+        let (address, admin_address) = (app.address(), app.admin_address());
+        let (hub, stop) = (Arc::clone(app.hub()), CancellationToken::new());
+        let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
+        Self {
+            address,
+            admin_address,
+            hub,
+            stop,
+            running,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A stream of `user`, from its first bytes on.
+    pub async fn connect(&self, user: &str) -> EventSource {
+        self.connect_with(user, "", &[]).await
+    }
+
+    /// The stream of a client that was here before.
+    pub async fn resume(&self, user: &str, last_event_id: &str) -> EventSource {
+        self.connect_with(user, "", &[("Last-Event-ID", last_event_id)])
+            .await
+    }
+
+    pub async fn connect_with(
+        &self,
+        user: &str,
+        query: &str,
+        headers: &[(&str, &str)],
+    ) -> EventSource {
+        let bearer = format!("Bearer {}", token(user));
+        let mut all = vec![("Authorization", bearer.as_str())];
+        all.extend(headers);
+        EventSource::open(self.address, &format!("/stream{query}"), &all).await
+    }
+
+    /// A stream of `user` that has got its backlog, and is live.
+    pub async fn connect_live(&self, user: &str) -> EventSource {
+        let mut source = self.connect(user).await;
+        until(&mut source, "tidings.caught-up").await;
+        source
+    }
+
+    pub async fn admin(&self, path: &str) -> Response {
+        get(self.admin_address, path, &[]).await.expect("an answer")
+    }
+
+    /// Waits until so many connections are registered.
+    pub async fn until_connections(&self, count: usize) {
+        let counting = async {
+            while self.hub.connections() != count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let outcome = tokio::time::timeout(PATIENCE, counting).await;
+        outcome.unwrap_or_else(|_| panic!("{} connections, not {count}", self.hub.connections()));
+    }
+
+    /// Stops it in order and waits for its end.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(PATIENCE, &mut self.running).await;
+        ended
+            .expect("it stops")
+            .expect("no panic")
+            .expect("no error");
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A valid token.
+pub fn token(user: &str) -> String {
+    let secret: JwtSecret = SECRET.parse().expect("a secret");
+    let user = UserId::parse(user).expect("a user");
+    identity::sign(&secret, &user, 3_600).expect("a token")
+}

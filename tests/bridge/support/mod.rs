@@ -1,0 +1,33 @@
+//! What the tests stand on: the real bridge, a real PostgreSQL, and a client
+//! that shares no code with the server.
+
+pub mod bridge;
+pub mod database;
+pub mod event_source;
+
+use std::time::Duration;
+
+use event_source::{Event, EventSource};
+
+/// How long a test waits for something that must happen before it gives up.
+/// Nothing waits for this to pass: it is reached only when a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reads up to the first event of this name, and returns those before it.
+pub async fn until(source: &mut EventSource, name: &str) -> Vec<Event> {
+    let mut before = Vec::new();
+    loop {
+        let event = source.next_event().await;
+        if event.name == name {
+            return before;
+        }
+        before.push(event);
+    }
+}
+
+/// The row that an event names.
+pub fn row_id(event: &Event) -> i64 {
+    let row = event.last_event_id.split('-').next().unwrap_or_default();
+    row.parse()
+        .unwrap_or_else(|_| panic!("no row in {event:?}"))
+}
