@@ -6,16 +6,16 @@ select what
 from (
   select
     format(
-      'a %s %s',
+      '%s %s',
       case relkind
-        when 'r' then 'table'
-        when 'p' then 'partitioned table'
-        when 'v' then 'view'
-        when 'm' then 'materialized view'
-        when 'S' then 'sequence'
-        when 'f' then 'foreign table'
-        when 'c' then 'composite type'
-        else 'index'
+        when 'r' then 'a table'
+        when 'p' then 'a partitioned table'
+        when 'v' then 'a view'
+        when 'm' then 'a materialized view'
+        when 'S' then 'a sequence'
+        when 'f' then 'a foreign table'
+        when 'c' then 'a composite type'
+        else 'an index'
       end,
       relname
     ) as what

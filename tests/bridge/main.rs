@@ -2,5 +2,11 @@
 //! browser. Tests wait for signals, never for time.
 
 mod delivery;
+mod identity;
+mod migrations;
+mod plans;
 mod positions;
+mod restart;
+mod shutdown;
+mod stream;
 mod support;

@@ -1,0 +1,213 @@
+//! Who may read: a wrong, expired, unsigned or missing token gets a 401 and
+//! nothing of the stream.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
+use serde_json::{Value, json};
+use tidings::{app::Parts, config::ConfigError};
+
+use crate::support::{
+    bridge::{Bridge, SECRET, serve_options, token},
+    database::Database,
+    event_source::{EventSource, get},
+};
+
+fn sign(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
+    encode(
+        &Header::new(algorithm),
+        claims,
+        &EncodingKey::from_secret(secret.as_bytes()),
+    )
+    .expect("a token")
+}
+
+fn claims() -> Value {
+    json!({ "sub": "alice", "exp": get_current_timestamp() + 600 })
+}
+
+fn with(key: &str, value: Value) -> Value {
+    let mut claims = claims();
+    claims[key] = value;
+    claims
+}
+
+fn unsigned() -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!(
+        "{}.{}.",
+        part(&json!({ "alg": "none", "typ": "JWT" })),
+        part(&claims())
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_token_gets_a_401_that_says_what_to_do_and_nothing_else() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    database
+        .execute("select send_notification('alice', 'a secret')")
+        .await;
+    let now = get_current_timestamp();
+    let hs256 = |claims: Value| sign(Algorithm::HS256, &claims, SECRET);
+    let mut tampered = token("alice");
+    let last = if tampered.ends_with('A') { 'B' } else { 'A' };
+    // Not the very last character, of which only some bits count.
+    tampered.replace_range(tampered.len() - 5..tampered.len() - 4, &last.to_string());
+    let mut without_exp = claims();
+    without_exp
+        .as_object_mut()
+        .expect("an object")
+        .remove("exp");
+    let mut without_sub = claims();
+    without_sub
+        .as_object_mut()
+        .expect("an object")
+        .remove("sub");
+    let bad = [
+        ("unsigned", unsigned()),
+        ("unsigned, cut", unsigned().trim_end_matches('.').to_owned()),
+        (
+            "another secret",
+            sign(
+                Algorithm::HS256,
+                &claims(),
+                "another secret of 32 bytes or more",
+            ),
+        ),
+        (
+            "another algorithm",
+            sign(Algorithm::HS512, &claims(), SECRET),
+        ),
+        ("tampered with", tampered),
+        ("expired", hs256(with("exp", json!(now - 60)))),
+        ("not yet valid", hs256(with("nbf", json!(now + 600)))),
+        (
+            "exp as text",
+            hs256(with("exp", json!((now + 600).to_string()))),
+        ),
+        ("without exp", hs256(without_exp)),
+        ("without sub", hs256(without_sub)),
+        ("sub as number", hs256(with("sub", json!(7)))),
+        ("empty sub", hs256(with("sub", json!("")))),
+        ("long sub", hs256(with("sub", json!("x".repeat(256))))),
+        ("NUL in sub", hs256(with("sub", json!("a\0b")))),
+        ("nonsense", "nonsense".to_owned()),
+        ("empty", String::new()),
+    ];
+    for (name, token) in bad {
+        let bearer = format!("Bearer {token}");
+        let cookie = format!("tidings_token={token}");
+        for header in [
+            ("Authorization", bearer.as_str()),
+            ("Cookie", cookie.as_str()),
+        ] {
+            let response = get(bridge.address(), "/stream", &[header])
+                .await
+                .expect("an answer");
+            assert_eq!(response.status(), 401, "{name}");
+            assert_eq!(
+                response.header("content-type"),
+                Some("application/problem+json"),
+                "{name}"
+            );
+            assert_eq!(
+                response.header("www-authenticate"),
+                Some("Bearer"),
+                "{name}"
+            );
+            let body = response.text().await;
+            let problem: Value = serde_json::from_str(&body).expect("JSON");
+            assert_eq!(problem["status"], 401, "{name}");
+            assert!(!body.contains("a secret"), "{name}: {body}");
+        }
+    }
+    let response = get(bridge.address(), "/stream", &[])
+        .await
+        .expect("an answer");
+    assert_eq!(response.status(), 401);
+    assert!(response.text().await.contains("Authorization: Bearer"));
+    assert_eq!(
+        database
+            .ids("select id from notifications where sent")
+            .await,
+        [0; 0]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_its_users_stream_from_the_header_or_the_cookie() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let token = token("alice");
+    let headers = [
+        ("Authorization", format!("Bearer {token}")),
+        ("Authorization", format!("bearer  {token}")),
+        (
+            "Cookie",
+            format!("theme=dark; tidings_token={token}; lang=en"),
+        ),
+    ];
+    for (name, value) in &headers {
+        let mut source = EventSource::open(bridge.address(), "/stream", &[(name, value)]).await;
+        assert_eq!(source.next_event().await.name, "tidings.caught-up");
+        database
+            .execute("select send_notification('bob', 'not for alice')")
+            .await;
+        database
+            .execute("select send_notification('alice', 'for alice')")
+            .await;
+        assert_eq!(source.next_event().await.data, "for alice");
+        database
+            .until("select bool_and(sent) from notifications where user_id = 'alice'")
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_must_agree_and_a_bad_one_never_falls_back_to_another() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let status = async |headers: &[(&str, &str)]| {
+        get(bridge.address(), "/stream", headers)
+            .await
+            .expect("an answer")
+            .status()
+    };
+    let alice = format!("Bearer {}", token("alice"));
+    let alices = format!("tidings_token={}", token("alice"));
+    let bobs = format!("tidings_token={}", token("bob"));
+    let both = format!("{alices}; {bobs}");
+    assert_eq!(
+        status(&[("Authorization", &alice), ("Cookie", &alices)]).await,
+        200
+    );
+    assert_eq!(
+        status(&[("Authorization", &alice), ("Cookie", &bobs)]).await,
+        401
+    );
+    assert_eq!(
+        status(&[("Authorization", &alice), ("Cookie", "tidings_token=x")]).await,
+        401
+    );
+    assert_eq!(
+        status(&[("Authorization", "Bearer x"), ("Cookie", &alices)]).await,
+        401
+    );
+    assert_eq!(status(&[("Cookie", &both)]).await, 401);
+    // Somebody else's scheme, a proxy's password for instance.
+    assert_eq!(
+        status(&[("Authorization", "Basic eDp5"), ("Cookie", &alices)]).await,
+        200
+    );
+    assert_eq!(status(&[("Authorization", "Basic eDp5")]).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_authentication_serve_refuses_to_start() {
+    let database = Database::empty().await;
+    let mut options = serve_options(&database, &[]);
+    options.jwt_secret = None;
+    let error = Parts::of(&options).err().expect("a refusal");
+    assert!(matches!(error, ConfigError::NoAuthentication));
+    assert!(error.to_string().contains("TIDINGS_JWT_SECRET"), "{error}");
+}

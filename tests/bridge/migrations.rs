@@ -1,0 +1,433 @@
+//! The schema: created once however many start, never at the cost of what is
+//! not ours, and without a right for strangers.
+
+use futures_util::future::join_all;
+use tidings::{
+    app::{App, Parts, StartError},
+    database::DatabaseUrl,
+    schema::{self, Fit, SchemaError, SchemaName},
+};
+use tokio_postgres::error::SqlState;
+
+use crate::support::{
+    bridge::{Bridge, serve_options},
+    database::Database,
+    event_source::EventSource,
+    until,
+};
+
+fn name(text: &str) -> SchemaName {
+    text.parse().expect("a schema's name")
+}
+
+async fn refusal(database: &Database, schema: &str) -> String {
+    let outcome = schema::migrate(&database.url(), &name(schema)).await;
+    outcome.expect_err("a refusal").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bridges_that_start_at_once_migrate_once() {
+    let database = Database::empty().await;
+    let bridges = join_all((0..6).map(|_| Bridge::start(&database))).await;
+    let applied = "select version from tidings_schema_history order by version";
+    let client = database.connect().await;
+    let versions: Vec<i32> = client
+        .query(applied, &[])
+        .await
+        .expect("rows")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(versions, (1..=schema::version()).collect::<Vec<_>>());
+    let mut source = bridges[5].connect("alice").await;
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    until(&mut source, "message").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_taken_is_an_error_that_names_the_setting_and_touches_nothing() {
+    let taken = [
+        (
+            "create table notifications (mine int); insert into notifications values (7)",
+            "a table notifications",
+        ),
+        (
+            "create view notifications as select 1 as mine",
+            "a view notifications",
+        ),
+        (
+            "create type notifications as enum ('mine')",
+            "a type notifications",
+        ),
+        (
+            "create sequence notifications_id_seq",
+            "a sequence notifications_id_seq",
+        ),
+        (
+            "create table mine (id int); create index notifications_xid_id on mine (id)",
+            "an index notifications_xid_id",
+        ),
+        (
+            "create function send_notification(mine int) returns int language sql as 'select 1'",
+            "a function send_notification(integer)",
+        ),
+        (
+            "create table tidings_schema_history (mine int)",
+            "a relation tidings_schema_history",
+        ),
+    ];
+    for (statements, what) in taken {
+        let database = Database::empty().await;
+        database.execute(statements).await;
+        let before = objects(&database).await;
+        let message = refusal(&database, "public").await;
+        assert!(
+            message.contains(what) && message.contains("TIDINGS_SCHEMA"),
+            "{message}"
+        );
+        assert_eq!(objects(&database).await, before, "{statements}");
+        // Another schema is a way out.
+        schema::migrate(&database.url(), &name("tidings"))
+            .await
+            .expect("a schema of its own");
+        assert_eq!(objects(&database).await, before, "{statements}");
+    }
+}
+
+/// Everything in the schema public.
+async fn objects(database: &Database) -> Vec<String> {
+    let query = "select relkind::text || ' ' || relname from pg_class where relnamespace = 'public'::regnamespace \
+         union all select 'function ' || oid::regprocedure from pg_proc where pronamespace = 'public'::regnamespace \
+         union all select 'type ' || typname from pg_type where typnamespace = 'public'::regnamespace \
+         order by 1";
+    let rows = database
+        .connect()
+        .await
+        .query(query, &[])
+        .await
+        .expect("objects");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_name_that_a_migration_takes_is_looked_for_beforehand() {
+    // Each object of a migrated schema, put in the way of a new one.
+    let database = Database::migrated().await;
+    let client = database.connect().await;
+    let names = "select relname::text from pg_class where relnamespace = 'public'::regnamespace \
+         and relname !~ '^tidings_schema_history' \
+         union select proname from pg_proc where pronamespace = 'public'::regnamespace";
+    for row in client.query(names, &[]).await.expect("names") {
+        let taken: String = row.get(0);
+        let other = Database::empty().await;
+        other.execute(&format!("create sequence {taken}")).await;
+        let message = refusal(&other, "public").await;
+        assert!(
+            message.contains(&format!("a sequence {taken}")),
+            "{taken}: {message}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_schema_is_created_or_asked_for() {
+    let database = Database::empty().await;
+    let odd = "Odd \"name\" of a schema";
+    schema::migrate(&database.url(), &name(odd))
+        .await
+        .expect("a schema");
+    database
+        .execute("select \"Odd \"\"name\"\" of a schema\".send_notification('a', 'b')")
+        .await;
+
+    database.execute("create role poor login").await;
+    let poor: DatabaseUrl = as_role(&database, "poor");
+    let error = schema::migrate(&poor, &name("missing"))
+        .await
+        .expect_err("a refusal");
+    let message = error.to_string();
+    assert!(matches!(error, SchemaError::NoSchema { .. }), "{message}");
+    assert!(
+        message.contains("create schema \"missing\" authorization \"poor\";"),
+        "{message}"
+    );
+}
+
+fn as_role(database: &Database, role: &str) -> DatabaseUrl {
+    let url = database
+        .connection_string()
+        .replace("user=tidings", &format!("user={role}"));
+    url.parse().expect("a connection string")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_migrates_only_what_is_too_old_and_only_if_it_may() {
+    let database = Database::empty().await;
+    let start = async |more: &[&str]| {
+        let options = serve_options(&database, more);
+        App::build(Parts::of(&options).expect("settings"), &options.bridge).await
+    };
+    let error = start(&["--migrate=never"]).await.err().expect("a refusal");
+    assert!(
+        matches!(error, StartError::Schema(SchemaError::TooOld { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains("tidings migrate"), "{error}");
+    assert_eq!(objects(&database).await, [""; 0]);
+
+    database.migrate().await;
+    drop(start(&["--migrate=never"]).await.expect("a bridge"));
+
+    // A newer release has added something, and then taken something away.
+    let add = |version: i32, name: &str| {
+        format!(
+            "insert into tidings_schema_history (version, name, applied_on, checksum) \
+             values ({version}, '{name}', '2026-11-22T00:00:00Z', '1')"
+        )
+    };
+    let newer = schema::version() + 1;
+    database.execute(&add(newer, "expand_something")).await;
+    drop(start(&[]).await.expect("a bridge on a newer schema"));
+    database.migrate().await;
+    database
+        .execute(&add(newer + 1, "contract_something"))
+        .await;
+    let error = start(&[]).await.err().expect("a refusal");
+    assert!(
+        matches!(error, StartError::Schema(SchemaError::TooNew { .. })),
+        "{error}"
+    );
+    assert!(error.to_string().contains("newer"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_fails_leaves_nothing_of_itself_and_can_be_repeated() {
+    let database = Database::empty().await;
+    // The trigger function can't be created without the language.
+    database.execute("drop extension plpgsql").await;
+    let message = refusal(&database, "public").await;
+    assert!(
+        message.contains("rolled back") && message.contains("plpgsql"),
+        "{message}"
+    );
+    let client = database.connect().await;
+    let fit = schema::fit(&client, &SchemaName::public())
+        .await
+        .expect("a history");
+    assert_eq!(fit, Fit::TooOld { found: Some(1) });
+    database.execute("create extension plpgsql").await;
+    database.migrate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_would_mangle_texts_is_refused() {
+    let database = Database::empty().await;
+    let client = database.connect().await;
+    client
+        .batch_execute("create database latin encoding 'LATIN1' template template0")
+        .await
+        .expect("a database");
+    let name_of = client
+        .query_one("select current_database()::text", &[])
+        .await
+        .expect("a name");
+    let url = database
+        .connection_string()
+        .replace(name_of.get::<_, &str>(0), "latin");
+    let latin: DatabaseUrl = url.parse().expect("a connection string");
+    let error = schema::migrate(&latin, &SchemaName::public())
+        .await
+        .expect_err("a refusal");
+    assert!(error.to_string().contains("UTF8"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
+    let database = Database::migrated().await;
+    let client = database.connect().await;
+    let functions = "select oid::regprocedure::text, proconfig, \
+         has_function_privilege('public', oid, 'execute') \
+         from pg_proc where pronamespace = 'public'::regnamespace";
+    let rows = client.query(functions, &[]).await.expect("functions");
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let (function, config): (String, Vec<String>) = (row.get(0), row.get(1));
+        assert_eq!(config, ["search_path=public, pg_temp"], "{function}");
+        assert!(
+            !row.get::<_, bool>(2),
+            "{function} may be called by anybody"
+        );
+    }
+
+    client
+        .batch_execute(
+            "create role writer_of_test login; \
+             grant execute on function send_notification(text, text, text) to writer_of_test",
+        )
+        .await
+        .expect("a role");
+    let (writer, connection) = as_role_client(&database, "writer_of_test").await;
+    tokio::spawn(connection);
+    let theirs =
+        "create temporary table notifications (id bigint, user_id text, text text, event text)";
+    writer
+        .batch_execute(theirs)
+        .await
+        .expect("a temporary table");
+    let id: i64 = writer
+        .query_one("select send_notification('alice', 'real')", &[])
+        .await
+        .expect("an id")
+        .get(0);
+    assert_eq!(
+        database.ids("select id from public.notifications").await,
+        [id]
+    );
+    let read = writer
+        .query("select * from public.notifications", &[])
+        .await;
+    assert_eq!(
+        read.expect_err("a refusal").code(),
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    );
+}
+
+async fn as_role_client(
+    database: &Database,
+    role: &str,
+) -> (
+    tokio_postgres::Client,
+    tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
+) {
+    let url = database
+        .connection_string()
+        .replace("user=tidings", &format!("user={role}"));
+    tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .expect("a connection")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn send_notification_takes_texts_numbers_and_names_of_events() {
+    let database = Database::migrated().await;
+    database
+        .execute(
+            "select send_notification('alice', 'a'); \
+             select send_notification('alice'::varchar, 'b', 'build'); \
+             select send_notification(42, 'c'); \
+             select send_notification(42::bigint, 'd', event => null); \
+             select send_notification(user_id => 'bob', text => 'e')",
+        )
+        .await;
+    let client = database.connect().await;
+    let rows = client
+        .query("select user_id || ' ' || text || coalesce(' ' || event, '') from notifications order by id", &[])
+        .await
+        .expect("rows");
+    let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(rows, ["alice a", "alice b build", "42 c", "42 d", "bob e"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_refuses_what_could_not_be_delivered() {
+    let database = Database::migrated().await;
+    let client = database.connect().await;
+    let refused = [
+        ("('', 'x', null)", "notifications_user_id_length"),
+        (
+            "(repeat('x', 256), 'x', null)",
+            "notifications_user_id_length",
+        ),
+        (
+            "('alice', repeat('x', 1048577), null)",
+            "notifications_text_length",
+        ),
+        ("('alice', 'x', '')", "notifications_event_length"),
+        (
+            "('alice', 'x', repeat('x', 101))",
+            "notifications_event_length",
+        ),
+        (
+            "('alice', 'x', E'a\\nid: 1')",
+            "notifications_event_one_line",
+        ),
+        ("('alice', 'x', E'a\\rb')", "notifications_event_one_line"),
+        ("('alice', 'x', 'open')", "notifications_event_not_reserved"),
+        (
+            "('alice', 'x', 'error')",
+            "notifications_event_not_reserved",
+        ),
+        (
+            "('alice', 'x', 'tidings.gap')",
+            "notifications_event_not_reserved",
+        ),
+    ];
+    for (values, constraint) in refused {
+        let insert = format!("insert into notifications (user_id, text, event) values {values}");
+        let error = client.batch_execute(&insert).await.expect_err(values);
+        let found = error.as_db_error().and_then(|error| error.constraint());
+        assert_eq!(found, Some(constraint), "{values}");
+    }
+    let taken = "insert into notifications (user_id, text, event) values \
+         (repeat('x', 255), repeat('x', 1048576), repeat('x', 100)), ('a', '', 'tidings'), ('a', '', 'opened')";
+    client.batch_execute(taken).await.expect("good rows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_installations_in_one_database_do_not_hear_each_other() {
+    let database = Database::empty().await;
+    let (one, two) = (
+        Bridge::start_with(&database, &["--schema=one"]).await,
+        Bridge::start_with(&database, &["--schema=two"]).await,
+    );
+    let mut sources: Vec<EventSource> = vec![
+        one.connect_live("alice").await,
+        two.connect_live("alice").await,
+    ];
+    let listener = database.connect().await;
+    database
+        .execute("select one.send_notification('alice', 'one')")
+        .await;
+    database
+        .execute("select two.send_notification('alice', 'two')")
+        .await;
+    assert_eq!(sources[0].next_event().await.data, "one");
+    assert_eq!(sources[1].next_event().await.data, "two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start() {
+    let database = Database::migrated().await;
+    // As a restored dump has them: transaction ids of a cluster that was further.
+    database
+        .execute(
+            "insert into notifications (user_id, text, xid, sent_at) values \
+             ('alice', 'unsent', '900000000', null), ('alice', 'sent', '900000001', now())",
+        )
+        .await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect("alice").await;
+    let backlog = until(&mut source, "tidings.caught-up").await;
+    assert_eq!(
+        backlog
+            .iter()
+            .map(|event| event.data.as_str())
+            .collect::<Vec<_>>(),
+        ["unsent"]
+    );
+    database
+        .execute("select send_notification('alice', 'live')")
+        .await;
+    assert_eq!(source.next_event().await.data, "live");
+
+    // One that a superuser forges later neither stops nor blinds a bridge.
+    database
+        .execute("insert into notifications (user_id, text, xid) values ('alice', 'forged', '900000000')")
+        .await;
+    database
+        .execute("select send_notification('alice', 'after')")
+        .await;
+    assert_eq!(source.next_event().await.data, "after");
+}

@@ -1,0 +1,138 @@
+//! The reading queries stay on their indexes at a million rows, also with plans
+//! that were made while the table was empty and never analysed.
+
+use serde_json::Value;
+use tidings::{database, schema::SchemaName, sql::Sql};
+
+use crate::support::database::Database;
+
+/// Buffers that a query with nothing or little to return may touch. A scan of
+/// the table would touch tens of thousands; measured here: 4 to 40.
+const BUFFERS: u64 = 200;
+
+const ROWS: u32 = 1_000_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
+    let database = Database::migrated().await;
+    let (client, _driver) = database::connect(&database.url(), |_| ())
+        .await
+        .expect("a session");
+    let sql = Sql::new(&SchemaName::public());
+    client
+        .batch_execute("alter table notifications set (autovacuum_enabled = off)")
+        .await
+        .expect("a table that is never analysed");
+    let prepared = [
+        (
+            "tail_page",
+            "xid8, xid8[], bigint[], bigint, bigint",
+            &sql.tail_page,
+        ),
+        (
+            "user_page",
+            "xid8, xid8[], bigint[], bigint, bigint, text",
+            &sql.user_page,
+        ),
+        (
+            "backlog_page",
+            "text, bigint, bigint, bigint",
+            &sql.backlog_page,
+        ),
+        ("tail_start", "", &sql.tail_start),
+        ("mark_sent", "bigint[]", &sql.mark_sent),
+    ];
+    for (name, types, query) in prepared {
+        let types = if types.is_empty() {
+            String::new()
+        } else {
+            format!("({types})")
+        };
+        let prepare = format!("prepare {name} {types} as {query}");
+        client.batch_execute(&prepare).await.expect(name);
+    }
+    // Planned while the table is empty, as a bridge on a new database does.
+    for execute in executions("0", "0", 1) {
+        client.batch_execute(&execute).await.expect(&execute);
+    }
+
+    let fill = format!(
+        "insert into notifications (user_id, text, sent_at) \
+         select 'user' || n % 5000, 'row ' || n, now() from generate_series(1, {ROWS}) n"
+    );
+    client.batch_execute(&fill).await.expect("a million rows");
+    let last = client
+        .query_one(
+            "select max(xid)::text, (max(xid)::text::bigint + 1)::text from notifications",
+            &[],
+        )
+        .await
+        .expect("the newest transaction");
+    let (last, floor): (String, String) = (last.get(0), last.get(1));
+    client
+        .batch_execute("insert into notifications (user_id, text) select 'user7', 'new' from generate_series(1, 20)")
+        .await
+        .expect("new rows");
+
+    for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
+        assert_cheap(&client, &execute).await;
+    }
+    client
+        .batch_execute("analyze notifications")
+        .await
+        .expect("analyze");
+    for execute in executions(&floor, &last, i64::from(ROWS) + 2) {
+        assert_cheap(&client, &execute).await;
+    }
+}
+
+/// With an open transaction of which all has been read but what comes after
+/// its millionth row.
+fn executions(floor: &str, open: &str, id: i64) -> [String; 5] {
+    let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
+    [
+        format!("execute tail_page ({position}, 1001, 1048576)"),
+        format!("execute user_page ({position}, 501, 262144, 'user7')"),
+        "execute backlog_page ('user7', 10, 501, 262144)".to_owned(),
+        "execute tail_start".to_owned(),
+        format!("execute mark_sent (array[{id}::bigint])"),
+    ]
+}
+
+async fn assert_cheap(client: &tokio_postgres::Client, execute: &str) {
+    let explain = format!("explain (analyze, buffers, format json) {execute}");
+    let row = client.query_one(&explain, &[]).await.expect(&explain);
+    // Postgres has no binary form for plain json that serde takes: read the text.
+    let plan: Value = serde_json::from_str(&row.get::<_, PlanText>(0).0).expect("a plan");
+    let plan = &plan[0]["Plan"];
+    let buffers = plan["Shared Hit Blocks"].as_u64().expect("buffers")
+        + plan["Shared Read Blocks"].as_u64().expect("buffers");
+    // A user's backlog is looked for among all the user's retained rows.
+    let bound = if execute.contains("backlog") {
+        BUFFERS * 5
+    } else {
+        BUFFERS
+    };
+    assert!(
+        buffers <= bound,
+        "{execute} touched {buffers} buffers: {plan:#}"
+    );
+    assert!(
+        !plan.to_string().contains("Seq Scan\""),
+        "{execute}: {plan:#}"
+    );
+}
+
+/// The text of a json value.
+struct PlanText(String);
+
+impl<'a> tokio_postgres::types::FromSql<'a> for PlanText {
+    fn from_sql(
+        _: &tokio_postgres::types::Type,
+        raw: &'a [u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(String::from_utf8(raw.to_vec())?))
+    }
+
+    tokio_postgres::types::accepts!(JSON);
+}

@@ -1,0 +1,405 @@
+//! `GET /stream`: the exact bytes, resuming, heartbeats, and what is refused.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    bridge::{Bridge, token},
+    database::Database,
+    event_source::{EventSource, Item, get},
+    row_id, until,
+};
+
+async fn insert(database: &Database, event: Option<&str>, text: &str) {
+    let insert = "insert into notifications (user_id, event, text) values ('alice', $1, $2)";
+    let client = database.connect().await;
+    client
+        .execute(insert, &[&event, &text])
+        .await
+        .expect("a row");
+}
+
+/// Texts that are hard to carry, and what the plain form makes of them.
+fn texts() -> Vec<(String, String)> {
+    let same = [
+        "",
+        " ",
+        " leading space",
+        ":colon",
+        "data: not a field\nid: 5\nevent: x",
+        "\n",
+        "a\n",
+        "\n\nb",
+        "tab\tand \u{1f600} and \u{feff}BOM and \u{2028}separator",
+        "{\"json\": [1, 2]}",
+    ];
+    let mut texts: Vec<_> = same.map(|text| (text.to_owned(), text.to_owned())).into();
+    texts.push(("a\r\nb\rc\n\rd\r".to_owned(), "a\nb\nc\n\nd\n".to_owned()));
+    texts.push(("m".repeat(1 << 20), "m".repeat(1 << 20)));
+    texts.push(("\u{e9}\n".repeat(300_000), "\u{e9}\n".repeat(300_000)));
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_text_arrives_as_it_is_but_for_its_carriage_returns() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut live = bridge.connect_live("alice").await;
+    for (text, _) in texts() {
+        insert(&database, None, &text).await;
+    }
+    for (text, expected) in texts() {
+        let event = live.next_event().await;
+        assert_eq!(event.name, "message");
+        assert!(
+            event.data == expected,
+            "{} bytes: {:.60?} is not {text:.60?}",
+            text.len(),
+            event.data
+        );
+    }
+    // The same by way of the catch-up.
+    let mut replayed = bridge.connect_with("alice", "?replay=100", &[]).await;
+    for (text, expected) in texts() {
+        assert!(replayed.next_event().await.data == expected, "{text:.60?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_carries_any_text_exactly_with_its_id_event_and_time() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_with("alice", "?format=json", &[]).await;
+    until(&mut source, "tidings.caught-up").await;
+    for (index, (text, _)) in texts().into_iter().enumerate() {
+        insert(&database, Some("build"), &text).await;
+        let event = source.next_event().await;
+        assert_eq!(event.name, "build");
+        let data: Value = serde_json::from_str(&event.data).expect("JSON");
+        assert_eq!(data["id"], json!(index + 1));
+        assert_eq!(data["event"], json!("build"));
+        assert!(data["text"] == json!(text), "{text:.60?}");
+        let client = database.connect().await;
+        let same = "select $1::text::timestamptz = created_at from notifications where id = $2";
+        let created_at = data["created_at"].as_str().expect("a time");
+        let row = client
+            .query_one(same, &[&created_at, &(index as i64 + 1)])
+            .await;
+        assert!(row.expect("a row").get::<_, bool>(0), "{created_at}");
+        assert!(created_at.ends_with('Z'), "{created_at}");
+    }
+    // A time that JSON has no form for.
+    database
+        .execute("insert into notifications (user_id, text, created_at) values ('alice', 'x', 'infinity')")
+        .await;
+    let data: Value = serde_json::from_str(&source.next_event().await.data).expect("JSON");
+    assert_eq!(
+        data,
+        json!({ "id": texts().len() + 1, "event": null, "text": "x", "created_at": null })
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_bytes_come_at_once_and_the_headers_keep_proxies_out_of_the_way() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let response = get(
+        bridge.address(),
+        "/stream",
+        &[("Authorization", &bearer), ("Accept-Encoding", "gzip")],
+    )
+    .await
+    .expect("an answer");
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.header("content-type"), Some("text/event-stream"));
+    assert_eq!(
+        response.header("cache-control"),
+        Some("no-cache, no-transform")
+    );
+    assert_eq!(response.header("x-accel-buffering"), Some("no"));
+    assert_eq!(response.header("content-encoding"), None);
+
+    let mut source = response.into_events().await;
+    let Ok(Item::Retry(retry)) = source.next_item().await else {
+        panic!("not a retry")
+    };
+    assert!((1_500..=3_000).contains(&retry), "{retry}");
+    let Ok(Item::Id(id)) = source.next_item().await else {
+        panic!("not an id")
+    };
+    assert!(id.starts_with("0-"), "{id}");
+    let caught_up = source.next_event().await;
+    assert_eq!(caught_up.name, "tidings.caught-up");
+    assert_eq!(caught_up.data, r#"{"rows":0}"#);
+    assert!(
+        caught_up.last_event_id.starts_with("0-"),
+        "{}",
+        caught_up.last_event_id
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_named_after_its_row_and_its_id_after_the_rows_id() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    insert(&database, Some("build"), "green").await;
+    insert(&database, None, "plain").await;
+    let mut source = bridge.connect("alice").await;
+    let events = until(&mut source, "tidings.caught-up").await;
+    let seen: Vec<_> = events
+        .iter()
+        .map(|event| (event.name.as_str(), event.data.as_str(), row_id(event)))
+        .collect();
+    assert_eq!(seen, [("build", "green", 1), ("message", "plain", 2)]);
+    assert!(
+        source.last_event_id().starts_with("2-"),
+        "caught-up keeps the row's id"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_moves_the_position_and_fires_no_event() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
+    let mut source = bridge.connect_live("alice").await;
+    let before = source.last_event_id().to_owned();
+    // What others get moves the bridge on.
+    database
+        .execute("select send_notification('bob', 'hello')")
+        .await;
+    let Ok(Item::Id(after)) = source.next_item().await else {
+        panic!("not a heartbeat")
+    };
+    assert!(after.starts_with("0-"), "{after}");
+    assert_ne!(after, before);
+
+    // And it is as good as any other id.
+    drop(source);
+    bridge.until_connections(0).await;
+    database
+        .execute("select send_notification('alice', 'missed')")
+        .await;
+    let mut source = bridge.resume("alice", &after).await;
+    assert_eq!(source.next_event().await.data, "missed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_never_overtakes_what_is_still_to_be_written() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
+    let slow = database.connect().await;
+    slow.batch_execute("begin; insert into notifications (user_id, text) values ('alice', 'slow')")
+        .await
+        .expect("a slow transaction");
+    let mut source = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('bob', 'later, and visible')")
+        .await;
+    let Ok(Item::Id(id)) = source.next_item().await else {
+        panic!("not a heartbeat")
+    };
+    source.reset();
+    bridge.until_connections(0).await;
+    slow.batch_execute("commit").await.expect("commit");
+    let mut source = bridge.resume("alice", &id).await;
+    assert_eq!(source.next_event().await.data, "slow");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut first = bridge.connect_live("alice").await;
+    insert(&database, None, "sent").await;
+    assert_eq!(first.next_event().await.data, "sent");
+    let good = first.last_event_id().to_owned();
+    drop(first);
+    bridge.until_connections(0).await;
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+    insert(&database, None, "unsent").await;
+    // The epoch is the second number of the position; another one is another
+    // cluster's.
+    let elsewhere = "1-AQUJ";
+    for (id, reason) in [
+        ("nonsense", "malformed"),
+        ("7", "malformed"),
+        (elsewhere, "epoch"),
+    ] {
+        let mut source = bridge.resume("alice", id).await;
+        let gap = source.next_event().await;
+        assert_eq!(
+            (gap.name.as_str(), gap.data.clone()),
+            ("tidings.gap", json!({ "reason": reason }).to_string())
+        );
+        assert_eq!(source.next_event().await.data, "unsent");
+        drop(source);
+        bridge.until_connections(0).await;
+        database
+            .execute("update notifications set sent_at = null where text = 'unsent'")
+            .await;
+    }
+    // A header of bytes that are no text is no better.
+    let mut source = bridge
+        .connect_with("alice", "", &[("Last-Event-ID", "\u{e9}\u{1f600}")])
+        .await;
+    assert_eq!(source.next_event().await.name, "tidings.gap");
+    drop(source);
+
+    // The header wins over the query, which serves where no header can be set.
+    let query = format!("?last_event_id={good}");
+    database
+        .execute("update notifications set sent_at = now()")
+        .await;
+    let mut source = bridge.connect_with("alice", &query, &[]).await;
+    assert_eq!(source.next_event().await.data, "unsent");
+    let newest = source.last_event_id().to_owned();
+    let mut source = bridge
+        .connect_with("alice", &query, &[("Last-Event-ID", &newest)])
+        .await;
+    assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_starts_with_the_last_rows_sent_or_not() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    database
+        .execute(
+            "insert into notifications (user_id, text, sent_at) \
+             select 'alice', 'row ' || n, case when n > 1 then now() end from generate_series(1, 9) n",
+        )
+        .await;
+    let texts = async |query: &str| {
+        database
+            .execute("update notifications set sent_at = null where id = 1")
+            .await;
+        let mut source = bridge.connect_with("alice", query, &[]).await;
+        let events = until(&mut source, "tidings.caught-up").await;
+        database
+            .until("select bool_and(sent) from notifications")
+            .await;
+        events
+            .into_iter()
+            .map(|event| event.data.replace("row ", ""))
+            .collect::<String>()
+    };
+    assert_eq!(texts("").await, "1");
+    assert_eq!(texts("?replay=3").await, "1789");
+    assert_eq!(texts("?replay=500").await, "123456789");
+
+    // A phone that breaks gets the rest, not the replay anew.
+    let mut source = bridge.connect_with("alice", "?replay=3", &[]).await;
+    assert_eq!(source.next_event().await.data, "row 7");
+    let id = source.last_event_id().to_owned();
+    let mut source = bridge
+        .connect_with("alice", "?replay=3", &[("Last-Event-ID", &id)])
+        .await;
+    assert_eq!(source.next_event().await.data, "row 8");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_wrongly_is_refused_with_what_to_do() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let ask = async |path: &str| {
+        let headers = [("Authorization", bearer.as_str())];
+        let response = get(bridge.address(), path, &headers)
+            .await
+            .expect("an answer");
+        let content_type = response.header("content-type").map(String::from);
+        assert_eq!(
+            content_type.as_deref(),
+            Some("application/problem+json"),
+            "{path}"
+        );
+        let status = response.status();
+        let problem: Value = serde_json::from_str(&response.text().await).expect("JSON");
+        assert_eq!(problem["status"], json!(status), "{path}");
+        (
+            status,
+            problem["detail"].as_str().expect("a detail").to_owned(),
+        )
+    };
+    for path in [
+        "/stream?format=xml",
+        "/stream?replay=501",
+        "/stream?replay=-1",
+        "/stream?replay=x",
+    ] {
+        let (status, detail) = ask(path).await;
+        assert_eq!(status, 400, "{path}");
+        assert!(detail.contains("the parameters are"), "{path}: {detail}");
+    }
+    let (status, detail) = ask("/nothing").await;
+    assert_eq!(status, 404);
+    assert!(detail.contains("/stream"), "{detail}");
+    // `?user=` means nothing here.
+    let headers = [("Authorization", bearer.as_str())];
+    let mut source = EventSource::open(bridge.address(), "/stream?user=bob", &headers).await;
+    until(&mut source, "tidings.caught-up").await;
+    insert(&database, None, "for alice").await;
+    assert_eq!(source.next_event().await.data, "for alice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_slow_is_neither_cut_off_nor_skipped() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--queue-bytes=20000"]).await;
+    // It reads nothing until all is written, which is more than the kernel's
+    // buffers and its own queue hold.
+    let mut slow = bridge.connect("alice").await;
+    let mut quick = bridge.connect_live("alice").await;
+    let rows = 400;
+    for _ in 0..rows {
+        insert(&database, None, &"x".repeat(50_000)).await;
+    }
+    for row in 1..=rows {
+        assert_eq!(row_id(&quick.next_event().await), row);
+    }
+    assert_eq!(slow.next_event().await.name, "tidings.caught-up");
+    for row in 1..=rows {
+        assert_eq!(row_id(&slow.next_event().await), row);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_closed_is_forgotten_at_once() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--heartbeat=300s"]).await;
+    let (closed, reset) = (
+        bridge.connect_live("alice").await,
+        bridge.connect_live("alice").await,
+    );
+    bridge.until_connections(2).await;
+    drop(closed);
+    bridge.until_connections(1).await;
+    reset.reset();
+    bridge.until_connections(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_that_the_bridge_lives_and_hears_the_database() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let live = bridge.admin("/health/live").await;
+    assert_eq!(live.status(), 200);
+    let ready = bridge.admin("/health/ready").await;
+    assert_eq!(ready.status(), 200);
+    let body: Value = serde_json::from_str(&ready.text().await).expect("JSON");
+    assert_eq!(body["status"], "ready");
+    assert!(
+        body["last_look_ms"].as_u64().expect("an age") < 5_000,
+        "{body}"
+    );
+    assert_eq!(bridge.admin("/stream").await.status(), 404);
+    assert_eq!(
+        get(bridge.address(), "/health/ready", &[])
+            .await
+            .expect("an answer")
+            .status(),
+        404
+    );
+}
