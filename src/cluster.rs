@@ -22,6 +22,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    fmt,
     fs::{self, DirBuilder, DirEntry, File, OpenOptions, Permissions, TryLockError},
     hash::{BuildHasher, RandomState},
     io::{self, Read, Seek, SeekFrom, Write},
@@ -84,16 +85,21 @@ const LOG_TAIL_LINES: usize = 20;
 /// which ends such a command. To a running server they are a "smart" shutdown
 /// that becomes a "fast" one at once.
 ///
-/// The command's standard input is our standard output, the `running` file:
-/// empty, and locked for as long as any process has it open.
+/// The watcher, ended when the command has ended, thus tells whether it had seen
+/// the end of the pipe: it fails unless it did.
+///
+/// Our standard output is the `running` file, which is locked for as long as any
+/// process has it open. The command and all that it starts inherit it as their
+/// descriptor 3, which no program of PostgreSQL closes or redirects.
 const SUPERVISOR: &str = r#"
 exec 3<&0 </dev/null
 folder=$1
 shift
-"$@" <&1 >&2 3<&- &
+"$@" 3<&1 >&2 &
 command=$!
 {
     while read -r signal; do kill -s "$signal" "$command"; done
+    trap 'exit 0' TERM
     kill -s TERM "$command"
     kill -s INT "$command"
     exit 0
@@ -102,7 +108,7 @@ watcher=$!
 exec 3<&-
 wait "$command"
 status=$?
-kill -s KILL "$watcher" 2>/dev/null
+kill -s TERM "$watcher" 2>/dev/null
 if wait "$watcher" 2>/dev/null && [ -n "$folder" ]; then rm -rf "$folder"; fi
 exit "$status"
 "#;
@@ -126,21 +132,26 @@ pub enum ClusterError {
          `initdb`, or unset it",
         folder.display()
     )]
-    BadBinDir { folder: PathBuf, reason: Unusable },
-    /// Another process uses the folder.
+    BadBinDir {
+        /// What it is set to.
+        folder: PathBuf,
+        /// What is wrong with that.
+        reason: Unusable,
+    },
+    /// Another process uses this folder.
     #[error(
         "another `tidings dev` uses {}: stop it, or set TIDINGS_DEV_DATA to another folder",
-        folder.display()
+        .0.display()
     )]
-    InUse { folder: PathBuf },
-    /// The folder has contents that no cluster of ours put there. It is left
+    InUse(PathBuf),
+    /// This folder has contents that no cluster of ours put there. It is left
     /// alone: a cluster changes its folder's owner and permissions.
     #[error(
         "{} is not empty and holds no cluster of tidings: set TIDINGS_DEV_DATA to a folder \
          of its own, which need not exist",
-        folder.display()
+        .0.display()
     )]
-    NotOurs { folder: PathBuf },
+    NotOurs(PathBuf),
     /// We are root, which PostgreSQL refuses to run as.
     #[error(
         "PostgreSQL doesn't run as root, and there is neither a user `postgres` nor `nobody` \
@@ -153,72 +164,128 @@ pub enum ClusterError {
          TIDINGS_DEV_DATA to a folder elsewhere (for a temporary cluster: TMPDIR)",
         folder.display()
     )]
-    FolderBarred { account: String, folder: PathBuf },
+    FolderBarred {
+        /// That user.
+        account: String,
+        /// The folder on the way to the data that is closed.
+        folder: PathBuf,
+    },
     /// The user that the server is to run as can't execute it.
     #[error(
         "PostgreSQL doesn't run as root but as `{account}`, which may not enter or execute {}: \
          set PG_BIN_DIR to the folder of a server that it may execute",
         path.display()
     )]
-    BinariesBarred { account: String, path: PathBuf },
-    /// The path of the socket would be too long for a Unix socket, or can't be
-    /// said in a connection string, where a comma separates hosts.
+    BinariesBarred {
+        /// That user.
+        account: String,
+        /// The program, or the folder on the way to it, that is closed.
+        path: PathBuf,
+    },
+    /// The path of the socket in this folder would be too long for a Unix
+    /// socket, or can't be said in a connection string, where a comma separates
+    /// hosts.
     #[error(
         "{} can't hold the server's Unix socket, whose path must be UTF-8 without a comma and at \
          most {} bytes: set TIDINGS_DEV_DATA to another or shorter folder (for a temporary \
          cluster: TMPDIR)",
-        folder.display(),
+        .0.display(),
         if cfg!(target_os = "macos") { 103 } else { 107 }
     )]
-    SocketPath { folder: PathBuf },
+    SocketPath(PathBuf),
     /// `initdb` or `postgres` gave up.
-    #[error("{program} ended ({status}); the last lines of {} are:\n{tail}", log.display())]
+    #[error("{program} ended ({status}); {log}")]
     Ended {
+        /// Which of them.
         program: &'static str,
+        /// How it ended.
         status: ExitStatus,
-        log: PathBuf,
-        tail: String,
+        /// What it said.
+        log: LogTail,
     },
     /// `initdb` or `postgres` took too long.
-    #[error(
-        "{program} wasn't ready within {} seconds; the last lines of {} are:\n{tail}",
-        limit.as_secs(),
-        log.display()
-    )]
+    #[error("{program} wasn't ready within {} seconds; {log}", limit.as_secs())]
     NotReady {
+        /// Which of them.
         program: &'static str,
+        /// How long it was given.
         limit: Duration,
-        log: PathBuf,
-        tail: String,
+        /// What it said.
+        log: LogTail,
     },
-    /// A server ignored being told to stop.
+    /// A server of these data ignored being told to stop.
     #[error(
-        "a PostgreSQL server in {} doesn't stop: end the process that the first line of its \
+        "the PostgreSQL server of {} doesn't stop: end the process that the first line of its \
          postmaster.pid names, and try again",
-        data.display()
+        .0.display()
     )]
-    StillRunning { data: PathBuf },
+    StillRunning(PathBuf),
     /// The operating system refused something.
     #[error("can't {action} {}: {reason}", path.display())]
     Io {
+        /// What was tried.
         action: &'static str,
+        /// With which file or folder.
         path: PathBuf,
+        /// Why it was refused.
         reason: io::Error,
     },
 }
 
-type Result<T, E = ClusterError> = std::result::Result<T, E>;
-
 /// Why a folder isn't one of PostgreSQL's binaries.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
+    /// This program is missing.
     #[error("it holds no `{0}`")]
     Lacks(&'static str),
+    /// `postgres` is there, but it can't be executed.
     #[error("its `postgres` can't be run ({0})")]
     CannotRun(#[source] io::Error),
+    /// `postgres --version` says something else than its version.
     #[error("its `postgres --version` says {0:?}")]
     UnknownVersion(String),
 }
+
+/// The end of a log file: twenty lines at most.
+#[derive(Debug)]
+pub struct LogTail {
+    log: PathBuf,
+    lines: String,
+}
+
+impl LogTail {
+    fn read(log: PathBuf) -> Self {
+        let lines = match read_end(&log) {
+            Ok(end) => last_lines(&end),
+            Err(error) => format!("({error})"),
+        };
+        Self { log, lines }
+    }
+}
+
+impl fmt::Display for LogTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { log, lines } = self;
+        write!(f, "the last lines of {} are:\n{lines}", log.display())
+    }
+}
+
+/// The last kilobytes of a file.
+fn read_end(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end)?;
+    Ok(String::from_utf8_lossy(&end).into_owned())
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+}
+
+type Result<T, E = ClusterError> = std::result::Result<T, E>;
 
 /// Says what was tried when the operating system refused it.
 fn cannot<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ClusterError + 'a {
@@ -506,9 +573,7 @@ impl Home {
         let lock = open(&path, account.as_ref())?;
         poll(LOCK_LIMIT, || try_lock(&lock, &path))
             .await?
-            .ok_or_else(|| ClusterError::InUse {
-                folder: folder.clone(),
-            })?;
+            .ok_or_else(|| ClusterError::InUse(folder.clone()))?;
         Ok(Self {
             folder: folder.clone(),
             sockets,
@@ -574,9 +639,7 @@ fn sockets_folder(folder: &Path) -> Result<String> {
         .into_string()
         .ok()
         .filter(|sockets| fits && !sockets.contains(','))
-        .ok_or_else(|| ClusterError::SocketPath {
-            folder: folder.to_owned(),
-        })
+        .ok_or_else(|| ClusterError::SocketPath(folder.to_owned()))
 }
 
 /// Keeps us from taking over, or removing, a folder that has another use.
@@ -585,12 +648,10 @@ fn refuse_foreign(folder: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         contents => contents.map_err(cannot("read", folder))?,
     };
-    if contents.count() == 0 || folder.join(LOCK).exists() {
+    if contents.count() == 0 || folder.join(LOCK).is_file() {
         return Ok(());
     }
-    Err(ClusterError::NotOurs {
-        folder: folder.to_owned(),
-    })
+    Err(ClusterError::NotOurs(folder.to_owned()))
 }
 
 /// Makes sure that `folder` exists and that only its user may enter it.
@@ -767,7 +828,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// Any [`ClusterError`] but the first two; among them
+    /// Any [`ClusterError`] but those of [`PostgresBinaries::find`]; among them
     /// [`ClusterError::InUse`] while another process has the folder. A server
     /// that was started and isn't ready in time is stopped again.
     pub async fn start(
@@ -783,8 +844,9 @@ impl Cluster {
     /// which is removed when the cluster is stopped or dropped or this process
     /// ends. It doesn't wait for the disk.
     ///
-    /// Also removes the folders of earlier ones whose processes and supervisors
-    /// were both killed.
+    /// Also removes what earlier ones left: all, when their supervisors were
+    /// killed too; an empty folder, when the server's user may not remove that
+    /// from its parent.
     ///
     /// # Errors
     ///
@@ -879,7 +941,7 @@ impl Cluster {
     }
 
     /// Stops the server in order, and after ten seconds at once. Returns when
-    /// it has ended.
+    /// it has ended: usually within a moment, and after 35 seconds at most.
     ///
     /// # Errors
     ///
@@ -988,7 +1050,7 @@ impl Cluster {
         let data = self.data();
         for signal in [None, Some(Signal::SIGINT), Some(Signal::SIGQUIT)] {
             if let (Some(signal), Some(pid)) = (signal, postmaster(&data)) {
-                tracing::warn!(%pid, %signal, "stopping the PostgreSQL server of an earlier run");
+                tracing::warn!(%pid, %signal, "a PostgreSQL server is still there; telling it to stop");
                 // It fails when the server has just ended, and then is not needed.
                 let _ = signal::kill(pid, signal);
             }
@@ -999,7 +1061,7 @@ impl Cluster {
                 return Ok(running);
             }
         }
-        Err(ClusterError::StillRunning { data })
+        Err(ClusterError::StillRunning(data))
     }
 
     /// Starts a command under the supervisor, as the server's user and out of
@@ -1032,24 +1094,20 @@ impl Cluster {
     }
 
     fn ended(&self, program: &'static str, status: ExitStatus) -> ClusterError {
-        let log = self.home.log();
-        let tail = tail(&log);
+        let log = LogTail::read(self.home.log());
         ClusterError::Ended {
             program,
             status,
             log,
-            tail,
         }
     }
 
     fn not_ready(&self, program: &'static str, limit: Duration) -> ClusterError {
-        let log = self.home.log();
-        let tail = tail(&log);
+        let log = LogTail::read(self.home.log());
         ClusterError::NotReady {
             program,
             limit,
             log,
-            tail,
         }
     }
 }
@@ -1111,29 +1169,12 @@ fn serves(pid: Pid, data: &Path) -> Option<bool> {
     Some(working_folder(&pid.to_string()).as_deref() == Some(data))
 }
 
-/// The last lines of a log, or why they can't be had.
-fn tail(log: &Path) -> String {
-    let read = || {
-        let mut file = File::open(log)?;
-        let end = file.seek(SeekFrom::End(0))?;
-        file.seek(SeekFrom::Start(end.saturating_sub(LOG_TAIL_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        io::Result::Ok(bytes)
-    };
-    match read() {
-        Ok(bytes) => last_lines(&String::from_utf8_lossy(&bytes)),
-        Err(error) => format!("({error})"),
-    }
-}
-
-fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
-}
-
-/// Quotes a value for a connection string.
+/// Quotes a value for a connection string, if it needs that.
 fn quoted(value: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    if !value.is_empty() && value.chars().all(is_plain) {
+        return value.to_owned();
+    }
     format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
 }
 
@@ -1178,9 +1219,12 @@ mod tests {
 
     #[test]
     fn quotes_connection_strings_as_they_are_read() {
-        let value = r"/tmp/it's a \ path";
-        let config: tokio_postgres::Config = format!("user={}", quoted(value)).parse().unwrap();
-        assert_eq!(config.get_user(), Some(value));
+        for value in [r"/tmp/it's a \ path", "", "/var/lib/tidings", "=", "\u{E9}"] {
+            let text = format!("user={} dbname=x", quoted(value));
+            let config: tokio_postgres::Config = text.parse().unwrap();
+            assert_eq!(config.get_user(), Some(value), "{text}");
+        }
+        assert_eq!(quoted("/var/lib/tidings"), "/var/lib/tidings");
     }
 
     #[test]

@@ -116,8 +116,20 @@ pub fn put_comment(out: &mut BytesMut) {
 
 /// How long the client is to wait before it connects again.
 pub fn put_retry(out: &mut BytesMut, delay: Duration) {
-    put_field(out, "retry", &delay.as_millis().to_string());
+    put_retry_line(out, delay);
     out.put_u8(b'\n');
+}
+
+/// The first block of a stream that is resumed. The id is in it because, by the
+/// letter of the standard, a new stream's first blank line forgets the id that
+/// the client came with.
+pub fn put_resumed(out: &mut BytesMut, delay: Duration, id: &EventId<'_>) {
+    put_retry_line(out, delay);
+    put_id_block(out, id);
+}
+
+fn put_retry_line(out: &mut BytesMut, delay: Duration) {
+    put_field(out, "retry", &delay.as_millis().to_string());
 }
 
 /// The backlog has been written; what follows is live.

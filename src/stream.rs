@@ -194,15 +194,19 @@ impl EventStream {
 
     /// The first bytes, which go out before the database is asked.
     fn begin(&mut self, start: Start, chunk: &mut BytesMut) {
-        sse::put_retry(chunk, jittered(RETRY));
+        let retry = jittered(RETRY);
         let replay = match start {
-            Start::Backlog { replay } => replay,
+            Start::Backlog { replay } => {
+                sse::put_retry(chunk, retry);
+                replay
+            }
             Start::Resume(position) => {
                 self.position = Some(position);
-                self.put_id_block(chunk);
+                sse::put_resumed(chunk, retry, &self.id());
                 0
             }
             Start::Gap(reason) => {
+                sse::put_retry(chunk, retry);
                 sse::put_gap(chunk, reason);
                 0
             }

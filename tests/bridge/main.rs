@@ -1,7 +1,9 @@
 //! The bridge as its users meet it: a real PostgreSQL, real sockets, a real
 //! browser. Tests wait for signals, never for time.
 
+mod browser;
 mod delivery;
+mod dev;
 mod identity;
 mod migrations;
 mod plans;

@@ -386,7 +386,6 @@ async fn two_installations_in_one_database_do_not_hear_each_other() {
         one.connect_live("alice").await,
         two.connect_live("alice").await,
     ];
-    let listener = database.connect().await;
     database
         .execute("select one.send_notification('alice', 'one')")
         .await;

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 /// How long to wait for anything before the test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How much of a stream to show when a test fails.
 const SHOWN_BYTES: usize = 4096;
@@ -22,12 +22,16 @@ type Headers<'a> = &'a [(&'a str, &'a str)];
 
 /// Asks for `path`. The answer may have any status; an error means that there
 /// was none.
-pub async fn get(addr: SocketAddr, path: &str, headers: Headers<'_>) -> io::Result<Response> {
+pub(crate) async fn get(
+    addr: SocketAddr,
+    path: &str,
+    headers: Headers<'_>,
+) -> io::Result<Response> {
     request(addr, "GET", path, headers, "").await
 }
 
 /// Posts JSON to `path`, or what else a `Content-Type` among the headers says.
-pub async fn post(
+pub(crate) async fn post(
     addr: SocketAddr,
     path: &str,
     headers: Headers<'_>,
@@ -87,7 +91,7 @@ fn find_header<'a>(headers: Headers<'a>, wanted: &str) -> Option<&'a str> {
 
 /// The answer to a request, with its body still to be read.
 #[derive(Debug)]
-pub struct Response {
+pub(crate) struct Response {
     status: u16,
     headers: Vec<(String, String)>,
     body: Body,
@@ -128,12 +132,12 @@ impl Response {
         })
     }
 
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.status
     }
 
     /// The value of the first header of this name, in any case of letters.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
             .find(|(found, _)| found.eq_ignore_ascii_case(name))
@@ -141,7 +145,7 @@ impl Response {
     }
 
     /// The whole body. Panics if it is cut short.
-    pub async fn text(mut self) -> String {
+    pub(crate) async fn text(mut self) -> String {
         let mut text = Vec::new();
         let end = loop {
             match patiently("the end of the body", &text, self.body.read()).await {
@@ -156,7 +160,7 @@ impl Response {
 
     /// Takes the body for an event stream. Panics with the status and the body
     /// if it isn't one.
-    pub async fn into_events(self) -> EventSource {
+    pub(crate) async fn into_events(self) -> EventSource {
         let kind = self.header("Content-Type").unwrap_or_default();
         let essence = kind.split(';').next().unwrap_or_default().trim();
         if self.status != 200 || !essence.eq_ignore_ascii_case("text/event-stream") {
@@ -184,7 +188,7 @@ fn parse_header(line: &str) -> (String, String) {
 
 /// How a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// Where the server said that it would.
     Clean,
     /// Earlier, or with a reset.
@@ -355,7 +359,7 @@ impl Chunked {
 /// a FIN, or, where bytes had come that nobody read, with an RST. To be sure of
 /// the latter there is [`reset`](Self::reset).
 #[derive(Debug)]
-pub struct EventSource {
+pub(crate) struct EventSource {
     body: Body,
     decoder: Decoder,
     /// What came after the last item that was asked for.
@@ -365,7 +369,7 @@ pub struct EventSource {
 
 impl EventSource {
     /// Opens the stream at `path`, and panics if there is none.
-    pub async fn open(addr: SocketAddr, path: &str, headers: Headers<'_>) -> Self {
+    pub(crate) async fn open(addr: SocketAddr, path: &str, headers: Headers<'_>) -> Self {
         let headers = with_defaults(headers, &[("Accept", "text/event-stream")]);
         match get(addr, path, &headers).await {
             Ok(response) => response.into_events().await,
@@ -375,7 +379,7 @@ impl EventSource {
 
     /// The next thing of any kind, or how the stream ended. Panics if neither
     /// comes in time. Nothing is lost when the future is dropped.
-    pub async fn next_item(&mut self) -> Result<Item, End> {
+    pub(crate) async fn next_item(&mut self) -> Result<Item, End> {
         loop {
             while let Some(byte) = self.undecoded.pop_front() {
                 if let Some(item) = self.decoder.push(byte) {
@@ -390,7 +394,7 @@ impl EventSource {
 
     /// The next event; other items are skipped. Panics if none comes in time,
     /// or the stream ends. Nothing is lost when the future is dropped.
-    pub async fn next_event(&mut self) -> Event {
+    pub(crate) async fn next_event(&mut self) -> Event {
         let event = async {
             loop {
                 match self.next_item().await {
@@ -409,7 +413,7 @@ impl EventSource {
 
     /// All items up to the end, and what end that was. Panics when between two
     /// of them nothing comes in time.
-    pub async fn rest(&mut self) -> (Vec<Item>, End) {
+    pub(crate) async fn rest(&mut self) -> (Vec<Item>, End) {
         let mut items = Vec::new();
         loop {
             match self.next_item().await {
@@ -424,22 +428,22 @@ impl EventSource {
     /// At first that is the one that was sent. By the letter of the standard,
     /// though, the stream's first blank line sets it to the stream's own id, and
     /// that is empty until an `id` field comes; some browsers are kinder.
-    pub fn last_event_id(&self) -> &str {
+    pub(crate) fn last_event_id(&self) -> &str {
         &self.decoder.last_event_id
     }
 
     /// The reconnection time that the items taken so far set, if they did.
-    pub fn retry(&self) -> Option<Duration> {
+    pub(crate) fn retry(&self) -> Option<Duration> {
         self.decoder.retry
     }
 
     /// The whole stream so far, byte by byte, without the chunks that it came in.
-    pub fn raw(&self) -> &[u8] {
+    pub(crate) fn raw(&self) -> &[u8] {
         &self.raw
     }
 
     /// Breaks the connection: the server gets an RST instead of a FIN.
-    pub fn reset(self) {
+    pub(crate) fn reset(self) {
         self.body
             .stream
             .set_zero_linger()
@@ -470,15 +474,15 @@ fn shown(bytes: &[u8]) -> String {
 
 /// An event, as a page's script gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    pub name: String,
-    pub data: String,
-    pub last_event_id: String,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) data: String,
+    pub(crate) last_event_id: String,
 }
 
 /// A thing that a stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Item {
+pub(crate) enum Item {
     Event(Event),
     /// A block without data that set the id.
     Id(String),
@@ -490,7 +494,7 @@ pub enum Item {
 
 /// Decodes an event stream.
 #[derive(Debug, Default)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     place: Place,
     line: Vec<u8>,
     data: String,
@@ -524,7 +528,7 @@ impl Decoder {
     }
 
     /// The items that these bytes complete.
-    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Item> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Vec<Item> {
         bytes.iter().filter_map(|&byte| self.push(byte)).collect()
     }
 
@@ -855,23 +859,22 @@ mod tests {
 
     #[tokio::test]
     async fn resets_or_closes() {
-        let read = async |mut stream: TcpStream| {
-            let end = stream.read_u8().await.unwrap_err();
-            assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+        // It ends with the event: where bytes are left unread, even a plain
+        // close resets the connection.
+        let answer = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\n";
+        let sees = |expected| {
+            async move |mut stream: TcpStream| {
+                let end = stream.read_u8().await.unwrap_err();
+                assert_eq!(end.kind(), expected);
+            }
         };
-        let (addr, served) = server(STREAM, read).await;
+        let (addr, served) = server(answer, sees(io::ErrorKind::ConnectionReset)).await;
         let mut events = EventSource::open(addr, "/", &[]).await;
         events.next_event().await;
         events.reset();
         served.await.unwrap();
 
-        // With bytes left unread, the operating system would send an RST too.
-        let answer = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\n";
-        let read = async |mut stream: TcpStream| {
-            let end = stream.read_u8().await.unwrap_err();
-            assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
-        };
-        let (addr, served) = server(answer, read).await;
+        let (addr, served) = server(answer, sees(io::ErrorKind::UnexpectedEof)).await;
         let mut events = EventSource::open(addr, "/", &[]).await;
         events.next_event().await;
         drop(events);

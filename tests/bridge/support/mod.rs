@@ -3,6 +3,7 @@
 
 pub mod bridge;
 pub mod database;
+pub mod dev;
 pub mod event_source;
 
 use std::time::Duration;

@@ -1,0 +1,330 @@
+//! The demo page in a real browser.
+
+use std::{process::Stdio, time::Duration};
+
+use fantoccini::{Client, ClientBuilder, Locator, elements::Element};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::support::{
+    PATIENCE,
+    dev::{DataFolder, Dev, command, shell},
+    event_source::get,
+};
+
+/// A browser and the program that drives it.
+struct Browser {
+    client: Client,
+    profile: DataFolder,
+    driver: Child,
+}
+
+impl Browser {
+    async fn start() -> Self {
+        let program = std::env::var("CHROMEDRIVER").unwrap_or_else(|_| "chromedriver".to_owned());
+        let mut driver = Command::new(&program)
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs it"));
+        let mut lines = BufReader::new(driver.stdout.take().expect("its output")).lines();
+        let port = loop {
+            let line = lines
+                .next_line()
+                .await
+                .expect("its output")
+                .expect("it says its port");
+            if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
+                break port.trim_end_matches('.').to_owned();
+            }
+        };
+        let profile = DataFolder::new();
+        let arguments = json!([
+            "--headless=new",
+            // Chromium refuses to run as root otherwise; it loads nothing but
+            // our own page.
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            format!("--user-data-dir={}", profile.path().display()),
+        ]);
+        let mut options = json!({ "args": arguments });
+        if let Ok(binary) = std::env::var("CHROME") {
+            options["binary"] = json!(binary);
+        }
+        let Value::Object(capabilities) =
+            json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } })
+        else {
+            unreachable!("an object")
+        };
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{port}"))
+            .await
+            .expect("a browser");
+        Self {
+            client,
+            profile,
+            driver,
+        }
+    }
+
+    /// An element, once it is there.
+    async fn find(&self, css: &str) -> Element {
+        let waiting = self
+            .client
+            .wait()
+            .at_most(PATIENCE)
+            .every(Duration::from_millis(20));
+        waiting
+            .for_element(Locator::Css(css))
+            .await
+            .unwrap_or_else(|error| panic!("{css}: {error}"))
+    }
+
+    /// Waits until a script answers true.
+    async fn until(&self, script: &str) {
+        let asking = async {
+            let script = format!("return Boolean({script})");
+            while self.client.execute(&script, vec![]).await.expect(&script) != json!(true) {
+                tokio::task::yield_now().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, asking).await.is_err() {
+            let page = self.client.source().await.unwrap_or_default();
+            panic!("never true: {script}\n{page}");
+        }
+    }
+
+    async fn send(&self, side: &str, text: &str) {
+        let form = format!("[data-side={side}] form[data-role=send]");
+        self.find(&format!("{form} [name=text]"))
+            .await
+            .send_keys(text)
+            .await
+            .expect("keys");
+        self.find(&format!("{form} [type=submit]"))
+            .await
+            .click()
+            .await
+            .expect("a click");
+    }
+
+    async fn tell_visibility(&self, state: &str) {
+        let tell = format!(
+            "Object.defineProperty(document, 'visibilityState', {{ value: '{state}', configurable: true }}); \
+             Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }}); \
+             document.dispatchEvent(new Event('visibilitychange'))",
+            state == "hidden",
+        );
+        self.client.execute(&tell, vec![]).await.expect("a script");
+    }
+
+    async fn stop(mut self) {
+        self.client.close().await.expect("the browser's end");
+        self.driver.kill().await.expect("the driver's end");
+        drop(self.profile);
+    }
+}
+
+/// The texts in one pane's list, newest first, as a script's expression.
+fn texts(side: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('[data-side={side}] [data-role=list] li[data-id] .text')]\
+         .map((text) => text.textContent)"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_page_shows_each_user_their_own_notifications() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let browser = Browser::start().await;
+    browser
+        .client
+        .goto(&format!("http://{}/", dev.address))
+        .await
+        .expect("the page");
+    for side in ["left", "right"] {
+        browser
+            .find(&format!(
+                "[data-side={side}] [data-role=light][data-state=open]"
+            ))
+            .await;
+    }
+
+    // Sent by the page, and shown as text whatever it says.
+    let text = "<b>not bold</b> & \u{e9}";
+    browser.send("left", text).await;
+    let list = texts("left");
+    browser
+        .until(&format!("{list}[0] === {}", json!(text)))
+        .await;
+    browser
+        .find("[data-side=left] li[data-id][data-sent=true]")
+        .await;
+    // Sent by SQL, with the line that the page shows.
+    let psql = browser
+        .find("[data-role=psql]")
+        .await
+        .text()
+        .await
+        .expect("a line");
+    assert_eq!(psql, dev.psql);
+    shell(&psql).await;
+    browser
+        .until(&format!("{list}[0] === 'Hello from SQL'"))
+        .await;
+    // Nobody else got any of it, although bob's stream works.
+    browser.send("right", "for bob").await;
+    browser
+        .until(&format!(
+            "JSON.stringify({}) === '[\"for bob\"]'",
+            texts("right")
+        ))
+        .await;
+    browser.until(&format!("{list}.length === 2")).await;
+
+    // The server's time goes on, pushed.
+    let clock = "document.querySelector('[data-side=left] [data-role=clock]').textContent";
+    browser
+        .until(&format!("/[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}/.test({clock})"))
+        .await;
+    let shown = browser
+        .client
+        .execute(&format!("return {clock}"), vec![])
+        .await
+        .expect("a time");
+    browser.until(&format!("{clock} !== {shown}")).await;
+
+    // Another user, and what the server refuses.
+    let user = "[data-side=left] [data-role=user]";
+    let field = browser.find(user).await;
+    field.clear().await.expect("an empty field");
+    field.send_keys("bob\u{e007}").await.expect("keys");
+    browser
+        .until(&format!("JSON.stringify({list}) === '[\"for bob\"]'"))
+        .await;
+    browser.send("left", "to both panes").await;
+    for side in ["left", "right"] {
+        browser
+            .until(&format!("{}[0] === 'to both panes'", texts(side)))
+            .await;
+    }
+    browser.stop().await;
+    dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hidden_tab_closes_its_streams_and_misses_nothing() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let browser = Browser::start().await;
+    let page = format!("http://{}/", dev.address);
+    browser.client.goto(&page).await.expect("the page");
+    browser
+        .find("[data-side=left] [data-role=light][data-state=open]")
+        .await;
+    browser.send("left", "seen").await;
+    browser
+        .until(&format!("{}[0] === 'seen'", texts("left")))
+        .await;
+    // A headless browser hides no tab, so the page is told what a browser says
+    // when it does.
+    browser.tell_visibility("hidden").await;
+    browser
+        .find("[data-side=left] [data-role=light]:not([data-state=open])")
+        .await;
+    shell(&dev.psql).await;
+    let shown = browser
+        .client
+        .execute(&format!("return {}.length", texts("left")), vec![])
+        .await;
+    assert_eq!(
+        shown.expect("a number"),
+        json!(1),
+        "a hidden tab holds no stream"
+    );
+    browser.tell_visibility("visible").await;
+    browser
+        .until(&format!(
+            "JSON.stringify({}) === '[\"Hello from SQL\",\"seen\"]'",
+            texts("left")
+        ))
+        .await;
+    browser.stop().await;
+    dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browsers_own_event_source_resumes_by_itself_when_the_bridge_comes_back() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let browser = Browser::start().await;
+    browser
+        .client
+        .goto(&format!("http://{}/", dev.address))
+        .await
+        .expect("the page");
+    // No page of ours: a bare EventSource, and everything that it is told.
+    let listen = "window.heard = []; const source = new EventSource('/stream?user=dora'); \
+         window.source = source; \
+         source.onmessage = (event) => window.heard.push(parseInt(event.lastEventId) + ' ' + event.data); \
+         source.onerror = () => window.heard.push('error ' + source.readyState)";
+    browser
+        .client
+        .execute(listen, vec![])
+        .await
+        .expect("a script");
+    browser.until("source.readyState === 1").await;
+    let send = |text: &str| {
+        dev.psql
+            .replace("'alice', 'Hello from SQL'", &format!("'dora', '{text}'"))
+    };
+    shell(&send("first")).await;
+    browser.until("heard.length === 1").await;
+
+    // The bridge goes and comes back at the same address.
+    let (one, two, address) = (send("while away"), send("after"), dev.address);
+    dev.stop().await;
+    let mut again = command(&folder);
+    again.env("TIDINGS_LISTEN", address.to_string());
+    let dev = Dev::start_with(again).await;
+    shell(&one).await;
+    shell(&two).await;
+    browser
+        .until("heard.filter((line) => !line.startsWith('error')).length === 3")
+        .await;
+    let heard = browser
+        .client
+        .execute("return heard", vec![])
+        .await
+        .expect("lines");
+    let rows: Vec<&str> = heard
+        .as_array()
+        .expect("lines")
+        .iter()
+        .filter_map(|line| {
+            line.as_str()?
+                .split_once(' ')
+                .filter(|line| line.0 != "error")
+        })
+        .map(|line| line.1)
+        .collect();
+    assert_eq!(rows, ["first", "while away", "after"], "{heard}");
+    let page = get(dev.address, "/demo/notifications?user=dora", &[])
+        .await
+        .expect("an answer");
+    assert!(!page.text().await.contains("\"sent_at\":null"));
+    browser.stop().await;
+    dev.stop().await;
+}

@@ -1,0 +1,147 @@
+//! `tidings dev`: it works at once, survives being killed, and is safe on a
+//! shared machine.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::support::{
+    PATIENCE,
+    database::Database,
+    dev::{DataFolder, Dev, command, shell},
+    event_source::{EventSource, get, post},
+    until,
+};
+
+/// The next event that is no clock's.
+async fn next(source: &mut EventSource) -> String {
+    loop {
+        let event = source.next_event().await;
+        if event.name == "message" {
+            return event.data;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_that_it_prints_sends_a_notification_and_the_data_outlive_it() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let mut source = EventSource::open(dev.address, "/stream?user=alice", &[]).await;
+    until(&mut source, "tidings.caught-up").await;
+    shell(&dev.psql).await;
+    assert_eq!(next(&mut source).await, "Hello from SQL");
+    // The server's time takes the same path.
+    until(&mut source, "clock").await;
+    dev.stop().await;
+
+    let mut dev = Dev::start(&folder).await;
+    shell(&dev.psql).await;
+    // Killed, it can clear nothing away, and its PostgreSQL must not linger.
+    dev.signal(Signal::SIGKILL);
+    dev.end().await;
+
+    let dev = Dev::start(&folder).await;
+    let listed = get(dev.address, "/demo/notifications?user=alice", &[])
+        .await
+        .expect("an answer");
+    let listed: Value = serde_json::from_str(&listed.text().await).expect("JSON");
+    assert_eq!(listed.as_array().expect("a list").len(), 2, "{listed}");
+    let mut source = EventSource::open(dev.address, "/stream?user=alice", &[]).await;
+    assert_eq!(next(&mut source).await, "Hello from SQL");
+    dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_use_and_a_database_of_somebody_else_are_left_alone() {
+    let elsewhere = Database::empty().await;
+    let folder = DataFolder::new();
+    let mut with_url = command(&folder);
+    with_url.env("DATABASE_URL", elsewhere.connection_string());
+    let dev = Dev::start_with(with_url).await;
+    dev.until_said("DATABASE_URL is set and ignored").await;
+    let relations = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";
+    assert_eq!(elsewhere.ids(relations).await, [0]);
+
+    let second = timeout(PATIENCE, command(&folder).output())
+        .await
+        .expect("an end");
+    let second = second.expect("the binary");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(
+        !second.status.success() && said.contains("TIDINGS_DEV_DATA"),
+        "{said}"
+    );
+    let ready = get(dev.admin_address, "/health/ready", &[])
+        .await
+        .expect("an answer");
+    assert_eq!(ready.status(), 200);
+    dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let foreign = format!("tidings.example:{}", dev.address.port());
+    for (address, path) in [
+        (dev.address, "/stream?user=alice"),
+        (dev.address, "/"),
+        (dev.address, "/nothing"),
+        (dev.admin_address, "/health/ready"),
+    ] {
+        let headers = [
+            ("Host", foreign.as_str()),
+            ("X-Forwarded-Host", "localhost"),
+        ];
+        let response = get(address, path, &headers).await.expect("an answer");
+        assert_eq!(response.status(), 403, "{path}");
+    }
+    let here = format!("localhost:{}", dev.address.port());
+    let page = get(dev.address, "/", &[("Host", &here)])
+        .await
+        .expect("an answer");
+    assert_eq!(page.status(), 200);
+    let policy = page
+        .header("content-security-policy")
+        .expect("a policy")
+        .to_owned();
+    assert!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+
+    let draft = json!({ "user_id": "alice", "text": "hi" }).to_string();
+    let send = async |headers: &[(&str, &str)], body: &str| {
+        let response = post(dev.address, "/demo/notifications", headers, body).await;
+        response.expect("an answer").status()
+    };
+    let json = ("Content-Type", "application/json");
+    let own = format!("http://{}", dev.address);
+    assert_eq!(send(&[json], &draft).await, 201);
+    assert_eq!(
+        send(
+            &[json, ("Origin", &own), ("Sec-Fetch-Site", "same-origin")],
+            &draft
+        )
+        .await,
+        201
+    );
+    assert_eq!(
+        send(&[json, ("Origin", "http://tidings.example")], &draft).await,
+        403
+    );
+    assert_eq!(send(&[json, ("Origin", "null")], &draft).await, 403);
+    assert_eq!(
+        send(&[json, ("Sec-Fetch-Site", "cross-site")], &draft).await,
+        403
+    );
+    assert_eq!(send(&[("Content-Type", "text/plain")], &draft).await, 400);
+    assert_eq!(send(&[json], "{").await, 400);
+    let nobody = json!({ "user_id": "", "text": "hi" }).to_string();
+    assert_eq!(send(&[json], &nobody).await, 400);
+    // Without a user there is no stream, and no other identity.
+    let stream = get(dev.address, "/stream", &[]).await.expect("an answer");
+    assert_eq!(stream.status(), 401);
+    dev.stop().await;
+}
