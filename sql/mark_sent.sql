@@ -1,16 +1,27 @@
 -- Marks rows as sent; returns those that another session has locked, to be
 -- tried again.
 --
--- $1 ids. A lost mark is only a repeat, so the commit need not wait for the
--- disk: set_config with "is local" holds until the end of this very statement's
+-- $1 ids, $2 and $3 the history that they belong to (session.sql). After a
+-- failover or a restore another row may bear the same id: then nothing is
+-- marked and nothing returned.
+--
+-- A lost mark is only a repeat, so the commit need not wait for the disk:
+-- set_config with "is local" holds until the end of this very statement's
 -- transaction and leaves nothing behind in the session. Locked in the order of
 -- ids and skipping what is locked, bridges neither wait for each other nor
 -- deadlock.
 with
+  ours as (
+    select
+    from pg_control_system()
+    where
+      system_identifier = $2
+      and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $3
+  ),
   locked as (
     select id
     from :"schema".notifications
-    where id = any($1::bigint[]) and sent_at is null
+    where id = any($1::bigint[]) and sent_at is null and exists (select from ours)
     order by id
     for no key update skip locked
   ),
@@ -28,4 +39,5 @@ where
   n.id = any($1::bigint[])
   and n.sent_at is null
   and n.id not in (select id from locked)
+  and exists (select from ours)
   and (select count(*) from marked) >= 0

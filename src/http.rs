@@ -103,7 +103,7 @@ fn start(request: &HttpRequest, parameters: &Parameters, streams: &Streams) -> S
         None | Some("") => Start::Backlog {
             replay: parameters.replay,
         },
-        Some(id) => Start::from_id(id, streams.hub.tail().epoch),
+        Some(id) => Start::from_id(id, streams.hub.tail().history.epoch()),
     }
 }
 

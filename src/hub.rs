@@ -19,8 +19,9 @@ use futures_util::task::AtomicWaker;
 
 use crate::{
     batch::{Batch, End, Event},
+    history::History,
     notification::{Notification, UserId},
-    position::{Epoch, Position},
+    position::Position,
     snapshot::{Snapshot, Xid},
 };
 
@@ -31,7 +32,7 @@ const QUEUE_ROWS: usize = 1_000;
 #[derive(Clone, Debug, Default)]
 pub struct Tail {
     /// The history that the position belongs to.
-    pub epoch: Epoch,
+    pub history: History,
     /// What the bridge has seen and delivered to every mailbox concerned.
     pub position: Arc<Position>,
 }
@@ -233,11 +234,6 @@ impl Connection {
         lock(&self.mailbox.state).overflowed = false;
     }
 
-    /// Whether batches have been dropped since the last [`reopen`](Self::reopen).
-    pub fn has_overflowed(&self) -> bool {
-        lock(&self.mailbox.state).overflowed
-    }
-
     /// Joins `position` with the bridge's own, if all that the bridge has seen
     /// has left the mailbox.
     pub fn join_tail(&self, position: &mut Position) {
@@ -414,7 +410,7 @@ mod tests {
         hub.publish(reading([("alice", 2, 600)]));
         hub.publish(reading([("alice", 3, 1)]));
         assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
-        assert!(tab.has_overflowed());
+        assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
         tab.reopen();
         assert!(letter(&tab).is_none());
         hub.publish(reading([("alice", 4, 1)]));
@@ -445,7 +441,7 @@ mod tests {
         let tab = connect(&hub, "alice");
         let seen = Position::after(Some(Xid(9)), &Snapshot::new(Xid(10), Vec::new()));
         let tail = Tail {
-            epoch: Epoch::default(),
+            history: History::default(),
             position: Arc::new(seen.clone()),
         };
         hub.publish(Reading {

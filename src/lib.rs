@@ -13,6 +13,7 @@
 //!
 //! The modules stand in the order in which a notification passes them.
 
+pub mod history;
 pub mod notification;
 pub mod snapshot;
 

@@ -18,8 +18,9 @@ use crate::{
     backoff::Backoff,
     database::{self, ConnectError, DatabaseUrl, describe},
     health::Health,
+    history::History,
     hub::{Ending, Hub, Reading, Tail},
-    position::{Epoch, Position},
+    position::Position,
     reader::{self, PageSize, Rest},
     schema::SchemaName,
     sql::Sql,
@@ -51,7 +52,7 @@ pub struct Listener {
     sql: Arc<Sql>,
     hub: Arc<Hub>,
     health: Arc<Health>,
-    epoch: Epoch,
+    history: History,
     position: Position,
     session: Option<Session>,
 }
@@ -86,7 +87,7 @@ struct Session {
     driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
     bell: Arc<Notify>,
     tail_page: Statement,
-    epoch: Epoch,
+    history: History,
 }
 
 impl Listener {
@@ -111,7 +112,7 @@ impl Listener {
             sql,
             hub,
             health,
-            epoch: Epoch::default(),
+            history: History::default(),
             position: Position::default(),
             session: None,
         };
@@ -201,10 +202,7 @@ impl Listener {
             cut_off: page.cut_off(),
             notifications: page.notifications,
             snapshot: page.snapshot,
-            tail: Tail {
-                epoch: self.epoch,
-                position: Arc::new(self.position.clone()),
-            },
+            tail: self.tail(),
         });
         Ok(found)
     }
@@ -212,7 +210,7 @@ impl Listener {
     /// Opens a session that continues where the last one ended.
     async fn reopen(&mut self) -> Result<Session, ListenError> {
         let session = self.open().await?;
-        if session.epoch == self.epoch {
+        if session.history == self.history {
             info!("the listener hears the database again");
         } else {
             warn!("the database continues as another history, all streams begin anew");
@@ -222,15 +220,19 @@ impl Listener {
         Ok(session)
     }
 
+    fn tail(&self) -> Tail {
+        Tail {
+            history: self.history,
+            position: Arc::new(self.position.clone()),
+        }
+    }
+
     /// Begins to read at what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = reader::tail_start(&session.client, &self.sql.tail_start);
         self.position = timeout(LOOK_LIMIT, start).await??;
-        self.epoch = session.epoch;
-        self.hub.start(Tail {
-            epoch: self.epoch,
-            position: Arc::new(self.position.clone()),
-        });
+        self.history = session.history;
+        self.hub.start(self.tail());
         Ok(())
     }
 
@@ -258,8 +260,10 @@ impl Listener {
             }
             let table: Option<u32> = row.try_get("table_oid")?;
             let table = table.ok_or_else(|| ListenError::NoTable(self.schema.clone()))?;
-            let timeline: i32 = row.try_get("timeline")?;
-            let epoch = Epoch::new(row.try_get("system_identifier")?, timeline.cast_unsigned());
+            let history = History {
+                system_identifier: row.try_get("system_identifier")?,
+                timeline: row.try_get("timeline")?,
+            };
             // The trigger names the channel after the table, so that two
             // installations in one database don't hear each other.
             client
@@ -271,7 +275,7 @@ impl Listener {
                 driver,
                 bell,
                 tail_page,
-                epoch,
+                history,
             })
         })
         .await?

@@ -18,6 +18,7 @@ use tracing::warn;
 use crate::{
     backoff::Backoff,
     database::{QueryError, with_pooled},
+    history::History,
     sql::Sql,
 };
 
@@ -43,37 +44,43 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 const LAST_TRIES: usize = 3;
 
 /// Where connections report what they have written.
+///
+/// A row is named by its history too: after a failover another row may bear the
+/// same id, and nobody was sent that one.
 #[derive(Debug, Default)]
 pub struct Marks {
-    written: Mutex<BTreeSet<i64>>,
+    written: Mutex<BTreeSet<(History, i64)>>,
     news: Notify,
 }
 
 impl Marks {
     /// These rows have been handed to a socket. Never waits.
-    pub fn written(&self, rows: impl IntoIterator<Item = i64>) {
-        self.keep(rows);
+    pub fn written(&self, history: History, rows: impl IntoIterator<Item = i64>) {
+        self.keep(history, rows);
         self.news.notify_one();
     }
 
-    fn keep(&self, rows: impl IntoIterator<Item = i64>) {
+    fn keep(&self, history: History, rows: impl IntoIterator<Item = i64>) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.extend(rows);
+        written.extend(rows.into_iter().map(|row| (history, row)));
         while written.len() > KEPT {
             written.pop_first();
         }
     }
 
-    /// Takes the oldest rows, at most [`ROWS_AT_ONCE`].
-    fn take(&self) -> Vec<i64> {
+    /// Takes the oldest rows of one history, at most [`ROWS_AT_ONCE`].
+    fn take(&self) -> Option<(History, Vec<i64>)> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        match written.iter().nth(ROWS_AT_ONCE).copied() {
-            Some(first_kept) => {
-                let kept = written.split_off(&first_kept);
-                std::mem::replace(&mut *written, kept).into_iter().collect()
-            }
-            None => std::mem::take(&mut *written).into_iter().collect(),
+        let history = written.first()?.0;
+        let mut rows = Vec::new();
+        while rows.len() < ROWS_AT_ONCE
+            && let Some(&(other, row)) = written.first()
+            && other == history
+        {
+            written.pop_first();
+            rows.push(row);
         }
+        Some((history, rows))
     }
 }
 
@@ -145,32 +152,36 @@ impl Marker {
     async fn flush(&self) -> Result<Marked, QueryError> {
         let mut locked = Vec::new();
         let outcome = loop {
-            let rows = self.marks.take();
-            if rows.is_empty() {
+            let Some((history, rows)) = self.marks.take() else {
                 break Ok(());
-            }
-            match self.mark(&rows).await {
-                Ok(still_locked) => locked.extend(still_locked),
+            };
+            match self.mark(history, &rows).await {
+                Ok(still_locked) => locked.push((history, still_locked)),
                 Err(error) => {
-                    self.marks.keep(rows);
+                    self.marks.keep(history, rows);
                     break Err(error);
                 }
             }
         };
-        let marked = if locked.is_empty() {
-            Marked::All
-        } else {
-            Marked::ButLocked
-        };
-        self.marks.keep(locked);
+        let mut marked = Marked::All;
+        for (history, rows) in locked.into_iter().filter(|(_, rows)| !rows.is_empty()) {
+            marked = Marked::ButLocked;
+            self.marks.keep(history, rows);
+        }
         outcome.map(|()| marked)
     }
 
     /// Returns the rows that another session has locked.
-    async fn mark(&self, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
+    async fn mark(&self, history: History, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
+        let History {
+            system_identifier,
+            timeline,
+        } = history;
         with_pooled(&self.pool, MARK_LIMIT, async |client| {
             let statement = client.prepare_cached(&self.sql.mark_sent).await?;
-            let locked = client.query(&statement, &[&rows]).await?;
+            let locked = client
+                .query(&statement, &[&rows, &system_identifier, &timeline])
+                .await?;
             locked.iter().map(|row| row.try_get(0)).collect()
         })
         .await

@@ -14,7 +14,10 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
-use crate::snapshot::{Snapshot, Xid};
+use crate::{
+    history::Epoch,
+    snapshot::{Snapshot, Xid},
+};
 
 /// How many unfinished transactions an id names. With 64 an id takes about 90
 /// bytes; with more, the reader's floor is lowered in the text (rows may repeat
@@ -208,25 +211,6 @@ impl Position {
 
 fn running_below(floor: Xid, snapshot: &Snapshot) -> BTreeMap<Xid, i64> {
     snapshot.running_below(floor).map(|xid| (xid, 0)).collect()
-}
-
-/// Names one history of a database: transaction ids mean something only within
-/// it. A failover or a restore begins another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Epoch(u32);
-
-impl Epoch {
-    /// The epoch of a cluster (`pg_control_system()`) on a timeline.
-    ///
-    /// Mixed into 32 bits, so that an id stays short: two histories share an
-    /// epoch once in four thousand million.
-    pub fn new(system_identifier: i64, timeline: u32) -> Self {
-        // The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
-        let mut mixed = system_identifier.cast_unsigned() ^ u64::from(timeline).rotate_left(32);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Self((mixed >> 32) as u32)
-    }
 }
 
 /// The id of an SSE event: the row, and the position after that very row.

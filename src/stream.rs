@@ -27,10 +27,11 @@ use crate::{
     backoff::{Backoff, jittered},
     batch::{Batch, End},
     database::{QueryError, with_pooled},
+    history::{Epoch, History},
     hub::{Connection, Hub, Letter},
     marker::Marks,
     notification::UserId,
-    position::{Epoch, EventId, Position, UnusableId},
+    position::{EventId, Position, UnusableId},
     reader::{self, PageSize},
     sql::Sql,
     sse::{self, Format},
@@ -103,7 +104,7 @@ pub struct EventStream {
     streams: Arc<Streams>,
     connection: Connection,
     format: Format,
-    epoch: Epoch,
+    history: History,
     /// What the connection has been sent; unknown until the first page, for one
     /// that came without.
     position: Option<Position>,
@@ -146,7 +147,7 @@ impl EventStream {
         Self {
             connection: streams.hub.register(user),
             format,
-            epoch: streams.hub.tail().epoch,
+            history: streams.hub.tail().history,
             position: None,
             row: 0,
             phase: Phase::Opening(start),
@@ -266,7 +267,7 @@ impl EventStream {
                     self.row = notification.key.id;
                     let id = EventId {
                         row: self.row,
-                        epoch: self.epoch,
+                        epoch: self.history.epoch(),
                         position: Cow::Borrowed(position),
                     };
                     sse::put_id_line(chunk, &id);
@@ -289,11 +290,9 @@ impl EventStream {
         }
     }
 
-    /// Goes live, unless batches were dropped while the last page was read.
+    /// What comes next is in the mailbox; if that has overflowed meanwhile, it
+    /// says so.
     fn go_live(&mut self, chunk: &mut BytesMut) {
-        if self.connection.has_overflowed() {
-            return;
-        }
         self.phase = Phase::Live;
         if let CatchUp::Counting(rows) = self.catch_up {
             self.catch_up = CatchUp::Told;
@@ -344,7 +343,7 @@ impl EventStream {
         };
         EventId {
             row: self.row,
-            epoch: self.epoch,
+            epoch: self.history.epoch(),
             position,
         }
     }
@@ -363,7 +362,10 @@ impl Stream for EventStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let stream = self.get_mut();
         if !stream.handed_out.is_empty() {
-            stream.streams.marks.written(stream.handed_out.drain(..));
+            stream
+                .streams
+                .marks
+                .written(stream.history, stream.handed_out.drain(..));
         }
         if let Phase::Over = stream.phase {
             return Poll::Ready(None);

@@ -1,14 +1,24 @@
 //! Promises 1 to 3, 5 and 6: live, backlog, resume, order, sent means sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures_util::{SinkExt, future::join_all};
-use tokio::task::JoinSet;
+use tidings::{
+    history::History,
+    marker::{Marker, Marks},
+    schema::SchemaName,
+    sql::Sql,
+};
+use tokio::{runtime::Handle, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     bridge::Bridge,
     database::Database,
-    event_source::{Event, EventSource},
+    event_source::{Event, EventSource, Item},
     row_id, until,
 };
 
@@ -337,8 +347,20 @@ async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
 async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_returns() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
-    let mut first = bridge.connect_live("alice").await;
-    let id = first.last_event_id().to_owned();
+    // She has a past, which must not come again either.
+    database
+        .execute(
+            "insert into notifications (user_id, text, sent_at) values ('alice', 'past', now())",
+        )
+        .await;
+    let mut first = bridge.connect("alice").await;
+    let id = loop {
+        match first.next_item().await {
+            Ok(Item::Id(id)) => break id,
+            Ok(_) => {}
+            Err(end) => panic!("{end:?}"),
+        }
+    };
     assert!(id.starts_with("0-"), "{id}");
     drop(first);
 
@@ -435,6 +457,43 @@ async fn a_row_that_somebody_has_locked_is_marked_once_it_is_free() {
     database
         .until("select sent from notifications where text = 'held'")
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_that_are_left_when_the_bridge_stops_are_written() {
+    let database = Database::migrated().await;
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    let client = database.connect().await;
+    let history = "select system_identifier from pg_control_system()";
+    let system_identifier = client
+        .query_one(history, &[])
+        .await
+        .expect("a history")
+        .get(0);
+    let (marks, stop) = (Arc::new(Marks::default()), CancellationToken::new());
+    let url = database.url();
+    let marker = Marker {
+        marks: Arc::clone(&marks),
+        pool: tidings::database::pool(&url, 1, Handle::current()).expect("a pool"),
+        sql: Arc::new(Sql::new(&SchemaName::public())),
+    };
+    stop.cancel();
+    marks.written(
+        History {
+            system_identifier,
+            timeline: 1,
+        },
+        [1],
+    );
+    marker.run(stop).await;
+    assert_eq!(
+        database
+            .ids("select id from notifications where sent")
+            .await,
+        [1]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 //! browser. Tests wait for signals, never for time.
 
 mod browser;
+mod cli;
 mod delivery;
 mod dev;
 mod identity;

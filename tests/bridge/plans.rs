@@ -40,7 +40,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
             &sql.backlog_page,
         ),
         ("tail_start", "", &sql.tail_start),
-        ("mark_sent", "bigint[]", &sql.mark_sent),
+        ("mark_sent", "bigint[], bigint, int", &sql.mark_sent),
     ];
     for (name, types, query) in prepared {
         let types = if types.is_empty() {
@@ -95,7 +95,10 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 5] {
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         "execute backlog_page ('user7', 10, 501, 262144)".to_owned(),
         "execute tail_start".to_owned(),
-        format!("execute mark_sent (array[{id}::bigint])"),
+        format!(
+            "execute mark_sent (array[{id}::bigint], \
+             (select system_identifier from pg_control_system()), 1)"
+        ),
     ]
 }
 

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
     batch::{Batch, End},
+    history::Epoch,
     notification::UserId,
-    position::{Epoch, EventId, Position},
+    position::{EventId, Position},
     reader::{self, Page, PageSize, Rest},
     schema::SchemaName,
     snapshot::Snapshot,
@@ -279,6 +280,14 @@ async fn play_histories(cases: u32, check: impl AsyncFn(&mut Stage)) {
 async fn a_position_selects_exactly_what_its_snapshot_had_not_seen() {
     play_histories(60, async |stage| {
         let (tail_saw, user_saw) = stage.read_all().await;
+        // It names what is still running, and nothing else: it doesn't grow.
+        for (position, saw) in [
+            (&stage.tail.position, &tail_saw),
+            (&stage.user.position, &user_saw),
+        ] {
+            let running: Vec<_> = saw.running_below(position.floor()).collect();
+            assert_eq!(position.open_xids(), running);
+        }
         // Whatever was running goes on, and ends in its own way.
         for (index, writer) in stage.writers.iter_mut().enumerate() {
             writer.run(&insert(3)).await;

@@ -1,10 +1,21 @@
 //! The database goes away and comes back; streams stay open.
 
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
 use tidings::cluster::Shutdown;
+use tokio::{
+    io::copy_bidirectional,
+    net::{UnixListener, UnixStream},
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::{
     bridge::Bridge,
     database::{Database, start_cluster},
+    dev::DataFolder,
     until,
 };
 
@@ -116,4 +127,78 @@ async fn forged_bells_cost_nothing_but_looks() {
         .execute("select send_notification('alice', 'true')")
         .await;
     assert_eq!(source.next_event().await.data, "true");
+}
+
+/// A socket that leads to one server or another, as an address does that moves
+/// to the promoted standby.
+struct MovingSocket {
+    folder: DataFolder,
+    leads_to: Arc<Mutex<PathBuf>>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl MovingSocket {
+    fn open(leads_to: &Path) -> Self {
+        // Not in a cluster's folder, which goes with its cluster.
+        let folder = DataFolder::new();
+        std::fs::create_dir_all(folder.path()).expect("a folder");
+        let socket = folder.path().join(".s.PGSQL.5432");
+        let listener = UnixListener::bind(socket).expect("a socket");
+        let leads_to = Arc::new(Mutex::new(leads_to.to_owned()));
+        let target = Arc::clone(&leads_to);
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let folder = target.lock().expect("a folder").clone();
+                tokio::spawn(async move {
+                    let server = UnixStream::connect(folder.join(".s.PGSQL.5432")).await;
+                    let _ = copy_bidirectional(&mut client, &mut server.expect("a server")).await;
+                });
+            }
+        });
+        Self {
+            folder,
+            leads_to,
+            _accepting: AbortOnDropHandle::new(accepting),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_history_ends_the_streams_and_their_ids_begin_anew_with_the_backlog() {
+    let (old, new) = (start_cluster().await, start_cluster().await);
+    // Of the same name.
+    let old_database = Database::create(&old, "app", "template0").await;
+    let new_database = Database::create(&new, "app", "template0").await;
+    new_database.migrate().await;
+    let socket = MovingSocket::open(&old.folder().join("run"));
+    let bridge = Bridge::start(&old_database.through(socket.folder.path())).await;
+    let mut source = bridge.connect_live("alice").await;
+    old_database
+        .execute("select send_notification('alice', 'old')")
+        .await;
+    assert_eq!(source.next_event().await.data, "old");
+    let id = source.last_event_id().to_owned();
+
+    // The new server has a row that nobody was sent.
+    new_database
+        .execute("select send_notification('alice', 'new')")
+        .await;
+    *socket.leads_to.lock().expect("a folder") = new.folder().join("run");
+    old.stop().await.expect("an end");
+
+    // The old positions mean nothing there.
+    source.rest().await;
+    let mut source = bridge.resume("alice", &id).await;
+    let gap = source.next_event().await;
+    assert_eq!(
+        (gap.name.as_str(), gap.data.as_str()),
+        ("tidings.gap", r#"{"reason":"epoch"}"#)
+    );
+    assert_eq!(source.next_event().await.data, "new");
+    until(&mut source, "tidings.caught-up").await;
+    new_database
+        .execute("select send_notification('alice', 'live')")
+        .await;
+    assert_eq!(source.next_event().await.data, "live");
+    new.stop().await.expect("an end");
 }

@@ -2,6 +2,7 @@
 //! per database, so tests don't hear each other.
 
 use std::{
+    path::Path,
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -76,7 +77,19 @@ impl Database {
         Self::create(cluster, &unused_name(), "template0").await
     }
 
-    async fn create(cluster: &Cluster, name: &str, template: &str) -> Self {
+    /// The same database, reached by another socket.
+    pub fn through(&self, folder: &Path) -> Self {
+        let (_, rest) = self
+            .connection_string
+            .split_once(' ')
+            .expect("more than a host");
+        Self {
+            connection_string: format!("host={} {rest}", folder.display()),
+        }
+    }
+
+    /// A copy of `template`.
+    pub async fn create(cluster: &Cluster, name: &str, template: &str) -> Self {
         let admin = connect(&cluster.url("postgres")).await;
         let create = format!("create database {name} template {template}");
         admin.batch_execute(&create).await.expect("a database");

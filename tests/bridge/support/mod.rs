@@ -5,6 +5,7 @@ pub mod bridge;
 pub mod database;
 pub mod dev;
 pub mod event_source;
+pub mod process;
 
 use std::time::Duration;
 
