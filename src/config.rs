@@ -71,7 +71,8 @@ pub enum LogFormat {
 /// Where the database is.
 #[derive(Clone, Debug, Args)]
 pub struct DatabaseOptions {
-    /// Where the database is: postgres://user:password@host/database
+    /// Where the database is, as a URL (`postgres://user:password@host/database`)
+    /// or as keys and values (host=… dbname=…)
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<Hidden>,
     /// Where the listener and migrations connect, if DATABASE_URL goes through
