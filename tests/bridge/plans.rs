@@ -51,8 +51,14 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         let prepare = format!("prepare {name} {types} as {query}");
         client.batch_execute(&prepare).await.expect(name);
     }
+    let cluster = "select system_identifier from pg_control_system()";
+    let cluster: i64 = client
+        .query_one(cluster, &[])
+        .await
+        .expect("a cluster")
+        .get(0);
     // Planned while the table is empty, as a bridge on a new database does.
-    for execute in executions("0", "0", 1) {
+    for execute in executions(cluster, "0", "0", 1) {
         client.batch_execute(&execute).await.expect(&execute);
     }
 
@@ -74,31 +80,28 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         .await
         .expect("new rows");
 
-    for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
+    for execute in executions(cluster, &floor, &last, i64::from(ROWS) + 1) {
         assert_cheap(&client, &execute).await;
     }
     client
         .batch_execute("analyze notifications")
         .await
         .expect("analyze");
-    for execute in executions(&floor, &last, i64::from(ROWS) + 2) {
+    for execute in executions(cluster, &floor, &last, i64::from(ROWS) + 2) {
         assert_cheap(&client, &execute).await;
     }
 }
 
 /// With an open transaction of which all has been read but what comes after
 /// its millionth row.
-fn executions(floor: &str, open: &str, id: i64) -> [String; 5] {
+fn executions(system_identifier: i64, floor: &str, open: &str, id: i64) -> [String; 5] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
     [
         format!("execute tail_page ({position}, 1001, 1048576)"),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         "execute backlog_page ('user7', 10, 501, 262144)".to_owned(),
         "execute tail_start".to_owned(),
-        format!(
-            "execute mark_sent (array[{id}::bigint], \
-             (select system_identifier from pg_control_system()), 1)"
-        ),
+        format!("execute mark_sent (array[{id}::bigint], {system_identifier}, 1)"),
     ]
 }
 

@@ -234,8 +234,9 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
             ("tidings.gap", json!({ "reason": reason }).to_string())
         );
         assert_eq!(source.next_event().await.data, "unsent");
-        drop(source);
-        bridge.until_connections(0).await;
+        database
+            .until("select bool_and(sent) from notifications")
+            .await;
         database
             .execute("update notifications set sent_at = null where text = 'unsent'")
             .await;

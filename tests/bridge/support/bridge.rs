@@ -1,6 +1,6 @@
 //! The real bridge, entered by its front door.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use clap::Parser;
 use tidings::{
@@ -114,7 +114,7 @@ impl Bridge {
     pub async fn until_connections(&self, count: usize) {
         let counting = async {
             while self.hub.connections() != count {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::task::yield_now().await;
             }
         };
         let outcome = tokio::time::timeout(PATIENCE, counting).await;

@@ -1,0 +1,52 @@
+# The usual errands. `scripts/tools` first sees to it that what they need is there, then runs
+# them; what is set in the environment (DATABASE_URL, PG_BIN_DIR, RUST_LOG…) reaches them
+# untouched.
+
+with := scripts/tools
+
+# What `make compose-check` puts in for the secrets, which have no defaults on purpose.
+secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test lint fmt compose-check deny clean
+
+help: ## lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Each step replaces the one before, so that the service is make's own child: Ctrl-C and
+# SIGTERM reach it, and make waits until it has closed its connections.
+dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, the demo page
+	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
+
+test: ## runs every check: formatting, lints, and the tests with a real PostgreSQL and a browser
+	@$(with) rust lint postgres chromium -- sh -exc ' \
+	    cargo fmt --all --check; \
+	    cargo clippy --all-targets --locked -- -D warnings; \
+	    cargo test --locked'
+
+lint: ## checks formatting and lints
+	@$(with) rust lint -- sh -exc ' \
+	    cargo fmt --all --check; \
+	    cargo clippy --all-targets --locked -- -D warnings'
+
+fmt: ## formats the code
+	@$(with) rust lint -- cargo fmt --all
+
+# It must be refused when one of the secrets is empty (unset would let an .env file speak).
+compose-check: ## checks docker-compose.yml, no engine needed
+	@$(with) compose -- sh -ec ' \
+	    export $(secrets); \
+	    $$COMPOSE config -q; \
+	    for secret in POSTGRES_PASSWORD TIDINGS_JWT_SECRET; do \
+	        env "$$secret=" $$COMPOSE config -q 2>&1 | \
+	            grep -q "$$secret must be set" || \
+	            { echo "docker-compose.yml does not insist on $$secret" >&2; exit 1; }; \
+	    done'
+	@echo "docker-compose.yml is in order"
+
+deny: ## checks the licences and the origin of the dependencies
+	@$(with) rust deny -- cargo deny check --hide-inclusion-graph licenses bans sources
+
+clean: ## removes everything that was built or unpacked here
+	@$(with) rust -- cargo clean
+	@rm -rf target
