@@ -18,16 +18,18 @@ help: ## lists the targets
 dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, the demo page
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
-test: ## runs every check: formatting, lints, and the tests with a real PostgreSQL and a browser
+test: ## runs every check: formatting, lints, docs, and the tests with a real PostgreSQL and a browser
 	@$(with) rust lint postgres chromium -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    cargo clippy --all-targets --locked -- -D warnings; \
+	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
 	    cargo test --locked'
 
-lint: ## checks formatting and lints
+lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
 	    cargo fmt --all --check; \
-	    cargo clippy --all-targets --locked -- -D warnings'
+	    cargo clippy --all-targets --locked -- -D warnings; \
+	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet'
 
 fmt: ## formats the code
 	@$(with) rust lint -- cargo fmt --all

@@ -148,7 +148,7 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 ///
 /// # Errors
 ///
-/// [`ConnectError`], within [`CONNECT_LIMIT`].
+/// [`ConnectError`], within 10 s.
 pub async fn connect(
     url: &DatabaseUrl,
     on_message: impl Fn(AsyncMessage) + Send + 'static,

@@ -1,0 +1,170 @@
+//! The programs of an installed PostgreSQL.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{ClusterError, Result};
+
+/// An installed PostgreSQL: the folder that holds `postgres` and `initdb`.
+#[derive(Debug, Clone)]
+pub struct PostgresBinaries {
+    folder: PathBuf,
+    version: Version,
+}
+
+/// Why a folder isn't one of PostgreSQL's binaries.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// This program is missing.
+    #[error("it holds no `{0}`")]
+    Lacks(&'static str),
+    /// `postgres` is there, but it can't be executed.
+    #[error("its `postgres` can't be run ({0})")]
+    CannotRun(#[source] io::Error),
+    /// `postgres --version` says something else than its version.
+    #[error("its `postgres --version` says {0:?}")]
+    UnknownVersion(String),
+}
+
+impl PostgresBinaries {
+    /// Takes the folder that `PG_BIN_DIR` names, or else the highest version
+    /// found on `PATH` and where Debian, Red Hat, Homebrew and Postgres.app
+    /// put theirs.
+    ///
+    /// Blocks for some milliseconds: it asks each that it finds for its version.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::BadBinDir`] when `PG_BIN_DIR` is set and unusable,
+    /// [`ClusterError::NoBinaries`] when it is unset and nothing is found.
+    pub fn find() -> Result<Self> {
+        match env::var_os("PG_BIN_DIR").filter(|folder| !folder.is_empty()) {
+            Some(folder) => {
+                let folder = PathBuf::from(folder);
+                Self::at(&folder).map_err(|reason| ClusterError::BadBinDir { folder, reason })
+            }
+            None => usual_folders()
+                .iter()
+                .rev() // Of equals, the last one is the maximum: the one on `PATH`.
+                .filter_map(|folder| Self::at(folder).ok())
+                .max_by_key(|found| found.version)
+                .ok_or(ClusterError::NoBinaries),
+        }
+    }
+
+    fn at(folder: &Path) -> Result<Self, Unusable> {
+        // The server is started in another working folder.
+        let folder = std::path::absolute(folder).map_err(|_| Unusable::Lacks("postgres"))?;
+        for name in ["postgres", "initdb"] {
+            if !folder.join(name).is_file() {
+                return Err(Unusable::Lacks(name));
+            }
+        }
+        let output = Command::new(folder.join("postgres"))
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(Unusable::CannotRun)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        match Version::parse(&said) {
+            Some(version) => Ok(Self { folder, version }),
+            None => Err(Unusable::UnknownVersion(said.trim().to_owned())),
+        }
+    }
+
+    /// The `psql` beside the server, if it was installed.
+    pub fn psql(&self) -> Option<PathBuf> {
+        Some(self.program("psql")).filter(|psql| psql.is_file())
+    }
+
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub(super) fn major(&self) -> u32 {
+        self.version.major
+    }
+}
+
+/// The folders that may hold a server, existing or not.
+fn usual_folders() -> Vec<PathBuf> {
+    const PLACES: [(&str, &str); 5] = [
+        ("/usr/lib/postgresql", ""),
+        ("/usr", "pgsql-"),
+        ("/opt/homebrew/opt", "postgresql"),
+        ("/usr/local/opt", "postgresql"),
+        ("/Applications/Postgres.app/Contents/Versions", ""),
+    ];
+    let path = env::var_os("PATH").unwrap_or_default();
+    let installed = PLACES.iter().flat_map(|&(parent, prefix)| {
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        entries
+            .filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix))
+            .map(|entry| entry.path().join("bin"))
+    });
+    env::split_paths(&path).chain(installed).collect()
+}
+
+/// The version of a server. A later one is greater; what comes before a major
+/// version's first release counts as that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Version {
+    major: u32,
+    minor: u32,
+}
+
+impl Version {
+    /// Reads what `postgres --version` prints, such as
+    /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+    fn parse(said: &str) -> Option<Self> {
+        let (_product, version) = said.strip_prefix("postgres (")?.split_once(") ")?;
+        let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+        let major = numbers.next()?.parse().ok()?;
+        let minor = numbers.next().and_then(|minor| minor.parse().ok());
+        Some(Self {
+            major,
+            minor: minor.unwrap_or(0),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(number: &str) -> Version {
+        Version::parse(&format!("postgres (PostgreSQL) {number}\n")).unwrap()
+    }
+
+    #[test]
+    fn reads_the_version_that_a_distribution_adds_to() {
+        let version = version("15.18 (Debian 15.18-0+deb12u1)");
+        assert_eq!((version.major, version.minor), (15, 18));
+    }
+
+    #[test]
+    fn orders_versions_by_age() {
+        let in_order = ["9.6.24", "15.2", "15.18", "18beta2", "18.1", "18.10"];
+        assert!(
+            in_order
+                .map(version)
+                .is_sorted_by(|earlier, later| earlier < later)
+        );
+    }
+
+    #[test]
+    fn takes_nothing_else_for_a_version() {
+        for said in [
+            "",
+            "postgres",
+            "postgres (PostgreSQL) ",
+            "mise ERROR 15.2",
+            "postgres (PostgreSQL) 99999999999.1",
+        ] {
+            assert_eq!(Version::parse(said), None, "{said:?}");
+        }
+    }
+}

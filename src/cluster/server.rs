@@ -1,0 +1,120 @@
+//! The server of a cluster: making its data, starting it, and stopping it.
+
+use std::{ffi::OsString, fs, process::ExitStatus, time::Duration};
+
+use tokio_postgres::NoTls;
+
+use super::{
+    Cluster, ClusterError, Durability, LogTail, PORT, Result, SUPERUSER, Shutdown, TICK, cannot,
+    home::remove, poll, postmaster, supervisor::Supervised,
+};
+
+const INITDB_LIMIT: Duration = Duration::from_secs(120);
+/// Long, since after a crash the server first replays what it had logged.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a server may take to obey before it is told more firmly.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+impl Cluster {
+    /// Runs `initdb` beside the data's final place, so that one that was cut
+    /// short is never taken for a whole one.
+    pub(super) async fn create_data(&mut self) -> Result<()> {
+        let data = self.data();
+        let running = self.home.claim_running(&data).await?;
+        let unfinished = data.with_extension("new");
+        remove(&unfinished)?;
+
+        let mut command: Vec<OsString> = vec![self.binaries.program("initdb").into()];
+        command.extend(["-D".into(), unfinished.clone().into()]);
+        command.extend(["-U", SUPERUSER, "--encoding=UTF8", "--locale=C"].map(OsString::from));
+        command.extend(["--auth-local=trust", "--auth-host=reject"].map(OsString::from));
+        if self.durability == Durability::Thrown {
+            command.push("--no-sync".into());
+        }
+        let mut initdb = Supervised::start(&self.home, self.durability, running, &command)?;
+        let status = poll(INITDB_LIMIT, || initdb.ended())
+            .await?
+            .ok_or_else(|| self.not_ready("initdb", INITDB_LIMIT))?;
+        if !status.success() {
+            return Err(self.ended("initdb", status));
+        }
+        fs::rename(&unfinished, &data).map_err(cannot("rename", &unfinished))
+    }
+
+    /// Starts `postgres` and waits until it accepts connections.
+    pub(super) async fn start_server(&mut self) -> Result<()> {
+        let data = self.data();
+        let running = self.home.claim_running(&data).await?;
+        self.home.renew_sockets()?;
+        postmaster::forget_dead(&data)?;
+
+        let port = PORT.to_string();
+        let fixed = [
+            ("listen_addresses", ""),
+            ("unix_socket_directories", &self.home.sockets),
+            ("port", &port),
+        ];
+        let chosen = self
+            .settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut command: Vec<OsString> = vec![self.binaries.program("postgres").into()];
+        command.extend(["-D".into(), data.into()]);
+        for (name, value) in chosen.chain(fixed) {
+            command.extend(["-c".into(), format!("{name}={value}").into()]);
+        }
+        let mut server = Supervised::start(&self.home, self.durability, running, &command)?;
+        self.await_ready(&mut server).await?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    async fn await_ready(&self, server: &mut Supervised) -> Result<()> {
+        let config = self.config("postgres");
+        let ready = async {
+            while config.connect(NoTls).await.is_err() {
+                if let Some(status) = server.ended()? {
+                    return Err(self.ended("postgres", status));
+                }
+                tokio::time::sleep(TICK).await;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(START_LIMIT, ready).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.not_ready("postgres", START_LIMIT)),
+        }
+    }
+
+    /// Returns when no process of the server is left.
+    pub(super) async fn stop_server(&mut self, shutdown: Shutdown) -> Result<()> {
+        for shutdown in [shutdown, Shutdown::Immediate] {
+            let Some(server) = &mut self.server else {
+                break;
+            };
+            server.order(shutdown);
+            if poll(STOP_LIMIT, || server.ended()).await?.is_some() {
+                self.server = None;
+            }
+        }
+        // When the first process of the server or its supervisor was killed,
+        // the others end a little later.
+        self.home.claim_running(&self.data()).await.map(drop)
+    }
+
+    fn ended(&self, program: &'static str, status: ExitStatus) -> ClusterError {
+        ClusterError::Ended {
+            program,
+            status,
+            log: LogTail::read(&self.home.log()),
+        }
+    }
+
+    fn not_ready(&self, program: &'static str, limit: Duration) -> ClusterError {
+        ClusterError::NotReady {
+            program,
+            limit,
+            log: LogTail::read(&self.home.log()),
+        }
+    }
+}

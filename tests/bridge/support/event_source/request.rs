@@ -1,0 +1,107 @@
+//! Requests over HTTP/1.1, each on a connection of its own.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+
+use super::Response;
+use crate::support::PATIENCE;
+
+pub(super) type Headers<'a> = &'a [(&'a str, &'a str)];
+
+/// Asks for `path`. The answer may have any status; an error means that there
+/// was none. Panics if neither comes in time.
+pub(crate) async fn get(
+    addr: SocketAddr,
+    path: &str,
+    headers: Headers<'_>,
+) -> io::Result<Response> {
+    request(addr, "GET", path, headers, "").await
+}
+
+/// Posts JSON to `path`, or what else a `Content-Type` among the headers says.
+/// Answers as [`get`] does.
+pub(crate) async fn post(
+    addr: SocketAddr,
+    path: &str,
+    headers: Headers<'_>,
+    body: &str,
+) -> io::Result<Response> {
+    let length = body.len().to_string();
+    let defaults = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", length.as_str()),
+    ];
+    request(addr, "POST", path, &with_defaults(headers, &defaults), body).await
+}
+
+async fn request(
+    addr: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: Headers<'_>,
+    body: &str,
+) -> io::Result<Response> {
+    let host = addr.to_string();
+    let mut message = format!("{method} {path} HTTP/1.1\r\n");
+    for (name, value) in with_defaults(headers, &[("Host", &host)]) {
+        message.push_str(&format!("{name}: {value}\r\n"));
+    }
+    message.push_str("\r\n");
+    message.push_str(body);
+
+    let exchange = async {
+        let mut stream = TcpStream::connect(addr).await?;
+        stream.write_all(message.as_bytes()).await?;
+        Response::read(stream).await
+    };
+    timeout(PATIENCE, exchange)
+        .await
+        .unwrap_or_else(|_| panic!("no answer to {method} {path} within {PATIENCE:?}"))
+}
+
+/// The headers, and those of `defaults` whose names aren't among them.
+pub(super) fn with_defaults<'a>(
+    headers: Headers<'a>,
+    defaults: Headers<'a>,
+) -> Vec<(&'a str, &'a str)> {
+    let is_given = |wanted: &str| {
+        headers
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case(wanted))
+    };
+    let missing = defaults.iter().filter(|(name, _)| !is_given(name));
+    headers.iter().chain(missing).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::server::serve, *};
+
+    #[tokio::test]
+    async fn posts_json() {
+        let answer = "HTTP/1.1 201 Created\r\nContent-Length: 2\r\nX-A: b\r\n\r\nok";
+        let (addr, asked) = serve(answer, async |_| ()).await;
+        let response = post(addr, "/p", &[("host", "h"), ("X", "y")], r#"{"a":1}"#)
+            .await
+            .unwrap();
+        assert_eq!(
+            (response.status(), response.header("x-a")),
+            (201, Some("b"))
+        );
+        assert_eq!(response.header("absent"), None);
+        assert_eq!(response.text().await, "ok");
+        assert_eq!(
+            asked.await.unwrap(),
+            "POST /p HTTP/1.1\r\nhost: h\r\nX: y\r\nContent-Type: application/json\r\n\
+             Content-Length: 7\r\n\r\n{\"a\":1}"
+        );
+    }
+
+    #[tokio::test]
+    async fn tells_when_there_is_no_answer() {
+        let (addr, _) = serve("HTTP/1.1 2", async |_| ()).await;
+        let error = get(addr, "/", &[]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
