@@ -79,8 +79,8 @@ async fn stream(
     if parameters.replay > REPLAY_ROWS {
         return Err(bad_parameters(format!("replay is at most {REPLAY_ROWS}")));
     }
-    let start = start(&request, &parameters, &streams);
-    let stream = EventStream::open(&streams.into_inner(), user, start, parameters.format);
+    let start = start(&request, &parameters);
+    let stream = EventStream::open(&streams.into_inner(), user, &start, parameters.format);
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(CacheControl(vec![
@@ -94,7 +94,7 @@ async fn stream(
 
 /// Where the client wants to begin. An id that can't be used is no reason for a
 /// 400, which would end an `EventSource` for good.
-fn start(request: &HttpRequest, parameters: &Parameters, streams: &Streams) -> Start {
+fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
     let header = request.headers().get(LAST_EVENT_ID).map(|value| {
         // Not even text: as good as any other id that isn't ours.
         value.to_str().unwrap_or("?")
@@ -103,7 +103,7 @@ fn start(request: &HttpRequest, parameters: &Parameters, streams: &Streams) -> S
         None | Some("") => Start::Backlog {
             replay: parameters.replay,
         },
-        Some(id) => Start::from_id(id, streams.hub.tail().history.epoch()),
+        Some(id) => Start::Resume(id.to_owned()),
     }
 }
 

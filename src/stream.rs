@@ -27,7 +27,7 @@ use crate::{
     backoff::{Backoff, jittered},
     batch::{Batch, End},
     database::{QueryError, with_pooled},
-    history::{Epoch, History},
+    history::History,
     hub::{Connection, Hub, Letter},
     marker::Marks,
     notification::UserId,
@@ -72,7 +72,7 @@ pub struct Streams {
     pub drain: Duration,
 }
 
-/// Where a stream begins.
+/// Where a client wants to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With what is unsent, and the last rows that were asked for.
@@ -80,18 +80,25 @@ pub enum Start {
         /// How many of the user's last rows, sent or not.
         replay: u32,
     },
-    /// After what the connection before it was sent.
+    /// After what the connection before it was sent, by its `Last-Event-ID`.
+    Resume(String),
+}
+
+/// Where a stream begins, once the id has been read.
+enum Opening {
+    Backlog { replay: u32 },
     Resume(Position),
-    /// With what is unsent, since the id that came can't be used.
     Gap(UnusableId),
 }
 
-impl Start {
-    /// From the `Last-Event-ID` of a client that returns.
-    pub fn from_id(id: &str, epoch: Epoch) -> Self {
-        match EventId::parse(id, epoch) {
-            Ok(id) => Self::Resume(id.position.into_owned()),
-            Err(reason) => Self::Gap(reason),
+impl Opening {
+    fn read(start: &Start, history: History) -> Self {
+        match start {
+            Start::Backlog { replay } => Self::Backlog { replay: *replay },
+            Start::Resume(id) => match EventId::parse(id, history.epoch()) {
+                Ok(id) => Self::Resume(id.position.into_owned()),
+                Err(reason) => Self::Gap(reason),
+            },
         }
     }
 }
@@ -122,7 +129,7 @@ pub struct EventStream {
 }
 
 enum Phase {
-    Opening(Start),
+    Opening(Opening),
     /// Between two pages, or waiting for one.
     CatchingUp(Option<LocalBoxFuture<'static, Page>>),
     Live,
@@ -143,14 +150,18 @@ struct Page {
 
 impl EventStream {
     /// Opens the stream of a user. Dropping it takes it out of the hub.
-    pub fn open(streams: &Arc<Streams>, user: UserId, start: Start, format: Format) -> Self {
+    pub fn open(streams: &Arc<Streams>, user: UserId, start: &Start, format: Format) -> Self {
+        let connection = streams.hub.register(user);
+        // In this order: if another history begins after this look, the
+        // connection is told to end.
+        let history = streams.hub.tail().history;
         Self {
-            connection: streams.hub.register(user),
+            connection,
             format,
-            history: streams.hub.tail().history,
+            history,
             position: None,
             row: 0,
-            phase: Phase::Opening(start),
+            phase: Phase::Opening(Opening::read(start, history)),
             current: None,
             handed_out: Vec::new(),
             catch_up: CatchUp::Counting(0),
@@ -173,9 +184,11 @@ impl EventStream {
                 self.set_timer();
             }
             match &mut self.phase {
-                Phase::Opening(start) => {
-                    let start = std::mem::replace(start, Start::Backlog { replay: 0 });
-                    self.begin(start, chunk);
+                Phase::Opening(_) => {
+                    let opening = std::mem::replace(&mut self.phase, Phase::CatchingUp(None));
+                    if let Phase::Opening(opening) = opening {
+                        self.begin(opening, chunk);
+                    }
                 }
                 Phase::CatchingUp(page) => match page.as_mut().map(|page| page.poll_unpin(cx)) {
                     None => self.phase = Phase::CatchingUp(Some(self.next_page(0))),
@@ -194,19 +207,19 @@ impl EventStream {
     }
 
     /// The first bytes, which go out before the database is asked.
-    fn begin(&mut self, start: Start, chunk: &mut BytesMut) {
+    fn begin(&mut self, opening: Opening, chunk: &mut BytesMut) {
         let retry = jittered(RETRY);
-        let replay = match start {
-            Start::Backlog { replay } => {
+        let replay = match opening {
+            Opening::Backlog { replay } => {
                 sse::put_retry(chunk, retry);
                 replay
             }
-            Start::Resume(position) => {
+            Opening::Resume(position) => {
                 self.position = Some(position);
                 sse::put_resumed(chunk, retry, &self.id());
                 0
             }
-            Start::Gap(reason) => {
+            Opening::Gap(reason) => {
                 sse::put_retry(chunk, retry);
                 sse::put_gap(chunk, reason);
                 0
