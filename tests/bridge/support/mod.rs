@@ -7,7 +7,7 @@ pub mod dev;
 pub mod event_source;
 pub mod process;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use event_source::{Event, EventSource};
 
@@ -32,4 +32,23 @@ pub fn row_id(event: &Event) -> i64 {
     let row = event.last_event_id.split('-').next().unwrap_or_default();
     row.parse()
         .unwrap_or_else(|_| panic!("no row in {event:?}"))
+}
+
+/// Reads until `count` rows have come, and returns their ids in order.
+pub async fn rows(source: &mut EventSource, count: usize) -> Vec<i64> {
+    let mut ids = Vec::with_capacity(count);
+    while ids.len() < count {
+        let event = source.next_event().await;
+        if !event.name.starts_with("tidings.") {
+            ids.push(row_id(&event));
+        }
+    }
+    ids
+}
+
+/// The ids as a set, of which none came twice.
+pub fn no_repeats(ids: &[i64]) -> BTreeSet<i64> {
+    let set: BTreeSet<i64> = ids.iter().copied().collect();
+    assert_eq!(set.len(), ids.len(), "a row came twice: {ids:?}");
+    set
 }
