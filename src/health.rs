@@ -23,11 +23,23 @@ struct State {
     draining: bool,
 }
 
+/// Whether the bridge should be sent clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It hears the database.
+    Ready,
+    /// It does not.
+    Deaf,
+    /// It is stopping.
+    Draining,
+}
+
 /// The body of `/health/ready`.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
-    /// `ready`, or why not.
-    pub status: &'static str,
+    /// Whether it should, or why not.
+    pub status: Status,
     /// What is wrong, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -58,16 +70,16 @@ impl Health {
         let state = self.state();
         let age = state.last_look.map(|look| look.elapsed());
         let (status, reason) = if state.draining {
-            ("draining", None)
+            (Status::Draining, None)
         } else if let Some(trouble) = &state.trouble {
-            ("deaf", Some(trouble.clone()))
+            (Status::Deaf, Some(trouble.clone()))
         } else if age.is_none_or(|age| age > PROOF_LIMIT) {
             (
-                "deaf",
+                Status::Deaf,
                 Some("the database has not answered the listener lately".to_owned()),
             )
         } else {
-            ("ready", None)
+            (Status::Ready, None)
         };
         Readiness {
             status,
@@ -84,6 +96,6 @@ impl Health {
 impl Readiness {
     /// Whether all is well.
     pub fn is_ready(&self) -> bool {
-        self.status == "ready"
+        self.status == Status::Ready
     }
 }

@@ -84,11 +84,14 @@ async fn a_client_that_connects_while_the_database_is_away_is_served_when_it_is_
         nix::sys::signal::Signal::SIGQUIT,
     )
     .expect("a signal");
+    bridge.until_ready_is(503).await;
+    assert_eq!(bridge.admin("/health/live").await.status(), 200);
     // Its first bytes don't wait for the database.
     let mut source = bridge.connect("alice").await;
     assert!(source.next_item().await.is_ok());
     cluster.restart(Shutdown::Fast).await.expect("a restart");
     assert_eq!(source.next_event().await.data, "hello");
+    bridge.until_ready_is(200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,6 +110,13 @@ impl Bridge {
         get(self.admin_address, path, &[]).await.expect("an answer")
     }
 
+    /// Waits until readiness answers with this status, asking all the while.
+    pub async fn until_ready_is(&self, status: u16) {
+        let asking = async { while self.admin("/health/ready").await.status() != status {} };
+        let outcome = tokio::time::timeout(PATIENCE, asking).await;
+        outcome.unwrap_or_else(|_| panic!("/health/ready never was {status}"));
+    }
+
     /// Waits until so many connections are registered.
     pub async fn until_connections(&self, count: usize) {
         let counting = async {
