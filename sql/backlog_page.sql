@@ -1,8 +1,10 @@
 -- The first page for a user who comes without a position: what was not sent,
--- and the last rows that were asked for, sent or not.
+-- the last rows that were asked for, sent or not, and what became visible since
+-- the connection was opened, which another one may have been sent meanwhile.
 --
 -- $1 user, $2 how many of the last rows, $3 rows at most, $4 bytes of text
--- after which texts are left out.
+-- after which texts are left out; the bridge's own position when the connection
+-- was opened: $5 floor, $6 open transactions, $7 the last id read of each.
 --
 -- `top` is the user's youngest transaction: together with the snapshot it says
 -- up to where everything counts as seen once this page has been read.
@@ -38,6 +40,12 @@ left join lateral (
       and xid < pg_snapshot_xmax(pg_current_snapshot())
       and (
         (sent_at is null and (expires_at is null or expires_at > now()))
+        or xid >= $5
+        or exists (
+          select
+          from unnest($6::xid8[], $7::bigint[]) as o (xid, read)
+          where o.xid = notifications.xid and notifications.id > o.read
+        )
         or id in (
           select id
           from :"schema".notifications

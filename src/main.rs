@@ -27,6 +27,9 @@ async fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     telemetry::install(&cli.log)?;
+    // Each stream is a file to the system, and a fresh shell allows 1,024. What
+    // can't be had is felt only by the streams beyond it.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     match cli.command {
         Command::Serve(options) => serve(options).await,
         Command::Migrate(options) => migrate(options).await,
@@ -37,7 +40,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 
 async fn serve(options: ServeOptions) -> Result<(), Failure> {
     let shutdown = shutdown::requested()?;
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let app = App::build(Parts::of(&options)?, &options.bridge).await?;
     Ok(app.run_until(shutdown).await?)
 }

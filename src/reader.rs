@@ -170,8 +170,9 @@ pub async fn user_page(
     user_batch(&rows, size)
 }
 
-/// The first page for a user who comes without a position: what is unsent, and
-/// the last `replay` rows, sent or not. Also the position that it starts from.
+/// The first page for a user who comes without a position: what is unsent, the
+/// last `replay` rows, sent or not, and all that is new since `opened`. Also the
+/// position that it starts from.
 ///
 /// # Errors
 ///
@@ -181,6 +182,7 @@ pub async fn backlog_page(
     query: &Statement,
     user: &UserId,
     replay: u32,
+    opened: &Position,
     size: PageSize,
 ) -> Result<(Position, Batch), Error> {
     let rows = client
@@ -191,6 +193,9 @@ pub async fn backlog_page(
                 &i64::from(replay),
                 &size.limit(),
                 &size.bytes,
+                &opened.floor(),
+                &opened.open_xids(),
+                &opened.open_reads(),
             ],
         )
         .await?;

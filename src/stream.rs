@@ -28,7 +28,7 @@ use crate::{
     batch::{Batch, End},
     database::{QueryError, with_pooled},
     history::History,
-    hub::{Connection, Hub, Letter},
+    hub::{Connection, Hub, Letter, Tail},
     marker::Marks,
     notification::UserId,
     position::{EventId, Position, UnusableId},
@@ -112,6 +112,10 @@ pub struct EventStream {
     connection: Connection,
     format: Format,
     history: History,
+    /// What the bridge had seen when the connection was opened. What is new to
+    /// it concerns the connection, even if another one was sent it, and it is
+    /// marked, before the first page is read.
+    opened: Arc<Position>,
     /// What the connection has been sent; unknown until the first page, for one
     /// that came without.
     position: Option<Position>,
@@ -154,11 +158,15 @@ impl EventStream {
         let connection = streams.hub.register(user);
         // In this order: if another history begins after this look, the
         // connection is told to end.
-        let history = streams.hub.tail().history;
+        let Tail {
+            history,
+            position: opened,
+        } = streams.hub.tail();
         Self {
             connection,
             format,
             history,
+            opened,
             position: None,
             row: 0,
             phase: Phase::Opening(Opening::read(start, history)),
@@ -235,10 +243,14 @@ impl EventStream {
         let streams = Arc::clone(&self.streams);
         let user = self.connection.user().clone();
         let position = self.position.clone();
+        let opened = Arc::clone(&self.opened);
         async move {
             let mut backoff = Backoff::new(PAGE_RETRY_FIRST, PAGE_RETRY_LONGEST);
             loop {
-                match streams.read_page(&user, position.as_ref(), replay).await {
+                match streams
+                    .read_page(&user, position.as_ref(), &opened, replay)
+                    .await
+                {
                     Ok(page) => return page,
                     // The listener tells of a database that is away, once for
                     // all streams.
@@ -399,6 +411,7 @@ impl Streams {
         &self,
         user: &UserId,
         position: Option<&Position>,
+        opened: &Position,
         replay: u32,
     ) -> Result<Page, QueryError> {
         // Never closed, so there always is a permit in the end.
@@ -413,7 +426,8 @@ impl Streams {
             None => {
                 let query = client.prepare_cached(&self.sql.backlog_page).await?;
                 let (start, batch) =
-                    reader::backlog_page(client, &query, user, replay, PageSize::USER).await?;
+                    reader::backlog_page(client, &query, user, replay, opened, PageSize::USER)
+                        .await?;
                 Ok(Page {
                     start: Some(start),
                     batch,

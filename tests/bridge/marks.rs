@@ -1,14 +1,20 @@
 //! Promise 6: a row that was sent is marked, whatever stands in the way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::StreamExt;
 use tidings::{
     history::History,
+    hub::{Hub, Tail},
     marker::{Marker, Marks},
+    notification::UserId,
+    reader,
     schema::SchemaName,
     sql::Sql,
+    sse::Format,
+    stream::{EventStream, Start, Streams},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{bridge::Bridge, database::Database, until};
@@ -72,4 +78,48 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
             .await,
         [1]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
+    let database = Database::migrated().await;
+    database
+        .execute(
+            "insert into notifications (user_id, text, sent_at) values ('alice', 'before', now())",
+        )
+        .await;
+    let sql = Arc::new(Sql::new(&SchemaName::public()));
+    let hub = Arc::new(Hub::new(1 << 18));
+    let start = reader::tail_start(&database.connect().await, &sql.tail_start).await;
+    hub.start(Tail {
+        history: History::default(),
+        position: Arc::new(start.expect("a start")),
+    });
+    let streams = Arc::new(Streams {
+        hub,
+        marks: Arc::default(),
+        pool: tidings::database::pool(&database.url(), 1, Handle::current()).expect("a pool"),
+        sql,
+        pages: Semaphore::new(1),
+        heartbeat: Duration::from_secs(300),
+        drain: Duration::ZERO,
+    });
+
+    // Open, but its first page is still to be read: another tab is quicker, is
+    // sent the row, and the row is marked.
+    let alice = UserId::parse("alice").expect("a user");
+    let start = Start::Backlog { replay: 0 };
+    let mut stream = EventStream::open(&streams, alice, &start, Format::Text);
+    database
+        .execute("insert into notifications (user_id, text, sent_at) values ('alice', 'while open', now())")
+        .await;
+    let mut body = String::new();
+    while !body.contains("tidings.caught-up") {
+        let Some(Ok(chunk)) = stream.next().await else {
+            panic!("it ended: {body}")
+        };
+        body.push_str(std::str::from_utf8(&chunk).expect("text"));
+    }
+    assert!(body.contains("data: while open\n"), "{body}");
+    assert!(!body.contains("data: before\n"), "{body}");
 }

@@ -36,7 +36,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         ),
         (
             "backlog_page",
-            "text, bigint, bigint, bigint",
+            "text, bigint, bigint, bigint, xid8, xid8[], bigint[]",
             &sql.backlog_page,
         ),
         ("tail_start", "", &sql.tail_start),
@@ -99,7 +99,7 @@ fn executions(system_identifier: i64, floor: &str, open: &str, id: i64) -> [Stri
     [
         format!("execute tail_page ({position}, 1001, 1048576)"),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
-        "execute backlog_page ('user7', 10, 501, 262144)".to_owned(),
+        format!("execute backlog_page ('user7', 10, 501, 262144, {position})"),
         "execute tail_start".to_owned(),
         format!("execute mark_sent (array[{id}::bigint], {system_identifier}, 1)"),
     ]

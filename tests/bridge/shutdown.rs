@@ -18,6 +18,8 @@ const STREAMS: usize = 1_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_end_spread_out_within_seconds_and_every_mark_is_kept() {
+    // The clients' ends of the streams are files of this process.
+    rlimit::increase_nofile_limit(8 * STREAMS as u64).expect("more open files");
     let database = Database::migrated().await;
     let (mut child, address) = serve(&database, &["--drain=2s"]).await;
     let open = async |n: usize| {
