@@ -60,11 +60,6 @@ impl Snapshot {
             .copied()
             .take_while(move |&xid| xid < floor)
     }
-
-    /// Whether the snapshot sees what `xid` wrote, provided that it committed.
-    pub fn sees(&self, xid: Xid) -> bool {
-        xid < self.xmax && self.running.binary_search(&xid).is_err()
-    }
 }
 
 /// As Postgres writes it: `xmin:xmax:running,running`.

@@ -77,6 +77,18 @@ impl Browser {
         }
     }
 
+    /// The demo page, once both its streams are open.
+    async fn open_page(&self, dev: &Dev) {
+        let page = format!("http://{}/", dev.address);
+        self.client.goto(&page).await.expect("the page");
+        for side in ["left", "right"] {
+            self.find(&format!(
+                "[data-side={side}] [data-role=light][data-state=open]"
+            ))
+            .await;
+        }
+    }
+
     /// An element, once it is there.
     async fn find(&self, css: &str) -> Element {
         let waiting = self
@@ -148,18 +160,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
     let browser = Browser::start().await;
-    browser
-        .client
-        .goto(&format!("http://{}/", dev.address))
-        .await
-        .expect("the page");
-    for side in ["left", "right"] {
-        browser
-            .find(&format!(
-                "[data-side={side}] [data-role=light][data-state=open]"
-            ))
-            .await;
-    }
+    browser.open_page(&dev).await;
 
     // Sent by the page, and shown as text whatever it says.
     let text = "<b>not bold</b> & \u{e9}";
@@ -205,7 +206,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
         .expect("a time");
     browser.until(&format!("{clock} !== {shown}")).await;
 
-    // Another user, and what the server refuses.
+    // Another user in the same pane: what was sent to her is gone from it.
     let user = "[data-side=left] [data-role=user]";
     let field = browser.find(user).await;
     field.clear().await.expect("an empty field");
@@ -228,11 +229,7 @@ async fn a_hidden_tab_closes_its_streams_and_misses_nothing() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
     let browser = Browser::start().await;
-    let page = format!("http://{}/", dev.address);
-    browser.client.goto(&page).await.expect("the page");
-    browser
-        .find("[data-side=left] [data-role=light][data-state=open]")
-        .await;
+    browser.open_page(&dev).await;
     browser.send("left", "seen").await;
     browser
         .until(&format!("{}[0] === 'seen'", texts("left")))
@@ -269,11 +266,7 @@ async fn a_browsers_own_event_source_resumes_by_itself_when_the_bridge_comes_bac
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
     let browser = Browser::start().await;
-    browser
-        .client
-        .goto(&format!("http://{}/", dev.address))
-        .await
-        .expect("the page");
+    browser.open_page(&dev).await;
     // No page of ours: a bare EventSource, and everything that it is told.
     let listen = "window.heard = []; const source = new EventSource('/stream?user=dora'); \
          window.source = source; \
