@@ -187,13 +187,14 @@ async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_returns() {
     let database = Database::migrated().await;
-    let bridge = Bridge::start(&database).await;
-    // She has a past, which must not come again either.
+    // She has a past, which must not come again either. The bridge starts after
+    // it: what it has not seen yet is not past to it.
     database
         .execute(
             "insert into notifications (user_id, text, sent_at) values ('alice', 'past', now())",
         )
         .await;
+    let bridge = Bridge::start(&database).await;
     let mut first = bridge.connect("alice").await;
     let id = loop {
         match first.next_item().await {
