@@ -5,6 +5,7 @@ mod browser;
 mod cli;
 mod delivery;
 mod dev;
+mod faults;
 mod flood;
 mod identity;
 mod marks;

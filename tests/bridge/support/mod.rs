@@ -1,11 +1,13 @@
 //! What the tests stand on: the real bridge, a real PostgreSQL, and a client
 //! that shares no code with the server.
 
+pub mod account;
 pub mod bridge;
 pub mod database;
 pub mod dev;
 pub mod event_source;
 pub mod process;
+pub mod proxy;
 
 use std::{collections::BTreeSet, time::Duration};
 
