@@ -9,11 +9,13 @@
 -- `top` is the user's youngest transaction: together with the snapshot it says
 -- up to where everything counts as seen once this page has been read.
 select
-  s.snapshot, s.top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
+  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
   case when n.bytes_before is null or n.bytes_before < $4 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
+    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
+    (select stats_reset from pg_stat_bgwriter) as since,
     (
       select xid
       from :"schema".notifications

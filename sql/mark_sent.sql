@@ -1,9 +1,9 @@
 -- Marks rows as sent; returns those that another session has locked, to be
 -- tried again.
 --
--- $1 ids, $2 and $3 the history that they belong to (session.sql). After a
--- failover or a restore another row may bear the same id: then nothing is
--- marked and nothing returned.
+-- $1 ids, $2 and $3 the incarnation of the server that they belong to
+-- (session.sql). After a failover or a crash another row may bear the same id:
+-- then nothing is marked and nothing returned.
 --
 -- A lost mark is only a repeat, so the commit need not wait for the disk:
 -- set_config with "is local" holds until the end of this very statement's
@@ -13,10 +13,10 @@
 with
   ours as (
     select
-    from pg_control_system()
+    from pg_stat_bgwriter
     where
-      system_identifier = $2
-      and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $3
+      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
+      and stats_reset = $3
   ),
   locked as (
     select id

@@ -1,4 +1,18 @@
--- Gives rows that were restored from another cluster to this transaction.
+-- Gives rows that were restored from another cluster to this transaction, some
+-- at a time. What was noted there as pruned means nothing here.
+with
+  forgotten as (
+    update :"schema".tidings_pruned
+    set xid = '0'
+    where xid >= pg_snapshot_xmax(pg_current_snapshot())
+  )
 update :"schema".notifications
 set xid = pg_current_xact_id()
-where xid >= pg_snapshot_xmax(pg_current_snapshot())
+where
+  id in (
+    select id
+    from :"schema".notifications
+    where xid >= pg_snapshot_xmax(pg_current_snapshot())
+    order by xid, id
+    limit 10000
+  )

@@ -1,5 +1,8 @@
 -- Where a bridge begins: it has seen everything that is visible now.
 -- One statement, so that the row and the snapshot belong together.
+--
+-- `checkpointed` is the next transaction id as of the last checkpoint, which is
+-- on disk: recovery never goes back behind it.
 select
   pg_current_snapshot() as snapshot,
   (
@@ -8,4 +11,8 @@ select
     where xid < pg_snapshot_xmax(pg_current_snapshot())
     order by xid desc
     limit 1
-  ) as top
+  ) as top,
+  (
+    split_part(next_xid, ':', 1)::bigint << 32 | split_part(next_xid, ':', 2)::bigint
+  )::text::xid8 as checkpointed
+from pg_control_checkpoint()

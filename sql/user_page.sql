@@ -4,10 +4,18 @@
 -- $4 rows at most, $5 bytes of text after which texts are left out, $6 user.
 --
 -- The same form as tail_page.sql, on the index (user_id, xid, id).
+--
+-- `pruned` is the youngest transaction of which rows were removed.
 select
-  s.snapshot, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
+  s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
   case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
-from (select pg_current_snapshot() as snapshot) as s
+from (
+  select
+    pg_current_snapshot() as snapshot,
+    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
+    (select stats_reset from pg_stat_bgwriter) as since,
+    (select xid from :"schema".tidings_pruned) as pruned
+) as s
 left join lateral (
   select
     f.xid, f.id, f.event, f.text,

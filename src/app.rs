@@ -1,6 +1,6 @@
 //! Puts the bridge together, runs it, and stops it in order.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt::Display, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{
     App as ActixApp, HttpServer,
@@ -10,7 +10,6 @@ use actix_web::{
     web,
 };
 use actix_web_lab::middleware::CatchPanic;
-use deadpool_postgres::Pool;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     runtime::Handle,
@@ -25,14 +24,17 @@ use crate::{
     admin,
     backoff::Backoff,
     config::{BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
-    database::{self, DatabaseUrl},
+    database::DatabaseUrl,
     demo::{self, Demo},
+    direct::{self, DirectError},
     health::Health,
     http,
     hub::{Ending, Hub},
     identity::Identity,
     listener::{ListenError, Listener},
     marker::{Marker, Marks},
+    pool::{Pool, QueryError, Sessions},
+    reader,
     schema::{self, SchemaError, SchemaName},
     sql::Sql,
     stream::Streams,
@@ -80,6 +82,9 @@ pub enum StartError {
     /// A setting.
     #[error("{0}")]
     Config(#[from] ConfigError),
+    /// Where the listener is to connect.
+    #[error("{0}")]
+    Direct(#[from] DirectError),
     /// The schema, or the database itself.
     #[error("{0}")]
     Schema(#[from] SchemaError),
@@ -88,7 +93,16 @@ pub enum StartError {
     Listen(#[from] ListenError),
     /// The pool.
     #[error("{0}")]
-    Pool(#[from] deadpool_postgres::BuildError),
+    Pool(#[from] deadpool::managed::BuildError),
+    /// The pool's connections.
+    #[error("DATABASE_URL: {0}")]
+    Query(#[from] QueryError),
+    /// They lead somewhere else.
+    #[error(
+        "DATABASE_URL and TIDINGS_DIRECT_DATABASE_URL lead to different servers, or one of them \
+             to a standby: rows that are heard of on one must be read on the same"
+    )]
+    TwoServers,
     /// An address.
     #[error("can't listen on {address} ({setting}): {source}")]
     Bind {
@@ -126,8 +140,8 @@ impl RunError {
 pub struct Parts {
     /// Pages and marks.
     pub url: DatabaseUrl,
-    /// The listener and migrations.
-    pub direct_url: DatabaseUrl,
+    /// The listener and migrations, if the other URL leads through a pooler.
+    pub direct_url: Option<DatabaseUrl>,
     /// Where everything lives.
     pub schema: SchemaName,
     /// Whether the schema may be changed.
@@ -165,22 +179,41 @@ impl App {
     ///
     /// [`StartError`]. A database that can't be reached is tried for 30 s.
     pub async fn build(parts: Parts, options: &BridgeOptions) -> Result<Self, StartError> {
-        prepare_schema(&parts).await?;
+        let (direct_url, sessions) = match parts.direct_url {
+            Some(ref url) => (url, Sessions::Lent),
+            None => (&parts.url, Sessions::Own),
+        };
+        patiently(direct_url, DirectError::is_passing, || {
+            direct::prove(direct_url)
+        })
+        .await?;
+        patiently(direct_url, SchemaError::is_passing, || {
+            let may_migrate = parts.migrate == MigratePolicy::Auto;
+            schema::prepare(direct_url, &parts.schema, may_migrate)
+        })
+        .await?;
         let sql = Arc::new(Sql::new(&parts.schema));
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let health = Arc::new(Health::default());
         let marks = Arc::new(Marks::default());
-        let pool = database::pool(&parts.url, options.pool_size.into(), Handle::current())?;
+        let size = options.pool_size.into();
+        let pool = Pool::new(&parts.url, sessions, size, Handle::current())?;
         // Before any connection is taken: what becomes visible from now on
         // reaches it.
         let listener = Listener::start(
-            parts.direct_url,
+            direct_url.clone(),
             parts.schema,
             Arc::clone(&sql),
             Arc::clone(&hub),
             Arc::clone(&health),
         )
         .await?;
+        let found = patiently(&parts.url, QueryError::is_passing, || {
+            reader::incarnation(&pool)
+        });
+        if found.await? != hub.tail().history.incarnation {
+            return Err(StartError::TwoServers);
+        }
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
             marks: Arc::clone(&marks),
@@ -279,24 +312,27 @@ impl App {
     }
 }
 
-/// Waits for a database that is not there yet, and checks its schema.
-async fn prepare_schema(parts: &Parts) -> Result<(), SchemaError> {
-    let may_migrate = parts.migrate == MigratePolicy::Auto;
+/// Tries again while the database at `url` is not there yet.
+async fn patiently<T, E: Display>(
+    url: &DatabaseUrl,
+    is_passing: impl Fn(&E) -> bool,
+    attempt: impl AsyncFn() -> Result<T, E>,
+) -> Result<T, E> {
     let give_up = Instant::now() + START_LIMIT;
     let mut backoff = Backoff::new(START_FIRST, START_LONGEST);
     loop {
-        let error = match schema::prepare(&parts.direct_url, &parts.schema, may_migrate).await {
-            Err(SchemaError::Connect(error)) if error.is_passing() => error,
+        let error = match attempt().await {
+            Err(error) if is_passing(&error) => error,
             outcome => return outcome,
         };
         let left = give_up.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(SchemaError::Connect(error));
+            return Err(error);
         }
         warn!(
-            %error, database = %parts.direct_url,
-            "can't reach the database at {}, trying for {} s more: {error}",
-            parts.direct_url, left.as_secs()
+            %error, database = %url,
+            "can't reach the database at {url}, trying for {} s more: {error}",
+            left.as_secs()
         );
         sleep(backoff.next_delay()).await;
     }

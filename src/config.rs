@@ -233,16 +233,15 @@ impl DatabaseOptions {
         database("DATABASE_URL", url)
     }
 
-    /// Where the listener and migrations connect.
+    /// Where the listener and migrations connect, if it is somewhere else.
     ///
     /// # Errors
     ///
     /// [`ConfigError`].
-    pub fn direct_url(&self) -> Result<DatabaseUrl, ConfigError> {
-        match &self.direct_database_url {
-            Some(url) => database("TIDINGS_DIRECT_DATABASE_URL", url),
-            None => self.url(),
-        }
+    pub fn direct_url(&self) -> Result<Option<DatabaseUrl>, ConfigError> {
+        let url = self.direct_database_url.as_ref();
+        url.map(|url| database("TIDINGS_DIRECT_DATABASE_URL", url))
+            .transpose()
     }
 }
 

@@ -10,13 +10,13 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use deadpool_postgres::Pool;
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_postgres::types::Type;
 use tracing::debug;
 
 use crate::{
-    database::{QueryError, with_pooled},
+    pool::{Pool, QueryError},
     problem::Problem,
 };
 
@@ -94,11 +94,13 @@ impl Demo {
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             second.tick().await;
-            let inserted = with_pooled(&self.pool, QUERY_LIMIT, async |client| {
-                let query = include_str!("../sql/demo_tick.sql");
-                client.execute(query, &[&USERS.as_slice()]).await
-            });
-            if let Err(error) = inserted.await {
+            let query = include_str!("../sql/demo_tick.sql");
+            let users = USERS.as_slice();
+            let inserted = self
+                .pool
+                .query(QUERY_LIMIT, query, &[(&users, Type::TEXT_ARRAY)])
+                .await;
+            if let Err(error) = inserted {
                 // The listener tells of a database that is away.
                 debug!(%error, "could not insert the time: {error}");
             }
@@ -176,22 +178,23 @@ struct Listed {
 
 /// The newest notifications of a user, as the table has them.
 async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpResponse, Problem> {
-    let listed = with_pooled(&demo.pool, QUERY_LIMIT, async |client| {
-        let query = include_str!("../sql/demo_notifications.sql");
-        let rows = client.query(query, &[&whose.user]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Listed {
-                    id: row.try_get("id")?,
-                    event: row.try_get("event")?,
-                    text: row.try_get("text")?,
-                    created_at: row.try_get("created_at")?,
-                    sent_at: row.try_get("sent_at")?,
-                })
+    let query = include_str!("../sql/demo_notifications.sql");
+    let parameters = [(&whose.user as _, Type::TEXT)];
+    let rows = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
+    let listed = rows
+        .map_err(unavailable)?
+        .iter()
+        .map(|row| {
+            Ok(Listed {
+                id: row.try_get("id")?,
+                event: row.try_get("event")?,
+                text: row.try_get("text")?,
+                created_at: row.try_get("created_at")?,
+                sent_at: row.try_get("sent_at")?,
             })
-            .collect::<Result<Vec<_>, tokio_postgres::Error>>()
-    });
-    let listed = listed.await.map_err(unavailable)?;
+        })
+        .collect::<Result<Vec<_>, QueryError>>()
+        .map_err(unavailable)?;
     Ok(HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .json(listed))
@@ -210,14 +213,13 @@ async fn send(
     draft: web::Json<Draft>,
 ) -> Result<HttpResponse, Problem> {
     same_origin(&request)?;
-    let sent = with_pooled(&demo.pool, QUERY_LIMIT, async |client| {
-        let query = "select send_notification($1::text, $2)";
-        client
-            .query_one(query, &[&draft.user_id, &draft.text])
-            .await?
-            .try_get::<_, i64>(0)
-    });
-    match sent.await {
+    let query = "select send_notification($1, $2)";
+    let parameters = [
+        (&draft.user_id as _, Type::TEXT),
+        (&draft.text as _, Type::TEXT),
+    ];
+    let sent = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
+    match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
         Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
         Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
             let detail = crate::database::describe(&error);

@@ -22,6 +22,7 @@ use crate::{
     database::{self, DatabaseUrl},
     demo::Demo,
     identity::Identity,
+    pool::{Pool, Sessions},
     schema::SchemaName,
 };
 
@@ -105,12 +106,12 @@ async fn serve(
         "{} \"{connection_string}\" -c \"select send_notification('alice', 'Hello from SQL')\"",
         psql_command(binaries),
     );
-    let pool =
-        database::pool(&url, PAGE_CONNECTIONS, Handle::current()).map_err(StartError::Pool)?;
+    let pool = Pool::new(&url, Sessions::Own, PAGE_CONNECTIONS, Handle::current())
+        .map_err(StartError::Pool)?;
     let demo = Demo::new(pool, &psql);
     let parts = Parts {
-        url: url.clone(),
-        direct_url: url,
+        url,
+        direct_url: None,
         schema: SchemaName::public(),
         migrate: MigratePolicy::Auto,
         identity: Identity::query(),

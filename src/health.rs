@@ -7,6 +7,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 /// Older than this, the last look proves nothing: the listener looks at least
 /// once a second while it hears the database.
@@ -20,7 +21,58 @@ pub struct Health(Mutex<State>);
 struct State {
     last_look: Option<Instant>,
     trouble: Option<String>,
+    doorbell: Option<Doorbell>,
     draining: bool,
+}
+
+/// What rings when rows are inserted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doorbell {
+    /// The trigger is there and fires.
+    Hung,
+    /// Somebody dropped it.
+    Missing,
+    /// Somebody disabled it.
+    Disabled,
+    /// Logical replication fills the table, with transaction ids of another
+    /// cluster.
+    Bypassed {
+        /// The subscription.
+        subscription: String,
+    },
+    /// There are rows of another cluster, and the bridge may not take them
+    /// over.
+    Restored,
+}
+
+impl Doorbell {
+    /// What is wrong with it, and what to do.
+    fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Hung => None,
+            Self::Missing => Some(
+                "the trigger tidings_ring_doorbell is gone, so rows are found a second late: \
+                 `create trigger tidings_ring_doorbell after insert on notifications for each \
+                 statement execute function tidings_ring_doorbell()`"
+                    .to_owned(),
+            ),
+            Self::Disabled => Some(
+                "the trigger tidings_ring_doorbell is disabled, so rows are found a second late: \
+                 `alter table notifications enable trigger tidings_ring_doorbell`"
+                    .to_owned(),
+            ),
+            Self::Bypassed { subscription } => Some(format!(
+                "the subscription {subscription} fills the table with rows that bear the \
+                 publisher's transaction ids, which may be missed: leave the table out of the \
+                 publication, or drop the subscription to switch over"
+            )),
+            Self::Restored => Some(
+                "the table holds rows of another cluster, which are not delivered: run `tidings \
+                 migrate` as the table's owner"
+                    .to_owned(),
+            ),
+        }
+    }
 }
 
 /// Whether the bridge should be sent clients.
@@ -55,6 +107,20 @@ impl Health {
         state.trouble = None;
     }
 
+    /// The listener has looked after the bell.
+    pub fn inspected(&self, doorbell: Doorbell) {
+        let mut state = self.state();
+        let trouble = doorbell.trouble();
+        if state.doorbell.as_ref() != Some(&doorbell) {
+            match &trouble {
+                Some(trouble) => warn!("{trouble}"),
+                None if state.doorbell.is_some() => info!("the doorbell is in order again"),
+                None => {}
+            }
+        }
+        state.doorbell = Some(doorbell);
+    }
+
     /// The listener has lost its connection.
     pub fn lost(&self, reason: String) {
         self.state().trouble = Some(reason);
@@ -78,6 +144,8 @@ impl Health {
                 Status::Deaf,
                 Some("the database has not answered the listener lately".to_owned()),
             )
+        } else if let Some(trouble) = state.doorbell.as_ref().and_then(Doorbell::trouble) {
+            (Status::Deaf, Some(trouble))
         } else {
             (Status::Ready, None)
         };

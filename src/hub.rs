@@ -35,6 +35,29 @@ pub struct Tail {
     pub history: History,
     /// What the bridge has seen and delivered to every mailbox concerned.
     pub position: Arc<Position>,
+    /// Transaction ids below this one are on disk: no crash of this history's
+    /// incarnation hands them out again.
+    pub safe: Xid,
+}
+
+/// Postgres has crashed and is back: transaction ids from `safe` on, and row ids
+/// with them, may be handed out again.
+#[derive(Clone, Copy, Debug)]
+pub struct Recovery {
+    /// What has begun.
+    pub history: History,
+    /// What the crash has left.
+    pub safe: Xid,
+}
+
+impl Recovery {
+    /// Both, one after the other.
+    fn and_then(self, later: Self) -> Self {
+        Self {
+            history: later.history,
+            safe: self.safe.min(later.safe),
+        }
+    }
 }
 
 /// What has been read of the table's tail, for all users.
@@ -93,8 +116,9 @@ impl Hub {
         *lock(&self.tail) = tail;
     }
 
-    /// Opens a mailbox for a connection of `user`. Dropping it closes it.
-    pub fn register(self: &Arc<Self>, user: UserId) -> Connection {
+    /// Opens a mailbox for a connection of `user`, and tells how far the bridge
+    /// had read by then. Dropping it closes it.
+    pub fn register(self: &Arc<Self>, user: UserId) -> (Connection, Tail) {
         let mailbox = Arc::new(Mailbox::default());
         let mut registry = lock(&self.registry);
         if registry.draining {
@@ -105,13 +129,27 @@ impl Hub {
             .entry(user.clone())
             .or_default()
             .push(Arc::clone(&mailbox));
+        // With the registry held: whatever ends this history from now on tells
+        // the mailbox.
+        let tail = self.tail();
         drop(registry);
         self.connections.fetch_add(1, Ordering::Relaxed);
-        Connection {
+        let connection = Connection {
             hub: Arc::clone(self),
             user,
             mailbox,
+        };
+        (connection, tail)
+    }
+
+    /// Tells every connection that Postgres has crashed and recovered, after
+    /// what was read before.
+    pub fn recover(&self, recovery: Recovery, tail: Tail) {
+        let registry = lock(&self.registry);
+        for mailbox in registry.users.values().flatten() {
+            mailbox.recover(recovery);
         }
+        *lock(&self.tail) = tail;
     }
 
     /// Puts what was read into the mailboxes of the users concerned.
@@ -195,6 +233,8 @@ pub enum Ending {
 pub enum Letter {
     /// New rows.
     Batch(Arc<Batch>),
+    /// Postgres has crashed since what came before.
+    Recovered(Recovery),
     /// The mailbox was full and has been emptied: read pages from your
     /// position.
     Overflowed,
@@ -240,9 +280,20 @@ impl Connection {
         // In this order; see `publish`.
         let tail = self.hub.tail();
         let state = lock(&self.mailbox.state);
-        if state.queue.is_empty() && !state.overflowed {
+        if state.queue.is_empty() && !state.overflowed && state.recovery.is_none() {
             position.join(&tail.position);
         }
+    }
+
+    /// Throws away what is in the mailbox up to the last crash of Postgres, if
+    /// there was one. The owner reads pages from its position then.
+    pub fn skip_to_recovery(&self) -> Option<Recovery> {
+        let mut state = lock(&self.mailbox.state);
+        let is_told = |letter: &Letter| matches!(letter, Letter::Recovered(_));
+        if state.recovery.is_some() || state.queue.iter().any(is_told) {
+            state.empty();
+        }
+        state.recovery.take()
     }
 }
 
@@ -260,11 +311,33 @@ struct Mailbox {
 
 #[derive(Debug, Default)]
 struct MailboxState {
-    queue: VecDeque<Arc<Batch>>,
+    queue: VecDeque<Letter>,
     rows: usize,
     bytes: usize,
     overflowed: bool,
+    /// A crash of Postgres that the queue told of before it was emptied. It
+    /// comes before all that is in the queue now.
+    recovery: Option<Recovery>,
     ending: Option<Ending>,
+}
+
+impl MailboxState {
+    /// Forgets the batches, not the crashes.
+    fn empty(&mut self) {
+        for letter in std::mem::take(&mut self.queue) {
+            if let Letter::Recovered(recovery) = letter {
+                self.note(recovery);
+            }
+        }
+        (self.rows, self.bytes) = (0, 0);
+    }
+
+    fn note(&mut self, recovery: Recovery) {
+        self.recovery = Some(match self.recovery {
+            Some(earlier) => earlier.and_then(recovery),
+            None => recovery,
+        });
+    }
 }
 
 impl Mailbox {
@@ -278,14 +351,22 @@ impl Mailbox {
         let rows = state.rows + batch.events.len();
         let bytes = state.bytes + batch.bytes();
         if !state.queue.is_empty() && (rows > QUEUE_ROWS || bytes > queue_bytes) {
-            *state = MailboxState {
-                overflowed: true,
-                ending: state.ending,
-                ..Default::default()
-            };
+            state.empty();
+            state.overflowed = true;
         } else {
-            state.queue.push_back(Arc::clone(batch));
+            state.queue.push_back(Letter::Batch(Arc::clone(batch)));
             (state.rows, state.bytes) = (rows, bytes);
+        }
+        drop(state);
+        self.owner.wake();
+    }
+
+    fn recover(&self, recovery: Recovery) {
+        let mut state = lock(&self.state);
+        if state.overflowed {
+            state.note(recovery);
+        } else {
+            state.queue.push_back(Letter::Recovered(recovery));
         }
         drop(state);
         self.owner.wake();
@@ -300,12 +381,16 @@ impl Mailbox {
         // Interest first, then the look: a batch that arrives in between wakes.
         self.owner.register(cx.waker());
         let mut state = lock(&self.state);
-        if state.overflowed {
+        if let Some(recovery) = state.recovery.take() {
+            Poll::Ready(Letter::Recovered(recovery))
+        } else if state.overflowed {
             Poll::Ready(Letter::Overflowed)
-        } else if let Some(batch) = state.queue.pop_front() {
-            state.rows -= batch.events.len();
-            state.bytes -= batch.bytes();
-            Poll::Ready(Letter::Batch(batch))
+        } else if let Some(letter) = state.queue.pop_front() {
+            if let Letter::Batch(batch) = &letter {
+                state.rows -= batch.events.len();
+                state.bytes -= batch.bytes();
+            }
+            Poll::Ready(letter)
         } else {
             // A connection that is idle again keeps no memory of its burst.
             state.queue = VecDeque::new();
@@ -347,7 +432,7 @@ mod tests {
     }
 
     fn connect(hub: &Arc<Hub>, user: &str) -> Connection {
-        hub.register(UserId::parse(user).expect("a user"))
+        hub.register(UserId::parse(user).expect("a user")).0
     }
 
     fn letter(connection: &Connection) -> Option<Letter> {
@@ -443,6 +528,7 @@ mod tests {
         let tail = Tail {
             history: History::default(),
             position: Arc::new(seen.clone()),
+            safe: Xid(0),
         };
         hub.publish(Reading {
             tail,
@@ -454,6 +540,61 @@ mod tests {
         assert_eq!(ids(&tab), [1]);
         tab.join_tail(&mut position);
         assert_eq!(position, seen);
+    }
+
+    fn crash(hub: &Hub, safe: u64) {
+        let recovery = Recovery {
+            history: History::default(),
+            safe: Xid(safe),
+        };
+        hub.recover(recovery, Tail::default());
+    }
+
+    fn recovered(connection: &Connection) -> Xid {
+        match letter(connection) {
+            Some(Letter::Recovered(recovery)) => recovery.safe,
+            other => panic!("no recovery: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_crash_is_told_of_between_what_was_read_before_and_after_it() {
+        let hub = Arc::new(Hub::new(1_000));
+        let tab = connect(&hub, "alice");
+        hub.publish(reading([("alice", 1, 1)]));
+        crash(&hub, 7);
+        hub.publish(reading([("alice", 2, 1)]));
+        assert_eq!(ids(&tab), [1]);
+        assert_eq!(recovered(&tab), Xid(7));
+        assert_eq!(ids(&tab), [2]);
+        assert!(letter(&tab).is_none());
+    }
+
+    #[test]
+    fn a_full_mailbox_still_tells_of_every_crash() {
+        let hub = Arc::new(Hub::new(1_000));
+        let tab = connect(&hub, "alice");
+        hub.publish(reading([("alice", 1, 600)]));
+        crash(&hub, 7);
+        hub.publish(reading([("alice", 2, 600)]));
+        crash(&hub, 9);
+        assert_eq!(recovered(&tab), Xid(7));
+        assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
+    }
+
+    #[test]
+    fn what_was_read_before_a_crash_can_be_skipped_and_nothing_else() {
+        let hub = Arc::new(Hub::new(1_000));
+        let tab = connect(&hub, "alice");
+        hub.publish(reading([("alice", 1, 1)]));
+        assert!(tab.skip_to_recovery().is_none());
+        crash(&hub, 7);
+        hub.publish(reading([("alice", 2, 1)]));
+        let recovery = tab.skip_to_recovery().expect("a crash");
+        assert_eq!(recovery.safe, Xid(7));
+        assert!(letter(&tab).is_none());
+        hub.publish(reading([("alice", 3, 1)]));
+        assert_eq!(ids(&tab), [3]);
     }
 
     #[test]

@@ -18,8 +18,11 @@ pub mod notification;
 pub mod snapshot;
 
 pub mod position;
+pub mod safe_floor;
 
 pub mod database;
+pub mod direct;
+pub mod pool;
 pub mod schema;
 pub mod sql;
 

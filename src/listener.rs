@@ -4,7 +4,13 @@
 //! A notification only says "look"; the rows come from the table. A lost
 //! notification or connection therefore delays an event and never loses it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::Notify,
@@ -16,24 +22,37 @@ use tracing::{debug, info, warn};
 
 use crate::{
     backoff::Backoff,
-    database::{self, ConnectError, DatabaseUrl, describe},
-    health::Health,
-    history::History,
-    hub::{Ending, Hub, Reading, Tail},
-    position::Position,
+    database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
+    health::{Doorbell, Health},
+    history::{History, Incarnation},
+    hub::{Ending, Hub, Reading, Recovery, Tail},
+    notification::Notification,
+    position::{Position, RowKey},
     reader::{self, PageSize, Rest},
+    safe_floor::SafeFloor,
     schema::SchemaName,
+    snapshot::Xid,
     sql::Sql,
 };
+
+/// The trigger that rings the bell.
+const TRIGGER: &str = "tidings_ring_doorbell";
 
 /// The bell can stay silent for rows that fire no trigger (loaded with
 /// `session_replication_role = replica`, say): look without it this often. It
 /// also is the proof that the connection is alive.
 const SAFETY_LOOK: Duration = Duration::from_secs(1);
 
+/// How often the bell itself is looked after.
+const DOORBELL_LOOK: Duration = Duration::from_secs(5);
+
 /// A look that takes longer than this costs the connection: it is a matter of
 /// milliseconds, so the server or the network is gone.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Rows that are remembered because a crash may have them read again: 4 MB.
+/// Those beyond come twice to open connections then.
+const REMEMBERED_ROWS: usize = 1 << 16;
 
 /// After a look that found nothing, the next one waits until this much later:
 /// any role may ring the bell, and a flood of forged rings costs no more than
@@ -54,6 +73,8 @@ pub struct Listener {
     health: Arc<Health>,
     history: History,
     position: Position,
+    safe: SafeFloor,
+    remembered: Remembered,
     session: Option<Session>,
 }
 
@@ -73,11 +94,17 @@ pub enum ListenError {
     #[error("the connection was lost{}", .0.as_ref().map(|error| format!(": {}", describe(error))).unwrap_or_default())]
     Lost(Option<tokio_postgres::Error>),
     /// A hot standby takes no LISTEN.
-    #[error("{0} is a standby, which can't LISTEN: point DATABASE_URL at the primary")]
-    Standby(String),
+    #[error("{0} is a standby, which can't LISTEN")]
+    Standby(DatabaseUrl),
     /// The table went away.
     #[error("there is no table notifications in the schema {0}: run `tidings migrate`")]
     NoTable(SchemaName),
+    /// The table is not the one that the session listens for.
+    #[error("the table notifications was made anew")]
+    OtherTable,
+    /// The session outlived what it was opened in.
+    #[error("the server's statistics were reset, which is taken for a crash")]
+    OtherIncarnation,
 }
 
 /// A connection that listens.
@@ -87,6 +114,8 @@ struct Session {
     driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
     bell: Arc<Notify>,
     tail_page: Statement,
+    doorbell: Statement,
+    table: u32,
     history: History,
 }
 
@@ -114,6 +143,8 @@ impl Listener {
             health,
             history: History::default(),
             position: Position::default(),
+            safe: SafeFloor::new(Xid::default()),
+            remembered: Remembered::default(),
             session: None,
         };
         let session = listener.open().await?;
@@ -140,29 +171,31 @@ impl Listener {
 
     /// One session, to its end.
     async fn listen(&mut self, backoff: &mut Backoff) -> Result<Infallible, ListenError> {
-        let session = match self.session.take() {
+        let mut session = match self.session.take() {
             Some(session) => session,
             None => self.reopen().await?,
         };
         // Only now: a server that accepts and then refuses would otherwise be
         // tried without a pause.
         backoff.reset();
-        let Session {
-            client,
-            mut driver,
-            bell,
-            tail_page,
-            ..
-        } = session;
+        let mut inspect_at = Instant::now();
         loop {
             // Look before the first wait: rows may have come in the meantime.
             let looked_at = Instant::now();
-            let found = match timeout(LOOK_LIMIT, self.look(&client, &tail_page)).await? {
-                Ok(found) => found,
-                Err(_) if client.is_closed() => {
-                    return Err(ListenError::Lost(ending(driver).await));
+            let looking = async {
+                let found = self.look(&session).await?;
+                if inspect_at <= looked_at {
+                    self.inspect_doorbell(&session).await?;
+                    inspect_at = looked_at + DOORBELL_LOOK;
                 }
-                Err(error) => return Err(error.into()),
+                Ok(found)
+            };
+            let found = match timeout(LOOK_LIMIT, looking).await? {
+                Ok(found) => found,
+                Err(ListenError::Postgres(_)) if session.client.is_closed() => {
+                    return Err(ListenError::Lost(ending(session.driver).await));
+                }
+                Err(error) => return Err(error),
             };
             self.health.looked();
             if found == Look::Found {
@@ -170,24 +203,24 @@ impl Listener {
             }
             sleep_until(looked_at + LOOK_GAP).await;
             tokio::select! {
-                () = bell.notified() => {}
+                () = session.bell.notified() => {}
                 () = sleep_until(looked_at + SAFETY_LOOK) => {}
-                end = &mut driver => return Err(ListenError::Lost(end.ok().flatten())),
+                end = &mut session.driver => return Err(ListenError::Lost(end.ok().flatten())),
             }
         }
     }
 
     /// Reads one page and hands it on.
-    async fn look(
-        &mut self,
-        client: &Client,
-        query: &Statement,
-    ) -> Result<Look, tokio_postgres::Error> {
-        let page = reader::tail_page(client, query, &self.position, PageSize::TAIL).await?;
+    async fn look(&mut self, session: &Session) -> Result<Look, ListenError> {
+        let (client, query) = (&session.client, &session.tail_page);
+        let mut page = reader::tail_page(client, query, &self.position, PageSize::TAIL).await?;
+        if page.incarnation != session.history.incarnation {
+            return Err(ListenError::OtherIncarnation);
+        }
+        let (cut_off, follows) = (page.cut_off(), page.follows());
         // The rows are in order, so moving past the last moves past them all.
         if let Some((_, last)) = page.notifications.last() {
-            self.position
-                .advance(last.key, &page.snapshot, page.follows());
+            self.position.advance(last.key, &page.snapshot, follows);
         }
         if page.rest == Rest::Nothing {
             self.position.finish(None, &page.snapshot);
@@ -198,8 +231,13 @@ impl Listener {
             Look::Found
         };
         debug!(rows = page.notifications.len(), "looked at the table");
+        self.safe.read_up_to(self.position.floor(), page.log);
+        let remembered = &mut self.remembered;
+        page.notifications
+            .retain(|(_, notification)| remembered.is_news(notification));
+        remembered.forget_below(self.safe.xid());
         self.hub.publish(Reading {
-            cut_off: page.cut_off(),
+            cut_off,
             notifications: page.notifications,
             snapshot: page.snapshot,
             tail: self.tail(),
@@ -207,11 +245,49 @@ impl Listener {
         Ok(found)
     }
 
+    /// Whether what rings the bell is in order. Rows that were restored from
+    /// another cluster meanwhile are taken over.
+    async fn inspect_doorbell(&self, session: &Session) -> Result<(), ListenError> {
+        let table = self.schema.qualified("notifications");
+        let client = &session.client;
+        let row = client
+            .query_one(&session.doorbell, &[&table, &TRIGGER])
+            .await?;
+        let found: Option<u32> = row.try_get("table_oid")?;
+        if found != Some(session.table) {
+            return Err(ListenError::OtherTable);
+        }
+        let fires: Option<i8> = row.try_get("trigger")?;
+        let subscription: Option<String> = row.try_get("subscription")?;
+        let mut doorbell = match fires.map(|fires| fires as u8) {
+            _ if subscription.is_some() => Doorbell::Bypassed {
+                subscription: subscription.unwrap_or_default(),
+            },
+            None => Doorbell::Missing,
+            Some(b'O' | b'A') => Doorbell::Hung,
+            Some(_) => Doorbell::Disabled,
+        };
+        if row.try_get("restored")? {
+            match client.execute(&self.sql.restamp_restored_rows, &[]).await {
+                Ok(rows) => info!(rows, "took over {rows} rows of another cluster"),
+                Err(error) => {
+                    debug!(%error, "could not take over rows of another cluster: {error}");
+                    doorbell = Doorbell::Restored;
+                }
+            }
+        }
+        self.health.inspected(doorbell);
+        Ok(())
+    }
+
     /// Opens a session that continues where the last one ended.
     async fn reopen(&mut self) -> Result<Session, ListenError> {
         let session = self.open().await?;
-        if session.history == self.history {
+        let (now, before) = (session.history, self.history);
+        if now == before {
             info!("the listener hears the database again");
+        } else if now.epoch() == before.epoch() {
+            self.recover(now);
         } else {
             warn!("the database continues as another history, all streams begin anew");
             self.begin(&session).await?;
@@ -220,17 +296,35 @@ impl Listener {
         Ok(session)
     }
 
+    /// Postgres has crashed. All that was read has been handed out; what was
+    /// not on disk is read again, and what of it is as it was is remembered.
+    fn recover(&mut self, history: History) {
+        let safe = self.safe.xid();
+        warn!(
+            safe = safe.0,
+            "Postgres has recovered from a crash, reading again what was not on disk before it"
+        );
+        self.safe.crashed();
+        self.position.fall_to(safe);
+        self.history = history;
+        self.hub.recover(Recovery { history, safe }, self.tail());
+    }
+
     fn tail(&self) -> Tail {
         Tail {
             history: self.history,
             position: Arc::new(self.position.clone()),
+            safe: self.safe.xid(),
         }
     }
 
     /// Begins to read at what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = reader::tail_start(&session.client, &self.sql.tail_start);
-        self.position = timeout(LOOK_LIMIT, start).await??;
+        let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
+        self.position = position;
+        self.safe = SafeFloor::new(checkpointed);
+        self.remembered = Remembered::default();
         self.history = session.history;
         self.hub.start(self.tail());
         Ok(())
@@ -239,6 +333,10 @@ impl Listener {
     /// Connects and listens. The bell is hung up before anything is read, so
     /// that no ring falls between the two.
     async fn open(&self) -> Result<Session, ListenError> {
+        timeout(CONNECT_LIMIT, self.connect()).await?
+    }
+
+    async fn connect(&self) -> Result<Session, ListenError> {
         let bell = Arc::new(Notify::new());
         let rung = Arc::clone(&bell);
         // The payload, the channel, the sender: none is trusted, any role can
@@ -250,35 +348,64 @@ impl Listener {
         };
         let (client, driver) = database::connect(&self.url, on_message).await?;
         let driver = AbortOnDropHandle::new(driver);
-        timeout(LOOK_LIMIT, async {
-            let table = self.schema.qualified("notifications");
-            let row = client
-                .query_one(include_str!("../sql/session.sql"), &[&table])
-                .await?;
-            if row.try_get("standby")? {
-                return Err(ListenError::Standby(self.url.to_string()));
-            }
-            let table: Option<u32> = row.try_get("table_oid")?;
-            let table = table.ok_or_else(|| ListenError::NoTable(self.schema.clone()))?;
-            let history = History {
-                system_identifier: row.try_get("system_identifier")?,
+        database::settle_listener(&client).await?;
+        let table = self.schema.qualified("notifications");
+        let row = client
+            .query_one(include_str!("../sql/session.sql"), &[&table])
+            .await?;
+        if row.try_get("standby")? {
+            return Err(ListenError::Standby(self.url.clone()));
+        }
+        let table: Option<u32> = row.try_get("table_oid")?;
+        let table = table.ok_or_else(|| ListenError::NoTable(self.schema.clone()))?;
+        let history = History {
+            system_identifier: row.try_get("system_identifier")?,
+            incarnation: Incarnation {
                 timeline: row.try_get("timeline")?,
-            };
-            // The trigger names the channel after the table, so that two
-            // installations in one database don't hear each other.
-            client
-                .batch_execute(&format!("listen tidings_{table}"))
-                .await?;
-            let tail_page = client.prepare(&self.sql.tail_page).await?;
-            Ok(Session {
-                client,
-                driver,
-                bell,
-                tail_page,
-                history,
-            })
+                since: row.try_get("since")?,
+            },
+        };
+        // The trigger names the channel after the table, so that two
+        // installations in one database don't hear each other.
+        client
+            .batch_execute(&format!("listen tidings_{table}"))
+            .await?;
+        Ok(Session {
+            tail_page: client.prepare(&self.sql.tail_page).await?,
+            doorbell: client.prepare(&self.sql.doorbell).await?,
+            client,
+            driver,
+            bell,
+            table,
+            history,
         })
-        .await?
+    }
+}
+
+/// Rows that were handed out and may not be on disk yet: after a crash they are
+/// read again, and open connections have been sent them.
+#[derive(Debug, Default)]
+struct Remembered(BTreeMap<RowKey, u64>);
+
+impl Remembered {
+    /// Whether it was not handed out before. Ids are handed out again after a
+    /// crash, so the time is looked at too.
+    fn is_news(&mut self, notification: &Notification) -> bool {
+        let mut hasher = DefaultHasher::new();
+        notification.created_at.hash(&mut hasher);
+        let created_at = hasher.finish();
+        let known = self.0.get(&notification.key);
+        if known == Some(&created_at) {
+            return false;
+        }
+        if known.is_some() || self.0.len() < REMEMBERED_ROWS {
+            self.0.insert(notification.key, created_at);
+        }
+        true
+    }
+
+    fn forget_below(&mut self, safe: Xid) {
+        self.0 = self.0.split_off(&RowKey { xid: safe, id: 0 });
     }
 }
 

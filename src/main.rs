@@ -9,7 +9,7 @@ use clap::Parser;
 use tidings::{
     app::{App, Parts},
     config::{Cli, Command, MigrateOptions, ServeOptions, TokenOptions},
-    dev, identity, schema, shutdown, telemetry,
+    dev, direct, identity, schema, shutdown, telemetry,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -45,7 +45,11 @@ async fn serve(options: ServeOptions) -> Result<(), Failure> {
 }
 
 async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
-    let url = options.database.direct_url()?;
+    let url = match options.database.direct_url()? {
+        Some(url) => url,
+        None => options.database.url()?,
+    };
+    direct::prove(&url).await?;
     Ok(schema::migrate(&url, &options.database.schema).await?)
 }
 

@@ -10,15 +10,15 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::Pool;
 use tokio::{sync::Notify, time::sleep};
+use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     backoff::Backoff,
-    database::{QueryError, with_pooled},
-    history::History,
+    history::Incarnation,
+    pool::{Pool, QueryError},
     sql::Sql,
 };
 
@@ -45,42 +45,42 @@ const LAST_TRIES: usize = 3;
 
 /// Where connections report what they have written.
 ///
-/// A row is named by its history too: after a failover another row may bear the
-/// same id, and nobody was sent that one.
+/// A row is named by the server's incarnation too: after a failover or a crash
+/// another row may bear the same id, and nobody was sent that one.
 #[derive(Debug, Default)]
 pub struct Marks {
-    written: Mutex<BTreeSet<(History, i64)>>,
+    written: Mutex<BTreeSet<(Incarnation, i64)>>,
     news: Notify,
 }
 
 impl Marks {
     /// These rows have been handed to a socket. Never waits.
-    pub fn written(&self, history: History, rows: impl IntoIterator<Item = i64>) {
-        self.keep(history, rows);
+    pub fn written(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) {
+        self.keep(incarnation, rows);
         self.news.notify_one();
     }
 
-    fn keep(&self, history: History, rows: impl IntoIterator<Item = i64>) {
+    fn keep(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.extend(rows.into_iter().map(|row| (history, row)));
+        written.extend(rows.into_iter().map(|row| (incarnation, row)));
         while written.len() > KEPT {
             written.pop_first();
         }
     }
 
-    /// Takes the oldest rows of one history, at most [`ROWS_AT_ONCE`].
-    fn take(&self) -> Option<(History, Vec<i64>)> {
+    /// Takes the oldest rows of one incarnation, at most [`ROWS_AT_ONCE`].
+    fn take(&self) -> Option<(Incarnation, Vec<i64>)> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let history = written.first()?.0;
+        let incarnation = written.first()?.0;
         let mut rows = Vec::new();
         while rows.len() < ROWS_AT_ONCE
             && let Some(&(other, row)) = written.first()
-            && other == history
+            && other == incarnation
         {
             written.pop_first();
             rows.push(row);
         }
-        Some((history, rows))
+        Some((incarnation, rows))
     }
 }
 
@@ -152,38 +152,40 @@ impl Marker {
     async fn flush(&self) -> Result<Marked, QueryError> {
         let mut locked = Vec::new();
         let outcome = loop {
-            let Some((history, rows)) = self.marks.take() else {
+            let Some((incarnation, rows)) = self.marks.take() else {
                 break Ok(());
             };
-            match self.mark(history, &rows).await {
-                Ok(still_locked) => locked.push((history, still_locked)),
+            match self.mark(incarnation, &rows).await {
+                Ok(still_locked) => locked.push((incarnation, still_locked)),
                 Err(error) => {
-                    self.marks.keep(history, rows);
+                    self.marks.keep(incarnation, rows);
                     break Err(error);
                 }
             }
         };
         let mut marked = Marked::All;
-        for (history, rows) in locked.into_iter().filter(|(_, rows)| !rows.is_empty()) {
+        for (incarnation, rows) in locked.into_iter().filter(|(_, rows)| !rows.is_empty()) {
             marked = Marked::ButLocked;
-            self.marks.keep(history, rows);
+            self.marks.keep(incarnation, rows);
         }
         outcome.map(|()| marked)
     }
 
     /// Returns the rows that another session has locked.
-    async fn mark(&self, history: History, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
-        let History {
-            system_identifier,
-            timeline,
-        } = history;
-        with_pooled(&self.pool, MARK_LIMIT, async |client| {
-            let statement = client.prepare_cached(&self.sql.mark_sent).await?;
-            let locked = client
-                .query(&statement, &[&rows, &system_identifier, &timeline])
-                .await?;
-            locked.iter().map(|row| row.try_get(0)).collect()
-        })
-        .await
+    async fn mark(&self, of: Incarnation, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
+        let locked = self
+            .pool
+            .query(
+                MARK_LIMIT,
+                &self.sql.mark_sent,
+                &[
+                    (&rows, Type::INT8_ARRAY),
+                    (&of.timeline, Type::INT4),
+                    (&of.since, Type::TIMESTAMPTZ),
+                ],
+            )
+            .await?;
+        let ids = locked.iter().map(|row| row.try_get(0));
+        Ok(ids.collect::<Result<_, _>>()?)
     }
 }

@@ -15,7 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
-    history::Epoch,
+    history::History,
     snapshot::{Snapshot, Xid},
 };
 
@@ -26,7 +26,7 @@ pub const OPEN_IN_TEXT: usize = 64;
 
 /// First byte of the text form. Another layout gets another number, so that ids
 /// that browsers hold across an upgrade are recognised.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 
 /// Where a row stands in the order of delivery: by transaction, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,6 +130,18 @@ impl Position {
         };
     }
 
+    /// After a crash of Postgres: transaction ids from `safe` on may have been
+    /// handed out again, so nothing of them counts as seen.
+    pub fn fall_to(&mut self, safe: Xid) {
+        self.floor = self.floor.min(safe);
+        self.open.retain(|&xid, _| xid < safe);
+    }
+
+    /// Rows of this transaction may be new, rows of older ones are not.
+    pub fn oldest(&self) -> Xid {
+        self.open.keys().next().copied().unwrap_or(self.floor)
+    }
+
     /// Rows of this transaction and later ones are all new.
     pub fn floor(&self) -> Xid {
         self.floor
@@ -161,11 +173,16 @@ impl Position {
         )
     }
 
-    fn write(&self, epoch: Epoch, bytes: &mut Vec<u8>) {
+    fn write(&self, history: History, safe: Xid, bytes: &mut Vec<u8>) {
         let (floor, open) = self.for_text();
+        let behind = floor.0.saturating_sub(safe.0);
         push_varint(bytes, LAYOUT);
-        push_varint(bytes, epoch.0.into());
+        push_varint(bytes, history.epoch().0.into());
         push_varint(bytes, floor.0);
+        push_varint(bytes, behind);
+        if behind > 0 {
+            push_varint(bytes, history.incarnation.since.short().into());
+        }
         // From the floor downwards, each by its distance to the one before: the
         // running transactions are the youngest, so distances are short.
         let mut above = floor;
@@ -178,7 +195,8 @@ impl Position {
         }
     }
 
-    fn read(mut bytes: &[u8], expected: Epoch) -> Result<Self, UnusableId> {
+    /// Also the safe floor.
+    fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid), UnusableId> {
         let bytes = &mut bytes;
         if take_varint(bytes)? != LAYOUT {
             return Err(UnusableId::Malformed);
@@ -188,6 +206,13 @@ impl Position {
         if floor.0 > i64::MAX.unsigned_abs() {
             return Err(UnusableId::Malformed);
         }
+        let behind = take_varint(bytes)?;
+        let safe = floor.0.checked_sub(behind).ok_or(UnusableId::Malformed)?;
+        let since = if behind > 0 {
+            Some(take_varint(bytes)?)
+        } else {
+            None
+        };
         let mut open = BTreeMap::new();
         let mut above = floor.0;
         while !bytes.is_empty() {
@@ -202,10 +227,15 @@ impl Position {
             open.insert(Xid(xid), read);
             above = xid;
         }
-        if epoch != u64::from(expected.0) {
+        if epoch != u64::from(expected.epoch().0) {
             return Err(UnusableId::Epoch);
         }
-        Ok(Self { floor, open })
+        let mut position = Self { floor, open };
+        let is_older = |since| since != u64::from(expected.incarnation.since.short());
+        if since.is_some_and(is_older) {
+            position.fall_to(Xid(safe));
+        }
+        Ok((position, Xid(safe)))
     }
 }
 
@@ -222,12 +252,15 @@ pub struct EventId<'a> {
     /// The row's primary key, or 0.
     pub row: i64,
     /// The history that the position belongs to.
-    pub epoch: Epoch,
+    pub history: History,
     /// What the connection has been sent.
     pub position: Cow<'a, Position>,
+    /// Transaction ids below this one are on disk: no crash hands them out
+    /// again.
+    pub safe: Xid,
 }
 
-/// Why an id can't be resumed from. The text is the reason in `tidings.gap`.
+/// Why an id can't be resumed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableId {
     /// It is not an id that a bridge gave out.
@@ -239,12 +272,13 @@ pub enum UnusableId {
 }
 
 impl EventId<'_> {
-    /// Reads an id that a client sent.
+    /// Reads an id that a client sent. If Postgres has crashed since, the
+    /// position has fallen to what was safe then.
     ///
     /// # Errors
     ///
-    /// [`UnusableId`], if it can't be resumed from in this `epoch`.
-    pub fn parse(text: &str, epoch: Epoch) -> Result<EventId<'static>, UnusableId> {
+    /// [`UnusableId`], if it can't be resumed from in this `history`.
+    pub fn parse(text: &str, history: History) -> Result<EventId<'static>, UnusableId> {
         let (row, position) = text.split_once('-').ok_or(UnusableId::Malformed)?;
         let canonical = !row.starts_with('+') && (row == "0" || !row.starts_with('0'));
         let row = row
@@ -255,11 +289,12 @@ impl EventId<'_> {
         let bytes = URL_SAFE_NO_PAD
             .decode(position)
             .map_err(|_| UnusableId::Malformed)?;
-        let position = Position::read(&bytes, epoch)?;
+        let (position, safe) = Position::read(&bytes, history)?;
         Ok(EventId {
             row,
-            epoch,
+            history,
             position: Cow::Owned(position),
+            safe,
         })
     }
 }
@@ -267,7 +302,7 @@ impl EventId<'_> {
 impl fmt::Display for EventId<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(16);
-        self.position.write(self.epoch, &mut bytes);
+        self.position.write(self.history, self.safe, &mut bytes);
         write!(
             f,
             "{}-{}",
@@ -311,8 +346,21 @@ mod tests {
     use proptest::{collection::btree_map, prelude::*};
 
     use super::*;
+    use crate::history::{Incarnation, Since};
 
-    const EPOCH: Epoch = Epoch(7);
+    const HISTORY: History = History {
+        system_identifier: 7,
+        incarnation: Incarnation {
+            timeline: 1,
+            since: Since(3),
+        },
+    };
+
+    fn after_a_crash() -> History {
+        let mut history = HISTORY;
+        history.incarnation.since = Since(4);
+        history
+    }
 
     /// Small numbers, so that positions overlap and rows fall between them.
     fn position(open: usize) -> impl Strategy<Value = Position> {
@@ -330,51 +378,78 @@ mod tests {
         (0..210u64, 1..21i64).prop_map(|(xid, id)| RowKey { xid: Xid(xid), id })
     }
 
-    fn written(position: &Position, row: i64) -> String {
+    fn written(position: &Position, row: i64, safe: Xid) -> String {
         EventId {
             row,
-            epoch: EPOCH,
+            history: HISTORY,
             position: Cow::Borrowed(position),
+            safe,
         }
         .to_string()
     }
 
     proptest! {
         #[test]
-        fn parsing_undoes_printing(position in position(OPEN_IN_TEXT), row in 0..i64::MAX) {
-            let id = EventId::parse(&written(&position, row), EPOCH).expect("an id of ours");
-            prop_assert_eq!(id, EventId { row, epoch: EPOCH, position: Cow::Owned(position) });
+        fn parsing_undoes_printing(
+            position in position(OPEN_IN_TEXT), row in 0..i64::MAX, behind in 0..200u64
+        ) {
+            let safe = Xid(position.floor.0.saturating_sub(behind));
+            let id = EventId::parse(&written(&position, row, safe), HISTORY).expect("an id of ours");
+            let position = Cow::Owned(position);
+            prop_assert_eq!(id, EventId { row, history: HISTORY, position, safe });
         }
 
         #[test]
-        fn large_numbers_survive(floor in 0..i64::MAX.cast_unsigned(), read in 0..i64::MAX) {
+        fn large_numbers_survive(
+            floor in 0..i64::MAX.cast_unsigned(), read in 0..i64::MAX, behind in any::<u64>()
+        ) {
             let open = if floor > 0 { BTreeMap::from([(Xid(floor - 1), read)]) } else { BTreeMap::new() };
             let position = Position { floor: Xid(floor), open };
-            let id = EventId::parse(&written(&position, read), EPOCH).expect("an id of ours");
-            prop_assert_eq!(id.position.into_owned(), position);
+            let safe = Xid(floor.saturating_sub(behind));
+            let id = EventId::parse(&written(&position, read, safe), HISTORY).expect("an id of ours");
+            prop_assert_eq!((id.position.into_owned(), id.safe), (position, safe));
         }
 
         #[test]
-        fn printing_undoes_parsing(bytes in prop::collection::vec(any::<u8>(), 0..24), row in any::<i64>()) {
-            // Mostly junk; what is understood has no second text.
-            let mut bytes = bytes;
-            bytes.splice(0..0, [1, 7]);
+        fn printing_undoes_parsing(
+            floor in any::<u64>(), behind in 0..3u64,
+            junk in prop::collection::vec(any::<u8>(), 0..24), row in any::<i64>()
+        ) {
+            // Mostly not understood; what is has no second text.
+            let mut bytes = Vec::new();
+            for number in [LAYOUT, HISTORY.epoch().0.into(), floor, behind] {
+                push_varint(&mut bytes, number);
+            }
+            if behind > 0 {
+                push_varint(&mut bytes, HISTORY.incarnation.since.short().into());
+            }
+            bytes.extend(junk);
             let text = format!("{row}-{}", URL_SAFE_NO_PAD.encode(&bytes));
-            if let Ok(id) = EventId::parse(&text, EPOCH) {
+            if let Ok(id) = EventId::parse(&text, HISTORY) {
                 prop_assert_eq!(id.to_string(), text);
             }
         }
 
         #[test]
         fn no_text_is_too_strange(text in ".*") {
-            let _ = EventId::parse(&text, EPOCH);
+            let _ = EventId::parse(&text, HISTORY);
         }
 
         #[test]
         fn a_shortened_text_hides_no_row(position in position(190), row in row()) {
-            let id = EventId::parse(&written(&position, 1), EPOCH).expect("an id of ours");
+            let id = EventId::parse(&written(&position, 1, Xid(200)), HISTORY).expect("an id of ours");
             prop_assert!(id.position.open.len() <= OPEN_IN_TEXT);
             prop_assert!(!position.is_new(row) || id.position.is_new(row));
+        }
+
+        #[test]
+        fn after_a_crash_an_id_hides_no_row_that_may_be_another_one(
+            position in position(70), row in row(), safe in (0..210u64).prop_map(Xid)
+        ) {
+            let text = written(&position, 1, safe);
+            let id = EventId::parse(&text, after_a_crash()).expect("an id of ours");
+            prop_assert!(id.position.is_new(row) || (row.xid < safe && !position.is_new(row)));
+            prop_assert!(id.position.open.keys().all(|&xid| xid < id.position.floor));
         }
 
         #[test]
@@ -388,23 +463,34 @@ mod tests {
 
     #[test]
     fn an_id_of_another_history_is_told_from_a_malformed_one() {
-        let id = written(
-            &Position {
-                floor: Xid(5),
-                open: BTreeMap::new(),
-            },
-            3,
-        );
-        assert_eq!(EventId::parse(&id, Epoch(8)), Err(UnusableId::Epoch));
+        let position = Position {
+            floor: Xid(5),
+            open: BTreeMap::new(),
+        };
+        let id = written(&position, 3, Xid(9));
+        let mut promoted = HISTORY;
+        promoted.incarnation.timeline += 1;
+        assert_eq!(EventId::parse(&id, promoted), Err(UnusableId::Epoch));
+        let code = id.strip_prefix("3-").expect("the row first");
         for text in [
-            "", "3", "3-", "-AQcF", "3-AQcF=", "3-AAcF", "x-AQcF", "+3-AQcF", "03-AQcF", "3-AQcFAA",
+            "".to_owned(),
+            "3".to_owned(),
+            "3-".to_owned(),
+            format!("-{code}"),
+            format!("{id}="),
+            format!("x-{code}"),
+            format!("+{id}"),
+            format!("0{id}"),
+            // Another layout.
+            "3-AQcF".to_owned(),
+            // An open transaction at the floor itself.
+            format!("{id}AA"),
         ] {
             assert_eq!(
-                EventId::parse(text, EPOCH),
+                EventId::parse(&text, HISTORY),
                 Err(UnusableId::Malformed),
                 "{text}"
             );
         }
-        assert_eq!(id, "3-AQcF");
     }
 }

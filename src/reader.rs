@@ -1,16 +1,23 @@
 //! Reads pages of the table: each one statement, so that the rows and the
 //! snapshot that they are visible to belong together.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::{Client, Error, Row, Statement, types::Type};
 
 use crate::{
     batch::{Batch, End, Event},
+    history::Incarnation,
     notification::{Expiry, Notification, UserId},
+    pool::{Pool, QueryError},
     position::{Follows, Position, RowKey},
+    safe_floor::Log,
     snapshot::{Snapshot, Xid},
+    sql::Sql,
 };
+
+/// How long one page of a user may take.
+const PAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How large a page may be.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +56,10 @@ pub const REPLAY_ROWS: u32 = 500;
 /// The first rows that are new since a position.
 #[derive(Debug)]
 pub struct Page {
+    /// In which incarnation of the server it was read.
+    pub incarnation: Incarnation,
+    /// Where its log stood.
+    pub log: Log,
     /// What the statement could see.
     pub snapshot: Arc<Snapshot>,
     /// In the order of delivery.
@@ -92,15 +103,38 @@ impl Page {
     }
 }
 
-/// The position of a reader that begins now.
+/// A page of one user.
+#[derive(Debug)]
+pub struct UserPage {
+    /// In which incarnation of the server it was read.
+    pub incarnation: Incarnation,
+    /// The youngest transaction of which rows were removed for good.
+    pub pruned: Option<Xid>,
+    /// The rows.
+    pub batch: Batch,
+}
+
+/// The position of a reader that begins now, and the next transaction id as of
+/// the last checkpoint.
 ///
 /// # Errors
 ///
 /// What Postgres answers.
-pub async fn tail_start(client: &Client, query: &str) -> Result<Position, Error> {
+pub async fn tail_start(client: &Client, query: &str) -> Result<(Position, Xid), Error> {
     let row = client.query_one(query, &[]).await?;
     let snapshot: Snapshot = row.try_get("snapshot")?;
-    Ok(Position::after(row.try_get("top")?, &snapshot))
+    let position = Position::after(row.try_get("top")?, &snapshot);
+    Ok((position, row.try_get("checkpointed")?))
+}
+
+/// In which incarnation of the server the pool's queries run.
+///
+/// # Errors
+///
+/// [`QueryError`], also on a standby.
+pub async fn incarnation(pool: &Pool) -> Result<Incarnation, QueryError> {
+    let rows = pool.query(PAGE_LIMIT, include_str!("../sql/incarnation.sql"), &[]);
+    Ok(read_incarnation(head(&rows.await?))?)
 }
 
 /// The first new rows of all users.
@@ -126,7 +160,7 @@ pub async fn tail_page(
             ],
         )
         .await?;
-    let snapshot = Arc::new(snapshot(&rows)?);
+    let head = head(&rows);
     let mut notifications = Vec::new();
     let rest = each_in_page(&rows, size.rows, |row, notification| {
         let user: &str = row.try_get("user_id")?;
@@ -136,7 +170,12 @@ pub async fn tail_page(
         Ok(())
     })?;
     Ok(Page {
-        snapshot,
+        incarnation: read_incarnation(head)?,
+        log: Log {
+            inserted: head.try_get("inserted")?,
+            flushed: head.try_get("flushed")?,
+        },
+        snapshot: Arc::new(head.try_get("snapshot")?),
         notifications,
         rest,
     })
@@ -146,28 +185,29 @@ pub async fn tail_page(
 ///
 /// # Errors
 ///
-/// What Postgres answers.
+/// [`QueryError`].
 pub async fn user_page(
-    client: &Client,
-    query: &Statement,
+    pool: &Pool,
+    sql: &Sql,
     user: &UserId,
     position: &Position,
     size: PageSize,
-) -> Result<Batch, Error> {
-    let rows = client
+) -> Result<UserPage, QueryError> {
+    let rows = pool
         .query(
-            query,
+            PAGE_LIMIT,
+            &sql.user_page,
             &[
-                &position.floor(),
-                &position.open_xids(),
-                &position.open_reads(),
-                &size.limit(),
-                &size.bytes,
-                &user.as_str(),
+                (&position.floor(), Type::XID8),
+                (&position.open_xids(), Type::XID8_ARRAY),
+                (&position.open_reads(), Type::INT8_ARRAY),
+                (&size.limit(), Type::INT8),
+                (&size.bytes, Type::INT8),
+                (&user.as_str(), Type::TEXT),
             ],
         )
         .await?;
-    user_batch(&rows, size)
+    Ok(read_user_page(&rows, size)?)
 }
 
 /// The first page for a user who comes without a position: what is unsent, the
@@ -176,44 +216,42 @@ pub async fn user_page(
 ///
 /// # Errors
 ///
-/// What Postgres answers.
+/// [`QueryError`].
 pub async fn backlog_page(
-    client: &Client,
-    query: &Statement,
+    pool: &Pool,
+    sql: &Sql,
     user: &UserId,
     replay: u32,
     opened: &Position,
     size: PageSize,
-) -> Result<(Position, Batch), Error> {
-    let rows = client
+) -> Result<(Position, UserPage), QueryError> {
+    let rows = pool
         .query(
-            query,
+            PAGE_LIMIT,
+            &sql.backlog_page,
             &[
-                &user.as_str(),
-                &i64::from(replay),
-                &size.limit(),
-                &size.bytes,
-                &opened.floor(),
-                &opened.open_xids(),
-                &opened.open_reads(),
+                (&user.as_str(), Type::TEXT),
+                (&i64::from(replay), Type::INT8),
+                (&size.limit(), Type::INT8),
+                (&size.bytes, Type::INT8),
+                (&opened.floor(), Type::XID8),
+                (&opened.open_xids(), Type::XID8_ARRAY),
+                (&opened.open_reads(), Type::INT8_ARRAY),
             ],
         )
         .await?;
-    let batch = user_batch(&rows, size)?;
+    let page = read_user_page(&rows, size)?;
+    let batch = &page.batch;
     let start = match (batch.events.first(), &batch.end) {
         (Some(first), _) => Position::before(first.notification().key, &batch.snapshot),
         (None, End::CaughtUp { top }) => Position::after(*top, &batch.snapshot),
         (None, _) => Position::after(None, &batch.snapshot),
     };
-    Ok((start, batch))
+    Ok((start, page))
 }
 
-fn user_batch(rows: &[Row], size: PageSize) -> Result<Batch, Error> {
-    let snapshot = Arc::new(snapshot(rows)?);
-    let top = match rows.first() {
-        Some(row) => row.try_get("top")?,
-        None => None,
-    };
+fn read_user_page(rows: &[Row], size: PageSize) -> Result<UserPage, Error> {
+    let head = head(rows);
     let mut events = Vec::new();
     let rest = each_in_page(rows, size.rows, |_, notification| {
         events.push(Event::from(notification));
@@ -223,21 +261,37 @@ fn user_batch(rows: &[Row], size: PageSize) -> Result<Batch, Error> {
         .last()
         .map(|event: &Event| event.notification().key.xid);
     let end = match rest {
-        Rest::Nothing => End::CaughtUp { top },
+        Rest::Nothing => End::CaughtUp {
+            top: head.try_get("top")?,
+        },
         Rest::From(_) => End::MorePages,
     };
-    Ok(Batch {
-        events,
-        snapshot,
-        cut_off: rest.cuts_off(last),
-        end,
+    Ok(UserPage {
+        incarnation: read_incarnation(head)?,
+        pruned: head.try_get("pruned")?,
+        batch: Batch {
+            events,
+            snapshot: Arc::new(head.try_get("snapshot")?),
+            cut_off: rest.cuts_off(last),
+            end,
+        },
     })
 }
 
-/// Every row carries the snapshot; where nothing is new, a single one does.
-fn snapshot(rows: &[Row]) -> Result<Snapshot, Error> {
-    rows.first()
-        .map_or(Ok(Snapshot::default()), |row| row.try_get("snapshot"))
+/// Every row carries what holds for the whole page; where nothing is new, a
+/// single one does nothing else.
+fn head(rows: &[Row]) -> &Row {
+    match rows {
+        [head, ..] => head,
+        [] => unreachable!("a page's statement answers with a row even where nothing is new"),
+    }
+}
+
+fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
+    Ok(Incarnation {
+        timeline: head.try_get("timeline")?,
+        since: head.try_get("since")?,
+    })
 }
 
 /// Calls `take` for the rows of the page. A row beyond the page, by count or

@@ -42,6 +42,8 @@ const NAMES: &[(i32, &str)] = &[
     (1, "notifications_user_id_xid_id"),
     (2, "tidings_ring_doorbell"),
     (3, "send_notification"),
+    (4, "tidings_pruned"),
+    (4, "tidings_pruned_pkey"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.
@@ -57,6 +59,11 @@ impl SchemaName {
     /// As SQL wants it: in double quotes.
     pub fn quoted(&self) -> String {
         format!("\"{}\"", self.0.replace('"', "\"\""))
+    }
+
+    /// A text of `sql/`, with this schema where it has the variable.
+    pub fn fill(&self, text: &str) -> String {
+        text.replace(":\"schema\"", &self.quoted())
     }
 
     /// A plain name in this schema.
@@ -160,11 +167,32 @@ pub enum SchemaError {
         /// What this bridge knows.
         needed: i32,
     },
+    /// Logical replication writes into the table.
+    #[error(
+        "the table notifications in the schema {schema} is filled by the subscription \
+             {subscription}: its rows bear the transaction ids of the publisher, which mean nothing \
+             here, so rows would be missed. To switch over to this database, stop the writers of \
+             the publisher, wait until the subscription has caught up, `drop subscription` it, and \
+             start the bridge. To keep the subscription, leave the table out of the publication"
+    )]
+    Subscribed {
+        /// Where.
+        schema: SchemaName,
+        /// Its name.
+        subscription: String,
+    },
     /// Rows were restored from another cluster.
     #[error("the table holds rows with transaction ids of another cluster (it was dumped and \
              restored), which would never be seen: run `tidings migrate` as the table's owner \
              ({})", describe(.0))]
     Restored(tokio_postgres::Error),
+}
+
+impl SchemaError {
+    /// Whether waiting may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.is_passing())
+    }
 }
 
 /// refinery hides what Postgres said behind its own sentence.
@@ -312,7 +340,11 @@ pub async fn prepare(
     let (client, _driver) = database::connect(url, |_| ()).await?;
     check_server(&client).await?;
     match fit(&client, schema).await? {
-        Fit::Serves => restamp_restored(&client, schema).await,
+        Fit::Serves => {
+            refuse_subscription(&client, schema).await?;
+            database::settle(&client).await?;
+            restamp_restored(&client, schema).await
+        }
         Fit::TooOld { .. } if may_migrate => migrate(url, schema).await,
         Fit::TooOld { found } => Err(SchemaError::TooOld {
             schema: schema.clone(),
@@ -404,24 +436,37 @@ async fn refuse_foreign(
     }
 }
 
+/// The table must not be filled by logical replication.
+async fn refuse_subscription(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+    let sql = include_str!("../sql/subscription.sql");
+    let table = schema.qualified("notifications");
+    match client.query_opt(sql, &[&table]).await? {
+        None => Ok(()),
+        Some(row) => Err(SchemaError::Subscribed {
+            schema: schema.clone(),
+            subscription: row.try_get(0)?,
+        }),
+    }
+}
+
 /// Rows restored from a dump carry transaction ids of another cluster. Those
 /// that lie in this one's future would stay invisible to every reader until it
-/// gets there; they are given to this transaction instead.
+/// gets there; they are given to the transaction that finds them instead.
 async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
-    let fill = |text: &str| text.replace(":\"schema\"", &schema.quoted());
-    let restored = fill(include_str!("../sql/has_restored_rows.sql"));
-    if !client
-        .query_one(&restored, &[])
-        .await?
-        .try_get::<_, bool>(0)?
-    {
+    let restored = schema.fill(include_str!("../sql/has_restored_rows.sql"));
+    let row = client.query_one(&restored, &[]).await?;
+    if !row.try_get::<_, bool>(0)? {
         return Ok(());
     }
-    let restamp = fill(include_str!("../sql/restamp_restored_rows.sql"));
-    let rows = client
-        .execute(&restamp, &[])
-        .await
-        .map_err(SchemaError::Restored)?;
+    let restamp = schema.fill(include_str!("../sql/restamp_restored_rows.sql"));
+    let mut rows = 0;
+    loop {
+        match client.execute(&restamp, &[]).await {
+            Ok(0) => break,
+            Ok(some) => rows += some,
+            Err(error) => return Err(SchemaError::Restored(error)),
+        }
+    }
     info!(
         rows,
         "restamped {rows} rows that were restored from another cluster"

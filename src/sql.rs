@@ -19,18 +19,24 @@ pub struct Sql {
     pub backlog_page: String,
     /// Sets `sent_at`.
     pub mark_sent: String,
+    /// Whether what rings the bell is in order.
+    pub doorbell: String,
+    /// Takes over rows of another cluster.
+    pub restamp_restored_rows: String,
 }
 
 impl Sql {
     /// Fills in the schema.
     pub fn new(schema: &SchemaName) -> Self {
-        let fill = |text: &str| text.replace(":\"schema\"", &schema.quoted());
+        let fill = |text| schema.fill(text);
         Self {
             tail_start: fill(include_str!("../sql/tail_start.sql")),
             tail_page: fill(include_str!("../sql/tail_page.sql")),
             user_page: fill(include_str!("../sql/user_page.sql")),
             backlog_page: fill(include_str!("../sql/backlog_page.sql")),
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
+            doorbell: fill(include_str!("../sql/doorbell.sql")),
+            restamp_restored_rows: fill(include_str!("../sql/restamp_restored_rows.sql")),
         }
     }
 }

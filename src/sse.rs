@@ -144,19 +144,32 @@ pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     out.put_u8(b'\n');
 }
 
-/// The id that the client came back with can't be used; the backlog follows.
-pub fn put_gap(out: &mut BytesMut, reason: UnusableId) {
-    #[derive(Serialize)]
-    struct Gap {
-        reason: String,
+/// Why a client may have missed rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "reason")]
+pub enum Gap {
+    /// Its id is not one that a bridge gave out; the backlog follows.
+    Malformed,
+    /// Its id belongs to another history of the database; the backlog follows.
+    Epoch,
+    /// Rows that it had not been sent may have been removed for good; what is
+    /// left of them follows.
+    Pruned,
+}
+
+impl From<UnusableId> for Gap {
+    fn from(reason: UnusableId) -> Self {
+        match reason {
+            UnusableId::Malformed => Self::Malformed,
+            UnusableId::Epoch => Self::Epoch,
+        }
     }
+}
+
+/// The client may have missed rows.
+pub fn put_gap(out: &mut BytesMut, gap: Gap) {
     put_field(out, "event", "tidings.gap");
-    put_json_data(
-        out,
-        &Gap {
-            reason: reason.to_string(),
-        },
-    );
+    put_json_data(out, &gap);
     out.put_u8(b'\n');
 }
 
@@ -211,7 +224,7 @@ mod tests {
     #[test]
     fn the_bridges_own_events_are_json_under_names_of_their_own() {
         let mut out = BytesMut::new();
-        put_gap(&mut out, UnusableId::Malformed);
+        put_gap(&mut out, Gap::Malformed);
         put_retry(&mut out, Duration::from_millis(1_500));
         assert_eq!(
             out,

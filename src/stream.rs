@@ -15,7 +15,6 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use deadpool_postgres::Pool;
 use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
 use tokio::{
     sync::Semaphore,
@@ -26,15 +25,16 @@ use tracing::debug;
 use crate::{
     backoff::{Backoff, jittered},
     batch::{Batch, End},
-    database::{QueryError, with_pooled},
     history::History,
-    hub::{Connection, Hub, Letter, Tail},
+    hub::{Connection, Hub, Letter, Recovery},
     marker::Marks,
     notification::UserId,
+    pool::{Pool, QueryError},
     position::{EventId, Position, UnusableId},
-    reader::{self, PageSize},
+    reader::{self, PageSize, UserPage},
+    snapshot::Xid,
     sql::Sql,
-    sse::{self, Format},
+    sse::{self, Format, Gap},
 };
 
 /// Bytes after which a chunk goes to the socket: a burst of small events costs
@@ -44,9 +44,6 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// When a browser comes back by itself: half to all of this, so that a restart
 /// of the bridge is not a stampede.
 const RETRY: Duration = Duration::from_secs(3);
-
-/// How long one page may take.
-const PAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The first and the longest wait before a page is tried again.
 const PAGE_RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -95,7 +92,7 @@ impl Opening {
     fn read(start: &Start, history: History) -> Self {
         match start {
             Start::Backlog { replay } => Self::Backlog { replay: *replay },
-            Start::Resume(id) => match EventId::parse(id, history.epoch()) {
+            Start::Resume(id) => match EventId::parse(id, history) {
                 Ok(id) => Self::Resume(id.position.into_owned()),
                 Err(reason) => Self::Gap(reason),
             },
@@ -112,6 +109,8 @@ pub struct EventStream {
     connection: Connection,
     format: Format,
     history: History,
+    /// Transaction ids below this one are on disk; it goes into every id.
+    safe: Xid,
     /// What the bridge had seen when the connection was opened. What is new to
     /// it concerns the connection, even if another one was sent it, and it is
     /// marked, before the first page is read.
@@ -127,6 +126,7 @@ pub struct EventStream {
     /// The rows in the chunk that was last handed out.
     handed_out: Vec<i64>,
     catch_up: CatchUp,
+    pruned: Pruned,
     ends: Option<Instant>,
     /// Rings for the heartbeat or the end, whichever comes first.
     timer: Pin<Box<Sleep>>,
@@ -135,7 +135,7 @@ pub struct EventStream {
 enum Phase {
     Opening(Opening),
     /// Between two pages, or waiting for one.
-    CatchingUp(Option<LocalBoxFuture<'static, Page>>),
+    CatchingUp(Option<LocalBoxFuture<'static, Turn>>),
     Live,
     Over,
 }
@@ -146,33 +146,46 @@ enum CatchUp {
     Told,
 }
 
+/// Whether rows that the client had not been sent may have been removed for
+/// good.
+enum Pruned {
+    /// Not known before the first page.
+    Unknown,
+    /// The client has been told, or there was nothing to tell.
+    Settled,
+}
+
+/// What became of the wish for a page.
+enum Turn {
+    Page(Page),
+    /// The server's incarnation has ended that the connection belongs to.
+    Over,
+}
+
 /// A page, and where it starts if that was not known before.
 struct Page {
     start: Option<Position>,
-    batch: Batch,
+    page: UserPage,
 }
 
 impl EventStream {
     /// Opens the stream of a user. Dropping it takes it out of the hub.
     pub fn open(streams: &Arc<Streams>, user: UserId, start: &Start, format: Format) -> Self {
-        let connection = streams.hub.register(user);
-        // In this order: if another history begins after this look, the
-        // connection is told to end.
-        let Tail {
-            history,
-            position: opened,
-        } = streams.hub.tail();
+        let (connection, tail) = streams.hub.register(user);
+        let history = tail.history;
         Self {
             connection,
             format,
             history,
-            opened,
+            safe: tail.safe,
+            opened: tail.position,
             position: None,
             row: 0,
             phase: Phase::Opening(Opening::read(start, history)),
             current: None,
             handed_out: Vec::new(),
             catch_up: CatchUp::Counting(0),
+            pruned: Pruned::Unknown,
             ends: None,
             timer: Box::pin(sleep(streams.heartbeat)),
             streams: Arc::clone(streams),
@@ -200,11 +213,18 @@ impl EventStream {
                 }
                 Phase::CatchingUp(page) => match page.as_mut().map(|page| page.poll_unpin(cx)) {
                     None => self.phase = Phase::CatchingUp(Some(self.next_page(0))),
-                    Some(Poll::Ready(page)) => self.take_page(page, chunk),
+                    Some(Poll::Ready(Turn::Page(page))) => self.take_page(page, chunk),
+                    Some(Poll::Ready(Turn::Over)) => {
+                        self.phase = Phase::CatchingUp(None);
+                        if let Some(recovery) = self.connection.skip_to_recovery() {
+                            self.recover(recovery);
+                        }
+                    }
                     Some(Poll::Pending) => return self.poll_timer(cx, chunk),
                 },
                 Phase::Live => match self.connection.poll_letter(cx) {
                     Poll::Ready(Letter::Batch(batch)) => self.current = Some((batch, 0)),
+                    Poll::Ready(Letter::Recovered(recovery)) => self.recover(recovery),
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
                     Poll::Pending => return self.poll_timer(cx, chunk),
                 },
@@ -229,21 +249,36 @@ impl EventStream {
             }
             Opening::Gap(reason) => {
                 sse::put_retry(chunk, retry);
-                sse::put_gap(chunk, reason);
+                // Of what it missed there is nothing to be known.
+                self.pruned = Pruned::Settled;
+                sse::put_gap(chunk, reason.into());
                 0
             }
         };
         self.phase = Phase::CatchingUp(Some(self.next_page(replay)));
     }
 
+    /// Postgres has crashed: what was not on disk may be something else now.
+    fn recover(&mut self, recovery: Recovery) {
+        self.history = recovery.history;
+        self.safe = recovery.safe;
+        Arc::make_mut(&mut self.opened).fall_to(recovery.safe);
+        if let Some(position) = &mut self.position {
+            position.fall_to(recovery.safe);
+        }
+        // Another row may bear the id of one that is gone.
+        self.handed_out.clear();
+    }
+
     /// Asks for the page after the position, or for the first one.
-    fn next_page(&self, replay: u32) -> LocalBoxFuture<'static, Page> {
+    fn next_page(&self, replay: u32) -> LocalBoxFuture<'static, Turn> {
         // What is dropped from now on is not in this page.
         self.connection.reopen();
         let streams = Arc::clone(&self.streams);
         let user = self.connection.user().clone();
         let position = self.position.clone();
         let opened = Arc::clone(&self.opened);
+        let history = self.history;
         async move {
             let mut backoff = Backoff::new(PAGE_RETRY_FIRST, PAGE_RETRY_LONGEST);
             loop {
@@ -251,12 +286,20 @@ impl EventStream {
                     .read_page(&user, position.as_ref(), &opened, replay)
                     .await
                 {
-                    Ok(page) => return page,
+                    Ok(page) if page.page.incarnation == history.incarnation => {
+                        return Turn::Page(page);
+                    }
+                    // Read in another incarnation of the server, or on another
+                    // server, than the listener knows of.
+                    Ok(_) => debug!("read a page in another incarnation of the server"),
                     // The listener tells of a database that is away, once for
                     // all streams.
                     Err(error) => debug!(%error, "could not read a page, trying again: {error}"),
                 }
                 sleep(backoff.next_delay()).await;
+                if streams.hub.tail().history != history {
+                    return Turn::Over;
+                }
             }
         }
         .boxed_local()
@@ -264,8 +307,17 @@ impl EventStream {
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
         self.phase = Phase::CatchingUp(None);
+        let Page { start, page } = page;
+        if let (Pruned::Unknown, Some(position)) = (&self.pruned, &self.position)
+            && page
+                .pruned
+                .is_some_and(|pruned| position.oldest() <= pruned)
+        {
+            sse::put_gap(chunk, Gap::Pruned);
+        }
+        self.pruned = Pruned::Settled;
         self.current = Some((Arc::new(page.batch), 0));
-        if let Some(start) = page.start {
+        if let Some(start) = start {
             // A client that breaks before its first event is no stranger when
             // it returns: the rows are marked, and without an id it would miss
             // them.
@@ -292,8 +344,9 @@ impl EventStream {
                     self.row = notification.key.id;
                     let id = EventId {
                         row: self.row,
-                        epoch: self.history.epoch(),
+                        history: self.history,
                         position: Cow::Borrowed(position),
+                        safe: self.safe,
                     };
                     sse::put_id_line(chunk, &id);
                     chunk.put_slice(event.frame(self.format));
@@ -368,8 +421,17 @@ impl EventStream {
         };
         EventId {
             row: self.row,
-            epoch: self.history.epoch(),
+            history: self.history,
             position,
+            safe: self.safe,
+        }
+    }
+
+    /// Takes over how far the log has been flushed meanwhile.
+    fn refresh_safe(&mut self) {
+        let tail = self.streams.hub.tail();
+        if tail.history == self.history {
+            self.safe = tail.safe;
         }
     }
 
@@ -390,11 +452,12 @@ impl Stream for EventStream {
             stream
                 .streams
                 .marks
-                .written(stream.history, stream.handed_out.drain(..));
+                .written(stream.history.incarnation, stream.handed_out.drain(..));
         }
         if let Phase::Over = stream.phase {
             return Poll::Ready(None);
         }
+        stream.refresh_safe();
         let mut chunk = BytesMut::new();
         if stream.ends.is_some_and(|ends| ends <= Instant::now()) {
             stream.end(&mut chunk);
@@ -416,24 +479,20 @@ impl Streams {
     ) -> Result<Page, QueryError> {
         // Never closed, so there always is a permit in the end.
         let _permit = self.pages.acquire().await;
-        with_pooled(&self.pool, PAGE_LIMIT, async |client| match position {
+        let (pool, sql) = (&self.pool, &self.sql);
+        match position {
             Some(position) => {
-                let query = client.prepare_cached(&self.sql.user_page).await?;
-                let batch =
-                    reader::user_page(client, &query, user, position, PageSize::USER).await?;
-                Ok(Page { start: None, batch })
+                let page = reader::user_page(pool, sql, user, position, PageSize::USER).await?;
+                Ok(Page { start: None, page })
             }
             None => {
-                let query = client.prepare_cached(&self.sql.backlog_page).await?;
-                let (start, batch) =
-                    reader::backlog_page(client, &query, user, replay, opened, PageSize::USER)
-                        .await?;
+                let (start, page) =
+                    reader::backlog_page(pool, sql, user, replay, opened, PageSize::USER).await?;
                 Ok(Page {
                     start: Some(start),
-                    batch,
+                    page,
                 })
             }
-        })
-        .await
+        }
     }
 }

@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tidings::{
-    history::History,
+    history::{History, Incarnation, Since},
     hub::{Hub, Tail},
     marker::{Marker, Marks},
     notification::UserId,
+    pool::{Pool, Sessions},
     reader,
     schema::SchemaName,
+    snapshot::Xid,
     sql::Sql,
     sse::Format,
     stream::{EventStream, Start, Streams},
@@ -47,30 +49,29 @@ async fn a_row_that_somebody_has_locked_is_marked_once_it_is_free() {
 async fn marks_that_are_left_when_the_bridge_stops_are_written() {
     let database = Database::migrated().await;
     database
-        .execute("select send_notification('alice', 'hello')")
+        .execute("select send_notification('alice', 'hello'), send_notification('bob', 'hello')")
         .await;
     let client = database.connect().await;
-    let history = "select system_identifier from pg_control_system()";
-    let system_identifier = client
-        .query_one(history, &[])
+    let since: Since = client
+        .query_one("select stats_reset from pg_stat_bgwriter", &[])
         .await
-        .expect("a history")
+        .expect("a time")
         .get(0);
     let (marks, stop) = (Arc::new(Marks::default()), CancellationToken::new());
     let url = database.url();
     let marker = Marker {
         marks: Arc::clone(&marks),
-        pool: tidings::database::pool(&url, 1, Handle::current()).expect("a pool"),
+        pool: Pool::new(&url, Sessions::Own, 1, Handle::current()).expect("a pool"),
         sql: Arc::new(Sql::new(&SchemaName::public())),
     };
     stop.cancel();
-    marks.written(
-        History {
-            system_identifier,
-            timeline: 1,
-        },
-        [1],
-    );
+    // Those of before a crash may be other rows by now.
+    let before = Incarnation {
+        timeline: 1,
+        since: Since(since.0 - 1),
+    };
+    marks.written(before, [2]);
+    marks.written(Incarnation { timeline: 1, since }, [1]);
     marker.run(stop).await;
     assert_eq!(
         database
@@ -91,14 +92,19 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
     let sql = Arc::new(Sql::new(&SchemaName::public()));
     let hub = Arc::new(Hub::new(1 << 18));
     let start = reader::tail_start(&database.connect().await, &sql.tail_start).await;
+    let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
     hub.start(Tail {
-        history: History::default(),
-        position: Arc::new(start.expect("a start")),
+        history: History {
+            system_identifier: 7,
+            incarnation: reader::incarnation(&pool).await.expect("an incarnation"),
+        },
+        position: Arc::new(start.expect("a start").0),
+        safe: Xid::default(),
     });
     let streams = Arc::new(Streams {
         hub,
         marks: Arc::default(),
-        pool: tidings::database::pool(&database.url(), 1, Handle::current()).expect("a pool"),
+        pool,
         sql,
         pages: Semaphore::new(1),
         heartbeat: Duration::from_secs(300),

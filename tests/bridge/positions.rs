@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
     batch::{Batch, End},
-    history::Epoch,
+    history::History,
     notification::UserId,
+    pool::{Pool, Sessions},
     position::{EventId, Position},
     reader::{self, Page, PageSize, Rest},
     schema::SchemaName,
     snapshot::Snapshot,
     sql::Sql,
 };
+use tokio::runtime::Handle;
 use tokio_postgres::{Client, Statement};
 
 use crate::support::database::Database;
@@ -93,7 +95,8 @@ struct Stage {
     writers: Vec<Writer>,
     client: Client,
     tail_query: Statement,
-    user_query: Statement,
+    sql: Sql,
+    pool: Pool,
     tail: Reader,
     user: Reader,
 }
@@ -113,13 +116,14 @@ impl Stage {
                 is_open: false,
             });
         }
-        let start = reader::tail_start(&client, &sql.tail_start)
+        let (start, _) = reader::tail_start(&client, &sql.tail_start)
             .await
             .expect("a start");
         Self {
             writers,
             tail_query: client.prepare(&sql.tail_page).await.expect("a statement"),
-            user_query: client.prepare(&sql.user_page).await.expect("a statement"),
+            pool: Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool"),
+            sql,
             client,
             tail: Reader {
                 position: start.clone(),
@@ -157,15 +161,16 @@ impl Stage {
                 self.read_user_page(SMALL).await;
             }
             Step::Break => {
-                let epoch = Epoch::default();
+                let history = History::default();
                 let position = std::borrow::Cow::Borrowed(&self.user.position);
                 let id = EventId {
                     row: 1,
-                    epoch,
+                    history,
                     position,
+                    safe: self.user.position.floor(),
                 }
                 .to_string();
-                let id = EventId::parse(&id, epoch).expect("an id of ours");
+                let id = EventId::parse(&id, history).expect("an id of ours");
                 self.user.position = id.position.into_owned();
             }
         }
@@ -192,9 +197,8 @@ impl Stage {
     async fn read_user_page(&mut self, size: PageSize) -> Batch {
         let alice = UserId::parse("alice").expect("a user");
         let position = &mut self.user.position;
-        let batch = reader::user_page(&self.client, &self.user_query, &alice, position, size)
-            .await
-            .expect("a page");
+        let page = reader::user_page(&self.pool, &self.sql, &alice, position, size);
+        let batch = page.await.expect("a page").batch;
         // As a stream does: past each row.
         for (index, event) in batch.events.iter().enumerate() {
             let key = event.notification().key;
@@ -254,7 +258,7 @@ fn insert(rows: u8) -> String {
 /// Plays random histories; `check` looks at the end of each.
 async fn play_histories(cases: u32, check: impl AsyncFn(&mut Stage)) {
     let database = Database::migrated().await;
-    let handle = tokio::runtime::Handle::current();
+    let handle = Handle::current();
     let config = ProptestConfig {
         cases,
         failure_persistence: None,

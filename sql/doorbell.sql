@@ -1,0 +1,25 @@
+-- Whether what rings the bell is in order.
+--
+-- $1 the table's qualified name, $2 the trigger's name. `trigger` is null if
+-- there is none, else when it fires (pg_trigger.tgenabled). `restored` tells of
+-- rows from another cluster, which no reader sees (restamp_restored_rows.sql).
+select
+  t.oid as table_oid,
+  (
+    select tgenabled
+    from pg_trigger
+    where tgrelid = t.oid and tgname = $2 and not tgisinternal
+  ) as trigger,
+  (
+    select subname
+    from pg_subscription_rel
+    join pg_subscription as s on s.oid = srsubid
+    where srrelid = t.oid
+    limit 1
+  )::text as subscription,
+  exists (
+    select
+    from :"schema".notifications
+    where xid >= pg_snapshot_xmax(pg_current_snapshot())
+  ) as restored
+from (select to_regclass($1)::oid as oid) as t

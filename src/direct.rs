@@ -1,0 +1,81 @@
+//! Whether a URL leads to a primary by a session of our own, which listening
+//! and migrating need.
+//!
+//! A pooler that lends sessions for one transaction at a time takes LISTEN
+//! without an error, and nothing is ever heard.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Notify, time::timeout};
+use tokio_postgres::{AsyncMessage, types::Type};
+
+use crate::database::{self, ConnectError, DatabaseUrl, describe};
+
+/// How long a notification may take: it is a matter of milliseconds.
+const HEARD_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a URL is of no use to the listener.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// Postgres or the network refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// A hot standby takes no LISTEN and no writes.
+    #[error(
+        "{0} is a standby, where nobody can LISTEN or write: point DATABASE_URL at the primary, \
+             or name all hosts in it (host=a,b), and the primary among them is found"
+    )]
+    Standby(DatabaseUrl),
+    /// What was rung in one session was not heard in another.
+    #[error(
+        "no notification arrives through {0}: it leads to a pooler that lends sessions for one \
+             transaction at a time (PgBouncer's pool_mode=transaction). Set \
+             TIDINGS_DIRECT_DATABASE_URL to Postgres itself, for the listener and migrations; \
+             DATABASE_URL may stay as it is"
+    )]
+    Unheard(DatabaseUrl),
+}
+
+impl DirectError {
+    /// Whether waiting may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_passing(),
+            Self::Postgres(error) => error.is_closed(),
+            Self::Standby(_) | Self::Unheard(_) => false,
+        }
+    }
+}
+
+/// Rings in one session, and listens in another.
+///
+/// # Errors
+///
+/// [`DirectError`], within half a minute.
+pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
+    let channel = format!("tidings_proof_{:016x}", rand::random::<u64>());
+    let heard = Arc::new(Notify::new());
+    let (expected, rung) = (channel.clone(), Arc::clone(&heard));
+    let on_message = move |message| match message {
+        AsyncMessage::Notification(heard) if heard.channel() == expected => rung.notify_one(),
+        _ => {}
+    };
+    let (listening, _driver) = database::connect(url, on_message).await?;
+    let standby = listening.query_typed_one("select pg_is_in_recovery()", &[]);
+    if standby.await?.try_get(0)? {
+        return Err(DirectError::Standby(url.clone()));
+    }
+    listening
+        .batch_execute(&format!("listen {channel}"))
+        .await?;
+    let (ringing, _driver) = database::connect(url, |_| ()).await?;
+    ringing
+        .query_typed("select pg_notify($1, '')", &[(&channel, Type::TEXT)])
+        .await?;
+    timeout(HEARD_LIMIT, heard.notified())
+        .await
+        .map_err(|_| DirectError::Unheard(url.clone()))
+}

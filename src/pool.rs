@@ -1,0 +1,205 @@
+//! The connections that streams and the marker share.
+
+use std::time::Duration;
+
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, RecycleError, RecycleResult},
+};
+use deadpool_postgres::ClientWrapper;
+use tokio::{runtime::Handle, time::timeout};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe};
+
+/// Whose sessions the connections lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sessions {
+    /// Ours: settings and prepared statements stay.
+    Own,
+    /// Lent by a pooler for one transaction at a time: nothing may stay in
+    /// them, and statements have no name.
+    Lent,
+}
+
+/// A bounded number of connections to Postgres.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    connections: managed::Pool<Opener>,
+    sessions: Sessions,
+}
+
+/// A parameter of a query, with its type: asking for it would name a statement.
+pub type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Why a query failed.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// There was no connection to be had.
+    #[error("no database connection: {0}")]
+    Connect(#[from] managed::PoolError<ConnectError>),
+    /// Postgres or the network refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Nothing answered.
+    #[error("the database did not answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+impl QueryError {
+    /// Whether waiting may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(managed::PoolError::Backend(error)) => error.is_passing(),
+            Self::Connect(_) | Self::TimedOut(_) => true,
+            Self::Postgres(error) => error.is_closed(),
+        }
+    }
+}
+
+impl Pool {
+    /// A pool of at most `size` connections, which are opened as needed.
+    ///
+    /// Their driver tasks live on `runtime`: deadpool would spawn them on the
+    /// runtime that first asks, one of actix's single-threaded workers, where
+    /// they would stall while that worker is busy.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: deadpool fails only for timeouts without a runtime.
+    pub fn new(
+        url: &DatabaseUrl,
+        sessions: Sessions,
+        size: usize,
+        runtime: Handle,
+    ) -> Result<Self, managed::BuildError> {
+        let opener = Opener {
+            url: url.clone(),
+            sessions,
+            runtime,
+        };
+        let connections = managed::Pool::builder(opener)
+            .max_size(size)
+            .runtime(Runtime::Tokio1)
+            .create_timeout(Some(CONNECT_LIMIT))
+            .build()?;
+        Ok(Self {
+            connections,
+            sessions,
+        })
+    }
+
+    /// Runs one query. It runs in a transaction of its own, with the
+    /// [settings](database::SETTINGS) that keep it on its indexes.
+    ///
+    /// One that isn't answered within `limit` costs its connection, which may
+    /// be dead.
+    ///
+    /// # Errors
+    ///
+    /// [`QueryError`].
+    pub async fn query(
+        &self,
+        limit: Duration,
+        query: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, QueryError> {
+        let client = self.connections.get().await?;
+        let answer = async {
+            match self.sessions {
+                Sessions::Own => query_prepared(&client, query, parameters).await,
+                Sessions::Lent => query_unnamed(&client, query, parameters).await,
+            }
+        };
+        match timeout(limit, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => {
+                drop(managed::Object::take(client));
+                Err(QueryError::TimedOut(limit))
+            }
+        }
+    }
+
+    /// Closes all connections; queries fail from now on.
+    pub fn close(&self) {
+        self.connections.close();
+    }
+}
+
+async fn query_prepared(
+    client: &ClientWrapper,
+    query: &str,
+    parameters: &[Parameter<'_>],
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let (values, types): (Vec<_>, Vec<_>) = parameters.iter().cloned().unzip();
+    let statement = client.prepare_typed_cached(query, &types).await?;
+    client.query(&statement, &values).await
+}
+
+async fn query_unnamed(
+    client: &ClientWrapper,
+    query: &str,
+    parameters: &[Parameter<'_>],
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let begin = format!("begin;{}", database::settings("set local"));
+    // Polled in this order at first, so they are sent as one and no pooler can
+    // tear them apart, also if nobody waits for the answer.
+    let (begun, rows, committed) = tokio::join!(
+        client.batch_execute(&begin),
+        client.query_typed(query, parameters),
+        client.batch_execute("commit"),
+    );
+    begun?;
+    let rows = rows?;
+    committed?;
+    Ok(rows)
+}
+
+/// Opens the pool's connections.
+#[derive(Debug)]
+struct Opener {
+    url: DatabaseUrl,
+    sessions: Sessions,
+    runtime: Handle,
+}
+
+impl managed::Manager for Opener {
+    type Type = ClientWrapper;
+    type Error = ConnectError;
+
+    async fn create(&self) -> Result<ClientWrapper, ConnectError> {
+        let (url, sessions) = (self.url.clone(), self.sessions);
+        let opening = self.runtime.spawn(async move {
+            let (client, driver) = database::connect(&url, |_| ()).await?;
+            if sessions == Sessions::Own {
+                database::settle(&client).await?;
+            }
+            // An error that ends the connection reaches whoever uses it.
+            let driver = AbortOnDropHandle::new(driver);
+            let driver = tokio::spawn(async move {
+                let _ = driver.await;
+            });
+            Ok(ClientWrapper::new(client, driver))
+        });
+        match opening.await {
+            Ok(opened) => opened,
+            // The runtime is shutting down; nobody waits for an answer.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn recycle(
+        &self,
+        client: &mut ClientWrapper,
+        _: &Metrics,
+    ) -> RecycleResult<ConnectError> {
+        if client.is_closed() {
+            return Err(RecycleError::message("the connection is closed"));
+        }
+        Ok(())
+    }
+}
