@@ -1,3 +1,4 @@
 //! Promise 4: nothing is lost, whatever breaks, and rows come twice only around
 //! what broke. Each test keeps an account, from which the table in
 //! `docs/reliability.md` is made.
+mod crash;

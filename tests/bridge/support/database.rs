@@ -120,6 +120,13 @@ impl Database {
         connect(&self.connection_string).await
     }
 
+    /// The same, while the server may be away.
+    pub async fn try_connect(&self) -> Result<Client, tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::connect(&self.connection_string, NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
     /// Runs `work` in this database and waits until it is done.
     pub async fn execute(&self, work: &str) {
         self.connect().await.batch_execute(work).await.expect(work);

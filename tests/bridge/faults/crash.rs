@@ -1,0 +1,280 @@
+//! Postgres crashes, and hands out again what it had not written to disk:
+//! transaction ids, row ids. The rows that bear them are news all the same.
+
+use std::time::Instant;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tidings::cluster::{Cluster, Shutdown};
+use tokio_postgres::Client;
+
+use crate::support::{
+    PATIENCE,
+    account::Account,
+    bridge::Bridge,
+    database::Database,
+    event_source::{Event, EventSource, Item},
+    until,
+};
+
+/// Crashes of each kind.
+const ROUNDS: usize = 4;
+
+/// Transactions that each crash forgets, and that come again after it.
+const FORGOTTEN: usize = 12;
+
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    /// One backend is killed, and Postgres starts all of them anew.
+    Backend,
+    /// All of the server stops at once.
+    Server,
+}
+
+/// A cluster that writes its log only when it must, so that a crash forgets
+/// what nobody waited for.
+async fn forgetful_cluster() -> Cluster {
+    Cluster::temporary(&[("max_connections", "100"), ("wal_writer_delay", "10s")])
+        .await
+        .expect("a private PostgreSQL")
+}
+
+async fn crash(cluster: &mut Cluster, database: &Database, how: Crash) -> Instant {
+    match how {
+        Crash::Backend => {
+            let victim = database.connect().await;
+            let row = victim.query_one("select pg_backend_pid()", &[]).await;
+            let pid: i32 = row.expect("a backend").get(0);
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
+            // It notices, and only then begins to refuse and to recover.
+            while !victim.is_closed() {
+                tokio::task::yield_now().await;
+            }
+        }
+        Crash::Server => cluster
+            .restart(Shutdown::Immediate)
+            .await
+            .expect("a restart"),
+    }
+    Instant::now()
+}
+
+/// An application's connection, once the server takes some again.
+async fn connect_again(database: &Database) -> Client {
+    let connecting = async {
+        loop {
+            let connected = database.try_connect().await;
+            if let Ok(client) = connected
+                && client.simple_query("select 1").await.is_ok()
+            {
+                return client;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let connected = tokio::time::timeout(PATIENCE, connecting).await;
+    connected.expect("it recovers")
+}
+
+/// Reads until an event with this text has come, and returns the texts.
+async fn texts_until(source: &mut EventSource, last: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    while texts.last().is_none_or(|text| text != last) {
+        let Event { name, data, .. } = source.next_event().await;
+        if !name.starts_with("tidings.") {
+            texts.push(data);
+        }
+    }
+    texts
+}
+
+async fn insert(client: &Client, text: &str) {
+    let insert = "insert into notifications (user_id, text) values ('alice', $1)";
+    client.execute(insert, &[&text]).await.expect(text);
+}
+
+async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) {
+    let mut cluster = forgetful_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let mut open = bridge.connect_live("alice").await;
+    let mut open_account = Account::without_repeats(fault);
+    let mut owed_in_all: Vec<String> = Vec::new();
+    let mut got_by_open: Vec<String> = Vec::new();
+    for round in 0..ROUNDS {
+        let mut leaving = bridge.connect_live("alice").await;
+        let writer = connect_again(&database).await;
+        // What is on disk.
+        let kept = format!("kept {round}");
+        insert(&writer, &kept).await;
+        owed_in_all.push(kept.clone());
+        assert_eq!(texts_until(&mut leaving, &kept).await, [kept.as_str()]);
+        // What is not: its transaction ids and row ids come again.
+        let hurried = "set synchronous_commit = off";
+        writer.batch_execute(hurried).await.expect("a setting");
+        for n in 0..FORGOTTEN {
+            insert(&writer, &format!("forgotten {round} {n}")).await;
+        }
+        let last = format!("forgotten {round} {}", FORGOTTEN - 1);
+        texts_until(&mut leaving, &last).await;
+        got_by_open.extend(texts_until(&mut open, &last).await);
+        let id = leaving.last_event_id().to_owned();
+        drop(leaving);
+
+        let crashed_at = crash(&mut cluster, &database, how).await;
+        let writer = connect_again(&database).await;
+        let left =
+            format!("select count(*) from notifications where text like 'forgotten {round} %'");
+        let left: i64 = writer.query_one(&left, &[]).await.expect("a count").get(0);
+        assert!(left <= 2, "the crash was to forget them, and left {left}");
+        let mut owed = Vec::new();
+        for n in 0..=FORGOTTEN {
+            owed.push(format!("again {round} {n}"));
+            insert(&writer, &owed[n]).await;
+        }
+        owed_in_all.extend(owed.clone());
+
+        let last = owed[FORGOTTEN].as_str();
+        got_by_open.extend(texts_until(&mut open, last).await);
+        open_account.recovered_after(crashed_at.elapsed());
+        let mut returning = bridge.resume("alice", &id).await;
+        let mut missed = texts_until(&mut returning, last).await;
+        // What is left of before the crash may come again, across the break.
+        missed.retain(|text| text.starts_with("again"));
+        assert_eq!(missed, owed);
+        let mut fresh = bridge.connect("alice").await;
+        until(&mut fresh, "tidings.caught-up").await;
+        database
+            .until("select bool_and(sent) from notifications where text like 'again%'")
+            .await;
+    }
+    got_by_open.retain(|text| !text.starts_with("forgotten"));
+    let number = |text: &String| owed_in_all.iter().position(|owed| owed == text);
+    let got: Vec<i64> = got_by_open
+        .iter()
+        .map(|text| number(text).map_or(-1, |index| index as i64))
+        .collect();
+    open_account.client(0..owed_in_all.len() as i64, &got);
+    open_account.close();
+    cluster.stop().await.expect("an end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_that_crashes_hands_out_again_is_news() {
+    rows_of_forgotten_transactions_are_read_again(
+        Crash::Server,
+        "Postgres crashes (immediate stop), writers had not waited for the disk",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_again_after_a_killed_backend_is_news() {
+    rows_of_forgotten_transactions_are_read_again(
+        Crash::Backend,
+        "one backend is killed (SIGKILL), writers had not waited for the disk",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_ids_that_were_taken_and_never_logged_hide_no_row_when_they_come_again() {
+    let mut cluster = forgetful_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
+    let mut open = bridge.connect_live("alice").await;
+    let mut account = Account::without_repeats(
+        "Postgres crashes, transaction ids that left no trace are used again",
+    );
+    for round in 0..ROUNDS {
+        let how = [Crash::Backend, Crash::Server][round % 2];
+        let mut leaving = bridge.connect_live("alice").await;
+        let writer = connect_again(&database).await;
+        for _ in 0..FORGOTTEN {
+            writer
+                .batch_execute("begin; select pg_current_xact_id(); rollback")
+                .await
+                .expect("a transaction id");
+        }
+        // A row of bob's moves the bridge past them, if anything does.
+        database
+            .execute("select send_notification('bob', 'hello')")
+            .await;
+        while !matches!(leaving.next_item().await, Ok(item) if is_id(&item)) {}
+        let id = leaving.last_event_id().to_owned();
+        drop(leaving);
+        // Bob's row is on disk; these are not.
+        for _ in 0..FORGOTTEN {
+            writer
+                .batch_execute("begin; select pg_current_xact_id(); rollback")
+                .await
+                .expect("a transaction id");
+        }
+        while !matches!(open.next_item().await, Ok(item) if is_id(&item)) {}
+        let crashed_at = crash(&mut cluster, &database, how).await;
+        let writer = connect_again(&database).await;
+        let owed = format!("hello {round}");
+        insert(&writer, &owed).await;
+        assert_eq!(open.next_event().await.data, owed);
+        account.recovered_after(crashed_at.elapsed());
+        let mut returning = bridge.resume("alice", &id).await;
+        assert_eq!(texts_until(&mut returning, &owed).await, [owed.as_str()]);
+        account.client([round as i64], &[round as i64]);
+    }
+    account.close();
+    cluster.stop().await.expect("an end");
+}
+
+fn is_id(item: &Item) -> bool {
+    matches!(item, Item::Id(_))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_survive_a_crash_do_not_come_twice_to_an_open_connection() {
+    let mut cluster = forgetful_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let mut open = bridge.connect_live("alice").await;
+    let mut account = Account::without_repeats("Postgres crashes, what was sent is partly on disk");
+    let (mut owed, mut got) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let writer = connect_again(&database).await;
+        let hurried = connect_again(&database).await;
+        hurried
+            .batch_execute("set synchronous_commit = off")
+            .await
+            .expect("a setting");
+        // Each page is read while something is not on disk, so that the bridge
+        // can't rely on any of it; the next row puts it there.
+        for n in 0..5 {
+            let text = format!("row {round} {n}");
+            insert(&writer, &text).await;
+            hurried
+                .execute(
+                    "insert into notifications (user_id, text) values ('bob', 'x')",
+                    &[],
+                )
+                .await
+                .expect("a row of bob's");
+            owed.push(text.clone());
+            got.extend(texts_until(&mut open, &text).await);
+        }
+        let how = [Crash::Backend, Crash::Server][round % 2];
+        let crashed_at = crash(&mut cluster, &database, how).await;
+        let writer = connect_again(&database).await;
+        let after = format!("after {round}");
+        insert(&writer, &after).await;
+        got.extend(texts_until(&mut open, &after).await);
+        owed.push(after);
+        account.recovered_after(crashed_at.elapsed());
+    }
+    assert_eq!(got, owed);
+    account.client(
+        0..owed.len() as i64,
+        &(0..got.len() as i64).collect::<Vec<_>>(),
+    );
+    account.close();
+    cluster.stop().await.expect("an end");
+}
