@@ -96,8 +96,10 @@ impl Pool {
     /// Runs one query. It runs in a transaction of its own, with the
     /// [settings](database::SETTINGS) that keep it on its indexes.
     ///
-    /// One that isn't answered within `limit` costs its connection, which may
-    /// be dead.
+    /// One that fails, or isn't answered within `limit`, costs its connection:
+    /// it may be dead, and a session keeps the settings that it began with,
+    /// though they may be what is wrong (`default_transaction_read_only`, say)
+    /// and be changed since.
     ///
     /// # Errors
     ///
@@ -115,13 +117,14 @@ impl Pool {
                 Sessions::Lent => query_unnamed(&client, query, parameters).await,
             }
         };
-        match timeout(limit, answer).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => {
-                drop(managed::Object::take(client));
-                Err(QueryError::TimedOut(limit))
-            }
+        let outcome = match timeout(limit, answer).await {
+            Ok(answer) => answer.map_err(QueryError::from),
+            Err(_) => Err(QueryError::TimedOut(limit)),
+        };
+        if outcome.is_err() {
+            drop(managed::Object::take(client));
         }
+        outcome
     }
 
     /// Closes all connections; queries fail from now on.
