@@ -16,7 +16,7 @@ use tokio::{
     sync::Notify,
     time::{Instant, error::Elapsed, sleep, sleep_until, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client, Statement};
+use tokio_postgres::{AsyncMessage, Client, Statement, error::SqlState};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
@@ -194,6 +194,11 @@ impl Listener {
                 Ok(found) => found,
                 Err(ListenError::Postgres(_)) if session.client.is_closed() => {
                     return Err(ListenError::Lost(ending(session.driver).await));
+                }
+                Err(ListenError::Postgres(error))
+                    if error.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+                {
+                    return Err(ListenError::NoTable(self.schema.clone()));
                 }
                 Err(error) => return Err(error),
             };

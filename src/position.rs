@@ -137,9 +137,16 @@ impl Position {
         self.open.retain(|&xid, _| xid < safe);
     }
 
-    /// Rows of this transaction may be new, rows of older ones are not.
-    pub fn oldest(&self) -> Xid {
-        self.open.keys().next().copied().unwrap_or(self.floor)
+    /// Whether new rows may be among those that were removed, the youngest of
+    /// which were of transaction `pruned`. What `snapshot` says to be running
+    /// still has lost no row.
+    pub fn may_miss(&self, pruned: Xid, snapshot: &Snapshot) -> bool {
+        let has_ended = |xid| {
+            snapshot
+                .running_below(self.floor)
+                .all(|running| running != xid)
+        };
+        self.floor <= pruned || self.open.range(..=pruned).any(|(&xid, _)| has_ended(xid))
     }
 
     /// Rows of this transaction and later ones are all new.

@@ -309,9 +309,8 @@ impl EventStream {
         self.phase = Phase::CatchingUp(None);
         let Page { start, page } = page;
         if let (Pruned::Unknown, Some(position)) = (&self.pruned, &self.position)
-            && page
-                .pruned
-                .is_some_and(|pruned| position.oldest() <= pruned)
+            && let Some(pruned) = page.pruned
+            && position.may_miss(pruned, &page.batch.snapshot)
         {
             sse::put_gap(chunk, Gap::Pruned);
         }

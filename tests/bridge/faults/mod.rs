@@ -1,4 +1,7 @@
 //! Promise 4: nothing is lost, whatever breaks, and rows come twice only around
 //! what broke. Each test keeps an account, from which the table in
 //! `docs/reliability.md` is made.
+
 mod crash;
+mod readiness;
+mod resume;

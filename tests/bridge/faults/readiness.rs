@@ -1,0 +1,77 @@
+//! `/health/ready` proves the path from the table to the bridge: it is red soon
+//! after that is broken, says why, and is green again by itself.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{bridge::Bridge, database::Database};
+
+/// How soon the bridge must know that it is deaf.
+const DEAF_WITHIN: Duration = Duration::from_secs(15);
+
+/// Breaks something, and returns what readiness then says.
+async fn reason_after(bridge: &Bridge, database: &Database, breaking: &str) -> String {
+    let broken_at = Instant::now();
+    database.execute(breaking).await;
+    bridge.until_ready_is(503).await;
+    let known_after = broken_at.elapsed();
+    assert!(known_after < DEAF_WITHIN, "{breaking}: {known_after:?}");
+    let body = bridge.admin("/health/ready").await.text().await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body["status"], "deaf");
+    assert!(body["last_look_ms"].is_u64(), "{body}");
+    assert_eq!(bridge.admin("/health/live").await.status(), 200);
+    body["reason"].as_str().expect("a reason").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_is_disabled_is_told_of_and_rows_come_all_the_same() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    bridge.until_ready_is(200).await;
+    let disable = "alter table notifications disable trigger tidings_ring_doorbell";
+    let reason = reason_after(&bridge, &database, disable).await;
+    assert!(reason.contains("is disabled"), "{reason}");
+    assert!(reason.contains("enable trigger"), "{reason}");
+    database
+        .execute("select send_notification('alice', 'unrung')")
+        .await;
+    assert_eq!(source.next_event().await.data, "unrung");
+    database
+        .execute("alter table notifications enable trigger tidings_ring_doorbell")
+        .await;
+    bridge.until_ready_is(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_back() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    bridge.until_ready_is(200).await;
+    let drop = "drop trigger tidings_ring_doorbell on notifications";
+    let reason = reason_after(&bridge, &database, drop).await;
+    let (_, rest) = reason.split_once('`').expect("a statement");
+    let statement = rest.strip_suffix('`').expect("its end");
+    database.execute(statement).await;
+    bridge.until_ready_is(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_gone_is_told_of_and_served_again_when_it_is_back() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let rename = "alter table notifications rename to elsewhere";
+    let reason = reason_after(&bridge, &database, rename).await;
+    assert!(reason.contains("no table notifications"), "{reason}");
+    database
+        .execute("alter table elsewhere rename to notifications")
+        .await;
+    database
+        .execute("select send_notification('alice', 'back')")
+        .await;
+    assert_eq!(source.next_event().await.data, "back");
+    bridge.until_ready_is(200).await;
+}

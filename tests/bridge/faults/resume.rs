@@ -1,0 +1,247 @@
+//! A client comes back with an id, and the world has moved on in strange ways.
+
+use futures_util::future::join_all;
+use tokio_postgres::Client;
+
+use crate::support::{
+    account::Account,
+    bridge::Bridge,
+    database::{Database, start_cluster},
+    event_source::EventSource,
+    row_id, rows, until,
+};
+
+/// More than an id names.
+const OPEN_TRANSACTIONS: usize = 90;
+
+async fn begin(database: &Database, text: &str) -> Client {
+    let client = database.connect().await;
+    client
+        .batch_execute(&format!(
+            "begin; insert into notifications (user_id, text) values ('alice', '{text}')"
+        ))
+        .await
+        .expect("a transaction");
+    client
+}
+
+/// A client's id after a live row, and the client is gone.
+async fn leave(bridge: &Bridge, database: &Database) -> String {
+    let mut source = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('alice', 'before')")
+        .await;
+    assert_eq!(source.next_event().await.data, "before");
+    source.last_event_id().to_owned()
+}
+
+async fn alices_rows(database: &Database) -> Vec<i64> {
+    let query = "select id from notifications where user_id = 'alice' order by xid, id";
+    database.ids(query).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_open_transactions_than_an_id_names_lose_nothing() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let open = join_all((0..OPEN_TRANSACTIONS).map(|_| begin(&database, "slow"))).await;
+    let id = leave(&bridge, &database).await;
+    // Every other one ends before the client is back, in the order of the last.
+    for (index, client) in open.iter().enumerate().rev() {
+        let how = if index % 3 == 0 { "rollback" } else { "commit" };
+        client.batch_execute(how).await.expect(how);
+    }
+    let mut account = Account::with_repeats(
+        "a client is away while 90 transactions are open, more than its id can name",
+        "the id names 64",
+    );
+    let mut source = bridge.resume("alice", &id).await;
+    let missed = until(&mut source, "tidings.caught-up").await;
+    let got: Vec<i64> = missed.iter().map(row_id).collect();
+    let owed = "select id from notifications where user_id = 'alice' and text = 'slow'";
+    // The row that it had been sent may come again, since the floor is lowered.
+    let before = "select id from notifications where text = 'before'";
+    let before = database.ids(before).await[0];
+    let repeated = got.iter().filter(|&&id| id == before).count();
+    assert!(repeated <= 1, "{got:?}");
+    let mut owed = database.ids(owed).await;
+    owed.push(before);
+    let mut got = got;
+    got.push(before);
+    account.client(owed, &got);
+    account.round();
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_stays_open_while_thousands_commit_is_delivered_at_its_end() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
+    let slow = begin(&database, "slow").await;
+    let mut account = Account::without_repeats(
+        "a transaction stays open while 3,000 others commit and its user breaks and returns",
+    );
+    let mut stayed = bridge.connect_live("alice").await;
+    let mut source = bridge.connect_live("alice").await;
+    let (mut got, mut got_by_stayed) = (Vec::new(), Vec::new());
+    for round in 0..30 {
+        // Every row a transaction of its own.
+        database
+            .execute(
+                "do $$ begin for n in 1..100 loop \
+                   insert into notifications (user_id, text) \
+                   values (case n % 10 when 0 then 'alice' else 'bob' end, 'quick'); commit; \
+                 end loop; end $$",
+            )
+            .await;
+        got.extend(rows(&mut source, 10).await);
+        got_by_stayed.extend(rows(&mut stayed, 10).await);
+        if round % 3 == 0 {
+            let id = source.last_event_id().to_owned();
+            source.reset();
+            source = bridge.resume("alice", &id).await;
+        }
+    }
+    slow.batch_execute("commit").await.expect("commit");
+    got.extend(rows(&mut source, 1).await);
+    got_by_stayed.extend(rows(&mut stayed, 1).await);
+    let owed = alices_rows(&database).await;
+    assert_eq!(owed.len(), 301);
+    account.client(owed.clone(), &got);
+    account.client(owed, &got_by_stayed);
+    account.round();
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_subtransactions_come_with_their_transaction_and_undone_ones_never() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut stayed = bridge.connect_live("alice").await;
+    let id = leave(&bridge, &database).await;
+    assert_eq!(stayed.next_event().await.data, "before");
+    let insert = |text: &str| {
+        format!("insert into notifications (user_id, text) values ('alice', '{text}');")
+    };
+    let writer = database.connect().await;
+    let work = [
+        "begin;".to_owned(),
+        insert("1"),
+        "savepoint a;".to_owned(),
+        insert("undone"),
+        "savepoint b;".to_owned(),
+        insert("undone"),
+        "rollback to a;".to_owned(),
+        insert("2"),
+        "release a; savepoint c;".to_owned(),
+        insert("3"),
+    ];
+    writer
+        .batch_execute(&work.concat())
+        .await
+        .expect("a transaction");
+    database
+        .execute("select send_notification('alice', 'meanwhile')")
+        .await;
+    assert_eq!(stayed.next_event().await.data, "meanwhile");
+    // One subtransaction more than a snapshot lists.
+    for n in 0..70 {
+        let work = format!("savepoint s{n};{}", insert("4"));
+        writer.batch_execute(&work).await.expect("a subtransaction");
+    }
+    writer.batch_execute("commit").await.expect("commit");
+    let owed = alices_rows(&database).await;
+    let mut account =
+        Account::without_repeats("savepoints, released, rolled back, and too many for a snapshot");
+    let got = rows(&mut stayed, 73).await;
+    let known: Vec<i64> = owed[..1].to_vec();
+    let meanwhile = "select id from notifications where text = 'meanwhile'";
+    let meanwhile = database.ids(meanwhile).await;
+    account.client(owed.clone(), &[known.clone(), meanwhile, got].concat());
+    let mut returning = bridge.resume("alice", &id).await;
+    let got = rows(&mut returning, 74).await;
+    account.client(owed, &[known, got].concat());
+    account.round();
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
+    // Of its own: to an id, any transaction in the cluster may be one whose rows
+    // were removed, once it has ended.
+    let cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let slow = begin(&database, "slow").await;
+    let with_slow_open = leave(&bridge, &database).await;
+    slow.batch_execute("commit").await.expect("commit");
+    let old = leave(&bridge, &database).await;
+    database
+        .execute("select send_notification('alice', 'missed and removed')")
+        .await;
+    database
+        .execute("select send_notification('bob', 'the last to be removed')")
+        .await;
+    // As who removes rows is told to do.
+    database
+        .execute(
+            "with removed as (delete from notifications returning xid) \
+             update tidings_pruned \
+             set xid = greatest(xid, (select xid from removed order by xid desc limit 1))",
+        )
+        .await;
+    let fresh = leave(&bridge, &database).await;
+    database
+        .execute("select send_notification('alice', 'left')")
+        .await;
+    for id in [&old, &with_slow_open] {
+        let mut source = bridge.resume("alice", id).await;
+        let gap = source.next_event().await;
+        assert_eq!(
+            (gap.name.as_str(), gap.data.as_str()),
+            ("tidings.gap", r#"{"reason":"pruned"}"#)
+        );
+        // All that is left of what it missed, also what another tab was sent.
+        let left = until(&mut source, "tidings.caught-up").await;
+        let texts: Vec<_> = left.iter().map(|event| event.data.as_str()).collect();
+        assert_eq!(texts, ["before", "left"]);
+        // It is told once.
+        let again = source.last_event_id().to_owned();
+        assert_eq!(caught_up_at_once(&bridge, &again).await, 0);
+    }
+    assert_eq!(caught_up_at_once(&bridge, &fresh).await, 1);
+    cluster.stop().await.expect("an end");
+}
+
+/// How many events come before it has caught up, and nothing else does.
+async fn caught_up_at_once(bridge: &Bridge, id: &str) -> usize {
+    let mut source: EventSource = bridge.resume("alice", id).await;
+    let events = until(&mut source, "tidings.caught-up").await;
+    assert!(events.iter().all(|event| event.name == "message"));
+    events.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_restored_under_a_running_bridge_are_delivered_and_hide_no_others() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    // As a dump of an older cluster leaves them: with its transaction ids.
+    database
+        .execute(
+            "insert into notifications (user_id, text, xid) \
+             select 'alice', 'restored', (900000000 + n)::text::xid8 from generate_series(1, 3) n",
+        )
+        .await;
+    database
+        .execute("select send_notification('alice', 'new')")
+        .await;
+    let mut got = rows(&mut source, 4).await;
+    got.sort_unstable();
+    assert_eq!(got, [1, 2, 3, 4]);
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+    let id = source.last_event_id().to_owned();
+    assert_eq!(caught_up_at_once(&bridge, &id).await, 0);
+}
