@@ -63,7 +63,7 @@ const LISTENER_SETTINGS: &str = "
     set tcp_keepalives_idle = 5;
     set tcp_keepalives_interval = 5;
     set tcp_keepalives_count = 2;
-    set tcp_user_timeout = 15000;
+    set tcp_user_timeout = 10000;
 ";
 
 /// Where the database is, as libpq writes it: a URL or `key=value` pairs.

@@ -49,9 +49,10 @@ impl Cluster {
         postmaster::forget_dead(&data)?;
 
         let port = PORT.to_string();
+        // No other machine, unless it is asked for.
+        let first = [("listen_addresses", "")];
         let fixed = [
-            ("listen_addresses", ""),
-            ("unix_socket_directories", &self.home.sockets),
+            ("unix_socket_directories", self.home.sockets.as_str()),
             ("port", &port),
         ];
         let chosen = self
@@ -60,7 +61,7 @@ impl Cluster {
             .map(|(name, value)| (name.as_str(), value.as_str()));
         let mut command: Vec<OsString> = vec![self.binaries.program("postgres").into()];
         command.extend(["-D".into(), data.into()]);
-        for (name, value) in chosen.chain(fixed) {
+        for (name, value) in first.into_iter().chain(chosen).chain(fixed) {
             command.extend(["-c".into(), format!("{name}={value}").into()]);
         }
         let mut server = Supervised::start(&self.home, self.durability, running, &command)?;

@@ -3,5 +3,6 @@
 //! `docs/reliability.md` is made.
 
 mod crash;
+mod frozen;
 mod readiness;
 mod resume;

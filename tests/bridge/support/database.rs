@@ -88,6 +88,17 @@ impl Database {
         }
     }
 
+    /// The same database, reached by TCP.
+    pub fn at_host(&self, host: &str) -> Self {
+        let (_, rest) = self
+            .connection_string
+            .split_once(' ')
+            .expect("more than a host");
+        Self {
+            connection_string: format!("host={host} {rest}"),
+        }
+    }
+
     /// A copy of `template`.
     pub async fn create(cluster: &Cluster, name: &str, template: &str) -> Self {
         let admin = connect(&cluster.url("postgres")).await;

@@ -36,7 +36,9 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
             .await
             .expect("its log")
             .expect("it says where it listens");
-        let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else {
+            panic!("it doesn't start: {line}")
+        };
         if let Some(address) = line["address"].as_str() {
             break address.parse().expect("an address");
         }
