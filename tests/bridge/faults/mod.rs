@@ -6,3 +6,5 @@ mod crash;
 mod frozen;
 mod readiness;
 mod resume;
+mod load;
+mod network;

@@ -1,6 +1,6 @@
 //! The real bridge, entered by its front door.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use tidings::{
@@ -10,7 +10,7 @@ use tidings::{
     identity::{self, JwtSecret},
     notification::UserId,
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,6 +21,9 @@ use super::{
 };
 
 pub const SECRET: &str = "a secret of the tests, 32 bytes or more";
+
+/// A probe asks this often, to leave the processor to others.
+const ASKS_AGAIN: Duration = Duration::from_millis(20);
 
 /// A running bridge. Dropping it stops it.
 pub struct Bridge {
@@ -110,11 +113,21 @@ impl Bridge {
         get(self.admin_address, path, &[]).await.expect("an answer")
     }
 
-    /// Waits until readiness answers with this status, asking all the while.
-    pub async fn until_ready_is(&self, status: u16) {
-        let asking = async { while self.admin("/health/ready").await.status() != status {} };
+    /// Waits until readiness answers with this status, asking all the while,
+    /// and returns that answer.
+    pub async fn until_ready_is(&self, status: u16) -> Response {
+        let asking = async {
+            let mut pace = interval(ASKS_AGAIN);
+            loop {
+                pace.tick().await;
+                let answer = self.admin("/health/ready").await;
+                if answer.status() == status {
+                    return answer;
+                }
+            }
+        };
         let outcome = tokio::time::timeout(PATIENCE, asking).await;
-        outcome.unwrap_or_else(|_| panic!("/health/ready never was {status}"));
+        outcome.unwrap_or_else(|_| panic!("/health/ready never was {status}"))
     }
 
     /// Waits until so many connections are registered.

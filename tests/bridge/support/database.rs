@@ -14,6 +14,8 @@ use tidings::{cluster::Cluster, database::DatabaseUrl, schema, schema::SchemaNam
 use tokio::sync::{OnceCell, oneshot};
 use tokio_postgres::{Client, NoTls};
 
+use super::proxy::{Proxy, Target};
+
 /// Migrated once; each test's database is a copy of it.
 const TEMPLATE: &str = "tidings_template";
 
@@ -97,6 +99,20 @@ impl Database {
         Self {
             connection_string: format!("host={host} {rest}"),
         }
+    }
+
+    /// The same database, reached over a network that a test can break.
+    pub async fn over_network(&self) -> (Proxy, Self) {
+        let (host, rest) = self
+            .connection_string
+            .split_once(" port=5432 ")
+            .expect("a port");
+        let folder = host.strip_prefix("host=").expect("a folder");
+        let socket = Path::new(folder).join(".s.PGSQL.5432");
+        let network = Proxy::to(Target::Unix(socket)).await;
+        let address = network.address();
+        let connection_string = format!("host={} port={} {rest}", address.ip(), address.port());
+        (network, Self { connection_string })
     }
 
     /// A copy of `template`.

@@ -13,9 +13,11 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixStream},
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
+
+use super::PATIENCE;
 
 /// Where a proxy leads.
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ pub struct Proxy {
     target: Arc<Mutex<Target>>,
     /// Counted up to reset what is open.
     resets: watch::Sender<usize>,
+    /// How many connections have come.
+    opened: watch::Receiver<usize>,
     _accepting: AbortOnDropHandle<()>,
 }
 
@@ -59,12 +63,14 @@ impl Proxy {
         let address = listener.local_addr().expect("an address");
         let (network, on) = watch::channel(Network::Pass);
         let (resets, on_reset) = watch::channel(0);
+        let (opens, opened) = watch::channel(0);
         let target = Arc::new(Mutex::new(target));
         let leads_to = Arc::clone(&target);
         let accepting = tokio::spawn(async move {
             // The links go with the proxy.
             let mut links = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
+                opens.send_modify(|count| *count += 1);
                 let target = leads_to.lock().expect("a target").clone();
                 links.spawn(link(client, target, on.clone(), on_reset.clone()));
                 while links.try_join_next().is_some() {}
@@ -75,6 +81,7 @@ impl Proxy {
             network,
             target,
             resets,
+            opened,
             _accepting: AbortOnDropHandle::new(accepting),
         }
     }
@@ -96,6 +103,16 @@ impl Proxy {
     /// Resets all that is open.
     pub fn reset(&self) {
         self.resets.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until so many more connections have come, whatever becomes of
+    /// them.
+    pub async fn until_opened(&self, more: usize) {
+        let mut opened = self.opened.clone();
+        let wanted = *opened.borrow() + more;
+        let coming = opened.wait_for(|count| *count >= wanted);
+        let outcome = timeout(PATIENCE, coming).await;
+        outcome.expect("connections come").expect("a proxy");
     }
 }
 

@@ -1,0 +1,131 @@
+//! A client that holds a stream and comes back when it breaks.
+
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::support::{
+    PATIENCE,
+    bridge::token,
+    event_source::{Item, get},
+    row_id,
+};
+
+/// A client tries to come back this often. A browser waits longer.
+const COMES_BACK: Duration = Duration::from_millis(20);
+
+/// What a client has seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Whether it has got its backlog.
+    pub live: bool,
+    /// Rows in the order in which they came.
+    pub ids: Vec<i64>,
+    pub distinct: HashSet<i64>,
+    /// How often a connection ended, or there was none to be had.
+    pub breaks: usize,
+}
+
+pub struct Reader {
+    pub user: &'static str,
+    pub seen: watch::Receiver<Seen>,
+    _reading: AbortOnDropHandle<()>,
+}
+
+impl Reader {
+    /// It begins with the server of this number and goes on to the next
+    /// whenever its connection breaks.
+    pub fn start(
+        user: &'static str,
+        first: usize,
+        servers: watch::Receiver<Vec<SocketAddr>>,
+    ) -> Self {
+        let (sees, seen) = watch::channel(Seen::default());
+        let reading = tokio::spawn(read(user, first, servers, sees));
+        Self {
+            user,
+            seen,
+            _reading: AbortOnDropHandle::new(reading),
+        }
+    }
+
+    /// Waits until this holds.
+    pub async fn until(&self, holds: impl Fn(&Seen) -> bool) {
+        let mut seen = self.seen.clone();
+        let outcome = timeout(PATIENCE, seen.wait_for(|seen| holds(seen))).await;
+        match outcome.map(|outcome| outcome.is_ok()) {
+            Ok(true) => {}
+            Ok(false) => panic!("the client of {} ended", self.user),
+            Err(_) => {
+                let seen = self.seen.borrow();
+                let (rows, breaks) = (seen.distinct.len(), seen.breaks);
+                let user = self.user;
+                panic!("the client of {user} is stuck with {rows} rows after {breaks} breaks");
+            }
+        }
+    }
+}
+
+async fn read(
+    user: &str,
+    first: usize,
+    mut servers: watch::Receiver<Vec<SocketAddr>>,
+    seen: watch::Sender<Seen>,
+) {
+    let mut last_event_id = String::new();
+    let mut pace = interval(COMES_BACK);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for server in first.. {
+        pace.tick().await;
+        let server = {
+            let known = servers.borrow();
+            known[server % known.len()]
+        };
+        tokio::select! {
+            () = follow(server, user, &mut last_event_id, &seen) => {}
+            _ = servers.wait_for(|known| !known.contains(&server)) => {}
+        }
+        seen.send_modify(|seen| seen.breaks += 1);
+    }
+}
+
+/// Reads a stream to its end, from where the one before it ended.
+async fn follow(
+    server: SocketAddr,
+    user: &str,
+    last_event_id: &mut String,
+    seen: &watch::Sender<Seen>,
+) {
+    let bearer = format!("Bearer {}", token(user));
+    let mut headers = vec![("Authorization", bearer.as_str())];
+    let resumes_from = last_event_id.clone();
+    if !resumes_from.is_empty() {
+        headers.push(("Last-Event-ID", &resumes_from));
+    }
+    let headers = [&headers[..], &[("Accept", "text/event-stream")]].concat();
+    let Ok(response) = get(server, "/stream", &headers).await else {
+        return;
+    };
+    let mut source = response.into_events().await;
+    while let Ok(item) = source.next_item().await {
+        if !source.last_event_id().is_empty() {
+            source.last_event_id().clone_into(last_event_id);
+        }
+        let Item::Event(event) = item else {
+            continue;
+        };
+        match event.name.as_str() {
+            "tidings.caught-up" => seen.send_modify(|seen| seen.live = true),
+            "tidings.gap" => panic!("a gap after {resumes_from}: {}", event.data),
+            _ => seen.send_modify(|seen| {
+                let id = row_id(&event);
+                seen.ids.push(id);
+                seen.distinct.insert(id);
+            }),
+        }
+    }
+}

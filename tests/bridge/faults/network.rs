@@ -1,0 +1,180 @@
+//! The network between the bridge and Postgres breaks. Streams stay open, and
+//! each row comes exactly once.
+
+use std::time::{Duration, Instant};
+
+use super::load::Load;
+use crate::support::{
+    account::Account,
+    bridge::Bridge,
+    database::Database,
+    proxy::{Network, Proxy},
+};
+
+/// The contract: a connection that is half open shows within this.
+const NOTICED: Duration = Duration::from_secs(15);
+
+/// A bridge that reaches its database over a network, and its load.
+struct Scene {
+    database: Database,
+    network: Proxy,
+    bridge: Bridge,
+    load: Load,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        Self::set_with_texts(100).await
+    }
+
+    /// With texts of so many bytes.
+    async fn set_with_texts(bytes: usize) -> Self {
+        let database = Database::migrated().await;
+        let (network, reached) = database.over_network().await;
+        // Queues so small that they overflow in each flood after a fault, so
+        // that pages are read over that network too.
+        let bridge = Bridge::start_with(&reached, &["--queue-bytes=4096"]).await;
+        let load = Load::start_with_texts(&database, &[bridge.address()], bytes).await;
+        Self {
+            database,
+            network,
+            bridge,
+            load,
+        }
+    }
+
+    /// The network is as it should be again.
+    async fn recovers(&self, account: &mut Account) {
+        self.network.set(Network::Pass);
+        account.recovered_after(self.load.flows().await);
+        self.bridge.until_ready_is(200).await;
+    }
+
+    /// Nothing is lost, no stream has ended, and all is marked.
+    async fn end(self, mut account: Account) {
+        assert_eq!(self.load.breaks(), 0, "no stream ends");
+        self.load.end(&mut account).await;
+        self.database
+            .until("select bool_and(sent) from notifications")
+            .await;
+        account.close();
+    }
+
+    /// Readiness turns red in time and says why; the process is alive.
+    async fn is_noticed(&self) {
+        let start = Instant::now();
+        let answer = self.bridge.until_ready_is(503).await.text().await;
+        let noticed = start.elapsed();
+        assert!(noticed < NOTICED, "it took {noticed:?}");
+        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+        let reason = answer["reason"].as_str().expect("a reason");
+        assert!(!reason.is_empty(), "{answer}");
+        assert!(answer["last_look_ms"].is_u64(), "{answer}");
+        assert_eq!(self.bridge.admin("/health/live").await.status(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_swallows_everything_is_noticed_in_time() {
+    let scene = Scene::set().await;
+    let mut account =
+        Account::without_repeats("network to Postgres swallows everything (half-open)");
+    for _ in 0..2 {
+        scene.network.set(Network::BlackHole);
+        scene.is_noticed().await;
+        scene.load.writes(50).await;
+        scene.recovers(&mut account).await;
+    }
+    scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_a_network_has_swallowed_for_good_are_replaced() {
+    let scene = Scene::set().await;
+    let mut account =
+        Account::without_repeats("network to Postgres swallows everything, then forgets it");
+    scene.network.set(Network::BlackHole);
+    // The bridge gives up what gives no answer, and asks anew.
+    let (_, ()) = tokio::join!(scene.is_noticed(), scene.network.until_opened(1));
+    scene.network.reset();
+    scene.recovers(&mut account).await;
+    scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resets_under_load_lose_and_repeat_nothing() {
+    let scene = Scene::set().await;
+    let mut account = Account::without_repeats("network to Postgres resets all connections");
+    for _ in 0..10 {
+        scene.load.writes(20).await;
+        scene.network.reset();
+        scene.recovers(&mut account).await;
+    }
+    scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_far_away_only_costs_time() {
+    let scene = Scene::set().await;
+    let mut account = Account::without_repeats("network to Postgres delays by up to 300 ms");
+    scene
+        .network
+        .set(Network::Delay(Duration::from_millis(300)));
+    for round in 0..3 {
+        account.recovered_after(scene.load.flows().await);
+        assert_eq!(
+            scene.bridge.admin("/health/ready").await.status(),
+            200,
+            "slow is not deaf, round {round}"
+        );
+    }
+    // A session can also be opened over a long way: that takes about a dozen
+    // round trips.
+    scene
+        .network
+        .set(Network::Delay(Duration::from_millis(150)));
+    scene.network.reset();
+    account.recovered_after(scene.load.flows().await);
+    scene.recovers(&mut account).await;
+    scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_narrow_only_costs_time() {
+    let scene = Scene::set_with_texts(1_000).await;
+    let mut account = Account::without_repeats("network to Postgres carries 50 kB/s");
+    for _ in 0..3 {
+        scene.network.set(Network::Throttle(50_000));
+        scene.load.writes(300).await;
+        scene.recovers(&mut account).await;
+    }
+    scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_cut_in_the_middle_is_read_again() {
+    let scene = Scene::set().await;
+    let mut account = Account::without_repeats("network to Postgres is cut within a message");
+    // From the first answers of a session to the pages of one that works.
+    for bytes in [1, 100, 500, 1_000, 1_500, 2_000, 3_000, 5_000, 9_000] {
+        scene.network.set(Network::CutAfter(bytes));
+        scene.network.until_opened(2).await;
+        scene.bridge.until_ready_is(503).await;
+        scene.recovers(&mut account).await;
+    }
+    scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_connections_is_asked_again_until_it_takes_them() {
+    let scene = Scene::set().await;
+    let mut account = Account::without_repeats("network to Postgres refuses connections");
+    for _ in 0..2 {
+        scene.network.set(Network::Refuse);
+        scene.network.reset();
+        scene.is_noticed().await;
+        scene.network.until_opened(4).await;
+        scene.recovers(&mut account).await;
+    }
+    scene.end(account).await;
+}
