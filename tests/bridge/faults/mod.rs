@@ -6,5 +6,6 @@ mod crash;
 mod frozen;
 mod readiness;
 mod resume;
+mod client;
 mod load;
 mod network;
