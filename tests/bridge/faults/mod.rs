@@ -9,3 +9,4 @@ mod resume;
 mod client;
 mod load;
 mod network;
+mod postgres;

@@ -1,0 +1,176 @@
+//! Processes of Postgres are ended, killed and frozen. Streams stay open.
+
+use std::time::{Duration, Instant};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tidings::cluster::{Cluster, Shutdown};
+use tokio_postgres::Client;
+
+use super::load::Load;
+use crate::support::{
+    account::Account,
+    bridge::Bridge,
+    database::{Database, start_cluster},
+};
+
+/// The contract: a listener that hears nothing shows within this.
+const NOTICED: Duration = Duration::from_secs(15);
+
+/// The bridge's own.
+const SESSIONS: &str = "pg_stat_activity where datname = current_database() \
+                        and application_name = 'tidings'";
+
+/// Processes that stand still until this is dropped.
+struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    fn freeze(pids: impl IntoIterator<Item = i32>) -> Self {
+        let mut frozen = Self(Vec::new());
+        for pid in pids.into_iter().map(Pid::from_raw) {
+            // It may have ended meanwhile.
+            if kill(pid, Signal::SIGSTOP).is_ok() {
+                frozen.0.push(pid);
+            }
+        }
+        frozen
+    }
+
+    /// All of a cluster: first the one that starts others.
+    async fn cluster(cluster: &Cluster, watcher: &Client) -> Self {
+        let postmaster = cluster.postmaster_pid().expect("a server");
+        let mut frozen = Self::freeze([postmaster]);
+        let rows = watcher.query("select pid from pg_stat_activity", &[]).await;
+        let pids = rows.expect("the others").into_iter().map(|row| row.get(0));
+        let mut others = Self::freeze(pids);
+        frozen.0.append(&mut others.0);
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in self.0.drain(..) {
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+    }
+}
+
+async fn all_is_sent(database: &Database) {
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_are_ended_under_load_are_replaced() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--queue-bytes=4096"]).await;
+    let load = Load::start(&database, &[bridge.address()]).await;
+    let mut account = Account::without_repeats("sessions of the bridge are terminated");
+    for _ in 0..10 {
+        load.writes(20).await;
+        database
+            .execute(&format!("select pg_terminate_backend(pid) from {SESSIONS}"))
+            .await;
+        account.recovered_after(load.flows().await);
+    }
+    assert_eq!(load.breaks(), 0, "no stream ends");
+    load.end(&mut account).await;
+    all_is_sent(&database).await;
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_whose_backend_is_frozen_takes_another() {
+    let cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    // The bridge has no other session before its first client.
+    database
+        .until(&format!("select count(*) = 1 from {SESSIONS}"))
+        .await;
+    let watcher = database.connect().await;
+    let listener = watcher
+        .query_one(&format!("select pid from {SESSIONS}"), &[])
+        .await;
+    let listener: i32 = listener.expect("the listener's session").get(0);
+    let load = Load::start(&database, &[bridge.address()]).await;
+    let mut account = Account::without_repeats("backend of the listener is frozen");
+    // A process that is frozen while it holds a lock of the server would freeze
+    // the others too: this one is to stand still between two looks.
+    let calm = load.calm().await;
+    let frozen = loop {
+        let frozen = Frozen::freeze([listener]);
+        let query = "select state = 'idle' from pg_stat_activity where pid = $1";
+        let state = watcher.query_one(query, &[&listener]).await;
+        if state.expect("its state").get(0) {
+            break frozen;
+        }
+    };
+    drop(calm);
+    let start = Instant::now();
+    bridge.until_ready_is(503).await;
+    let noticed = start.elapsed();
+    assert!(noticed < NOTICED, "it took {noticed:?}");
+    bridge.until_ready_is(200).await;
+    load.flows().await;
+    account.recovered_after(start.elapsed());
+    drop(frozen);
+    load.flows().await;
+    assert_eq!(load.breaks(), 0, "no stream ends");
+    load.end(&mut account).await;
+    all_is_sent(&database).await;
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_freezes_and_thaws_is_heard_again() {
+    let cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let load = Load::start(&database, &[bridge.address()]).await;
+    let mut account = Account::without_repeats("all of Postgres is frozen");
+    let watcher = database.connect().await;
+    for _ in 0..2 {
+        load.writes(20).await;
+        let frozen = Frozen::cluster(&cluster, &watcher).await;
+        bridge.until_ready_is(503).await;
+        drop(frozen);
+        account.recovered_after(load.flows().await);
+        bridge.until_ready_is(200).await;
+    }
+    assert_eq!(load.breaks(), 0, "no stream ends");
+    load.end(&mut account).await;
+    all_is_sent(&database).await;
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_and_restarted_has_lost_nothing() {
+    let mut cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let load = Load::start(&database, &[bridge.address()]).await;
+    let mut account = Account::with_repeats(
+        "Postgres is killed and restarted",
+        "transaction ids may be used again",
+    );
+    for _ in 0..3 {
+        load.writes(30).await;
+        let postmaster = cluster.postmaster_pid().expect("a server");
+        kill(Pid::from_raw(postmaster), Signal::SIGKILL).expect("a signal");
+        bridge.until_ready_is(503).await;
+        cluster
+            .restart(Shutdown::Immediate)
+            .await
+            .expect("a restart");
+        account.recovered_after(load.flows().await);
+        bridge.until_ready_is(200).await;
+    }
+    assert_eq!(load.breaks(), 0, "no stream ends");
+    load.end(&mut account).await;
+    account.close();
+}
