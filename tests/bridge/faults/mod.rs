@@ -6,6 +6,7 @@ mod crash;
 mod frozen;
 mod readiness;
 mod resume;
+mod bridges;
 mod client;
 mod load;
 mod network;
