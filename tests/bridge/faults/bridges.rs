@@ -37,15 +37,21 @@ async fn all_is_sent(database: &Database) {
 async fn the_clients_of_a_bridge_that_is_killed_go_on_at_another() {
     let database = Database::migrated().await;
     let mut account = Account::without_repeats("bridge is killed, its clients go to another");
-    // Each user has a client at either.
-    let ([killed, _other], addresses) = several(&database).await;
-    let load = Load::start(&database, &addresses).await;
-    load.writes(100).await;
-    signal(&killed, Signal::SIGKILL);
-    account.recovered_after(load.flows().await);
-    load.writes(50).await;
-    load.end(&mut account).await;
-    all_is_sent(&database).await;
+    for hangs_before in [false, true] {
+        // Each user has a client at either.
+        let ([killed, _other], addresses) = several(&database).await;
+        let load = Load::start(&database, &addresses).await;
+        load.writes(50).await;
+        if hangs_before {
+            signal(&killed, Signal::SIGSTOP);
+            load.writes(50).await;
+        }
+        signal(&killed, Signal::SIGKILL);
+        account.recovered_after(load.flows().await);
+        load.writes(50).await;
+        load.end(&mut account).await;
+        all_is_sent(&database).await;
+    }
     account.close();
 }
 

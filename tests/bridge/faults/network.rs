@@ -8,7 +8,7 @@ use crate::support::{
     account::Account,
     bridge::Bridge,
     database::Database,
-    proxy::{Network, Proxy},
+    proxy::{Network, Proxy, Target},
 };
 
 /// The contract: a connection that is half open shows within this.
@@ -177,4 +177,39 @@ async fn a_server_that_refuses_connections_is_asked_again_until_it_takes_them() 
         scene.recovers(&mut account).await;
     }
     scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_return_while_there_is_no_database_are_served_when_it_is_back() {
+    let database = Database::migrated().await;
+    let (network, reached) = database.over_network().await;
+    let bridge = Bridge::start(&reached).await;
+    let door = Proxy::to(Target::Tcp(bridge.address())).await;
+    let load = Load::start(&database, &[door.address()]).await;
+    let mut account =
+        Account::without_repeats("both networks break: clients return while Postgres is away");
+    for fault in [Network::Refuse, Network::BlackHole, Network::CutAfter(700)] {
+        network.set(fault);
+        if fault != Network::BlackHole {
+            network.reset();
+        }
+        load.all_break(1, || door.reset()).await;
+        load.writes(20).await;
+        bridge.until_ready_is(503).await;
+        if fault == Network::BlackHole {
+            network.reset();
+        } else {
+            // One that the listener tries, and some for pages.
+            network.until_opened(10).await;
+        }
+        network.set(Network::Pass);
+        account.recovered_after(load.flows().await);
+        bridge.until_ready_is(200).await;
+    }
+    assert_eq!(load.breaks(), 3 * 6, "no stream ends that could stay");
+    load.end(&mut account).await;
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+    account.close();
 }
