@@ -8,7 +8,7 @@ with := scripts/tools
 secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test lint fmt compose-check deny clean
+.PHONY: help dev test test-newest lint fmt compose-check deny clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,11 +19,14 @@ dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, th
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
 test: ## runs every check: formatting, lints, docs, and the tests with a real PostgreSQL and a browser
-	@$(with) rust lint postgres chromium -- sh -exc ' \
+	@$(with) rust lint postgres pgbouncer chromium -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    cargo clippy --all-targets --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
 	    cargo test --locked'
+
+test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
+	@$(with) rust newest-postgres pgbouncer chromium -- cargo test --locked
 
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
