@@ -272,6 +272,23 @@ impl Cluster {
         Self::launch(&binaries, home, Durability::Thrown, settings).await
     }
 
+    /// Starts a hot standby of this cluster, which follows it until it is
+    /// promoted (`pg_promote()`). It is a temporary cluster with the same
+    /// settings.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClusterError`] but [`ClusterError::InUse`]; also if `pg_basebackup`
+    /// isn't among the programs.
+    pub async fn standby(&self) -> Result<Self> {
+        let home = Home::temporary(&self.binaries).await?;
+        let settings = self.settings.clone();
+        let mut standby = Self::stopped(&self.binaries, home, Durability::Thrown, settings);
+        standby.copy_data(&self.home).await?;
+        standby.start_server().await?;
+        Ok(standby)
+    }
+
     async fn launch(
         binaries: &PostgresBinaries,
         home: Home,
@@ -284,19 +301,28 @@ impl Cluster {
             .chain(settings)
             .map(|&(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
-        let mut cluster = Self {
-            binaries: binaries.clone(),
-            home,
-            durability,
-            settings,
-            server: None,
-        };
+        let mut cluster = Self::stopped(binaries, home, durability, settings);
         cluster.home.empty_log()?;
         if !cluster.data().exists() {
             cluster.create_data().await?;
         }
         cluster.start_server().await?;
         Ok(cluster)
+    }
+
+    fn stopped(
+        binaries: &PostgresBinaries,
+        home: Home,
+        durability: Durability,
+        settings: Vec<(String, String)>,
+    ) -> Self {
+        Self {
+            binaries: binaries.clone(),
+            home,
+            durability,
+            settings,
+            server: None,
+        }
     }
 
     /// How to connect to `database` as the superuser.

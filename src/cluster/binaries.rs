@@ -75,13 +75,24 @@ impl PostgresBinaries {
         }
     }
 
-    /// The `psql` beside the server, if it was installed.
+    /// The `psql` of this server, if it was installed.
     pub fn psql(&self) -> Option<PathBuf> {
-        Some(self.program("psql")).filter(|psql| psql.is_file())
+        self.beside("psql")
+    }
+
+    /// A program that comes with the server, if it was installed: beside it, or
+    /// beside what it is a link to, where only the server was linked to.
+    pub fn beside(&self, name: &str) -> Option<PathBuf> {
+        let linked = fs::canonicalize(self.folder.join("postgres"));
+        let places = [Ok(self.folder.join("postgres")), linked];
+        let programs = places.into_iter().flatten();
+        programs
+            .map(|server| server.with_file_name(name))
+            .find(|program| program.is_file())
     }
 
     pub(super) fn program(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.beside(name).unwrap_or_else(|| self.folder.join(name))
     }
 
     pub(super) fn major(&self) -> u32 {
@@ -143,6 +154,24 @@ mod tests {
     fn reads_the_version_that_a_distribution_adds_to() {
         let version = version("15.18 (Debian 15.18-0+deb12u1)");
         assert_eq!((version.major, version.minor), (15, 18));
+    }
+
+    #[test]
+    fn finds_what_lies_beside_a_server_that_was_linked_to() {
+        let folder = env::temp_dir().join(format!("tidings-links-{}", std::process::id()));
+        let [installed, linked] = ["installed", "linked"].map(|name| folder.join(name));
+        for folder in [&installed, &linked] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        for program in ["postgres", "psql"] {
+            fs::write(installed.join(program), "").unwrap();
+        }
+        std::os::unix::fs::symlink(installed.join("postgres"), linked.join("postgres")).unwrap();
+        let version = version("15.2");
+        let binaries = |folder| PostgresBinaries { folder, version };
+        assert_eq!(binaries(linked).psql(), Some(installed.join("psql")));
+        assert_eq!(binaries(installed).beside("pg_dump"), None);
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -6,37 +6,54 @@ use tokio_postgres::NoTls;
 
 use super::{
     Cluster, ClusterError, Durability, LogTail, PORT, Result, SUPERUSER, Shutdown, TICK, cannot,
-    home::remove, poll, postmaster, supervisor::Supervised,
+    home::{Home, remove},
+    poll, postmaster,
+    supervisor::Supervised,
 };
 
-const INITDB_LIMIT: Duration = Duration::from_secs(120);
+const MAKE_LIMIT: Duration = Duration::from_secs(120);
 /// Long, since after a crash the server first replays what it had logged.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a server may take to obey before it is told more firmly.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 impl Cluster {
-    /// Runs `initdb` beside the data's final place, so that one that was cut
-    /// short is never taken for a whole one.
+    /// Makes empty data.
     pub(super) async fn create_data(&mut self) -> Result<()> {
+        let mut options = vec!["-U", SUPERUSER, "--encoding=UTF8", "--locale=C"];
+        options.extend(["--auth-local=trust", "--auth-host=reject"]);
+        if self.durability == Durability::Thrown {
+            options.push("--no-sync");
+        }
+        self.make_data("initdb", &options).await
+    }
+
+    /// Copies the data of a running server, such that this one follows it.
+    pub(super) async fn copy_data(&mut self, primary: &Home) -> Result<()> {
+        let port = PORT.to_string();
+        let mut options = vec!["-h", &primary.sockets, "-p", &port, "-U", SUPERUSER];
+        options.extend(["--no-password", "--checkpoint=fast", "--no-sync"]);
+        options.push("--write-recovery-conf");
+        self.make_data("pg_basebackup", &options).await
+    }
+
+    /// Runs a program that makes data, beside their final place, so that what
+    /// was cut short is never taken for a whole.
+    async fn make_data(&mut self, program: &'static str, options: &[&str]) -> Result<()> {
         let data = self.data();
         let running = self.home.claim_running(&data).await?;
         let unfinished = data.with_extension("new");
         remove(&unfinished)?;
 
-        let mut command: Vec<OsString> = vec![self.binaries.program("initdb").into()];
+        let mut command: Vec<OsString> = vec![self.binaries.program(program).into()];
         command.extend(["-D".into(), unfinished.clone().into()]);
-        command.extend(["-U", SUPERUSER, "--encoding=UTF8", "--locale=C"].map(OsString::from));
-        command.extend(["--auth-local=trust", "--auth-host=reject"].map(OsString::from));
-        if self.durability == Durability::Thrown {
-            command.push("--no-sync".into());
-        }
-        let mut initdb = Supervised::start(&self.home, self.durability, running, &command)?;
-        let status = poll(INITDB_LIMIT, || initdb.ended())
+        command.extend(options.iter().map(OsString::from));
+        let mut maker = Supervised::start(&self.home, self.durability, running, &command)?;
+        let status = poll(MAKE_LIMIT, || maker.ended())
             .await?
-            .ok_or_else(|| self.not_ready("initdb", INITDB_LIMIT))?;
+            .ok_or_else(|| self.not_ready(program, MAKE_LIMIT))?;
         if !status.success() {
-            return Err(self.ended("initdb", status));
+            return Err(self.ended(program, status));
         }
         fs::rename(&unfinished, &data).map_err(cannot("rename", &unfinished))
     }
