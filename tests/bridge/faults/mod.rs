@@ -11,3 +11,6 @@ mod client;
 mod load;
 mod network;
 mod postgres;
+mod incarnation;
+mod restore;
+mod standby;

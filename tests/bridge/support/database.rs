@@ -115,6 +115,11 @@ impl Database {
         (network, Self { connection_string })
     }
 
+    /// Any database, reached in any way.
+    pub fn at(connection_string: String) -> Self {
+        Self { connection_string }
+    }
+
     /// A copy of `template`.
     pub async fn create(cluster: &Cluster, name: &str, template: &str) -> Self {
         let admin = connect(&cluster.url("postgres")).await;
@@ -152,6 +157,20 @@ impl Database {
         let (client, connection) = tokio_postgres::connect(&self.connection_string, NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
+    }
+
+    /// Waits until the server takes connections again.
+    pub async fn until_accepts(&self) {
+        let trying = async {
+            while tokio_postgres::connect(&self.connection_string, NoTls)
+                .await
+                .is_err()
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        let outcome = tokio::time::timeout(super::PATIENCE, trying).await;
+        outcome.expect("the server takes connections again");
     }
 
     /// Runs `work` in this database and waits until it is done.

@@ -8,6 +8,8 @@ pub mod dev;
 pub mod event_source;
 pub mod process;
 pub mod proxy;
+pub mod refusal;
+pub mod standby;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,0 +1,78 @@
+//! The database is dumped, and restored into another cluster, whose transaction
+//! ids are far behind those that the rows carry.
+
+use tidings::cluster::PostgresBinaries;
+
+use crate::support::{
+    account::Account,
+    bridge::Bridge,
+    database::{Database, start_cluster},
+    dev::shell,
+    row_id, until,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_comes() {
+    let mut account = Account::without_repeats("dumped, and restored into another cluster");
+    let (old_cluster, new_cluster) = (start_cluster().await, start_cluster().await);
+    let old = Database::create(&old_cluster, "app", "template0").await;
+    let new = Database::create(&new_cluster, "app", "template0").await;
+    let bridge = Bridge::start(&old).await;
+    old.execute(
+        "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$",
+    )
+    .await;
+    let mut alice = bridge.connect_live("alice").await;
+    old.execute("select send_notification('alice', 'sent')")
+        .await;
+    let mut got = vec![row_id(&alice.next_event().await)];
+    let id = alice.last_event_id().to_owned();
+    old.until("select bool_and(sent) from notifications").await;
+    bridge.stop().await;
+    old.execute("select send_notification('alice', 'unsent') from generate_series(1, 3)")
+        .await;
+
+    shell(&format!(
+        "{} '{}' >{dump} && {} --no-psqlrc --quiet -v ON_ERROR_STOP=1 -d '{}' -f {dump}",
+        program("pg_dump"),
+        old.connection_string(),
+        program("psql"),
+        new.connection_string(),
+        dump = new_cluster.folder().join("dump").display(),
+    ))
+    .await;
+    assert_eq!(
+        new.ids(
+            "select id from notifications \
+             where xid < pg_snapshot_xmax(pg_current_snapshot())"
+        )
+        .await,
+        [0; 0],
+        "the rows lie in the new cluster's future"
+    );
+
+    let bridge = Bridge::start(&new).await;
+    let mut alice = bridge.resume("alice", &id).await;
+    let gap = alice.next_event().await;
+    assert_eq!(
+        (gap.name.as_str(), gap.data.as_str()),
+        ("tidings.gap", r#"{"reason":"epoch"}"#)
+    );
+    let backlog = until(&mut alice, "tidings.caught-up").await;
+    got.extend(backlog.iter().map(row_id));
+    new.execute("select send_notification('alice', 'live')")
+        .await;
+    let live = alice.next_event().await;
+    assert_eq!(live.data, "live");
+    got.push(row_id(&live));
+    account.client(new.ids("select id from notifications").await, &got);
+    account.round();
+    account.close();
+}
+
+/// As a shell takes it.
+fn program(name: &str) -> String {
+    let binaries = PostgresBinaries::find().expect("a PostgreSQL");
+    let program = binaries.beside(name).expect("a program of PostgreSQL's");
+    format!("'{}'", program.display())
+}

@@ -1,0 +1,43 @@
+//! A hot standby, and its promotion.
+
+use tidings::cluster::Cluster;
+use tokio_postgres::NoTls;
+
+use super::database::Database;
+
+/// A server that follows another one.
+pub struct Standby(Cluster);
+
+impl Standby {
+    pub async fn of(primary: &Cluster) -> Self {
+        Self(primary.standby().await.expect("a standby"))
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.0
+    }
+
+    /// Waits until it has all that is committed on its primary by now.
+    pub async fn follows(&self, primary: &Cluster) {
+        let (client, connection) = primary
+            .config("postgres")
+            .connect(NoTls)
+            .await
+            .expect("the primary");
+        tokio::spawn(connection);
+        let now = "select pg_current_wal_insert_lsn()::text";
+        let now: String = client.query_one(now, &[]).await.expect(now).get(0);
+        // What is not yet flushed, such as a hurried commit, is not sent.
+        client.batch_execute("checkpoint").await.expect("a flush");
+        Database::at(self.0.url("postgres"))
+            .until(&format!("select pg_last_wal_replay_lsn() >= '{now}'"))
+            .await;
+    }
+
+    /// Makes it a primary. Returns when it takes writes.
+    pub async fn promote(&self) {
+        let database = Database::at(self.0.url("postgres"));
+        database.execute("select pg_promote()").await;
+        database.until("select not pg_is_in_recovery()").await;
+    }
+}
