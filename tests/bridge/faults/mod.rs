@@ -11,6 +11,7 @@ mod client;
 mod load;
 mod network;
 mod postgres;
+mod failover;
 mod incarnation;
 mod restore;
 mod standby;

@@ -6,6 +6,7 @@ pub mod bridge;
 pub mod database;
 pub mod dev;
 pub mod event_source;
+pub mod frozen;
 pub mod process;
 pub mod proxy;
 pub mod refusal;

@@ -1,0 +1,48 @@
+//! A server that is frozen, as one whose machine hangs: what is connected to it
+//! stays so, and the kernel takes more connections and bytes for it, but
+//! nothing answers.
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tidings::cluster::Cluster;
+use tokio_postgres::NoTls;
+
+/// Dropping it thaws the server.
+pub struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    /// Freezes all processes of a running server.
+    pub async fn freeze(cluster: &Cluster) -> Self {
+        let config = cluster.config("postgres");
+        let (client, connection) = config.connect(NoTls).await.expect("a connection");
+        tokio::spawn(connection);
+        let postmaster = cluster.postmaster_pid().expect("a server");
+        let mut frozen = Self(Vec::new());
+        // First, so that it starts no process that the query doesn't see.
+        frozen.stop(postmaster);
+        let others = "select pid from pg_stat_activity where pid <> pg_backend_pid() \
+                      union all select pg_backend_pid()";
+        for row in client.query(others, &[]).await.expect(others) {
+            frozen.stop(row.get(0));
+        }
+        frozen
+    }
+
+    fn stop(&mut self, pid: i32) {
+        let pid = Pid::from_raw(pid);
+        // A backend may just have ended by itself.
+        if kill(pid, Signal::SIGSTOP).is_ok() {
+            self.0.push(pid);
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for &pid in &self.0 {
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+    }
+}
