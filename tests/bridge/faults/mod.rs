@@ -13,5 +13,6 @@ mod network;
 mod postgres;
 mod failover;
 mod incarnation;
+mod pooler;
 mod restore;
 mod standby;

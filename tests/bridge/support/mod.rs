@@ -7,6 +7,7 @@ pub mod database;
 pub mod dev;
 pub mod event_source;
 pub mod frozen;
+pub mod pooler;
 pub mod process;
 pub mod proxy;
 pub mod refusal;

@@ -1,0 +1,104 @@
+//! A private PgBouncer in transaction mode, as many hosters put one before
+//! their databases.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::MetadataExt,
+    process::Stdio,
+};
+
+use nix::unistd::Uid;
+use tidings::cluster::Cluster;
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::{PATIENCE, database::Database, dev::DataFolder};
+
+/// Fewer than the bridge and the tests open to it, so that they share them.
+pub const SERVER_CONNECTIONS: usize = 3;
+
+/// A running PgBouncer. Dropping it ends it.
+pub struct Pooler {
+    address: SocketAddr,
+    process: Child,
+    _folder: DataFolder,
+}
+
+impl Pooler {
+    /// One that leads to all databases of a cluster.
+    pub async fn before(cluster: &Cluster) -> Self {
+        let sockets = cluster.folder().join("run");
+        let folder = DataFolder::new();
+        fs::create_dir_all(folder.path()).expect("a folder");
+        let settings = folder.path().join("pgbouncer.ini");
+        // It can't be told to take any port and to say which.
+        let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = unused.local_addr().expect("an address");
+        drop(unused);
+        let text = format!(
+            "[databases]\n\
+             * = host={} port=5432 user=tidings\n\
+             [pgbouncer]\n\
+             listen_addr = {}\n\
+             listen_port = {}\n\
+             unix_socket_dir =\n\
+             auth_type = any\n\
+             pool_mode = transaction\n\
+             default_pool_size = {SERVER_CONNECTIONS}\n\
+             max_client_conn = 200\n",
+            sockets.display(),
+            address.ip(),
+            address.port()
+        );
+        fs::write(&settings, text).expect("a file");
+        let program = std::env::var("PGBOUNCER").unwrap_or_else(|_| "pgbouncer".to_owned());
+        let mut command = Command::new(&program);
+        command
+            .arg("--quiet")
+            .arg(&settings)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        // It doesn't run as root, and may enter the socket's folder only as the
+        // server's own user.
+        if Uid::effective().is_root() {
+            let owner = fs::metadata(cluster.folder()).expect("a folder");
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        let process = command.spawn().unwrap_or_else(|error| {
+            panic!("{program}: {error}; `scripts/tools pgbouncer` prints where there is one")
+        });
+        let mut pooler = Self {
+            address,
+            process,
+            _folder: folder,
+        };
+        pooler.accepts().await;
+        pooler
+    }
+
+    async fn accepts(&mut self) {
+        let asking = async {
+            while TcpStream::connect(self.address).await.is_err() {
+                let ended = self.process.try_wait().expect("its status");
+                assert!(ended.is_none(), "PgBouncer ended: {ended:?}");
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, asking).await.expect("PgBouncer accepts");
+    }
+
+    /// The same database, reached through it.
+    pub fn database(&self, database: &Database) -> Database {
+        let url = database.connection_string();
+        let name = url.rsplit_once("dbname=").expect("a name").1;
+        let (host, port) = (self.address.ip(), self.address.port());
+        Database::at(format!(
+            "host={host} port={port} user=tidings dbname={name}"
+        ))
+    }
+}
