@@ -16,3 +16,4 @@ mod incarnation;
 mod pooler;
 mod restore;
 mod standby;
+mod subscription;
