@@ -17,3 +17,4 @@ mod pooler;
 mod restore;
 mod standby;
 mod subscription;
+mod overload;

@@ -40,8 +40,10 @@ pub(crate) struct EventSource {
     decoder: Decoder,
     /// What came after the last item that was asked for.
     undecoded: VecDeque<u8>,
-    /// The whole stream so far, without the chunks that it came in.
-    raw: Vec<u8>,
+    /// The last of the stream, without the chunks that it came in.
+    tail: Vec<u8>,
+    /// How much of the stream has come.
+    received: usize,
 }
 
 impl EventSource {
@@ -59,7 +61,8 @@ impl EventSource {
             body,
             decoder: Decoder::default(),
             undecoded: VecDeque::new(),
-            raw: Vec::new(),
+            tail: Vec::new(),
+            received: 0,
         }
     }
 
@@ -123,18 +126,26 @@ impl EventSource {
                 }
             }
             let bytes = self.body.read().await?;
-            self.raw.extend_from_slice(&bytes);
+            self.keep(&bytes);
             self.undecoded.extend(bytes);
         }
     }
 
+    /// Keeps the last of the stream: a test may read gigabytes.
+    fn keep(&mut self, bytes: &[u8]) {
+        self.received += bytes.len();
+        let fresh = &bytes[bytes.len().saturating_sub(SHOWN_BYTES)..];
+        let excess = (self.tail.len() + fresh.len()).saturating_sub(SHOWN_BYTES);
+        self.tail.drain(..excess);
+        self.tail.extend_from_slice(fresh);
+    }
+
     /// What came so far, for the message of a test that fails.
     fn shown(&self) -> String {
-        let tail = &self.raw[self.raw.len().saturating_sub(SHOWN_BYTES)..];
         format!(
             "{} bytes, of which the last are {:?}",
-            self.raw.len(),
-            String::from_utf8_lossy(tail)
+            self.received,
+            String::from_utf8_lossy(&self.tail)
         )
     }
 }

@@ -1,50 +1,207 @@
 //! `tidings serve` as a process of its own.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::{fmt::Debug, fs, net::SocketAddr, process::Stdio};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
+    sync::mpsc,
+    time::timeout,
 };
 
-use super::{bridge::SECRET, database::Database};
+use super::{
+    PATIENCE,
+    bridge::{SECRET, token},
+    database::Database,
+    event_source::{EventSource, Response, get},
+};
 
 /// A bridge of its own process, and where it listens.
 pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
-        .args([
-            "serve",
-            "--listen=127.0.0.1:0",
-            "--admin-listen=127.0.0.1:0",
-            "--log-format=json",
-        ])
-        .args(more)
-        .env("DATABASE_URL", database.connection_string())
-        .env("TIDINGS_JWT_SECRET", SECRET)
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the binary");
-    let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
-    let address = loop {
-        let line = lines
-            .next_line()
-            .await
-            .expect("its log")
-            .expect("it says where it listens");
-        let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else {
-            panic!("it doesn't start: {line}")
+    let served = Served::start(database, more).await;
+    (served.child, served.address)
+}
+
+/// A bridge of its own process, of which a test sees what its operator sees.
+/// Dropping it kills it.
+pub struct Served {
+    child: Child,
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    log: mpsc::UnboundedReceiver<Value>,
+}
+
+/// What a process has taken from the system.
+#[derive(Clone, Copy, Debug)]
+pub struct Vitals {
+    /// The memory that it occupies, and the most that it ever did.
+    pub resident_bytes: usize,
+    pub peak_bytes: usize,
+    pub threads: usize,
+    pub files: usize,
+}
+
+impl Served {
+    pub async fn start(database: &Database, more: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
+            .args([
+                "serve",
+                "--listen=127.0.0.1:0",
+                "--admin-listen=127.0.0.1:0",
+                "--log-format=json",
+            ])
+            .args(more)
+            .env("DATABASE_URL", database.connection_string())
+            .env("TIDINGS_JWT_SECRET", SECRET)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary");
+        let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+        let (sender, mut log) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                // Nobody may listen any more; the pipe must not fill up.
+                let Ok(entry) = serde_json::from_str(&line) else {
+                    panic!("it doesn't start: {line}")
+                };
+                let _ = sender.send(entry);
+            }
+        });
+        let address_in = |line: &Value, name: &str| Some(line[name].as_str()?.parse().ok()?);
+        let (address, admin_address) = loop {
+            let line = log.recv().await.expect("it says where it listens");
+            if let (Some(address), Some(admin_address)) = (
+                address_in(&line, "address"),
+                address_in(&line, "admin_address"),
+            ) {
+                break (address, admin_address);
+            }
         };
-        if let Some(address) = line["address"].as_str() {
-            break address.parse().expect("an address");
+        Self {
+            child,
+            address,
+            admin_address,
+            log,
         }
-    };
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    (child, address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A stream of `user`: of one who is new, or who was here before.
+    pub async fn connect(&self, user: &str, last_event_id: Option<&str>) -> EventSource {
+        let bearer = format!("Bearer {}", token(user));
+        let mut headers = vec![("Authorization", bearer.as_str())];
+        headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
+        EventSource::open(self.address, "/stream", &headers).await
+    }
+
+    pub async fn ready(&self) -> Response {
+        get(self.admin_address, "/health/ready", &[])
+            .await
+            .expect("an answer")
+    }
+
+    /// Waits until readiness answers with this status, and returns its body.
+    pub async fn until_ready_is(&self, status: u16) -> Value {
+        let asking = async {
+            loop {
+                let response = self.ready().await;
+                if response.status() == status {
+                    return serde_json::from_str(&response.text().await).expect("JSON");
+                }
+            }
+        };
+        let outcome = timeout(PATIENCE, asking).await;
+        outcome.unwrap_or_else(|_| panic!("/health/ready never was {status}"))
+    }
+
+    /// The next line of the log that is a warning or an error.
+    pub async fn next_warning(&mut self) -> Value {
+        let reading = async {
+            loop {
+                let line = self.log.recv().await.expect("a line of its log");
+                if is_warning(&line) {
+                    return line;
+                }
+            }
+        };
+        timeout(PATIENCE, reading)
+            .await
+            .expect("a warning in the log")
+    }
+
+    /// Waits for a warning that contains `text`, past all others.
+    pub async fn until_warned(&mut self, text: &str) {
+        loop {
+            let warning = self.next_warning().await;
+            if warning.to_string().contains(text) {
+                return;
+            }
+        }
+    }
+
+    /// The warnings and errors that are in the log and weren't asked for.
+    pub fn warnings(&mut self) -> Vec<Value> {
+        std::iter::from_fn(|| self.log.try_recv().ok())
+            .filter(is_warning)
+            .collect()
+    }
+
+    pub fn vitals(&self) -> Vitals {
+        let process = format!("/proc/{}", self.child.id().expect("a running process"));
+        let status = fs::read_to_string(format!("{process}/status")).expect("its status");
+        let number = |name: &str| -> usize {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next());
+            value.and_then(|value| value.parse().ok()).expect(name)
+        };
+        Vitals {
+            resident_bytes: number("VmRSS:") << 10,
+            peak_bytes: number("VmHWM:") << 10,
+            threads: number("Threads:"),
+            files: fs::read_dir(format!("{process}/fd"))
+                .expect("its files")
+                .count(),
+        }
+    }
+
+    /// Waits until its vitals are as wanted, looking all the while.
+    pub async fn until_vitals(&self, wanted: impl Fn(Vitals) -> bool, as_what: impl Debug) {
+        let looking = async {
+            while !wanted(self.vitals()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let outcome = timeout(PATIENCE, looking).await;
+        outcome.unwrap_or_else(|_| panic!("{:?}, never {as_what:?}", self.vitals()));
+    }
+
+    /// Stops it in order, and returns how many streams it still had.
+    pub async fn stop(mut self) -> u64 {
+        signal(&self.child, Signal::SIGTERM);
+        let stopping = async {
+            let mut connections = None;
+            while let Some(line) = self.log.recv().await {
+                connections = line["connections"].as_u64().or(connections);
+            }
+            let status = self.child.wait().await.expect("a status");
+            assert!(status.success(), "{status}");
+            connections.expect("it says how many streams it ends")
+        };
+        timeout(PATIENCE, stopping).await.expect("an end")
+    }
+}
+
+fn is_warning(line: &Value) -> bool {
+    ["WARN", "ERROR"].contains(&line["level"].as_str().unwrap_or_default())
 }
 
 /// Sends it a signal.
