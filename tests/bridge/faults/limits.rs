@@ -1,0 +1,182 @@
+//! Postgres runs out of something, or was told to allow less. The bridge says
+//! what is wrong, and recovers by itself once it is over.
+
+use std::time::Instant;
+
+use tidings::cluster::Cluster;
+use tokio::time::timeout;
+use tokio_postgres::{Client, error::SqlState};
+
+use crate::support::{
+    PATIENCE,
+    account::Account,
+    database::{Database, try_connect},
+    event_source::EventSource,
+    process::Served,
+    rows, until,
+};
+
+/// Those of the cluster that has few.
+const CONNECTIONS: usize = 12;
+
+const ALL_SENT: &str = "select bool_and(sent) from notifications";
+
+async fn connect_live(bridge: &Served, user: &str) -> EventSource {
+    let mut source = bridge.connect(user, None).await;
+    until(&mut source, "tidings.caught-up").await;
+    source
+}
+
+/// Ends the bridge's sessions. Those that it opens next get the database's new
+/// settings.
+async fn end_sessions(client: &Client) {
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity \
+        where datname = current_database() and application_name = 'tidings'";
+    client.batch_execute(end).await.expect(end);
+}
+
+/// Changes a setting of the database, for sessions that are new.
+async fn alter_database(client: &Client, change: &str) {
+    let alter = format!(
+        "do $$ begin execute format('alter database %I {change}', current_database()); end $$"
+    );
+    client.batch_execute(&alter).await.expect(change);
+}
+
+async fn insert(client: &Client, user: &str, count: usize, bytes: usize) -> Vec<i64> {
+    let insert = format!(
+        "insert into notifications (user_id, text) \
+         select '{user}', repeat('x', {bytes}) from generate_series(1, {count}) returning id"
+    );
+    let rows = client.query(&insert, &[]).await.expect("rows");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Takes every connection but that of `control`. What the bridge has or gets
+/// meanwhile is ended until it finds none.
+async fn take_all_connections(database: &Database, control: &Client) -> Vec<Client> {
+    let mut taken = Vec::new();
+    let taking = async {
+        while taken.len() < CONNECTIONS - 1 {
+            match try_connect(database.connection_string()).await {
+                Ok(client) => taken.push(client),
+                Err(error) => {
+                    assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS));
+                    end_sessions(control).await;
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, taking).await.expect("all connections");
+    taken
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_gets_no_connection_says_so_and_comes_back_when_there_is_one() {
+    let mut account = Account::without_repeats("Postgres has too many connections");
+    let connections = CONNECTIONS.to_string();
+    let few = [
+        ("max_connections", connections.as_str()),
+        ("superuser_reserved_connections", "0"),
+    ];
+    let cluster = Cluster::temporary(&few).await.expect("a cluster");
+    let database = Database::empty_in(&cluster).await;
+    let mut bridge = Served::start(&database, &["--pool-size=2"]).await;
+    let mut alice = connect_live(&bridge, "alice").await;
+    let bob = connect_live(&bridge, "bob")
+        .await
+        .last_event_id()
+        .to_owned();
+    let control = database.connect().await;
+
+    for _ in 0..3 {
+        let taken = take_all_connections(&database, &control).await;
+        let owed = insert(&control, "alice", 10, 10).await;
+        let owed_to_bob = insert(&control, "bob", 1, 10).await;
+        bridge.until_logged("WARN", "too many clients").await;
+        bridge.until_deaf("too many clients").await;
+        // Who comes now has an answer at once, and waits.
+        let mut waiting = bridge.connect("bob", Some(&bob)).await;
+        assert!(waiting.next_item().await.is_ok());
+
+        drop(taken);
+        let freed = Instant::now();
+        account.client(owed, &rows(&mut alice, 10).await);
+        account.recovered_after(freed.elapsed());
+        let missed = until(&mut waiting, "tidings.caught-up").await;
+        assert_eq!(
+            missed.last().map(crate::support::row_id),
+            owed_to_bob.last().copied()
+        );
+        bridge.until_ready_is(200).await;
+    }
+    database.until(ALL_SENT).await;
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_timeout_that_is_too_short_is_named_and_ends_with_the_setting() {
+    let mut account = Account::without_repeats("statement_timeout is shorter than a look takes");
+    let database = Database::migrated().await;
+    let control = database.connect().await;
+    let mut bridge = Served::start(&database, &["--log=info,tidings::stream=debug"]).await;
+    let mut alice = connect_live(&bridge, "alice").await;
+    let id = alice.last_event_id().to_owned();
+
+    alter_database(&control, "set statement_timeout = ''1ms''").await;
+    // Whoever wants to read the table waits, and longer than that.
+    control
+        .batch_execute("begin; lock table notifications")
+        .await
+        .expect("a lock");
+    end_sessions(&control).await;
+    let owed = insert(&control, "alice", 10, 10).await;
+    bridge.until_logged("WARN", "statement timeout").await;
+    bridge.until_deaf("statement timeout").await;
+    let mut second = bridge.connect("alice", Some(&id)).await;
+    // Its page, too, was asked for by a session with that setting.
+    bridge.until_logged("DEBUG", "could not read a page").await;
+
+    alter_database(&control, "reset statement_timeout").await;
+    control.batch_execute("commit").await.expect("a commit");
+    let reset = Instant::now();
+    account.client(owed.clone(), &rows(&mut alice, 10).await);
+    account.client(owed, &rows(&mut second, 10).await);
+    account.recovered_after(reset.elapsed());
+    bridge.until_ready_is(200).await;
+    database.until(ALL_SENT).await;
+
+    // One that a database of applications may well have.
+    alter_database(&control, "set statement_timeout = ''1s''").await;
+    end_sessions(&control).await;
+    let owed = insert(&control, "alice", 3_000, 1_000).await;
+    account.client(owed, &rows(&mut alice, 3_000).await);
+    database.until(ALL_SENT).await;
+    account.round();
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
+    let mut account = Account::without_repeats("sessions are read-only: marks can't be written");
+    let database = Database::migrated().await;
+    let control = database.connect().await;
+    let mut bridge = Served::start(&database, &[]).await;
+    let mut alice = connect_live(&bridge, "alice").await;
+
+    alter_database(&control, "set default_transaction_read_only = on").await;
+    end_sessions(&control).await;
+    let owed = insert(&control, "alice", 10, 10).await;
+    // Delivered all the same.
+    account.client(owed, &rows(&mut alice, 10).await);
+    bridge.until_logged("WARN", "read-only transaction").await;
+    let unsent = "select not bool_or(sent) from notifications";
+    let unsent: bool = control.query_one(unsent, &[]).await.expect(unsent).get(0);
+    assert!(unsent, "rows were marked in a read-only session");
+
+    alter_database(&control, "reset default_transaction_read_only").await;
+    let reset = Instant::now();
+    database.until(ALL_SENT).await;
+    account.recovered_after(reset.elapsed());
+    account.close();
+}

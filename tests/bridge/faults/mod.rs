@@ -17,4 +17,5 @@ mod pooler;
 mod restore;
 mod standby;
 mod subscription;
+mod limits;
 mod overload;

@@ -204,11 +204,14 @@ impl Database {
 }
 
 async fn connect(connection_string: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(connection_string, NoTls)
-        .await
-        .expect("a connection");
+    try_connect(connection_string).await.expect("a connection")
+}
+
+/// A connection, or why Postgres gives none.
+pub async fn try_connect(connection_string: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(connection_string, NoTls).await?;
     tokio::spawn(connection);
-    client
+    Ok(client)
 }
 
 fn unused_name() -> String {

@@ -1,6 +1,11 @@
 //! `tidings serve` as a process of its own.
 
-use std::{fmt::Debug, fs, net::SocketAddr, process::Stdio};
+use std::{
+    fmt::{Debug, Display},
+    fs,
+    net::SocketAddr,
+    process::Stdio,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -109,50 +114,47 @@ impl Served {
             .expect("an answer")
     }
 
-    /// Waits until readiness answers with this status, and returns its body.
-    pub async fn until_ready_is(&self, status: u16) -> Value {
+    /// Waits until readiness answers with this status.
+    pub async fn until_ready_is(&self, status: u16) {
+        self.until_readiness(format_args!("{status}"), |now, _| now == status)
+            .await;
+    }
+
+    /// Waits until it is not ready for a reason that contains `text`.
+    pub async fn until_deaf(&self, text: &str) {
+        self.until_readiness(format_args!("not ready: {text}"), |status, body| {
+            let body: Value = serde_json::from_str(body).expect("JSON");
+            status == 503 && body["reason"].as_str().is_some_and(|r| r.contains(text))
+        })
+        .await;
+    }
+
+    async fn until_readiness(&self, what: impl Display, is_wanted: impl Fn(u16, &str) -> bool) {
         let asking = async {
             loop {
                 let response = self.ready().await;
-                if response.status() == status {
-                    return serde_json::from_str(&response.text().await).expect("JSON");
+                if is_wanted(response.status(), &response.text().await) {
+                    return;
                 }
             }
         };
         let outcome = timeout(PATIENCE, asking).await;
-        outcome.unwrap_or_else(|_| panic!("/health/ready never was {status}"))
+        outcome.unwrap_or_else(|_| panic!("/health/ready never was {what}"));
     }
 
-    /// The next line of the log that is a warning or an error.
-    pub async fn next_warning(&mut self) -> Value {
+    /// Waits for a line of the log, of this level and with this text, past all
+    /// others.
+    pub async fn until_logged(&mut self, level: &str, text: &str) {
         let reading = async {
             loop {
                 let line = self.log.recv().await.expect("a line of its log");
-                if is_warning(&line) {
-                    return line;
+                if line["level"] == level && line.to_string().contains(text) {
+                    return;
                 }
             }
         };
-        timeout(PATIENCE, reading)
-            .await
-            .expect("a warning in the log")
-    }
-
-    /// Waits for a warning that contains `text`, past all others.
-    pub async fn until_warned(&mut self, text: &str) {
-        loop {
-            let warning = self.next_warning().await;
-            if warning.to_string().contains(text) {
-                return;
-            }
-        }
-    }
-
-    /// The warnings and errors that are in the log and weren't asked for.
-    pub fn warnings(&mut self) -> Vec<Value> {
-        std::iter::from_fn(|| self.log.try_recv().ok())
-            .filter(is_warning)
-            .collect()
+        let outcome = timeout(PATIENCE, reading).await;
+        outcome.unwrap_or_else(|_| panic!("never in the log: {level} {text}"));
     }
 
     pub fn vitals(&self) -> Vitals {
@@ -198,10 +200,6 @@ impl Served {
         };
         timeout(PATIENCE, stopping).await.expect("an end")
     }
-}
-
-fn is_warning(line: &Value) -> bool {
-    ["WARN", "ERROR"].contains(&line["level"].as_str().unwrap_or_default())
 }
 
 /// Sends it a signal.
