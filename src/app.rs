@@ -365,6 +365,10 @@ fn bind_streams(
     // A browser that closes its half has gone; without this an idle stream
     // would never notice.
     .h1_allow_half_closed(false)
+    // Who is slower to ask than this gets a 408, after which an `EventSource`
+    // never comes back; actix's own limit is 5 s, which a device that wakes up,
+    // or a connection that a browser opened ahead, can exceed.
+    .client_request_timeout(CLIENT_LIMIT)
     .on_connect(|connection, _| {
         if let Some(socket) = connection.downcast_ref::<TcpStream>() {
             bound_client(socket);
