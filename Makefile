@@ -8,7 +8,7 @@ with := scripts/tools
 secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest lint fmt compose-check deny clean
+.PHONY: help dev test test-newest soak lint fmt compose-check deny clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,11 @@ test: ## runs every check: formatting, lints, docs, and the tests with a real Po
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
 	@$(with) rust newest-postgres pgbouncer chromium -- cargo test --locked
+
+soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files and threads stay
+	@export TIDINGS_SOAK_SECONDS="$${TIDINGS_SOAK_SECONDS:-600}"; \
+	    $(with) rust postgres -- \
+	    cargo test --locked --test bridge -- --nocapture faults::soak
 
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \

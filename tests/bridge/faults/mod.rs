@@ -19,3 +19,4 @@ mod standby;
 mod subscription;
 mod limits;
 mod overload;
+mod soak;
