@@ -17,6 +17,7 @@ mod pooler;
 mod restore;
 mod standby;
 mod subscription;
+mod disk;
 mod limits;
 mod overload;
 mod soak;

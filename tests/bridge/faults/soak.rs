@@ -114,7 +114,7 @@ async fn write(database: &Database, ticks: watch::Sender<usize>, end: Instant) {
     let mut interval = interval(TICK);
     while Instant::now() < end {
         let tick = *ticks.borrow() + 1;
-        let (user, count) = if tick % 100 == 0 {
+        let (user, count) = if tick.is_multiple_of(100) {
             (Some(rand::random_range(0..USERS) as f64), 1_500)
         } else {
             (None, rand::random_range(1..20))

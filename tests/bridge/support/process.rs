@@ -78,7 +78,7 @@ impl Served {
                 let _ = sender.send(entry);
             }
         });
-        let address_in = |line: &Value, name: &str| Some(line[name].as_str()?.parse().ok()?);
+        let address_in = |line: &Value, name: &str| line[name].as_str()?.parse().ok();
         let (address, admin_address) = loop {
             let line = log.recv().await.expect("it says where it listens");
             if let (Some(address), Some(admin_address)) = (
@@ -94,10 +94,6 @@ impl Served {
             admin_address,
             log,
         }
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// A stream of `user`: of one who is new, or who was here before.
