@@ -5,7 +5,7 @@
 --
 -- The same form as tail_page.sql, on the index (user_id, xid, id).
 --
--- `pruned` is the youngest transaction of which rows were removed.
+-- `pruned` is the youngest transaction of which rows were removed, if any were.
 select
   s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
   case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
@@ -14,7 +14,7 @@ from (
     pg_current_snapshot() as snapshot,
     ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
     (select stats_reset from pg_stat_bgwriter) as since,
-    (select xid from :"schema".tidings_pruned where only_row) as pruned
+    (select xid from :"schema".tidings_pruned where only_row and xid > '0') as pruned
 ) as s
 left join lateral (
   select

@@ -31,7 +31,7 @@ pub enum DirectError {
     Standby(DatabaseUrl),
     /// What was rung in one session was not heard in another.
     #[error(
-        "no notification arrives through {0}: it leads to a pooler that lends sessions for one \
+        "notifications don't arrive through {0}: it leads to a pooler that lends sessions for one \
              transaction at a time (PgBouncer's pool_mode=transaction). Set \
              TIDINGS_DIRECT_DATABASE_URL to Postgres itself, for the listener and migrations; \
              DATABASE_URL may stay as it is"

@@ -2,22 +2,22 @@
 //! what broke. Each test keeps an account, from which the table in
 //! `docs/reliability.md` is made.
 
-mod crash;
-mod frozen;
-mod readiness;
-mod resume;
 mod bridges;
 mod client;
+mod crash;
+mod disk;
+mod failover;
+mod frozen;
+mod incarnation;
+mod limits;
 mod load;
 mod network;
-mod postgres;
-mod failover;
-mod incarnation;
+mod overload;
 mod pooler;
+mod postgres;
+mod readiness;
 mod restore;
+mod resume;
+mod soak;
 mod standby;
 mod subscription;
-mod disk;
-mod limits;
-mod overload;
-mod soak;

@@ -88,13 +88,15 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
     let cluster = start_cluster().await;
     let database = Database::empty_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    // The bridge has no other session before its first client.
+    // It is known by what it asked last: how far the log is, or how the trigger
+    // does.
+    let listener = format!("{SESSIONS} and query ~ 'wal_insert_lsn|tgenabled'");
     database
-        .until(&format!("select count(*) = 1 from {SESSIONS}"))
+        .until(&format!("select count(*) = 1 from {listener}"))
         .await;
     let watcher = database.connect().await;
     let listener = watcher
-        .query_one(&format!("select pid from {SESSIONS}"), &[])
+        .query_one(&format!("select pid from {listener}"), &[])
         .await;
     let listener: i32 = listener.expect("the listener's session").get(0);
     let load = Load::start(&database, &[bridge.address()]).await;
