@@ -75,6 +75,8 @@ pub struct Listener {
     position: Position,
     safe: SafeFloor,
     remembered: Remembered,
+    /// Smaller while the network carries no more in time.
+    page_size: PageSize,
     session: Option<Session>,
 }
 
@@ -145,6 +147,7 @@ impl Listener {
             position: Position::default(),
             safe: SafeFloor::new(Xid::default()),
             remembered: Remembered::default(),
+            page_size: PageSize::TAIL,
             session: None,
         };
         let session = listener.open().await?;
@@ -190,7 +193,14 @@ impl Listener {
                 }
                 Ok(found)
             };
-            let found = match timeout(LOOK_LIMIT, looking).await? {
+            let found = match timeout(LOOK_LIMIT, looking).await {
+                Ok(found) => found,
+                Err(elapsed) => {
+                    self.page_size = self.page_size.halved();
+                    return Err(elapsed.into());
+                }
+            };
+            let found = match found {
                 Ok(found) => found,
                 Err(ListenError::Postgres(_)) if session.client.is_closed() => {
                     return Err(ListenError::Lost(ending(session.driver).await));
@@ -218,7 +228,7 @@ impl Listener {
     /// Reads one page and hands it on.
     async fn look(&mut self, session: &Session) -> Result<Look, ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
-        let mut page = reader::tail_page(client, query, &self.position, PageSize::TAIL).await?;
+        let mut page = reader::tail_page(client, query, &self.position, self.page_size).await?;
         if page.incarnation != session.history.incarnation {
             return Err(ListenError::OtherIncarnation);
         }
@@ -229,6 +239,7 @@ impl Listener {
         }
         if page.rest == Rest::Nothing {
             self.position.finish(None, &page.snapshot);
+            self.page_size = PageSize::TAIL;
         }
         let found = if page.notifications.is_empty() {
             Look::Nothing

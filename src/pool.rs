@@ -119,7 +119,12 @@ impl Pool {
         };
         let outcome = match timeout(limit, answer).await {
             Ok(answer) => answer.map_err(QueryError::from),
-            Err(_) => Err(QueryError::TimedOut(limit)),
+            Err(_) => {
+                // Whatever swallowed the answer has the others too: each would
+                // cost somebody the same wait.
+                self.connections.retain(|_, _| false);
+                Err(QueryError::TimedOut(limit))
+            }
         };
         if outcome.is_err() {
             drop(managed::Object::take(client));

@@ -44,6 +44,14 @@ impl PageSize {
         bytes: 256 << 10,
     };
 
+    /// Half of it, for a network that carries no more in time; one row at least.
+    pub fn halved(self) -> Self {
+        Self {
+            rows: (self.rows / 2).max(1),
+            bytes: (self.bytes / 2).max(1),
+        }
+    }
+
     /// One row more is asked for, to know whether that was all.
     fn limit(self) -> i64 {
         self.rows as i64 + 1

@@ -123,6 +123,8 @@ pub struct EventStream {
     phase: Phase,
     /// What is being written, and how far.
     current: Option<(Arc<Batch>, usize)>,
+    /// How large a page may be: smaller once one did not come in time.
+    page_size: PageSize,
     /// The rows in the chunk that was last handed out.
     handed_out: Vec<i64>,
     catch_up: CatchUp,
@@ -165,6 +167,7 @@ enum Turn {
 /// A page, and where it starts if that was not known before.
 struct Page {
     start: Option<Position>,
+    size: PageSize,
     page: UserPage,
 }
 
@@ -183,6 +186,7 @@ impl EventStream {
             row: 0,
             phase: Phase::Opening(Opening::read(start, history)),
             current: None,
+            page_size: PageSize::USER,
             handed_out: Vec::new(),
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
@@ -279,11 +283,12 @@ impl EventStream {
         let position = self.position.clone();
         let opened = Arc::clone(&self.opened);
         let history = self.history;
+        let mut size = self.page_size;
         async move {
             let mut backoff = Backoff::new(PAGE_RETRY_FIRST, PAGE_RETRY_LONGEST);
             loop {
                 match streams
-                    .read_page(&user, position.as_ref(), &opened, replay)
+                    .read_page(&user, position.as_ref(), &opened, replay, size)
                     .await
                 {
                     Ok(page) if page.page.incarnation == history.incarnation => {
@@ -294,7 +299,12 @@ impl EventStream {
                     Ok(_) => debug!("read a page in another incarnation of the server"),
                     // The listener tells of a database that is away, once for
                     // all streams.
-                    Err(error) => debug!(%error, "could not read a page, trying again: {error}"),
+                    Err(error) => {
+                        debug!(%error, "could not read a page, trying again: {error}");
+                        if let QueryError::TimedOut(_) = error {
+                            size = size.halved();
+                        }
+                    }
                 }
                 sleep(backoff.next_delay()).await;
                 if streams.hub.tail().history != history {
@@ -307,7 +317,8 @@ impl EventStream {
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
         self.phase = Phase::CatchingUp(None);
-        let Page { start, page } = page;
+        let Page { start, size, page } = page;
+        self.page_size = size;
         if let (Pruned::Unknown, Some(position)) = (&self.pruned, &self.position)
             && let Some(pruned) = page.pruned
             && position.may_miss(pruned, &page.batch.snapshot)
@@ -475,20 +486,26 @@ impl Streams {
         position: Option<&Position>,
         opened: &Position,
         replay: u32,
+        size: PageSize,
     ) -> Result<Page, QueryError> {
         // Never closed, so there always is a permit in the end.
         let _permit = self.pages.acquire().await;
         let (pool, sql) = (&self.pool, &self.sql);
         match position {
             Some(position) => {
-                let page = reader::user_page(pool, sql, user, position, PageSize::USER).await?;
-                Ok(Page { start: None, page })
+                let page = reader::user_page(pool, sql, user, position, size).await?;
+                Ok(Page {
+                    start: None,
+                    size,
+                    page,
+                })
             }
             None => {
                 let (start, page) =
-                    reader::backlog_page(pool, sql, user, replay, opened, PageSize::USER).await?;
+                    reader::backlog_page(pool, sql, user, replay, opened, size).await?;
                 Ok(Page {
                     start: Some(start),
+                    size,
                     page,
                 })
             }

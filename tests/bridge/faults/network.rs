@@ -9,6 +9,7 @@ use crate::support::{
     bridge::Bridge,
     database::Database,
     proxy::{Network, Proxy, Target},
+    rows,
 };
 
 /// The contract: a connection that is half open shows within this.
@@ -149,6 +150,29 @@ async fn a_network_that_is_narrow_only_costs_time() {
         scene.recovers(&mut account).await;
     }
     scene.end(account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_the_network_cannot_carry_in_time_is_read_in_parts() {
+    let database = Database::migrated().await;
+    let (network, reached) = database.over_network().await;
+    let bridge = Bridge::start(&reached).await;
+    let mut account = Account::without_repeats(
+        "network to Postgres carries 30 kB/s, and a flood of 600 kB comes at once",
+    );
+    let mut source = bridge.connect_live("alice").await;
+    network.set(Network::Throttle(30_000));
+    let start = Instant::now();
+    database
+        .execute(
+            "insert into notifications (user_id, text) \
+             select 'alice', repeat('x', 1000) from generate_series(1, 600)",
+        )
+        .await;
+    let got = rows(&mut source, 600).await;
+    account.recovered_after(start.elapsed());
+    account.client(1..=600, &got);
+    account.close();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,10 +14,14 @@ use crate::support::{
     account::Account,
     bridge::Bridge,
     database::{Database, start_cluster},
+    until,
 };
 
 /// The contract: a listener that hears nothing shows within this.
 const NOTICED: Duration = Duration::from_secs(15);
+
+/// How long the bridge waits for the answer to a query.
+const ONE_WAIT: Duration = Duration::from_secs(10);
 
 /// The bridge's own.
 const SESSIONS: &str = "pg_stat_activity where datname = current_database() \
@@ -38,6 +42,20 @@ impl Frozen {
         frozen
     }
 
+    /// Sessions that wait for a query: one that is frozen while it holds a lock
+    /// of the server would freeze the others too.
+    async fn between_queries(database: &Database, sessions: &[i32]) -> Self {
+        let watcher = database.connect().await;
+        let query = "select bool_and(state = 'idle') from pg_stat_activity where pid = any($1)";
+        loop {
+            let frozen = Self::freeze(sessions.iter().copied());
+            let idle = watcher.query_one(query, &[&sessions]).await;
+            if idle.expect("their state").get(0) {
+                return frozen;
+            }
+        }
+    }
+
     /// All of a cluster: first the one that starts others.
     async fn cluster(cluster: &Cluster, watcher: &Client) -> Self {
         let postmaster = cluster.postmaster_pid().expect("a server");
@@ -56,6 +74,20 @@ impl Drop for Frozen {
             let _ = kill(pid, Signal::SIGCONT);
         }
     }
+}
+
+/// Those of the bridge's sessions of which this holds, once each has nothing to
+/// do.
+async fn sessions(database: &Database, which: &str) -> Vec<i32> {
+    database
+        .until(&format!("select bool_and(state = 'idle') from {SESSIONS}"))
+        .await;
+    let query = format!("select pid from {SESSIONS} and {which}");
+    let rows = database.connect().await.query(&query, &[]).await;
+    rows.expect("sessions")
+        .iter()
+        .map(|row| row.get(0))
+        .collect()
 }
 
 async fn all_is_sent(database: &Database) {
@@ -90,28 +122,17 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
     let bridge = Bridge::start(&database).await;
     // It is known by what it asked last: how far the log is, or how the trigger
     // does.
-    let listener = format!("{SESSIONS} and query ~ 'wal_insert_lsn|tgenabled'");
+    let listener = "query ~ 'wal_insert_lsn|tgenabled'";
     database
-        .until(&format!("select count(*) = 1 from {listener}"))
+        .until(&format!(
+            "select count(*) = 1 from {SESSIONS} and {listener}"
+        ))
         .await;
-    let watcher = database.connect().await;
-    let listener = watcher
-        .query_one(&format!("select pid from {listener}"), &[])
-        .await;
-    let listener: i32 = listener.expect("the listener's session").get(0);
+    let listener = sessions(&database, listener).await;
     let load = Load::start(&database, &[bridge.address()]).await;
     let mut account = Account::without_repeats("backend of the listener is frozen");
-    // A process that is frozen while it holds a lock of the server would freeze
-    // the others too: this one is to stand still between two looks.
     let calm = load.calm().await;
-    let frozen = loop {
-        let frozen = Frozen::freeze([listener]);
-        let query = "select state = 'idle' from pg_stat_activity where pid = $1";
-        let state = watcher.query_one(query, &[&listener]).await;
-        if state.expect("its state").get(0) {
-            break frozen;
-        }
-    };
+    let frozen = Frozen::between_queries(&database, &listener).await;
     drop(calm);
     let start = Instant::now();
     bridge.until_ready_is(503).await;
@@ -122,6 +143,32 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
     account.recovered_after(start.elapsed());
     drop(frozen);
     load.flows().await;
+    assert_eq!(load.breaks(), 0, "no stream ends");
+    load.end(&mut account).await;
+    all_is_sent(&database).await;
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_are_frozen_cost_one_wait_and_not_one_each() {
+    let cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let load = Load::start(&database, &[bridge.address()]).await;
+    let mut account = Account::without_repeats("all backends of the bridge are frozen");
+    load.writes(20).await;
+    let calm = load.calm().await;
+    all_is_sent(&database).await;
+    let frozen = Frozen::between_queries(&database, &sessions(&database, "true").await).await;
+    drop(calm);
+    let start = Instant::now();
+    // Pages are read in sessions that the listener's trouble doesn't touch.
+    let mut newcomer = bridge.connect("dave").await;
+    until(&mut newcomer, "tidings.caught-up").await;
+    load.flows().await;
+    account.recovered_after(start.elapsed());
+    assert!(start.elapsed() < 2 * ONE_WAIT, "{:?}", start.elapsed());
+    drop(frozen);
     assert_eq!(load.breaks(), 0, "no stream ends");
     load.end(&mut account).await;
     all_is_sent(&database).await;
