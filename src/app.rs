@@ -219,6 +219,7 @@ impl App {
             marks: Arc::clone(&marks),
             pool: pool.clone(),
             sql: Arc::clone(&sql),
+            health: Arc::clone(&health),
             // One connection is left for the marks.
             pages: Semaphore::new(usize::from(options.pool_size) - 1),
             heartbeat: options.heartbeat,
@@ -235,6 +236,7 @@ impl App {
             marks,
             pool: pool.clone(),
             sql,
+            health: Arc::clone(&health),
         };
         Ok(Self {
             hub,

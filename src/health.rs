@@ -13,7 +13,15 @@ use tracing::{info, warn};
 /// once a second while it hears the database.
 const PROOF_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the listener last saw, written by it alone.
+/// Pages that have failed for this long are more than a hiccup: a failed one is
+/// tried again at once.
+const PAGES_LIMIT: Duration = Duration::from_secs(5);
+
+/// So long after the last failure nobody waits for a page any more: each is
+/// tried again every 5 s at least.
+const PAGES_FORGOTTEN: Duration = Duration::from_secs(20);
+
+/// How the parts of the bridge get on with the database, as each of them tells.
 #[derive(Debug, Default)]
 pub struct Health(Mutex<State>);
 
@@ -22,7 +30,17 @@ struct State {
     last_look: Option<Instant>,
     trouble: Option<String>,
     doorbell: Option<Doorbell>,
+    pages: Option<Trouble>,
+    marks: Option<String>,
     draining: bool,
+}
+
+/// Something that has been failing for a while.
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    last: Instant,
+    reason: String,
 }
 
 /// What rings when rows are inserted.
@@ -83,6 +101,8 @@ pub enum Status {
     Ready,
     /// It does not.
     Deaf,
+    /// It hears it, and can't read pages from it.
+    Blind,
     /// It is stopping.
     Draining,
 }
@@ -97,6 +117,10 @@ pub struct Readiness {
     pub reason: Option<String>,
     /// How long ago the listener last read the table, in milliseconds.
     pub last_look_ms: Option<u64>,
+    /// Why rows that were sent can't be marked, if that is so. They are
+    /// delivered all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marks: Option<String>,
 }
 
 impl Health {
@@ -126,6 +150,44 @@ impl Health {
         self.state().trouble = Some(reason);
     }
 
+    /// A page was read.
+    pub fn page_read(&self) {
+        if self.state().pages.take().is_some_and(|pages| pages.lasts()) {
+            info!("pages can be read again");
+        }
+    }
+
+    /// A page could not be read.
+    pub fn page_failed(&self, reason: String) {
+        let mut state = self.state();
+        let last = Instant::now();
+        let (since, lasted) = match &state.pages {
+            Some(pages) if pages.last.elapsed() < PAGES_FORGOTTEN => (pages.since, pages.lasts()),
+            _ => (last, false),
+        };
+        let pages = Trouble {
+            since,
+            last,
+            reason,
+        };
+        // The listener tells of a database that is away for all.
+        if pages.lasts() && !lasted && state.trouble.is_none() {
+            let reason = &pages.reason;
+            warn!(%reason, "clients wait for pages that can't be read: {reason}");
+        }
+        state.pages = Some(pages);
+    }
+
+    /// Rows were marked as sent.
+    pub fn marked(&self) {
+        self.state().marks = None;
+    }
+
+    /// Rows could not be marked as sent.
+    pub fn not_marked(&self, reason: String) {
+        self.state().marks = Some(reason);
+    }
+
     /// The bridge is stopping.
     pub fn drain(&self) {
         self.state().draining = true;
@@ -146,6 +208,9 @@ impl Health {
             )
         } else if let Some(trouble) = state.doorbell.as_ref().and_then(Doorbell::trouble) {
             (Status::Deaf, Some(trouble))
+        } else if let Some(pages) = state.pages.as_ref().filter(|pages| pages.lasts()) {
+            let reason = format!("pages can't be read: {}", pages.reason);
+            (Status::Blind, Some(reason))
         } else {
             (Status::Ready, None)
         };
@@ -153,11 +218,18 @@ impl Health {
             status,
             reason,
             last_look_ms: age.map(|age| age.as_millis() as u64),
+            marks: state.marks.clone(),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Trouble {
+    fn lasts(&self) -> bool {
+        self.last - self.since >= PAGES_LIMIT && self.last.elapsed() < PAGES_FORGOTTEN
     }
 }
 

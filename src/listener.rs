@@ -178,9 +178,6 @@ impl Listener {
             Some(session) => session,
             None => self.reopen().await?,
         };
-        // Only now: a server that accepts and then refuses would otherwise be
-        // tried without a pause.
-        backoff.reset();
         let mut inspect_at = Instant::now();
         loop {
             // Look before the first wait: rows may have come in the meantime.
@@ -212,6 +209,9 @@ impl Listener {
                 }
                 Err(error) => return Err(error),
             };
+            // Only now: a server that accepts and then refuses would otherwise be
+            // tried without a pause.
+            backoff.reset();
             self.health.looked();
             if found == Look::Found {
                 continue;

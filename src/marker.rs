@@ -17,6 +17,7 @@ use tracing::warn;
 
 use crate::{
     backoff::Backoff,
+    health::Health,
     history::Incarnation,
     pool::{Pool, QueryError},
     sql::Sql,
@@ -29,7 +30,7 @@ const COLLECT: Duration = Duration::from_millis(20);
 /// Rows in one statement.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Marks that are kept while the database is away: 8 MB of ids. Beyond that the
+/// Marks that are kept while the database is away: some 40 MB. Beyond that the
 /// oldest rows lose theirs, and may be delivered again.
 const KEPT: usize = 1_000_000;
 
@@ -93,6 +94,8 @@ pub struct Marker {
     pub pool: Pool,
     /// What to run.
     pub sql: Arc<Sql>,
+    /// Where it is told that marks can't be written.
+    pub health: Arc<Health>,
 }
 
 /// Whether all that was asked for is marked now.
@@ -117,12 +120,14 @@ impl Marker {
             // An error that stops the flush keeps its rows.
             let pause = match self.flush().await {
                 Ok(Marked::All) => {
+                    self.health.marked();
                     backoff.reset();
                     continue;
                 }
                 Ok(Marked::ButLocked) => backoff.next_delay(),
                 Err(error) => {
                     let delay = backoff.next_delay();
+                    self.health.not_marked(error.to_string());
                     warn!(
                         %error, delay_ms = delay.as_millis() as u64,
                         "could not mark rows as sent, trying again in {delay:?}: {error}"

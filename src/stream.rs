@@ -25,6 +25,7 @@ use tracing::debug;
 use crate::{
     backoff::{Backoff, jittered},
     batch::{Batch, End},
+    health::Health,
     history::History,
     hub::{Connection, Hub, Letter, Recovery},
     marker::Marks,
@@ -60,6 +61,8 @@ pub struct Streams {
     pub pool: Pool,
     /// What to run.
     pub sql: Arc<Sql>,
+    /// Where it is told that pages can't be read.
+    pub health: Arc<Health>,
     /// How many pages are read at once: ten thousand clients that come back
     /// together are a queue, not a stampede.
     pub pages: Semaphore,
@@ -292,15 +295,15 @@ impl EventStream {
                     .await
                 {
                     Ok(page) if page.page.incarnation == history.incarnation => {
+                        streams.health.page_read();
                         return Turn::Page(page);
                     }
                     // Read in another incarnation of the server, or on another
                     // server, than the listener knows of.
                     Ok(_) => debug!("read a page in another incarnation of the server"),
-                    // The listener tells of a database that is away, once for
-                    // all streams.
                     Err(error) => {
                         debug!(%error, "could not read a page, trying again: {error}");
+                        streams.health.page_failed(error.to_string());
                         if let QueryError::TimedOut(_) = error {
                             size = size.halved();
                         }

@@ -63,6 +63,7 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
         marks: Arc::clone(&marks),
         pool: Pool::new(&url, Sessions::Own, 1, Handle::current()).expect("a pool"),
         sql: Arc::new(Sql::new(&SchemaName::public())),
+        health: Arc::default(),
     };
     stop.cancel();
     // Those of before a crash may be other rows by now.
@@ -106,6 +107,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
         marks: Arc::default(),
         pool,
         sql,
+        health: Arc::default(),
         pages: Semaphore::new(1),
         heartbeat: Duration::from_secs(300),
         drain: Duration::ZERO,

@@ -150,6 +150,8 @@ async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
     // Delivered all the same.
     account.client(owed, &rows(&mut alice, 10).await);
     bridge.until_logged("WARN", "read-only transaction").await;
+    bridge.until_unmarked("read-only transaction").await;
+    bridge.until_ready_is(200).await;
     let unsent = "select not bool_or(sent) from notifications";
     let unsent: bool = control.query_one(unsent, &[]).await.expect(unsent).get(0);
     assert!(unsent, "rows were marked in a read-only session");

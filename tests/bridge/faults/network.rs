@@ -158,7 +158,7 @@ async fn a_page_that_the_network_cannot_carry_in_time_is_read_in_parts() {
     let (network, reached) = database.over_network().await;
     let bridge = Bridge::start(&reached).await;
     let mut account = Account::without_repeats(
-        "network to Postgres carries 30 kB/s, and a flood of 600 kB comes at once",
+        "network to Postgres carries 30 kB/s, and a flood of 400 kB comes at once",
     );
     let mut source = bridge.connect_live("alice").await;
     network.set(Network::Throttle(30_000));
@@ -166,12 +166,12 @@ async fn a_page_that_the_network_cannot_carry_in_time_is_read_in_parts() {
     database
         .execute(
             "insert into notifications (user_id, text) \
-             select 'alice', repeat('x', 1000) from generate_series(1, 600)",
+             select 'alice', repeat('x', 1000) from generate_series(1, 400)",
         )
         .await;
-    let got = rows(&mut source, 600).await;
+    let got = rows(&mut source, 400).await;
     account.recovered_after(start.elapsed());
-    account.client(1..=600, &got);
+    account.client(1..=400, &got);
     account.close();
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{bridge::Bridge, database::Database};
+use crate::support::{bridge::Bridge, database::Database, proxy::Network, until};
 
 /// How soon the bridge must know that it is deaf.
 const DEAF_WITHIN: Duration = Duration::from_secs(15);
@@ -14,10 +14,9 @@ const DEAF_WITHIN: Duration = Duration::from_secs(15);
 async fn reason_after(bridge: &Bridge, database: &Database, breaking: &str) -> String {
     let broken_at = Instant::now();
     database.execute(breaking).await;
-    bridge.until_ready_is(503).await;
+    let body = bridge.until_ready_is(503).await.text().await;
     let known_after = broken_at.elapsed();
     assert!(known_after < DEAF_WITHIN, "{breaking}: {known_after:?}");
-    let body = bridge.admin("/health/ready").await.text().await;
     let body: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(body["status"], "deaf");
     assert!(body["last_look_ms"].is_u64(), "{body}");
@@ -55,6 +54,25 @@ async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_bac
     let (_, rest) = reason.split_once('`').expect("a statement");
     let statement = rest.strip_suffix('`').expect("its end");
     database.execute(statement).await;
+    bridge.until_ready_is(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_cannot_be_read_while_the_listener_hears_are_told_of() {
+    let database = Database::migrated().await;
+    let (network, reached) = database.over_network().await;
+    let direct = ["--direct-database-url", database.connection_string()];
+    let bridge = Bridge::start_with(&reached, &direct).await;
+    network.set(Network::Refuse);
+    network.reset();
+    let mut waiting = bridge.connect("alice").await;
+    let body = bridge.until_ready_is(503).await.text().await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body["status"], "blind");
+    let reason = body["reason"].as_str().expect("a reason");
+    assert!(reason.contains("pages can't be read"), "{reason}");
+    network.set(Network::Pass);
+    until(&mut waiting, "tidings.caught-up").await;
     bridge.until_ready_is(200).await;
 }
 

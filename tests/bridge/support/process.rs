@@ -125,6 +125,15 @@ impl Served {
         .await;
     }
 
+    /// Waits until it tells that marks can't be written, and why.
+    pub async fn until_unmarked(&self, why: &str) {
+        self.until_readiness(format_args!("without marks: {why}"), |_, body| {
+            let body: Value = serde_json::from_str(body).expect("JSON");
+            body["marks"].as_str().is_some_and(|r| r.contains(why))
+        })
+        .await;
+    }
+
     async fn until_readiness(&self, what: impl Display, is_wanted: impl Fn(u16, &str) -> bool) {
         let asking = async {
             loop {
