@@ -132,6 +132,12 @@ impl Pool {
         outcome
     }
 
+    /// Closes the connections that nobody uses: they may lead to a server that
+    /// is no longer the one that the listener hears.
+    pub fn renew(&self) {
+        self.connections.retain(|_, _| false);
+    }
+
     /// Closes all connections; queries fail from now on.
     pub fn close(&self) {
         self.connections.close();

@@ -299,8 +299,12 @@ impl EventStream {
                         return Turn::Page(page);
                     }
                     // Read in another incarnation of the server, or on another
-                    // server, than the listener knows of.
-                    Ok(_) => debug!("read a page in another incarnation of the server"),
+                    // server, than the listener knows of. An old primary may
+                    // keep its sessions for ever.
+                    Ok(_) => {
+                        debug!("read a page in another incarnation of the server");
+                        streams.pool.renew();
+                    }
                     Err(error) => {
                         debug!(%error, "could not read a page, trying again: {error}");
                         streams.health.page_failed(error.to_string());
