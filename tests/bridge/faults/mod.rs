@@ -11,6 +11,7 @@ mod frozen;
 mod incarnation;
 mod limits;
 mod load;
+mod moved;
 mod network;
 mod overload;
 mod pooler;
