@@ -3,7 +3,7 @@
 --
 -- $1 ids, $2 and $3 the incarnation of the server that they belong to
 -- (session.sql). After a failover or a crash another row may bear the same id:
--- then nothing is marked and nothing returned.
+-- then nothing is marked, and the answer is a row without an id.
 --
 -- A lost mark is only a repeat, so the commit need not wait for the disk:
 -- set_config with "is local" holds until the end of this very statement's
@@ -41,3 +41,6 @@ where
   and n.id not in (select id from locked)
   and exists (select from ours)
   and (select count(*) from marked) >= 0
+union all
+select null
+where not exists (select from ours)

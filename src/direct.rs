@@ -28,7 +28,7 @@ pub enum DirectError {
         "{0} is a standby, where nobody can LISTEN or write: point DATABASE_URL at the primary, \
              or name all hosts in it (host=a,b), and the primary among them is found"
     )]
-    Standby(DatabaseUrl),
+    Standby(String),
     /// What was rung in one session was not heard in another.
     #[error(
         "notifications don't arrive through {0}: it leads to a pooler that lends sessions for one \
@@ -36,7 +36,7 @@ pub enum DirectError {
              TIDINGS_DIRECT_DATABASE_URL to Postgres itself, for the listener and migrations; \
              DATABASE_URL may stay as it is"
     )]
-    Unheard(DatabaseUrl),
+    Unheard(String),
 }
 
 impl DirectError {
@@ -66,7 +66,7 @@ pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
     let (listening, _driver) = database::connect(url, on_message).await?;
     let standby = listening.query_typed_one("select pg_is_in_recovery()", &[]);
     if standby.await?.try_get(0)? {
-        return Err(DirectError::Standby(url.clone()));
+        return Err(DirectError::Standby(url.to_string()));
     }
     listening
         .batch_execute(&format!("listen {channel}"))
@@ -77,5 +77,5 @@ pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
         .await?;
     timeout(HEARD_LIMIT, heard.notified())
         .await
-        .map_err(|_| DirectError::Unheard(url.clone()))
+        .map_err(|_| DirectError::Unheard(url.to_string()))
 }

@@ -97,7 +97,7 @@ pub enum ListenError {
     Lost(Option<tokio_postgres::Error>),
     /// A hot standby takes no LISTEN.
     #[error("{0} is a standby, which can't LISTEN")]
-    Standby(DatabaseUrl),
+    Standby(String),
     /// The table went away.
     #[error("there is no table notifications in the schema {0}: run `tidings migrate`")]
     NoTable(SchemaName),
@@ -370,7 +370,7 @@ impl Listener {
             .query_one(include_str!("../sql/session.sql"), &[&table])
             .await?;
         if row.try_get("standby")? {
-            return Err(ListenError::Standby(self.url.clone()));
+            return Err(ListenError::Standby(self.url.to_string()));
         }
         let table: Option<u32> = row.try_get("table_oid")?;
         let table = table.ok_or_else(|| ListenError::NoTable(self.schema.clone()))?;

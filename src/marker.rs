@@ -191,6 +191,12 @@ impl Marker {
             )
             .await?;
         let ids = locked.iter().map(|row| row.try_get(0));
-        Ok(ids.collect::<Result<_, _>>()?)
+        let ids: Vec<Option<i64>> = ids.collect::<Result<_, _>>()?;
+        // The server has crashed since, or the session leads to another one: the
+        // rows go without their marks.
+        if ids.contains(&None) {
+            self.pool.renew();
+        }
+        Ok(ids.into_iter().flatten().collect())
     }
 }

@@ -122,7 +122,7 @@ impl Pool {
             Err(_) => {
                 // Whatever swallowed the answer has the others too: each would
                 // cost somebody the same wait.
-                self.connections.retain(|_, _| false);
+                self.renew();
                 Err(QueryError::TimedOut(limit))
             }
         };

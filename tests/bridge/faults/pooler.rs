@@ -21,7 +21,7 @@ async fn serve_refuses_a_pooler_that_passes_no_notifications_on() {
     let database = Database::migrated().await;
     let pooler = Pooler::before(shared_cluster()).await;
     let said = refusal(&pooler.database(&database), &[]).await;
-    for expected in ["TIDINGS_DIRECT_DATABASE_URL", "no notification", "pooler"] {
+    for expected in ["TIDINGS_DIRECT_DATABASE_URL", "notifications", "pooler"] {
         assert!(said.contains(expected), "{said}");
     }
 }
