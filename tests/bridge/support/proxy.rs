@@ -1,7 +1,13 @@
 //! The network between two parties, which a test can break: a TCP port that
 //! leads to another one or to a Unix socket.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -43,6 +49,7 @@ pub enum Network {
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
+    target: Arc<Mutex<Target>>,
     /// Counted up to reset what is open.
     resets: watch::Sender<usize>,
     /// How many connections have come.
@@ -57,18 +64,22 @@ impl Proxy {
         let (network, on) = watch::channel(Network::Pass);
         let (resets, on_reset) = watch::channel(0);
         let (opens, opened) = watch::channel(0);
+        let target = Arc::new(Mutex::new(target));
+        let leads_to = Arc::clone(&target);
         let accepting = tokio::spawn(async move {
             // The links go with the proxy.
             let mut links = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 opens.send_modify(|count| *count += 1);
-                links.spawn(link(client, target.clone(), on.clone(), on_reset.clone()));
+                let target = leads_to.lock().expect("a target").clone();
+                links.spawn(link(client, target, on.clone(), on_reset.clone()));
                 while links.try_join_next().is_some() {}
             }
         });
         Self {
             address,
             network,
+            target,
             resets,
             opened,
             _accepting: AbortOnDropHandle::new(accepting),
@@ -82,6 +93,11 @@ impl Proxy {
     /// From now on, for all that is open too.
     pub fn set(&self, network: Network) {
         self.network.send_replace(network);
+    }
+
+    /// Where new connections lead from now on.
+    pub fn lead_to(&self, target: Target) {
+        *self.target.lock().expect("a target") = target;
     }
 
     /// Resets all that is open.
