@@ -7,8 +7,11 @@ with := scripts/tools
 # What `make compose-check` puts in for the secrets, which have no defaults on purpose.
 secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 
+# Tests wait far more than they compute: several a core.
+export RUST_TEST_THREADS ?= 8
+
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest soak lint fmt compose-check deny clean
+.PHONY: help dev test test-newest model soak lint fmt compose-check deny clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +35,12 @@ soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files a
 	@export TIDINGS_SOAK_SECONDS="$${TIDINGS_SOAK_SECONDS:-600}"; \
 	    $(with) rust postgres -- \
 	    cargo test --locked --test bridge -- --nocapture faults::soak
+
+# What fails is printed with the seed that repeats it. An hour or two.
+model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind
+	@$(with) rust postgres -- sh -exc ' \
+	    export TIDINGS_MODEL_PROGRAMS="$${TIDINGS_MODEL_PROGRAMS:-5000}"; \
+	    cargo test --locked --test bridge -- --nocapture model::'
 
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \

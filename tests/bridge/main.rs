@@ -10,6 +10,7 @@ mod flood;
 mod identity;
 mod marks;
 mod migrations;
+mod model;
 mod plans;
 mod positions;
 mod restart;

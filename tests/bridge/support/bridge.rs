@@ -9,6 +9,7 @@ use tidings::{
     hub::Hub,
     identity::{self, JwtSecret},
     notification::UserId,
+    position::Position,
 };
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -60,8 +61,12 @@ impl Bridge {
 
     /// With more of the settings.
     pub async fn start_with(database: &Database, more: &[&str]) -> Self {
-        let options = serve_options(database, more);
-        let parts = Parts::of(&options).expect("settings");
+        Self::start_as(&serve_options(database, more)).await
+    }
+
+    /// With settings that nobody could type.
+    pub async fn start_as(options: &ServeOptions) -> Self {
+        let parts = Parts::of(options).expect("settings");
         let app = App::build(parts, &options.bridge).await.expect("a bridge");
         let (address, admin_address) = (app.address(), app.admin_address());
         let (hub, stop) = (Arc::clone(app.hub()), CancellationToken::new());
@@ -77,6 +82,11 @@ impl Bridge {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it has read of the table.
+    pub fn position(&self) -> Position {
+        (*self.hub.tail().position).clone()
     }
 
     /// A stream of `user`, from its first bytes on.

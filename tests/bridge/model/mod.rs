@@ -1,0 +1,115 @@
+//! Random programs of writers, tabs, bridges and Postgres, and an oracle that
+//! knows exactly what each tab must have received at the end of each.
+//!
+//! `make model` plays thousands. A program that fails is made as short as it
+//! can be, and printed with the line that plays it again.
+
+mod oracle;
+mod program;
+mod run;
+mod shorten;
+mod tab;
+mod world;
+
+use std::{env, panic::AssertUnwindSafe};
+
+use futures_util::FutureExt;
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+
+use self::{
+    oracle::Verdict,
+    program::{Step, programs},
+    run::Run,
+    shorten::shorten,
+    world::World,
+};
+use crate::support::account::Account;
+
+/// The number in this variable, if it is set.
+fn setting(name: &str) -> Option<u64> {
+    let value = env::var(name).ok()?;
+    let number = value.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+}
+
+/// The program that grows from `seed`.
+fn program(seed: u64, hurts_the_server: bool) -> Vec<Step> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let tree = programs(hurts_the_server).new_tree(&mut runner);
+    tree.expect("a program").current()
+}
+
+/// Plays one program. The error is what went wrong, a panic's text included.
+async fn play(world: &mut World, steps: &[Step]) -> Result<Vec<Verdict>, String> {
+    let playing = async {
+        world.begin_program().await;
+        Run::new(world).play(steps).await
+    };
+    match AssertUnwindSafe(playing).catch_unwind().await {
+        Ok(outcome) => outcome,
+        Err(panic) => Err(match panic.downcast::<String>() {
+            Ok(text) => *text,
+            Err(_) => "a panic, see above".to_owned(),
+        }),
+    }
+}
+
+/// Plays programs from consecutive seeds.
+async fn play_all(test: &str, usual_count: u64, mut world: World, mut account: Account) {
+    let count = setting("TIDINGS_MODEL_PROGRAMS").unwrap_or(usual_count);
+    let first = setting("TIDINGS_MODEL_SEED").unwrap_or_else(|| rand::random::<u32>().into());
+    for seed in first..first + count {
+        let steps = program(seed, world.is_hurt());
+        match play(&mut world, &steps).await {
+            Ok(verdicts) => {
+                for verdict in verdicts {
+                    account.client(verdict.owed, &verdict.got);
+                }
+                account.round();
+            }
+            Err(first_reason) => {
+                let (reason, short) = shorten(&mut world, &first_reason, &steps).await;
+                panic!(
+                    "{reason}\nin {} of {} steps:\n{}the whole program once more: \
+                     TIDINGS_MODEL_SEED={seed} TIDINGS_MODEL_PROGRAMS=1 \
+                     cargo test --test bridge model::{test}\nin it: {first_reason}",
+                    short.len(),
+                    steps.len(),
+                    short
+                        .iter()
+                        .map(|step| format!("    {step:?}\n"))
+                        .collect::<String>()
+                );
+            }
+        }
+    }
+    world.close().await;
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else() {
+    let world = World::shared().await;
+    let account = Account::without_repeats(
+        "random programs of writers, tabs that break, and bridges that stop or lose their sessions",
+    );
+    let test = "in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else";
+    play_all(test, 120, world, account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed() {
+    let world = World::fragile().await;
+    let account = Account::with_repeats(
+        "random programs in which PostgreSQL restarts and crashes, and bridges are killed",
+        "only after a crash",
+    );
+    let test = "in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed";
+    play_all(test, 20, world, account).await;
+}

@@ -1,0 +1,170 @@
+//! A user's tab: what it is connected to, and what it got.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::time::timeout;
+use tokio_postgres::Client;
+
+use super::{
+    oracle::{Chain, Number, Opening, Received, number_of},
+    run::user_rows,
+};
+use crate::support::{
+    bridge::token,
+    event_source::{Event, EventSource, Item},
+};
+
+/// A tab, here or away.
+pub struct Tab {
+    pub name: String,
+    patience: Duration,
+    source: Option<EventSource>,
+    last_event_id: String,
+    opening: Option<Opening>,
+    chain: Option<Chain>,
+    /// Those that came to their end.
+    ended: Vec<Chain>,
+    pub was_connected: bool,
+}
+
+/// How far to read.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// The bridge has given an id, which means that it has read a page.
+    FirstId,
+    /// So many rows, or the one with this number.
+    Rows(usize, Number),
+}
+
+impl Tab {
+    pub fn new(name: String, patience: Duration) -> Self {
+        Self {
+            name,
+            patience,
+            source: None,
+            last_event_id: String::new(),
+            opening: None,
+            chain: None,
+            ended: Vec::new(),
+            was_connected: false,
+        }
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Whether it has no id to return with.
+    pub fn is_stranger(&self) -> bool {
+        self.chain.is_none()
+    }
+
+    /// Postgres has crashed.
+    pub fn crash(&mut self) {
+        if let Some(opening) = &mut self.opening {
+            opening.has_crashed = true;
+        }
+        if let Some(chain) = &mut self.chain {
+            chain.crash();
+        }
+    }
+
+    /// Each, and whether it is still open.
+    pub fn chains(&self) -> impl Iterator<Item = (&Chain, bool)> {
+        let ended = self.ended.iter().map(|chain| (chain, false));
+        ended.chain(self.chain.iter().map(|chain| (chain, true)))
+    }
+
+    /// Opens a connection. A stranger's is to be `observed` before and after.
+    pub async fn connect(&mut self, address: SocketAddr) {
+        let bearer = format!("Bearer {}", token(&self.name));
+        let mut headers = vec![("Authorization", bearer.as_str())];
+        if !self.is_stranger() {
+            headers.push(("Last-Event-ID", &self.last_event_id));
+        }
+        self.source = Some(EventSource::open(address, "/stream", &headers).await);
+        self.was_connected = true;
+    }
+
+    pub fn observed(&mut self, opening: Opening) {
+        self.opening = Some(opening);
+    }
+
+    /// Goes away, in whatever way, and keeps what it knows.
+    pub fn leave(&mut self) -> Option<EventSource> {
+        // Without an id it never was there: no row came.
+        self.opening = None;
+        if let Some(chain) = &mut self.chain {
+            chain.leave();
+        }
+        self.source.take()
+    }
+
+    /// Forgets its id too.
+    pub fn close(&mut self) {
+        self.leave();
+        self.last_event_id.clear();
+        self.ended.extend(self.chain.take());
+    }
+
+    /// Reads, until the connection ends at the latest.
+    pub async fn read(&mut self, client: &Client, until: Until) -> Result<(), String> {
+        let mut rows = 0;
+        loop {
+            match until {
+                Until::FirstId if self.chain.is_some() => return Ok(()),
+                Until::Rows(count, _) if rows >= count => return Ok(()),
+                _ => {}
+            }
+            let Some(source) = &mut self.source else {
+                return Ok(());
+            };
+            let item = timeout(self.patience, source.next_item()).await;
+            let item = item.map_err(|_| format!("{}: nothing came, {until:?}", self.name))?;
+            let Ok(item) = item else {
+                self.leave();
+                return Ok(());
+            };
+            if !source.last_event_id().is_empty() {
+                source.last_event_id().clone_into(&mut self.last_event_id);
+                if let Some(opening) = self.opening.take() {
+                    self.chain = Some(opening.settle(&user_rows(client, &self.name).await?));
+                }
+            }
+            if let Item::Event(event) = item
+                && let Some(number) = self.take(event)?
+            {
+                rows += 1;
+                if let Until::Rows(_, last) = until
+                    && number == last
+                {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Result<Option<Number>, String> {
+        let Some(chain) = &mut self.chain else {
+            return Err(format!("{}: {event:?} came without an id", self.name));
+        };
+        match event.name.as_str() {
+            "message" => {
+                let id = event.last_event_id.split('-').next().unwrap_or_default();
+                let id = id.parse().map_err(|_| format!("no row in {event:?}"))?;
+                let number = number_of(&event.data)?;
+                chain.receive(Received {
+                    number,
+                    id,
+                    text: event.data,
+                });
+                Ok(Some(number))
+            }
+            "tidings.caught-up" => {
+                chain.catch_up();
+                Ok(None)
+            }
+            _ => Err(format!("{}: {event:?}", self.name)),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What programs run in, one after another: a database and its bridges.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tidings::{
+    cluster::{Cluster, Shutdown},
+    position::Position,
+};
+use tokio::{process::Child, time::timeout};
+use tokio_postgres::{Client, NoTls};
+
+use super::program::{BRIDGES, Step, User};
+use crate::support::{
+    PATIENCE,
+    bridge::{Bridge, serve_options},
+    database::{Database, start_cluster},
+    process,
+};
+
+/// As small as it may be, so that mailboxes overflow.
+const QUEUE: &str = "--queue-bytes=1024";
+
+/// So often that tabs break after a heartbeat, too, and before, and while rows
+/// are on their way. The other bridge has the usual one.
+const HEARTBEAT: Duration = Duration::from_millis(5);
+
+/// How long a row or a mark is waited for that must come: longer than the
+/// longest pause before a bridge tries the database again.
+const ROW_PATIENCE: Duration = Duration::from_secs(20);
+
+enum Running {
+    Inside(Bridge),
+    Outside(Child, SocketAddr),
+}
+
+/// A database, and the bridges that run now.
+pub struct World {
+    database: Database,
+    client: Client,
+    /// Sessions whose writers have ended.
+    idle: Vec<Arc<Client>>,
+    /// For programs that hurt the server.
+    cluster: Option<Cluster>,
+    bridges: [Option<Running>; BRIDGES],
+    programs: usize,
+    /// How long a row or a mark is waited for.
+    pub patience: Duration,
+}
+
+impl World {
+    /// On the cluster that all tests share.
+    pub async fn shared() -> Self {
+        Self::open(Database::migrated().await, None).await
+    }
+
+    /// With a server of its own.
+    pub async fn fragile() -> Self {
+        let cluster = start_cluster().await;
+        let database = Database::empty_in(&cluster).await;
+        database.migrate().await;
+        Self::open(database, Some(cluster)).await
+    }
+
+    async fn open(database: Database, cluster: Option<Cluster>) -> Self {
+        Self {
+            client: database.connect().await,
+            database,
+            idle: Vec::new(),
+            cluster,
+            bridges: Default::default(),
+            programs: 0,
+            patience: ROW_PATIENCE,
+        }
+    }
+
+    /// All bridges run, and the users have new names.
+    pub async fn begin_program(&mut self) {
+        self.programs += 1;
+        for bridge in 0..BRIDGES {
+            self.start(bridge).await;
+        }
+    }
+
+    pub async fn close(self) {
+        for bridge in self.bridges.into_iter().flatten() {
+            stop(bridge).await;
+        }
+        if let Some(cluster) = self.cluster {
+            cluster.stop().await.expect("an end");
+        }
+    }
+
+    /// What a user is called in the database.
+    pub fn name(&self, user: User) -> String {
+        format!("{user:?} {}", self.programs)
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether programs hurt the server.
+    pub fn is_hurt(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// A session that no other writer has now.
+    pub async fn take_session(&mut self) -> Result<Arc<Client>, String> {
+        match self.idle.pop() {
+            Some(session) => Ok(session),
+            None => Ok(Arc::new(self.connect().await?)),
+        }
+    }
+
+    /// For the next program's writers.
+    pub fn keep_session(&mut self, session: Option<Arc<Client>>) {
+        self.idle.extend(session);
+    }
+
+    async fn connect(&self) -> Result<Client, String> {
+        let connecting = tokio_postgres::connect(self.database.connection_string(), NoTls);
+        let (client, connection) = connecting.await.map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    pub fn address(&self, bridge: usize) -> Option<SocketAddr> {
+        match self.bridges[bridge].as_ref()? {
+            Running::Inside(bridge) => Some(bridge.address()),
+            Running::Outside(_, address) => Some(*address),
+        }
+    }
+
+    /// What a bridge has read, if one can look inside.
+    pub fn position(&self, bridge: usize) -> Option<Position> {
+        match self.bridges[bridge].as_ref()? {
+            Running::Inside(bridge) => Some(bridge.position()),
+            Running::Outside(..) => None,
+        }
+    }
+
+    pub async fn start(&mut self, bridge: usize) {
+        if self.bridges[bridge].is_some() {
+            return;
+        }
+        let running = if bridge == 0 {
+            let mut options = serve_options(&self.database, &[QUEUE]);
+            options.bridge.heartbeat = HEARTBEAT;
+            Running::Inside(Bridge::start_as(&options).await)
+        } else if self.is_hurt() {
+            let (child, address) = process::serve(&self.database, &[QUEUE, "--drain=0s"]).await;
+            Running::Outside(child, address)
+        } else {
+            Running::Inside(Bridge::start_with(&self.database, &[QUEUE]).await)
+        };
+        self.bridges[bridge] = Some(running);
+    }
+
+    pub async fn stop(&mut self, bridge: usize) {
+        if let Some(bridge) = self.bridges[bridge].take() {
+            stop(bridge).await;
+        }
+    }
+
+    /// Returns whether what it had written and not marked is lost.
+    pub async fn kill(&mut self, bridge: usize) -> bool {
+        match self.bridges[bridge].take() {
+            Some(Running::Outside(mut child, _)) => {
+                child.kill().await.expect("a signal");
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub async fn end_listeners(&self) -> Result<(), String> {
+        self.end("query like '%The first rows, of all users%'")
+            .await
+    }
+
+    pub async fn end_sessions(&self) -> Result<(), String> {
+        self.end("true").await
+    }
+
+    async fn end(&self, which: &str) -> Result<(), String> {
+        let work = format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and application_name = 'tidings' and {which}"
+        );
+        let done = self.client.batch_execute(&work).await;
+        done.map_err(|error| format!("{work}: {error}"))
+    }
+
+    /// Restarts or crashes the server, and waits until it is back.
+    pub async fn hurt(&mut self, step: Step) -> Result<(), String> {
+        let Some(cluster) = &mut self.cluster else {
+            return Ok(());
+        };
+        self.idle.clear();
+        match step {
+            Step::Restart => cluster.restart(Shutdown::Fast).await,
+            Step::Crash => cluster.restart(Shutdown::Immediate).await,
+            _ => {
+                let victim = self.connect().await?;
+                let victim = victim.query_one("select pg_backend_pid()", &[]).await;
+                let victim = victim.map_err(|error| error.to_string())?.get(0);
+                kill(Pid::from_raw(victim), Signal::SIGKILL).expect("a signal");
+                // Once the server ends another session it takes no new ones.
+                while self.client.batch_execute("select").await.is_ok() {}
+                Ok(())
+            }
+        }
+        .map_err(|error| error.to_string())?;
+        let connecting = async {
+            loop {
+                if let Ok(client) = self.connect().await
+                    && client.batch_execute("select").await.is_ok()
+                {
+                    return client;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let client = timeout(PATIENCE, connecting).await;
+        self.client = client.map_err(|_| format!("no server after {step:?}"))?;
+        Ok(())
+    }
+
+    pub async fn until_marked(&self, rows: &[i64]) -> Result<(), String> {
+        let query = "select coalesce(array_agg(id), '{}') from notifications where id = any($1) and not sent";
+        let mut unmarked: Vec<i64> = Vec::new();
+        let asking = async {
+            loop {
+                let answer = self.client.query_one(query, &[&rows]).await;
+                unmarked = answer.map_err(|error| error.to_string())?.get(0);
+                if unmarked.is_empty() {
+                    return Ok(());
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let outcome = timeout(self.patience, asking).await;
+        outcome.unwrap_or_else(|_| Err(format!("read, and never marked: {unmarked:?}")))
+    }
+}
+
+async fn stop(bridge: Running) {
+    match bridge {
+        Running::Inside(bridge) => bridge.stop().await,
+        Running::Outside(mut child, _) => {
+            process::signal(&child, Signal::SIGTERM);
+            let ended = timeout(PATIENCE, child.wait()).await;
+            ended.expect("it stops").expect("an end");
+        }
+    }
+}
