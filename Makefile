@@ -36,7 +36,7 @@ soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files a
 	    $(with) rust postgres -- \
 	    cargo test --locked --test bridge -- --nocapture faults::soak
 
-# What fails is printed with the seed that repeats it. An hour or two.
+# What fails is printed with the seed that repeats it. Most of an hour.
 model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind
 	@$(with) rust postgres -- sh -exc ' \
 	    export TIDINGS_MODEL_PROGRAMS="$${TIDINGS_MODEL_PROGRAMS:-5000}"; \

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{play, program::Step, world::World};
 
 /// No attempt begins after this.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Much of a program is a race: one that fails once in so many attempts fails.
 const ATTEMPTS: usize = 2;
