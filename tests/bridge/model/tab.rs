@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client;
 
 use super::{
@@ -110,6 +110,8 @@ impl Tab {
     /// Reads, until the connection ends at the latest.
     pub async fn read(&mut self, client: &Client, until: Until) -> Result<(), String> {
         let mut rows = 0;
+        // A row ends the wait, a heartbeat doesn't.
+        let mut deadline = Instant::now() + self.patience;
         loop {
             match until {
                 Until::FirstId if self.chain.is_some() => return Ok(()),
@@ -119,8 +121,8 @@ impl Tab {
             let Some(source) = &mut self.source else {
                 return Ok(());
             };
-            let item = timeout(self.patience, source.next_item()).await;
-            let item = item.map_err(|_| format!("{}: nothing came, {until:?}", self.name))?;
+            let item = timeout_at(deadline, source.next_item()).await;
+            let item = item.map_err(|_| format!("{}: no row came, {until:?}", self.name))?;
             let Ok(item) = item else {
                 self.leave();
                 return Ok(());
@@ -135,6 +137,7 @@ impl Tab {
                 && let Some(number) = self.take(event)?
             {
                 rows += 1;
+                deadline = Instant::now() + self.patience;
                 if let Until::Rows(_, last) = until
                     && number == last
                 {
