@@ -142,8 +142,8 @@ impl<'a> Run<'a> {
             Step::EndSessions => self.world.end_sessions().await,
             Step::Restart | Step::Crash | Step::KillBackend => {
                 self.world.hurt(step).await?;
-                self.lose_marks();
                 if step != Step::Restart {
+                    self.lose_marks();
                     self.tabs.iter_mut().for_each(Tab::crash);
                 }
                 Ok(())

@@ -166,14 +166,15 @@ impl World {
         }
     }
 
-    /// Returns whether what it had written and not marked is lost.
+    /// Returns whether what it had written and not marked may be lost.
     pub async fn kill(&mut self, bridge: usize) -> bool {
         match self.bridges[bridge].take() {
             Some(Running::Outside(mut child, _)) => {
                 child.kill().await.expect("a signal");
                 true
             }
-            _ => false,
+            // It flushes its marks by itself, if the server is there.
+            _ => self.is_hurt(),
         }
     }
 
