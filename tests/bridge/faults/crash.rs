@@ -14,7 +14,7 @@ use crate::support::{
     PATIENCE,
     account::Account,
     bridge::Bridge,
-    database::Database,
+    database::{Database, start_forgetful_cluster},
     event_source::{Event, EventSource, Item},
     until,
 };
@@ -31,14 +31,6 @@ enum Crash {
     Backend,
     /// All of the server stops at once.
     Server,
-}
-
-/// A cluster that writes its log only when it must, so that a crash forgets
-/// what nobody waited for.
-async fn forgetful_cluster() -> Cluster {
-    Cluster::temporary(&[("max_connections", "100"), ("wal_writer_delay", "10s")])
-        .await
-        .expect("a private PostgreSQL")
 }
 
 async fn crash(cluster: &mut Cluster, database: &Database, how: Crash) -> Instant {
@@ -96,7 +88,7 @@ async fn insert(client: &Client, text: &str) {
 }
 
 async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) {
-    let mut cluster = forgetful_cluster().await;
+    let mut cluster = start_forgetful_cluster().await;
     let database = Database::empty_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let mut open = bridge.connect_live("alice").await;
@@ -181,7 +173,7 @@ async fn what_comes_again_after_a_killed_backend_is_news() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transaction_ids_that_were_taken_and_never_logged_hide_no_row_when_they_come_again() {
-    let mut cluster = forgetful_cluster().await;
+    let mut cluster = start_forgetful_cluster().await;
     let database = Database::empty_in(&cluster).await;
     let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
     let mut open = bridge.connect_live("alice").await;
@@ -233,7 +225,7 @@ fn is_id(item: &Item) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_survive_a_crash_do_not_come_twice_to_an_open_connection() {
-    let mut cluster = forgetful_cluster().await;
+    let mut cluster = start_forgetful_cluster().await;
     let database = Database::empty_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let mut open = bridge.connect_live("alice").await;

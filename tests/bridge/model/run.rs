@@ -13,10 +13,10 @@ use super::{
 };
 use tidings::{position::RowKey, snapshot::Xid};
 
-/// Whether the first writer commits with `synchronous_commit = off`. A crash of
-/// Postgres may take such rows back after they were delivered, and give their
-/// transaction ids out again.
-const ASYNC_WRITERS: bool = false;
+/// The writer that commits with `synchronous_commit = off`. A crash of Postgres
+/// may take its rows back after they were delivered, and give their transaction
+/// ids and row ids out again.
+const HURRIED_WRITER: usize = 0;
 
 /// A long text in every so many rows: some fill a mailbox.
 const LONG_TEXT_EVERY: u32 = 3;
@@ -194,7 +194,7 @@ impl<'a> Run<'a> {
         };
         let begin = match open {
             Some(_) => "",
-            None if ASYNC_WRITERS && writer == 0 => "begin; set local synchronous_commit = off;",
+            None if writer == HURRIED_WRITER => "begin; set local synchronous_commit = off;",
             None => "begin;",
         };
         match session.batch_execute(&format!("{begin} {work}")).await {

@@ -17,7 +17,7 @@ use super::program::{BRIDGES, Step, User};
 use crate::support::{
     PATIENCE,
     bridge::{Bridge, serve_options},
-    database::{Database, start_cluster},
+    database::{Database, start_forgetful_cluster},
     process,
 };
 
@@ -59,7 +59,7 @@ impl World {
 
     /// With a server of its own.
     pub async fn fragile() -> Self {
-        let cluster = start_cluster().await;
+        let cluster = start_forgetful_cluster().await;
         let database = Database::empty_in(&cluster).await;
         database.migrate().await;
         Self::open(database, Some(cluster)).await

@@ -44,6 +44,14 @@ pub async fn start_cluster() -> Cluster {
         .expect("a private PostgreSQL")
 }
 
+/// The same, and it writes its log only when it must: a crash forgets what
+/// nobody waited for.
+pub async fn start_forgetful_cluster() -> Cluster {
+    Cluster::temporary(&[("max_connections", "300"), ("wal_writer_delay", "10s")])
+        .await
+        .expect("a private PostgreSQL")
+}
+
 /// A database of a test's own.
 #[derive(Clone, Debug)]
 pub struct Database {
