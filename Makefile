@@ -11,7 +11,7 @@ secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 export RUST_TEST_THREADS ?= 8
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest model soak lint fmt compose-check deny clean
+.PHONY: help dev test test-newest reliability model soak lint fmt compose-check deny clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files a
 	@export TIDINGS_SOAK_SECONDS="$${TIDINGS_SOAK_SECONDS:-600}"; \
 	    $(with) rust postgres -- \
 	    cargo test --locked --test bridge -- --nocapture faults::soak
+
+reliability: ## breaks everything, and writes what was lost (nothing) into docs/reliability.md
+	@$(with) rust postgres pgbouncer -- scripts/reliability
 
 # What fails is printed with the seed that repeats it. Most of an hour.
 model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind

@@ -5,11 +5,13 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::Mutex,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tidings::cluster::PostgresBinaries;
 
 /// What a fault did, over all rounds of its test.
 #[derive(Debug, Serialize, Deserialize)]
@@ -133,7 +135,17 @@ fn table(folder: &Path) -> String {
             let account: Account = serde_json::from_str(&json).expect("an account");
             account.line() + "\n"
         });
+    let server = postgres_version();
     let head = "| fault | rounds | rows | lost | repeated | recovered: median | worst |\n\
                 | --- | ---: | ---: | ---: | --- | ---: | ---: |\n";
-    head.to_owned() + &lines.collect::<String>()
+    format!("With {server}.\n\n{head}{}", lines.collect::<String>())
+}
+
+/// As the server itself says it.
+fn postgres_version() -> String {
+    let binaries = PostgresBinaries::find().expect("a PostgreSQL");
+    let server = binaries.beside("postgres").expect("its server");
+    let said = Command::new(server).arg("--version").output();
+    let said = String::from_utf8(said.expect("a version").stdout).expect("text");
+    said.trim().replace("postgres (PostgreSQL)", "PostgreSQL")
 }
