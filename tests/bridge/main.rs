@@ -3,16 +3,14 @@
 
 mod browser;
 mod cli;
-mod delivery;
 mod dev;
 mod faults;
-mod flood;
 mod identity;
-mod marks;
 mod migrations;
 mod model;
 mod plans;
 mod positions;
+mod promises;
 mod restart;
 mod shutdown;
 mod stream;

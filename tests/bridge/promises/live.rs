@@ -1,12 +1,12 @@
-//! Promise 1 under load: everything that applications do at once, and each
-//! connection gets exactly its user's committed rows.
+//! Promise 1: a committed row reaches every open connection of its user, and
+//! nobody else's; also under load, with everything that applications do at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{SinkExt, future::join_all};
 use tokio::task::JoinSet;
 
-use crate::support::{bridge::Bridge, database::Database, no_repeats, row_id, rows};
+use crate::support::{bridge::Bridge, database::Database, no_repeats, row_id, rows, until};
 
 const USERS: usize = 50;
 const CONNECTIONS: usize = 3;
@@ -153,4 +153,35 @@ async fn every_connection_receives_exactly_its_users_committed_rows() {
     for (user, mut source) in sources {
         assert_eq!(source.next_event().await.data, "last", "{user}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_bridges_on_one_database_serve_the_same_users() {
+    let database = Database::migrated().await;
+    let bridges = [
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+    ];
+    let mut sources = [
+        bridges[0].connect_live("alice").await,
+        bridges[1].connect_live("alice").await,
+    ];
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    for source in &mut sources {
+        assert_eq!(source.next_event().await.data, "hello");
+    }
+    // An id of one bridge is good at the other.
+    let id = sources[0].last_event_id().to_owned();
+    let mut moved = bridges[1].resume("alice", &id).await;
+    assert_eq!(until(&mut moved, "tidings.caught-up").await.len(), 0);
+    let [one, other] = bridges;
+    one.stop().await;
+    database
+        .execute("select send_notification('alice', 'again')")
+        .await;
+    assert_eq!(sources[1].next_event().await.data, "again");
+    assert_eq!(moved.next_event().await.data, "again");
+    other.stop().await;
 }

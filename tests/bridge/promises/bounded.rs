@@ -1,5 +1,5 @@
-//! More than a client takes, more rows than memory, more clients than
-//! connections to Postgres.
+//! Promise 8: more than a client takes, more rows than memory, more clients than
+//! connections to Postgres: each bound slows one consumer, and skips nothing.
 
 use std::{
     env,

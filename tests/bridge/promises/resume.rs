@@ -1,4 +1,6 @@
-//! A client comes back with an id, and the world has moved on in strange ways.
+//! Promise 3: a connection that returns with its last id gets every row that it
+//! had not been sent, and none twice; also where the world has moved on in
+//! strange ways.
 
 use futures_util::future::join_all;
 use tokio_postgres::Client;
@@ -7,7 +9,7 @@ use crate::support::{
     account::Account,
     bridge::Bridge,
     database::{Database, start_cluster},
-    event_source::EventSource,
+    event_source::{EventSource, Item},
     row_id, rows, until,
 };
 
@@ -248,4 +250,113 @@ async fn rows_that_are_restored_under_a_running_bridge_are_delivered_and_hide_no
         .await;
     let id = source.last_event_id().to_owned();
     assert_eq!(caught_up_at_once(&bridge, &id).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_transaction_with_a_lower_id_reaches_both_tabs_also_the_one_that_dropped() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut first = bridge.connect_live("alice").await;
+    let mut second = bridge.connect_live("alice").await;
+    let slow = database.connect().await;
+    slow.batch_execute("begin; insert into notifications (user_id, text) values ('alice', 'slow')")
+        .await
+        .expect("a slow transaction");
+
+    database
+        .execute("select send_notification('alice', 'quick')")
+        .await;
+    assert_eq!(first.next_event().await.data, "quick");
+    assert_eq!(second.next_event().await.data, "quick");
+    let last_event_id = first.last_event_id().to_owned();
+    assert!(last_event_id.starts_with("2-"), "{last_event_id}");
+    drop(first);
+    bridge.until_connections(1).await;
+
+    slow.batch_execute("commit").await.expect("commit");
+    assert_eq!(second.next_event().await.data, "slow");
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+
+    let mut first = bridge.resume("alice", &last_event_id).await;
+    let missed = until(&mut first, "tidings.caught-up").await;
+    assert_eq!(
+        missed
+            .iter()
+            .map(|event| event.data.as_str())
+            .collect::<Vec<_>>(),
+        ["slow"]
+    );
+    database
+        .execute("select send_notification('alice', 'after')")
+        .await;
+    assert_eq!(first.next_event().await.data, "after");
+    assert_eq!(second.next_event().await.data, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    // Transactions of one, two and three rows, so that some are cut in two.
+    for n in 0..12 {
+        let insert = format!(
+            "insert into notifications (user_id, text) \
+             select 'alice', 'row' from generate_series(0, {})",
+            n % 3
+        );
+        database.execute(&insert).await;
+    }
+    let expected = database
+        .ids("select id from notifications order by xid, id")
+        .await;
+
+    let mut got = Vec::new();
+    let mut source = bridge.connect("alice").await;
+    // Breaks after each event, and marks what others may have got.
+    while got.len() < expected.len() {
+        got.extend(rows(&mut source, 1).await);
+        let last_event_id = source.last_event_id().to_owned();
+        source.reset();
+        source = bridge.resume("alice", &last_event_id).await;
+    }
+    assert_eq!(got, expected);
+    assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_returns() {
+    let database = Database::migrated().await;
+    // She has a past, which must not come again either. The bridge starts after
+    // it: what it has not seen yet is not past to it.
+    database
+        .execute(
+            "insert into notifications (user_id, text, sent_at) values ('alice', 'past', now())",
+        )
+        .await;
+    let bridge = Bridge::start(&database).await;
+    let mut first = bridge.connect("alice").await;
+    let id = loop {
+        match first.next_item().await {
+            Ok(Item::Id(id)) => break id,
+            Ok(_) => {}
+            Err(end) => panic!("{end:?}"),
+        }
+    };
+    assert!(id.starts_with("0-"), "{id}");
+    drop(first);
+
+    // Another tab gets the row, so it is marked.
+    let mut second = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    assert_eq!(second.next_event().await.data, "hello");
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+
+    first = bridge.resume("alice", &id).await;
+    assert_eq!(until(&mut first, "tidings.caught-up").await.len(), 1);
 }

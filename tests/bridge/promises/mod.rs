@@ -1,0 +1,10 @@
+//! What Tidings promises, each under its own name, in the order of the README.
+//! The fourth, that nothing is lost whatever breaks, is `faults` and `model`.
+
+mod backlog;
+mod bounded;
+mod live;
+mod order;
+mod resume;
+mod sent;
+mod writers;

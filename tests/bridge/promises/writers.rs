@@ -1,0 +1,71 @@
+//! Promise 7: an application's INSERT never fails or waits because of a bridge,
+//! its load or its absence.
+
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    bridge::Bridge,
+    bridge::token,
+    database::Database,
+    event_source::EventSource,
+    process::{serve, signal},
+    rows, until,
+};
+
+/// Longer than this no INSERT may take, whatever its bridge does. It takes a
+/// millisecond; the rest is for a machine that is busy.
+const PATIENT: &str = "set statement_timeout = '5s'; set lock_timeout = '1s'";
+
+const ROWS: usize = 500;
+
+/// Inserts rows one by one, as an impatient application does.
+async fn write(database: &Database) {
+    let client = database.connect().await;
+    client.batch_execute(PATIENT).await.expect("settings");
+    for n in 0..ROWS {
+        let insert = "insert into notifications (user_id, text) values ('alice', $1)";
+        let inserted = client.execute(insert, &[&format!("row {n}")]).await;
+        inserted.expect("a row that waits for nobody");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_waits_for_no_bridge_that_is_frozen_at_work() {
+    let database = Database::migrated().await;
+    let (child, address) = serve(&database, &[]).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let mut source = EventSource::open(address, "/stream", &[("Authorization", &bearer)]).await;
+    until(&mut source, "tidings.caught-up").await;
+    // Frozen while it reads and marks, at another moment each time.
+    for _ in 0..5 {
+        let (_, ()) = tokio::join!(write(&database), async {
+            rows(&mut source, ROWS / 2).await;
+            signal(&child, Signal::SIGSTOP);
+        });
+        write(&database).await;
+        signal(&child, Signal::SIGCONT);
+        rows(&mut source, 2 * ROWS - ROWS / 2).await;
+    }
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_needs_no_bridge_and_minds_no_lock_of_one() {
+    let database = Database::migrated().await;
+    write(&database).await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect("alice").await;
+    tokio::join!(write(&database), rows(&mut source, 2 * ROWS));
+    // Nor does it wait for somebody who has locked rows that are to be marked.
+    let other = database.connect().await;
+    other
+        .batch_execute("begin; update notifications set sent_at = null")
+        .await
+        .expect("locked rows");
+    tokio::join!(write(&database), rows(&mut source, ROWS));
+    other.batch_execute("rollback").await.expect("rollback");
+    bridge.stop().await;
+    write(&database).await;
+}
