@@ -23,15 +23,17 @@ use tracing::{info, warn};
 use crate::{
     admin,
     backoff::Backoff,
+    catch_up::Pages,
     config::{BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
     database::DatabaseUrl,
     demo::{self, Demo},
     direct::{self, DirectError},
     health::Health,
     http,
-    hub::{Ending, Hub},
+    hub::Hub,
     identity::Identity,
     listener::{ListenError, Listener},
+    mailbox::Ending,
     marker::{Marker, Marks},
     pool::{Pool, QueryError, Sessions},
     reader,
@@ -217,11 +219,14 @@ impl App {
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
             marks: Arc::clone(&marks),
-            pool: pool.clone(),
-            sql: Arc::clone(&sql),
-            health: Arc::clone(&health),
-            // One connection is left for the marks.
-            pages: Semaphore::new(usize::from(options.pool_size) - 1),
+            pages: Arc::new(Pages {
+                hub: Arc::clone(&hub),
+                pool: pool.clone(),
+                sql: Arc::clone(&sql),
+                health: Arc::clone(&health),
+                // One connection is left for the marks.
+                permits: Semaphore::new(usize::from(options.pool_size) - 1),
+            }),
             heartbeat: options.heartbeat,
             drain: options.drain,
         });

@@ -7,7 +7,7 @@
 //! than one page.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,18 +15,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::task::AtomicWaker;
-
 use crate::{
     batch::{Batch, End, Event},
     history::History,
+    mailbox::{Ending, Letter, Mailbox, Recovery},
     notification::{Notification, UserId},
     position::Position,
     snapshot::{Snapshot, Xid},
 };
-
-/// Rows that may wait in one mailbox.
-const QUEUE_ROWS: usize = 1_000;
 
 /// How far the bridge itself has read the table.
 #[derive(Clone, Debug, Default)]
@@ -38,26 +34,6 @@ pub struct Tail {
     /// Transaction ids below this one are on disk: no crash of this history's
     /// incarnation hands them out again.
     pub safe: Xid,
-}
-
-/// Postgres has crashed and is back: transaction ids from `safe` on, and row ids
-/// with them, may be handed out again.
-#[derive(Clone, Copy, Debug)]
-pub struct Recovery {
-    /// What has begun.
-    pub history: History,
-    /// What the crash has left.
-    pub safe: Xid,
-}
-
-impl Recovery {
-    /// Both, one after the other.
-    fn and_then(self, later: Self) -> Self {
-        Self {
-            history: later.history,
-            safe: self.safe.min(later.safe),
-        }
-    }
 }
 
 /// What has been read of the table's tail, for all users.
@@ -218,28 +194,6 @@ impl Hub {
     }
 }
 
-/// Why the bridge ends a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The bridge is stopping.
-    Draining,
-    /// The database continues as another history (a failover, a restore): the
-    /// positions of open connections mean nothing in it.
-    AnotherHistory,
-}
-
-/// What the owner of a mailbox finds in it.
-#[derive(Debug)]
-pub enum Letter {
-    /// New rows.
-    Batch(Arc<Batch>),
-    /// Postgres has crashed since what came before.
-    Recovered(Recovery),
-    /// The mailbox was full and has been emptied: read pages from your
-    /// position.
-    Overflowed,
-}
-
 /// A registered connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -256,11 +210,7 @@ impl Connection {
 
     /// Takes the reason why the connection is to end, once.
     pub fn poll_ending(&self, cx: &mut Context<'_>) -> Poll<Ending> {
-        self.mailbox.owner.register(cx.waker());
-        match lock(&self.mailbox.state).ending.take() {
-            Some(reason) => Poll::Ready(reason),
-            None => Poll::Pending,
-        }
+        self.mailbox.poll_ending(cx)
     }
 
     /// Takes what came first.
@@ -271,7 +221,7 @@ impl Connection {
     /// Takes new batches again after an overflow. Call it before the page is
     /// read that is to close the gap.
     pub fn reopen(&self) {
-        lock(&self.mailbox.state).overflowed = false;
+        self.mailbox.reopen();
     }
 
     /// Joins `position` with the bridge's own, if all that the bridge has seen
@@ -279,8 +229,7 @@ impl Connection {
     pub fn join_tail(&self, position: &mut Position) {
         // In this order; see `publish`.
         let tail = self.hub.tail();
-        let state = lock(&self.mailbox.state);
-        if state.queue.is_empty() && !state.overflowed && state.recovery.is_none() {
+        if self.mailbox.is_empty() {
             position.join(&tail.position);
         }
     }
@@ -288,114 +237,13 @@ impl Connection {
     /// Throws away what is in the mailbox up to the last crash of Postgres, if
     /// there was one. The owner reads pages from its position then.
     pub fn skip_to_recovery(&self) -> Option<Recovery> {
-        let mut state = lock(&self.mailbox.state);
-        let is_told = |letter: &Letter| matches!(letter, Letter::Recovered(_));
-        if state.recovery.is_some() || state.queue.iter().any(is_told) {
-            state.empty();
-        }
-        state.recovery.take()
+        self.mailbox.skip_to_recovery()
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.hub.unregister(&self.user, &self.mailbox);
-    }
-}
-
-#[derive(Debug, Default)]
-struct Mailbox {
-    state: Mutex<MailboxState>,
-    owner: AtomicWaker,
-}
-
-#[derive(Debug, Default)]
-struct MailboxState {
-    queue: VecDeque<Letter>,
-    rows: usize,
-    bytes: usize,
-    overflowed: bool,
-    /// A crash of Postgres that the queue told of before it was emptied. It
-    /// comes before all that is in the queue now.
-    recovery: Option<Recovery>,
-    ending: Option<Ending>,
-}
-
-impl MailboxState {
-    /// Forgets the batches, not the crashes.
-    fn empty(&mut self) {
-        for letter in std::mem::take(&mut self.queue) {
-            if let Letter::Recovered(recovery) = letter {
-                self.note(recovery);
-            }
-        }
-        (self.rows, self.bytes) = (0, 0);
-    }
-
-    fn note(&mut self, recovery: Recovery) {
-        self.recovery = Some(match self.recovery {
-            Some(earlier) => earlier.and_then(recovery),
-            None => recovery,
-        });
-    }
-}
-
-impl Mailbox {
-    /// An empty mailbox takes any batch: a page is bounded itself, and it is
-    /// already in memory.
-    fn put(&self, batch: &Arc<Batch>, queue_bytes: usize) {
-        let mut state = lock(&self.state);
-        if state.overflowed {
-            return;
-        }
-        let rows = state.rows + batch.events.len();
-        let bytes = state.bytes + batch.bytes();
-        if !state.queue.is_empty() && (rows > QUEUE_ROWS || bytes > queue_bytes) {
-            state.empty();
-            state.overflowed = true;
-        } else {
-            state.queue.push_back(Letter::Batch(Arc::clone(batch)));
-            (state.rows, state.bytes) = (rows, bytes);
-        }
-        drop(state);
-        self.owner.wake();
-    }
-
-    fn recover(&self, recovery: Recovery) {
-        let mut state = lock(&self.state);
-        if state.overflowed {
-            state.note(recovery);
-        } else {
-            state.queue.push_back(Letter::Recovered(recovery));
-        }
-        drop(state);
-        self.owner.wake();
-    }
-
-    fn end(&self, reason: Ending) {
-        lock(&self.state).ending = Some(reason);
-        self.owner.wake();
-    }
-
-    fn poll_letter(&self, cx: &mut Context<'_>) -> Poll<Letter> {
-        // Interest first, then the look: a batch that arrives in between wakes.
-        self.owner.register(cx.waker());
-        let mut state = lock(&self.state);
-        if let Some(recovery) = state.recovery.take() {
-            Poll::Ready(Letter::Recovered(recovery))
-        } else if state.overflowed {
-            Poll::Ready(Letter::Overflowed)
-        } else if let Some(letter) = state.queue.pop_front() {
-            if let Letter::Batch(batch) = &letter {
-                state.rows -= batch.events.len();
-                state.bytes -= batch.bytes();
-            }
-            Poll::Ready(letter)
-        } else {
-            // A connection that is idle again keeps no memory of its burst.
-            state.queue = VecDeque::new();
-            Poll::Pending
-        }
     }
 }
 
@@ -410,7 +258,7 @@ mod tests {
     use futures_util::task::noop_waker;
 
     use super::*;
-    use crate::{notification::Expiry, position::RowKey};
+    use crate::{mailbox, notification::Expiry, position::RowKey};
 
     fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Reading {
         let notifications = rows.into_iter().map(|(user, id, bytes)| {
@@ -506,7 +354,7 @@ mod tests {
     fn too_many_rows_fill_a_mailbox_too() {
         let hub = Arc::new(Hub::new(1_000_000));
         let tab = connect(&hub, "alice");
-        for id in 0..=QUEUE_ROWS as i64 {
+        for id in 0..=mailbox::QUEUE_ROWS as i64 {
             hub.publish(reading([("alice", id, 1)]));
         }
         assert!(matches!(letter(&tab), Some(Letter::Overflowed)));

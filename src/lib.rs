@@ -29,9 +29,11 @@ pub mod sql;
 pub mod batch;
 pub mod reader;
 
+pub mod catch_up;
 pub mod health;
 pub mod hub;
 pub mod listener;
+pub mod mailbox;
 pub mod marker;
 pub mod sse;
 pub mod stream;

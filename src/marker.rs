@@ -142,6 +142,7 @@ impl Marker {
     }
 
     async fn last_flush(&self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         for _ in 0..LAST_TRIES {
             match self.flush().await {
                 Ok(_) => return,
@@ -150,6 +151,7 @@ impl Marker {
                     "could not mark rows as sent before stopping, they may be sent again: {error}"
                 ),
             }
+            sleep(backoff.next_delay()).await;
         }
     }
 

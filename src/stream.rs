@@ -16,25 +16,20 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, Sleep, sleep},
-};
-use tracing::debug;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{
-    backoff::{Backoff, jittered},
+    backoff::jittered,
     batch::{Batch, End},
-    health::Health,
+    catch_up::{Page, Pages, Turn, Wanted},
     history::History,
-    hub::{Connection, Hub, Letter, Recovery},
+    hub::{Connection, Hub},
+    mailbox::{Letter, Recovery},
     marker::Marks,
     notification::UserId,
-    pool::{Pool, QueryError},
     position::{EventId, Position, UnusableId},
-    reader::{self, PageSize, UserPage},
+    reader::PageSize,
     snapshot::Xid,
-    sql::Sql,
     sse::{self, Format, Gap},
 };
 
@@ -46,10 +41,6 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// of the bridge is not a stampede.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// The first and the longest wait before a page is tried again.
-const PAGE_RETRY_FIRST: Duration = Duration::from_millis(100);
-const PAGE_RETRY_LONGEST: Duration = Duration::from_secs(5);
-
 /// What all streams share.
 #[derive(Debug)]
 pub struct Streams {
@@ -57,15 +48,8 @@ pub struct Streams {
     pub hub: Arc<Hub>,
     /// Where they report what they have written.
     pub marks: Arc<Marks>,
-    /// Connections for catch-up pages.
-    pub pool: Pool,
-    /// What to run.
-    pub sql: Arc<Sql>,
-    /// Where it is told that pages can't be read.
-    pub health: Arc<Health>,
-    /// How many pages are read at once: ten thousand clients that come back
-    /// together are a queue, not a stampede.
-    pub pages: Semaphore,
+    /// Where they read what they missed.
+    pub pages: Arc<Pages>,
     /// The silence after which a heartbeat is sent.
     pub heartbeat: Duration,
     /// The span over which streams end when the bridge stops.
@@ -158,20 +142,6 @@ enum Pruned {
     Unknown,
     /// The client has been told, or there was nothing to tell.
     Settled,
-}
-
-/// What became of the wish for a page.
-enum Turn {
-    Page(Page),
-    /// The server's incarnation has ended that the connection belongs to.
-    Over,
-}
-
-/// A page, and where it starts if that was not known before.
-struct Page {
-    start: Option<Position>,
-    size: PageSize,
-    page: UserPage,
 }
 
 impl EventStream {
@@ -281,45 +251,16 @@ impl EventStream {
     fn next_page(&self, replay: u32) -> LocalBoxFuture<'static, Turn> {
         // What is dropped from now on is not in this page.
         self.connection.reopen();
-        let streams = Arc::clone(&self.streams);
-        let user = self.connection.user().clone();
-        let position = self.position.clone();
-        let opened = Arc::clone(&self.opened);
-        let history = self.history;
-        let mut size = self.page_size;
-        async move {
-            let mut backoff = Backoff::new(PAGE_RETRY_FIRST, PAGE_RETRY_LONGEST);
-            loop {
-                match streams
-                    .read_page(&user, position.as_ref(), &opened, replay, size)
-                    .await
-                {
-                    Ok(page) if page.page.incarnation == history.incarnation => {
-                        streams.health.page_read();
-                        return Turn::Page(page);
-                    }
-                    // Read in another incarnation of the server, or on another
-                    // server, than the listener knows of. An old primary may
-                    // keep its sessions for ever.
-                    Ok(_) => {
-                        debug!("read a page in another incarnation of the server");
-                        streams.pool.renew();
-                    }
-                    Err(error) => {
-                        debug!(%error, "could not read a page, trying again: {error}");
-                        streams.health.page_failed(error.to_string());
-                        if let QueryError::TimedOut(_) = error {
-                            size = size.halved();
-                        }
-                    }
-                }
-                sleep(backoff.next_delay()).await;
-                if streams.hub.tail().history != history {
-                    return Turn::Over;
-                }
-            }
-        }
-        .boxed_local()
+        let wanted = Wanted {
+            user: self.connection.user().clone(),
+            history: self.history,
+            position: self.position.clone(),
+            opened: Arc::clone(&self.opened),
+            replay,
+            size: self.page_size,
+        };
+        let pages = Arc::clone(&self.streams.pages);
+        async move { pages.read(wanted).await }.boxed_local()
     }
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
@@ -483,39 +424,5 @@ impl Stream for EventStream {
         }
         stream.set_timer();
         Poll::Ready(Some(Ok(chunk.freeze())))
-    }
-}
-
-impl Streams {
-    async fn read_page(
-        &self,
-        user: &UserId,
-        position: Option<&Position>,
-        opened: &Position,
-        replay: u32,
-        size: PageSize,
-    ) -> Result<Page, QueryError> {
-        // Never closed, so there always is a permit in the end.
-        let _permit = self.pages.acquire().await;
-        let (pool, sql) = (&self.pool, &self.sql);
-        match position {
-            Some(position) => {
-                let page = reader::user_page(pool, sql, user, position, size).await?;
-                Ok(Page {
-                    start: None,
-                    size,
-                    page,
-                })
-            }
-            None => {
-                let (start, page) =
-                    reader::backlog_page(pool, sql, user, replay, opened, size).await?;
-                Ok(Page {
-                    start: Some(start),
-                    size,
-                    page,
-                })
-            }
-        }
     }
 }

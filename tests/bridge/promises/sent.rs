@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tidings::{
+    catch_up::Pages,
     history::{History, Incarnation, Since},
     hub::{Hub, Tail},
     marker::{Marker, Marks},
@@ -103,12 +104,15 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
         safe: Xid::default(),
     });
     let streams = Arc::new(Streams {
-        hub,
+        hub: Arc::clone(&hub),
         marks: Arc::default(),
-        pool,
-        sql,
-        health: Arc::default(),
-        pages: Semaphore::new(1),
+        pages: Arc::new(Pages {
+            hub,
+            pool,
+            sql,
+            health: Arc::default(),
+            permits: Semaphore::new(1),
+        }),
         heartbeat: Duration::from_secs(300),
         drain: Duration::ZERO,
     });
