@@ -143,7 +143,7 @@ async fn a_missing_schema_is_created_or_asked_for() {
         .await;
 
     database.execute("create role poor login").await;
-    let poor: DatabaseUrl = as_role(&database, "poor");
+    let poor = database.as_role("poor").url();
     let error = schema::migrate(&poor, &name("missing"))
         .await
         .expect_err("a refusal");
@@ -155,11 +155,32 @@ async fn a_missing_schema_is_created_or_asked_for() {
     );
 }
 
-fn as_role(database: &Database, role: &str) -> DatabaseUrl {
-    let url = database
-        .connection_string()
-        .replace("user=tidings", &format!("user={role}"));
-    url.parse().expect("a connection string")
+/// As the README tells a DBA.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
+    let database = Database::migrated().await;
+    database
+        .execute(
+            "create role bridge_of_test login; \
+             grant select on notifications, tidings_pruned, tidings_schema_history \
+               to bridge_of_test; \
+             grant update (sent_at) on notifications to bridge_of_test",
+        )
+        .await;
+    let theirs = database.as_role("bridge_of_test");
+    let bridge = Bridge::start_with(&theirs, &["--migrate=never"]).await;
+    let mut source = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    assert_eq!(source.next_event().await.data, "hello");
+    let id = source.last_event_id().to_owned();
+    let mut returning = bridge.resume("alice", &id).await;
+    until(&mut returning, "tidings.caught-up").await;
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+    bridge.until_ready_is(200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,8 +289,7 @@ async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
         )
         .await
         .expect("a role");
-    let (writer, connection) = as_role_client(&database, "writer_of_test").await;
-    tokio::spawn(connection);
+    let writer = database.as_role("writer_of_test").connect().await;
     let theirs =
         "create temporary table notifications (id bigint, user_id text, text text, event text)";
     writer
@@ -292,21 +312,6 @@ async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
         read.expect_err("a refusal").code(),
         Some(&SqlState::INSUFFICIENT_PRIVILEGE)
     );
-}
-
-async fn as_role_client(
-    database: &Database,
-    role: &str,
-) -> (
-    tokio_postgres::Client,
-    tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
-) {
-    let url = database
-        .connection_string()
-        .replace("user=tidings", &format!("user={role}"));
-    tokio_postgres::connect(&url, tokio_postgres::NoTls)
-        .await
-        .expect("a connection")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,6 +176,34 @@ async fn a_page_that_the_network_cannot_carry_in_time_is_read_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_that_the_network_cannot_carry_in_time_comes_in_parts() {
+    let database = Database::migrated().await;
+    let (network, reached) = database.over_network().await;
+    let bridge = Bridge::start(&reached).await;
+    let mut account =
+        Account::without_repeats("network to Postgres carries 16 kB/s, a backlog is 270 kB");
+    database
+        .execute(
+            "insert into notifications (user_id, text) \
+             select 'alice', repeat('x', 1000) from generate_series(1, 270)",
+        )
+        .await;
+    // The bridge has read them before the network gets narrow.
+    let mut bob = bridge.connect_live("bob").await;
+    database
+        .execute("select send_notification('bob', 'hello')")
+        .await;
+    assert_eq!(bob.next_event().await.data, "hello");
+    network.set(Network::Throttle(16_000));
+    let start = Instant::now();
+    let mut source = bridge.connect("alice").await;
+    let got = rows(&mut source, 270).await;
+    account.recovered_after(start.elapsed());
+    account.client(1..=270, &got);
+    account.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_cut_in_the_middle_is_read_again() {
     let scene = Scene::set().await;
     let mut account = Account::without_repeats("network to Postgres is cut within a message");

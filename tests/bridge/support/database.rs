@@ -98,6 +98,14 @@ impl Database {
         }
     }
 
+    /// The same database, as somebody else.
+    pub fn as_role(&self, role: &str) -> Self {
+        let role = format!("user={role}");
+        Self {
+            connection_string: self.connection_string.replace("user=tidings", &role),
+        }
+    }
+
     /// The same database, reached by TCP.
     pub fn at_host(&self, host: &str) -> Self {
         let (_, rest) = self
