@@ -105,6 +105,8 @@ pub struct EventStream {
     /// What the connection has been sent; unknown until the first page, for one
     /// that came without.
     position: Option<Position>,
+    /// How many of the user's last rows the first page begins with.
+    replay: u32,
     /// The row that was last written on this connection, or 0.
     row: i64,
     phase: Phase,
@@ -156,6 +158,7 @@ impl EventStream {
             safe: tail.safe,
             opened: tail.position,
             position: None,
+            replay: 0,
             row: 0,
             phase: Phase::Opening(Opening::read(start, history)),
             current: None,
@@ -189,7 +192,7 @@ impl EventStream {
                     }
                 }
                 Phase::CatchingUp(page) => match page.as_mut().map(|page| page.poll_unpin(cx)) {
-                    None => self.phase = Phase::CatchingUp(Some(self.next_page(0))),
+                    None => self.phase = Phase::CatchingUp(Some(self.next_page())),
                     Some(Poll::Ready(Turn::Page(page))) => self.take_page(page, chunk),
                     Some(Poll::Ready(Turn::Over)) => {
                         self.phase = Phase::CatchingUp(None);
@@ -214,25 +217,22 @@ impl EventStream {
     /// The first bytes, which go out before the database is asked.
     fn begin(&mut self, opening: Opening, chunk: &mut BytesMut) {
         let retry = jittered(RETRY);
-        let replay = match opening {
+        match opening {
             Opening::Backlog { replay } => {
+                self.replay = replay;
                 sse::put_retry(chunk, retry);
-                replay
             }
             Opening::Resume(position) => {
                 self.position = Some(position);
                 sse::put_resumed(chunk, retry, &self.id());
-                0
             }
             Opening::Gap(reason) => {
-                sse::put_retry(chunk, retry);
                 // Of what it missed there is nothing to be known.
                 self.pruned = Pruned::Settled;
+                sse::put_retry(chunk, retry);
                 sse::put_gap(chunk, reason.into());
-                0
             }
-        };
-        self.phase = Phase::CatchingUp(Some(self.next_page(replay)));
+        }
     }
 
     /// Postgres has crashed: what was not on disk may be something else now.
@@ -248,7 +248,7 @@ impl EventStream {
     }
 
     /// Asks for the page after the position, or for the first one.
-    fn next_page(&self, replay: u32) -> LocalBoxFuture<'static, Turn> {
+    fn next_page(&self) -> LocalBoxFuture<'static, Turn> {
         // What is dropped from now on is not in this page.
         self.connection.reopen();
         let wanted = Wanted {
@@ -256,7 +256,7 @@ impl EventStream {
             history: self.history,
             position: self.position.clone(),
             opened: Arc::clone(&self.opened),
-            replay,
+            replay: self.replay,
             size: self.page_size,
         };
         let pages = Arc::clone(&self.streams.pages);
