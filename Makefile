@@ -8,7 +8,7 @@ with := scripts/tools
 secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 
 # Tests wait far more than they compute: several a core.
-export RUST_TEST_THREADS ?= 8
+export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-newest reliability model soak lint fmt compose-check deny clean

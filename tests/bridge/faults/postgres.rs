@@ -167,7 +167,8 @@ async fn sessions_that_are_frozen_cost_one_wait_and_not_one_each() {
     until(&mut newcomer, "tidings.caught-up").await;
     load.flows().await;
     account.recovered_after(start.elapsed());
-    assert!(start.elapsed() < 2 * ONE_WAIT, "{:?}", start.elapsed());
+    // One wait each would be six.
+    assert!(start.elapsed() < 3 * ONE_WAIT, "{:?}", start.elapsed());
     drop(frozen);
     assert_eq!(load.breaks(), 0, "no stream ends");
     load.end(&mut account).await;
