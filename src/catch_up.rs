@@ -100,7 +100,11 @@ impl Pages {
                     }
                 }
             }
-            sleep(backoff.next_delay()).await;
+            // Whoever waits for a database that was away need not wait longer.
+            tokio::select! {
+                () = sleep(backoff.next_delay()) => {}
+                () = self.health.heard_again() => {}
+            }
             if self.hub.tail().history != wanted.history {
                 return Turn::Over;
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tracing::{info, warn};
 
 /// Older than this, the last look proves nothing: the listener looks at least
@@ -23,7 +23,10 @@ const PAGES_FORGOTTEN: Duration = Duration::from_secs(20);
 
 /// How the parts of the bridge get on with the database, as each of them tells.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<State>);
+pub struct Health {
+    state: Mutex<State>,
+    heard_again: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -128,7 +131,15 @@ impl Health {
     pub fn looked(&self) {
         let mut state = self.state();
         state.last_look = Some(Instant::now());
-        state.trouble = None;
+        if state.trouble.take().is_some() {
+            drop(state);
+            self.heard_again.notify_waiters();
+        }
+    }
+
+    /// Resolves when the listener hears the database again that it had lost.
+    pub async fn heard_again(&self) {
+        self.heard_again.notified().await;
     }
 
     /// The listener has looked after the bell.
@@ -223,7 +234,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

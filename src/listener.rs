@@ -62,7 +62,7 @@ const LOOK_GAP: Duration = Duration::from_millis(2);
 
 /// The first and the longest wait before connecting again.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
-const RECONNECT_LONGEST: Duration = Duration::from_secs(5);
+const RECONNECT_LONGEST: Duration = Duration::from_secs(2);
 
 /// The one task that reads the tail.
 #[derive(Debug)]
