@@ -1,6 +1,13 @@
 //! Puts the bridge together, runs it, and stops it in order.
 
-use std::{fmt::Display, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix_web::{
     App as ActixApp, HttpServer,
@@ -226,6 +233,7 @@ impl App {
                 health: Arc::clone(&health),
                 // One connection is left for the marks.
                 permits: Semaphore::new(usize::from(options.pool_size) - 1),
+                history: Mutex::new(hub.tail().history),
             }),
             heartbeat: options.heartbeat,
             drain: options.drain,

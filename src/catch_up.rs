@@ -1,7 +1,10 @@
 //! Reads what a connection has missed, a page at a time and as often as it
 //! takes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{sync::Semaphore, time::sleep};
 use tracing::debug;
@@ -36,6 +39,8 @@ pub struct Pages {
     /// How many are read at once: ten thousand clients that come back together
     /// are a queue, not a stampede.
     pub permits: Semaphore,
+    /// The history that the pool's sessions were opened in.
+    pub history: Mutex<History>,
 }
 
 /// Which page is wanted.
@@ -80,6 +85,7 @@ impl Pages {
     pub async fn read(&self, mut wanted: Wanted) -> Turn {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         loop {
+            self.follow_history();
             match self.try_read(&wanted).await {
                 Ok(page) if page.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
@@ -108,6 +114,17 @@ impl Pages {
             if self.hub.tail().history != wanted.history {
                 return Turn::Over;
             }
+        }
+    }
+
+    /// After a failover idle sessions lead to a server that is gone, or worse:
+    /// one that is frozen and never answers.
+    fn follow_history(&self) {
+        let now = self.hub.tail().history;
+        let mut known = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != now {
+            *known = now;
+            self.pool.renew();
         }
     }
 

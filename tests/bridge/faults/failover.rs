@@ -77,8 +77,8 @@ async fn fail_over<T>(mut account: Account, order: Order, fault: impl AsyncFnOnc
 
     // Held until the end: what is frozen stays so.
     let _broken = fault(&primary).await;
-    let begin = Instant::now();
     standby.promote().await;
+    let begin = Instant::now();
     new.execute("select send_notification('alice', 'meanwhile')")
         .await;
 

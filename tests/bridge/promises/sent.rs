@@ -1,6 +1,9 @@
 //! Promise 6: a row that was sent is marked, whatever stands in the way.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use tidings::{
@@ -112,6 +115,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
             sql,
             health: Arc::default(),
             permits: Semaphore::new(1),
+            history: Mutex::default(),
         }),
         heartbeat: Duration::from_secs(300),
         drain: Duration::ZERO,
