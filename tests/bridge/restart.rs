@@ -16,7 +16,7 @@ use crate::support::{
     bridge::Bridge,
     database::{Database, start_cluster},
     dev::DataFolder,
-    until,
+    expect_gap, until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,11 +192,7 @@ async fn another_history_ends_the_streams_and_their_ids_begin_anew_with_the_back
     // The old positions mean nothing there.
     source.rest().await;
     let mut source = bridge.resume("alice", &id).await;
-    let gap = source.next_event().await;
-    assert_eq!(
-        (gap.name.as_str(), gap.data.as_str()),
-        ("tidings.gap", r#"{"reason":"epoch"}"#)
-    );
+    expect_gap(&mut source, "epoch").await;
     assert_eq!(source.next_event().await.data, "new");
     until(&mut source, "tidings.caught-up").await;
     new_database

@@ -15,6 +15,7 @@ use crate::support::{
     account::Account,
     bridge::Bridge,
     database::{Database, start_cluster},
+    expect_gap,
     frozen::Frozen,
     row_id,
     standby::Standby,
@@ -88,11 +89,7 @@ async fn fail_over<T>(mut account: Account, order: Order, fault: impl AsyncFnOnc
     end.expect("the stream of the old history ends");
     bridge.until_ready_is(200).await;
     let mut alice = bridge.resume("alice", &id).await;
-    let gap = alice.next_event().await;
-    assert_eq!(
-        (gap.name.as_str(), gap.data.as_str()),
-        ("tidings.gap", r#"{"reason":"epoch"}"#)
-    );
+    expect_gap(&mut alice, "epoch").await;
     let backlog = until(&mut alice, "tidings.caught-up").await;
     account.recovered_after(begin.elapsed());
     got.extend(backlog.iter().map(row_id));

@@ -9,7 +9,7 @@ use crate::support::{
     bridge::Bridge,
     database::{Database, shared_cluster},
     pooler::{Pooler, SERVER_CONNECTIONS},
-    refusal::refusal,
+    process::refusal,
     row_id, rows, until,
 };
 

@@ -6,14 +6,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::cluster::{Cluster, Shutdown};
-use tokio_postgres::Client;
+use tidings::cluster::Shutdown;
 
 use super::load::Load;
 use crate::support::{
     account::Account,
     bridge::Bridge,
     database::{Database, start_cluster},
+    frozen::Frozen,
     until,
 };
 
@@ -26,55 +26,6 @@ const ONE_WAIT: Duration = Duration::from_secs(10);
 /// The bridge's own.
 const SESSIONS: &str = "pg_stat_activity where datname = current_database() \
                         and application_name = 'tidings'";
-
-/// Processes that stand still until this is dropped.
-struct Frozen(Vec<Pid>);
-
-impl Frozen {
-    fn freeze(pids: impl IntoIterator<Item = i32>) -> Self {
-        let mut frozen = Self(Vec::new());
-        for pid in pids.into_iter().map(Pid::from_raw) {
-            // It may have ended meanwhile.
-            if kill(pid, Signal::SIGSTOP).is_ok() {
-                frozen.0.push(pid);
-            }
-        }
-        frozen
-    }
-
-    /// Sessions that wait for a query: one that is frozen while it holds a lock
-    /// of the server would freeze the others too.
-    async fn between_queries(database: &Database, sessions: &[i32]) -> Self {
-        let watcher = database.connect().await;
-        let query = "select bool_and(state = 'idle') from pg_stat_activity where pid = any($1)";
-        loop {
-            let frozen = Self::freeze(sessions.iter().copied());
-            let idle = watcher.query_one(query, &[&sessions]).await;
-            if idle.expect("their state").get(0) {
-                return frozen;
-            }
-        }
-    }
-
-    /// All of a cluster: first the one that starts others.
-    async fn cluster(cluster: &Cluster, watcher: &Client) -> Self {
-        let postmaster = cluster.postmaster_pid().expect("a server");
-        let mut frozen = Self::freeze([postmaster]);
-        let rows = watcher.query("select pid from pg_stat_activity", &[]).await;
-        let pids = rows.expect("the others").into_iter().map(|row| row.get(0));
-        let mut others = Self::freeze(pids);
-        frozen.0.append(&mut others.0);
-        frozen
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        for pid in self.0.drain(..) {
-            let _ = kill(pid, Signal::SIGCONT);
-        }
-    }
-}
 
 /// Those of the bridge's sessions of which this holds, once each has nothing to
 /// do.
@@ -183,10 +134,9 @@ async fn a_server_that_freezes_and_thaws_is_heard_again() {
     let bridge = Bridge::start(&database).await;
     let load = Load::start(&database, &[bridge.address()]).await;
     let mut account = Account::without_repeats("all of Postgres is frozen");
-    let watcher = database.connect().await;
     for _ in 0..2 {
         load.writes(20).await;
-        let frozen = Frozen::cluster(&cluster, &watcher).await;
+        let frozen = Frozen::freeze(&cluster).await;
         bridge.until_ready_is(503).await;
         drop(frozen);
         account.recovered_after(load.flows().await);

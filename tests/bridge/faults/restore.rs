@@ -8,7 +8,7 @@ use crate::support::{
     bridge::Bridge,
     database::{Database, start_cluster},
     dev::shell,
-    row_id, until,
+    expect_gap, row_id, until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,11 +53,7 @@ async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_
 
     let bridge = Bridge::start(&new).await;
     let mut alice = bridge.resume("alice", &id).await;
-    let gap = alice.next_event().await;
-    assert_eq!(
-        (gap.name.as_str(), gap.data.as_str()),
-        ("tidings.gap", r#"{"reason":"epoch"}"#)
-    );
+    expect_gap(&mut alice, "epoch").await;
     let backlog = until(&mut alice, "tidings.caught-up").await;
     got.extend(backlog.iter().map(row_id));
     new.execute("select send_notification('alice', 'live')")

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::support::{
     database::{Database, start_cluster},
-    refusal::refusal,
+    process::refusal,
     standby::Standby,
 };
 

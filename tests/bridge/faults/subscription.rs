@@ -3,7 +3,7 @@
 
 use tidings::cluster::Cluster;
 
-use crate::support::{bridge::Bridge, database::Database, refusal::refusal, until};
+use crate::support::{bridge::Bridge, database::Database, process::refusal, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_refuses_a_subscribed_table_until_it_is_switched_over() {

@@ -10,7 +10,7 @@ use crate::support::{
     bridge::Bridge,
     database::{Database, start_cluster},
     event_source::{EventSource, Item},
-    row_id, rows, until,
+    expect_gap, row_id, rows, until,
 };
 
 /// More than an id names.
@@ -207,11 +207,7 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
         .await;
     for id in [&old, &with_slow_open] {
         let mut source = bridge.resume("alice", id).await;
-        let gap = source.next_event().await;
-        assert_eq!(
-            (gap.name.as_str(), gap.data.as_str()),
-            ("tidings.gap", r#"{"reason":"pruned"}"#)
-        );
+        expect_gap(&mut source, "pruned").await;
         // All that is left of what it missed, also what another tab was sent.
         let left = until(&mut source, "tidings.caught-up").await;
         let texts: Vec<_> = left.iter().map(|event| event.data.as_str()).collect();

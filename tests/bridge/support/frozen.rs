@@ -1,6 +1,6 @@
-//! A server that is frozen, as one whose machine hangs: what is connected to it
-//! stays so, and the kernel takes more connections and bytes for it, but
-//! nothing answers.
+//! Processes of a server that are frozen, as if their machine hung: what is
+//! connected to them stays so, the kernel takes more connections and bytes for
+//! them, and nothing answers.
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -9,7 +9,9 @@ use nix::{
 use tidings::cluster::Cluster;
 use tokio_postgres::NoTls;
 
-/// Dropping it thaws the server.
+use super::database::Database;
+
+/// Dropping it thaws them.
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
@@ -28,6 +30,21 @@ impl Frozen {
             frozen.stop(row.get(0));
         }
         frozen
+    }
+
+    /// Freezes sessions that wait for a query: one that is frozen while it holds
+    /// a lock of the server would freeze the others too.
+    pub async fn between_queries(database: &Database, sessions: &[i32]) -> Self {
+        let watcher = database.connect().await;
+        let query = "select bool_and(state = 'idle') from pg_stat_activity where pid = any($1)";
+        loop {
+            let mut frozen = Self(Vec::new());
+            sessions.iter().for_each(|&pid| frozen.stop(pid));
+            let idle = watcher.query_one(query, &[&sessions]).await;
+            if idle.expect("their state").get(0) {
+                return frozen;
+            }
+        }
     }
 
     fn stop(&mut self, pid: i32) {

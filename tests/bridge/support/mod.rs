@@ -10,7 +10,6 @@ pub mod frozen;
 pub mod pooler;
 pub mod process;
 pub mod proxy;
-pub mod refusal;
 pub mod standby;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -31,6 +30,13 @@ pub async fn until(source: &mut EventSource, name: &str) -> Vec<Event> {
         }
         before.push(event);
     }
+}
+
+/// The next event tells that rows may be missing, and why.
+pub async fn expect_gap(source: &mut EventSource, reason: &str) {
+    let gap = source.next_event().await;
+    assert_eq!(gap.name, "tidings.gap");
+    assert_eq!(gap.data, format!(r#"{{"reason":"{reason}"}}"#));
 }
 
 /// The row that an event names.

@@ -32,6 +32,32 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
     (served.child, served.address)
 }
 
+fn spawn(database: &Database, more: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_tidings"))
+        .args([
+            "serve",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--log-format=json",
+        ])
+        .args(more)
+        .env("DATABASE_URL", database.connection_string())
+        .env("TIDINGS_JWT_SECRET", SECRET)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the binary")
+}
+
+/// What `tidings serve` said when it refused to start.
+pub async fn refusal(database: &Database, more: &[&str]) -> String {
+    let ended = timeout(PATIENCE, spawn(database, more).wait_with_output()).await;
+    let output = ended.expect("it refuses").expect("its log");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
 /// A bridge of its own process, of which a test sees what its operator sees.
 /// Dropping it kills it.
 pub struct Served {
@@ -53,20 +79,7 @@ pub struct Vitals {
 
 impl Served {
     pub async fn start(database: &Database, more: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
-            .args([
-                "serve",
-                "--listen=127.0.0.1:0",
-                "--admin-listen=127.0.0.1:0",
-                "--log-format=json",
-            ])
-            .args(more)
-            .env("DATABASE_URL", database.connection_string())
-            .env("TIDINGS_JWT_SECRET", SECRET)
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the binary");
+        let mut child = spawn(database, more);
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let (sender, mut log) = mpsc::unbounded_channel();
         tokio::spawn(async move {
