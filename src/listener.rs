@@ -186,8 +186,7 @@ impl Listener {
             let looking = async {
                 let found = self.look(&session).await?;
                 if inspect_at <= looked_at {
-                    self.inspect_doorbell(&session).await?;
-                    inspect_at = looked_at + DOORBELL_LOOK;
+                    inspect_at = looked_at + self.inspect_doorbell(&session).await?;
                 }
                 Ok(found)
             };
@@ -262,9 +261,10 @@ impl Listener {
         Ok(found)
     }
 
-    /// Whether what rings the bell is in order. Rows that were restored from
-    /// another cluster meanwhile are taken over.
-    async fn inspect_doorbell(&self, session: &Session) -> Result<(), ListenError> {
+    /// Whether what rings the bell is in order; returns after how long to look
+    /// again. Rows that were restored from another cluster meanwhile are taken
+    /// over, some at a time.
+    async fn inspect_doorbell(&self, session: &Session) -> Result<Duration, ListenError> {
         let table = self.schema.qualified("notifications");
         let client = &session.client;
         let row = client
@@ -284,9 +284,13 @@ impl Listener {
             Some(b'O' | b'A') => Doorbell::Hung,
             Some(_) => Doorbell::Disabled,
         };
+        let mut again = DOORBELL_LOOK;
         if row.try_get("restored")? {
             match client.execute(&self.sql.restamp_restored_rows, &[]).await {
-                Ok(rows) => info!(rows, "took over {rows} rows of another cluster"),
+                Ok(rows) => {
+                    info!(rows, "took over {rows} rows of another cluster");
+                    again = Duration::ZERO;
+                }
                 Err(error) => {
                     debug!(%error, "could not take over rows of another cluster: {error}");
                     doorbell = Doorbell::Restored;
@@ -294,7 +298,7 @@ impl Listener {
             }
         }
         self.health.inspected(doorbell);
-        Ok(())
+        Ok(again)
     }
 
     /// Opens a session that continues where the last one ended.

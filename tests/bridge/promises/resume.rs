@@ -233,11 +233,14 @@ async fn rows_that_are_restored_under_a_running_bridge_are_delivered_and_hide_no
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
-    // As a dump of an older cluster leaves them: with its transaction ids.
+    // As a dump of an older cluster leaves them: with its transaction ids. Hers
+    // are the last of more than are taken over at once.
     database
         .execute(
             "insert into notifications (user_id, text, xid) \
-             select 'alice', 'restored', (900000000 + n)::text::xid8 from generate_series(1, 3) n",
+             select case when n > 25000 then 'alice' else 'bob' end, 'restored', \
+               (900000000 + n)::text::xid8 \
+             from generate_series(1, 25003) n",
         )
         .await;
     database
@@ -245,9 +248,9 @@ async fn rows_that_are_restored_under_a_running_bridge_are_delivered_and_hide_no
         .await;
     let mut got = rows(&mut source, 4).await;
     got.sort_unstable();
-    assert_eq!(got, [1, 2, 3, 4]);
+    assert_eq!(got, [25_001, 25_002, 25_003, 25_004]);
     database
-        .until("select bool_and(sent) from notifications")
+        .until("select bool_and(sent) from notifications where user_id = 'alice'")
         .await;
     let id = source.last_event_id().to_owned();
     assert_eq!(caught_up_at_once(&bridge, &id).await, 0);
