@@ -92,8 +92,9 @@ impl Pages {
                     return Turn::Page(page);
                 }
                 // Read in another incarnation of the server, or on another
-                // server, than the listener knows of. An old primary may keep
-                // its sessions for ever.
+                // server, than the listener knows of: in a session that was in
+                // use when the others were renewed. An old primary may keep its
+                // sessions for ever.
                 Ok(_) => {
                     debug!("read a page in another incarnation of the server");
                     self.pool.renew();
