@@ -100,7 +100,7 @@ async fn in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else() {
         "random programs of writers, tabs that break, and bridges that stop or lose their sessions",
     );
     let test = "in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else";
-    play_all(test, 120, world, account).await;
+    play_all(test, 200, world, account).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,5 +111,5 @@ async fn in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed()
         "only after a crash",
     );
     let test = "in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed";
-    play_all(test, 20, world, account).await;
+    play_all(test, 30, world, account).await;
 }
