@@ -191,6 +191,8 @@ async fn churn_leaves_the_bridge_as_it_was() {
     // One who stays, with the first connection of the pool.
     let mut witness = bridge.connect("witness", None).await;
     until(&mut witness, "tidings.caught-up").await;
+    // Both servers have their threads and files once they have answered.
+    bridge.until_ready_is(200).await;
     let start = bridge.vitals();
     let mut wanderers = Vec::new();
     for n in 0..USERS * CLIENTS_A_USER {
