@@ -95,7 +95,14 @@ async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) 
     let mut open_account = Account::without_repeats(fault);
     let mut owed_in_all: Vec<String> = Vec::new();
     let mut got_by_open: Vec<String> = Vec::new();
-    for round in 0..ROUNDS {
+    // Postgres may write its log all the same, of its own accord: then there was
+    // nothing to forget, and once more.
+    let mut forgotten = 0;
+    for round in 0.. {
+        if forgotten == ROUNDS {
+            break;
+        }
+        assert!(round < 10 * ROUNDS, "no crash forgets anything");
         let mut leaving = bridge.connect_live("alice").await;
         let writer = connect_again(&database).await;
         // What is on disk.
@@ -120,7 +127,9 @@ async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) 
         let left =
             format!("select count(*) from notifications where text like 'forgotten {round} %'");
         let left: i64 = writer.query_one(&left, &[]).await.expect("a count").get(0);
-        assert!(left <= 2, "the crash was to forget them, and left {left}");
+        if left <= 2 {
+            forgotten += 1;
+        }
         let mut owed = Vec::new();
         for n in 0..=FORGOTTEN {
             owed.push(format!("again {round} {n}"));
