@@ -42,6 +42,8 @@ pub struct Opening {
     /// Postgres has crashed since, and may have undone marks: what is unsent
     /// now was perhaps sent when the bridge read its page.
     pub has_crashed: bool,
+    /// Whether rows may come twice, though no crash is known of.
+    pub may_repeat: bool,
 }
 
 /// The connections of a tab that are joined by `Last-Event-ID`.
@@ -101,7 +103,7 @@ impl Opening {
                 BTreeSet::new()
             },
             caught_up: false,
-            may_repeat: self.has_crashed,
+            may_repeat: self.may_repeat || self.has_crashed,
             got: Vec::new(),
         }
     }

@@ -298,6 +298,9 @@ impl<'a> Run<'a> {
             tail,
             answered: user_rows(self.world.client(), &tab.name).await?,
             has_crashed: false,
+            // The other bridge may learn of a crash later than this one, and
+            // takes an id of after it for one of before it.
+            may_repeat: self.world.is_hurt(),
         });
         Ok(())
     }
