@@ -183,9 +183,6 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
     let cluster = start_cluster().await;
     let database = Database::empty_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    let slow = begin(&database, "slow").await;
-    let with_slow_open = leave(&bridge, &database).await;
-    slow.batch_execute("commit").await.expect("commit");
     let old = leave(&bridge, &database).await;
     database
         .execute("select send_notification('alice', 'missed and removed')")
@@ -193,31 +190,50 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
     database
         .execute("select send_notification('bob', 'the last to be removed')")
         .await;
-    // As who removes rows is told to do.
-    database
-        .execute(
-            "with removed as (delete from notifications returning xid) \
-             update tidings_pruned \
-             set xid = greatest(xid, (select xid from removed order by xid desc limit 1))",
-        )
-        .await;
+    remove(&database, "true").await;
     let fresh = leave(&bridge, &database).await;
     database
         .execute("select send_notification('alice', 'left')")
         .await;
-    for id in [&old, &with_slow_open] {
-        let mut source = bridge.resume("alice", id).await;
-        expect_gap(&mut source, "pruned").await;
-        // All that is left of what it missed, also what another tab was sent.
-        let left = until(&mut source, "tidings.caught-up").await;
-        let texts: Vec<_> = left.iter().map(|event| event.data.as_str()).collect();
-        assert_eq!(texts, ["before", "left"]);
-        // It is told once.
-        let again = source.last_event_id().to_owned();
-        assert_eq!(caught_up_at_once(&bridge, &again).await, 0);
-    }
+    let mut source = bridge.resume("alice", &old).await;
+    expect_gap(&mut source, "pruned").await;
+    // All that is left of what it missed, also what another tab was sent.
+    let left = until(&mut source, "tidings.caught-up").await;
+    let texts: Vec<_> = left.iter().map(|event| event.data.as_str()).collect();
+    assert_eq!(texts, ["before", "left"]);
+    // It is told once.
+    let again = source.last_event_id().to_owned();
+    assert_eq!(caught_up_at_once(&bridge, &again).await, 0);
     assert_eq!(caught_up_at_once(&bridge, &fresh).await, 1);
     cluster.stop().await.expect("an end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_was_open_has_lost_no_row_before_its_end() {
+    let cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let slow = begin(&database, "slow").await;
+    let id = leave(&bridge, &database).await;
+    // Younger than the open one, and it had been sent.
+    remove(&database, "text = 'before'").await;
+    assert_eq!(caught_up_at_once(&bridge, &id).await, 0);
+    slow.batch_execute("commit").await.expect("commit");
+    remove(&database, "text = 'slow'").await;
+    let mut source = bridge.resume("alice", &id).await;
+    expect_gap(&mut source, "pruned").await;
+    assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
+    cluster.stop().await.expect("an end");
+}
+
+/// As the README tells who removes rows.
+async fn remove(database: &Database, which: &str) {
+    let remove = format!(
+        "with removed as (delete from notifications where {which} returning xid) \
+         update tidings_pruned \
+         set xid = greatest(xid, (select xid from removed order by xid desc limit 1))"
+    );
+    database.execute(&remove).await;
 }
 
 /// How many events come before it has caught up, and nothing else does.
