@@ -14,7 +14,7 @@ use tracing::{info, warn};
 const PROOF_LIMIT: Duration = Duration::from_secs(5);
 
 /// Pages that have failed for this long are more than a hiccup: a failed one is
-/// tried again at once.
+/// tried again within a fraction of a second at first.
 const PAGES_LIMIT: Duration = Duration::from_secs(5);
 
 /// So long after the last failure nobody waits for a page any more: each is
