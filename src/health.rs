@@ -9,6 +9,8 @@ use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{info, warn};
 
+use crate::schema::SchemaName;
+
 /// Older than this, the last look proves nothing: the listener looks at least
 /// once a second while it hears the database.
 const PROOF_LIMIT: Duration = Duration::from_secs(5);
@@ -51,10 +53,10 @@ struct Trouble {
 pub enum Doorbell {
     /// The trigger is there and fires.
     Hung,
-    /// Somebody dropped it.
-    Missing,
-    /// Somebody disabled it.
-    Disabled,
+    /// Somebody dropped it, in this schema.
+    Missing(SchemaName),
+    /// Somebody disabled it, in this schema.
+    Disabled(SchemaName),
     /// Logical replication fills the table, with transaction ids of another
     /// cluster.
     Bypassed {
@@ -71,17 +73,18 @@ impl Doorbell {
     fn trouble(&self) -> Option<String> {
         match self {
             Self::Hung => None,
-            Self::Missing => Some(
+            Self::Missing(schema) => Some(format!(
                 "the trigger tidings_ring_doorbell is gone, so rows are found a second late: \
-                 `create trigger tidings_ring_doorbell after insert on notifications for each \
-                 statement execute function tidings_ring_doorbell()`"
-                    .to_owned(),
-            ),
-            Self::Disabled => Some(
+                 `create trigger tidings_ring_doorbell after insert on {} for each statement \
+                 execute function {}()`",
+                schema.qualified("notifications"),
+                schema.qualified("tidings_ring_doorbell"),
+            )),
+            Self::Disabled(schema) => Some(format!(
                 "the trigger tidings_ring_doorbell is disabled, so rows are found a second late: \
-                 `alter table notifications enable trigger tidings_ring_doorbell`"
-                    .to_owned(),
-            ),
+                 `alter table {} enable trigger tidings_ring_doorbell`",
+                schema.qualified("notifications"),
+            )),
             Self::Bypassed { subscription } => Some(format!(
                 "the subscription {subscription} fills the table with rows that bear the \
                  publisher's transaction ids, which may be missed: leave the table out of the \

@@ -280,9 +280,9 @@ impl Listener {
             _ if subscription.is_some() => Doorbell::Bypassed {
                 subscription: subscription.unwrap_or_default(),
             },
-            None => Doorbell::Missing,
+            None => Doorbell::Missing(self.schema.clone()),
             Some(b'O' | b'A') => Doorbell::Hung,
-            Some(_) => Doorbell::Disabled,
+            Some(_) => Doorbell::Disabled(self.schema.clone()),
         };
         let mut again = DOORBELL_LOOK;
         if row.try_get("restored")? {
