@@ -38,7 +38,7 @@ use crate::{
     health::Health,
     http,
     hub::Hub,
-    identity::Identity,
+    identity::Authenticator,
     listener::{ListenError, Listener},
     mailbox::Ending,
     marker::{Marker, Marks},
@@ -156,7 +156,7 @@ pub struct Parts {
     /// Whether the schema may be changed.
     pub migrate: MigratePolicy,
     /// Who is asking.
-    pub identity: Identity,
+    pub authenticator: Authenticator,
     /// The demo page, in `tidings dev`.
     pub demo: Option<Demo>,
 }
@@ -169,7 +169,7 @@ impl Parts {
     /// [`ConfigError`], if a setting is missing or can't be used.
     pub fn of(options: &ServeOptions) -> Result<Self, ConfigError> {
         Ok(Self {
-            identity: Identity::jwt(&options.secret()?),
+            authenticator: Authenticator::Credentials(Box::new(options.jwt.tokens()?)),
             url: options.database.url()?,
             direct_url: options.database.direct_url()?,
             schema: options.database.schema.clone(),
@@ -243,8 +243,12 @@ impl App {
             web::Data::from(Arc::clone(&health)),
             parts.demo.is_some(),
         )?;
-        let (server, address) =
-            bind_streams(options, streams, web::Data::new(parts.identity), parts.demo)?;
+        let (server, address) = bind_streams(
+            options,
+            streams,
+            web::Data::new(parts.authenticator),
+            parts.demo,
+        )?;
         let marker = Marker {
             marks,
             pool: pool.clone(),
@@ -356,7 +360,7 @@ async fn patiently<T, E: Display>(
 fn bind_streams(
     options: &BridgeOptions,
     streams: web::Data<Streams>,
-    identity: web::Data<Identity>,
+    authenticator: web::Data<Authenticator>,
     demo: Option<Demo>,
 ) -> Result<(Server, SocketAddr), StartError> {
     let drain = options.drain;
@@ -365,7 +369,7 @@ fn bind_streams(
             .wrap(CatchPanic::default())
             .wrap(Condition::new(demo.is_some(), from_fn(demo::loopback_only)))
             .app_data(streams.clone())
-            .app_data(identity.clone())
+            .app_data(authenticator.clone())
             .configure(http::routes)
             .configure(|config| {
                 if let Some(demo) = &demo {

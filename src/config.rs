@@ -1,10 +1,14 @@
 //! The settings: each is a flag and an environment variable.
 
-use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+mod jwt;
+mod secret;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{database::DatabaseUrl, identity::JwtSecret, notification::UserId, schema::SchemaName};
+pub use self::{jwt::JwtOptions, secret::Hidden};
+use crate::{database::DatabaseUrl, notification::UserId, schema::SchemaName, token::JwtSecret};
 
 /// Pushes rows of a Postgres table to the browsers of the people they concern.
 #[derive(Debug, Parser)]
@@ -75,10 +79,16 @@ pub struct DatabaseOptions {
     /// or as keys and values (host=… dbname=…)
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<Hidden>,
+    /// The same, read from a file
+    #[arg(long, env = "DATABASE_URL_FILE")]
+    pub database_url_file: Option<PathBuf>,
     /// Where the listener and migrations connect, if DATABASE_URL goes through
     /// a pooler
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL", hide_env_values = true)]
     pub direct_database_url: Option<Hidden>,
+    /// The same, read from a file
+    #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL_FILE")]
+    pub direct_database_url_file: Option<PathBuf>,
     /// The schema that everything lives in
     #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
     pub schema: SchemaName,
@@ -101,9 +111,9 @@ pub struct ServeOptions {
     /// Whether `serve` migrates a schema that is too old
     #[arg(long, env = "TIDINGS_MIGRATE", default_value = "auto")]
     pub migrate: MigratePolicy,
-    /// The secret that signs users' tokens (HS256, 32 bytes at least)
-    #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
-    pub jwt_secret: Option<Hidden>,
+    /// Whose tokens are good.
+    #[command(flatten)]
+    pub jwt: JwtOptions,
     /// How to serve.
     #[command(flatten)]
     pub bridge: BridgeOptions,
@@ -167,25 +177,9 @@ pub struct TokenOptions {
     /// The secret that `serve` was given (HS256, 32 bytes at least)
     #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: Option<Hidden>,
-}
-
-/// A setting that must not show. clap prints a value that it can't parse, so
-/// secrets are parsed later.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Hidden(String);
-
-impl FromStr for Hidden {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(hidden)")
-    }
+    /// The same, read from a file
+    #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
+    pub jwt_secret_file: Option<PathBuf>,
 }
 
 /// A setting that is missing or can't be used.
@@ -203,6 +197,19 @@ pub enum ConfigError {
         /// The setting.
         name: &'static str,
         /// What is wrong with it; never its value.
+        reason: String,
+    },
+    /// A setting that was given as it is and in a file.
+    #[error("{0} and {0}_FILE are both set: keep one of them")]
+    Twice(&'static str),
+    /// A file that can't be read.
+    #[error("{name}_FILE names {}, which can't be read: {reason}", path.display())]
+    File {
+        /// The setting.
+        name: &'static str,
+        /// What it names.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// Nobody could be told apart.
@@ -229,8 +236,9 @@ impl DatabaseOptions {
     ///
     /// [`ConfigError`].
     pub fn url(&self) -> Result<DatabaseUrl, ConfigError> {
-        let url = self.database_url.as_ref().ok_or(ConfigError::NoDatabase)?;
-        database("DATABASE_URL", url)
+        let (value, file) = (&self.database_url, &self.database_url_file);
+        let url = secret::given("DATABASE_URL", value.as_ref(), file.as_deref())?;
+        database("DATABASE_URL", &url.ok_or(ConfigError::NoDatabase)?)
     }
 
     /// Where the listener and migrations connect, if it is somewhere else.
@@ -239,31 +247,17 @@ impl DatabaseOptions {
     ///
     /// [`ConfigError`].
     pub fn direct_url(&self) -> Result<Option<DatabaseUrl>, ConfigError> {
-        let url = self.direct_database_url.as_ref();
-        url.map(|url| database("TIDINGS_DIRECT_DATABASE_URL", url))
-            .transpose()
+        let name = "TIDINGS_DIRECT_DATABASE_URL";
+        let (value, file) = (&self.direct_database_url, &self.direct_database_url_file);
+        let url = secret::given(name, value.as_ref(), file.as_deref())?;
+        url.map(|url| database(name, &url)).transpose()
     }
 }
 
 fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError> {
-    url.0
+    url.reveal()
         .parse()
         .map_err(|reason| ConfigError::Database { name, reason })
-}
-
-impl ServeOptions {
-    /// The secret that users' tokens are signed with.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`], also if there is none: nothing is accepted by default.
-    pub fn secret(&self) -> Result<JwtSecret, ConfigError> {
-        secret(
-            self.jwt_secret
-                .as_ref()
-                .ok_or(ConfigError::NoAuthentication)?,
-        )
-    }
 }
 
 impl TokenOptions {
@@ -273,12 +267,10 @@ impl TokenOptions {
     ///
     /// [`ConfigError`].
     pub fn secret(&self) -> Result<JwtSecret, ConfigError> {
-        secret(self.jwt_secret.as_ref().ok_or(ConfigError::NoSecret)?)
+        let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
+        let secret = secret::given("TIDINGS_JWT_SECRET", value.as_ref(), file.as_deref())?;
+        jwt::secret(&secret.ok_or(ConfigError::NoSecret)?)
     }
-}
-
-fn secret(hidden: &Hidden) -> Result<JwtSecret, ConfigError> {
-    hidden.0.parse().map_err(ConfigError::Secret)
 }
 
 fn user(text: &str) -> Result<UserId, &'static str> {
@@ -321,7 +313,7 @@ mod tests {
         for text in [
             format!("{cli:?}"),
             format!("{url:?}"),
-            format!("{:?}", options.secret()),
+            format!("{:?}", options.jwt.tokens().err()),
         ] {
             assert!(
                 !text.contains("hunter2") && !text.contains("0123456789"),
@@ -352,7 +344,7 @@ mod tests {
             "hunter2",
         );
         for text in [
-            short.secret().expect_err("too short").to_string(),
+            short.jwt.tokens().err().expect("too short").to_string(),
             short.database.url().expect_err("no such mode").to_string(),
         ] {
             assert!(!text.contains("hunter2"), "{text}");

@@ -21,7 +21,7 @@ use crate::{
     config::{BridgeOptions, DevOptions, MigratePolicy},
     database::{self, DatabaseUrl},
     demo::Demo,
-    identity::Identity,
+    identity::Authenticator,
     pool::{Pool, Sessions},
     schema::SchemaName,
 };
@@ -114,7 +114,7 @@ async fn serve(
         direct_url: None,
         schema: SchemaName::public(),
         migrate: MigratePolicy::Auto,
-        identity: Identity::query(),
+        authenticator: Authenticator::Query,
         demo: Some(demo.clone()),
     };
     let app = App::build(parts, options).await?;

@@ -12,7 +12,7 @@ use actix_web_lab::header::{CacheControl, CacheDirective};
 use serde::Deserialize;
 
 use crate::{
-    identity::Identity,
+    identity::Authenticator,
     problem::Problem,
     reader::REPLAY_ROWS,
     sse::Format,
@@ -22,7 +22,7 @@ use crate::{
 /// The header that a returning `EventSource` sends.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// The route of the stream. Needs `Data<Streams>` and `Data<Identity>`.
+/// The route of the stream. Needs `Data<Streams>` and `Data<Authenticator>`.
 pub fn routes(config: &mut web::ServiceConfig) {
     config.service(
         web::resource("/stream")
@@ -64,7 +64,7 @@ struct Parameters {
 async fn stream(
     request: HttpRequest,
     streams: web::Data<Streams>,
-    identity: web::Data<Identity>,
+    authenticator: web::Data<Authenticator>,
 ) -> Result<HttpResponse, Problem> {
     let parameters = web::Query::<Parameters>::from_query(request.query_string());
     let user = parameters
@@ -72,15 +72,21 @@ async fn stream(
         .ok()
         .and_then(|parameters| parameters.user.as_deref());
     // Who is asking comes first: nothing is explained to strangers.
-    let user = identity
-        .of(&request, user)
+    let identity = authenticator
+        .identify(&request, user)
+        .await
         .map_err(|error| Problem::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
     let parameters = parameters.map_err(bad_parameters)?.into_inner();
     if parameters.replay > REPLAY_ROWS {
         return Err(bad_parameters(format!("replay is at most {REPLAY_ROWS}")));
     }
     let start = start(&request, &parameters);
-    let stream = EventStream::open(&streams.into_inner(), user, &start, parameters.format);
+    let stream = EventStream::open(
+        &streams.into_inner(),
+        identity.user,
+        &start,
+        parameters.format,
+    );
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(CacheControl(vec![

@@ -1,79 +1,37 @@
 //! Who is asking: the user that a request's tokens name.
 
-use std::{fmt, str::FromStr};
+use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpRequest, http::header};
-use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind,
-    get_current_timestamp,
-};
-use serde::{Deserialize, Serialize};
 
-use crate::notification::UserId;
+use crate::{
+    notification::UserId,
+    token::{Claimed, Tokens},
+};
 
 /// The cookie that carries a token where no header can be set.
 pub const COOKIE: &str = "tidings_token";
 
-/// How far the clocks of issuer and bridge may be apart, in seconds.
-const LEEWAY: u64 = 30;
+/// How far the clocks of issuer and bridge may be apart. A token is good for
+/// this long after its `exp`, and so is a stream that was opened with it.
+pub const LEEWAY: Duration = Duration::from_secs(30);
 
-/// A shared secret for HS256. Its `Debug` form hides it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct JwtSecret(String);
-
-impl JwtSecret {
-    /// RFC 7518, section 3.2: a key at least as long as the hash.
-    pub const MIN_BYTES: usize = 32;
+/// Who is asking, and for how long the answer holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The user.
+    pub user: UserId,
+    /// When it expires, if it does.
+    pub expires: Option<SystemTime>,
 }
 
-impl FromStr for JwtSecret {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.len() < Self::MIN_BYTES {
-            return Err(format!(
-                "it has {} bytes, and HS256 needs {} at least: make one with `openssl rand -hex 32`",
-                text.len(),
-                Self::MIN_BYTES
-            ));
+impl From<Claimed> for Identity {
+    fn from(claimed: Claimed) -> Self {
+        Self {
+            user: claimed.user,
+            expires: Some(claimed.expires),
         }
-        Ok(Self(text.to_owned()))
     }
-}
-
-impl fmt::Debug for JwtSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JwtSecret(hidden)")
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    sub: String,
-    /// Seconds since 1970.
-    exp: u64,
-}
-
-/// Signs a token for `user` that is valid for so many seconds.
-///
-/// # Errors
-///
-/// What the library says; none is known for HS256.
-pub fn sign(
-    secret: &JwtSecret,
-    user: &UserId,
-    seconds: u64,
-) -> Result<String, jsonwebtoken::errors::Error> {
-    let exp = get_current_timestamp().saturating_add(seconds);
-    let claims = Claims {
-        sub: user.to_string(),
-        exp,
-    };
-    jsonwebtoken::encode(
-        &Header::default(),
-        &claims,
-        &EncodingKey::from_secret(secret.0.as_bytes()),
-    )
 }
 
 /// Why a request is nobody's. The text is for the client, and says nothing of
@@ -99,50 +57,21 @@ pub enum Unidentified {
     /// Not a text of 1 to 255 bytes.
     #[error("the user must be a text of 1 to 255 bytes")]
     User,
+    /// Nobody can tell at the moment: what it takes is out of reach.
+    #[error("it can't be told at the moment who you are: try again in some seconds")]
+    Unavailable,
 }
 
 /// Finds out who is asking.
-pub struct Identity {
-    key: Option<(DecodingKey, Validation)>,
-    query: QueryUser,
+pub enum Authenticator {
+    /// By what the request carries.
+    Credentials(Box<Tokens>),
+    /// Whoever the query names: `tidings dev` alone.
+    Query,
 }
 
-/// Whether `?user=` is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueryUser {
-    /// Only in `tidings dev`.
-    Believed,
-    /// Everywhere else.
-    Ignored,
-}
-
-impl Identity {
-    /// Tokens signed with this secret.
-    pub fn jwt(secret: &JwtSecret) -> Self {
-        // The algorithm comes from here, never from the token.
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_required_spec_claims(&["exp", "sub"]);
-        validation.leeway = LEEWAY;
-        validation.validate_nbf = true;
-        // Audiences are not configurable yet; a token that names one is still
-        // its user's.
-        validation.validate_aud = false;
-        let key = DecodingKey::from_secret(secret.0.as_bytes());
-        Self {
-            key: Some((key, validation)),
-            query: QueryUser::Ignored,
-        }
-    }
-
-    /// Whoever the query names. For `tidings dev` alone.
-    pub fn query() -> Self {
-        Self {
-            key: None,
-            query: QueryUser::Believed,
-        }
-    }
-
-    /// The user of a request.
+impl Authenticator {
+    /// The identity of a request.
     ///
     /// Every source that is present must be good, and all must agree: a bad one
     /// never falls back to another.
@@ -150,34 +79,48 @@ impl Identity {
     /// # Errors
     ///
     /// [`Unidentified`].
-    pub fn of(
+    pub async fn identify(
         &self,
         request: &HttpRequest,
         query_user: Option<&str>,
-    ) -> Result<UserId, Unidentified> {
-        if self.query == QueryUser::Believed {
-            let user = query_user.ok_or(Unidentified::Missing)?;
-            return UserId::parse(user).ok_or(Unidentified::User);
-        }
-        let mut found: Option<UserId> = None;
-        for token in tokens(request)? {
-            let user = self.verify(&token)?;
-            match &found {
-                Some(other) if *other != user => return Err(Unidentified::Disagree),
-                _ => found = Some(user),
+    ) -> Result<Identity, Unidentified> {
+        let tokens_of = match self {
+            Self::Credentials(tokens) => tokens,
+            Self::Query => {
+                let user = query_user.ok_or(Unidentified::Missing)?;
+                let user = UserId::parse(user).ok_or(Unidentified::User)?;
+                return Ok(Identity {
+                    user,
+                    expires: None,
+                });
             }
+        };
+        let mut found: Option<Identity> = None;
+        for token in tokens(request)? {
+            let identity = Identity::from(tokens_of.verify(&token).await?);
+            found = Some(match found {
+                None => identity,
+                Some(other) => other.agree(identity)?,
+            });
         }
         found.ok_or(Unidentified::Missing)
     }
+}
 
-    fn verify(&self, token: &str) -> Result<UserId, Unidentified> {
-        let (key, validation) = self.key.as_ref().ok_or(Unidentified::Invalid)?;
-        let decoded = jsonwebtoken::decode::<Claims>(token, key, validation);
-        let claims = decoded.map_err(|error| match error.kind() {
-            ErrorKind::ExpiredSignature => Unidentified::Expired,
-            _ => Unidentified::Invalid,
-        })?;
-        UserId::parse(&claims.claims.sub).ok_or(Unidentified::User)
+impl Identity {
+    /// Both, for as long as both hold.
+    fn agree(self, other: Self) -> Result<Self, Unidentified> {
+        if self.user != other.user {
+            return Err(Unidentified::Disagree);
+        }
+        let expires = match (self.expires, other.expires) {
+            (Some(one), Some(another)) => Some(one.min(another)),
+            (one, another) => one.or(another),
+        };
+        Ok(Self {
+            user: self.user,
+            expires,
+        })
     }
 }
 

@@ -42,6 +42,7 @@ pub mod admin;
 pub mod http;
 pub mod identity;
 pub mod problem;
+pub mod token;
 
 pub mod app;
 pub mod backoff;

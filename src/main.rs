@@ -9,7 +9,7 @@ use clap::Parser;
 use tidings::{
     app::{App, Parts},
     config::{Cli, Command, MigrateOptions, ServeOptions, TokenOptions},
-    dev, direct, identity, schema, shutdown, telemetry,
+    dev, direct, schema, shutdown, telemetry, token,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -54,6 +54,6 @@ async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
 }
 
 fn token(options: &TokenOptions) -> Result<(), Failure> {
-    let token = identity::sign(&options.secret()?, &options.user, options.ttl.as_secs())?;
+    let token = token::sign(&options.secret()?, &options.user, options.ttl.as_secs())?;
     Ok(writeln!(io::stdout(), "{token}")?)
 }

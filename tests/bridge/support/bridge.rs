@@ -7,9 +7,9 @@ use tidings::{
     app::{App, Parts, RunError},
     config::{Cli, Command, ServeOptions},
     hub::Hub,
-    identity::{self, JwtSecret},
     notification::UserId,
     position::Position,
+    token::{self, JwtSecret},
 };
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -172,5 +172,5 @@ impl Drop for Bridge {
 pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
-    identity::sign(&secret, &user, 3_600).expect("a token")
+    token::sign(&secret, &user, 3_600).expect("a token")
 }

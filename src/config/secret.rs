@@ -1,0 +1,71 @@
+//! Settings that must not show, each given as it is or in a file.
+
+use std::{convert::Infallible, fmt, fs, path::Path, str::FromStr};
+
+use super::ConfigError;
+
+/// A secret in a file may have at most this many bytes: nobody's secret is
+/// longer, and a device would never end.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// A setting that must not show. clap prints a value that it can't parse, so
+/// secrets are parsed later.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl FromStr for Hidden {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+impl Hidden {
+    /// What it hides.
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The value of the setting `name`, given as it is or in a file, as container
+/// platforms mount secrets. White space around a file's text is not part of it.
+///
+/// # Errors
+///
+/// [`ConfigError`], if both are given, or the file can't be read.
+pub(super) fn given(
+    name: &'static str,
+    value: Option<&Hidden>,
+    file: Option<&Path>,
+) -> Result<Option<Hidden>, ConfigError> {
+    match (value, file) {
+        (Some(_), Some(_)) => Err(ConfigError::Twice(name)),
+        (value, None) => Ok(value.cloned()),
+        (None, Some(path)) => read(path).map(Some).map_err(|reason| ConfigError::File {
+            name,
+            path: path.to_owned(),
+            reason,
+        }),
+    }
+}
+
+fn read(path: &Path) -> Result<Hidden, String> {
+    use std::io::Read;
+
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut text = String::new();
+    file.take(FILE_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| error.to_string())?;
+    match text.trim() {
+        "" => Err("it is empty".to_owned()),
+        text => Ok(Hidden(text.to_owned())),
+    }
+}
