@@ -29,6 +29,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
+    authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
     catch_up::Pages,
     config::{BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
@@ -38,7 +39,6 @@ use crate::{
     health::Health,
     http,
     hub::Hub,
-    identity::Authenticator,
     listener::{ListenError, Listener},
     mailbox::Ending,
     marker::{Marker, Marks},
@@ -47,6 +47,7 @@ use crate::{
     schema::{self, SchemaError, SchemaName},
     sql::Sql,
     stream::Streams,
+    ticket::Tickets,
 };
 
 /// A database that is not there yet, at start, is waited for this long:
@@ -156,7 +157,7 @@ pub struct Parts {
     /// Whether the schema may be changed.
     pub migrate: MigratePolicy,
     /// Who is asking.
-    pub authenticator: Authenticator,
+    pub credentials: Credentials,
     /// The demo page, in `tidings dev`.
     pub demo: Option<Demo>,
 }
@@ -169,7 +170,11 @@ impl Parts {
     /// [`ConfigError`], if a setting is missing or can't be used.
     pub fn of(options: &ServeOptions) -> Result<Self, ConfigError> {
         Ok(Self {
-            authenticator: Authenticator::Credentials(Box::new(options.jwt.tokens()?)),
+            credentials: Credentials {
+                tokens: Some(options.jwt.tokens()?),
+                tickets: TicketPolicy::Believed,
+                query: QueryUser::Ignored,
+            },
             url: options.database.url()?,
             direct_url: options.database.direct_url()?,
             schema: options.database.schema.clone(),
@@ -238,17 +243,15 @@ impl App {
             heartbeat: options.heartbeat,
             drain: options.drain,
         });
+        let tickets = Tickets::new(Arc::clone(&hub), pool.clone(), Arc::clone(&sql));
+        let authenticator = Authenticator::new(parts.credentials, tickets);
         let (admin, admin_address) = bind_admin(
             options,
             web::Data::from(Arc::clone(&health)),
             parts.demo.is_some(),
         )?;
-        let (server, address) = bind_streams(
-            options,
-            streams,
-            web::Data::new(parts.authenticator),
-            parts.demo,
-        )?;
+        let (server, address) =
+            bind_streams(options, streams, web::Data::new(authenticator), parts.demo)?;
         let marker = Marker {
             marks,
             pool: pool.clone(),

@@ -17,11 +17,11 @@ use tracing::warn;
 
 use crate::{
     app::{App, Parts, RunError, StartError},
+    authenticator::{Credentials, QueryUser, TicketPolicy},
     cluster::{Cluster, ClusterError, PostgresBinaries},
     config::{BridgeOptions, DevOptions, MigratePolicy},
     database::{self, DatabaseUrl},
     demo::Demo,
-    identity::Authenticator,
     pool::{Pool, Sessions},
     schema::SchemaName,
 };
@@ -114,7 +114,11 @@ async fn serve(
         direct_url: None,
         schema: SchemaName::public(),
         migrate: MigratePolicy::Auto,
-        authenticator: Authenticator::Query,
+        credentials: Credentials {
+            tokens: None,
+            tickets: TicketPolicy::Believed,
+            query: QueryUser::Believed,
+        },
         demo: Some(demo.clone()),
     };
     let app = App::build(parts, options).await?;

@@ -12,7 +12,8 @@ use actix_web_lab::header::{CacheControl, CacheDirective};
 use serde::Deserialize;
 
 use crate::{
-    identity::Authenticator,
+    authenticator::{Authenticator, Named},
+    identity::{Identity, Unidentified},
     problem::Problem,
     reader::REPLAY_ROWS,
     sse::Format,
@@ -51,9 +52,16 @@ async fn only_get() -> HttpResponse {
     response
 }
 
+/// Who the query says is asking. It is read apart from the rest, which is not
+/// looked at before that is known.
+#[derive(Default, Deserialize)]
+struct Who {
+    user: Option<String>,
+    ticket: Option<String>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 struct Parameters {
-    user: Option<String>,
     #[serde(default)]
     format: Format,
     #[serde(default)]
@@ -66,16 +74,12 @@ async fn stream(
     streams: web::Data<Streams>,
     authenticator: web::Data<Authenticator>,
 ) -> Result<HttpResponse, Problem> {
-    let parameters = web::Query::<Parameters>::from_query(request.query_string());
-    let user = parameters
-        .as_ref()
-        .ok()
-        .and_then(|parameters| parameters.user.as_deref());
+    let noted = streams.hub.note();
     // Who is asking comes first: nothing is explained to strangers.
-    let identity = authenticator
-        .identify(&request, user)
+    let identity = identify(&request, &authenticator)
         .await
         .map_err(|error| Problem::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
+    let parameters = web::Query::<Parameters>::from_query(request.query_string());
     let parameters = parameters.map_err(bad_parameters)?.into_inner();
     if parameters.replay > REPLAY_ROWS {
         return Err(bad_parameters(format!("replay is at most {REPLAY_ROWS}")));
@@ -83,7 +87,8 @@ async fn stream(
     let start = start(&request, &parameters);
     let stream = EventStream::open(
         &streams.into_inner(),
-        identity.user,
+        &identity,
+        noted,
         &start,
         parameters.format,
     );
@@ -96,6 +101,19 @@ async fn stream(
         // nginx would buffer the stream otherwise.
         .insert_header(("x-accel-buffering", "no"))
         .streaming(stream))
+}
+
+async fn identify(
+    request: &HttpRequest,
+    authenticator: &Authenticator,
+) -> Result<Identity, Unidentified> {
+    let who = web::Query::<Who>::from_query(request.query_string());
+    let who = who.map_err(|_| Unidentified::Invalid)?;
+    let named = Named {
+        user: who.user.as_deref(),
+        ticket: who.ticket.as_deref(),
+    };
+    authenticator.identify(request, named).await
 }
 
 /// Where the client wants to begin. An id that can't be used is no reason for a

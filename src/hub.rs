@@ -7,7 +7,7 @@
 //! than one page.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -18,6 +18,7 @@ use std::{
 use crate::{
     batch::{Batch, End, Event},
     history::History,
+    identity::{Disconnection, Identity, TicketHash},
     mailbox::{Ending, Letter, Mailbox, Recovery},
     notification::{Notification, UserId},
     position::Position,
@@ -49,9 +50,48 @@ pub struct Reading {
     pub tail: Tail,
 }
 
+/// One connection as the hub knows it.
+#[derive(Debug)]
+struct Registered {
+    mailbox: Arc<Mailbox>,
+    ticket: Option<TicketHash>,
+}
+
+/// How many disconnections there were when a client began to be identified. It
+/// registers later, and those in between may mean it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Noted(u64);
+
+/// Disconnections that are remembered for those who are being identified, which
+/// takes a second at most: 100 kB. Who has missed more is sent back.
+const REMEMBERED_DISCONNECTIONS: usize = 1_000;
+
+#[derive(Debug, Default)]
+struct Disconnected {
+    count: u64,
+    last: VecDeque<Disconnection>,
+}
+
+impl Disconnected {
+    fn add(&mut self, disconnections: &[Disconnection]) {
+        self.count += disconnections.len() as u64;
+        self.last.extend(disconnections.iter().cloned());
+        let beyond = self.last.len().saturating_sub(REMEMBERED_DISCONNECTIONS);
+        self.last.drain(..beyond);
+    }
+
+    /// Whether one that came after `noted` means this client, or might.
+    fn means(&self, identity: &Identity, Noted(noted): Noted) -> bool {
+        let since = usize::try_from(self.count - noted).unwrap_or(usize::MAX);
+        let mut last = self.last.iter().rev().take(since);
+        since > self.last.len() || last.any(|one| one.means(&identity.user, identity.ticket))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Registry {
-    users: HashMap<UserId, Vec<Arc<Mailbox>>>,
+    users: HashMap<UserId, Vec<Registered>>,
+    disconnected: Disconnected,
     /// Set once the bridge stops: who comes now is told at once.
     draining: bool,
 }
@@ -92,19 +132,33 @@ impl Hub {
         *lock(&self.tail) = tail;
     }
 
-    /// Opens a mailbox for a connection of `user`, and tells how far the bridge
-    /// had read by then. Dropping it closes it.
-    pub fn register(self: &Arc<Self>, user: UserId) -> (Connection, Tail) {
+    /// What to note before a client is identified, for [`register`](Self::register).
+    pub fn note(&self) -> Noted {
+        Noted(lock(&self.registry).disconnected.count)
+    }
+
+    /// Opens a mailbox for a connection of somebody who was identified after
+    /// `noted`, and tells how far the bridge had read by then. Dropping it
+    /// closes it.
+    pub fn register(self: &Arc<Self>, identity: &Identity, noted: Noted) -> (Connection, Tail) {
+        let user = identity.user.clone();
         let mailbox = Arc::new(Mailbox::default());
         let mut registry = lock(&self.registry);
+        if registry.disconnected.means(identity, noted) {
+            mailbox.end(Ending::Disconnected);
+        }
         if registry.draining {
             mailbox.end(Ending::Draining);
         }
+        let registered = Registered {
+            mailbox: Arc::clone(&mailbox),
+            ticket: identity.ticket,
+        };
         registry
             .users
             .entry(user.clone())
             .or_default()
-            .push(Arc::clone(&mailbox));
+            .push(registered);
         // With the registry held: whatever ends this history from now on tells
         // the mailbox.
         let tail = self.tail();
@@ -122,7 +176,7 @@ impl Hub {
     /// what was read before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = lock(&self.registry);
-        for mailbox in registry.users.values().flatten() {
+        for Registered { mailbox, .. } in registry.users.values().flatten() {
             mailbox.recover(recovery);
         }
         *lock(&self.tail) = tail;
@@ -157,8 +211,21 @@ impl Hub {
     pub fn end_all(&self, reason: Ending) {
         let mut registry = lock(&self.registry);
         registry.draining |= reason == Ending::Draining;
-        for mailbox in registry.users.values().flatten() {
+        for Registered { mailbox, .. } in registry.users.values().flatten() {
             mailbox.end(reason);
+        }
+    }
+
+    /// Tells the connections concerned to end.
+    pub fn disconnect(&self, disconnections: &[Disconnection]) {
+        let mut registry = lock(&self.registry);
+        registry.disconnected.add(disconnections);
+        for one in disconnections {
+            for registered in registry.users.get(&one.user).into_iter().flatten() {
+                if one.means(&one.user, registered.ticket) {
+                    registered.mailbox.end(Ending::Disconnected);
+                }
+            }
         }
     }
 
@@ -173,9 +240,10 @@ impl Hub {
         for (user, notification) in notifications {
             if let Some(&place) = places.get(&user) {
                 addressed[place].1.push(notification);
-            } else if let Some(mailboxes) = registry.users.get(&user) {
+            } else if let Some(connections) = registry.users.get(&user) {
+                let mailboxes = connections.iter().map(|each| Arc::clone(&each.mailbox));
                 places.insert(user, addressed.len());
-                addressed.push((mailboxes.clone(), vec![notification]));
+                addressed.push((mailboxes.collect(), vec![notification]));
             }
         }
         addressed
@@ -183,9 +251,9 @@ impl Hub {
 
     fn unregister(&self, user: &UserId, mailbox: &Arc<Mailbox>) {
         let mut registry = lock(&self.registry);
-        if let Some(mailboxes) = registry.users.get_mut(user) {
-            mailboxes.retain(|other| !Arc::ptr_eq(other, mailbox));
-            if mailboxes.is_empty() {
+        if let Some(connections) = registry.users.get_mut(user) {
+            connections.retain(|other| !Arc::ptr_eq(&other.mailbox, mailbox));
+            if connections.is_empty() {
                 registry.users.remove(user);
             }
         }
@@ -280,7 +348,8 @@ mod tests {
     }
 
     fn connect(hub: &Arc<Hub>, user: &str) -> Connection {
-        hub.register(UserId::parse(user).expect("a user")).0
+        let user = UserId::parse(user).expect("a user");
+        hub.register(&user.into(), hub.note()).0
     }
 
     fn letter(connection: &Connection) -> Option<Letter> {

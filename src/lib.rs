@@ -14,6 +14,7 @@
 //! The modules stand in the order in which a notification passes them.
 
 pub mod history;
+pub mod identity;
 pub mod notification;
 pub mod snapshot;
 
@@ -39,9 +40,10 @@ pub mod sse;
 pub mod stream;
 
 pub mod admin;
+pub mod authenticator;
 pub mod http;
-pub mod identity;
 pub mod problem;
+pub mod ticket;
 pub mod token;
 
 pub mod app;

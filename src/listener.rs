@@ -47,6 +47,17 @@ const SAFETY_LOOK: Duration = Duration::from_secs(1);
 /// How often the bell itself is looked after.
 const DOORBELL_LOOK: Duration = Duration::from_secs(5);
 
+/// How often it is read which streams are to end: a logout takes effect within
+/// seconds.
+const DISCONNECTIONS_LOOK: Duration = Duration::from_secs(1);
+
+/// What every stream was to end for is kept for a day. A bridge that has not
+/// read it for so long ends all.
+const DISCONNECTIONS_MISSED: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// The snapshot that has seen nothing.
+const NOTHING_SEEN: &str = "1:1:";
+
 /// A look that takes longer than this costs the connection: it is a matter of
 /// milliseconds, so the server or the network is gone.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
@@ -78,7 +89,16 @@ pub struct Listener {
     remembered: Remembered,
     /// Smaller while the network carries no more in time.
     page_size: PageSize,
+    disconnections: DisconnectionsRead,
     session: Option<Session>,
+}
+
+/// How far it has been read which streams are to end.
+#[derive(Debug)]
+struct DisconnectionsRead {
+    /// The snapshot of the last reading.
+    snapshot: String,
+    at: Instant,
 }
 
 /// Why a session ended or did not begin.
@@ -118,6 +138,7 @@ struct Session {
     bell: Arc<Notify>,
     tail_page: Statement,
     doorbell: Statement,
+    disconnections: Statement,
     table: u32,
     history: History,
 }
@@ -149,6 +170,10 @@ impl Listener {
             safe: SafeFloor::new(Xid::default()),
             remembered: Remembered::default(),
             page_size: PageSize::TAIL,
+            disconnections: DisconnectionsRead {
+                snapshot: NOTHING_SEEN.to_owned(),
+                at: Instant::now(),
+            },
             session: None,
         };
         let session = listener.open().await?;
@@ -185,6 +210,9 @@ impl Listener {
             let looked_at = Instant::now();
             let looking = async {
                 let found = self.look(&session).await?;
+                if self.disconnections.at + DISCONNECTIONS_LOOK <= looked_at {
+                    self.disconnect(&session).await?;
+                }
                 if inspect_at <= looked_at {
                     inspect_at = looked_at + self.inspect_doorbell(&session).await?;
                 }
@@ -261,6 +289,17 @@ impl Listener {
         Ok(found)
     }
 
+    /// Reads which streams are to end since the last time, and ends them.
+    async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
+        let (client, query) = (&session.client, &session.disconnections);
+        let seen = &self.disconnections.snapshot;
+        let (snapshot, found) = reader::disconnections(client, query, seen).await?;
+        let at = Instant::now();
+        self.disconnections = DisconnectionsRead { snapshot, at };
+        self.hub.disconnect(&found);
+        Ok(())
+    }
+
     /// Whether what rings the bell is in order; returns after how long to look
     /// again. Rows that were restored from another cluster meanwhile are taken
     /// over, some at a time.
@@ -305,6 +344,10 @@ impl Listener {
     async fn reopen(&mut self) -> Result<Session, ListenError> {
         let session = self.open().await?;
         let (now, before) = (session.history, self.history);
+        if self.disconnections.at.elapsed() > DISCONNECTIONS_MISSED {
+            warn!("too long without the database to know who was logged out, ending all streams");
+            self.hub.end_all(Ending::Disconnected);
+        }
         if now == before {
             info!("the listener hears the database again");
         } else if now.epoch() == before.epoch() {
@@ -328,6 +371,9 @@ impl Listener {
         self.safe.crashed();
         self.position.fall_to(safe);
         self.history = history;
+        // Transaction ids are handed out again, so what is left is read anew: a
+        // stream that ends once more comes back.
+        self.disconnections.snapshot = NOTHING_SEEN.to_owned();
         self.hub.recover(Recovery { history, safe }, self.tail());
     }
 
@@ -347,6 +393,10 @@ impl Listener {
         self.safe = SafeFloor::new(checkpointed);
         self.remembered = Remembered::default();
         self.history = session.history;
+        // Nobody is connected yet, or everybody is about to be sent back.
+        self.disconnections.snapshot = NOTHING_SEEN.to_owned();
+        let reading = self.disconnect(session);
+        timeout(LOOK_LIMIT, reading).await??;
         self.hub.start(self.tail());
         Ok(())
     }
@@ -394,6 +444,7 @@ impl Listener {
         Ok(Session {
             tail_page: client.prepare(&self.sql.tail_page).await?,
             doorbell: client.prepare(&self.sql.doorbell).await?,
+            disconnections: client.prepare(&self.sql.disconnections).await?,
             client,
             driver,
             bell,

@@ -22,6 +22,8 @@ pub enum Ending {
     /// The database continues as another history (a failover, a restore): the
     /// positions of open connections mean nothing in it.
     AnotherHistory,
+    /// The user was disconnected, or the ticket taken away.
+    Disconnected,
 }
 
 /// What the owner of a mailbox finds in it.

@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Error, Row, Statement, types::Type};
 use crate::{
     batch::{Batch, End, Event},
     history::Incarnation,
+    identity::{Disconnection, TicketHash},
     notification::{Expiry, Notification, UserId},
     pool::{Pool, QueryError},
     position::{Follows, Position, RowKey},
@@ -120,6 +121,29 @@ pub struct UserPage {
     pub pruned: Option<Xid>,
     /// The rows.
     pub batch: Batch,
+}
+
+/// Which streams were to end since the reading `seen`, and this one's snapshot.
+///
+/// # Errors
+///
+/// What Postgres answers.
+pub async fn disconnections(
+    client: &Client,
+    query: &Statement,
+    seen: &str,
+) -> Result<(String, Vec<Disconnection>), Error> {
+    let rows = client.query(query, &[&seen]).await?;
+    let mut disconnections = Vec::new();
+    for row in &rows {
+        let user: Option<String> = row.try_get("user_id")?;
+        let ticket: Option<&[u8]> = row.try_get("ticket")?;
+        if let Some(user) = user.and_then(|user| UserId::parse(&user)) {
+            let ticket = ticket.and_then(TicketHash::from_bytes);
+            disconnections.push(Disconnection { user, ticket });
+        }
+    }
+    Ok((head(&rows).try_get("snapshot")?, disconnections))
 }
 
 /// The position of a reader that begins now, and the next transaction id as of
@@ -288,14 +312,20 @@ fn read_user_page(rows: &[Row], size: PageSize) -> Result<UserPage, Error> {
 
 /// Every row carries what holds for the whole page; where nothing is new, a
 /// single one does nothing else.
-fn head(rows: &[Row]) -> &Row {
+pub fn head(rows: &[Row]) -> &Row {
     match rows {
         [head, ..] => head,
-        [] => unreachable!("a page's statement answers with a row even where nothing is new"),
+        [] => unreachable!("these statements answer with a row even where there is nothing"),
     }
 }
 
-fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
+/// In which incarnation of the server a statement ran, from its columns
+/// `timeline` and `since`.
+///
+/// # Errors
+///
+/// If there are none.
+pub fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
     Ok(Incarnation {
         timeline: head.try_get("timeline")?,
         since: head.try_get("since")?,

@@ -44,6 +44,19 @@ const NAMES: &[(i32, &str)] = &[
     (3, "send_notification"),
     (4, "tidings_pruned"),
     (4, "tidings_pruned_pkey"),
+    (5, "stream_tickets"),
+    (5, "stream_tickets_pkey"),
+    (5, "stream_tickets_user_id"),
+    (5, "stream_tickets_expires_at"),
+    (5, "create_stream_ticket"),
+    (6, "tidings_disconnections"),
+    (6, "tidings_disconnections_id_seq"),
+    (6, "tidings_disconnections_pkey"),
+    (6, "tidings_disconnections_xid"),
+    (6, "tidings_disconnections_created_at"),
+    (6, "tidings_disconnections_since"),
+    (6, "disconnect_user"),
+    (6, "tidings_end_ticket_streams"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.

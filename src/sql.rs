@@ -21,6 +21,10 @@ pub struct Sql {
     pub mark_sent: String,
     /// Whether what rings the bell is in order.
     pub doorbell: String,
+    /// Which streams are to end.
+    pub disconnections: String,
+    /// Whose a ticket is.
+    pub ticket: String,
     /// Takes over rows of another cluster.
     pub restamp_restored_rows: String,
 }
@@ -36,6 +40,8 @@ impl Sql {
             backlog_page: fill(include_str!("../sql/backlog_page.sql")),
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
+            disconnections: fill(include_str!("../sql/disconnections.sql")),
+            ticket: fill(include_str!("../sql/ticket.sql")),
             restamp_restored_rows: fill(include_str!("../sql/restamp_restored_rows.sql")),
         }
     }

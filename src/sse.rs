@@ -144,6 +144,18 @@ pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     out.put_u8(b'\n');
 }
 
+/// The client's identity expires in so much time, and the stream ends then.
+pub fn put_expiring(out: &mut BytesMut, left: Duration) {
+    #[derive(Serialize)]
+    struct Expiring {
+        in_seconds: u64,
+    }
+    put_field(out, "event", "tidings.expiring");
+    let in_seconds = left.as_secs_f64().round() as u64;
+    put_json_data(out, &Expiring { in_seconds });
+    out.put_u8(b'\n');
+}
+
 /// Why a client may have missed rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "reason")]

@@ -23,10 +23,10 @@ use crate::{
     batch::{Batch, End},
     catch_up::{Page, Pages, Turn, Wanted},
     history::History,
-    hub::{Connection, Hub},
-    mailbox::{Letter, Recovery},
+    hub::{Connection, Hub, Noted},
+    identity::Identity,
+    mailbox::{Ending, Letter, Recovery},
     marker::Marks,
-    notification::UserId,
     position::{EventId, Position, UnusableId},
     reader::PageSize,
     snapshot::Xid,
@@ -40,6 +40,9 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// When a browser comes back by itself: half to all of this, so that a restart
 /// of the bridge is not a stampede.
 const RETRY: Duration = Duration::from_secs(3);
+
+/// How long before the end of its identity a client is told.
+const WARNING: Duration = Duration::from_secs(30);
 
 /// What all streams share.
 #[derive(Debug)]
@@ -87,6 +90,17 @@ impl Opening {
     }
 }
 
+/// When the client is told of the end of its identity: in time to get a new
+/// one, but not before half of it is over.
+fn warning(end: Instant) -> Instant {
+    let left = end.saturating_duration_since(Instant::now());
+    end - WARNING.min(left / 2)
+}
+
+fn is_due(time: Option<Instant>) -> bool {
+    time.is_some_and(|time| time <= Instant::now())
+}
+
 /// The body of one response.
 ///
 /// Each poll means that all earlier bytes are in the kernel's hands (the server
@@ -118,7 +132,10 @@ pub struct EventStream {
     handed_out: Vec<i64>,
     catch_up: CatchUp,
     pruned: Pruned,
+    /// When it ends, if that is known.
     ends: Option<Instant>,
+    /// When the client is told that its identity expires.
+    warns: Option<Instant>,
     /// Rings for the heartbeat or the end, whichever comes first.
     timer: Pin<Box<Sleep>>,
 }
@@ -147,9 +164,15 @@ enum Pruned {
 }
 
 impl EventStream {
-    /// Opens the stream of a user. Dropping it takes it out of the hub.
-    pub fn open(streams: &Arc<Streams>, user: UserId, start: &Start, format: Format) -> Self {
-        let (connection, tail) = streams.hub.register(user);
+    /// Opens the stream of somebody who was identified after `noted`. Dropping it takes it out of the hub.
+    pub fn open(
+        streams: &Arc<Streams>,
+        identity: &Identity,
+        noted: Noted,
+        start: &Start,
+        format: Format,
+    ) -> Self {
+        let (connection, tail) = streams.hub.register(identity, noted);
         let history = tail.history;
         Self {
             connection,
@@ -166,7 +189,8 @@ impl EventStream {
             handed_out: Vec::new(),
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
-            ends: None,
+            ends: identity.expires,
+            warns: identity.expires.map(warning),
             timer: Box::pin(sleep(streams.heartbeat)),
             streams: Arc::clone(streams),
         }
@@ -175,14 +199,16 @@ impl EventStream {
     /// Fills `chunk` until it is large enough, or there is nothing to add now.
     fn poll_fill(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
         while chunk.len() < CHUNK_BYTES {
+            if let Poll::Ready(ending) = self.connection.poll_ending(cx) {
+                self.end_for(ending);
+            }
+            if self.is_over() {
+                self.end(chunk);
+                return Poll::Ready(());
+            }
             if self.current.is_some() {
                 self.write_events(chunk);
                 continue;
-            }
-            if self.connection.poll_ending(cx).is_ready() {
-                let delay = self.streams.drain.mul_f64(rand::random_range(0.0..1.0));
-                self.ends = Some(Instant::now() + delay);
-                self.set_timer();
             }
             match &mut self.phase {
                 Phase::Opening(_) => {
@@ -345,9 +371,9 @@ impl EventStream {
         if self.timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        if self.ends.is_some_and(|ends| ends <= Instant::now()) {
+        if self.is_over() {
             self.end(chunk);
-        } else {
+        } else if !self.warn(chunk) {
             self.heartbeat(chunk);
         }
         Poll::Ready(())
@@ -361,6 +387,34 @@ impl EventStream {
             Some(_) => self.put_id_block(chunk),
             None => sse::put_comment(chunk),
         }
+    }
+
+    /// The bridge wants it to end: at once, or spread over the drain time, so
+    /// that not all come back in the same moment.
+    fn end_for(&mut self, reason: Ending) {
+        let delay = match reason {
+            Ending::Disconnected => Duration::ZERO,
+            Ending::Draining | Ending::AnotherHistory => {
+                self.streams.drain.mul_f64(rand::random_range(0.0..1.0))
+            }
+        };
+        let end = Instant::now() + delay;
+        self.ends = Some(self.ends.map_or(end, |ends| ends.min(end)));
+        self.set_timer();
+    }
+
+    fn is_over(&self) -> bool {
+        is_due(self.ends)
+    }
+
+    /// Tells the client that its identity expires, when it is time.
+    fn warn(&mut self, chunk: &mut BytesMut) -> bool {
+        let (true, Some(ends)) = (is_due(self.warns), self.ends) else {
+            return false;
+        };
+        self.warns = None;
+        sse::put_expiring(chunk, ends.saturating_duration_since(Instant::now()));
+        true
     }
 
     fn end(&mut self, chunk: &mut BytesMut) {
@@ -396,7 +450,8 @@ impl EventStream {
     /// Silence begins now.
     fn set_timer(&mut self) {
         let heartbeat = Instant::now() + self.streams.heartbeat;
-        let next = self.ends.map_or(heartbeat, |ends| ends.min(heartbeat));
+        let next = [self.ends, self.warns].into_iter().flatten().min();
+        let next = next.map_or(heartbeat, |next| next.min(heartbeat));
         self.timer.as_mut().reset(next);
     }
 }
@@ -417,9 +472,8 @@ impl Stream for EventStream {
         }
         stream.refresh_safe();
         let mut chunk = BytesMut::new();
-        if stream.ends.is_some_and(|ends| ends <= Instant::now()) {
-            stream.end(&mut chunk);
-        } else if stream.poll_fill(cx, &mut chunk).is_pending() {
+        stream.warn(&mut chunk);
+        if stream.poll_fill(cx, &mut chunk).is_pending() {
             return Poll::Pending;
         }
         stream.set_timer();

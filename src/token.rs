@@ -12,8 +12,10 @@ use jsonwebtoken::{
 };
 use serde::{Deserialize, Serialize};
 
+use tokio::time::Instant;
+
 use crate::{
-    identity::{LEEWAY, Unidentified},
+    identity::{Identity, LEEWAY, Unidentified},
     notification::UserId,
 };
 
@@ -85,6 +87,24 @@ pub struct Claimed {
     pub expires: SystemTime,
 }
 
+/// Seconds count whole, and the last one of the leeway is still good.
+const LAST_SECOND: Duration = Duration::from_secs(1);
+
+/// Who claims to have longer than this has it: the stream ends much earlier.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+impl From<Claimed> for Identity {
+    /// It expires when the same token would no longer be accepted.
+    fn from(claimed: Claimed) -> Self {
+        let end = claimed.expires + LEEWAY + LAST_SECOND;
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        Self {
+            expires: Some(Instant::now() + left.min(LONGEST)),
+            ..claimed.user.into()
+        }
+    }
+}
+
 /// Tells good tokens from bad ones.
 pub struct Tokens {
     key: DecodingKey,
@@ -120,10 +140,11 @@ impl Tokens {
             _ => Unidentified::Invalid,
         })?;
         let Claims { sub, exp } = claims.claims;
+        let furthest = SystemTime::now() + LONGEST;
         let expires = UNIX_EPOCH.checked_add(Duration::from_secs(exp));
         Ok(Claimed {
             user: UserId::parse(&sub).ok_or(Unidentified::User)?,
-            expires: expires.ok_or(Unidentified::Invalid)?,
+            expires: expires.unwrap_or(furthest).min(furthest),
         })
     }
 }

@@ -125,7 +125,13 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
     // sent the row, and the row is marked.
     let alice = UserId::parse("alice").expect("a user");
     let start = Start::Backlog { replay: 0 };
-    let mut stream = EventStream::open(&streams, alice, &start, Format::Text);
+    let mut stream = EventStream::open(
+        &streams,
+        &alice.into(),
+        streams.hub.note(),
+        &start,
+        Format::Text,
+    );
     database
         .execute("insert into notifications (user_id, text, sent_at) values ('alice', 'while open', now())")
         .await;

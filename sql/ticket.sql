@@ -1,0 +1,17 @@
+-- Whose a ticket is, and for how many seconds more.
+--
+-- $1 its hash. Always one row; without a user if there is no such ticket, or it
+-- has expired.
+select
+  ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
+  (select stats_reset from pg_stat_bgwriter) as since,
+  t.user_id,
+  t.seconds_left
+from (select) as one
+left join (
+  select
+    user_id,
+    extract(epoch from expires_at - clock_timestamp())::float8 as seconds_left
+  from :"schema".stream_tickets
+  where hash = $1 and expires_at > clock_timestamp()
+) as t on true

@@ -1,0 +1,77 @@
+//! How long an identity holds, and what a browser is told of its end.
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
+use serde_json::json;
+
+use crate::support::{
+    bridge::{Bridge, SECRET},
+    database::Database,
+    event_source::{End, EventSource, get},
+    until,
+};
+
+/// Seconds from the end of a token's life to the last moment at which it is
+/// good.
+const LEEWAY: u64 = 30;
+
+fn token_that_ends_in(seconds: u64) -> String {
+    let claims = json!({ "sub": "alice", "exp": get_current_timestamp() + seconds - LEEWAY });
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::new(Algorithm::HS256), &claims, &key).expect("a token")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_token_after_a_warning_and_is_refused_from_then_on() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let cookie = format!("tidings_token={}", token_that_ends_in(3));
+    let headers = [("Cookie", cookie.as_str())];
+    let mut source = EventSource::open(bridge.address(), "/stream", &headers).await;
+    until(&mut source, "tidings.caught-up").await;
+    let warning = source.next_event().await;
+    assert_eq!(warning.name, "tidings.expiring");
+    let in_seconds: serde_json::Value = serde_json::from_str(&warning.data).expect("JSON");
+    let in_seconds = in_seconds["in_seconds"].as_u64().expect("a number");
+    assert!((1..=2).contains(&in_seconds), "{in_seconds}");
+    assert_eq!(source.rest().await.1, End::Clean);
+    let refused = get(bridge.address(), "/stream", &headers).await;
+    let refused = refused.expect("an answer");
+    assert_eq!(refused.status(), 401);
+    assert!(refused.text().await.contains("expired"));
+}
+
+/// Rows that keep coming neither delay the end nor lose the warning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_never_silent_ends_with_its_token_too() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let bearer = format!("Bearer {}", token_that_ends_in(3));
+    let headers = [("Authorization", bearer.as_str())];
+    let mut source = EventSource::open(bridge.address(), "/stream", &headers).await;
+    let writer = tokio::spawn({
+        let client = database.connect().await;
+        async move {
+            loop {
+                let sent = client.batch_execute("select send_notification('alice', 'again')");
+                sent.await.expect("sent");
+            }
+        }
+    });
+    let rows = until(&mut source, "tidings.expiring").await;
+    assert!(rows.len() > 10, "{}", rows.len());
+    assert_eq!(source.rest().await.1, End::Clean);
+    writer.abort();
+}
+
+/// The shorter life counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_tokens_the_one_that_ends_first_ends_the_stream() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let bearer = format!("Bearer {}", token_that_ends_in(3_600));
+    let cookie = format!("tidings_token={}", token_that_ends_in(2));
+    let headers = [("Authorization", bearer.as_str()), ("Cookie", &cookie)];
+    let mut source = EventSource::open(bridge.address(), "/stream", &headers).await;
+    until(&mut source, "tidings.expiring").await;
+    assert_eq!(source.rest().await.1, End::Clean);
+}

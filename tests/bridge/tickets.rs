@@ -1,0 +1,317 @@
+//! Tickets: made in SQL, shown in the address, taken away in SQL.
+
+use crate::support::{
+    bridge::{Bridge, token},
+    database::Database,
+    event_source::{End, EventSource, Response, get},
+    until,
+};
+
+/// A ticket for an hour.
+async fn ticket(database: &Database, user: &str) -> String {
+    let client = database.connect().await;
+    let make = "select create_stream_ticket($1)";
+    let made = client.query_one(make, &[&user]).await;
+    made.expect("a ticket").get(0)
+}
+
+async fn open(bridge: &Bridge, ticket: &str) -> EventSource {
+    let path = format!("/stream?ticket={ticket}");
+    let mut source = EventSource::open(bridge.address(), &path, &[]).await;
+    until(&mut source, "tidings.caught-up").await;
+    source
+}
+
+async fn ask(bridge: &Bridge, ticket: &str, headers: &[(&str, &str)]) -> Response {
+    let path = format!("/stream?ticket={ticket}");
+    let response = get(bridge.address(), &path, headers).await;
+    response.expect("an answer")
+}
+
+async fn refused(bridge: &Bridge, ticket: &str) {
+    let response = ask(bridge, ticket, &[]).await;
+    assert_eq!(response.status(), 401, "{ticket}");
+    let said = response.text().await;
+    assert!(said.contains("get a new one"), "{said}");
+}
+
+/// It gets what is sent to its user now, and nothing ended it before.
+async fn is_open(database: &Database, source: &mut EventSource, user: &str) {
+    let send = format!("select send_notification('{user}', 'still here')");
+    database.execute(&send).await;
+    assert_eq!(source.next_event().await.data, "still here");
+}
+
+async fn ends(source: &mut EventSource) {
+    assert_eq!(source.rest().await.1, End::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_opens_its_users_stream_as_often_as_it_is_shown() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let ticket = ticket(&database, "alice").await;
+    for _ in 0..2 {
+        let mut source = open(&bridge, &ticket).await;
+        database
+            .execute("select send_notification('bob', 'not for alice')")
+            .await;
+        is_open(&database, &mut source, "alice").await;
+    }
+    // With a token of the same user it is still alice.
+    let bearer = format!("Bearer {}", token("alice"));
+    let response = ask(&bridge, &ticket, &[("Authorization", &bearer)]).await;
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_keeps_a_hash_from_which_no_ticket_can_be_made() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let (one, another) = (
+        ticket(&database, "alice").await,
+        ticket(&database, "alice").await,
+    );
+    assert_ne!(one, another);
+    assert_eq!(one.len(), 64);
+    let client = database.connect().await;
+    let rows = client.query(
+        "select stream_tickets::text, encode(hash, 'hex') from stream_tickets",
+        &[],
+    );
+    for row in rows.await.expect("the table") {
+        let (all, hash): (String, String) = (row.get(0), row.get(1));
+        assert!(!all.contains(&one) && !all.contains(&another), "{all}");
+        refused(&bridge, &hash).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_that_is_none_is_refused() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let good = ticket(&database, "alice").await;
+    database
+        .execute(
+            "insert into stream_tickets (hash, user_id, created_at, expires_at) \
+             values (sha256(repeat('a', 64)::bytea), 'alice', now() - interval '2 hours', now() - interval '1 second')",
+        )
+        .await;
+    refused(&bridge, &"a".repeat(64)).await;
+    for bad in [
+        "",
+        "0",
+        &"0".repeat(64),
+        &"0".repeat(65),
+        &good[1..],
+        &good
+            .to_uppercase()
+            .replace(|c: char| c.is_ascii_digit(), "A"),
+        &format!("{good}0"),
+        &format!("%20{good}"),
+        &format!("{}%00", &good[1..]),
+        "'%20or%20true--",
+        &"x".repeat(10_000),
+    ] {
+        refused(&bridge, bad).await;
+    }
+    // Twice is once too often.
+    let response = ask(&bridge, &format!("{good}&ticket={good}"), &[]).await;
+    assert_eq!(response.status(), 401);
+    is_open(&database, &mut open(&bridge, &good).await, "alice").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_and_a_token_must_agree_and_neither_stands_in_for_a_bad_one() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let alices = ticket(&database, "alice").await;
+    let bobs = format!("tidings_token={}", token("bob"));
+    let alice = format!("Bearer {}", token("alice"));
+    let unknown = "0".repeat(64);
+    for (ticket, header) in [
+        (&alices, ("Cookie", bobs.as_str())),
+        (&alices, ("Cookie", "tidings_token=x")),
+        (&alices, ("Authorization", "Bearer x")),
+        (&unknown, ("Authorization", alice.as_str())),
+    ] {
+        assert_eq!(ask(&bridge, ticket, &[header]).await.status(), 401);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taking_a_ticket_away_ends_the_streams_that_it_opened_and_no_others() {
+    let database = Database::migrated().await;
+    let (bridge, other_bridge) = (
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+    );
+    let mut with_token = bridge.connect_live("alice").await;
+    for take_away in [
+        "delete from stream_tickets where hash = sha256('TICKET')",
+        "update stream_tickets set expires_at = created_at + interval '1 microsecond' \
+         where hash = sha256('TICKET')",
+    ] {
+        let (gone, kept) = (
+            ticket(&database, "alice").await,
+            ticket(&database, "alice").await,
+        );
+        let mut ending = open(&bridge, &gone).await;
+        let mut ending_elsewhere = open(&other_bridge, &gone).await;
+        let mut staying = open(&bridge, &kept).await;
+        database.execute(&take_away.replace("TICKET", &gone)).await;
+        ends(&mut ending).await;
+        ends(&mut ending_elsewhere).await;
+        refused(&bridge, &gone).await;
+        refused(&other_bridge, &gone).await;
+        is_open(&database, &mut staying, "alice").await;
+        assert_eq!(with_token.next_event().await.data, "still here");
+    }
+    let last = ticket(&database, "alice").await;
+    let mut ending = open(&bridge, &last).await;
+    database.execute("truncate stream_tickets").await;
+    ends(&mut ending).await;
+    refused(&bridge, &last).await;
+    is_open(&database, &mut with_token, "alice").await;
+}
+
+/// The row of a ticket goes in a transaction that began before others that have
+/// been read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_that_is_taken_away_in_a_long_transaction_ends_its_streams_too() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let (gone, quick) = (
+        ticket(&database, "alice").await,
+        ticket(&database, "alice").await,
+    );
+    let mut ending = open(&bridge, &gone).await;
+    let mut ending_first = open(&bridge, &quick).await;
+    let slow = database.connect().await;
+    slow.batch_execute(&format!(
+        "begin; delete from stream_tickets where hash = sha256('{gone}')"
+    ))
+    .await
+    .expect("deleted");
+    database
+        .execute(&format!(
+            "delete from stream_tickets where hash = sha256('{quick}')"
+        ))
+        .await;
+    ends(&mut ending_first).await;
+    is_open(&database, &mut ending, "alice").await;
+    slow.batch_execute("commit").await.expect("committed");
+    ends(&mut ending).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disconnect_user_ends_a_users_streams_and_takes_the_tickets_away() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let ticket = ticket(&database, "7").await;
+    let mut with_ticket = open(&bridge, &ticket).await;
+    let mut with_token = bridge.connect_live("7").await;
+    let mut other = bridge.connect_live("bob").await;
+    database.execute("select disconnect_user('7')").await;
+    ends(&mut with_ticket).await;
+    ends(&mut with_token).await;
+    refused(&bridge, &ticket).await;
+    is_open(&database, &mut other, "bob").await;
+    // A token stays good until it expires; and users may have numbers.
+    let mut again = bridge.connect_live("7").await;
+    database.execute("select disconnect_user(7::bigint)").await;
+    ends(&mut again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_that_expires_ends_its_stream_after_a_warning() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let client = database.connect().await;
+    let made = client
+        .query_one("select create_stream_ticket('alice', '3 seconds')", &[])
+        .await
+        .expect("a ticket");
+    let ticket: String = made.get(0);
+    let mut source = open(&bridge, &ticket).await;
+    is_open(&database, &mut source, "alice").await;
+    let warning = source.next_event().await;
+    assert_eq!(warning.name, "tidings.expiring");
+    assert!(
+        ["1", "2"]
+            .map(|n| format!(r#"{{"in_seconds":{n}}}"#))
+            .contains(&warning.data),
+        "{warning:?}"
+    );
+    ends(&mut source).await;
+    refused(&bridge, &ticket).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_without_a_user_or_a_reasonable_life_are_not_made() {
+    let database = Database::migrated().await;
+    let client = database.connect().await;
+    let newest = client
+        .query_one("select current_setting('server_version_num')::int", &[])
+        .await
+        .expect("a version")
+        .get::<_, i32>(0);
+    let mut bad = vec![
+        "null, '1 hour'",
+        "'', '1 hour'",
+        "repeat('x', 256), '1 hour'",
+        "'alice', null",
+        "'alice', '0'",
+        "'alice', '-1 second'",
+        "'alice', '1 month -31 days'",
+        "'alice', '24 hours 1 microsecond'",
+        "'alice', '1 day 1 second'",
+        "'alice', '100 years'",
+    ];
+    if newest >= 17_00_00 {
+        bad.extend(["'alice', 'infinity'", "'alice', '-infinity'"]);
+    }
+    for arguments in bad {
+        let make = format!("select create_stream_ticket({arguments})");
+        let made = client.batch_execute(&make).await;
+        let error = made.expect_err(arguments);
+        let error = error.as_db_error().expect(arguments);
+        assert!(
+            error.message().starts_with("a ticket "),
+            "{arguments}: {error}"
+        );
+    }
+    for arguments in [
+        "'alice'",
+        "'alice', '24 hours'",
+        "'alice', '1 day'",
+        "'alice', '1 second'",
+    ] {
+        database
+            .execute(&format!("select create_stream_ticket({arguments})"))
+            .await;
+    }
+    let error = client.batch_execute("select disconnect_user(null::text)");
+    let error = error.await.expect_err("no user").to_string();
+    assert!(error.contains("db error"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_tickets_are_removed_while_new_ones_are_made() {
+    let database = Database::migrated().await;
+    database
+        .execute(
+            "insert into stream_tickets (hash, user_id, created_at, expires_at) \
+             select sha256(n::text::bytea), 'alice', now() - interval '2 hours', now() - interval '1 hour' \
+             from generate_series(1, 25) as n",
+        )
+        .await;
+    for left in [16, 7, 3, 4] {
+        ticket(&database, "alice").await;
+        let count = "select count(*) from stream_tickets";
+        assert_eq!(database.ids(count).await, [left]);
+    }
+    // They had ended by themselves.
+    let count = "select count(*) from tidings_disconnections";
+    assert_eq!(database.ids(count).await, [0]);
+}
