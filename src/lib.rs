@@ -41,6 +41,7 @@ pub mod stream;
 
 pub mod admin;
 pub mod authenticator;
+pub mod deferral;
 pub mod http;
 pub mod problem;
 pub mod ticket;

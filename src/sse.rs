@@ -132,6 +132,15 @@ fn put_retry_line(out: &mut BytesMut, delay: Duration) {
     put_field(out, "retry", &delay.as_millis().to_string());
 }
 
+/// All of a stream that is none: when the client is to come back, and a comment
+/// that says why, which must be one line. No blank line ends it, since by the
+/// letter of the standard that would make a client forget the id that it came
+/// with.
+pub fn put_come_back(out: &mut BytesMut, delay: Duration, why: &str) {
+    put_retry_line(out, delay);
+    put_field(out, "", why);
+}
+
 /// The backlog has been written; what follows is live.
 pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     #[derive(Serialize)]
