@@ -193,6 +193,9 @@ impl App {
     ///
     /// [`StartError`]. A database that can't be reached is tried for 30 s.
     pub async fn build(parts: Parts, options: &BridgeOptions) -> Result<Self, StartError> {
+        if let Some(tokens) = &parts.credentials.tokens {
+            tokens.start();
+        }
         let (direct_url, sessions) = match parts.direct_url {
             Some(ref url) => (url, Sessions::Lent),
             None => (&parts.url, Sessions::Own),

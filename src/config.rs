@@ -7,8 +7,17 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use self::{jwt::JwtOptions, secret::Hidden};
-use crate::{database::DatabaseUrl, notification::UserId, schema::SchemaName, token::JwtSecret};
+pub use self::{
+    jwt::{JwtOptions, RuleOptions},
+    secret::Hidden,
+};
+use crate::{
+    database::DatabaseUrl,
+    key::Kind,
+    notification::UserId,
+    schema::SchemaName,
+    token::{JwtSecret, Rules},
+};
 
 /// Pushes rows of a Postgres table to the browsers of the people they concern.
 #[derive(Debug, Parser)]
@@ -29,6 +38,7 @@ pub struct Cli {
 
 /// What `tidings` does.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, parsed at start")]
 pub enum Command {
     /// Stream notifications to browsers
     Serve(ServeOptions),
@@ -174,12 +184,15 @@ pub struct TokenOptions {
     /// How long it is valid
     #[arg(long, default_value = "1h", value_parser = duration_between::<1, 31_536_000>)]
     pub ttl: Duration,
-    /// The secret that `serve` was given (HS256, 32 bytes at least)
+    /// The secret that `serve` was given; of several, the first signs
     #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: Option<Hidden>,
     /// The same, read from a file
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
+    /// What a good token is, as `serve` was told.
+    #[command(flatten)]
+    pub rules: RuleOptions,
 }
 
 /// A setting that is missing or can't be used.
@@ -216,7 +229,8 @@ pub enum ConfigError {
     #[error(
         "no authentication is configured, and without it anybody could read everybody's \
              notifications: set TIDINGS_JWT_SECRET (or --jwt-secret) to a secret of 32 bytes at \
-             least, made with `openssl rand -hex 32`, and sign users' tokens with it"
+             least, made with `openssl rand -hex 32`, and sign users' tokens with it; or tell who \
+             signs them, by TIDINGS_JWT_PUBLIC_KEY or TIDINGS_JWKS_URL"
     )]
     NoAuthentication,
     /// `token` can't sign.
@@ -224,9 +238,14 @@ pub enum ConfigError {
         "set TIDINGS_JWT_SECRET (or --jwt-secret) to the secret that `tidings serve` was given"
     )]
     NoSecret,
-    /// Too weak.
-    #[error("TIDINGS_JWT_SECRET can't be used: {0}")]
-    Secret(String),
+    /// A key, or what is said of keys.
+    #[error("{name} can't be used: {reason}")]
+    Key {
+        /// The setting.
+        name: &'static str,
+        /// What is wrong with it; never its value.
+        reason: String,
+    },
 }
 
 impl DatabaseOptions {
@@ -261,15 +280,27 @@ fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError
 }
 
 impl TokenOptions {
-    /// The secret to sign with.
+    /// What to sign with, and by what rules.
     ///
     /// # Errors
     ///
     /// [`ConfigError`].
-    pub fn secret(&self) -> Result<JwtSecret, ConfigError> {
+    pub fn secret(&self) -> Result<(JwtSecret, Rules), ConfigError> {
+        let name = "TIDINGS_JWT_SECRET";
         let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
-        let secret = secret::given("TIDINGS_JWT_SECRET", value.as_ref(), file.as_deref())?;
-        jwt::secret(&secret.ok_or(ConfigError::NoSecret)?)
+        let given = secret::given(name, value.as_ref(), file.as_deref())?;
+        let secrets = jwt::secrets(&given.ok_or(ConfigError::NoSecret)?)?;
+        let secret = secrets.into_iter().next().ok_or(ConfigError::NoSecret)?;
+        let rules = self.rules.rules();
+        let algorithms = rules.accepted.of(Kind::Secret);
+        let unusable = |reason| ConfigError::Key { name, reason };
+        secret.suits(&algorithms).map_err(unusable)?;
+        if algorithms.is_empty() {
+            let reason = "TIDINGS_JWT_ALGORITHMS names none that a secret signs with, such as \
+                          HS256: sign where the private key is";
+            return Err(unusable(reason.to_owned()));
+        }
+        Ok((secret, rules))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What browsers ask for: `GET /stream`.
 
+use std::time::Duration;
+
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{
@@ -13,6 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     authenticator::{Authenticator, Named},
+    deferral::Deferral,
     identity::{Identity, Unidentified},
     problem::Problem,
     reader::REPLAY_ROWS,
@@ -22,6 +25,10 @@ use crate::{
 
 /// The header that a returning `EventSource` sends.
 const LAST_EVENT_ID: &str = "last-event-id";
+
+/// When those come back of whom nobody can tell who they are: what it takes is
+/// tried again meanwhile.
+const UNAVAILABLE: Duration = Duration::from_secs(8);
 
 /// The route of the stream. Needs `Data<Streams>` and `Data<Authenticator>`.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -76,9 +83,14 @@ async fn stream(
 ) -> Result<HttpResponse, Problem> {
     let noted = streams.hub.note();
     // Who is asking comes first: nothing is explained to strangers.
-    let identity = identify(&request, &authenticator)
-        .await
-        .map_err(|error| Problem::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
+    let identity = match identify(&request, &authenticator).await {
+        Ok(identity) => identity,
+        Err(error @ Unidentified::Unavailable) => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return Ok(Deferral::new(status, error.to_string(), UNAVAILABLE).answer(&request));
+        }
+        Err(error) => return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string())),
+    };
     let parameters = web::Query::<Parameters>::from_query(request.query_string());
     let parameters = parameters.map_err(bad_parameters)?.into_inner();
     if parameters.replay > REPLAY_ROWS {

@@ -95,9 +95,7 @@ pub enum Unidentified {
     #[error("the token has expired: get a new one")]
     Expired,
     /// Wrong in any other way: signature, algorithm, form, claims.
-    #[error(
-        "the token is not valid here: it must be a JWT signed with HS256 that carries sub and exp"
-    )]
+    #[error("the token is not valid here: get one from the application that this stream is of")]
     Invalid,
     /// Unknown, expired, or taken away.
     #[error("the ticket is not valid, or not any more: get a new one")]

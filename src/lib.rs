@@ -43,6 +43,8 @@ pub mod admin;
 pub mod authenticator;
 pub mod deferral;
 pub mod http;
+pub mod key;
+pub mod key_set;
 pub mod problem;
 pub mod ticket;
 pub mod token;

@@ -54,6 +54,7 @@ async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
 }
 
 fn token(options: &TokenOptions) -> Result<(), Failure> {
-    let token = token::sign(&options.secret()?, &options.user, options.ttl.as_secs())?;
+    let (secret, rules) = options.secret()?;
+    let token = token::sign(&secret, &rules, &options.user, options.ttl.as_secs())?;
     Ok(writeln!(io::stdout(), "{token}")?)
 }

@@ -1,81 +1,103 @@
-//! Tokens: JWTs (RFC 7519) that name a user, signed by the application.
+//! Tokens: JWTs (RFC 7519) that name a user, signed by the application or by
+//! what signs its users in.
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind,
-    get_current_timestamp,
+    Algorithm, Header, Validation, decode_header, errors::ErrorKind, get_current_timestamp,
 };
-use serde::{Deserialize, Serialize};
-
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
+pub use crate::key::JwtSecret;
 use crate::{
     identity::{Identity, LEEWAY, Unidentified},
+    key::{Accepted, Key, Kind},
+    key_set::KeySet,
     notification::UserId,
 };
 
-/// A shared secret for HS256. Its `Debug` form hides it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct JwtSecret(String);
+/// A token may have at most this many bytes: those of the field have one or
+/// two thousand, and nothing is done for a longer one.
+pub const MAX_BYTES: usize = 8 << 10;
 
-impl JwtSecret {
-    /// RFC 7518, section 3.2: a key at least as long as the hash.
-    pub const MIN_BYTES: usize = 32;
+/// The claim that names the user unless another one is configured.
+pub const USER_CLAIM: &str = "sub";
+
+/// What a good token is, whatever key signed it.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// With what it may be signed.
+    pub accepted: Accepted,
+    /// One of these issued it (`iss`); if there are none, anybody.
+    pub issuers: Vec<String>,
+    /// It is meant for one of these (`aud`); if there are none, it may be meant
+    /// for anybody.
+    pub audiences: Vec<String>,
+    /// The claim that names the user.
+    pub user_claim: String,
 }
 
-impl FromStr for JwtSecret {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.len() < Self::MIN_BYTES {
-            return Err(format!(
-                "it has {} bytes, and HS256 needs {} at least: make one with `openssl rand -hex 32`",
-                text.len(),
-                Self::MIN_BYTES
-            ));
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            accepted: Accepted::default(),
+            issuers: Vec::new(),
+            audiences: Vec::new(),
+            user_claim: USER_CLAIM.to_owned(),
         }
-        Ok(Self(text.to_owned()))
     }
 }
 
-impl fmt::Debug for JwtSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JwtSecret(hidden)")
+impl Rules {
+    fn validation(&self) -> Validation {
+        let mut required = vec!["exp"];
+        let mut validation = Validation::default();
+        if !self.issuers.is_empty() {
+            required.push("iss");
+            validation.set_issuer(&self.issuers);
+        }
+        // Where no audience is configured, a token that names one is still its
+        // user's.
+        validation.validate_aud = !self.audiences.is_empty();
+        if validation.validate_aud {
+            required.push("aud");
+            validation.set_audience(&self.audiences);
+        }
+        validation.set_required_spec_claims(&required);
+        validation.leeway = LEEWAY.as_secs();
+        validation.validate_nbf = true;
+        validation
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    sub: String,
-    /// Seconds since 1970.
-    exp: u64,
-}
-
-/// Signs a token for `user` that is valid for so many seconds.
+/// Signs a token for `user` that is valid for so many seconds, with the first
+/// algorithm of a secret that the rules accept.
 ///
 /// # Errors
 ///
-/// What the library says; none is known for HS256.
+/// What the library says; it signs with nothing but a secret.
 pub fn sign(
     secret: &JwtSecret,
+    rules: &Rules,
     user: &UserId,
     seconds: u64,
 ) -> Result<String, jsonwebtoken::errors::Error> {
+    let algorithm = rules.accepted.of(Kind::Secret).first().copied();
+    let algorithm = algorithm.ok_or(ErrorKind::InvalidAlgorithm)?;
     let exp = get_current_timestamp().saturating_add(seconds);
-    let claims = Claims {
-        sub: user.to_string(),
-        exp,
-    };
-    jsonwebtoken::encode(
-        &Header::default(),
-        &claims,
-        &EncodingKey::from_secret(secret.0.as_bytes()),
-    )
+    let mut claims = Map::new();
+    claims.insert(rules.user_claim.clone(), user.as_str().into());
+    claims.insert("exp".to_owned(), exp.into());
+    let named = [("iss", &rules.issuers), ("aud", &rules.audiences)];
+    for (claim, names) in named {
+        claims.extend(
+            names
+                .first()
+                .map(|name| (claim.to_owned(), name.as_str().into())),
+        );
+    }
+    jsonwebtoken::encode(&Header::new(algorithm), &claims, &secret.signing())
 }
 
 /// Whom a good token names, and until when.
@@ -96,10 +118,14 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 impl From<Claimed> for Identity {
     /// It expires when the same token would no longer be accepted.
     fn from(claimed: Claimed) -> Self {
-        let end = claimed.expires + LEEWAY + LAST_SECOND;
-        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = claimed.expires.duration_since(SystemTime::now());
+        // Some time of the leeway may have passed.
+        let left = match left {
+            Ok(left) => left.min(LONGEST) + LEEWAY + LAST_SECOND,
+            Err(past) => (LEEWAY + LAST_SECOND).saturating_sub(past.duration()),
+        };
         Self {
-            expires: Some(Instant::now() + left.min(LONGEST)),
+            expires: Some(Instant::now() + left),
             ..claimed.user.into()
         }
     }
@@ -107,44 +133,103 @@ impl From<Claimed> for Identity {
 
 /// Tells good tokens from bad ones.
 pub struct Tokens {
-    key: DecodingKey,
+    keys: Vec<Key>,
+    key_set: Option<KeySet>,
     validation: Validation,
+    user_claim: String,
 }
 
 impl Tokens {
-    /// Tokens signed with this secret.
-    pub fn signed_with(secret: &JwtSecret) -> Self {
-        // The algorithm comes from here, never from the token.
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_required_spec_claims(&["exp", "sub"]);
-        validation.leeway = LEEWAY.as_secs();
-        validation.validate_nbf = true;
-        // Audiences are not configurable yet; a token that names one is still
-        // its user's.
-        validation.validate_aud = false;
+    /// Tokens that are signed with one of the keys, or with one of the set.
+    pub fn new(keys: Vec<Key>, key_set: Option<KeySet>, rules: &Rules) -> Self {
         Self {
-            key: DecodingKey::from_secret(secret.0.as_bytes()),
-            validation,
+            keys,
+            key_set,
+            validation: rules.validation(),
+            user_claim: rules.user_claim.clone(),
         }
     }
 
-    /// Checks a token.
+    /// Begins to fetch the set of keys, on the runtime that this is called on.
+    /// Until then no key of the set is known.
+    pub fn start(&self) {
+        if let Some(key_set) = &self.key_set {
+            key_set.start();
+        }
+    }
+
+    /// Checks a token. It may wait for the set of keys to be fetched.
     ///
     /// # Errors
     ///
     /// [`Unidentified`].
     pub async fn verify(&self, token: &str) -> Result<Claimed, Unidentified> {
-        let decoded = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation);
-        let claims = decoded.map_err(|error| match error.kind() {
-            ErrorKind::ExpiredSignature => Unidentified::Expired,
-            _ => Unidentified::Invalid,
-        })?;
-        let Claims { sub, exp } = claims.claims;
-        let furthest = SystemTime::now() + LONGEST;
-        let expires = UNIX_EPOCH.checked_add(Duration::from_secs(exp));
-        Ok(Claimed {
-            user: UserId::parse(&sub).ok_or(Unidentified::User)?,
-            expires: expires.unwrap_or(furthest).min(furthest),
-        })
+        if token.len() > MAX_BYTES {
+            return Err(Unidentified::Invalid);
+        }
+        let header = decode_header(token).map_err(|_| Unidentified::Invalid)?;
+        // Whoever doesn't understand what is marked as critical must refuse
+        // (RFC 7515, section 4.1.11), and nothing of it is understood here.
+        if header.crit.is_some() {
+            return Err(Unidentified::Invalid);
+        }
+        // The header says which of the algorithms it is that a key may be used
+        // with by configuration; it can't add one.
+        let algorithm = header.alg;
+        let own = self.keys.iter().filter(|key| key.serves(algorithm));
+        if let Some(claimed) = self.try_each(token, algorithm, own)? {
+            return Ok(claimed);
+        }
+        let Some(key_set) = self.key_set.as_ref().filter(|set| set.may_serve(algorithm)) else {
+            return Err(Unidentified::Invalid);
+        };
+        let found = key_set.find(header.kid.as_deref(), algorithm).await;
+        let found = found.map_err(|_| Unidentified::Unavailable)?;
+        let claimed = self.try_each(token, algorithm, found.iter().map(AsRef::as_ref))?;
+        claimed.ok_or(Unidentified::Invalid)
+    }
+
+    /// What the token says, if one of the keys signed it.
+    fn try_each<'k>(
+        &self,
+        token: &str,
+        algorithm: Algorithm,
+        keys: impl Iterator<Item = &'k Key>,
+    ) -> Result<Option<Claimed>, Unidentified> {
+        let mut validation = self.validation.clone();
+        validation.algorithms = vec![algorithm];
+        for key in keys {
+            let decoded =
+                jsonwebtoken::decode::<Map<String, Value>>(token, key.decoding(), &validation);
+            // The claims are looked at once the signature is good.
+            match decoded {
+                Ok(decoded) => return self.claimed(&decoded.claims).map(Some),
+                Err(error) => match error.kind() {
+                    ErrorKind::InvalidSignature => {}
+                    ErrorKind::ExpiredSignature => return Err(Unidentified::Expired),
+                    _ => return Err(Unidentified::Invalid),
+                },
+            }
+        }
+        Ok(None)
+    }
+
+    fn claimed(&self, claims: &Map<String, Value>) -> Result<Claimed, Unidentified> {
+        let user = match claims.get(&self.user_claim) {
+            Some(Value::String(text)) => UserId::parse(text).ok_or(Unidentified::User)?,
+            // Users that are numbers are known by their decimal text. `sub` is
+            // a string by RFC 7519.
+            Some(Value::Number(number)) if self.user_claim != USER_CLAIM && !number.is_f64() => {
+                UserId::parse(&number.to_string()).ok_or(Unidentified::User)?
+            }
+            _ => return Err(Unidentified::Invalid),
+        };
+        let expires = claims
+            .get("exp")
+            .and_then(Value::as_f64)
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .and_then(|since| UNIX_EPOCH.checked_add(since))
+            .ok_or(Unidentified::Invalid)?;
+        Ok(Claimed { user, expires })
     }
 }

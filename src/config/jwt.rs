@@ -3,22 +3,83 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use jsonwebtoken::Algorithm;
 
 use super::{
     ConfigError,
     secret::{self, Hidden},
 };
-use crate::token::{JwtSecret, Tokens};
+use crate::{
+    key::{Accepted, Key, Kind},
+    key_set::KeySet,
+    token::{JwtSecret, Rules, Tokens},
+};
+
+/// So many secrets, and so many public keys, may be configured. Two are enough
+/// to replace one by another; each is tried on each token.
+const MAX_KEYS: usize = 10;
+
+const SECRET: &str = "TIDINGS_JWT_SECRET";
+const PUBLIC_KEY: &str = "TIDINGS_JWT_PUBLIC_KEY";
+const KEY_SET: &str = "TIDINGS_JWKS_URL";
+const ALGORITHMS: &str = "TIDINGS_JWT_ALGORITHMS";
 
 /// Whose tokens are good.
 #[derive(Clone, Debug, Args)]
 pub struct JwtOptions {
-    /// The secret that signs users' tokens (HS256, 32 bytes at least)
+    /// The secrets that sign users' tokens, one a line (32 bytes at least; 48 for
+    /// HS384, 64 for HS512)
     #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: Option<Hidden>,
     /// The same, read from a file
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
+    /// The public keys of who signs users' tokens, as PEM, one after the other:
+    /// RSA, P-256, P-384 or Ed25519
+    #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY", hide_env_values = true)]
+    pub jwt_public_key: Option<Hidden>,
+    /// The same, read from a file
+    #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY_FILE")]
+    pub jwt_public_key_file: Option<PathBuf>,
+    /// Where an identity provider publishes its keys as a JSON Web Key Set
+    /// (https://…/.well-known/jwks.json)
+    #[arg(long, env = "TIDINGS_JWKS_URL", hide_env_values = true)]
+    pub jwks_url: Option<Hidden>,
+    /// What a good token is.
+    #[command(flatten)]
+    pub rules: RuleOptions,
+}
+
+/// What a good token is, whatever key signed it.
+#[derive(Clone, Debug, Args)]
+pub struct RuleOptions {
+    /// The algorithms that tokens may be signed with, separated by commas;
+    /// default: what the key says, or HS256, RS256, ES256, ES384 or EdDSA, by its
+    /// kind
+    #[arg(long, env = "TIDINGS_JWT_ALGORITHMS", value_delimiter = ',', value_parser = algorithm)]
+    pub jwt_algorithms: Vec<Algorithm>,
+    /// Who may have issued a token (its `iss` must be one of these, separated by
+    /// commas); default: anybody who has a key
+    #[arg(long, env = "TIDINGS_JWT_ISSUER", value_delimiter = ',', value_parser = name)]
+    pub jwt_issuer: Vec<String>,
+    /// For whom a token must be meant (its `aud` must be or hold one of these,
+    /// separated by commas); default: it doesn't matter
+    #[arg(long, env = "TIDINGS_JWT_AUDIENCE", value_delimiter = ',', value_parser = name)]
+    pub jwt_audience: Vec<String>,
+    /// The claim that names the user: a text or, but for sub, an integer
+    #[arg(long, env = "TIDINGS_JWT_USER_CLAIM", default_value = "sub", value_parser = user_claim)]
+    pub jwt_user_claim: String,
+}
+
+impl RuleOptions {
+    pub(super) fn rules(&self) -> Rules {
+        Rules {
+            accepted: Accepted::only(&self.jwt_algorithms),
+            issuers: self.jwt_issuer.clone(),
+            audiences: self.jwt_audience.clone(),
+            user_claim: self.jwt_user_claim.clone(),
+        }
+    }
 }
 
 impl JwtOptions {
@@ -29,13 +90,144 @@ impl JwtOptions {
     /// [`ConfigError`], also if nothing is configured: nothing is accepted by
     /// default.
     pub fn tokens(&self) -> Result<Tokens, ConfigError> {
+        let rules = self.rules.rules();
+        let mut keys = Vec::new();
         let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
-        let secret = secret::given("TIDINGS_JWT_SECRET", value.as_ref(), file.as_deref())?;
-        let secret = self::secret(&secret.ok_or(ConfigError::NoAuthentication)?)?;
-        Ok(Tokens::signed_with(&secret))
+        if let Some(given) = secret::given(SECRET, value.as_ref(), file.as_deref())? {
+            for secret in secrets(&given)? {
+                let key = Key::of_secret(&secret, &rules.accepted);
+                keys.push(key.map_err(|reason| unusable(SECRET, reason))?);
+            }
+        }
+        let (value, file) = (&self.jwt_public_key, &self.jwt_public_key_file);
+        if let Some(given) = secret::given(PUBLIC_KEY, value.as_ref(), file.as_deref())? {
+            for block in blocks(&given)? {
+                let key = Key::of_pem(&block, &rules.accepted);
+                keys.push(key.map_err(|reason| unusable(PUBLIC_KEY, reason))?);
+            }
+        }
+        let key_set = match &self.jwks_url {
+            Some(url) => {
+                let url = url
+                    .reveal()
+                    .parse()
+                    .map_err(|reason| unusable(KEY_SET, reason))?;
+                Some(KeySet::new(url, rules.accepted.clone()))
+            }
+            None => None,
+        };
+        if keys.is_empty() && key_set.is_none() {
+            return Err(ConfigError::NoAuthentication);
+        }
+        every_algorithm_has_a_key(&rules.accepted, &keys, key_set.as_ref())?;
+        every_key_has_an_algorithm(&keys)?;
+        Ok(Tokens::new(keys, key_set, &rules))
     }
 }
 
-pub(super) fn secret(hidden: &Hidden) -> Result<JwtSecret, ConfigError> {
-    hidden.reveal().parse().map_err(ConfigError::Secret)
+/// What can't be true of any token was not meant.
+fn every_algorithm_has_a_key(
+    accepted: &Accepted,
+    keys: &[Key],
+    key_set: Option<&KeySet>,
+) -> Result<(), ConfigError> {
+    for &algorithm in accepted.configured() {
+        let has_key = keys.iter().any(|key| key.serves(algorithm))
+            || key_set.is_some_and(|set| set.may_serve(algorithm));
+        if !has_key {
+            let needed = Kind::of(algorithm).map_or_else(String::new, |kind| kind.to_string());
+            return Err(unusable(
+                ALGORITHMS,
+                format!(
+                    "{algorithm:?} needs {needed}, and there is none: set {SECRET}, {PUBLIC_KEY} \
+                     or {KEY_SET}, or leave the algorithm out"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn every_key_has_an_algorithm(keys: &[Key]) -> Result<(), ConfigError> {
+    match keys.iter().find(|key| !key.is_used()) {
+        None => Ok(()),
+        Some(key) => Err(unusable(
+            ALGORITHMS,
+            format!(
+                "it names no algorithm for {}, which is configured: add one of {:?}, or leave \
+                 the key out",
+                key.kind(),
+                key.kind().algorithms()
+            ),
+        )),
+    }
+}
+
+/// The secrets, one a line. White space around one is not part of it.
+pub(super) fn secrets(given: &Hidden) -> Result<Vec<JwtSecret>, ConfigError> {
+    let lines = given.reveal().lines().map(str::trim);
+    let secrets: Result<Vec<JwtSecret>, String> = lines
+        .filter(|line| !line.is_empty())
+        .map(str::parse)
+        .collect();
+    some(SECRET, secrets.map_err(|reason| unusable(SECRET, reason))?)
+}
+
+/// The blocks of PEM. Environments that have no line breaks write `\n`.
+fn blocks(given: &Hidden) -> Result<Vec<String>, ConfigError> {
+    const BEGIN: &str = "-----BEGIN ";
+    let text = given.reveal().replace("\\n", "\n");
+    // What stands before the first one is a comment.
+    let blocks = text.split(BEGIN).skip(1);
+    let blocks = blocks.map(|block| format!("{BEGIN}{}", block.trim_end()));
+    some(PUBLIC_KEY, blocks.collect())
+}
+
+fn some<K>(name: &'static str, keys: Vec<K>) -> Result<Vec<K>, ConfigError> {
+    match keys.len() {
+        0 => Err(unusable(
+            name,
+            "there is no key in it: a secret is a text, a public key is PEM",
+        )),
+        1..=MAX_KEYS => Ok(keys),
+        count => Err(unusable(
+            name,
+            format!("it holds {count} keys, and {MAX_KEYS} are the most"),
+        )),
+    }
+}
+
+fn unusable(name: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Key {
+        name,
+        reason: reason.into(),
+    }
+}
+
+fn algorithm(text: &str) -> Result<Algorithm, String> {
+    text.trim().parse().map_err(|_| {
+        let known: Vec<String> = Kind::ALL
+            .iter()
+            .flat_map(|kind| kind.algorithms())
+            .map(|algorithm| format!("{algorithm:?}"))
+            .collect();
+        format!("the algorithms are {}", known.join(", "))
+    })
+}
+
+fn name(text: &str) -> Result<String, &'static str> {
+    match text.trim() {
+        "" => Err("a name is missing"),
+        name => Ok(name.to_owned()),
+    }
+}
+
+fn user_claim(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("it must be the name of a claim"),
+        "aud" | "exp" | "iat" | "iss" | "nbf" => {
+            Err("that claim is the same for many users, or changes with each token")
+        }
+        claim => Ok(claim.to_owned()),
+    }
 }

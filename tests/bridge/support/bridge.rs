@@ -9,7 +9,7 @@ use tidings::{
     hub::Hub,
     notification::UserId,
     position::Position,
-    token::{self, JwtSecret},
+    token::{self, JwtSecret, Rules},
 };
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -172,5 +172,5 @@ impl Drop for Bridge {
 pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
-    token::sign(&secret, &user, 3_600).expect("a token")
+    token::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
 }

@@ -1,0 +1,360 @@
+//! What a token's signature is checked with: secrets and public keys, and the
+//! algorithms that each may be used with.
+
+use std::{fmt, str::FromStr};
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
+};
+
+/// The bits of an RSA key: fewer can be broken (RFC 7518, section 3.3), and more
+/// cost more than they are worth.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
+
+/// What a key is, and so which algorithms it can serve at all. A key is never
+/// used with an algorithm of another kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A shared secret.
+    Secret,
+    /// RSA.
+    Rsa,
+    /// The elliptic curve P-256.
+    P256,
+    /// The elliptic curve P-384.
+    P384,
+    /// The Edwards curve 25519.
+    Ed25519,
+}
+
+impl Kind {
+    /// All that there are.
+    pub const ALL: [Self; 5] = [
+        Self::Secret,
+        Self::Rsa,
+        Self::P256,
+        Self::P384,
+        Self::Ed25519,
+    ];
+
+    /// What it can serve. The first is what it does serve if nobody says
+    /// otherwise.
+    pub fn algorithms(self) -> &'static [Algorithm] {
+        use Algorithm::{
+            ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512,
+        };
+        match self {
+            Self::Secret => &[HS256, HS384, HS512],
+            Self::Rsa => &[RS256, RS384, RS512, PS256, PS384, PS512],
+            Self::P256 => &[ES256],
+            Self::P384 => &[ES384],
+            Self::Ed25519 => &[EdDSA],
+        }
+    }
+
+    /// The kind of key that an algorithm needs.
+    pub fn of(algorithm: Algorithm) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.algorithms().contains(&algorithm))
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Secret => "a secret",
+            Self::Rsa => "an RSA key",
+            Self::P256 => "a P-256 key",
+            Self::P384 => "a P-384 key",
+            Self::Ed25519 => "an Ed25519 key",
+        })
+    }
+}
+
+/// The algorithms that are accepted: those that were configured, or of each
+/// kind of key the usual one.
+#[derive(Clone, Debug, Default)]
+pub struct Accepted(Vec<Algorithm>);
+
+impl Accepted {
+    /// These alone; an empty list leaves the usual ones.
+    pub fn only(algorithms: &[Algorithm]) -> Self {
+        Self(algorithms.to_vec())
+    }
+
+    /// What was configured; nothing if the usual ones are accepted.
+    pub fn configured(&self) -> &[Algorithm] {
+        &self.0
+    }
+
+    /// What a key of this kind may be used with.
+    pub fn of(&self, kind: Kind) -> Vec<Algorithm> {
+        let mut algorithms = kind.algorithms().to_vec();
+        if self.0.is_empty() {
+            algorithms.truncate(1);
+        } else {
+            algorithms.retain(|algorithm| self.0.contains(algorithm));
+        }
+        algorithms
+    }
+
+    /// What a key may be used with that says itself what it is for.
+    fn of_key(&self, kind: Kind, own: Option<Algorithm>) -> Vec<Algorithm> {
+        match own {
+            None => self.of(kind),
+            Some(own) => {
+                let is_accepted = self.0.is_empty() || self.0.contains(&own);
+                let serves = is_accepted && kind.algorithms().contains(&own);
+                serves.then_some(own).into_iter().collect()
+            }
+        }
+    }
+}
+
+/// A shared secret. Its `Debug` form hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JwtSecret(String);
+
+impl JwtSecret {
+    /// Checks that it is as long as the hash of each algorithm (RFC 7518,
+    /// section 3.2).
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, and what to do.
+    pub fn suits(&self, algorithms: &[Algorithm]) -> Result<(), String> {
+        let too_long = |algorithm: &&Algorithm| self.0.len() < hash_bytes(**algorithm);
+        match algorithms.iter().find(too_long) {
+            None => Ok(()),
+            Some(&algorithm) => Err(format!(
+                "it has {} bytes, and {algorithm:?} needs {} at least: make one with \
+                 `openssl rand -hex {1}`",
+                self.0.len(),
+                hash_bytes(algorithm)
+            )),
+        }
+    }
+
+    /// What signs with it.
+    pub(crate) fn signing(&self) -> EncodingKey {
+        EncodingKey::from_secret(self.0.as_bytes())
+    }
+}
+
+/// The length of the hash, and so the least length of the secret.
+fn hash_bytes(algorithm: Algorithm) -> usize {
+    match algorithm {
+        Algorithm::HS512 => 64,
+        Algorithm::HS384 => 48,
+        _ => 32,
+    }
+}
+
+impl FromStr for JwtSecret {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let secret = Self(text.to_owned());
+        secret.suits(&[Algorithm::HS256])?;
+        Ok(secret)
+    }
+}
+
+impl fmt::Debug for JwtSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JwtSecret(hidden)")
+    }
+}
+
+/// A key, and what it may be used with.
+#[derive(Clone, Debug)]
+pub struct Key {
+    key: DecodingKey,
+    kind: Kind,
+    algorithms: Vec<Algorithm>,
+    /// The name that a set of keys gives it.
+    kid: Option<String>,
+}
+
+impl Key {
+    /// A secret.
+    ///
+    /// # Errors
+    ///
+    /// If it is too short for what it is to be used with.
+    pub fn of_secret(secret: &JwtSecret, accepted: &Accepted) -> Result<Self, String> {
+        let algorithms = accepted.of(Kind::Secret);
+        secret.suits(&algorithms)?;
+        Ok(Self {
+            key: DecodingKey::from_secret(secret.0.as_bytes()),
+            kind: Kind::Secret,
+            algorithms,
+            kid: None,
+        })
+    }
+
+    /// A public key, as one block of PEM.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, and what to do.
+    pub fn of_pem(block: &str, accepted: &Accepted) -> Result<Self, String> {
+        const UNUSABLE: &str = "it is no public key of RSA, P-256, P-384 or Ed25519";
+        let label = block
+            .strip_prefix("-----BEGIN ")
+            .and_then(|rest| rest.split_once("-----"))
+            .map_or("", |(label, _)| label);
+        match label {
+            "PUBLIC KEY" | "RSA PUBLIC KEY" => {}
+            "CERTIFICATE" => {
+                return Err("it is a certificate: take its key out with \
+                            `openssl x509 -in certificate.pem -pubkey -noout`"
+                    .to_owned());
+            }
+            label if label.ends_with("PRIVATE KEY") => {
+                return Err(
+                    "it is a private key, with which others could sign tokens: keep that \
+                            where tokens are signed, and give the public one, which \
+                            `openssl pkey -in private.pem -pubout` writes"
+                        .to_owned(),
+                );
+            }
+            _ => return Err("it must be PEM, -----BEGIN PUBLIC KEY----- and so on".to_owned()),
+        }
+        let pem = block.as_bytes();
+        let key = DecodingKey::from_rsa_pem(pem)
+            .or_else(|_| DecodingKey::from_ec_pem(pem))
+            .or_else(|_| DecodingKey::from_ed_pem(pem))
+            .and_then(|key| Jwk::from_decoding_key(&key, None))
+            .map_err(|_| UNUSABLE.to_owned())?;
+        let (key, kind) = public_key(&key.algorithm).map_err(|error| match error {
+            Unusable::Bits(bits) => format!(
+                "it is an RSA key of {bits} bits, and {} to {} are accepted: make a new one with \
+                 `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072`",
+                RSA_BITS.start(),
+                RSA_BITS.end()
+            ),
+            Unusable::Kind => UNUSABLE.to_owned(),
+        })?;
+        Ok(Self {
+            key,
+            kind,
+            algorithms: accepted.of(kind),
+            kid: None,
+        })
+    }
+
+    /// A key of a set, or nothing if it is of no use here: a symmetric one
+    /// (whoever can read the set could sign with it), one of a kind that isn't
+    /// known or that is weak, one for another purpose or for an algorithm that
+    /// isn't accepted.
+    pub fn of_jwk(jwk: &Jwk, accepted: &Accepted) -> Option<Self> {
+        let common = &jwk.common;
+        let verifies = match (&common.public_key_use, &common.key_operations) {
+            (Some(purpose), _) => *purpose == PublicKeyUse::Signature,
+            (None, Some(operations)) => operations.contains(&KeyOperations::Verify),
+            (None, None) => true,
+        };
+        if !verifies {
+            return None;
+        }
+        let (key, kind) = public_key(&jwk.algorithm).ok()?;
+        let own = match common.key_algorithm {
+            None => None,
+            Some(own) => Some(Algorithm::try_from(own).ok()?),
+        };
+        let algorithms = accepted.of_key(kind, own);
+        (!algorithms.is_empty()).then(|| Self {
+            key,
+            kind,
+            algorithms,
+            kid: common.key_id.clone(),
+        })
+    }
+
+    /// What checks a signature with it.
+    pub fn decoding(&self) -> &DecodingKey {
+        &self.key
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What a set of keys calls it.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// Whether it may be used with this algorithm.
+    pub fn serves(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.contains(&algorithm)
+    }
+
+    /// Whether it may be used with anything.
+    pub fn is_used(&self) -> bool {
+        !self.algorithms.is_empty()
+    }
+}
+
+enum Unusable {
+    Bits(usize),
+    Kind,
+}
+
+/// The key that the numbers stand for, once they are seen to be one.
+fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, Kind), Unusable> {
+    match parameters {
+        AlgorithmParameters::RSA(key) => {
+            // Some write the sign's byte, which says nothing of the number.
+            let (n, e) = (without_zeros(&key.n)?, without_zeros(&key.e)?);
+            let leading = n.first().map_or(0, |byte| byte.leading_zeros() as usize);
+            let bits = n.len() * 8 - leading;
+            if !RSA_BITS.contains(&bits) {
+                return Err(Unusable::Bits(bits));
+            }
+            Ok((DecodingKey::from_rsa_raw_components(&n, &e), Kind::Rsa))
+        }
+        AlgorithmParameters::EllipticCurve(key) => {
+            let mut point = vec![4];
+            point.extend(number(&key.x)?);
+            point.extend(number(&key.y)?);
+            // This sees whether the point is on that curve.
+            let (kind, parsed) = match key.curve {
+                EllipticCurve::P256 => (
+                    Kind::P256,
+                    ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &point),
+                ),
+                EllipticCurve::P384 => (
+                    Kind::P384,
+                    ParsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, &point),
+                ),
+                _ => return Err(Unusable::Kind),
+            };
+            parsed.map_err(|_| Unusable::Kind)?;
+            Ok((DecodingKey::from_ec_der(&point), kind))
+        }
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+            let x = number(&key.x)?;
+            ParsedPublicKey::new(&ED25519, &x).map_err(|_| Unusable::Kind)?;
+            Ok((DecodingKey::from_ed_der(&x), Kind::Ed25519))
+        }
+        _ => Err(Unusable::Kind),
+    }
+}
+
+fn number(text: &str) -> Result<Vec<u8>, Unusable> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| Unusable::Kind)
+}
+
+fn without_zeros(text: &str) -> Result<Vec<u8>, Unusable> {
+    let bytes = number(text)?;
+    Ok(bytes.into_iter().skip_while(|&byte| byte == 0).collect())
+}
