@@ -7,11 +7,13 @@ with := scripts/tools
 # What `make compose-check` puts in for the secrets, which have no defaults on purpose.
 secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 
+deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
+
 # Tests wait far more than they compute: several a core.
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest reliability model soak lint fmt compose-check deny clean
+.PHONY: help dev test test-newest reliability model soak lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,9 +23,10 @@ help: ## lists the targets
 dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, the demo page
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
-test: ## runs every check: formatting, lints, docs, and the tests with a real PostgreSQL and a browser
-	@$(with) rust lint postgres pgbouncer chromium -- sh -exc ' \
+test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and a browser
+	@$(with) rust lint deny postgres pgbouncer chromium -- sh -exc ' \
 	    cargo fmt --all --check; \
+	    $(deny); \
 	    cargo clippy --all-targets --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
 	    cargo test --locked'
@@ -67,7 +70,16 @@ compose-check: ## checks docker-compose.yml, no engine needed
 	@echo "docker-compose.yml is in order"
 
 deny: ## checks the licences and the origin of the dependencies
-	@$(with) rust deny -- cargo deny check --hide-inclusion-graph licenses bans sources
+	@$(with) rust deny -- $(deny)
+
+# Their database comes from the network. Where that is out of reach nothing was checked, which
+# is not the same as nothing was found.
+audit: ## checks the dependencies for known vulnerabilities
+	@$(with) rust deny -- sh -ec ' \
+	    if ! cargo deny --log-level error fetch db; then \
+	        echo "not checked: the database of advisories is out of reach" >&2; exit 1; \
+	    fi; \
+	    cargo deny check --disable-fetch advisories'
 
 clean: ## removes everything that was built or unpacked here
 	@$(with) rust -- cargo clean
