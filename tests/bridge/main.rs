@@ -13,6 +13,7 @@ mod plans;
 mod positions;
 mod promises;
 mod restart;
+mod secrets;
 mod shutdown;
 mod stream;
 mod support;

@@ -65,6 +65,8 @@ pub struct Served {
     address: SocketAddr,
     admin_address: SocketAddr,
     log: mpsc::UnboundedReceiver<Value>,
+    /// What it said before it listened.
+    early: Vec<Value>,
 }
 
 /// What a process has taken from the system.
@@ -92,8 +94,10 @@ impl Served {
             }
         });
         let address_in = |line: &Value, name: &str| line[name].as_str()?.parse().ok();
+        let mut early = Vec::new();
         let (address, admin_address) = loop {
-            let line = log.recv().await.expect("it says where it listens");
+            let line: Value = log.recv().await.expect("it says where it listens");
+            early.push(line.clone());
             if let (Some(address), Some(admin_address)) = (
                 address_in(&line, "address"),
                 address_in(&line, "admin_address"),
@@ -106,6 +110,7 @@ impl Served {
             address,
             admin_address,
             log,
+            early,
         }
     }
 
@@ -115,6 +120,10 @@ impl Served {
         let mut headers = vec![("Authorization", bearer.as_str())];
         headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
         EventSource::open(self.address, "/stream", &headers).await
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub async fn ready(&self) -> Response {
@@ -202,6 +211,23 @@ impl Served {
         };
         let outcome = timeout(PATIENCE, looking).await;
         outcome.unwrap_or_else(|_| panic!("{:?}, never {as_what:?}", self.vitals()));
+    }
+
+    /// What stands in the list of processes.
+    pub fn command_line(&self) -> String {
+        let process = self.child.id().expect("a running process");
+        let line = fs::read(format!("/proc/{process}/cmdline")).expect("its command line");
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
+    /// Stops it in order, and returns its log from the first line to the last.
+    pub async fn log(mut self) -> Vec<String> {
+        signal(&self.child, Signal::SIGTERM);
+        let mut lines = self.early;
+        while let Some(line) = self.log.recv().await {
+            lines.push(line);
+        }
+        lines.iter().map(Value::to_string).collect()
     }
 
     /// Stops it in order, and returns how many streams it still had.
