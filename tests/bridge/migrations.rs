@@ -162,9 +162,10 @@ async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
     database
         .execute(
             "create role bridge_of_test login; \
-             grant select on notifications, stream_tickets, tidings_pruned, tidings_schema_history \
+             grant select on notifications, stream_tickets, tidings_schema_history \
                to bridge_of_test; \
-             grant execute on function tidings_disconnections_since to bridge_of_test; \
+             grant execute on function tidings_disconnections_since, tidings_pruned_through \
+               to bridge_of_test; \
              grant update (sent_at) on notifications to bridge_of_test",
         )
         .await;

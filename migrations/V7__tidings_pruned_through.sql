@@ -1,0 +1,17 @@
+-- What the bridge has to know of tidings_pruned, and all that it may.
+--
+-- Null if nothing was removed. Stable, so that it sees what the page sees that
+-- it is read with.
+create function tidings_pruned_through() returns xid8
+language sql
+stable
+security definer
+set search_path from current
+as $$
+  select xid from tidings_pruned where only_row and xid > '0'
+$$;
+
+revoke all on function tidings_pruned_through() from public;
+
+comment on function tidings_pruned_through() is
+  'The youngest transaction of which notifications were removed, if any were (Tidings).';
