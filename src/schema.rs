@@ -1,6 +1,9 @@
 //! The schema in the database: its name, its migrations, and whether it is the
 //! one that this bridge understands.
 
+mod error;
+mod ownership;
+
 use std::{fmt, str::FromStr, time::Duration};
 
 use refinery::{Migration, Runner};
@@ -8,7 +11,9 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, error::SqlState};
 use tracing::info;
 
-use crate::database::{self, ConnectError, DatabaseUrl, describe};
+pub use self::error::SchemaError;
+use self::ownership::Owner;
+use crate::database::{self, DatabaseUrl};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -57,6 +62,7 @@ const NAMES: &[(i32, &str)] = &[
     (6, "tidings_disconnections_since"),
     (6, "disconnect_user"),
     (6, "tidings_end_ticket_streams"),
+    (7, "tidings_pruned_through"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.
@@ -71,7 +77,7 @@ impl SchemaName {
 
     /// As SQL wants it: in double quotes.
     pub fn quoted(&self) -> String {
-        format!("\"{}\"", self.0.replace('"', "\"\""))
+        quoted(&self.0)
     }
 
     /// A text of `sql/`, with this schema where it has the variable.
@@ -83,6 +89,11 @@ impl SchemaName {
     pub fn qualified(&self, name: &str) -> String {
         format!("{}.{name}", self.quoted())
     }
+}
+
+/// A name as SQL wants it: in double quotes.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 impl FromStr for SchemaName {
@@ -103,124 +114,6 @@ impl fmt::Display for SchemaName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Why the schema can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SchemaError {
-    /// No connection.
-    #[error("{0}")]
-    Connect(#[from] ConnectError),
-    /// Postgres refused a statement.
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    /// A migration failed; it was rolled back.
-    #[error("a migration failed and was rolled back: {}", causes(.0))]
-    Migration(#[from] refinery::Error),
-    /// Too old a server.
-    #[error("the server is PostgreSQL {0}; Tidings needs 13 or later")]
-    Server(String),
-    /// Text would be mangled.
-    #[error(
-        "the database's encoding is {0}; Tidings needs a database created with encoding 'UTF8'"
-    )]
-    Encoding(String),
-    /// Nothing can be written.
-    #[error("the server is a standby: point DATABASE_URL at the primary")]
-    Standby,
-    /// The schema is missing and this role can't make it.
-    #[error("the schema {schema} does not exist, and {role} may not create it; let a DBA run: \
-             create schema {} authorization \"{}\";", schema.quoted(), role.replace('"', "\"\""))]
-    NoSchema {
-        /// What is missing.
-        schema: SchemaName,
-        /// Who tried.
-        role: String,
-    },
-    /// Something that is not ours bears one of our names.
-    #[error(
-        "the schema {schema} already holds {what} that Tidings did not make, and Tidings needs \
-             that name: set TIDINGS_SCHEMA (or --schema) to another schema, such as tidings"
-    )]
-    Foreign {
-        /// Where.
-        schema: SchemaName,
-        /// Kind and name.
-        what: String,
-    },
-    /// Somebody else is migrating, or holds the lock.
-    #[error("another migration has been running for {} s (backend {pid:?}); wait for it to end", LOCK_LIMIT.as_secs())]
-    Locked {
-        /// The backend that holds the lock.
-        pid: Option<i32>,
-    },
-    /// `serve` found too old a schema and may not change it.
-    #[error("the schema {schema} {found}, and this bridge needs version {needed}: run \
-             `tidings migrate`{}", if *.may_migrate { "" } else { " (TIDINGS_MIGRATE is never)" })]
-    TooOld {
-        /// Where.
-        schema: SchemaName,
-        /// What is there.
-        found: String,
-        /// What should be.
-        needed: i32,
-        /// Whether the setting allows it.
-        may_migrate: bool,
-    },
-    /// A newer bridge has taken something away.
-    #[error(
-        "the schema {schema} is at version {found} and no longer serves this bridge, which \
-             knows version {needed}: start the newer tidings"
-    )]
-    TooNew {
-        /// Where.
-        schema: SchemaName,
-        /// What is there.
-        found: i32,
-        /// What this bridge knows.
-        needed: i32,
-    },
-    /// Logical replication writes into the table.
-    #[error(
-        "the table notifications in the schema {schema} is filled by the subscription \
-             {subscription}: its rows bear the transaction ids of the publisher, which mean nothing \
-             here, so rows would be missed. To switch over to this database, stop the writers of \
-             the publisher, wait until the subscription has caught up, `drop subscription` it, and \
-             start the bridge. To keep the subscription, leave the table out of the publication"
-    )]
-    Subscribed {
-        /// Where.
-        schema: SchemaName,
-        /// Its name.
-        subscription: String,
-    },
-    /// Rows were restored from another cluster.
-    #[error("the table holds rows with transaction ids of another cluster (it was dumped and \
-             restored), which would never be seen: run `tidings migrate` as the table's owner \
-             ({})", describe(.0))]
-    Restored(tokio_postgres::Error),
-}
-
-impl SchemaError {
-    /// Whether waiting may help.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Connect(error) if error.is_passing())
-    }
-}
-
-/// refinery hides what Postgres said behind its own sentence.
-fn causes(error: &refinery::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = match cause.downcast_ref::<tokio_postgres::Error>() {
-            Some(error) => describe(error),
-            None => cause.to_string(),
-        };
-        text = format!("{text}: {cause_text}");
-        source = cause.source();
-    }
-    text
 }
 
 /// How the schema in the database relates to this bridge.
@@ -311,7 +204,9 @@ pub async fn fit(client: &Client, schema: &SchemaName) -> Result<Fit, SchemaErro
 pub async fn migrate(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), SchemaError> {
     let (mut client, _driver) = database::connect(url, |_| ()).await?;
     check_server(&client).await?;
-    create_schema(&client, schema).await?;
+    let owner = Owner::find(&client, schema).await?;
+    create_schema(&client, schema, &owner).await?;
+    owner.act(&client).await?;
     // Migrations name no schema, and their functions keep this path. With
     // pg_temp at its end a caller's temporary table can't stand in for ours.
     client
@@ -330,12 +225,14 @@ pub async fn migrate(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), Schem
         }
         Fit::TooOld { found } => {
             refuse_foreign(&client, schema, found).await?;
+            owner.check(&client, schema).await?;
             let report = runner().run_async(&mut client).await?;
             for applied in report.applied_migrations() {
                 info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
             }
         }
     }
+    owner.grant(&client, schema).await?;
     restamp_restored(&client, schema).await
 }
 
@@ -391,19 +288,31 @@ async fn check_server(client: &Client) -> Result<(), SchemaError> {
     }
 }
 
-async fn create_schema(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+async fn create_schema(
+    client: &Client,
+    schema: &SchemaName,
+    owner: &Owner,
+) -> Result<(), SchemaError> {
     let exists = "select exists (select from pg_namespace where nspname = $1), current_user::text";
     let row = client.query_one(exists, &[&schema.0]).await?;
     if row.try_get(0)? {
         return Ok(());
     }
-    let create = format!("create schema if not exists {}", schema.quoted());
+    let role = match owner {
+        Owner::Reachable(owner) => owner.clone(),
+        Owner::Other(_) | Owner::Nobody => row.try_get(1)?,
+    };
+    let create = format!(
+        "create schema if not exists {} authorization {}",
+        schema.quoted(),
+        quoted(&role)
+    );
     match client.batch_execute(&create).await {
         Ok(()) => Ok(()),
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             Err(SchemaError::NoSchema {
                 schema: schema.clone(),
-                role: row.try_get(1)?,
+                role,
             })
         }
         // Another bridge created it at the same time.
@@ -471,6 +380,7 @@ async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), Sc
     if !row.try_get::<_, bool>(0)? {
         return Ok(());
     }
+    Owner::find(client, schema).await?.act(client).await?;
     let restamp = schema.fill(include_str!("../sql/restamp_restored_rows.sql"));
     let mut rows = 0;
     loop {

@@ -1,0 +1,102 @@
+-- What each of the groups of roles.sql may do with what `tidings migrate` made.
+--
+-- roles.sql includes this file, and `tidings migrate` runs it after its
+-- migrations, so the groups may come before the tables or after them. Groups
+-- and objects that don't exist are left out. It is to be run by the owner of
+-- the objects, in a transaction, and may be repeated: what PUBLIC and the groups
+-- have is taken away first, so that afterwards they have what stands here.
+set local search_path to pg_catalog, pg_temp;
+set local tidings.schema to :"schema";
+
+do $$
+declare
+  schema constant text := current_setting('tidings.schema');
+  -- Only what belongs to the owner of the history is ours: where others may
+  -- create in the schema, a function of theirs may bear the name of one of ours.
+  owner constant oid := (
+    select relowner
+    from pg_class
+    where oid = to_regclass(format('%I.tidings_schema_history', schema))
+  );
+  groups constant text := (
+    select string_agg(rolname, ', ')
+    from pg_roles
+    where rolname in ('tidings_bridge', 'tidings_writer', 'tidings_issuer', 'tidings_monitor')
+  );
+  statement text;
+begin
+  if
+    groups is not null
+    and (select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = schema)
+  then
+    execute format('grant usage on schema %I to %s', schema, groups);
+  end if;
+
+  for statement in
+    with
+      objects (kind, name, identity) as (
+        select 'table', relname, oid::regclass::text
+        from pg_class
+        where
+          relnamespace = to_regnamespace(quote_ident(schema))
+          and relkind = 'r'
+          and relowner = owner
+          and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
+        union all
+        select 'function', proname, oid::regprocedure::text
+        from pg_proc
+        where
+          pronamespace = to_regnamespace(quote_ident(schema))
+          and prokind = 'f'
+          and proowner = owner
+          and (
+            proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
+            or proname like 'tidings\_%'
+          )
+      ),
+      rights (grantee, privileges, name) as (
+        values
+          -- Reads everybody's notifications, and marks what was sent.
+          ('tidings_bridge', 'select, update (sent_at)', 'notifications'),
+          ('tidings_bridge', 'select', 'stream_tickets'),
+          ('tidings_bridge', 'select', 'tidings_schema_history'),
+          ('tidings_bridge', 'execute', 'tidings_pruned_through'),
+          ('tidings_bridge', 'execute', 'tidings_disconnections_since'),
+          -- Writes to everybody, and reads nothing. The id is for RETURNING.
+          (
+            'tidings_writer',
+            'insert (user_id, text, event, expires_at), select (id)',
+            'notifications'
+          ),
+          ('tidings_writer', 'execute', 'send_notification'),
+          -- Opens everybody's stream, and ends it.
+          ('tidings_issuer', 'execute', 'create_stream_ticket'),
+          ('tidings_issuer', 'execute', 'disconnect_user'),
+          ('tidings_issuer', 'select, delete', 'stream_tickets'),
+          -- Counts, and doesn't read.
+          (
+            'tidings_monitor',
+            'select (id, user_id, event, created_at, expires_at, sent_at, sent, xid)',
+            'notifications'
+          ),
+          ('tidings_monitor', 'select', 'tidings_pruned'),
+          ('tidings_monitor', 'select', 'tidings_schema_history')
+      )
+    select statements
+    from (
+      select
+        1,
+        format('revoke all on %s %s from %s', kind, identity, concat_ws(', ', 'public', groups))
+      from objects
+      union all
+      select 2, format('grant %s on %s %s to %s', privileges, kind, identity, grantee)
+      from rights
+      join objects using (name)
+      join pg_roles on rolname = grantee
+    ) as ordered (turn, statements)
+    order by turn
+  loop
+    execute statement;
+  end loop;
+end
+$$;

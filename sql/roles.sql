@@ -1,0 +1,203 @@
+-- The roles of Tidings, for DBAs:
+--
+--     psql -v schema=public -f sql/roles.sql
+--
+-- | group           | for                                                         |
+-- | --------------- | ----------------------------------------------------------- |
+-- | tidings_owner   | `tidings migrate`; owns the tables and functions            |
+-- | tidings_bridge  | `tidings serve`                                             |
+-- | tidings_writer  | applications that send notifications                        |
+-- | tidings_issuer  | applications that let users in: tickets, logout. Who may    |
+-- |                 | issue tickets can read everybody's stream                   |
+-- | tidings_monitor | dashboards: everything about notifications but their text   |
+--
+-- None of them logs in: grant them to the roles that do (`grant tidings_bridge
+-- to bridge`). It may run before `tidings migrate` or after it, and as often as
+-- you like; what an earlier `tidings migrate` made is handed over to
+-- tidings_owner. It is all or nothing.
+--
+-- It takes no superuser, but a role that has CREATEROLE and owns the schema (or
+-- may create it) and what is in there of Tidings. That role becomes a member of
+-- tidings_owner. What only a superuser can do is needed only where the rights
+-- that PUBLIC has by default were taken away, and is then asked for by a warning.
+\set ON_ERROR_STOP on
+\if :{?schema}
+\else
+  \set schema public
+\endif
+
+begin;
+set local search_path to pg_catalog, pg_temp;
+set local client_min_messages to notice;
+set local tidings.schema to :"schema";
+
+-- The groups.
+do $$
+declare
+  wanted text;
+begin
+  foreach wanted in array array[
+    'tidings_owner', 'tidings_bridge', 'tidings_writer', 'tidings_issuer', 'tidings_monitor'
+  ]
+  loop
+    if to_regrole(wanted) is null then
+      execute format('create role %I nologin', wanted);
+    end if;
+  end loop;
+  -- From PostgreSQL 16 on, membership alone doesn't let a role act as another;
+  -- before, it did, and nothing else was known.
+  if not pg_has_role(
+    'tidings_owner',
+    case when current_setting('server_version_num')::int >= 160000 then 'SET' else 'MEMBER' end
+  ) then
+    execute format('grant tidings_owner to %I', current_user);
+  end if;
+exception
+  when insufficient_privilege then
+    raise exception using
+      message = format('%I may not do this: %s', current_user, sqlerrm),
+      hint = format(
+        'Let a superuser run "alter role %1$I createrole;", or, if the groups are there already, '
+        'who made them or a superuser "grant tidings_owner to %1$I;".',
+        current_user
+      );
+end
+$$;
+
+-- The schema.
+do $$
+declare
+  schema constant text := current_setting('tidings.schema');
+begin
+  if to_regnamespace(quote_ident(schema)) is null then
+    execute format('create schema %I authorization tidings_owner', schema);
+  else
+    execute format('grant usage, create on schema %I to tidings_owner', schema);
+  end if;
+  -- Where a grant isn't one's to give, Postgres only warns.
+  if not has_schema_privilege('tidings_owner', schema, 'create') then
+    raise insufficient_privilege using message = format('permission denied for schema %s', schema);
+  end if;
+  if (select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = schema) then
+    execute format(
+      'grant usage on schema %I to tidings_bridge, tidings_writer, tidings_issuer, tidings_monitor',
+      schema
+    );
+  end if;
+exception
+  when insufficient_privilege then
+    raise exception using
+      message = format('%I may not do this: %s', current_user, sqlerrm),
+      hint = case
+        when to_regnamespace(quote_ident(schema)) is null then format(
+          'Let the owner of the database run "grant create on database %I to %I;".',
+          current_database(),
+          current_user
+        )
+        else format(
+          'Run this file as the owner of the schema, who is %s.',
+          (select nspowner::regrole from pg_namespace where nspname = schema)
+        )
+      end;
+end
+$$;
+
+-- What is there already. What doesn't belong to the history's owner isn't ours.
+do $$
+declare
+  schema constant text := current_setting('tidings.schema');
+  owner constant regrole := (
+    select relowner
+    from pg_class
+    where oid = to_regclass(format('%I.tidings_schema_history', schema))
+  );
+  handover text;
+begin
+  if owner = 'tidings_owner'::regrole then
+    return;
+  end if;
+  for handover in
+    select format('alter table %s owner to tidings_owner', oid::regclass)
+    from pg_class
+    where
+      relnamespace = to_regnamespace(quote_ident(schema))
+      and relkind = 'r'
+      and relowner = owner
+      and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
+    union all
+    select format('alter function %s owner to tidings_owner', oid::regprocedure)
+    from pg_proc
+    where
+      pronamespace = to_regnamespace(quote_ident(schema))
+      and prokind = 'f'
+      and proowner = owner
+      and (
+        proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
+        or proname like 'tidings\_%'
+      )
+  loop
+    execute handover;
+    raise notice '% (it was %''s)', handover, owner;
+  end loop;
+exception
+  when insufficient_privilege then
+    raise exception using
+      message = format('what is there of Tidings belongs to %s: %s', owner, sqlerrm),
+      hint = format(
+        'Let that role or a superuser run "grant %s to %I;", and repeat; if it is a superuser, '
+        'let a superuser run this file.',
+        owner,
+        current_user
+      );
+end
+$$;
+
+-- What our functions, queries and defaults call. PUBLIC may call all of it
+-- unless somebody has taken that away; a superuser makes sure for the future.
+do $$
+declare
+  called record;
+  is_superuser constant boolean := (select rolsuper from pg_roles where rolname = current_user);
+begin
+  for called in
+    select
+      has_function_privilege(grantee, function, 'execute') as may_call,
+      format('grant execute on function pg_catalog.%s to %I', function, grantee) as statement
+    from (
+      values
+        -- The doorbell, tickets, and the lock around migrations.
+        ('tidings_owner', 'pg_notify(text, text)'),
+        ('tidings_owner', 'gen_random_uuid()'),
+        ('tidings_owner', 'sha256(bytea)'),
+        ('tidings_owner', 'hashtextextended(text, bigint)'),
+        ('tidings_owner', 'pg_try_advisory_lock(bigint)'),
+        -- The column xid.
+        ('tidings_owner', 'pg_current_xact_id()'),
+        ('tidings_writer', 'pg_current_xact_id()'),
+        -- Positions, and which history of which cluster they belong to.
+        ('tidings_bridge', 'pg_current_snapshot()'),
+        ('tidings_bridge', 'pg_snapshot_xmax(pg_snapshot)'),
+        ('tidings_bridge', 'pg_is_in_recovery()'),
+        ('tidings_bridge', 'pg_control_system()'),
+        ('tidings_bridge', 'pg_control_checkpoint()'),
+        ('tidings_bridge', 'pg_current_wal_lsn()'),
+        ('tidings_bridge', 'pg_current_wal_insert_lsn()'),
+        ('tidings_bridge', 'pg_current_wal_flush_lsn()'),
+        ('tidings_bridge', 'pg_walfile_name(pg_lsn)'),
+        ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
+        ('tidings_bridge', 'set_config(text, text, boolean)')
+    ) as calls (grantee, function)
+  loop
+    if is_superuser then
+      execute called.statement;
+    elsif not called.may_call then
+      raise warning 'Let a superuser run: %;', called.statement;
+    end if;
+  end loop;
+end
+$$;
+
+set local role tidings_owner;
+\ir grants.sql
+
+commit;

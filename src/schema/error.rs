@@ -1,0 +1,135 @@
+//! Why the schema can't be used.
+
+use super::{LOCK_LIMIT, SchemaName, quoted};
+use crate::database::{ConnectError, describe};
+
+/// Why the schema can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// Postgres refused a statement.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// A migration failed; it was rolled back.
+    #[error("a migration failed and was rolled back: {}", causes(.0))]
+    Migration(#[from] refinery::Error),
+    /// Too old a server.
+    #[error("the server is PostgreSQL {0}; Tidings needs 13 or later")]
+    Server(String),
+    /// Text would be mangled.
+    #[error(
+        "the database's encoding is {0}; Tidings needs a database created with encoding 'UTF8'"
+    )]
+    Encoding(String),
+    /// Nothing can be written.
+    #[error("the server is a standby: point DATABASE_URL at the primary")]
+    Standby,
+    /// The schema is missing and this role can't make it.
+    #[error("the schema {schema} does not exist, and {role} may not create it; let a DBA run: \
+             create schema {} authorization {};", schema.quoted(), quoted(role))]
+    NoSchema {
+        /// What is missing.
+        schema: SchemaName,
+        /// Who tried.
+        role: String,
+    },
+    /// The schema must be changed, and this role may not.
+    #[error(
+        "the schema {schema} must be migrated, and {role} may not do it: run `tidings migrate` as \
+             its owner; or, if this role is to do it, let a DBA run: {cure}"
+    )]
+    NotOwner {
+        /// Where.
+        schema: SchemaName,
+        /// Who tried.
+        role: String,
+        /// The statement that lets the role do it.
+        cure: String,
+    },
+    /// Something that is not ours bears one of our names.
+    #[error(
+        "the schema {schema} already holds {what} that Tidings did not make, and Tidings needs \
+             that name: set TIDINGS_SCHEMA (or --schema) to another schema, such as tidings"
+    )]
+    Foreign {
+        /// Where.
+        schema: SchemaName,
+        /// Kind and name.
+        what: String,
+    },
+    /// Somebody else is migrating, or holds the lock.
+    #[error("another migration has been running for {} s (backend {pid:?}); wait for it to end", LOCK_LIMIT.as_secs())]
+    Locked {
+        /// The backend that holds the lock.
+        pid: Option<i32>,
+    },
+    /// `serve` found too old a schema and may not change it.
+    #[error("the schema {schema} {found}, and this bridge needs version {needed}: run \
+             `tidings migrate`{}", if *.may_migrate { "" } else { " (TIDINGS_MIGRATE is never)" })]
+    TooOld {
+        /// Where.
+        schema: SchemaName,
+        /// What is there.
+        found: String,
+        /// What should be.
+        needed: i32,
+        /// Whether the setting allows it.
+        may_migrate: bool,
+    },
+    /// A newer bridge has taken something away.
+    #[error(
+        "the schema {schema} is at version {found} and no longer serves this bridge, which \
+             knows version {needed}: start the newer tidings"
+    )]
+    TooNew {
+        /// Where.
+        schema: SchemaName,
+        /// What is there.
+        found: i32,
+        /// What this bridge knows.
+        needed: i32,
+    },
+    /// Logical replication writes into the table.
+    #[error(
+        "the table notifications in the schema {schema} is filled by the subscription \
+             {subscription}: its rows bear the transaction ids of the publisher, which mean nothing \
+             here, so rows would be missed. To switch over to this database, stop the writers of \
+             the publisher, wait until the subscription has caught up, `drop subscription` it, and \
+             start the bridge. To keep the subscription, leave the table out of the publication"
+    )]
+    Subscribed {
+        /// Where.
+        schema: SchemaName,
+        /// Its name.
+        subscription: String,
+    },
+    /// Rows were restored from another cluster.
+    #[error("the table holds rows with transaction ids of another cluster (it was dumped and \
+             restored), which would never be seen: run `tidings migrate` as the table's owner \
+             ({})", describe(.0))]
+    Restored(tokio_postgres::Error),
+}
+
+impl SchemaError {
+    /// Whether waiting may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.is_passing())
+    }
+}
+
+/// refinery hides what Postgres said behind its own sentence.
+fn causes(error: &refinery::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = match cause.downcast_ref::<tokio_postgres::Error>() {
+            Some(error) => describe(error),
+            None => cause.to_string(),
+        };
+        text = format!("{text}: {cause_text}");
+        source = cause.source();
+    }
+    text
+}
