@@ -43,7 +43,7 @@ async fn what_keeps_it_from_starting_is_told_with_what_to_do() {
     };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = format!("--listen={}", taken.local_addr().expect("an address"));
-    let url = database.connection_string();
+    let url = &database.connection_string();
     let cases: [(&[&str], &str); 8] = [
         (&["serve"], "TIDINGS_JWT_SECRET"),
         (&["serve", "--jwt-secret=short"], "openssl rand -hex 32"),

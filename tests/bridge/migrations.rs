@@ -13,6 +13,7 @@ use crate::support::{
     bridge::{Bridge, serve_options},
     database::Database,
     event_source::EventSource,
+    process::refusal,
     until,
 };
 
@@ -20,17 +21,18 @@ fn name(text: &str) -> SchemaName {
     text.parse().expect("a schema's name")
 }
 
-async fn refusal(database: &Database, schema: &str) -> String {
-    let outcome = schema::migrate(&database.url(), &name(schema)).await;
+async fn refused(database: &Database, schema: &str) -> String {
+    let outcome = schema::migrate(&database.owner().url(), &name(schema)).await;
     outcome.expect_err("a refusal").to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bridges_that_start_at_once_migrate_once() {
     let database = Database::empty().await;
-    let bridges = join_all((0..6).map(|_| Bridge::start(&database))).await;
+    let owner = database.owner();
+    let bridges = join_all((0..6).map(|_| Bridge::start(&owner))).await;
     let applied = "select version from tidings_schema_history order by version";
-    let client = database.connect().await;
+    let client = owner.connect().await;
     let versions: Vec<i32> = client
         .query(applied, &[])
         .await
@@ -80,16 +82,17 @@ async fn a_name_that_is_taken_is_an_error_that_names_the_setting_and_touches_not
     ];
     for (statements, what) in taken {
         let database = Database::empty().await;
-        database.execute(statements).await;
+        database.superuser().execute(statements).await;
+        database.prepare("tidings").await;
         let before = objects(&database).await;
-        let message = refusal(&database, "public").await;
+        let message = refused(&database, "public").await;
         assert!(
             message.contains(what) && message.contains("TIDINGS_SCHEMA"),
             "{message}"
         );
         assert_eq!(objects(&database).await, before, "{statements}");
         // Another schema is a way out.
-        schema::migrate(&database.url(), &name("tidings"))
+        schema::migrate(&database.owner().url(), &name("tidings"))
             .await
             .expect("a schema of its own");
         assert_eq!(objects(&database).await, before, "{statements}");
@@ -122,8 +125,11 @@ async fn every_name_that_a_migration_takes_is_looked_for_beforehand() {
     for row in client.query(names, &[]).await.expect("names") {
         let taken: String = row.get(0);
         let other = Database::empty().await;
-        other.execute(&format!("create sequence {taken}")).await;
-        let message = refusal(&other, "public").await;
+        other
+            .owner()
+            .execute(&format!("create sequence {taken}"))
+            .await;
+        let message = refused(&other, "public").await;
         assert!(
             message.contains(&format!("a sequence {taken}")),
             "{taken}: {message}"
@@ -135,14 +141,17 @@ async fn every_name_that_a_migration_takes_is_looked_for_beforehand() {
 async fn a_missing_schema_is_created_or_asked_for() {
     let database = Database::empty().await;
     let odd = "Odd \"name\" of a schema";
-    schema::migrate(&database.url(), &name(odd))
+    let create = "do $$ begin execute format( \
+        'grant create on database %I to tidings_owner', current_database()); end $$";
+    database.superuser().execute(create).await;
+    schema::migrate(&database.owner().url(), &name(odd))
         .await
         .expect("a schema");
     database
         .execute("select \"Odd \"\"name\"\" of a schema\".send_notification('a', 'b')")
         .await;
 
-    database.execute("create role poor login").await;
+    database.superuser().execute("create role poor login").await;
     let poor = database.as_role("poor").url();
     let error = schema::migrate(&poor, &name("missing"))
         .await
@@ -160,6 +169,7 @@ async fn a_missing_schema_is_created_or_asked_for() {
 async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
     let database = Database::migrated().await;
     database
+        .superuser()
         .execute(
             "create role bridge_of_test login; \
              grant select on notifications, stream_tickets, tidings_schema_history \
@@ -211,10 +221,14 @@ async fn serve_migrates_only_what_is_too_old_and_only_if_it_may() {
         )
     };
     let newer = schema::version() + 1;
-    database.execute(&add(newer, "expand_something")).await;
+    database
+        .owner()
+        .execute(&add(newer, "expand_something"))
+        .await;
     drop(start(&[]).await.expect("a bridge on a newer schema"));
     database.migrate().await;
     database
+        .owner()
         .execute(&add(newer + 1, "contract_something"))
         .await;
     let error = start(&[]).await.err().expect("a refusal");
@@ -227,10 +241,10 @@ async fn serve_migrates_only_what_is_too_old_and_only_if_it_may() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_fails_leaves_nothing_of_itself_and_can_be_repeated() {
-    let database = Database::empty().await;
+    let database = Database::empty().await.superuser();
     // The trigger function can't be created without the language.
     database.execute("drop extension plpgsql").await;
-    let message = refusal(&database, "public").await;
+    let message = refused(&database, "public").await;
     assert!(
         message.contains("rolled back") && message.contains("plpgsql"),
         "{message}"
@@ -246,7 +260,7 @@ async fn a_migration_that_fails_leaves_nothing_of_itself_and_can_be_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_would_mangle_texts_is_refused() {
-    let database = Database::empty().await;
+    let database = Database::empty().await.superuser();
     let client = database.connect().await;
     client
         .batch_execute("create database latin encoding 'LATIN1' template template0")
@@ -269,7 +283,7 @@ async fn a_database_that_would_mangle_texts_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
     let database = Database::migrated().await;
-    let client = database.connect().await;
+    let client = database.superuser().connect().await;
     let functions = "select oid::regprocedure::text, proconfig, \
          has_function_privilege('public', oid, 'execute') \
          from pg_proc where pronamespace = 'public'::regnamespace";
@@ -328,7 +342,7 @@ async fn send_notification_takes_texts_numbers_and_names_of_events() {
              select send_notification(user_id => 'bob', text => 'e')",
         )
         .await;
-    let client = database.connect().await;
+    let client = database.owner().connect().await;
     let rows = client
         .query("select user_id || ' ' || text || coalesce(' ' || event, '') from notifications order by id", &[])
         .await
@@ -385,6 +399,11 @@ async fn the_table_refuses_what_could_not_be_delivered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_installations_in_one_database_do_not_hear_each_other() {
     let database = Database::empty().await;
+    for schema in ["one", "two"] {
+        database.prepare(schema).await;
+        let migrated = schema::migrate(&database.owner().url(), &name(schema)).await;
+        migrated.expect("the migrations");
+    }
     let (one, two) = (
         Bridge::start_with(&database, &["--schema=one"]).await,
         Bridge::start_with(&database, &["--schema=two"]).await,
@@ -408,11 +427,17 @@ async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start()
     let database = Database::migrated().await;
     // As a restored dump has them: transaction ids of a cluster that was further.
     database
+        .owner()
         .execute(
             "insert into notifications (user_id, text, xid, sent_at) values \
              ('alice', 'unsent', '900000000', null), ('alice', 'sent', '900000001', now())",
         )
         .await;
+    // Only the owner may take them over.
+    let said = refusal(&database, &[]).await;
+    let advice = "run `tidings migrate` as the table's owner";
+    assert!(said.contains(advice), "{said}");
+    database.migrate().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect("alice").await;
     let backlog = until(&mut source, "tidings.caught-up").await;
@@ -428,9 +453,8 @@ async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start()
         .await;
     assert_eq!(source.next_event().await.data, "live");
 
-    // One that a superuser forges later neither stops nor blinds a bridge.
-    database
-        .execute("insert into notifications (user_id, text, xid) values ('alice', 'forged', '900000000')")
+    // One that the owner forges later neither stops nor blinds a bridge.
+    database.owner().execute("insert into notifications (user_id, text, xid) values ('alice', 'forged', '900000000')")
         .await;
     database
         .execute("select send_notification('alice', 'after')")

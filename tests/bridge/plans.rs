@@ -20,11 +20,9 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         .expect("a session");
     database::settle(&client).await.expect("its settings");
     let sql = Sql::new(&SchemaName::public());
-    client
-        .batch_execute(
-            "set statement_timeout = 0; \
-             alter table notifications set (autovacuum_enabled = off)",
-        )
+    let owner = database.owner().connect().await;
+    owner
+        .batch_execute("alter table notifications set (autovacuum_enabled = off)")
         .await
         .expect("a table that is never analysed");
     let prepared = [
@@ -65,8 +63,8 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         "insert into notifications (user_id, text, sent_at) \
          select 'user' || n % 5000, 'row ' || n, now() from generate_series(1, {ROWS}) n"
     );
-    client.batch_execute(&fill).await.expect("a million rows");
-    let last = client
+    owner.batch_execute(&fill).await.expect("a million rows");
+    let last = owner
         .query_one(
             "select max(xid)::text, (max(xid)::text::bigint + 1)::text from notifications",
             &[],
@@ -74,7 +72,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         .await
         .expect("the newest transaction");
     let (last, floor): (String, String) = (last.get(0), last.get(1));
-    client
+    owner
         .batch_execute("insert into notifications (user_id, text) select 'user7', 'new' from generate_series(1, 20)")
         .await
         .expect("new rows");
@@ -82,7 +80,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
         assert_cheap(&client, &execute).await;
     }
-    client
+    owner
         .batch_execute("analyze notifications")
         .await
         .expect("analyze");

@@ -94,6 +94,7 @@ struct Reader {
 struct Stage {
     writers: Vec<Writer>,
     client: Client,
+    owner: Client,
     tail_query: Statement,
     sql: Sql,
     pool: Pool,
@@ -104,11 +105,13 @@ struct Stage {
 impl Stage {
     async fn open(database: &Database) -> Self {
         let sql = Sql::new(&SchemaName::public());
-        let client = database.connect().await;
-        client
+        // It sees what is there; what the bridge reads, it reads as the bridge.
+        let owner = database.owner().connect().await;
+        owner
             .batch_execute("truncate notifications")
             .await
             .expect("an empty table");
+        let client = database.bridge().connect().await;
         let mut writers = Vec::new();
         for _ in 0..WRITERS {
             writers.push(Writer {
@@ -125,6 +128,7 @@ impl Stage {
             pool: Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool"),
             sql,
             client,
+            owner,
             tail: Reader {
                 position: start.clone(),
                 got: BTreeMap::new(),
@@ -233,7 +237,7 @@ impl Stage {
     }
 
     async fn ids(&self, query: &str) -> BTreeSet<i64> {
-        let rows = self.client.query(query, &[]).await.expect(query);
+        let rows = self.owner.query(query, &[]).await.expect(query);
         rows.iter().map(|row| row.get(0)).collect()
     }
 

@@ -22,7 +22,7 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_stay_open_over_a_restart_of_postgres_and_get_what_comes_after_it() {
     let mut cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
     for (round, shutdown) in [Shutdown::Fast, Shutdown::Immediate]
@@ -59,6 +59,7 @@ async fn a_listener_whose_session_is_ended_comes_back_and_catches_up() {
         // In one transaction: the row becomes visible as the listener loses its
         // session.
         database
+            .superuser()
             .execute(&format!(
                 "begin; select send_notification('alice', 'row {round}'); \
                  select pg_terminate_backend(pid) from pg_stat_activity \
@@ -73,7 +74,7 @@ async fn a_listener_whose_session_is_ended_comes_back_and_catches_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_connects_while_the_database_is_away_is_served_when_it_is_back() {
     let mut cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     database
         .execute("select send_notification('alice', 'hello')")
@@ -100,6 +101,7 @@ async fn rows_that_ring_no_bell_are_found_all_the_same() {
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
     database
+        .superuser()
         .execute(
             "set session_replication_role = replica; \
              insert into notifications (user_id, text) values ('alice', 'silent')",
@@ -170,8 +172,9 @@ impl MovingSocket {
 async fn another_history_ends_the_streams_and_their_ids_begin_anew_with_the_backlog() {
     let (old, new) = (start_cluster().await, start_cluster().await);
     // Of the same name.
-    let old_database = Database::create(&old, "app", "template0").await;
-    let new_database = Database::create(&new, "app", "template0").await;
+    let old_database = Database::create(&old, "app").await;
+    old_database.migrate().await;
+    let new_database = Database::create(&new, "app").await;
     new_database.migrate().await;
     let socket = MovingSocket::open(&old.folder().join("run"));
     let bridge = Bridge::start(&old_database.through(socket.folder.path())).await;

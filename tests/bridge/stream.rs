@@ -78,7 +78,7 @@ async fn json_carries_any_text_exactly_with_its_id_event_and_time() {
         assert_eq!(data["id"], json!(index + 1));
         assert_eq!(data["event"], json!("build"));
         assert!(data["text"] == json!(text), "{text:.60?}");
-        let client = database.connect().await;
+        let client = database.owner().connect().await;
         let same = "select $1::text::timestamptz = created_at from notifications where id = $2";
         let created_at = data["created_at"].as_str().expect("a time");
         let row = client
@@ -88,8 +88,7 @@ async fn json_carries_any_text_exactly_with_its_id_event_and_time() {
         assert!(created_at.ends_with('Z'), "{created_at}");
     }
     // A time that JSON has no form for.
-    database
-        .execute("insert into notifications (user_id, text, created_at) values ('alice', 'x', 'infinity')")
+    database.owner().execute("insert into notifications (user_id, text, created_at) values ('alice', 'x', 'infinity')")
         .await;
     let data: Value = serde_json::from_str(&source.next_event().await.data).expect("JSON");
     assert_eq!(
@@ -238,6 +237,7 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
             .until("select bool_and(sent) from notifications")
             .await;
         database
+            .owner()
             .execute("update notifications set sent_at = null where text = 'unsent'")
             .await;
     }
@@ -251,6 +251,7 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
     // The header wins over the query, which serves where no header can be set.
     let query = format!("?last_event_id={good}");
     database
+        .owner()
         .execute("update notifications set sent_at = now()")
         .await;
     let mut source = bridge.connect_with("alice", &query, &[]).await;
@@ -265,9 +266,7 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replay_starts_with_the_last_rows_sent_or_not() {
     let database = Database::migrated().await;
-    database
-        .execute(
-            "insert into notifications (user_id, text, sent_at) \
+    database.owner().execute("insert into notifications (user_id, text, sent_at) \
              select 'alice', 'row ' || n, case when n > 1 then now() end from generate_series(1, 9) n",
         )
         .await;
@@ -275,6 +274,7 @@ async fn replay_starts_with_the_last_rows_sent_or_not() {
     let bridge = Bridge::start(&database).await;
     let texts = async |query: &str| {
         database
+            .owner()
             .execute("update notifications set sent_at = null where id = 1")
             .await;
         let mut source = bridge.connect_with("alice", query, &[]).await;

@@ -75,11 +75,12 @@ async fn a_full_disk_keeps_no_row_from_its_client_and_marks_follow_when_there_is
     let folder = disk.folder.path().join("cluster");
     let cluster = Cluster::start(&binaries, &folder, &[]).await;
     let cluster = cluster.expect("a cluster");
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let mut bridge = Served::start(&database, &[]).await;
     // Pages without room for the second version of a row, and text that can't
     // be compressed.
     database
+        .owner()
         .execute(
             "alter table notifications set (fillfactor = 100); \
              insert into notifications (user_id, text) \

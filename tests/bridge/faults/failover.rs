@@ -59,7 +59,7 @@ fn signal(primary: &Cluster, signal: Signal) {
 
 async fn fail_over<T>(mut account: Account, order: Order, fault: impl AsyncFnOnce(&Cluster) -> T) {
     let primary = start_cluster().await;
-    let old = Database::create(&primary, "app", "template0").await;
+    let old = Database::create(&primary, "app").await;
     old.migrate().await;
     let standby = Standby::of(&primary).await;
     let new = Database::at(standby.cluster().url("app"));

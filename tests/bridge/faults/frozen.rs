@@ -46,9 +46,11 @@ fn data(cluster: &Cluster) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_bridge_does_not_pin_the_notification_queue() {
     let (cluster, address) = tcp_cluster().await;
-    let database = Database::empty_in(&cluster).await;
-    database.migrate().await;
-    database.execute("select pg_reload_conf()").await;
+    let database = Database::migrated_in(&cluster).await;
+    database
+        .superuser()
+        .execute("select pg_reload_conf()")
+        .await;
     let (child, bridge) = serve(&database.at_host(&address), &[]).await;
     let bearer = format!("Bearer {}", token("alice"));
     let mut source = EventSource::open(bridge, "/stream", &[("Authorization", &bearer)]).await;
@@ -58,7 +60,7 @@ async fn a_frozen_bridge_does_not_pin_the_notification_queue() {
     // More than the sockets' buffers hold, in lines of nearly eight kilobytes.
     let flood = "select pg_notify('tidings_' || 'notifications'::regclass::oid::text, \
                  n || repeat('x', 7900)) from generate_series(1, 500) n";
-    let writer = database.connect().await;
+    let writer = database.superuser().connect().await;
     let is_stuck = "select exists (select from pg_stat_activity \
                     where application_name = 'tidings' and wait_event = 'ClientWrite')";
     let flooding = async {

@@ -13,7 +13,10 @@ use crate::support::database::{Database, start_cluster};
 const INCARNATION: &str = "select stats_reset::text from pg_stat_bgwriter";
 
 async fn incarnation(cluster: &Cluster) -> String {
-    let client = Database::at(cluster.url("postgres")).connect().await;
+    let client = Database::at(cluster.url("postgres"))
+        .superuser()
+        .connect()
+        .await;
     let row = client.query_one(INCARNATION, &[]).await;
     row.expect(INCARNATION).get(0)
 }
@@ -43,9 +46,9 @@ async fn each_crash_recovery_shows_and_a_restart_in_order_does_not() {
 
     // The server itself goes on and starts anew at the same time: it says so
     // by ending every other session.
-    let database = Database::at(cluster.url("postgres"));
+    let database = Database::at(cluster.url("postgres")).superuser();
     let (client, connection) =
-        tokio_postgres::connect(database.connection_string(), tokio_postgres::NoTls)
+        tokio_postgres::connect(&database.connection_string(), tokio_postgres::NoTls)
             .await
             .expect("a witness");
     let witness = tokio::spawn(connection);

@@ -58,7 +58,7 @@ async fn take_all_connections(database: &Database, control: &Client) -> Vec<Clie
     let mut taken = Vec::new();
     let taking = async {
         while taken.len() < CONNECTIONS - 1 {
-            match try_connect(database.connection_string()).await {
+            match try_connect(&database.application_string()).await {
                 Ok(client) => taken.push(client),
                 Err(error) => {
                     assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS));
@@ -80,14 +80,14 @@ async fn a_bridge_that_gets_no_connection_says_so_and_comes_back_when_there_is_o
         ("superuser_reserved_connections", "0"),
     ];
     let cluster = Cluster::temporary(&few).await.expect("a cluster");
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let mut bridge = Served::start(&database, &["--pool-size=2"]).await;
     let mut alice = connect_live(&bridge, "alice").await;
     let bob = connect_live(&bridge, "bob")
         .await
         .last_event_id()
         .to_owned();
-    let control = database.connect().await;
+    let control = database.superuser().connect().await;
 
     for _ in 0..3 {
         let taken = take_all_connections(&database, &control).await;
@@ -118,7 +118,7 @@ async fn a_bridge_that_gets_no_connection_says_so_and_comes_back_when_there_is_o
 async fn a_statement_timeout_of_the_database_is_not_the_bridges() {
     let mut account = Account::without_repeats("statement_timeout is shorter than a look takes");
     let database = Database::migrated().await;
-    let control = database.connect().await;
+    let control = database.superuser().connect().await;
     let bridge = Served::start(&database, &[]).await;
     let mut alice = connect_live(&bridge, "alice").await;
     let id = alice.last_event_id().to_owned();
@@ -140,7 +140,7 @@ async fn a_statement_timeout_of_the_database_is_not_the_bridges() {
 async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
     let mut account = Account::without_repeats("sessions are read-only: marks can't be written");
     let database = Database::migrated().await;
-    let control = database.connect().await;
+    let control = database.superuser().connect().await;
     let mut bridge = Served::start(&database, &[]).await;
     let mut alice = connect_live(&bridge, "alice").await;
 

@@ -104,7 +104,7 @@ impl Load {
     /// tells how long that took.
     pub async fn flows(&self) -> Duration {
         let start = Instant::now();
-        let client = self.database.connect().await;
+        let client = self.database.owner().connect().await;
         let insert = "insert into notifications (user_id, text) \
                       select unnest($1::text[]), 'does it flow?' returning user_id, id";
         let rows = client.query(insert, &[&USERS.as_slice()]).await;

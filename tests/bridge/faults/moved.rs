@@ -19,19 +19,15 @@ async fn once_the_bridge_has_moved_to_another_server_no_page_comes_from_the_old_
     let mut account =
         Account::without_repeats("address moved to the promoted standby, old primary still there");
     let primary = start_cluster().await;
-    let old = Database::create(&primary, "app", "template0").await;
+    let old = Database::create(&primary, "app").await;
     old.migrate().await;
     let standby = Standby::of(&primary).await;
     let new = Database::at(standby.cluster().url("app"));
 
     // Two ways, so that the listener's session breaks and the pool's don't.
     let (listening, reading) = (way_to(&primary).await, way_to(&primary).await);
-    let direct = at(&listening);
-    let bridge = Bridge::start_with(
-        &Database::at(at(&reading)),
-        &["--direct-database-url", &direct],
-    )
-    .await;
+    let direct = at(&listening).connection_string();
+    let bridge = Bridge::start_with(&at(&reading), &["--direct-database-url", &direct]).await;
     let mut alice = bridge.connect_live("alice").await;
     old.execute("select send_notification('alice', 'before')")
         .await;
@@ -69,7 +65,7 @@ async fn way_to(cluster: &Cluster) -> Proxy {
     Proxy::to(socket_of(cluster)).await
 }
 
-fn at(way: &Proxy) -> String {
+fn at(way: &Proxy) -> Database {
     let (host, port) = (way.address().ip(), way.address().port());
-    format!("host={host} port={port} user=tidings dbname=app")
+    Database::at(format!("host={host} port={port} user=tidings dbname=app"))
 }

@@ -33,7 +33,7 @@ async fn with_a_direct_url_beside_it_a_pooler_changes_nothing_and_keeps_nothing(
     let database = Database::migrated().await;
     let pooler = Pooler::before(shared_cluster()).await;
     let pooled = pooler.database(&database);
-    let direct = ["--direct-database-url", database.connection_string()];
+    let direct = ["--direct-database-url", &database.connection_string()];
     let bridge = Bridge::start_with(&pooled, &direct).await;
 
     write(&pooled, "backlog").await;

@@ -30,11 +30,12 @@ const SESSIONS: &str = "pg_stat_activity where datname = current_database() \
 /// Those of the bridge's sessions of which this holds, once each has nothing to
 /// do.
 async fn sessions(database: &Database, which: &str) -> Vec<i32> {
-    database
+    let superuser = database.superuser();
+    superuser
         .until(&format!("select bool_and(state = 'idle') from {SESSIONS}"))
         .await;
     let query = format!("select pid from {SESSIONS} and {which}");
-    let rows = database.connect().await.query(&query, &[]).await;
+    let rows = superuser.connect().await.query(&query, &[]).await;
     rows.expect("sessions")
         .iter()
         .map(|row| row.get(0))
@@ -56,6 +57,7 @@ async fn sessions_that_are_ended_under_load_are_replaced() {
     for _ in 0..10 {
         load.writes(20).await;
         database
+            .superuser()
             .execute(&format!("select pg_terminate_backend(pid) from {SESSIONS}"))
             .await;
         account.recovered_after(load.flows().await);
@@ -69,12 +71,13 @@ async fn sessions_that_are_ended_under_load_are_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_whose_backend_is_frozen_takes_another() {
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     // It is known by what it asked last: how far the log is, or how the trigger
     // does.
     let listener = "query ~ 'wal_insert_lsn|tgenabled'";
     database
+        .superuser()
         .until(&format!(
             "select count(*) = 1 from {SESSIONS} and {listener}"
         ))
@@ -103,7 +106,7 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_that_are_frozen_cost_one_wait_and_not_one_each() {
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let load = Load::start(&database, &[bridge.address()]).await;
     let mut account = Account::without_repeats("all backends of the bridge are frozen");
@@ -130,7 +133,7 @@ async fn sessions_that_are_frozen_cost_one_wait_and_not_one_each() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_freezes_and_thaws_is_heard_again() {
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let load = Load::start(&database, &[bridge.address()]).await;
     let mut account = Account::without_repeats("all of Postgres is frozen");
@@ -151,7 +154,7 @@ async fn a_server_that_freezes_and_thaws_is_heard_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_and_restarted_has_lost_nothing() {
     let mut cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let load = Load::start(&database, &[bridge.address()]).await;
     let mut account = Account::with_repeats(

@@ -13,7 +13,7 @@ const DEAF_WITHIN: Duration = Duration::from_secs(15);
 /// Breaks something, and returns what readiness then says.
 async fn reason_after(bridge: &Bridge, database: &Database, breaking: &str) -> String {
     let broken_at = Instant::now();
-    database.execute(breaking).await;
+    database.owner().execute(breaking).await;
     let body = bridge.until_ready_is(503).await.text().await;
     let known_after = broken_at.elapsed();
     assert!(known_after < DEAF_WITHIN, "{breaking}: {known_after:?}");
@@ -39,6 +39,7 @@ async fn a_trigger_that_is_disabled_is_told_of_and_rows_come_all_the_same() {
         .await;
     assert_eq!(source.next_event().await.data, "unrung");
     database
+        .owner()
         .execute("alter table notifications enable trigger tidings_ring_doorbell")
         .await;
     bridge.until_ready_is(200).await;
@@ -53,7 +54,7 @@ async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_bac
     let reason = reason_after(&bridge, &database, drop).await;
     let (_, rest) = reason.split_once('`').expect("a statement");
     let statement = rest.strip_suffix('`').expect("its end");
-    database.execute(statement).await;
+    database.owner().execute(statement).await;
     bridge.until_ready_is(200).await;
 }
 
@@ -61,7 +62,7 @@ async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_bac
 async fn pages_that_cannot_be_read_while_the_listener_hears_are_told_of() {
     let database = Database::migrated().await;
     let (network, reached) = database.over_network().await;
-    let direct = ["--direct-database-url", database.connection_string()];
+    let direct = ["--direct-database-url", &database.connection_string()];
     let bridge = Bridge::start_with(&reached, &direct).await;
     network.set(Network::Refuse);
     network.reset();
@@ -85,6 +86,7 @@ async fn a_table_that_is_gone_is_told_of_and_served_again_when_it_is_back() {
     let reason = reason_after(&bridge, &database, rename).await;
     assert!(reason.contains("no table notifications"), "{reason}");
     database
+        .owner()
         .execute("alter table elsewhere rename to notifications")
         .await;
     database

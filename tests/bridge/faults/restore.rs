@@ -8,15 +8,18 @@ use crate::support::{
     bridge::Bridge,
     database::{Database, start_cluster},
     dev::shell,
-    expect_gap, row_id, until,
+    expect_gap,
+    process::refusal,
+    row_id, until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_comes() {
     let mut account = Account::without_repeats("dumped, and restored into another cluster");
     let (old_cluster, new_cluster) = (start_cluster().await, start_cluster().await);
-    let old = Database::create(&old_cluster, "app", "template0").await;
-    let new = Database::create(&new_cluster, "app", "template0").await;
+    let old = Database::create(&old_cluster, "app").await;
+    let new = Database::create(&new_cluster, "app").await;
+    old.migrate().await;
     let bridge = Bridge::start(&old).await;
     old.execute(
         "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$",
@@ -35,9 +38,9 @@ async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_
     shell(&format!(
         "{} '{}' >{dump} && {} --no-psqlrc --quiet -v ON_ERROR_STOP=1 -d '{}' -f {dump}",
         program("pg_dump"),
-        old.connection_string(),
+        old.superuser().connection_string(),
         program("psql"),
-        new.connection_string(),
+        new.superuser().connection_string(),
         dump = new_cluster.folder().join("dump").display(),
     ))
     .await;
@@ -51,6 +54,12 @@ async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_
         "the rows lie in the new cluster's future"
     );
 
+    let said = refusal(&new, &[]).await;
+    assert!(
+        said.contains("run `tidings migrate` as the table's owner"),
+        "{said}"
+    );
+    new.migrate().await;
     let bridge = Bridge::start(&new).await;
     let mut alice = bridge.resume("alice", &id).await;
     expect_gap(&mut alice, "epoch").await;

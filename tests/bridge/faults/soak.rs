@@ -149,7 +149,7 @@ async fn churn(
     let (wanderers, ()) = tokio::join!(wandering.join_all(), write(database, ticks, end));
 
     let owed = "select user_id, array_agg(id) from notifications group by user_id";
-    let owed = database.connect().await.query(owed, &[]).await;
+    let owed = database.owner().connect().await.query(owed, &[]).await;
     let owed: BTreeMap<String, Vec<i64>> = owed
         .expect("ids")
         .iter()

@@ -13,7 +13,7 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_refuses_a_standby_and_names_the_setting() {
     let primary = start_cluster().await;
-    let database = Database::create(&primary, "app", "template0").await;
+    let database = Database::create(&primary, "app").await;
     database.migrate().await;
     let standby = Standby::of(&primary).await;
     standby.follows(&primary).await;

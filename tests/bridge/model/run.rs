@@ -291,12 +291,12 @@ impl<'a> Run<'a> {
             true => None,
             false => self.world.position(bridge),
         };
-        let before = user_rows(self.world.client(), &tab.name).await?;
+        let before = user_rows(self.world.watcher(), &tab.name).await?;
         tab.connect(address).await;
         tab.observed(Opening {
             before,
             tail,
-            answered: user_rows(self.world.client(), &tab.name).await?,
+            answered: user_rows(self.world.watcher(), &tab.name).await?,
             has_crashed: false,
             // The other bridge may learn of a crash later than this one, and
             // takes an id of after it for one of before it.
@@ -315,7 +315,7 @@ impl<'a> Run<'a> {
             0 => Until::FirstId,
             _ => Until::Rows(rows, self.send(Some(TABS[tab]), 1).await?),
         };
-        self.tabs[tab].read(self.world.client(), until).await
+        self.tabs[tab].read(self.world.watcher(), until).await
     }
 
     /// What was written, and may be read later, may stay unmarked.
@@ -365,7 +365,7 @@ impl<'a> Run<'a> {
             let tabs = TABS.into_iter().zip(&mut self.tabs);
             for (_, tab) in tabs.filter(|(of, tab)| *of == user && tab.is_connected()) {
                 let until = Until::Rows(usize::MAX, last);
-                tab.read(self.world.client(), until).await?;
+                tab.read(self.world.watcher(), until).await?;
             }
         }
         let mut tabs = self.tabs.iter();
@@ -376,7 +376,7 @@ impl<'a> Run<'a> {
         let mut verdicts = Vec::new();
         for user in User::ALL {
             let name = self.world.name(user);
-            let table = user_rows(self.world.client(), &name).await?;
+            let table = user_rows(self.world.watcher(), &name).await?;
             let tabs = self.tabs.iter().filter(|tab| tab.name == name);
             let mut was_connected = false;
             for (index, tab) in tabs.enumerate() {

@@ -11,7 +11,7 @@ use tidings::{
     position::Position,
 };
 use tokio::{process::Child, time::timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use super::program::{BRIDGES, Step, User};
 use crate::support::{
@@ -41,6 +41,7 @@ enum Running {
 pub struct World {
     database: Database,
     client: Client,
+    watcher: Client,
     /// Sessions whose writers have ended.
     idle: Vec<Arc<Client>>,
     /// For programs that hurt the server.
@@ -60,14 +61,14 @@ impl World {
     /// With a server of its own.
     pub async fn fragile() -> Self {
         let cluster = start_forgetful_cluster().await;
-        let database = Database::empty_in(&cluster).await;
-        database.migrate().await;
+        let database = Database::migrated_in(&cluster).await;
         Self::open(database, Some(cluster)).await
     }
 
     async fn open(database: Database, cluster: Option<Cluster>) -> Self {
         Self {
             client: database.connect().await,
+            watcher: database.superuser().connect().await,
             database,
             idle: Vec::new(),
             cluster,
@@ -99,6 +100,11 @@ impl World {
         format!("{user:?} {}", self.programs)
     }
 
+    /// Sees all, and may end what it sees.
+    pub fn watcher(&self) -> &Client {
+        &self.watcher
+    }
+
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -112,20 +118,13 @@ impl World {
     pub async fn take_session(&mut self) -> Result<Arc<Client>, String> {
         match self.idle.pop() {
             Some(session) => Ok(session),
-            None => Ok(Arc::new(self.connect().await?)),
+            None => Ok(Arc::new(connect(&self.database).await?)),
         }
     }
 
     /// For the next program's writers.
     pub fn keep_session(&mut self, session: Option<Arc<Client>>) {
         self.idle.extend(session);
-    }
-
-    async fn connect(&self) -> Result<Client, String> {
-        let connecting = tokio_postgres::connect(self.database.connection_string(), NoTls);
-        let (client, connection) = connecting.await.map_err(|error| error.to_string())?;
-        tokio::spawn(connection);
-        Ok(client)
     }
 
     pub fn address(&self, bridge: usize) -> Option<SocketAddr> {
@@ -192,7 +191,7 @@ impl World {
             "select pg_terminate_backend(pid) from pg_stat_activity \
              where datname = current_database() and application_name = 'tidings' and {which}"
         );
-        let done = self.client.batch_execute(&work).await;
+        let done = self.watcher.batch_execute(&work).await;
         done.map_err(|error| format!("{work}: {error}"))
     }
 
@@ -206,7 +205,7 @@ impl World {
             Step::Restart => cluster.restart(Shutdown::Fast).await,
             Step::Crash => cluster.restart(Shutdown::Immediate).await,
             _ => {
-                let victim = self.connect().await?;
+                let victim = connect(&self.database).await?;
                 let victim = victim.query_one("select pg_backend_pid()", &[]).await;
                 let victim = victim.map_err(|error| error.to_string())?.get(0);
                 kill(Pid::from_raw(victim), Signal::SIGKILL).expect("a signal");
@@ -216,18 +215,21 @@ impl World {
             }
         }
         .map_err(|error| error.to_string())?;
+        let superuser = self.database.superuser();
         let connecting = async {
             loop {
-                if let Ok(client) = self.connect().await
+                if let (Ok(client), Ok(watcher)) =
+                    (connect(&self.database).await, connect(&superuser).await)
                     && client.batch_execute("select").await.is_ok()
+                    && watcher.batch_execute("select").await.is_ok()
                 {
-                    return client;
+                    return (client, watcher);
                 }
                 tokio::task::yield_now().await;
             }
         };
-        let client = timeout(PATIENCE, connecting).await;
-        self.client = client.map_err(|_| format!("no server after {step:?}"))?;
+        let connected = timeout(PATIENCE, connecting).await;
+        (self.client, self.watcher) = connected.map_err(|_| format!("no server after {step:?}"))?;
         Ok(())
     }
 
@@ -236,7 +238,7 @@ impl World {
         let mut unmarked: Vec<i64> = Vec::new();
         let asking = async {
             loop {
-                let answer = self.client.query_one(query, &[&rows]).await;
+                let answer = self.watcher.query_one(query, &[&rows]).await;
                 unmarked = answer.map_err(|error| error.to_string())?.get(0);
                 if unmarked.is_empty() {
                     return Ok(());
@@ -247,6 +249,11 @@ impl World {
         let outcome = timeout(self.patience, asking).await;
         outcome.unwrap_or_else(|_| Err(format!("read, and never marked: {unmarked:?}")))
     }
+}
+
+async fn connect(database: &Database) -> Result<Client, String> {
+    let connecting = database.try_connect().await;
+    connecting.map_err(|error| error.to_string())
 }
 
 async fn stop(bridge: Running) {

@@ -236,7 +236,7 @@ async fn five_thousand_clients_that_return_at_once_all_catch_up_over_a_small_poo
             (n, missed.iter().map(row_id).collect::<Vec<_>>(), source)
         });
     }
-    let client = database.connect().await;
+    let client = database.superuser().connect().await;
     let sessions = "select count(*) from pg_stat_activity \
         where datname = current_database() and application_name = 'tidings'";
     let (mut most, mut open) = (0, Vec::new());

@@ -120,7 +120,7 @@ async fn every_connection_receives_exactly_its_users_committed_rows() {
     join_all((0..WRITERS).map(|writer| tokio::spawn(write(database.clone(), writer)))).await;
 
     let count = "select user_id, count(*), array_agg(id) from notifications group by user_id";
-    let client = database.connect().await;
+    let client = database.owner().connect().await;
     let mut expected: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
     for row in client.query(count, &[]).await.expect("counts") {
         expected.insert(row.get(0), row.get::<_, Vec<i64>>(2).into_iter().collect());

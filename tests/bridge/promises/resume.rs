@@ -47,8 +47,7 @@ async fn more_open_transactions_than_an_id_names_lose_nothing() {
     // Of its own: a snapshot lists the open transactions of all databases, and
     // the ids of other tests' clients would have no room for them either.
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
-    database.migrate().await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let open = join_all((0..OPEN_TRANSACTIONS).map(|_| begin(&database, "slow"))).await;
     let id = leave(&bridge, &database).await;
@@ -84,8 +83,7 @@ async fn more_open_transactions_than_an_id_names_lose_nothing() {
 async fn a_transaction_that_stays_open_while_thousands_commit_is_delivered_at_its_end() {
     // Of its own: with too many open transactions beside it an id forgets some.
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
-    database.migrate().await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
     let slow = begin(&database, "slow").await;
     let mut account = Account::without_repeats(
@@ -181,7 +179,7 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
     // Of its own: to an id, any transaction in the cluster may be one whose rows
     // were removed, once it has ended.
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let old = leave(&bridge, &database).await;
     database
@@ -211,7 +209,7 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_was_open_has_lost_no_row_before_its_end() {
     let cluster = start_cluster().await;
-    let database = Database::empty_in(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let slow = begin(&database, "slow").await;
     let id = leave(&bridge, &database).await;
@@ -233,7 +231,7 @@ async fn remove(database: &Database, which: &str) {
          update tidings_pruned \
          set xid = greatest(xid, (select xid from removed order by xid desc limit 1))"
     );
-    database.execute(&remove).await;
+    database.owner().execute(&remove).await;
 }
 
 /// How many events come before it has caught up, and nothing else does.
@@ -247,11 +245,13 @@ async fn caught_up_at_once(bridge: &Bridge, id: &str) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_are_restored_under_a_running_bridge_are_delivered_and_hide_no_others() {
     let database = Database::migrated().await;
-    let bridge = Bridge::start(&database).await;
+    // Only the owner may take them over.
+    let bridge = Bridge::start(&database.owner()).await;
     let mut source = bridge.connect_live("alice").await;
     // As a dump of an older cluster leaves them: with its transaction ids. Hers
     // are the last of more than are taken over at once.
     database
+        .owner()
         .execute(
             "insert into notifications (user_id, text, xid) \
              select case when n > 25000 then 'alice' else 'bob' end, 'restored', \
@@ -351,6 +351,7 @@ async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_retu
     // She has a past, which must not come again either. The bridge starts after
     // it: what it has not seen yet is not past to it.
     database
+        .owner()
         .execute(
             "insert into notifications (user_id, text, sent_at) values ('alice', 'past', now())",
         )

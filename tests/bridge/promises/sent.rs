@@ -29,7 +29,7 @@ use crate::support::{bridge::Bridge, database::Database, until};
 async fn a_row_that_somebody_has_locked_is_marked_once_it_is_free() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
-    let client = database.connect().await;
+    let client = database.owner().connect().await;
     database
         .execute("select send_notification('alice', 'held'), send_notification('alice', 'free')")
         .await;
@@ -90,13 +90,14 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
 async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
     let database = Database::migrated().await;
     database
+        .owner()
         .execute(
             "insert into notifications (user_id, text, sent_at) values ('alice', 'before', now())",
         )
         .await;
     let sql = Arc::new(Sql::new(&SchemaName::public()));
     let hub = Arc::new(Hub::new(1 << 18));
-    let start = reader::tail_start(&database.connect().await, &sql.tail_start).await;
+    let start = reader::tail_start(&database.bridge().connect().await, &sql.tail_start).await;
     let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
     hub.start(Tail {
         history: History {
@@ -132,8 +133,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
         &start,
         Format::Text,
     );
-    database
-        .execute("insert into notifications (user_id, text, sent_at) values ('alice', 'while open', now())")
+    database.owner().execute("insert into notifications (user_id, text, sent_at) values ('alice', 'while open', now())")
         .await;
     let mut body = String::new();
     while !body.contains("tidings.caught-up") {

@@ -59,7 +59,7 @@ async fn an_insert_needs_no_bridge_and_minds_no_lock_of_one() {
     let mut source = bridge.connect("alice").await;
     tokio::join!(write(&database), rows(&mut source, 2 * ROWS));
     // Nor does it wait for somebody who has locked rows that are to be marked.
-    let other = database.connect().await;
+    let other = database.owner().connect().await;
     other
         .batch_execute("begin; update notifications set sent_at = null")
         .await

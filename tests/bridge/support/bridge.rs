@@ -41,7 +41,7 @@ pub fn serve_options(database: &Database, more: &[&str]) -> ServeOptions {
         "tidings",
         "serve",
         "--database-url",
-        database.connection_string(),
+        &database.connection_string(),
         "--jwt-secret",
         SECRET,
         "--listen=127.0.0.1:0",

@@ -1,8 +1,12 @@
 //! One private PostgreSQL for the test process, one database a test: NOTIFY is
 //! per database, so tests don't hear each other.
+//!
+//! Nobody is superuser here unless a test says so: each party logs in as a member
+//! of its group of `sql/roles.sql`, and of no other.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -10,14 +14,33 @@ use std::{
     thread,
 };
 
-use tidings::{cluster::Cluster, database::DatabaseUrl, schema, schema::SchemaName};
+use tidings::{
+    cluster::{Cluster, PostgresBinaries},
+    database::DatabaseUrl,
+    schema,
+    schema::SchemaName,
+};
 use tokio::sync::{OnceCell, oneshot};
 use tokio_postgres::{Client, NoTls};
 
 use super::proxy::{Proxy, Target};
 
-/// Migrated once; each test's database is a copy of it.
-const TEMPLATE: &str = "tidings_template";
+/// Made once; each test's database is a copy of one of them.
+const EMPTY_TEMPLATE: &str = "tidings_empty";
+const MIGRATED_TEMPLATE: &str = "tidings_migrated";
+
+/// Who logs in, and the groups that each is a member of.
+const SUPERUSER: &str = "tidings";
+const OWNER: &str = "migrator";
+const BRIDGE: &str = "bridge";
+const APPLICATION: &str = "application";
+const MONITOR: &str = "dashboard";
+pub const LOGINS: [(&str, &str); 4] = [
+    (OWNER, "tidings_owner"),
+    (BRIDGE, "tidings_bridge"),
+    (APPLICATION, "tidings_writer, tidings_issuer"),
+    (MONITOR, "tidings_monitor"),
+];
 
 /// The cluster that most tests share. It is stopped and removed when the
 /// process ends.
@@ -52,39 +75,99 @@ pub async fn start_forgetful_cluster() -> Cluster {
         .expect("a private PostgreSQL")
 }
 
-/// A database of a test's own.
+/// A database of a test's own. Each party enters it as itself, or all of them as
+/// somebody else ([`as_role`](Self::as_role)).
 #[derive(Clone, Debug)]
 pub struct Database {
+    /// As the superuser.
     connection_string: String,
+    /// Who everybody is, if not each themself.
+    role: Option<String>,
 }
 
 impl Database {
     /// A copy of a migrated database.
     pub async fn migrated() -> Self {
-        static MIGRATED: OnceCell<()> = OnceCell::const_new();
-        let cluster = tokio::task::spawn_blocking(shared_cluster)
-            .await
-            .expect("a cluster");
-        MIGRATED
-            .get_or_init(|| async {
-                let template = Self::create(cluster, TEMPLATE, "template1").await;
-                template.migrate().await;
-            })
-            .await;
-        Self::create(cluster, &unused_name(), TEMPLATE).await
+        let cluster = Self::templates().await;
+        Self::copy(cluster, &unused_name(), MIGRATED_TEMPLATE).await
     }
 
-    /// A database without anything in it.
+    /// A database with nothing in it, but ready for `tidings migrate`.
     pub async fn empty() -> Self {
+        let cluster = Self::templates().await;
+        Self::copy(cluster, &unused_name(), EMPTY_TEMPLATE).await
+    }
+
+    async fn templates() -> &'static Cluster {
+        static MADE: OnceCell<()> = OnceCell::const_new();
         let cluster = tokio::task::spawn_blocking(shared_cluster)
             .await
             .expect("a cluster");
-        Self::empty_in(cluster).await
+        let make = || async {
+            Self::create(cluster, EMPTY_TEMPLATE).await;
+            let migrated = Self::copy(cluster, MIGRATED_TEMPLATE, EMPTY_TEMPLATE).await;
+            migrated.migrate().await;
+        };
+        MADE.get_or_init(make).await;
+        cluster
     }
 
-    /// The same, in another cluster.
+    /// A database with nothing in it, in another cluster.
     pub async fn empty_in(cluster: &Cluster) -> Self {
-        Self::create(cluster, &unused_name(), "template0").await
+        Self::create(cluster, &unused_name()).await
+    }
+
+    /// A migrated database in another cluster.
+    pub async fn migrated_in(cluster: &Cluster) -> Self {
+        let database = Self::empty_in(cluster).await;
+        database.migrate().await;
+        database
+    }
+
+    /// A database with nothing in it, of this name. A cluster's first one brings the roles.
+    pub async fn create(cluster: &Cluster, name: &str) -> Self {
+        let database = Self::copy(cluster, name, "template0").await;
+        database.prepare("public").await;
+        let superuser = database.superuser().connect().await;
+        for (login, groups) in LOGINS {
+            let exists = "select to_regrole($1) is not null";
+            let row = superuser.query_one(exists, &[&login]).await.expect(login);
+            if !row.get::<_, bool>(0) {
+                let create = format!("create role {login} login in role {groups}");
+                superuser.batch_execute(&create).await.expect(login);
+            }
+        }
+        database
+    }
+
+    /// A copy of `template`.
+    pub async fn copy(cluster: &Cluster, name: &str, template: &str) -> Self {
+        let admin = connect(&cluster.url("postgres")).await;
+        let create = format!("create database {name} template {template}");
+        admin.batch_execute(&create).await.expect("a database");
+        Self::at(cluster.url(name))
+    }
+
+    /// Prepares a schema for the roles, as a DBA does.
+    pub async fn prepare(&self, schema: &str) {
+        let said = self.superuser().run_roles(schema).await;
+        assert!(said.is_ok(), "{said:?}");
+    }
+
+    /// Runs `sql/roles.sql`, and returns what psql said: as an error, if it
+    /// failed.
+    pub async fn run_roles(&self, schema: &str) -> Result<String, String> {
+        let mut psql = Command::new(psql());
+        psql.args(["-X", "-q", "-d", &self.string_of(APPLICATION)])
+            .args(["-v", &format!("schema={schema}")])
+            .args(["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/sql/roles.sql")]);
+        let running = tokio::task::spawn_blocking(move || psql.output());
+        let output = running.await.expect("no panic").expect("psql");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.success() {
+            true => Ok(said),
+            false => Err(said),
+        }
     }
 
     /// The same database, reached by another socket.
@@ -93,17 +176,36 @@ impl Database {
             .connection_string
             .split_once(' ')
             .expect("more than a host");
+        self.reached_at(format!("host={} {rest}", folder.display()))
+    }
+
+    /// The same database, where everybody is this role.
+    pub fn as_role(&self, role: &str) -> Self {
         Self {
-            connection_string: format!("host={} {rest}", folder.display()),
+            role: Some(role.to_owned()),
+            ..self.clone()
         }
     }
 
-    /// The same database, as somebody else.
-    pub fn as_role(&self, role: &str) -> Self {
-        let role = format!("user={role}");
-        Self {
-            connection_string: self.connection_string.replace("user=tidings", &role),
-        }
+    /// The same database, where everybody is the owner of what is in it: to
+    /// migrate, to forge, to alter.
+    pub fn owner(&self) -> Self {
+        self.as_role(OWNER)
+    }
+
+    /// The same database, where everybody is the bridge.
+    pub fn bridge(&self) -> Self {
+        self.as_role(BRIDGE)
+    }
+
+    /// The same database, where everybody is somebody who watches.
+    pub fn monitor(&self) -> Self {
+        self.as_role(MONITOR)
+    }
+
+    /// The same database, where nothing is forbidden to anybody.
+    pub fn superuser(&self) -> Self {
+        self.as_role(SUPERUSER)
     }
 
     /// The same database, reached by TCP.
@@ -112,9 +214,7 @@ impl Database {
             .connection_string
             .split_once(' ')
             .expect("more than a host");
-        Self {
-            connection_string: format!("host={host} {rest}"),
-        }
+        self.reached_at(format!("host={host} {rest}"))
     }
 
     /// The same database, reached over a network that a test can break.
@@ -127,61 +227,71 @@ impl Database {
         let socket = Path::new(folder).join(".s.PGSQL.5432");
         let network = Proxy::to(Target::Unix(socket)).await;
         let address = network.address();
-        let connection_string = format!("host={} port={} {rest}", address.ip(), address.port());
-        (network, Self { connection_string })
+        let reached = format!("host={} port={} {rest}", address.ip(), address.port());
+        (network, self.reached_at(reached))
+    }
+
+    fn reached_at(&self, connection_string: String) -> Self {
+        Self {
+            connection_string,
+            role: self.role.clone(),
+        }
     }
 
     /// Any database, reached in any way.
     pub fn at(connection_string: String) -> Self {
-        Self { connection_string }
-    }
-
-    /// A copy of `template`.
-    pub async fn create(cluster: &Cluster, name: &str, template: &str) -> Self {
-        let admin = connect(&cluster.url("postgres")).await;
-        let create = format!("create database {name} template {template}");
-        admin.batch_execute(&create).await.expect("a database");
         Self {
-            connection_string: cluster.url(name),
+            connection_string,
+            role: None,
         }
     }
 
     /// Brings the schema public up to date.
     pub async fn migrate(&self) {
-        schema::migrate(&self.url(), &SchemaName::public())
-            .await
-            .expect("the migrations");
+        let owner = self.url_of(OWNER);
+        let migrated = schema::migrate(&owner, &SchemaName::public()).await;
+        migrated.expect("the migrations");
     }
 
     /// As the bridge takes it.
     pub fn url(&self) -> DatabaseUrl {
-        self.connection_string.parse().expect("a connection string")
+        self.url_of(BRIDGE)
     }
 
-    /// As the command line takes it.
-    pub fn connection_string(&self) -> &str {
-        &self.connection_string
+    /// As the command line of a bridge takes it.
+    pub fn connection_string(&self) -> String {
+        self.string_of(BRIDGE)
     }
 
-    /// An application's connection, as the superuser.
+    /// As an application takes it.
+    pub fn application_string(&self) -> String {
+        self.string_of(APPLICATION)
+    }
+
+    fn url_of(&self, party: &str) -> DatabaseUrl {
+        self.string_of(party).parse().expect("a connection string")
+    }
+
+    fn string_of(&self, party: &str) -> String {
+        let user = format!("user={}", self.role.as_deref().unwrap_or(party));
+        let superuser = format!("user={SUPERUSER}");
+        self.connection_string.replace(&superuser, &user)
+    }
+
+    /// An application's connection.
     pub async fn connect(&self) -> Client {
-        connect(&self.connection_string).await
+        connect(&self.application_string()).await
     }
 
     /// The same, while the server may be away.
     pub async fn try_connect(&self) -> Result<Client, tokio_postgres::Error> {
-        let (client, connection) = tokio_postgres::connect(&self.connection_string, NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
+        try_connect(&self.application_string()).await
     }
 
     /// Waits until the server takes connections again.
     pub async fn until_accepts(&self) {
         let trying = async {
-            while tokio_postgres::connect(&self.connection_string, NoTls)
-                .await
-                .is_err()
-            {
+            while self.try_connect().await.is_err() {
                 tokio::task::yield_now().await;
             }
         };
@@ -189,20 +299,22 @@ impl Database {
         outcome.expect("the server takes connections again");
     }
 
-    /// Runs `work` in this database and waits until it is done.
+    /// Runs an application's `work` in this database and waits until it is done.
     pub async fn execute(&self, work: &str) {
         self.connect().await.batch_execute(work).await.expect(work);
     }
 
-    /// The ids that the query selects.
+    /// The ids that the query selects, in the eyes of the owner.
     pub async fn ids(&self, query: &str) -> Vec<i64> {
-        let rows = self.connect().await.query(query, &[]).await.expect(query);
+        let owner = connect(&self.string_of(OWNER)).await;
+        let rows = owner.query(query, &[]).await.expect(query);
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Waits until the query answers true, asking anew all the while.
+    /// Waits until the query answers true, in the eyes of the owner, asking anew
+    /// all the while.
     pub async fn until(&self, query: &str) {
-        let client = self.connect().await;
+        let client = connect(&self.string_of(OWNER)).await;
         let asking = async {
             while !client
                 .query_one(query, &[])
@@ -228,6 +340,12 @@ pub async fn try_connect(connection_string: &str) -> Result<Client, tokio_postgr
     let (client, connection) = tokio_postgres::connect(connection_string, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The server's own psql, or else any.
+fn psql() -> PathBuf {
+    let binaries = PostgresBinaries::find().expect("a PostgreSQL");
+    binaries.psql().unwrap_or_else(|| "psql".into())
 }
 
 fn unused_name() -> String {

@@ -35,7 +35,7 @@ impl Frozen {
     /// Freezes sessions that wait for a query: one that is frozen while it holds
     /// a lock of the server would freeze the others too.
     pub async fn between_queries(database: &Database, sessions: &[i32]) -> Self {
-        let watcher = database.connect().await;
+        let watcher = database.superuser().connect().await;
         let query = "select bool_and(state = 'idle') from pg_stat_activity where pid = any($1)";
         loop {
             let mut frozen = Self(Vec::new());

@@ -16,7 +16,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{PATIENCE, database::Database, dev::DataFolder};
+use super::{
+    PATIENCE,
+    database::{Database, LOGINS},
+    dev::DataFolder,
+};
 
 /// Fewer than the bridge and the tests open to it, so that they share them.
 pub const SERVER_CONNECTIONS: usize = 3;
@@ -35,26 +39,31 @@ impl Pooler {
         let folder = DataFolder::new();
         fs::create_dir_all(folder.path()).expect("a folder");
         let settings = folder.path().join("pgbouncer.ini");
+        let users = folder.path().join("users.txt");
         // It can't be told to take any port and to say which.
         let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = unused.local_addr().expect("an address");
         drop(unused);
         let text = format!(
             "[databases]\n\
-             * = host={} port=5432 user=tidings\n\
+             * = host={} port=5432\n\
              [pgbouncer]\n\
              listen_addr = {}\n\
              listen_port = {}\n\
              unix_socket_dir =\n\
-             auth_type = any\n\
+             auth_type = trust\n\
+             auth_file = {}\n\
              pool_mode = transaction\n\
              default_pool_size = {SERVER_CONNECTIONS}\n\
              max_client_conn = 200\n",
             sockets.display(),
             address.ip(),
-            address.port()
+            address.port(),
+            users.display(),
         );
         fs::write(&settings, text).expect("a file");
+        let logins = LOGINS.map(|(login, _)| format!("\"{login}\" \"\"\n"));
+        fs::write(&users, logins.concat()).expect("a file");
         let program = std::env::var("PGBOUNCER").unwrap_or_else(|_| "pgbouncer".to_owned());
         let mut command = Command::new(&program);
         command

@@ -30,13 +30,14 @@ impl Standby {
         // What is not yet flushed, such as a hurried commit, is not sent.
         client.batch_execute("checkpoint").await.expect("a flush");
         Database::at(self.0.url("postgres"))
+            .superuser()
             .until(&format!("select pg_last_wal_replay_lsn() >= '{now}'"))
             .await;
     }
 
     /// Makes it a primary. Returns when it takes writes.
     pub async fn promote(&self) {
-        let database = Database::at(self.0.url("postgres"));
+        let database = Database::at(self.0.url("postgres")).superuser();
         database.execute("select pg_promote()").await;
         database.until("select not pg_is_in_recovery()").await;
     }

@@ -6,7 +6,7 @@ use tokio::{
     sync::{RwLock, watch},
     time::{Interval, MissedTickBehavior, interval},
 };
-use tokio_postgres::{Client, Error, NoTls};
+use tokio_postgres::{Client, Error};
 use tokio_util::sync::CancellationToken;
 
 use super::{Ledger, USERS};
@@ -56,8 +56,9 @@ impl Writer {
                     // Only what comes of a server that went away.
                     let code = error.code().map_or("57P", |code| code.code());
                     assert!(code.starts_with("57P"), "{error:?}");
-                    client = self.reconnect(&mut pace).await;
-                    self.find(&client, user, &text).await
+                    client = reconnect(&self.database, &mut pace).await;
+                    let owner = reconnect(&self.database.owner(), &mut pace).await;
+                    self.find(&owner, user, &text).await
                 }
             };
             self.ledger.send_modify(|ledger| ledger.enter(user, ids));
@@ -87,20 +88,18 @@ impl Writer {
     }
 
     /// Whether the transaction was committed whose answer didn't come.
-    async fn find(&self, client: &Client, user: &str, text: &str) -> Vec<i64> {
-        let found = client.query(FIND, &[&user, &text]).await;
+    async fn find(&self, owner: &Client, user: &str, text: &str) -> Vec<i64> {
+        let found = owner.query(FIND, &[&user, &text]).await;
         let found = found.expect("a server that came back");
         found.iter().map(|row| row.get(0)).collect()
     }
+}
 
-    async fn reconnect(&self, pace: &mut Interval) -> Client {
-        loop {
-            pace.tick().await;
-            let connecting = tokio_postgres::connect(self.database.connection_string(), NoTls);
-            if let Ok((client, connection)) = connecting.await {
-                tokio::spawn(connection);
-                return client;
-            }
+async fn reconnect(database: &Database, pace: &mut Interval) -> Client {
+    loop {
+        pace.tick().await;
+        if let Ok(client) = database.try_connect().await {
+            return client;
         }
     }
 }
