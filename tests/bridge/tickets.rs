@@ -92,6 +92,7 @@ async fn a_ticket_that_is_none_is_refused() {
     let bridge = Bridge::start(&database).await;
     let good = ticket(&database, "alice").await;
     database
+        .owner()
         .execute(
             "insert into stream_tickets (hash, user_id, created_at, expires_at) \
              values (sha256(repeat('a', 64)::bytea), 'alice', now() - interval '2 hours', now() - interval '1 second')",
@@ -159,7 +160,8 @@ async fn taking_a_ticket_away_ends_the_streams_that_it_opened_and_no_others() {
         let mut ending = open(&bridge, &gone).await;
         let mut ending_elsewhere = open(&other_bridge, &gone).await;
         let mut staying = open(&bridge, &kept).await;
-        database.execute(&take_away.replace("TICKET", &gone)).await;
+        let take_away = take_away.replace("TICKET", &gone);
+        database.owner().execute(&take_away).await;
         ends(&mut ending).await;
         ends(&mut ending_elsewhere).await;
         refused(&bridge, &gone).await;
@@ -169,7 +171,7 @@ async fn taking_a_ticket_away_ends_the_streams_that_it_opened_and_no_others() {
     }
     let last = ticket(&database, "alice").await;
     let mut ending = open(&bridge, &last).await;
-    database.execute("truncate stream_tickets").await;
+    database.owner().execute("truncate stream_tickets").await;
     ends(&mut ending).await;
     refused(&bridge, &last).await;
     is_open(&database, &mut with_token, "alice").await;
@@ -300,6 +302,7 @@ async fn tickets_without_a_user_or_a_reasonable_life_are_not_made() {
 async fn expired_tickets_are_removed_while_new_ones_are_made() {
     let database = Database::migrated().await;
     database
+        .owner()
         .execute(
             "insert into stream_tickets (hash, user_id, created_at, expires_at) \
              select sha256(n::text::bytea), 'alice', now() - interval '2 hours', now() - interval '1 hour' \
