@@ -376,7 +376,7 @@ mod tests {
         );
         for text in [
             short.jwt.tokens().err().expect("too short").to_string(),
-            short.database.url().expect_err("no such mode").to_string(),
+            short.database.url().expect_err("no authority").to_string(),
         ] {
             assert!(!text.contains("hunter2"), "{text}");
         }

@@ -1,14 +1,13 @@
 //! Connections to Postgres: where it is, and how one is opened.
 
+mod conninfo;
+mod tls;
+mod url;
+
 use std::{
-    fmt, io,
-    net::IpAddr,
-    path::PathBuf,
-    str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -20,8 +19,13 @@ use tokio::{
     time::timeout,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Config, NoTls,
-    config::{Host, SslMode},
+    AsyncMessage, Client, Connection, NoTls, config::SslMode, error::SqlState, tls::MakeTlsConnect,
+};
+
+pub use self::url::DatabaseUrl;
+use self::{
+    tls::{Attempt, Mode},
+    url::Place,
 };
 
 /// How long connecting may take in all: name look-up, TCP, the server's answer
@@ -36,9 +40,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 2;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
-
-/// Where Postgres listens if a URL doesn't say.
-const DEFAULT_PORT: u16 = 5432;
 
 /// The queries must stay on their indexes at any table size, also with plans
 /// made while the table was empty or never analysed: without these settings
@@ -68,121 +69,6 @@ const LISTENER_SETTINGS: &str = "
     set tcp_user_timeout = 10000;
 ";
 
-/// Where the database is, as libpq writes it: a URL or `key=value` pairs.
-/// Its `Debug` form hides the password.
-#[derive(Clone)]
-pub struct DatabaseUrl {
-    config: Config,
-    hosts: Arc<[Place]>,
-    /// The host that answered last, to begin with: after a failover each
-    /// connection would otherwise first try the one that is gone.
-    answered: Arc<AtomicUsize>,
-}
-
-/// One of the hosts.
-#[derive(Clone, Debug)]
-enum Place {
-    Tcp { host: String, port: u16 },
-    Unix { folder: PathBuf, port: u16 },
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix { folder, .. } => write!(f, "{}", folder.display()),
-        }
-    }
-}
-
-/// The hosts of a connection string, as libpq pairs them: an address stands for
-/// the name beside it, and a single port is that of all.
-fn places(config: &Config) -> Vec<Place> {
-    let (hosts, addresses, ports) = (
-        config.get_hosts(),
-        config.get_hostaddrs(),
-        config.get_ports(),
-    );
-    let port = |index| match ports {
-        [] => DEFAULT_PORT,
-        &[port] => port,
-        ports => ports.get(index).copied().unwrap_or(DEFAULT_PORT),
-    };
-    let tcp = |host, index| Place::Tcp {
-        host,
-        port: port(index),
-    };
-    (0..hosts.len().max(addresses.len()))
-        .map(|index| match (addresses.get(index), hosts.get(index)) {
-            (Some(address), _) => tcp(IpAddr::to_string(address), index),
-            (None, Some(Host::Tcp(name))) => tcp(name.clone(), index),
-            (None, Some(Host::Unix(folder))) => Place::Unix {
-                folder: folder.clone(),
-                port: port(index),
-            },
-            (None, None) => unreachable!("the longer of the two has this index"),
-        })
-        .collect()
-}
-
-impl FromStr for DatabaseUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut config = Config::from_str(text).map_err(|error| {
-            format!("it should look like postgres://user:password@host/database ({error})")
-        })?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(
-                "this version speaks no TLS to Postgres: use sslmode=disable or prefer \
-                        over a network that you trust, or a local tunnel"
-                    .to_owned(),
-            );
-        }
-        let hosts: Arc<[Place]> = places(&config).into();
-        if hosts.is_empty() {
-            return Err("it names no host (a Unix socket's folder counts as one)".to_owned());
-        }
-        let ports = config.get_ports().len();
-        if ports > 1 && ports != hosts.len() {
-            return Err(format!("it names {} hosts and {ports} ports", hosts.len()));
-        }
-        if config.get_user().is_none() {
-            return Err("it names no user".to_owned());
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("tidings");
-        }
-        config.ssl_mode(SslMode::Disable);
-        Ok(Self {
-            config,
-            hosts,
-            answered: Arc::default(),
-        })
-    }
-}
-
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DatabaseUrl({self})")
-    }
-}
-
-/// Host and database, for messages; never the password.
-impl fmt::Display for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, host) in self.hosts.iter().enumerate() {
-            let comma = if index > 0 { "," } else { "" };
-            match host {
-                Place::Tcp { host, .. } => write!(f, "{comma}{host}")?,
-                Place::Unix { folder, .. } => write!(f, "{comma}{}", folder.display())?,
-            }
-        }
-        let database = self.config.get_dbname().or(self.config.get_user());
-        write!(f, "/{}", database.unwrap_or_default())
-    }
-}
-
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -196,6 +82,27 @@ pub enum ConnectError {
         host: String,
         /// Why.
         reason: io::Error,
+    },
+    /// The server doesn't encrypt.
+    #[error(
+        "the server at {host} offers no TLS, and without it passwords and notifications would \
+         cross the network in clear text: turn it on there (ssl = on), or, over a network that \
+         you trust, add sslmode=disable to the URL"
+    )]
+    Unencrypted {
+        /// Where.
+        host: String,
+    },
+    /// The server doesn't prove to be the one that was asked for, or doesn't
+    /// believe us to be.
+    #[error("no TLS with {host} (sslmode={mode}): {reason}")]
+    Tls {
+        /// Where.
+        host: String,
+        /// What was asked for.
+        mode: &'static str,
+        /// Why.
+        reason: String,
     },
     /// Nothing answered.
     #[error("no answer within {} s", .0.as_secs())]
@@ -223,6 +130,7 @@ impl ConnectError {
                 Some(code) => code.code().starts_with("57P") || code.code().starts_with("53"),
                 None => true,
             },
+            Self::Unencrypted { .. } | Self::Tls { .. } => false,
             Self::NoHost(hosts) => hosts.iter().any(|(_, error)| error.is_passing()),
         }
     }
@@ -243,10 +151,6 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
         None => error.to_string(),
     }
 }
-
-/// What carries a connection.
-trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 /// The task that drives a connection. It ends with its client or with the
 /// connection, and tells the error that ended it.
@@ -274,8 +178,9 @@ pub async fn connect(
     let mut failed = Vec::new();
     for index in (0..count).map(|turn| (first + turn) % count) {
         let host = &url.hosts[index];
-        let opening = async {
-            let (client, driver) = open(&url.config, host, share, on_message.clone()).await?;
+        let on_message = on_message.clone();
+        let opening = async move {
+            let (client, driver) = open(url, host, share, on_message).await?;
             if count > 1 && is_standby(&client).await? {
                 return Err(ConnectError::Standby);
             }
@@ -305,17 +210,96 @@ async fn is_standby(client: &Client) -> Result<bool, tokio_postgres::Error> {
 }
 
 async fn open(
-    config: &Config,
+    url: &DatabaseUrl,
     host: &Place,
+    limit: Duration,
+    on_message: impl Fn(AsyncMessage) + Clone + Send + 'static,
+) -> Result<(Client, Driver), ConnectError> {
+    let mode = url.tls.mode(host.reach());
+    let mut attempts = mode.attempts().iter();
+    loop {
+        let attempt = attempts.next().copied().unwrap_or(Attempt::Clear);
+        let on_message = on_message.clone();
+        match open_once(url, host, mode, attempt, limit, on_message).await {
+            Err(ConnectError::Postgres(error))
+                if attempts.len() > 0 && refuses_encryption_or_its_lack(&error) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether the server may take the connection the other way: `pg_hba.conf` has
+/// no line for this one, or a pooler wants TLS.
+fn refuses_encryption_or_its_lack(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code().map(SqlState::code), Some("28000" | "08P01"))
+}
+
+async fn open_once(
+    url: &DatabaseUrl,
+    host: &Place,
+    mode: Mode,
+    attempt: Attempt,
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
-    let socket = host.dial(limit).await.map_err(|reason| {
-        let host = host.to_string();
-        ConnectError::Network { host, reason }
-    })?;
-    let (client, mut connection) = config.connect_raw(socket, NoTls).await?;
-    let driver = tokio::spawn(async move {
+    let unreachable = |reason| ConnectError::Network {
+        host: host.to_string(),
+        reason,
+    };
+    let mut config = url.config.clone();
+    config.ssl_mode(match attempt {
+        Attempt::Clear => SslMode::Disable,
+        Attempt::EncryptedIfOffered => SslMode::Prefer,
+        Attempt::Encrypted => SslMode::Require,
+    });
+    let (name, socket) = match host {
+        Place::Unix { folder, port } => {
+            let path = folder.join(format!(".s.PGSQL.{port}"));
+            let socket = UnixStream::connect(path).await.map_err(unreachable)?;
+            let (client, connection) = config.connect_raw(socket, NoTls).await?;
+            return Ok((client, drive(connection, on_message)));
+        }
+        Place::Tcp {
+            name,
+            address,
+            port,
+        } => {
+            let socket = dial(name, *address, *port, limit).await;
+            (name, socket.map_err(unreachable)?)
+        }
+    };
+    if attempt == Attempt::Clear {
+        let (client, connection) = config.connect_raw(socket, NoTls).await?;
+        return Ok((client, drive(connection, on_message)));
+    }
+    let refused = |reason| ConnectError::Tls {
+        host: host.to_string(),
+        mode: mode.name(),
+        reason,
+    };
+    let mut connector = url.tls.connector(mode).map_err(refused)?;
+    let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, name);
+    match config.connect_raw(socket, tls).await {
+        Ok((client, connection)) => Ok((client, drive(connection, on_message))),
+        Err(error) if tls::is_not_offered(&error) => Err(ConnectError::Unencrypted {
+            host: host.to_string(),
+        }),
+        Err(error) => Err(match tls::failure(&error) {
+            Some(reason) => refused(reason),
+            None => error.into(),
+        }),
+    }
+}
+
+fn drive<S, T>(
+    mut connection: Connection<S, T>,
+    on_message: impl Fn(AsyncMessage) + Send + 'static,
+) -> Driver
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
         loop {
             match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
                 Some(Ok(message)) => on_message(message),
@@ -323,35 +307,32 @@ async fn open(
                 None => return None,
             }
         }
-    });
-    Ok((client, driver))
+    })
 }
 
-impl Place {
-    async fn dial(&self, limit: Duration) -> io::Result<Box<dyn Socket>> {
-        match self {
-            Self::Unix { folder, port } => {
-                let path = folder.join(format!(".s.PGSQL.{port}"));
-                Ok(Box::new(UnixStream::connect(path).await?))
+async fn dial(
+    name: &str,
+    address: Option<IpAddr>,
+    port: u16,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = match address {
+        Some(address) => vec![(address, port).into()],
+        None => lookup_host((name, port)).await?.collect(),
+    };
+    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => {
+                bound(&socket);
+                return Ok(socket);
             }
-            Self::Tcp { host, port } => {
-                let addresses: Vec<_> = lookup_host((host.as_str(), *port)).await?.collect();
-                let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in addresses {
-                    match timeout(share, TcpStream::connect(address)).await {
-                        Ok(Ok(socket)) => {
-                            bound(&socket);
-                            return Ok(Box::new(socket));
-                        }
-                        Ok(Err(error)) => last = error,
-                        Err(elapsed) => last = elapsed.into(),
-                    }
-                }
-                Err(last)
-            }
+            Ok(Err(error)) => last = error,
+            Err(elapsed) => last = elapsed.into(),
         }
     }
+    Err(last)
 }
 
 /// Bounds how long a connection whose other end is gone passes for open. An

@@ -21,6 +21,7 @@ pub mod snapshot;
 pub mod position;
 pub mod safe_floor;
 
+pub mod certificates;
 pub mod database;
 pub mod direct;
 pub mod pool;

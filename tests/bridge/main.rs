@@ -18,3 +18,4 @@ mod shutdown;
 mod stream;
 mod support;
 mod tickets;
+mod tls;

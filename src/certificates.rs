@@ -1,0 +1,101 @@
+//! Certificates and keys in PEM files, and the cryptography behind them.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    RootCertStore,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+    sign::CertifiedKey,
+};
+
+/// The cryptography that all of Tidings uses. It is named wherever TLS is set
+/// up, as a default of the process could be somebody else's.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// A certificate, with those that lead to its authority, and its key.
+///
+/// # Errors
+///
+/// A text that names the file; also if the two don't belong together.
+pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
+    let chain = certificates(certificate)?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+        pem::Error::NoItemsFound => format!(
+            "{} holds no key that can be read: it must be PEM, and not encrypted",
+            key.display()
+        ),
+        error => unreadable(key, &error),
+    })?;
+    CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => format!(
+            "the key in {} is not that of the first certificate in {}",
+            key.display(),
+            certificate.display()
+        ),
+        error => format!(
+            "{} and {} can't be used together: {error}",
+            certificate.display(),
+            key.display()
+        ),
+    })
+}
+
+/// The authorities in a file.
+///
+/// # Errors
+///
+/// A text that names the file.
+pub fn authorities(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{} can't be used: {error}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// The authorities that this machine trusts.
+///
+/// # Errors
+///
+/// A text, if there are none.
+pub fn system_authorities() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // Systems come with some that can't be read; the others do.
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err(match found.errors.first() {
+            Some(error) => format!("the system's certificates can't be read: {error}"),
+            None => "the system has no certificates (a package ca-certificates brings them)".into(),
+        });
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unreadable(path, &error))?;
+    if certificates.is_empty() {
+        return Err(format!(
+            "{} holds no certificate: it must be PEM",
+            path.display()
+        ));
+    }
+    Ok(certificates)
+}
+
+fn unreadable(path: &Path, error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => format!("{} can't be read: {error}", path.display()),
+        error => format!("{} can't be read as PEM: {error}", path.display()),
+    }
+}

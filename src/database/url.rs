@@ -1,0 +1,408 @@
+//! Where Postgres is, as libpq writes it.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use nix::unistd::{User, geteuid};
+use tokio_postgres::{
+    Config,
+    config::{ChannelBinding, SslNegotiation},
+};
+
+use super::{
+    conninfo::Parameters,
+    tls::{Reach, Tls},
+};
+
+/// Where Postgres listens if a URL doesn't say.
+const DEFAULT_PORT: u16 = 5432;
+
+/// The folders of its socket if a URL names no host: the one of Linux
+/// distributions, and the one that Postgres itself is built with.
+const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// What has an effect.
+const USED: &[&str] = &[
+    "application_name",
+    "channel_binding",
+    "dbname",
+    "fallback_application_name",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslnegotiation",
+    "sslrootcert",
+    "sslsni",
+    "user",
+];
+
+/// What libpq knows and nobody misses here: the bridge has its own timeouts,
+/// probes and order of hosts, and speaks UTF-8 and no GSSAPI.
+const IGNORED: &[&str] = &[
+    "client_encoding",
+    "connect_timeout",
+    "gssdelegation",
+    "gsslib",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "krbsrvname",
+    "load_balance_hosts",
+    "max_protocol_version",
+    "sslcompression",
+    "tcp_user_timeout",
+];
+
+/// What is good with some values only: those that ask for nothing that can't
+/// be had.
+const BOUND: &[(&str, &[&str])] = &[
+    ("gssencmode", &["disable", "prefer"]),
+    ("sslcertmode", &["disable", "allow"]),
+    ("target_session_attrs", &["any", "read-write", "primary"]),
+];
+
+/// What libpq knows and can't be had, and what to do instead.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "passfile",
+        "put the password into the URL, and that into a file",
+    ),
+    ("require_auth", "channel_binding=require can be had"),
+    (
+        "requirepeer",
+        "the folder of the socket should be its owner's alone",
+    ),
+    ("service", "write out what it stands for"),
+    ("servicefile", "write out what it stands for"),
+    ("sslcrl", "certificates that are taken back are not known"),
+    (
+        "sslcrldir",
+        "certificates that are taken back are not known",
+    ),
+    ("sslpassword", "the key must not be encrypted"),
+];
+
+/// Where the database is, as libpq writes it: a URL or `key=value` pairs.
+/// Its `Debug` form hides the password.
+#[derive(Clone)]
+pub struct DatabaseUrl {
+    pub(super) config: Config,
+    pub(super) hosts: Arc<[Place]>,
+    pub(super) tls: Arc<Tls>,
+    /// The host that answered last, to begin with: after a failover each
+    /// connection would otherwise first try the one that is gone.
+    pub(super) answered: Arc<AtomicUsize>,
+}
+
+/// One of the hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Tcp {
+        /// What its certificate must be for.
+        name: String,
+        /// Where it is, if not where the name leads.
+        address: Option<IpAddr>,
+        port: u16,
+    },
+    Unix {
+        folder: PathBuf,
+        port: u16,
+    },
+}
+
+impl Place {
+    pub(super) fn reach(&self) -> Reach {
+        let is_loopback = |address: &IpAddr| address.to_canonical().is_loopback();
+        let is_near = match self {
+            Self::Unix { .. } => return Reach::Socket,
+            Self::Tcp {
+                address: Some(address),
+                ..
+            } => is_loopback(address),
+            Self::Tcp { name, .. } => match name.parse() {
+                Ok(address) => is_loopback(&address),
+                Err(_) => name.eq_ignore_ascii_case("localhost"),
+            },
+        };
+        if is_near {
+            Reach::Loopback
+        } else {
+            Reach::Remote
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { name, port, .. } => write!(f, "{name}:{port}"),
+            Self::Unix { folder, .. } => write!(f, "{}", folder.display()),
+        }
+    }
+}
+
+/// The hosts, as libpq pairs them: an address stands for the name beside it,
+/// and a single port is that of all.
+fn places(given: &Parameters) -> Result<Vec<Place>, String> {
+    let list = |name| -> Vec<&str> {
+        let value = given.get(name).map(|value| value.split(',').map(str::trim));
+        value.into_iter().flatten().collect()
+    };
+    let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+    if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+        let (hosts, addresses) = (hosts.len(), addresses.len());
+        return Err(format!("it names {hosts} hosts and {addresses} addresses"));
+    }
+    let count = hosts.len().max(addresses.len()).max(1);
+    if ports.len() > 1 && ports.len() != count {
+        return Err(format!("it names {count} hosts and {} ports", ports.len()));
+    }
+    let port = |index| match ports.get(index).or(ports.first()).copied() {
+        None | Some("") => Ok(DEFAULT_PORT),
+        Some(port) => match port.parse() {
+            Ok(1..) => port.parse().map_err(|_| "its port is not a number"),
+            _ => Err("its port is not a number between 1 and 65535"),
+        },
+    };
+    (0..count)
+        .map(|index| {
+            let port = port(index)?;
+            let host = hosts.get(index).copied().unwrap_or_default();
+            let address = addresses.get(index).copied().unwrap_or_default();
+            Ok(match (host, address) {
+                ("", "") => Place::Unix {
+                    folder: socket_folder(port).into(),
+                    port,
+                },
+                (host, "") if host.starts_with('/') => Place::Unix {
+                    folder: host.into(),
+                    port,
+                },
+                (host, "") => Place::Tcp {
+                    name: host.to_owned(),
+                    address: None,
+                    port,
+                },
+                (host, address) => Place::Tcp {
+                    name: if host.is_empty() { address } else { host }.to_owned(),
+                    address: Some(
+                        address
+                            .parse()
+                            .map_err(|_| "its hostaddr is not an IP address")?,
+                    ),
+                    port,
+                },
+            })
+        })
+        .collect()
+}
+
+fn socket_folder(port: u16) -> &'static str {
+    let has_socket = |folder: &&str| Path::new(folder).join(format!(".s.PGSQL.{port}")).exists();
+    let mut folders = SOCKET_FOLDERS.into_iter();
+    folders.find(has_socket).unwrap_or(SOCKET_FOLDERS[0])
+}
+
+/// What is asked for must be had, or refused: never left out in silence.
+fn refuse_unknown(given: &Parameters) -> Result<(), String> {
+    for (name, shown) in given.names() {
+        if USED.contains(&name) || IGNORED.contains(&name) {
+            continue;
+        }
+        if let Some((_, values)) = BOUND.iter().find(|(known, _)| *known == name) {
+            if given.get(name).is_none_or(|value| values.contains(&value)) {
+                continue;
+            }
+            return Err(format!(
+                "of {name} it can have no other value than {}",
+                values.join(" or ")
+            ));
+        }
+        return Err(match REFUSED.iter().find(|(known, _)| *known == name) {
+            Some((_, instead)) => format!("it can't have the parameter {name}: {instead}"),
+            None => format!("it has a parameter that is not known ({shown})"),
+        });
+    }
+    Ok(())
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let given = Parameters::parse(text)?;
+        refuse_unknown(&given)?;
+        let hosts: Arc<[Place]> = places(&given)?.into();
+        let reaches: Vec<_> = hosts.iter().map(Place::reach).collect();
+        let tls = Tls::of(&given, &reaches)?;
+
+        let mut config = Config::new();
+        match given.get("user") {
+            Some(user) => config.user(user),
+            // As libpq does.
+            None => match User::from_uid(geteuid()) {
+                Ok(Some(user)) => config.user(user.name),
+                _ => return Err("it names no user".to_owned()),
+            },
+        };
+        if let Some(password) = given.get("password") {
+            config.password(password);
+        }
+        if let Some(database) = given.get("dbname") {
+            config.dbname(database);
+        }
+        if let Some(options) = given.get("options") {
+            config.options(options);
+        }
+        let name = given.get("application_name");
+        let name = name.or(given.get("fallback_application_name"));
+        config.application_name(name.unwrap_or("tidings"));
+        config.channel_binding(match given.get("channel_binding") {
+            None | Some("prefer") => ChannelBinding::Prefer,
+            Some("require") => ChannelBinding::Require,
+            Some("disable") => ChannelBinding::Disable,
+            Some(_) => return Err("channel_binding is disable, prefer or require".to_owned()),
+        });
+        if tls.is_direct {
+            config.ssl_negotiation(SslNegotiation::Direct);
+        }
+        Ok(Self {
+            config,
+            hosts,
+            tls: Arc::new(tls),
+            answered: Arc::default(),
+        })
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({self})")
+    }
+}
+
+/// Host and database, for messages; never the password.
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, host) in self.hosts.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match host {
+                Place::Tcp { name, .. } => write!(f, "{comma}{name}")?,
+                Place::Unix { folder, .. } => write!(f, "{comma}{}", folder.display())?,
+            }
+        }
+        let database = self.config.get_dbname().or(self.config.get_user());
+        write!(f, "/{}", database.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(name: &str, address: Option<&str>, port: u16) -> Place {
+        Place::Tcp {
+            name: name.to_owned(),
+            address: address.map(|address| address.parse().expect("an address")),
+            port,
+        }
+    }
+
+    fn unix(folder: &str, port: u16) -> Place {
+        let folder = folder.into();
+        Place::Unix { folder, port }
+    }
+
+    #[test]
+    fn hosts_are_paired_as_libpq_pairs_them() {
+        let cases = [
+            ("postgresql://u@h/d", vec![tcp("h", None, 5432)]),
+            (
+                "postgres://u@a:1,b,[::1]:3/d",
+                vec![tcp("a", None, 1), tcp("b", None, 5432), tcp("::1", None, 3)],
+            ),
+            (
+                "postgres://u@/d?host=a,b&port=6000",
+                vec![tcp("a", None, 6000), tcp("b", None, 6000)],
+            ),
+            (
+                "postgres://u@a,b/d?hostaddr=10.0.0.1,",
+                vec![tcp("a", Some("10.0.0.1"), 5432), tcp("b", None, 5432)],
+            ),
+            ("user=u hostaddr=::1", vec![tcp("::1", Some("::1"), 5432)]),
+            ("postgres://u@%2Fa%20b:6/d", vec![unix("/a b", 6)]),
+            ("postgres://u@localhost/d?host=/a", vec![unix("/a", 5432)]),
+            ("user=u port=7", vec![unix(socket_folder(7), 7)]),
+            (
+                "user=u host=a,/b port=,8 sslmode=disable",
+                vec![tcp("a", None, 5432), unix("/b", 8)],
+            ),
+        ];
+        for (text, expected) in cases {
+            let url: DatabaseUrl = text.parse().expect(text);
+            assert_eq!(*url.hosts, *expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_local_host_is_known_by_its_name_and_its_addresses() {
+        let reach = |name, address| tcp(name, address, 1).reach();
+        assert_eq!(unix("/a", 1).reach(), Reach::Socket);
+        for near in ["localhost", "LocalHost", "127.0.0.1", "127.8.8.8", "::1"] {
+            assert_eq!(reach(near, None), Reach::Loopback, "{near}");
+        }
+        assert_eq!(reach("::ffff:127.0.0.1", None), Reach::Loopback);
+        assert_eq!(reach("db", Some("127.0.0.1")), Reach::Loopback);
+        for far in ["db", "localhost.example.com", "10.0.0.1", "::2", "0.0.0.0"] {
+            assert_eq!(reach(far, None), Reach::Remote, "{far}");
+        }
+        assert_eq!(reach("localhost", Some("10.0.0.1")), Reach::Remote);
+    }
+
+    #[test]
+    fn what_libpq_knows_is_used_ignored_or_refused_by_name() {
+        for good in [
+            "connect_timeout=5 keepalives_count=2 gssencmode=prefer target_session_attrs=primary",
+            "application_name=a options='-c x=y' channel_binding=disable sslcompression=0",
+            "gssencmode='' passfile='' replication=''",
+        ] {
+            let text = format!("user=u {good}");
+            text.parse::<DatabaseUrl>().expect(good);
+        }
+        for (bad, named) in [
+            ("gssencmode=require", "gssencmode"),
+            ("target_session_attrs=standby", "target_session_attrs"),
+            ("sslcertmode=require", "sslcertmode"),
+            ("passfile=x", "passfile"),
+            ("service=x", "service"),
+            ("sslcrl=x", "sslcrl"),
+            ("require_auth=md5", "require_auth"),
+            ("channel_binding=yes", "channel_binding"),
+            ("replication=database", "replication"),
+            ("schema=app", "schema"),
+            ("hostaddr=db", "hostaddr"),
+            ("port=0", "port"),
+            ("port=65536", "port"),
+            ("host=a,b hostaddr=::1", "2 hosts and 1 addresses"),
+            ("host=a,b port=1,2,3", "2 hosts and 3 ports"),
+        ] {
+            let error = format!("user=u {bad}").parse::<DatabaseUrl>();
+            let error = error.expect_err(bad);
+            assert!(error.contains(named), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A PostgreSQL that speaks TLS, reached by TCP.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::PathBuf,
+    sync::atomic::{AtomicU8, Ordering},
+};
+
+use tidings::{
+    cluster::Cluster,
+    database::{self, ConnectError},
+};
+
+use super::authority::Authority;
+use crate::support::database::Database;
+
+/// The name that its certificate is for. Nobody looks it up: the address is
+/// given beside it.
+pub const NAME: &str = "db.tidings.test";
+
+/// Who may come how, over TCP. The superuser may only come encrypted.
+const ACCESS: &str = "
+local     all all          trust
+hostssl   all tidings   all trust
+hostssl   all certified all cert
+hostssl   all scrammed  all scram-sha-256
+hostnossl all scrammed  all scram-sha-256
+hostnossl all clear     all trust
+";
+
+/// The server, and who signed its certificate.
+pub struct Server {
+    cluster: Cluster,
+    pub authority: Authority,
+    address: String,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        // The port is the same for every cluster, and other processes may run
+        // these tests: an address of our own among the many of this host.
+        static NEXT: AtomicU8 = AtomicU8::new(2);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let last = NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = format!("127.{}.{low}.{last}", high.max(1));
+        let cluster = Cluster::temporary(&[("listen_addresses", &address)])
+            .await
+            .expect("a private PostgreSQL");
+        let server = Self {
+            cluster,
+            authority: Authority::new(),
+            address,
+        };
+        server.turn_on().await;
+        server
+    }
+
+    /// Makes it speak TLS, and opens it to the roles of the tests.
+    async fn turn_on(&self) {
+        let folder = self.cluster.folder();
+        let write = |name: &str, text: String| -> PathBuf {
+            let path = folder.join(name);
+            fs::write(&path, text).expect("a file");
+            // It reads no key that others can read.
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("permissions");
+            let owner = fs::metadata(folder).expect("its folder");
+            chown(&path, Some(owner.uid()), Some(owner.gid())).expect("an owner");
+            path
+        };
+        let (certificate, key) = self.authority.sign(NAME, &[NAME]);
+        let authority = fs::read_to_string(self.authority.file()).expect("a certificate");
+        let settings = [
+            ("ssl_cert_file", write("server.crt", certificate)),
+            ("ssl_key_file", write("server.key", key)),
+            ("ssl_ca_file", write("authority.crt", authority)),
+        ];
+        let postgres = Database::at(self.cluster.url("postgres"));
+        postgres
+            .execute(
+                "create role certified login; create role clear login;
+                 set password_encryption = 'scram-sha-256';
+                 create role scrammed login password 'a good one'",
+            )
+            .await;
+        let client = postgres.connect().await;
+        let row = client.query_one("show hba_file", &[]).await;
+        let access: String = row.expect("a setting").get(0);
+        fs::write(access, ACCESS).expect("a file");
+        for (name, path) in settings {
+            let set = format!("alter system set {name} = '{}'", path.display());
+            postgres.execute(&set).await;
+        }
+        postgres.execute("alter system set ssl = on").await;
+        postgres.execute("select pg_reload_conf()").await;
+        postgres
+            .until("select setting = 'on' from pg_settings where name = 'ssl'")
+            .await;
+    }
+
+    /// A new database, to be reached in this way.
+    pub async fn database(&self, how: &str) -> Database {
+        let database = Database::empty_in(&self.cluster).await;
+        let text = database.connection_string();
+        let (_, name) = text.split_once("dbname=").expect("a database");
+        Database::at(format!(
+            "hostaddr={} user=tidings dbname={name} {how}",
+            self.address
+        ))
+    }
+
+    /// What an operator does beside the bridge, over the socket.
+    pub fn beside(&self, database: &Database) -> Database {
+        let text = database.connection_string();
+        let (_, name) = text.split_once("dbname=").expect("a database");
+        let name = name.split(' ').next().unwrap_or(name);
+        Database::at(self.cluster.url(name))
+    }
+
+    /// Whether the bridge's own connection, made like this, is encrypted.
+    pub async fn encrypts(&self, how: &str) -> Result<bool, ConnectError> {
+        // The last one wins, so the user may be another.
+        let text = format!(
+            "hostaddr={} user=tidings dbname=postgres {how}",
+            self.address
+        );
+        encrypts(&text).await
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// The same anywhere.
+pub async fn encrypts(text: &str) -> Result<bool, ConnectError> {
+    let url = text.parse().expect(text);
+    let (client, _driver) = database::connect(&url, |_| ()).await?;
+    let query = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    let row = client.query_one(query, &[]).await?;
+    Ok(row.get(0))
+}
