@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{
     App as ActixApp, HttpServer,
     dev::Server,
@@ -48,6 +49,7 @@ use crate::{
     sql::Sql,
     stream::Streams,
     ticket::Tickets,
+    tls::{self, Certificate},
 };
 
 /// A database that is not there yet, at start, is waited for this long:
@@ -73,6 +75,10 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(30);
 /// sent, so it is kept small.
 const CLIENT_BUFFER: usize = 128 << 10;
 
+/// Bytes that a client may send beside its requests, over HTTP/2, before it has
+/// to wait: the least that the protocol has, as nobody reads them.
+const REQUEST_BODY_BYTES: u32 = 65_535;
+
 /// A bridge that is ready to run.
 pub struct App {
     hub: Arc<Hub>,
@@ -84,6 +90,7 @@ pub struct App {
     admin: Server,
     address: SocketAddr,
     admin_address: SocketAddr,
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// Why the bridge did not start.
@@ -113,6 +120,9 @@ pub enum StartError {
              to a standby: rows that are heard of on one must be read on the same"
     )]
     TwoServers,
+    /// The certificate.
+    #[error("HTTPS can't be had: {0}")]
+    Tls(#[from] rustls::Error),
     /// An address.
     #[error("can't listen on {address} ({setting}): {source}")]
     Bind {
@@ -158,6 +168,8 @@ pub struct Parts {
     pub migrate: MigratePolicy,
     /// Who is asking.
     pub credentials: Credentials,
+    /// What browsers are shown, if they connect by HTTPS.
+    pub certificate: Option<Certificate>,
     /// The demo page, in `tidings dev`.
     pub demo: Option<Demo>,
 }
@@ -179,6 +191,7 @@ impl Parts {
             direct_url: options.database.direct_url()?,
             schema: options.database.schema.clone(),
             migrate: options.migrate,
+            certificate: options.tls.certificate()?,
             demo: None,
         })
     }
@@ -253,8 +266,14 @@ impl App {
             web::Data::from(Arc::clone(&health)),
             parts.demo.is_some(),
         )?;
-        let (server, address) =
-            bind_streams(options, streams, web::Data::new(authenticator), parts.demo)?;
+        let certificate = parts.certificate.map(Arc::new);
+        let (server, address) = bind_streams(
+            options,
+            streams,
+            web::Data::new(authenticator),
+            parts.demo,
+            certificate.as_ref(),
+        )?;
         let marker = Marker {
             marks,
             pool: pool.clone(),
@@ -271,6 +290,7 @@ impl App {
             admin,
             address,
             admin_address,
+            certificate,
         })
     }
 
@@ -299,9 +319,13 @@ impl App {
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         info!(
             address = %self.address, admin_address = %self.admin_address,
-            "streaming on http://{}/stream, health on http://{}/health/ready",
+            "streaming on {}://{}/stream, health on http://{}/health/ready",
+            if self.certificate.is_some() { "https" } else { "http" },
             self.address, self.admin_address
         );
+        let _renewal = self
+            .certificate
+            .map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.renew())));
         let stop_marker = CancellationToken::new();
         let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
         let mut listener = AbortOnDropHandle::new(tokio::spawn(self.listener.run()));
@@ -368,6 +392,7 @@ fn bind_streams(
     streams: web::Data<Streams>,
     authenticator: web::Data<Authenticator>,
     demo: Option<Demo>,
+    certificate: Option<&Arc<Certificate>>,
 ) -> Result<(Server, SocketAddr), StartError> {
     let drain = options.drain;
     let server = HttpServer::new(move || {
@@ -397,6 +422,8 @@ fn bind_streams(
     .on_connect(|connection, _| {
         if let Some(socket) = connection.downcast_ref::<TcpStream>() {
             bound_client(socket);
+        } else if let Some(stream) = connection.downcast_ref::<TlsStream<TcpStream>>() {
+            bound_client(stream.get_ref().0);
         }
     })
     .backlog(ACCEPT_BACKLOG)
@@ -407,7 +434,18 @@ fn bind_streams(
         setting: "TIDINGS_LISTEN",
         source,
     };
-    let server = server.bind(options.listen).map_err(bind)?;
+    let server = match certificate {
+        None => server.bind(options.listen),
+        Some(certificate) => server
+            .keep_alive(tls::SIGN_OF_LIFE)
+            .tls_handshake_timeout(tls::HANDSHAKE_LIMIT)
+            .max_connection_rate(tls::HANDSHAKES)
+            // No request of ours has a body that is worth holding.
+            .h2_initial_window_size(REQUEST_BODY_BYTES)
+            .h2_initial_connection_window_size(REQUEST_BODY_BYTES)
+            .bind_rustls_0_23(options.listen, certificate.server_config()?),
+    };
+    let server = server.map_err(bind)?;
     let address = server.addrs().first().copied().unwrap_or(options.listen);
     Ok((server.run(), address))
 }

@@ -2,6 +2,7 @@
 
 mod jwt;
 mod secret;
+mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::{
     jwt::{JwtOptions, RuleOptions},
     secret::Hidden,
+    tls::TlsOptions,
 };
 use crate::{
     database::DatabaseUrl,
@@ -124,6 +126,9 @@ pub struct ServeOptions {
     /// Whose tokens are good.
     #[command(flatten)]
     pub jwt: JwtOptions,
+    /// HTTPS for browsers.
+    #[command(flatten)]
+    pub tls: TlsOptions,
     /// How to serve.
     #[command(flatten)]
     pub bridge: BridgeOptions,
@@ -246,6 +251,15 @@ pub enum ConfigError {
         /// What is wrong with it; never its value.
         reason: String,
     },
+    /// A certificate without its key, or the other way round.
+    #[error(
+        "TIDINGS_TLS_CERT and TIDINGS_TLS_KEY need each other: set both for HTTPS, or neither \
+             behind a proxy that does it"
+    )]
+    HalfTls,
+    /// A certificate or key that can't be used.
+    #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used: {0}")]
+    Tls(String),
 }
 
 impl DatabaseOptions {

@@ -119,6 +119,7 @@ async fn serve(
             tickets: TicketPolicy::Believed,
             query: QueryUser::Believed,
         },
+        certificate: None,
         demo: Some(demo.clone()),
     };
     let app = App::build(parts, options).await?;

@@ -48,6 +48,7 @@ pub mod key;
 pub mod key_set;
 pub mod problem;
 pub mod ticket;
+pub mod tls;
 pub mod token;
 
 pub mod app;

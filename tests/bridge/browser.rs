@@ -16,14 +16,14 @@ use crate::support::{
 };
 
 /// A browser and the program that drives it.
-struct Browser {
-    client: Client,
+pub struct Browser {
+    pub client: Client,
     profile: DataFolder,
     driver: Child,
 }
 
 impl Browser {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let program = std::env::var("CHROMEDRIVER").unwrap_or_else(|_| "chromedriver".to_owned());
         let mut driver = Command::new(&program)
             .arg("--port=0")
@@ -60,9 +60,12 @@ impl Browser {
         if let Ok(binary) = std::env::var("CHROME") {
             options["binary"] = json!(binary);
         }
-        let Value::Object(capabilities) =
-            json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } })
-        else {
+        let Value::Object(capabilities) = json!({
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": { "browser": "ALL" },
+            // Of the tests' own authorities.
+            "acceptInsecureCerts": true,
+        }) else {
             unreachable!("an object")
         };
         let client = ClientBuilder::new(HttpConnector::new())
@@ -103,7 +106,7 @@ impl Browser {
     }
 
     /// Waits until a script answers true.
-    async fn until(&self, script: &str) {
+    pub async fn until(&self, script: &str) {
         let asking = async {
             let script = format!("return Boolean({script})");
             while self.client.execute(&script, vec![]).await.expect(&script) != json!(true) {
@@ -140,7 +143,7 @@ impl Browser {
         self.client.execute(&tell, vec![]).await.expect("a script");
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.client.close().await.expect("the browser's end");
         self.driver.kill().await.expect("the driver's end");
         drop(self.profile);

@@ -114,16 +114,16 @@ impl Served {
         }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A stream of `user`: of one who is new, or who was here before.
     pub async fn connect(&self, user: &str, last_event_id: Option<&str>) -> EventSource {
         let bearer = format!("Bearer {}", token(user));
         let mut headers = vec![("Authorization", bearer.as_str())];
         headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
         EventSource::open(self.address, "/stream", &headers).await
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     pub async fn ready(&self) -> Response {

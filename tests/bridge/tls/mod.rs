@@ -2,5 +2,11 @@
 //! with HTTP/2.
 
 mod authority;
+mod browsers;
 mod database;
+mod handshakes;
+mod http2;
+mod origin;
+mod renewal;
 mod server;
+mod tunnel;

@@ -1,0 +1,37 @@
+//! HTTPS for browsers.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ConfigError;
+use crate::tls::Certificate;
+
+/// HTTPS for browsers.
+#[derive(Clone, Debug, Args)]
+pub struct TlsOptions {
+    /// A certificate with its chain (PEM): browsers then connect by HTTPS, and
+    /// HTTP/2. Renewed files are used within seconds, without a restart
+    #[arg(long, env = "TIDINGS_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of the certificate (PEM, not encrypted)
+    #[arg(long, env = "TIDINGS_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl TlsOptions {
+    /// What to show to browsers, if they are to connect by HTTPS.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], if there is half of it, or it can't be used.
+    pub fn certificate(&self) -> Result<Option<Certificate>, ConfigError> {
+        match (&self.tls_cert, &self.tls_key) {
+            (None, None) => Ok(None),
+            (Some(certificate), Some(key)) => Certificate::read(certificate.clone(), key.clone())
+                .map(Some)
+                .map_err(ConfigError::Tls),
+            _ => Err(ConfigError::HalfTls),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! A renewed certificate is used without a restart.
+
+use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+
+use tokio::time::{interval, timeout};
+
+use super::{
+    authority::{Authority, Certified},
+    http2::Http2,
+    tunnel::{ORIGIN, connect},
+};
+use crate::support::{PATIENCE, database::Database, process::Served};
+
+/// A handshake costs the processor something, and the files are looked at every
+/// ten seconds.
+const ASKS_AGAIN: Duration = Duration::from_millis(100);
+
+/// Puts the files of `certified` where the bridge looks, as Kubernetes does:
+/// both at once, by a link that is replaced.
+fn put(folder: &Path, name: &str, certified: &Certified) {
+    let data = folder.join(name);
+    fs::create_dir(&data).expect("a folder");
+    fs::copy(&certified.certificate, data.join("tls.crt")).expect("a copy");
+    fs::copy(&certified.key, data.join("tls.key")).expect("a copy");
+    let link = folder.join("..data_tmp");
+    symlink(&data, &link).expect("a link");
+    fs::rename(link, folder.join("..data")).expect("a place");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_shown_to_new_clients_and_old_streams_go_on() {
+    let database = Database::migrated().await;
+    let (old, new) = (Authority::new(), Authority::new());
+    let folder = old.file().with_file_name("mounted");
+    fs::create_dir(&folder).expect("a folder");
+    put(&folder, "first", &old.issue("bridge", &[ORIGIN]));
+    let mounted = Certified {
+        certificate: folder.join("..data/tls.crt"),
+        key: folder.join("..data/tls.key"),
+    };
+    let [certificate, key] = mounted.settings();
+    let mut bridge = Served::start(&database, &[&certificate, &key]).await;
+    let connection = Http2::connect(bridge.address(), &old).await;
+    let mut stream = connection.open("alice").await;
+    stream.until("event: tidings.caught-up").await;
+
+    // A pair of which only one half is written yet changes nothing.
+    let renewed = new.issue("bridge", &[ORIGIN]);
+    fs::copy(&renewed.key, &mounted.key).expect("a copy");
+    bridge.until_logged("WARN", "is not that of").await;
+    assert!(connect(bridge.address(), &old, "h2").await.is_ok());
+
+    put(&folder, "second", &renewed);
+    let asking = async {
+        let mut pace = interval(ASKS_AGAIN);
+        while connect(bridge.address(), &new, "h2").await.is_err() {
+            pace.tick().await;
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("the renewed one");
+    assert!(connect(bridge.address(), &old, "h2").await.is_err());
+    database
+        .execute("select send_notification('alice', 'through it all')")
+        .await;
+    stream.until("data: through it all\n\n").await;
+}

@@ -1,0 +1,55 @@
+//! A plain port that leads into TLS, for the client that knows HTTP/1.1 alone.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::authority::Authority;
+
+/// The name that certificates of bridges are for.
+pub const ORIGIN: &str = "localhost";
+
+/// A connection to a bridge, by a client that believes `authority` alone.
+pub async fn connect(
+    address: SocketAddr,
+    authority: &Authority,
+    protocol: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let connector = TlsConnector::from(authority.client(protocol));
+    let socket = TcpStream::connect(address).await?;
+    let name = ServerName::try_from(ORIGIN).expect("a name");
+    connector.connect(name, socket).await
+}
+
+/// The port. Dropping it closes it; what goes through it stays.
+pub struct Tunnel {
+    pub address: SocketAddr,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl Tunnel {
+    pub async fn to(bridge: SocketAddr, authority: Arc<Authority>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let authority = Arc::clone(&authority);
+                tokio::spawn(async move {
+                    let mut server = connect(bridge, &authority, "http/1.1").await?;
+                    assert_eq!(server.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+                    copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self {
+            address,
+            _accepting: AbortOnDropHandle::new(accepting),
+        }
+    }
+}
