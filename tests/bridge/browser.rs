@@ -22,25 +22,35 @@ pub struct Browser {
     driver: Child,
 }
 
+/// The program that drives it and its port, unless it ended before it had one.
+async fn start_driver(program: &str) -> Option<(Child, String)> {
+    let mut driver = Command::new(program)
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs it"));
+    let mut lines = BufReader::new(driver.stdout.take().expect("its output")).lines();
+    while let Some(line) = lines.next_line().await.expect("its output") {
+        if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
+            return Some((driver, port.trim_end_matches('.').to_owned()));
+        }
+    }
+    None
+}
+
 impl Browser {
     pub async fn start() -> Self {
         let program = std::env::var("CHROMEDRIVER").unwrap_or_else(|_| "chromedriver".to_owned());
-        let mut driver = Command::new(&program)
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs it"));
-        let mut lines = BufReader::new(driver.stdout.take().expect("its output")).lines();
-        let port = loop {
-            let line = lines
-                .next_line()
-                .await
-                .expect("its output")
-                .expect("it says its port");
-            if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
-                break port.trim_end_matches('.').to_owned();
+        // It takes a port that is free for IPv4, and gives up if the same one is
+        // not free for IPv6.
+        let mut tries = 5;
+        let (driver, port) = loop {
+            if let Some(started) = start_driver(&program).await {
+                break started;
             }
+            tries -= 1;
+            assert!(tries > 0, "{program} finds no port");
         };
         let profile = DataFolder::new();
         let arguments = json!([

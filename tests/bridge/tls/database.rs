@@ -238,9 +238,9 @@ async fn the_listener_the_pool_and_the_migrations_are_all_encrypted() {
         "host={NAME} sslmode=verify-full sslrootcert={}",
         server.authority.file().display()
     );
-    // Empty, so the bridge migrates it; and the server takes this role
-    // encrypted only.
+    // The server takes these roles encrypted only.
     let database = server.database(&how).await;
+    database.migrate().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect("alice").await;
     until(&mut source, "tidings.caught-up").await;
@@ -253,6 +253,7 @@ async fn the_listener_the_pool_and_the_migrations_are_all_encrypted() {
         .until("select bool_and(sent) from notifications")
         .await;
     let row = beside
+        .superuser()
         .connect()
         .await
         .query_one(

@@ -19,10 +19,10 @@ use crate::support::database::Database;
 /// given beside it.
 pub const NAME: &str = "db.tidings.test";
 
-/// Who may come how, over TCP. The superuser may only come encrypted.
+/// Who may come how, over TCP. Those of the bridge may only come encrypted.
 const ACCESS: &str = "
 local     all all          trust
-hostssl   all tidings   all trust
+hostssl   all tidings,migrator,bridge,application all trust
 hostssl   all certified all cert
 hostssl   all scrammed  all scram-sha-256
 hostnossl all scrammed  all scram-sha-256
@@ -75,7 +75,7 @@ impl Server {
             ("ssl_key_file", write("server.key", key)),
             ("ssl_ca_file", write("authority.crt", authority)),
         ];
-        let postgres = Database::at(self.cluster.url("postgres"));
+        let postgres = Database::at(self.cluster.url("postgres")).superuser();
         postgres
             .execute(
                 "create role certified login; create role clear login;
