@@ -190,7 +190,12 @@ pub struct TokenOptions {
     #[arg(long, default_value = "1h", value_parser = duration_between::<1, 31_536_000>)]
     pub ttl: Duration,
     /// The secret that `serve` was given; of several, the first signs
-    #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "TIDINGS_JWT_SECRET",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub jwt_secret: Option<Hidden>,
     /// The same, read from a file
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]

@@ -93,15 +93,17 @@ impl Accepted {
         &self.0
     }
 
-    /// What a key of this kind may be used with.
+    /// What a key of this kind may be used with, in the order in which it was
+    /// configured.
     pub fn of(&self, kind: Kind) -> Vec<Algorithm> {
-        let mut algorithms = kind.algorithms().to_vec();
+        let served = kind.algorithms();
         if self.0.is_empty() {
-            algorithms.truncate(1);
-        } else {
-            algorithms.retain(|algorithm| self.0.contains(algorithm));
+            return served[..1].to_vec();
         }
-        algorithms
+        let configured = self.0.iter().copied();
+        configured
+            .filter(|algorithm| served.contains(algorithm))
+            .collect()
     }
 
     /// What a key may be used with that says itself what it is for.

@@ -1,18 +1,17 @@
 //! A set of public keys (JWKS, RFC 7517) that is fetched from a URL, and fetched
 //! again: now and then, and when a token names a key that nobody has heard of.
 
+mod url;
+
 use std::{
     error::Error,
-    fmt,
-    net::IpAddr,
-    str::FromStr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use jsonwebtoken::{Algorithm, jwk::Jwk};
-use reqwest::{Client, StatusCode, Url, redirect::Policy};
+use reqwest::{Client, StatusCode, redirect::Policy};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use serde::Deserialize;
 use serde_json::Value;
@@ -23,6 +22,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+pub use self::url::KeySetUrl;
 use crate::{
     backoff::{Backoff, jittered},
     key::{Accepted, Key, Kind},
@@ -64,52 +64,6 @@ impl Pace {
         asked: Duration::from_secs(10),
         retry: (Duration::from_secs(1), Duration::from_secs(60)),
     };
-}
-
-/// Where a set of keys is. Its forms for people leave out what may be secret:
-/// query and password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct KeySetUrl(Url);
-
-impl FromStr for KeySetUrl {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        let url = Url::parse(text).map_err(|_| "it must be a URL, https://host/path")?;
-        match url.scheme() {
-            "https" => Ok(Self(url)),
-            "http" if is_this_machine(&url) => Ok(Self(url)),
-            "http" => Err(
-                "http lets whoever is on the way put keys of their own in: use https \
-                 (http is for this machine alone: localhost, 127.0.0.1, [::1])",
-            ),
-            _ => Err("it must begin with https://"),
-        }
-    }
-}
-
-impl fmt::Display for KeySetUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = self.0.host_str().unwrap_or_default();
-        write!(f, "{}://{host}", self.0.scheme())?;
-        if let Some(port) = self.0.port() {
-            write!(f, ":{port}")?;
-        }
-        f.write_str(self.0.path())
-    }
-}
-
-impl fmt::Debug for KeySetUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-fn is_this_machine(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = |address: IpAddr| address.is_loopback();
-    host == "localhost" || address.parse().is_ok_and(is_loopback)
 }
 
 /// Nobody knows the key, and whoever does can't be asked at the moment.
@@ -334,7 +288,7 @@ impl Shared {
             .pool_max_idle_per_host(0)
             .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")));
         // HTTPS_PROXY is heeded. What is on this machine needs no proxy.
-        if is_this_machine(&self.url.0) {
+        if self.url.is_this_machine() {
             builder = builder.no_proxy();
         }
         builder.build().map_err(|error| said(&error))
@@ -343,7 +297,7 @@ impl Shared {
     /// Reads no more than a set may have: a length that the server tells is a
     /// promise at best.
     async fn body(&self, client: &Client) -> Result<Vec<u8>, String> {
-        let answer = client.get(self.url.0.clone()).send().await;
+        let answer = client.get(self.url.whole()).send().await;
         let mut answer = answer.map_err(|error| said(&error.without_url()))?;
         if answer.status() != StatusCode::OK {
             return Err(format!("it answers {}", answer.status()));
@@ -400,4 +354,110 @@ fn said(error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A public key of RFC 8037, appendix A.
+    const SET: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a",
+        "x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    /// Serves the set, and tells when each answer was asked for.
+    async fn server() -> (KeySetUrl, watch::Receiver<Vec<Instant>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let (ask, asked) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    stream.read_buf(&mut request).await.expect("a request");
+                }
+                ask.send_modify(|asked| asked.push(Instant::now()));
+                let length = SET.len();
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{SET}");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let url = format!("http://{address}/").parse().expect("a URL");
+        (url, asked)
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const NEVER: Duration = Duration::from_secs(3_600);
+
+    #[tokio::test]
+    async fn a_set_is_fetched_again_when_its_time_has_come() {
+        let (url, mut asked) = server().await;
+        let pace = Pace {
+            refresh: Duration::from_millis(20),
+            ..Pace::USUAL
+        };
+        let set = KeySet::paced(url, Accepted::default(), pace);
+        set.start();
+        let fetched = timeout(PATIENCE, asked.wait_for(|asked| asked.len() == 3)).await;
+        let asked = fetched.expect("it is asked").expect("a server").clone();
+        let least = pace.refresh / 2;
+        assert!(
+            asked.windows(2).all(|two| two[1] - two[0] >= least),
+            "{asked:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn unknown_keys_are_asked_for_no_more_often_than_the_pace_allows() {
+        let (url, asked) = server().await;
+        let pace = Pace {
+            refresh: NEVER,
+            asked: Duration::from_millis(200),
+            ..Pace::USUAL
+        };
+        let set = KeySet::paced(url, Accepted::default(), pace);
+        set.start();
+        let known = set.find(Some("a"), Algorithm::EdDSA).await;
+        assert_eq!(known.expect("within reach").len(), 1);
+        for kid in ["b", "c", "d"] {
+            let together = (0..20).map(|_| set.find(Some(kid), Algorithm::EdDSA));
+            for found in futures_util::future::join_all(together).await {
+                assert!(found.expect("within reach").is_empty());
+            }
+        }
+        // At start, at once, and twice after a pause.
+        let asked = asked.borrow().clone();
+        let pauses: Vec<_> = asked.windows(2).map(|two| two[1] - two[0]).collect();
+        assert_eq!(pauses.len(), 3, "{pauses:?}");
+        assert!(
+            pauses[1..]
+                .iter()
+                .all(|pause| *pause >= pace.asked * 9 / 10),
+            "{pauses:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn no_more_requests_wait_than_there_are_places() {
+        let (url, _asked) = server().await;
+        let set = KeySet::paced(url, Accepted::default(), Pace::USUAL);
+        // It was never started: who waits, waits.
+        let mut waiting: Vec<_> = (0..WAITING)
+            .map(|_| Box::pin(set.find(Some("a"), Algorithm::EdDSA)))
+            .collect();
+        for one in &mut waiting {
+            assert!(futures_util::poll!(one).is_pending());
+        }
+        let one_more = set.find(Some("a"), Algorithm::EdDSA).now_or_never();
+        assert_eq!(one_more.expect("no waiting").err(), Some(OutOfReach));
+        set.start();
+        for found in futures_util::future::join_all(waiting).await {
+            assert_eq!(found.expect("within reach").len(), 1);
+        }
+    }
 }

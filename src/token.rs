@@ -8,6 +8,7 @@ use jsonwebtoken::{
 };
 use serde_json::{Map, Value};
 use tokio::time::Instant;
+use tracing::warn;
 
 pub use crate::key::JwtSecret;
 use crate::{
@@ -153,9 +154,16 @@ impl Tokens {
     /// Begins to fetch the set of keys, on the runtime that this is called on.
     /// Until then no key of the set is known.
     pub fn start(&self) {
-        if let Some(key_set) = &self.key_set {
-            key_set.start();
+        let Some(key_set) = &self.key_set else {
+            return;
+        };
+        if !self.validation.validate_aud {
+            warn!(
+                "TIDINGS_JWKS_URL is set and TIDINGS_JWT_AUDIENCE is not: every token that this \
+                 provider signs is taken, also those that are meant for other applications"
+            );
         }
+        key_set.start();
     }
 
     /// Checks a token. It may wait for the set of keys to be fetched.

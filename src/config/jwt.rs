@@ -29,14 +29,24 @@ const ALGORITHMS: &str = "TIDINGS_JWT_ALGORITHMS";
 pub struct JwtOptions {
     /// The secrets that sign users' tokens, one a line (32 bytes at least; 48 for
     /// HS384, 64 for HS512)
-    #[arg(long, env = "TIDINGS_JWT_SECRET", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "TIDINGS_JWT_SECRET",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub jwt_secret: Option<Hidden>,
     /// The same, read from a file
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
     /// The public keys of who signs users' tokens, as PEM, one after the other:
     /// RSA, P-256, P-384 or Ed25519
-    #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "TIDINGS_JWT_PUBLIC_KEY",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub jwt_public_key: Option<Hidden>,
     /// The same, read from a file
     #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY_FILE")]

@@ -35,15 +35,18 @@ pub struct Bridge {
     running: JoinHandle<Result<(), RunError>>,
 }
 
-/// The settings of `tidings serve`, as if typed.
+/// The settings of `tidings serve`, as if typed, with the secret of the tests.
 pub fn serve_options(database: &Database, more: &[&str]) -> ServeOptions {
+    options_without_secret(database, &[&["--jwt-secret", SECRET], more].concat())
+}
+
+/// The same, and nobody is known by default.
+pub fn options_without_secret(database: &Database, more: &[&str]) -> ServeOptions {
     let arguments = [
         "tidings",
         "serve",
         "--database-url",
         &database.connection_string(),
-        "--jwt-secret",
-        SECRET,
         "--listen=127.0.0.1:0",
         "--admin-listen=127.0.0.1:0",
         "--drain=0s",
@@ -173,4 +176,11 @@ pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
     token::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
+}
+
+/// The answer to a request with this token.
+pub async fn status(address: SocketAddr, token: &str) -> u16 {
+    let bearer = format!("Bearer {token}");
+    let answer = get(address, "/stream", &[("Authorization", &bearer)]).await;
+    answer.expect("an answer").status()
 }

@@ -7,6 +7,8 @@ pub mod database;
 pub mod dev;
 pub mod event_source;
 pub mod frozen;
+pub mod key_pair;
+pub mod key_server;
 pub mod pooler;
 pub mod process;
 pub mod proxy;

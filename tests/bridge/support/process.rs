@@ -32,7 +32,7 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
     (served.child, served.address)
 }
 
-fn spawn(database: &Database, more: &[&str]) -> Child {
+fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_tidings"))
         .args([
             "serve",
@@ -43,6 +43,7 @@ fn spawn(database: &Database, more: &[&str]) -> Child {
         .args(more)
         .env("DATABASE_URL", database.connection_string())
         .env("TIDINGS_JWT_SECRET", SECRET)
+        .envs(environment.iter().copied())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -51,7 +52,7 @@ fn spawn(database: &Database, more: &[&str]) -> Child {
 
 /// What `tidings serve` said when it refused to start.
 pub async fn refusal(database: &Database, more: &[&str]) -> String {
-    let ended = timeout(PATIENCE, spawn(database, more).wait_with_output()).await;
+    let ended = timeout(PATIENCE, spawn(database, more, &[]).wait_with_output()).await;
     let output = ended.expect("it refuses").expect("its log");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -81,7 +82,16 @@ pub struct Vitals {
 
 impl Served {
     pub async fn start(database: &Database, more: &[&str]) -> Self {
-        let mut child = spawn(database, more);
+        Self::start_in(database, more, &[]).await
+    }
+
+    /// With more in its environment.
+    pub async fn start_in(
+        database: &Database,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut child = spawn(database, more, environment);
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let (sender, mut log) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -170,18 +180,18 @@ impl Served {
     }
 
     /// Waits for a line of the log, of this level and with this text, past all
-    /// others.
-    pub async fn until_logged(&mut self, level: &str, text: &str) {
+    /// others, and returns it.
+    pub async fn until_logged(&mut self, level: &str, text: &str) -> Value {
         let reading = async {
             loop {
                 let line = self.log.recv().await.expect("a line of its log");
                 if line["level"] == level && line.to_string().contains(text) {
-                    return;
+                    return line;
                 }
             }
         };
         let outcome = timeout(PATIENCE, reading).await;
-        outcome.unwrap_or_else(|_| panic!("never in the log: {level} {text}"));
+        outcome.unwrap_or_else(|_| panic!("never in the log: {level} {text}"))
     }
 
     pub fn vitals(&self) -> Vitals {

@@ -1,0 +1,97 @@
+//! Where a set of keys is.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use reqwest::Url;
+
+/// Where a set of keys is. Its forms for people leave out what may be secret:
+/// query and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeySetUrl(Url);
+
+impl FromStr for KeySetUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let url = Url::parse(text).map_err(|_| "it must be a URL, https://host/path")?;
+        let url = Self(url);
+        match url.0.scheme() {
+            "https" => Ok(url),
+            "http" if url.is_this_machine() => Ok(url),
+            "http" => Err(
+                "http lets whoever is on the way put keys of their own in: use https \
+                 (http is for this machine alone: localhost, 127.0.0.1, [::1])",
+            ),
+            _ => Err("it must begin with https://"),
+        }
+    }
+}
+
+impl fmt::Display for KeySetUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.0.host_str().unwrap_or_default();
+        write!(f, "{}://{host}", self.0.scheme())?;
+        if let Some(port) = self.0.port() {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(self.0.path())
+    }
+}
+
+impl fmt::Debug for KeySetUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl KeySetUrl {
+    /// What to ask for, with all that is secret about it.
+    pub(super) fn whole(&self) -> Url {
+        self.0.clone()
+    }
+
+    /// Whether nobody can be on the way.
+    pub(super) fn is_this_machine(&self) -> bool {
+        let host = self.0.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = |address: IpAddr| address.is_loopback();
+        host == "localhost" || address.parse().is_ok_and(is_loopback)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_https_or_of_this_machine_and_shows_no_secret() {
+        for (text, shown) in [
+            (
+                "https://user:hunter2@id.example.org/a/keys?key=hunter2#x",
+                "https://id.example.org/a/keys",
+            ),
+            ("http://localhost:8080/keys", "http://localhost:8080/keys"),
+            ("http://127.1:8080", "http://127.0.0.1:8080/"),
+            ("http://[::1]/keys", "http://[::1]/keys"),
+        ] {
+            let url: KeySetUrl = text.parse().expect(text);
+            assert_eq!(
+                (url.to_string(), format!("{url:?}")),
+                (shown.to_owned(), shown.to_owned())
+            );
+        }
+        for text in [
+            "http://id.example.org/keys",
+            "http://localhost.example.org/",
+            "http://127.0.0.1.example.org/",
+            "http://localhost@id.example.org/",
+            "http://10.0.0.1/",
+            "http://0.0.0.0/",
+            "ftp://localhost/",
+            "keys.json",
+            "",
+        ] {
+            assert!(text.parse::<KeySetUrl>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The keys and rules of tokens as an operator sets them: what is refused at
+//! start, and what `tidings token` makes of them.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use tidings::app::Parts;
+use tokio::process::Command;
+
+use crate::support::{
+    bridge::{Bridge, options_without_secret, status},
+    database::Database,
+};
+
+/// Long enough for each of the algorithms.
+const LONG_SECRET: &str = "a secret of the tests that is long enough for HS512, 64 bytes or more";
+
+/// A public RSA key of 1,024 bits, as PEM.
+fn short_rsa_key() -> String {
+    let mut number = vec![0x02, 0x81, 0x81, 0x00, 0xc1];
+    number.extend([0x35; 127]);
+    number.extend([0x02, 0x03, 0x01, 0x00, 0x01]);
+    let mut der = vec![0x30, 0x81, number.len() as u8];
+    der.extend(number);
+    let body = STANDARD.encode(der);
+    format!("-----BEGIN RSA PUBLIC KEY-----\n{body}\n-----END RSA PUBLIC KEY-----\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
+    let database = Database::empty().await;
+    let pair = rcgen::KeyPair::generate().expect("a key");
+    let private = pair.serialize_pem();
+    let public = pair.public_key_pem();
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+    let certificate = certificate.expect("a certificate").cert.pem();
+    let short = short_rsa_key();
+    let eleven = public.repeat(11);
+    let cases: [(&[&str], &str); 17] = [
+        (&[], "no authentication is configured"),
+        (&["--jwt-public-key", &private], "it is a private key"),
+        (&["--jwt-public-key", &certificate], "openssl x509"),
+        (&["--jwt-public-key", &short], "an RSA key of 1024 bits"),
+        (&["--jwt-public-key", "nonsense"], "there is no key in it"),
+        (&["--jwt-public-key", &eleven], "11 keys"),
+        (
+            &[
+                "--jwt-public-key",
+                "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
+            ],
+            "no public key",
+        ),
+        (
+            &["--jwt-public-key", &public, "--jwt-algorithms=RS256"],
+            "RS256 needs an RSA key",
+        ),
+        (
+            &["--jwt-public-key", &public, "--jwt-algorithms=HS256"],
+            "HS256 needs a secret",
+        ),
+        (
+            &[
+                "--jwt-public-key",
+                &public,
+                "--jwt-secret",
+                LONG_SECRET,
+                "--jwt-algorithms=ES256",
+            ],
+            "no algorithm for a secret",
+        ),
+        (
+            &[
+                "--jwks-url=https://id.example.org/keys",
+                "--jwt-algorithms=HS256",
+            ],
+            "HS256 needs a secret",
+        ),
+        (&["--jwt-secret", "x y z"], "needs 32 at least"),
+        (
+            &[
+                "--jwt-secret",
+                "a secret of 32 bytes, all in all",
+                "--jwt-algorithms=HS512",
+            ],
+            "HS512 needs 64",
+        ),
+        (
+            &["--jwt-secret", "a secret of 32 bytes, all in all\nshort"],
+            "it has 5 bytes",
+        ),
+        (&["--jwks-url=http://id.example.org/keys"], "use https"),
+        (
+            &["--jwks-url=http://localhost.example.org/keys"],
+            "use https",
+        ),
+        (&["--jwks-url=file:///etc/passwd"], "https://"),
+    ];
+    for (arguments, expected) in cases {
+        let options = options_without_secret(&database, arguments);
+        let error = Parts::of(&options).err().expect(expected).to_string();
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+        assert!(!error.contains("PRIVATE"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_the_command_prints_is_good_by_the_same_settings() {
+    let database = Database::migrated().await;
+    let secrets = format!("{LONG_SECRET}\nanother secret, of 32 bytes or more");
+    let settings = [
+        ("TIDINGS_JWT_SECRET", secrets.as_str()),
+        ("TIDINGS_JWT_ALGORITHMS", "HS512,HS256"),
+        ("TIDINGS_JWT_ISSUER", "https://id.example.org"),
+        ("TIDINGS_JWT_AUDIENCE", "tidings,app"),
+        ("TIDINGS_JWT_USER_CLAIM", "uid"),
+    ];
+    let print = Command::new(env!("CARGO_BIN_EXE_tidings"))
+        .args(["token", "alice"])
+        .envs(settings)
+        .output();
+    let token = String::from_utf8(print.await.expect("the binary").stdout).expect("text");
+    let arguments = [
+        "--jwt-secret",
+        LONG_SECRET,
+        "--jwt-algorithms=HS512",
+        "--jwt-issuer=https://id.example.org",
+        "--jwt-audience=tidings",
+        "--jwt-user-claim=uid",
+    ];
+    let bridge = Bridge::start_as(&options_without_secret(&database, &arguments)).await;
+    assert_eq!(status(bridge.address(), token.trim()).await, 200);
+}
