@@ -1,14 +1,18 @@
-//! What probes ask for, on an address of its own.
+//! What probes and monitors ask for, on an address of its own.
 
 use actix_web::{HttpResponse, http::header, web};
 
-use crate::health::Health;
+use crate::{
+    health::Health,
+    metrics::{self, Metrics},
+};
 
-/// The routes of the admin address. Need `Data<Health>`.
+/// The routes of the admin address. Need `Data<Health>` and `Data<Metrics>`.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .route("/health/live", web::get().to(live))
-        .route("/health/ready", web::get().to(ready));
+        .route("/health/ready", web::get().to(ready))
+        .route("/metrics", web::get().to(measured));
 }
 
 /// The process runs and answers. A database that is away is no reason to kill
@@ -30,4 +34,12 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
     response
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .json(readiness)
+}
+
+/// What a monitor reads.
+async fn measured(metrics: web::Data<Metrics>) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .content_type(metrics::CONTENT_TYPE)
+        .body(metrics.text())
 }

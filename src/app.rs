@@ -9,16 +9,13 @@ use std::{
     time::Duration,
 };
 
-use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{
     App as ActixApp, HttpServer,
     dev::Server,
     middleware::{Condition, from_fn},
-    rt::net::TcpStream,
     web,
 };
 use actix_web_lab::middleware::CatchPanic;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     runtime::Handle,
     sync::Semaphore,
@@ -30,22 +27,28 @@ use tracing::{info, warn};
 
 use crate::{
     admin,
+    admission::Admission,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
     catch_up::Pages,
-    config::{BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
+    client::Proxies,
+    config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
     database::DatabaseUrl,
     demo::{self, Demo},
     direct::{self, DirectError},
     health::Health,
-    http,
+    http::{self, Door},
     hub::Hub,
     listener::{ListenError, Listener},
     mailbox::Ending,
     marker::{Marker, Marks},
+    metrics::Metrics,
+    origin::Origins,
     pool::{Pool, QueryError, Sessions},
     reader,
+    refusals::Refusals,
     schema::{self, SchemaError, SchemaName},
+    sockets::{self, CLIENT_LIMIT, Sockets},
     sql::Sql,
     stream::Streams,
     ticket::Tickets,
@@ -67,13 +70,6 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Connections that wait to be accepted: after a restart all browsers come
 /// back together. The kernel caps it at `net.core.somaxconn`.
 const ACCEPT_BACKLOG: u32 = 4_096;
-
-/// A client that doesn't take what was sent to it is cut off after this.
-const CLIENT_LIMIT: Duration = Duration::from_secs(30);
-
-/// Bytes that the kernel may hold for one client. What is in there counts as
-/// sent, so it is kept small.
-const CLIENT_BUFFER: usize = 128 << 10;
 
 /// Bytes that a client may send beside its requests, over HTTP/2, before it has
 /// to wait: the least that the protocol has, as nobody reads them.
@@ -170,6 +166,10 @@ pub struct Parts {
     pub credentials: Credentials,
     /// What browsers are shown, if they connect by HTTPS.
     pub certificate: Option<Certificate>,
+    /// Who may say whose request it is.
+    pub proxies: Proxies,
+    /// Whose pages may ask.
+    pub origins: Origins,
     /// The demo page, in `tidings dev`.
     pub demo: Option<Demo>,
 }
@@ -181,12 +181,29 @@ impl Parts {
     ///
     /// [`ConfigError`], if a setting is missing or can't be used.
     pub fn of(options: &ServeOptions) -> Result<Self, ConfigError> {
-        Ok(Self {
-            credentials: Credentials {
-                tokens: Some(options.jwt.tokens()?),
-                tickets: TicketPolicy::Believed,
-                query: QueryUser::Ignored,
+        let user_header = options.trust.user_header()?;
+        let tokens = match options.jwt.tokens() {
+            Err(ConfigError::NoAuthentication)
+                if user_header.is_some() || options.trust.tickets == Some(config::Tickets::On) =>
+            {
+                None
+            }
+            tokens => Some(tokens?),
+        };
+        let credentials = Credentials {
+            tokens,
+            cookie: options.trust.cookie_name.clone(),
+            user_header,
+            tickets: match options.trust.tickets {
+                Some(config::Tickets::Off) => TicketPolicy::Refused,
+                Some(config::Tickets::On) | None => TicketPolicy::Believed,
             },
+            query: QueryUser::Ignored,
+        };
+        Ok(Self {
+            credentials,
+            proxies: options.trust.trusted_proxies.clone(),
+            origins: options.trust.cors_origins.clone(),
             url: options.database.url()?,
             direct_url: options.database.direct_url()?,
             schema: options.database.schema.clone(),
@@ -209,6 +226,7 @@ impl App {
         if let Some(tokens) = &parts.credentials.tokens {
             tokens.start();
         }
+        sockets::warn_of_few_files(&options.limits, options.pool_size);
         let (direct_url, sessions) = match parts.direct_url {
             Some(ref url) => (url, Sessions::Lent),
             None => (&parts.url, Sessions::Own),
@@ -258,22 +276,35 @@ impl App {
             }),
             heartbeat: options.heartbeat,
             drain: options.drain,
+            max_age: options.limits.max_stream_age,
         });
         let tickets = Tickets::new(Arc::clone(&hub), pool.clone(), Arc::clone(&sql));
         let authenticator = Authenticator::new(parts.credentials, tickets);
+        let refusals = Arc::new(Refusals::default());
         let (admin, admin_address) = bind_admin(
             options,
             web::Data::from(Arc::clone(&health)),
+            web::Data::new(Metrics::new(Arc::clone(&hub), &refusals)),
             parts.demo.is_some(),
         )?;
-        let certificate = parts.certificate.map(Arc::new);
-        let (server, address) = bind_streams(
-            options,
+        let sockets = Sockets::new(
+            &options.limits,
+            parts.proxies.clone(),
+            Arc::clone(&refusals),
+        );
+        let admission =
+            Admission::new(options.limits.clone(), parts.proxies, Arc::clone(&refusals));
+        let door = Door {
             streams,
-            web::Data::new(authenticator),
-            parts.demo,
-            certificate.as_ref(),
-        )?;
+            authenticator: web::Data::new(authenticator),
+            admission: web::Data::new(admission),
+            origins: web::Data::new(parts.origins),
+            refusals: web::Data::from(refusals),
+        };
+        let certificate = parts.certificate.map(Arc::new);
+        let sockets = Arc::new(sockets);
+        let (server, address) =
+            bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
         let marker = Marker {
             marks,
             pool: pool.clone(),
@@ -389,8 +420,8 @@ async fn patiently<T, E: Display>(
 
 fn bind_streams(
     options: &BridgeOptions,
-    streams: web::Data<Streams>,
-    authenticator: web::Data<Authenticator>,
+    door: Door,
+    sockets: Arc<Sockets>,
     demo: Option<Demo>,
     certificate: Option<&Arc<Certificate>>,
 ) -> Result<(Server, SocketAddr), StartError> {
@@ -399,9 +430,7 @@ fn bind_streams(
         ActixApp::new()
             .wrap(CatchPanic::default())
             .wrap(Condition::new(demo.is_some(), from_fn(demo::loopback_only)))
-            .app_data(streams.clone())
-            .app_data(authenticator.clone())
-            .configure(http::routes)
+            .configure(|config| door.routes(config))
             .configure(|config| {
                 if let Some(demo) = &demo {
                     demo.routes(config);
@@ -419,13 +448,9 @@ fn bind_streams(
     // never comes back; actix's own limit is 5 s, which a device that wakes up,
     // or a connection that a browser opened ahead, can exceed.
     .client_request_timeout(CLIENT_LIMIT)
-    .on_connect(|connection, _| {
-        if let Some(socket) = connection.downcast_ref::<TcpStream>() {
-            bound_client(socket);
-        } else if let Some(stream) = connection.downcast_ref::<TlsStream<TcpStream>>() {
-            bound_client(stream.get_ref().0);
-        }
-    })
+    .on_connect(move |connection, extensions| sockets.take_in(connection, extensions))
+    // Above our own limit, at which a client is told, instead of never accepted.
+    .max_connections(sockets::most(&options.limits) + 1)
     .backlog(ACCEPT_BACKLOG)
     .shutdown_timeout((drain + STOP_GRACE).as_secs().max(1))
     .disable_signals();
@@ -453,12 +478,14 @@ fn bind_streams(
 fn bind_admin(
     options: &BridgeOptions,
     health: web::Data<Health>,
+    metrics: web::Data<Metrics>,
     is_dev: bool,
 ) -> Result<(Server, SocketAddr), StartError> {
     let server = HttpServer::new(move || {
         ActixApp::new()
             .wrap(Condition::new(is_dev, from_fn(demo::loopback_only)))
             .app_data(health.clone())
+            .app_data(metrics.clone())
             .configure(admin::routes)
             .default_service(web::to(http::not_found))
     })
@@ -476,18 +503,4 @@ fn bind_admin(
         .copied()
         .unwrap_or(options.admin_listen);
     Ok((server.run(), address))
-}
-
-/// Bounds what a client that has gone silent can hold. An option that the
-/// system refuses is no reason to refuse the client.
-fn bound_client(socket: &TcpStream) {
-    let socket = SockRef::from(socket);
-    let keepalive = TcpKeepalive::new()
-        .with_time(CLIENT_LIMIT)
-        .with_interval(CLIENT_LIMIT / 3);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_send_buffer_size(CLIENT_BUFFER);
-    #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(CLIENT_LIMIT));
 }

@@ -1,5 +1,7 @@
 //! Finds out who is asking, from all that a request carries.
 
+use std::str::FromStr;
+
 use actix_web::{HttpRequest, http::header};
 
 use crate::{
@@ -7,15 +9,43 @@ use crate::{
     notification::UserId,
     ticket::Tickets,
     token::Tokens,
+    user_header::{Disbelief, UserHeader},
 };
 
-/// The cookie that carries a token where no header can be set.
-pub const COOKIE: &str = "tidings_token";
+/// The name of the cookie that carries a token where no header can be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieName(String);
 
-/// What is believed.
+impl FromStr for CookieName {
+    type Err = &'static str;
+
+    /// A token of RFC 6265: `__Host-` and the like are part of a name.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_token =
+            |byte: u8| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte);
+        if !text.is_empty() && text.bytes().all(is_token) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("a cookie's name has letters, digits, - and _ in it, such as __Host-tidings")
+        }
+    }
+}
+
+impl Default for CookieName {
+    fn default() -> Self {
+        Self("tidings_token".to_owned())
+    }
+}
+
+/// Where a request may say who is asking. What is not configured is not looked
+/// at: it is somebody else's.
 pub struct Credentials {
-    /// Tokens, if any key is configured.
+    /// Tells whose a token is.
     pub tokens: Option<Tokens>,
+    /// The cookie that may carry one.
+    pub cookie: CookieName,
+    /// What a proxy says.
+    pub user_header: Option<UserHeader>,
     /// Tickets.
     pub tickets: TicketPolicy,
     /// `?user=`.
@@ -77,25 +107,31 @@ impl Authenticator {
         request: &HttpRequest,
         named: Named<'_>,
     ) -> Result<Identity, Unidentified> {
+        let credentials = &self.credentials;
         let mut found: Option<Identity> = None;
-        let mut add = |identity: Identity| {
+        let mut add = |identity: Identity| -> Result<(), Unidentified> {
             found = Some(match found.take() {
                 None => identity,
                 Some(other) => other.and(identity)?,
             });
             Ok(())
         };
-        if let (QueryUser::Believed, Some(user)) = (self.credentials.query, named.user) {
+        if let (QueryUser::Believed, Some(user)) = (credentials.query, named.user) {
             add(UserId::parse(user).ok_or(Unidentified::User)?.into())?;
         }
-        for token in tokens(request)? {
-            let tokens = self.credentials.tokens.as_ref();
-            let tokens = tokens.ok_or(Unidentified::Invalid)?;
-            add(tokens.verify(&token).await?.into())?;
+        if let Some(header) = &credentials.user_header
+            && let Some(user) = header.user(request)?
+        {
+            add(user.into())?;
+        }
+        if let Some(tokens) = &credentials.tokens {
+            for token in tokens_in(request, &credentials.cookie)? {
+                add(tokens.verify(&token).await?.into())?;
+            }
         }
         // Last, because it asks the database.
         if let Some(ticket) = named.ticket {
-            if self.credentials.tickets == TicketPolicy::Refused {
+            if credentials.tickets == TicketPolicy::Refused {
                 return Err(Unidentified::Ticket);
             }
             add(self.tickets.verify(ticket).await?)?;
@@ -104,8 +140,17 @@ impl Authenticator {
     }
 }
 
+impl From<Disbelief> for Unidentified {
+    fn from(disbelief: Disbelief) -> Self {
+        match disbelief {
+            Disbelief::Spoofed => Self::Spoofed,
+            Disbelief::Malformed => Self::User,
+        }
+    }
+}
+
 /// Every token that a request carries.
-fn tokens(request: &HttpRequest) -> Result<Vec<String>, Unidentified> {
+fn tokens_in(request: &HttpRequest, cookie_name: &CookieName) -> Result<Vec<String>, Unidentified> {
     let mut tokens = Vec::new();
     for value in request.headers().get_all(header::AUTHORIZATION) {
         let value = value.to_str().map_err(|_| Unidentified::Invalid)?;
@@ -121,7 +166,7 @@ fn tokens(request: &HttpRequest) -> Result<Vec<String>, Unidentified> {
     tokens.extend(
         cookies
             .iter()
-            .filter(|cookie| cookie.name() == COOKIE)
+            .filter(|cookie| cookie.name() == cookie_name.0)
             .map(|cookie| cookie.value().to_owned()),
     );
     Ok(tokens)

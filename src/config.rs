@@ -1,8 +1,10 @@
 //! The settings: each is a flag and an environment variable.
 
 mod jwt;
+mod limits;
 mod secret;
 mod tls;
+mod trust;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -10,8 +12,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::{
     jwt::{JwtOptions, RuleOptions},
+    limits::LimitOptions,
     secret::Hidden,
     tls::TlsOptions,
+    trust::{Tickets, TrustOptions},
 };
 use crate::{
     database::DatabaseUrl,
@@ -129,6 +133,9 @@ pub struct ServeOptions {
     /// HTTPS for browsers.
     #[command(flatten)]
     pub tls: TlsOptions,
+    /// What of a request is believed.
+    #[command(flatten)]
+    pub trust: TrustOptions,
     /// How to serve.
     #[command(flatten)]
     pub bridge: BridgeOptions,
@@ -140,7 +147,7 @@ pub struct BridgeOptions {
     /// Where browsers connect
     #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Where probes connect: /health/live, /health/ready
+    /// Where probes and monitors connect: /health/live, /health/ready, /metrics
     #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081")]
     pub admin_listen: SocketAddr,
     /// The silence after which a stream gets a heartbeat; proxies cut idle
@@ -157,6 +164,9 @@ pub struct BridgeOptions {
     /// to reading pages
     #[arg(long, env = "TIDINGS_QUEUE_BYTES", default_value = "262144", value_parser = clap::value_parser!(u32).range(1024..))]
     pub queue_bytes: u32,
+    /// How much is let in.
+    #[command(flatten)]
+    pub limits: LimitOptions,
 }
 
 /// Whether `serve` may change the schema.
@@ -240,9 +250,17 @@ pub enum ConfigError {
         "no authentication is configured, and without it anybody could read everybody's \
              notifications: set TIDINGS_JWT_SECRET (or --jwt-secret) to a secret of 32 bytes at \
              least, made with `openssl rand -hex 32`, and sign users' tokens with it; or tell who \
-             signs them, by TIDINGS_JWT_PUBLIC_KEY or TIDINGS_JWKS_URL"
+             signs them, by TIDINGS_JWT_PUBLIC_KEY or TIDINGS_JWKS_URL; or set \
+             TIDINGS_TRUSTED_USER_HEADER, behind a proxy that authenticates; or set \
+             TIDINGS_TICKETS=on, if create_stream_ticket is all that lets users in"
     )]
     NoAuthentication,
+    /// Everybody could say who they are.
+    #[error(
+        "TIDINGS_TRUSTED_USER_HEADER is set without TIDINGS_TRUSTED_PROXIES, so nobody may set \
+             that header: list the addresses of the proxies that authenticate"
+    )]
+    NoProxies,
     /// `token` can't sign.
     #[error(
         "set TIDINGS_JWT_SECRET (or --jwt-secret) to the secret that `tidings serve` was given"
@@ -265,6 +283,31 @@ pub enum ConfigError {
     /// A certificate or key that can't be used.
     #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used: {0}")]
     Tls(String),
+}
+
+impl ServeOptions {
+    /// What may be a mistake, for the log.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(network) = self.trust.trusted_proxies.boundless() {
+            warnings.push(format!(
+                "TIDINGS_TRUSTED_PROXIES contains {network}, which is the whole internet: \
+                 whoever reaches this server is believed to be a proxy; list only your proxies"
+            ));
+        }
+        let listen = self.bridge.listen;
+        if let Ok(Some(header)) = self.trust.user_header()
+            && !listen.ip().is_loopback()
+        {
+            warnings.push(format!(
+                "users are named by the header {}, and {listen} can be reached from elsewhere: \
+                 it is believed from TIDINGS_TRUSTED_PROXIES alone, but let a firewall see to it \
+                 that nobody else comes this far",
+                header.name
+            ));
+        }
+        warnings
+    }
 }
 
 impl DatabaseOptions {

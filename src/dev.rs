@@ -17,11 +17,13 @@ use tracing::warn;
 
 use crate::{
     app::{App, Parts, RunError, StartError},
-    authenticator::{Credentials, QueryUser, TicketPolicy},
+    authenticator::{CookieName, Credentials, QueryUser, TicketPolicy},
+    client::Proxies,
     cluster::{Cluster, ClusterError, PostgresBinaries},
     config::{BridgeOptions, DevOptions, MigratePolicy},
     database::{self, DatabaseUrl},
     demo::Demo,
+    origin::Origins,
     pool::{Pool, Sessions},
     schema::SchemaName,
 };
@@ -116,10 +118,14 @@ async fn serve(
         migrate: MigratePolicy::Auto,
         credentials: Credentials {
             tokens: None,
+            cookie: CookieName::default(),
+            user_header: None,
             tickets: TicketPolicy::Believed,
             query: QueryUser::Believed,
         },
         certificate: None,
+        proxies: Proxies::default(),
+        origins: Origins::default(),
         demo: Some(demo.clone()),
     };
     let app = App::build(parts, options).await?;

@@ -1,24 +1,25 @@
 //! What browsers ask for: `GET /stream`.
 
-use std::time::Duration;
-
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{
         StatusCode,
         header::{self, HeaderValue},
     },
+    middleware::from_fn,
     web,
 };
 use actix_web_lab::header::{CacheControl, CacheDirective};
 use serde::Deserialize;
 
 use crate::{
+    admission::Admission,
     authenticator::{Authenticator, Named},
-    deferral::Deferral,
     identity::{Identity, Unidentified},
+    origin::{self, Origins},
     problem::Problem,
     reader::REPLAY_ROWS,
+    refusals::{Reason, Refusals},
     sse::Format,
     stream::{EventStream, Start, Streams},
 };
@@ -26,17 +27,39 @@ use crate::{
 /// The header that a returning `EventSource` sends.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// When those come back of whom nobody can tell who they are: what it takes is
-/// tried again meanwhile.
-const UNAVAILABLE: Duration = Duration::from_secs(8);
+/// What the route of the stream works with.
+#[derive(Clone)]
+pub struct Door {
+    /// What streams are made of.
+    pub streams: web::Data<Streams>,
+    /// Who is asking.
+    pub authenticator: web::Data<Authenticator>,
+    /// How many are let in.
+    pub admission: web::Data<Admission>,
+    /// Whose pages may ask.
+    pub origins: web::Data<Origins>,
+    /// Who is turned away.
+    pub refusals: web::Data<Refusals>,
+}
 
-/// The route of the stream. Needs `Data<Streams>` and `Data<Authenticator>`.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(
-        web::resource("/stream")
-            .route(web::get().to(stream))
-            .default_service(web::to(only_get)),
-    );
+impl Door {
+    /// Adds the route of the stream.
+    pub fn routes(&self, config: &mut web::ServiceConfig) {
+        config
+            .app_data(self.streams.clone())
+            .app_data(self.authenticator.clone())
+            .app_data(self.admission.clone())
+            .app_data(self.origins.clone())
+            .app_data(self.refusals.clone())
+            .service(
+                web::resource("/stream")
+                    .wrap(self.origins.cors())
+                    // The last is asked first.
+                    .wrap(from_fn(origin::check))
+                    .route(web::get().to(stream))
+                    .default_service(web::to(only_get)),
+            );
+    }
 }
 
 /// Answers where there is nothing.
@@ -80,22 +103,35 @@ async fn stream(
     request: HttpRequest,
     streams: web::Data<Streams>,
     authenticator: web::Data<Authenticator>,
+    admission: web::Data<Admission>,
+    refusals: web::Data<Refusals>,
 ) -> Result<HttpResponse, Problem> {
+    let client = admission.client_of(&request);
+    // Before anything is done for it that costs more than this.
+    if let Err(deferral) = admission.pace(client) {
+        return Ok(deferral.answer(&request));
+    }
     let noted = streams.hub.note();
     // Who is asking comes first: nothing is explained to strangers.
     let identity = match identify(&request, &authenticator).await {
         Ok(identity) => identity,
-        Err(error @ Unidentified::Unavailable) => {
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            return Ok(Deferral::new(status, error.to_string(), UNAVAILABLE).answer(&request));
+        Err(error) => {
+            refusals.count(Reason::Identity, client);
+            if error == Unidentified::Unavailable {
+                return Ok(admission.unavailable(error.to_string()).answer(&request));
+            }
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
         }
-        Err(error) => return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string())),
     };
     let parameters = web::Query::<Parameters>::from_query(request.query_string());
     let parameters = parameters.map_err(bad_parameters)?.into_inner();
     if parameters.replay > REPLAY_ROWS {
         return Err(bad_parameters(format!("replay is at most {REPLAY_ROWS}")));
     }
+    let permit = match admission.into_inner().admit(&identity.user, client) {
+        Ok(permit) => permit,
+        Err(deferral) => return Ok(deferral.answer(&request)),
+    };
     let start = start(&request, &parameters);
     let stream = EventStream::open(
         &streams.into_inner(),
@@ -112,7 +148,7 @@ async fn stream(
         ]))
         // nginx would buffer the stream otherwise.
         .insert_header(("x-accel-buffering", "no"))
-        .streaming(stream))
+        .streaming(stream.holding(permit)))
 }
 
 async fn identify(

@@ -88,7 +88,7 @@ impl Disconnection {
 pub enum Unidentified {
     /// No token at all.
     #[error(
-        "this stream needs a token: send it as `Authorization: Bearer <JWT>` or as the cookie tidings_token"
+        "this stream needs to know who you are: sign in, or send a token as `Authorization: Bearer <JWT>`"
     )]
     Missing,
     /// It was valid once.
@@ -103,6 +103,11 @@ pub enum Unidentified {
     /// Two sources that name two users.
     #[error("the request carries credentials of different users: send one")]
     Disagree,
+    /// A header for proxies, from somebody else.
+    #[error(
+        "the request has a header that only a trusted proxy may set: leave it out, or come through the proxy"
+    )]
+    Spoofed,
     /// Not a text of 1 to 255 bytes.
     #[error("the user must be a text of 1 to 255 bytes")]
     User,

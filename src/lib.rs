@@ -32,6 +32,7 @@ pub mod batch;
 pub mod reader;
 
 pub mod catch_up;
+pub mod ends;
 pub mod health;
 pub mod hub;
 pub mod listener;
@@ -41,15 +42,23 @@ pub mod sse;
 pub mod stream;
 
 pub mod admin;
+pub mod admission;
 pub mod authenticator;
+pub mod client;
 pub mod deferral;
 pub mod http;
 pub mod key;
 pub mod key_set;
+pub mod metrics;
+pub mod origin;
 pub mod problem;
+pub mod refusals;
+pub mod sockets;
+pub mod tally;
 pub mod ticket;
 pub mod tls;
 pub mod token;
+pub mod user_header;
 
 pub mod app;
 pub mod backoff;

@@ -40,6 +40,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 
 async fn serve(options: ServeOptions) -> Result<(), Failure> {
     let shutdown = shutdown::requested()?;
+    for warning in options.warnings() {
+        tracing::warn!("{warning}");
+    }
     let app = App::build(Parts::of(&options)?, &options.bridge).await?;
     Ok(app.run_until(shutdown).await?)
 }

@@ -17,11 +17,14 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
 use tokio::time::{Instant, Sleep, sleep};
+use tracing::debug;
 
 use crate::{
+    admission::Permit,
     backoff::jittered,
     batch::{Batch, End},
     catch_up::{Page, Pages, Turn, Wanted},
+    ends::{Ends, Reason},
     history::History,
     hub::{Connection, Hub, Noted},
     identity::Identity,
@@ -57,6 +60,8 @@ pub struct Streams {
     pub heartbeat: Duration,
     /// The span over which streams end when the bridge stops.
     pub drain: Duration,
+    /// The longest that a stream lives.
+    pub max_age: Duration,
 }
 
 /// Where a client wants to begin.
@@ -92,13 +97,18 @@ impl Opening {
 
 /// When the client is told of the end of its identity: in time to get a new
 /// one, but not before half of it is over.
-fn warning(end: Instant) -> Instant {
-    let left = end.saturating_duration_since(Instant::now());
-    end - WARNING.min(left / 2)
+#[derive(Clone, Copy, Debug)]
+struct Warning {
+    at: Instant,
+    expires: Instant,
 }
 
-fn is_due(time: Option<Instant>) -> bool {
-    time.is_some_and(|time| time <= Instant::now())
+impl Warning {
+    fn before(expires: Instant) -> Self {
+        let left = expires.saturating_duration_since(Instant::now());
+        let at = expires - WARNING.min(left / 2);
+        Self { at, expires }
+    }
 }
 
 /// The body of one response.
@@ -132,10 +142,11 @@ pub struct EventStream {
     handed_out: Vec<i64>,
     catch_up: CatchUp,
     pruned: Pruned,
-    /// When it ends, if that is known.
-    ends: Option<Instant>,
-    /// When the client is told that its identity expires.
-    warns: Option<Instant>,
+    ends: Ends,
+    /// Of the end of the client's identity; taken when it is given.
+    warning: Option<Warning>,
+    /// Its place among those that may be open.
+    _permit: Option<Permit>,
     /// Rings for the heartbeat or the end, whichever comes first.
     timer: Pin<Box<Sleep>>,
 }
@@ -189,11 +200,18 @@ impl EventStream {
             handed_out: Vec::new(),
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
-            ends: identity.expires,
-            warns: identity.expires.map(warning),
+            ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
+            warning: identity.expires.map(Warning::before),
+            _permit: None,
             timer: Box::pin(sleep(streams.heartbeat)),
             streams: Arc::clone(streams),
         }
+    }
+
+    /// Gives the permit back when the stream is gone.
+    pub fn holding(mut self, permit: Permit) -> Self {
+        self._permit = Some(permit);
+        self
     }
 
     /// Fills `chunk` until it is large enough, or there is nothing to add now.
@@ -202,7 +220,7 @@ impl EventStream {
             if let Poll::Ready(ending) = self.connection.poll_ending(cx) {
                 self.end_for(ending);
             }
-            if self.is_over() {
+            if self.ends.has_come() {
                 self.end(chunk);
                 return Poll::Ready(());
             }
@@ -371,7 +389,7 @@ impl EventStream {
         if self.timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        if self.is_over() {
+        if self.ends.has_come() {
             self.end(chunk);
         } else if !self.warn(chunk) {
             self.heartbeat(chunk);
@@ -398,26 +416,22 @@ impl EventStream {
                 self.streams.drain.mul_f64(rand::random_range(0.0..1.0))
             }
         };
-        let end = Instant::now() + delay;
-        self.ends = Some(self.ends.map_or(end, |ends| ends.min(end)));
+        self.ends = self.ends.or(Ends::after(delay, Reason::Told));
         self.set_timer();
-    }
-
-    fn is_over(&self) -> bool {
-        is_due(self.ends)
     }
 
     /// Tells the client that its identity expires, when it is time.
     fn warn(&mut self, chunk: &mut BytesMut) -> bool {
-        let (true, Some(ends)) = (is_due(self.warns), self.ends) else {
+        let now = Instant::now();
+        let Some(warning) = self.warning.take_if(|warning| warning.at <= now) else {
             return false;
         };
-        self.warns = None;
-        sse::put_expiring(chunk, ends.saturating_duration_since(Instant::now()));
+        sse::put_expiring(chunk, warning.expires.saturating_duration_since(now));
         true
     }
 
     fn end(&mut self, chunk: &mut BytesMut) {
+        debug!(reason = ?self.ends.reason(), "ending a stream");
         sse::put_retry(chunk, jittered(RETRY));
         self.phase = Phase::Over;
     }
@@ -450,8 +464,8 @@ impl EventStream {
     /// Silence begins now.
     fn set_timer(&mut self) {
         let heartbeat = Instant::now() + self.streams.heartbeat;
-        let next = [self.ends, self.warns].into_iter().flatten().min();
-        let next = next.map_or(heartbeat, |next| next.min(heartbeat));
+        let warning = self.warning.map_or(heartbeat, |warning| warning.at);
+        let next = heartbeat.min(warning).min(self.ends.at());
         self.timer.as_mut().reset(next);
     }
 }

@@ -120,6 +120,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
         }),
         heartbeat: Duration::from_secs(300),
         drain: Duration::ZERO,
+        max_age: Duration::from_secs(300),
     });
 
     // Open, but its first page is still to be read: another tab is quicker, is

@@ -18,7 +18,7 @@ use super::{
     PATIENCE,
     database::Database,
     event_source::{EventSource, Response, get},
-    until,
+    until, with_room,
 };
 
 pub const SECRET: &str = "a secret of the tests, 32 bytes or more";
@@ -51,7 +51,7 @@ pub fn options_without_secret(database: &Database, more: &[&str]) -> ServeOption
         "--admin-listen=127.0.0.1:0",
         "--drain=0s",
     ];
-    match Cli::parse_from(arguments.iter().chain(more)).command {
+    match Cli::parse_from(arguments.iter().chain(&with_room(more))).command {
         Command::Serve(options) => options,
         other => panic!("not serve: {other:?}"),
     }
@@ -122,8 +122,33 @@ impl Bridge {
         source
     }
 
+    /// What a stream of `user` is answered with; it is closed again.
+    pub async fn try_connect(&self, user: &str) -> u16 {
+        let bearer = format!("Bearer {}", token(user));
+        let headers = [("Authorization", bearer.as_str())];
+        let answer = get(self.address, "/stream", &headers).await;
+        answer.expect("an answer").status()
+    }
+
     pub async fn admin(&self, path: &str) -> Response {
         get(self.admin_address, path, &[]).await.expect("an answer")
+    }
+
+    /// How many were turned away for this reason.
+    pub async fn refused(&self, reason: &str) -> u64 {
+        refused(&self.admin("/metrics").await.text().await, reason)
+    }
+
+    /// Waits until somebody was turned away for this reason.
+    pub async fn until_refused(&self, reason: &str) {
+        let asking = async {
+            let mut pace = interval(ASKS_AGAIN);
+            while self.refused(reason).await == 0 {
+                pace.tick().await;
+            }
+        };
+        let outcome = tokio::time::timeout(PATIENCE, asking).await;
+        outcome.unwrap_or_else(|_| panic!("nobody was turned away for {reason}"));
     }
 
     /// Waits until readiness answers with this status, asking all the while,
@@ -169,6 +194,15 @@ impl Drop for Bridge {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// The count of those who were turned away, in the text of the metrics.
+pub fn refused(metrics: &str, reason: &str) -> u64 {
+    let name = format!("tidings_refused_total{{reason=\"{reason}\"}} ");
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    count
+        .and_then(|count| count.parse().ok())
+        .unwrap_or_else(|| panic!("no {name}in {metrics}"))
 }
 
 /// A valid token.

@@ -21,7 +21,7 @@ use self::{
 pub(crate) use self::{
     body::End,
     decoder::{Event, Item},
-    request::{get, post},
+    request::{get, get_from, options, post},
     response::Response,
 };
 use super::PATIENCE;

@@ -9,6 +9,7 @@ pub mod event_source;
 pub mod frozen;
 pub mod key_pair;
 pub mod key_server;
+pub mod page;
 pub mod pooler;
 pub mod process;
 pub mod proxy;
@@ -21,6 +22,22 @@ use event_source::{Event, EventSource};
 /// How long a test waits for something that must happen before it gives up.
 /// Nothing waits for this to pass: it is reached only when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Limits that no test reaches by accident: all of them come from one address,
+/// some with thousands of clients.
+const ROOMY: [&str; 3] = [
+    "--max-connections=15000",
+    "--max-connections-per-address=15000",
+    "--connection-rate=1000000",
+];
+
+/// The settings, with room where they don't say how much there is.
+pub fn with_room<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    let name = |setting: &str| setting.split('=').next().map(str::to_owned);
+    let is_given = |wanted: &str| settings.iter().any(|given| name(given) == name(wanted));
+    let room = ROOMY.into_iter().filter(|setting| !is_given(setting));
+    room.chain(settings.iter().copied()).collect()
+}
 
 /// Reads up to the first event of this name, and returns those before it.
 pub async fn until(source: &mut EventSource, name: &str) -> Vec<Event> {

@@ -21,9 +21,10 @@ use tokio::{
 
 use super::{
     PATIENCE,
-    bridge::{SECRET, token},
+    bridge::{SECRET, refused, token},
     database::Database,
     event_source::{EventSource, Response, get},
+    with_room,
 };
 
 /// A bridge of its own process, and where it listens.
@@ -40,7 +41,7 @@ fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Ch
             "--admin-listen=127.0.0.1:0",
             "--log-format=json",
         ])
-        .args(more)
+        .args(with_room(more))
         .env("DATABASE_URL", database.connection_string())
         .env("TIDINGS_JWT_SECRET", SECRET)
         .envs(environment.iter().copied())
@@ -134,6 +135,12 @@ impl Served {
         let mut headers = vec![("Authorization", bearer.as_str())];
         headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
         EventSource::open(self.address, "/stream", &headers).await
+    }
+
+    /// How many were turned away for this reason.
+    pub async fn refused(&self, reason: &str) -> u64 {
+        let metrics = get(self.admin_address, "/metrics", &[]).await;
+        refused(&metrics.expect("an answer").text().await, reason)
     }
 
     pub async fn ready(&self) -> Response {

@@ -1,13 +1,19 @@
 //! Requests over HTTP/1.1, each on a connection of its own.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{io::AsyncWriteExt, net::TcpSocket, time::timeout};
 
 use super::Response;
 use crate::support::PATIENCE;
 
 pub(super) type Headers<'a> = &'a [(&'a str, &'a str)];
+
+/// Whatever address the system chooses for a client.
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Asks for `path`. The answer may have any status; an error means that there
 /// was none. Panics if neither comes in time.
@@ -16,7 +22,26 @@ pub(crate) async fn get(
     path: &str,
     headers: Headers<'_>,
 ) -> io::Result<Response> {
-    request(addr, "GET", path, headers, "").await
+    get_from(ANY, addr, path, headers).await
+}
+
+/// The same, by a client that has this address.
+pub(crate) async fn get_from(
+    client: IpAddr,
+    addr: SocketAddr,
+    path: &str,
+    headers: Headers<'_>,
+) -> io::Result<Response> {
+    request(client, addr, "GET", path, headers, "").await
+}
+
+/// Asks which requests may be made for `path`. Answers as [`get`] does.
+pub(crate) async fn options(
+    addr: SocketAddr,
+    path: &str,
+    headers: Headers<'_>,
+) -> io::Result<Response> {
+    request(ANY, addr, "OPTIONS", path, headers, "").await
 }
 
 /// Posts JSON to `path`, or what else a `Content-Type` among the headers says.
@@ -32,10 +57,12 @@ pub(crate) async fn post(
         ("Content-Type", "application/json"),
         ("Content-Length", length.as_str()),
     ];
-    request(addr, "POST", path, &with_defaults(headers, &defaults), body).await
+    let headers = with_defaults(headers, &defaults);
+    request(ANY, addr, "POST", path, &headers, body).await
 }
 
 async fn request(
+    client: IpAddr,
     addr: SocketAddr,
     method: &str,
     path: &str,
@@ -51,7 +78,9 @@ async fn request(
     message.push_str(body);
 
     let exchange = async {
-        let mut stream = TcpStream::connect(addr).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((client, 0).into())?;
+        let mut stream = socket.connect(addr).await?;
         stream.write_all(message.as_bytes()).await?;
         Response::read(stream).await
     };

@@ -1,0 +1,226 @@
+//! Where a request comes from, also if it came through proxies.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use actix_web::{HttpRequest, http::header::HeaderMap};
+use ipnet::IpNet;
+
+/// The header in which each proxy notes, at its end, who spoke to it.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Bits of an IPv6 address that are its network's: whoever has one address has
+/// the whole network, and could take another for each request.
+const NETWORK_BITS: u32 = 64;
+
+/// Whom limits are for: an IPv4 address, or the network of an IPv6 one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Client(IpAddr);
+
+impl From<IpAddr> for Client {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let mask = u128::MAX << (128 - NETWORK_BITS);
+                Self(Ipv6Addr::from_bits(address.to_bits() & mask).into())
+            }
+            address @ IpAddr::V4(_) => Self(address),
+        }
+    }
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => write!(f, "{address}"),
+            IpAddr::V6(network) => write!(f, "{network}/{NETWORK_BITS}"),
+        }
+    }
+}
+
+/// The addresses and networks of proxies that are believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxies(Vec<IpNet>);
+
+impl FromStr for Proxies {
+    type Err = String;
+
+    /// Addresses and networks, with commas between them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').map(str::trim);
+        let networks = parts.filter(|part| !part.is_empty()).map(network);
+        networks.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.to_canonical().into());
+    }
+    let network: IpNet = text.parse().map_err(|_| {
+        format!("{text:?} is neither an address (10.0.0.5) nor a network (10.0.0.0/8, fd00::/8)")
+    })?;
+    // Nobody's address has that form once it is here.
+    match network.addr() {
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
+            Err(format!("{text:?} must be written as an IPv4 network"))
+        }
+        _ => Ok(network.trunc()),
+    }
+}
+
+impl Proxies {
+    /// Whether none is believed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A network that is as wide as the whole internet, if there is one.
+    pub fn boundless(&self) -> Option<IpNet> {
+        let mut networks = self.0.iter().copied();
+        networks.find(|network| network.prefix_len() == 0)
+    }
+
+    /// Whether whoever has this address is believed.
+    pub fn trust(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether a request was handed over by a proxy that is believed: its peer,
+    /// whatever the request itself says.
+    pub fn handed_over(&self, request: &HttpRequest) -> bool {
+        peer(request).is_some_and(|address| self.trust(address))
+    }
+
+    /// Whose request it is.
+    pub fn client_of(&self, request: &HttpRequest) -> Client {
+        match peer(request) {
+            Some(peer) => self.farthest(peer, request.headers()).into(),
+            // It had gone before anybody looked.
+            None => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
+        }
+    }
+
+    /// Whether a request names a way that it came by, and its peer is not
+    /// believed.
+    pub fn disbelieve(&self, request: &HttpRequest) -> bool {
+        request.headers().contains_key(FORWARDED_FOR) && !self.handed_over(request)
+    }
+
+    /// The farthest hop that is known for sure. Each proxy adds who spoke to it
+    /// at the end, so the way back is walked from there, for as long as those
+    /// who speak are believed; what stands before that, anybody could have
+    /// written.
+    fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let lines: Vec<_> = headers.get_all(FORWARDED_FOR).collect();
+        let mut hops = lines.iter().rev().flat_map(|line| {
+            // What is no text is no address either.
+            line.to_str().unwrap_or("?").rsplit(',')
+        });
+        let mut farthest = peer;
+        while self.trust(farthest) {
+            match hops.next().and_then(hop) {
+                Some(address) => farthest = address,
+                None => break,
+            }
+        }
+        farthest
+    }
+}
+
+/// An address as proxies write it; some add the port.
+fn hop(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let address = bare.unwrap_or(text).parse::<IpAddr>().ok();
+    address.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))
+}
+
+fn peer(request: &HttpRequest) -> Option<IpAddr> {
+    request.peer_addr().map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn client(peer: &str, forwarded: &[&str]) -> String {
+        let proxies: Proxies = "10.0.0.0/8, 192.0.2.1,fd00::/8,".parse().expect("proxies");
+        let peer = SocketAddr::new(peer.parse().expect("an address"), 1);
+        let request = forwarded
+            .iter()
+            .fold(TestRequest::get().peer_addr(peer), |request, line| {
+                request.append_header((FORWARDED_FOR, *line))
+            })
+            .to_http_request();
+        proxies.client_of(&request).to_string()
+    }
+
+    #[test]
+    fn the_client_is_the_last_address_that_no_proxy_of_ours_has() {
+        for (peer, forwarded, expected) in [
+            ("203.0.113.9", &[][..], "203.0.113.9"),
+            // Whoever is no proxy can write what they like.
+            ("203.0.113.9", &["198.51.100.7"], "203.0.113.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["1.1.1.1, 198.51.100.7"], "198.51.100.7"),
+            (
+                "10.0.0.1",
+                &["1.1.1.1", "198.51.100.7,10.2.3.4"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.1",
+                &["198.51.100.7", "10.2.3.4", "192.0.2.1"],
+                "198.51.100.7",
+            ),
+            ("10.0.0.1", &["10.3.3.3, 10.2.3.4"], "10.3.3.3"),
+            ("::ffff:10.0.0.1", &["::ffff:198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["198.51.100.7:5432"], "198.51.100.7"),
+            ("fd00::1", &["[2001:db8:1:2:3::4]:443"], "2001:db8:1:2::/64"),
+            ("fd00::1", &["[2001:db8:1:2:3::4]"], "2001:db8:1:2::/64"),
+            ("2001:db8:1:2:ffff::1", &[], "2001:db8:1:2::/64"),
+        ] {
+            assert_eq!(client(peer, forwarded), expected, "{peer} {forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_ends_the_walk_at_the_hop_that_wrote_it() {
+        for (forwarded, expected) in [
+            (&["unknown"][..], "10.0.0.1"),
+            (&[""], "10.0.0.1"),
+            (&["198.51.100.7, "], "10.0.0.1"),
+            (&["198.51.100.7, x, 10.2.3.4"], "10.2.3.4"),
+            (&["198.51.100.7, \u{e9}"], "10.0.0.1"),
+        ] {
+            assert_eq!(client("10.0.0.1", forwarded), expected, "{forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_proxy_is_refused_with_an_explanation() {
+        for text in [
+            "proxy.internal",
+            "10.0.0.0/33",
+            "10.0.0.1:80",
+            "*",
+            "::ffff:10.0.0.0/104",
+        ] {
+            let error = text.parse::<Proxies>().expect_err(text);
+            assert!(error.contains(text), "{error}");
+        }
+        assert!("".parse::<Proxies>().expect("none").is_empty());
+        let proxies: Proxies = "10.0.0.0/8,::/0".parse().expect("proxies");
+        assert_eq!(proxies.boundless().expect("one").to_string(), "::/0");
+    }
+}
