@@ -1,6 +1,7 @@
 //! The bridge as its users meet it: a real PostgreSQL, real sockets, a real
 //! browser. Tests wait for signals, never for time.
 
+mod admission;
 mod browser;
 mod cli;
 mod dev;
@@ -11,12 +12,16 @@ mod key_sets;
 mod life;
 mod migrations;
 mod model;
+mod origins;
+mod pages;
 mod plans;
 mod positions;
 mod promises;
+mod proxies;
 mod restart;
 mod secrets;
 mod shutdown;
+mod sockets;
 mod stream;
 mod support;
 mod tickets;
