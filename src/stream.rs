@@ -114,7 +114,8 @@ impl Warning {
 /// The body of one response.
 ///
 /// Each poll means that all earlier bytes are in the kernel's hands (the server
-/// runs with a write buffer of one byte), so that is when rows count as sent.
+/// runs with a write buffer of one byte; [`crate::tls`] tells what HTTPS adds),
+/// so that is when rows count as sent.
 pub struct EventStream {
     streams: Arc<Streams>,
     connection: Connection,

@@ -1,6 +1,12 @@
 //! HTTPS for browsers: the certificate, and its renewal while the bridge runs.
 //! With it comes HTTP/2, over which a browser has all its streams in one
 //! connection; without, the seventh tab waits for one of the six others.
+//!
+//! A body is polled again, and its rows count as sent, when all earlier bytes
+//! are on their way. Over HTTP/1.1 the TLS layer may then still hold 64 KiB that
+//! the kernel had no room for. Over HTTP/2 it is what the client has said that
+//! it has room for, of which the bridge holds 400 KiB a stream at most. A client
+//! that breaks then is sent it again when it returns, by its last id.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

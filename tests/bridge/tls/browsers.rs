@@ -100,6 +100,37 @@ async fn a_stream_larger_than_every_window_arrives_whole_over_http_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_client_has_no_room_for_is_not_sent_over_http_2() {
+    let database = Database::migrated().await;
+    let authority = Authority::new();
+    let bridge = start(&database, &authority, &[]).await;
+    database
+        .execute("select send_notification('alice', repeat('x', 100000))")
+        .await;
+    let full = Http2::connect(bridge.address(), &authority).await;
+    let mut alice = full.open("alice").await;
+    alice.fill_window().await;
+    // Marks are written in order: when bob's is, hers would have been.
+    let connection = Http2::connect(bridge.address(), &authority).await;
+    let mut bob = connection.open("bob").await;
+    bob.until("event: tidings.caught-up").await;
+    database
+        .execute("select send_notification('bob', 'meanwhile')")
+        .await;
+    bob.until("data: meanwhile\n\n").await;
+    database
+        .until("select sent from notifications where user_id = 'bob'")
+        .await;
+    let sent = "select id from notifications where user_id = 'alice' and sent";
+    assert_eq!(database.ids(sent).await, [0; 0]);
+    alice.release_window();
+    alice.until("x\n\n").await;
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_over_http_2_that_is_gone_is_noticed_at_the_next_heartbeat() {
     let database = Database::migrated().await;
     let authority = Authority::new();

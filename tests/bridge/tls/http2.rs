@@ -11,6 +11,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{authority::Authority, tunnel::connect};
 use crate::support::{PATIENCE, bridge::token};
 
+/// What a server may send on a stream, and on a connection, before it is told
+/// that there is room for more. This client never said anything else.
+const WINDOW: usize = 65_535;
+
 /// A connection over HTTP/2. Dropping it closes it.
 pub struct Http2 {
     requests: SendRequest<Bytes>,
@@ -74,6 +78,27 @@ impl Stream {
         if timeout(PATIENCE, reading).await.is_err() {
             panic!("never {wanted:?}, but {:?}", self.text);
         }
+    }
+
+    /// Reads all that the server may send, and doesn't say that there is room
+    /// again.
+    pub async fn fill_window(&mut self) {
+        let reading = async {
+            let mut left = WINDOW;
+            while left > 0 {
+                let bytes = self.body.data().await.expect("more").expect("bytes");
+                self.text.push_str(&String::from_utf8_lossy(&bytes));
+                left -= bytes.len();
+            }
+        };
+        let outcome = timeout(PATIENCE, reading).await;
+        outcome.expect("as much as there is room for");
+    }
+
+    /// Says it after all.
+    pub fn release_window(&mut self) {
+        let released = self.body.flow_control().release_capacity(WINDOW);
+        released.expect("a full window");
     }
 
     /// Reads to the end that the server makes, and returns what came.
