@@ -117,6 +117,9 @@ impl Warning {
 /// runs with a write buffer of one byte; [`crate::tls`] tells what HTTPS adds),
 /// so that is when rows count as sent.
 pub struct EventStream {
+    /// Its place among those that may be open. It is given back before the hub
+    /// forgets the connection: whom the hub doesn't count takes no place.
+    _permit: Option<Permit>,
     streams: Arc<Streams>,
     connection: Connection,
     format: Format,
@@ -146,8 +149,6 @@ pub struct EventStream {
     ends: Ends,
     /// Of the end of the client's identity; taken when it is given.
     warning: Option<Warning>,
-    /// Its place among those that may be open.
-    _permit: Option<Permit>,
     /// Rings for the heartbeat or the end, whichever comes first.
     timer: Pin<Box<Sleep>>,
 }
@@ -176,7 +177,8 @@ enum Pruned {
 }
 
 impl EventStream {
-    /// Opens the stream of somebody who was identified after `noted`. Dropping it takes it out of the hub.
+    /// Opens the stream of somebody who was identified after `noted`. Dropping
+    /// it takes it out of the hub.
     pub fn open(
         streams: &Arc<Streams>,
         identity: &Identity,
@@ -187,6 +189,7 @@ impl EventStream {
         let (connection, tail) = streams.hub.register(identity, noted);
         let history = tail.history;
         Self {
+            _permit: None,
             connection,
             format,
             history,
@@ -203,7 +206,6 @@ impl EventStream {
             pruned: Pruned::Unknown,
             ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
             warning: identity.expires.map(Warning::before),
-            _permit: None,
             timer: Box::pin(sleep(streams.heartbeat)),
             streams: Arc::clone(streams),
         }

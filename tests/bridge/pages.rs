@@ -126,6 +126,40 @@ async fn a_browser_goes_on_after_the_end_of_an_old_stream_and_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen() {
+    let database = Database::migrated().await;
+    let (browser, page) = (Browser::start().await, Page::serve().await);
+    let origin = format!("--cors-origins={}", page.origin());
+    // A stream lives for six seconds at least, and a browser comes back after
+    // three at most.
+    let settings = [
+        origin.as_str(),
+        "--max-connections=1",
+        "--max-stream-age=8s",
+        "--come-back=1s",
+    ];
+    let bridge = Bridge::start_with(&database, &settings).await;
+    listen(&browser, &page, &bridge, "alice").await;
+    browser.until("source.readyState === 1").await;
+    send(&database, "alice", "one").await;
+    browser.until("heard.join() === 'one'").await;
+    // Another tab of hers takes the place, and is sent what comes next: then it
+    // is no backlog any more.
+    browser.until("errors.length === 1").await;
+    bridge.until_connections(0).await;
+    let mut tab = bridge.connect_live("alice").await;
+    send(&database, "alice", "two").await;
+    assert_eq!(tab.next_event().await.data, "two");
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+    browser.until("errors.length >= 2").await;
+    drop(tab);
+    browser.until("heard.join() === 'one,two'").await;
+    browser.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_is_not_listed_gets_nothing_and_marks_nothing() {
     let database = Database::migrated().await;
     let browser = Browser::start().await;
