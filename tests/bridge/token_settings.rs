@@ -1,13 +1,17 @@
 //! The keys and rules of tokens as an operator sets them: what is refused at
 //! start, and what `tidings token` makes of them.
 
+use std::{fs, path::Path};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
+use jsonwebtoken::Algorithm::{ES256, EdDSA};
 use tidings::app::Parts;
 use tokio::process::Command;
 
 use crate::support::{
     bridge::{Bridge, options_without_secret, status},
     database::Database,
+    key_pair::KeyPair,
 };
 
 /// Long enough for each of the algorithms.
@@ -24,6 +28,33 @@ fn short_rsa_key() -> String {
     format!("-----BEGIN RSA PUBLIC KEY-----\n{body}\n-----END RSA PUBLIC KEY-----\n")
 }
 
+/// The same, with another number that is no point of the curve.
+fn off_curve(pem: &str) -> String {
+    let lines = pem.lines().filter(|line| !line.starts_with("--"));
+    let mut der = STANDARD.decode(lines.collect::<String>()).expect("DER");
+    *der.last_mut().expect("a point") ^= 1;
+    let body = STANDARD.encode(der);
+    format!("-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn public_keys_may_be_in_a_file_or_on_one_line() {
+    let database = Database::empty().await;
+    let (one, other) = (KeyPair::p256(), KeyPair::ed25519());
+    let both = format!("# of 2026\r\n{}\n\n{}", one.pem(), other.pem());
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("public-keys.pem");
+    fs::write(&file, &both).expect("a file");
+    let file = format!("--jwt-public-key-file={}", file.display());
+    let line = format!("--jwt-public-key={}", both.replace('\n', "\\n"));
+    for argument in [&file, &line] {
+        let options = options_without_secret(&database, &[argument]);
+        let tokens = options.jwt.tokens().expect("keys");
+        for token in [one.token(ES256, ""), other.token(EdDSA, "")] {
+            tokens.verify(&token).await.expect("a good token");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
     let database = Database::empty().await;
@@ -33,12 +64,23 @@ async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
     let certificate = certificate.expect("a certificate").cert.pem();
     let short = short_rsa_key();
+    let off_curve = off_curve(&public);
     let eleven = public.repeat(11);
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 20] = [
         (&[], "no authentication is configured"),
         (&["--jwt-public-key", &private], "it is a private key"),
         (&["--jwt-public-key", &certificate], "openssl x509"),
         (&["--jwt-public-key", &short], "an RSA key of 1024 bits"),
+        (&["--jwt-public-key", &off_curve], "no public key"),
+        (
+            &[
+                "--jwt-public-key",
+                &public,
+                "--jwt-public-key-file=/dev/null",
+            ],
+            "TIDINGS_JWT_PUBLIC_KEY and TIDINGS_JWT_PUBLIC_KEY_FILE",
+        ),
+        (&["--jwt-public-key-file=/dev/null"], "it is empty"),
         (&["--jwt-public-key", "nonsense"], "there is no key in it"),
         (&["--jwt-public-key", &eleven], "11 keys"),
         (
