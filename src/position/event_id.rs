@@ -278,24 +278,6 @@ mod tests {
         }
 
         #[test]
-        fn an_id_that_was_changed_is_another_one_or_none(
-            position in position(70), at in any::<prop::sample::Index>(), byte in any::<char>(),
-            replaced in any::<bool>()
-        ) {
-            let mut text: Vec<char> = written(&position, 7, Xid(100)).chars().collect();
-            let at = at.index(text.len());
-            if replaced {
-                text[at] = byte;
-            } else {
-                text.insert(at, byte);
-            }
-            let text: String = text.into_iter().collect();
-            if let Ok(id) = EventId::parse(&text, HISTORY) {
-                prop_assert_eq!(id.to_string(), text);
-            }
-        }
-
-        #[test]
         fn a_shortened_text_hides_no_row(position in position(190), row in row()) {
             let id = EventId::parse(&written(&position, 1, Xid(200)), HISTORY).expect("an id of ours");
             prop_assert!(id.position.open.len() <= OPEN_IN_TEXT);

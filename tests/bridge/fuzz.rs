@@ -1,5 +1,5 @@
 //! Whatever comes: tokens, cookies, ids and queries that are nearly right, or
-//! nothing at all. TIDINGS_FUZZ_CASES says how many of each are tried.
+//! nothing at all. `TIDINGS_FUZZ_CASES` says how many of each are tried.
 
 use std::{env, net::SocketAddr};
 
