@@ -31,6 +31,7 @@ use crate::{
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
     catch_up::Pages,
+    check,
     client::Proxies,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
     database::DatabaseUrl,
@@ -235,9 +236,10 @@ impl App {
             direct::prove(direct_url)
         })
         .await?;
-        patiently(direct_url, SchemaError::is_passing, || {
+        patiently(direct_url, SchemaError::is_passing, async || {
             let may_migrate = parts.migrate == MigratePolicy::Auto;
-            schema::prepare(direct_url, &parts.schema, may_migrate)
+            schema::prepare(direct_url, &parts.schema, may_migrate).await?;
+            check::warn_of_readers(direct_url, &parts.schema).await
         })
         .await?;
         let sql = Arc::new(Sql::new(&parts.schema));

@@ -50,6 +50,8 @@ pub enum Command {
     Serve(ServeOptions),
     /// Create or update the schema in the database
     Migrate(MigrateOptions),
+    /// Tell what is wrong with the schema and the rights in it
+    Check(CheckOptions),
     /// Try it: a private PostgreSQL, the bridge, and a demo page
     Dev(DevOptions),
     /// Sign a token for a user, to try `serve` with curl
@@ -113,6 +115,14 @@ pub struct DatabaseOptions {
 /// The settings of `tidings migrate`.
 #[derive(Debug, Args)]
 pub struct MigrateOptions {
+    /// Where the database is.
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+}
+
+/// The settings of `tidings check`: those of `serve`, whose role it looks at.
+#[derive(Debug, Args)]
+pub struct CheckOptions {
     /// Where the database is.
     #[command(flatten)]
     pub database: DatabaseOptions,
@@ -332,6 +342,18 @@ impl DatabaseOptions {
         let (value, file) = (&self.direct_database_url, &self.direct_database_url_file);
         let url = secret::given(name, value.as_ref(), file.as_deref())?;
         url.map(|url| database(name, &url)).transpose()
+    }
+
+    /// Where one has a session of one's own.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn session_url(&self) -> Result<DatabaseUrl, ConfigError> {
+        match self.direct_url()? {
+            Some(url) => Ok(url),
+            None => self.url(),
+        }
     }
 }
 

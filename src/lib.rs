@@ -22,6 +22,7 @@ pub mod position;
 pub mod safe_floor;
 
 pub mod certificates;
+pub mod check;
 pub mod database;
 pub mod direct;
 pub mod pool;

@@ -8,7 +8,8 @@ use std::{
 use clap::Parser;
 use tidings::{
     app::{App, Parts},
-    config::{Cli, Command, MigrateOptions, ServeOptions, TokenOptions},
+    check,
+    config::{CheckOptions, Cli, Command, MigrateOptions, ServeOptions, TokenOptions},
     dev, direct, schema, shutdown, telemetry, token,
 };
 
@@ -33,6 +34,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(options) => serve(options).await,
         Command::Migrate(options) => migrate(options).await,
+        Command::Check(options) => check(options).await,
         Command::Dev(options) => Ok(dev::run(options, shutdown::requested()?).await?),
         Command::Token(options) => token(&options),
     }
@@ -48,12 +50,26 @@ async fn serve(options: ServeOptions) -> Result<(), Failure> {
 }
 
 async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
-    let url = match options.database.direct_url()? {
-        Some(url) => url,
-        None => options.database.url()?,
-    };
+    let url = options.database.session_url()?;
     direct::prove(&url).await?;
     Ok(schema::migrate(&url, &options.database.schema).await?)
+}
+
+async fn check(options: CheckOptions) -> Result<(), Failure> {
+    let schema = &options.database.schema;
+    let findings = check::examine(&options.database.session_url()?, schema).await?;
+    let mut output = io::stdout();
+    for finding in &findings {
+        writeln!(output, "{finding}")?;
+    }
+    match findings.iter().filter(|found| found.is_wrong()).count() {
+        0 => Ok(writeln!(
+            output,
+            "the schema {schema} and the rights in it are in order"
+        )?),
+        1 => Err("one thing is wrong".into()),
+        wrong => Err(format!("{wrong} things are wrong").into()),
+    }
 }
 
 fn token(options: &TokenOptions) -> Result<(), Failure> {

@@ -75,6 +75,11 @@ impl SchemaName {
         Self("public".to_owned())
     }
 
+    /// As it is.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// As SQL wants it: in double quotes.
     pub fn quoted(&self) -> String {
         quoted(&self.0)
@@ -224,8 +229,8 @@ pub async fn migrate(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), Schem
             });
         }
         Fit::TooOld { found } => {
-            refuse_foreign(&client, schema, found).await?;
             owner.check(&client, schema).await?;
+            refuse_foreign(&client, schema, found).await?;
             let report = runner().run_async(&mut client).await?;
             for applied in report.applied_migrations() {
                 info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");

@@ -1,0 +1,59 @@
+-- What `tidings serve` does in the database and this role may not do.
+--
+-- $1 schema. An object that doesn't exist is not missing here: migrations make
+-- it.
+with
+  place as (select oid, nspname from pg_namespace where nspname = $1),
+  uses (name, privilege) as (
+    values
+      ('notifications', 'select'),
+      ('notifications', 'update (sent_at)'),
+      ('stream_tickets', 'select'),
+      ('tidings_schema_history', 'select')
+  ),
+  functions (identity, oid) as (
+    select
+      format('%I.%I(%s)', nspname, proname, pg_get_function_identity_arguments(f.oid)),
+      f.oid
+    from place
+    join pg_proc as f on pronamespace = place.oid
+    where proname in ('tidings_pruned_through', 'tidings_disconnections_since')
+    union all
+    select format('pg_catalog.%s', name), name::regprocedure
+    from unnest(
+      -- As in roles.sql.
+      array[
+        'pg_current_snapshot()',
+        'pg_snapshot_xmax(pg_snapshot)',
+        'pg_is_in_recovery()',
+        'pg_control_system()',
+        'pg_control_checkpoint()',
+        'pg_current_wal_lsn()',
+        'pg_current_wal_insert_lsn()',
+        'pg_current_wal_flush_lsn()',
+        'pg_walfile_name(pg_lsn)',
+        'pg_stat_get_bgwriter_stat_reset_time()',
+        'set_config(text, text, boolean)'
+      ]
+    ) as name
+  )
+select privilege, target, format('grant %s on %s to %I;', privilege, target, current_user) as cure
+from (
+  select 'usage', format('schema %I', nspname)
+  from place
+  where not has_schema_privilege(oid, 'usage')
+  union all
+  select privilege, format('table %I.%I', nspname, relname)
+  from place
+  join pg_class as c on relnamespace = place.oid and relkind = 'r'
+  join uses on name = relname
+  where
+    not case
+      when privilege = 'select' then has_table_privilege(c.oid, 'select')
+      else has_column_privilege(c.oid, 'sent_at', 'update')
+    end
+  union all
+  select 'execute', format('function %s', identity)
+  from functions
+  where not has_function_privilege(oid, 'execute')
+) as missing (privilege, target)
