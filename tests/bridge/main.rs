@@ -16,6 +16,7 @@ mod origins;
 mod pages;
 mod plans;
 mod positions;
+mod privileges;
 mod promises;
 mod proxies;
 mod restart;

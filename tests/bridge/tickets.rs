@@ -74,7 +74,7 @@ async fn the_database_keeps_a_hash_from_which_no_ticket_can_be_made() {
     );
     assert_ne!(one, another);
     assert_eq!(one.len(), 64);
-    let client = database.connect().await;
+    let client = database.owner().connect().await;
     let rows = client.query(
         "select stream_tickets::text, encode(hash, 'hex') from stream_tickets",
         &[],

@@ -117,6 +117,12 @@ impl Database {
         Self::create(cluster, &unused_name()).await
     }
 
+    /// A database that nobody has prepared, in a cluster that may have no roles
+    /// yet.
+    pub async fn bare(cluster: &Cluster, name: &str) -> Self {
+        Self::copy(cluster, name, "template0").await
+    }
+
     /// A migrated database in another cluster.
     pub async fn migrated_in(cluster: &Cluster) -> Self {
         let database = Self::empty_in(cluster).await;
@@ -126,7 +132,7 @@ impl Database {
 
     /// A database with nothing in it, of this name. A cluster's first one brings the roles.
     pub async fn create(cluster: &Cluster, name: &str) -> Self {
-        let database = Self::copy(cluster, name, "template0").await;
+        let database = Self::bare(cluster, name).await;
         database.prepare("public").await;
         let superuser = database.superuser().connect().await;
         for (login, groups) in LOGINS {

@@ -66,6 +66,8 @@ pub struct Served {
     child: Child,
     address: SocketAddr,
     admin_address: SocketAddr,
+    /// What it logged before it said where it listens, and since.
+    said: std::vec::IntoIter<Value>,
     log: mpsc::UnboundedReceiver<Value>,
     /// What it said before it listened.
     early: Vec<Value>,
@@ -95,6 +97,7 @@ impl Served {
         let mut child = spawn(database, more, environment);
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let (sender, mut log) = mpsc::unbounded_channel();
+        let mut said = Vec::new();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 // Nobody may listen any more; the pipe must not fill up.
@@ -115,11 +118,13 @@ impl Served {
             ) {
                 break (address, admin_address);
             }
+            said.push(line);
         };
         Self {
             child,
             address,
             admin_address,
+            said: said.into_iter(),
             log,
             early,
         }
@@ -191,7 +196,10 @@ impl Served {
     pub async fn until_logged(&mut self, level: &str, text: &str) -> Value {
         let reading = async {
             loop {
-                let line = self.log.recv().await.expect("a line of its log");
+                let line = match self.said.next() {
+                    Some(line) => line,
+                    None => self.log.recv().await.expect("a line of its log"),
+                };
                 if line["level"] == level && line.to_string().contains(text) {
                     return line;
                 }

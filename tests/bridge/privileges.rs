@@ -1,0 +1,602 @@
+//! Least privilege: what each role may do is what its part takes, and no more.
+
+use tidings::{
+    check::{self, Finding, Kind},
+    schema::{self, SchemaName},
+};
+use tokio_postgres::{Client, error::SqlState};
+
+use crate::support::{
+    bridge::Bridge,
+    database::{Database, start_cluster},
+    process::{self, Served},
+    until,
+};
+
+/// Every one of these is refused for want of a right.
+async fn may_not(client: &Client, statements: &[&str]) {
+    for statement in statements {
+        let refused = client.batch_execute(statement).await;
+        let error = refused.expect_err(statement);
+        assert_eq!(
+            error.code(),
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+            "{statement}: {error:?}"
+        );
+    }
+}
+
+async fn text(client: &Client, query: &str) -> String {
+    client.query_one(query, &[]).await.expect(query).get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
+    let database = Database::migrated().await;
+    let writer = database.connect().await;
+    may_not(
+        &writer,
+        &[
+            "select text from notifications",
+            "select * from notifications",
+            "select user_id from notifications",
+            "table notifications",
+            "copy notifications to stdout",
+            "insert into notifications (user_id, text) values ('alice', 'x') returning text",
+            "insert into notifications (user_id, text, sent_at) values ('alice', 'x', now())",
+            "insert into notifications (user_id, text, xid) values ('alice', 'x', '1')",
+            "insert into notifications (user_id, text, created_at) values ('alice', 'x', now())",
+            "insert into notifications (id, user_id, text) overriding system value values (7, 'alice', 'x')",
+            "update notifications set sent_at = now()",
+            "update notifications set text = 'x'",
+            "delete from notifications",
+            "truncate notifications",
+            "alter table notifications disable trigger tidings_ring_doorbell",
+            "create trigger mine after insert on notifications \
+               execute function tidings_ring_doorbell()",
+            "select tidings_pruned_through()",
+            "select * from tidings_disconnections_since('1:1:')",
+            "select * from tidings_pruned",
+            "select * from tidings_disconnections",
+            "insert into tidings_disconnections (user_id) values ('alice')",
+            "select * from tidings_schema_history",
+            "insert into stream_tickets (hash, user_id, created_at, expires_at) \
+               values (sha256('x'), 'alice', now(), now() + interval '1 hour')",
+            "update stream_tickets set expires_at = expires_at + interval '1 hour'",
+            "create table mine ()",
+            "create function mine() returns int language sql as 'select 1'",
+        ],
+    )
+    .await;
+    let id = "insert into notifications (user_id, text, event, expires_at) \
+              values ('alice', 'x', 'build', now() + interval '1 hour') returning id";
+    let id: i64 = writer.query_one(id, &[]).await.expect("an id").get(0);
+    let sent = "select send_notification('alice', 'y')";
+    let sent: i64 = writer.query_one(sent, &[]).await.expect("an id").get(0);
+    assert_eq!(sent, id + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_name_with_line_breaks_writes_nothing_into_a_stream() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let writer = database.connect().await;
+    for event in [
+        "x\ndata: forged\n",
+        "x\rid: 99-forged",
+        "x\r\n\r\nevent: y",
+        "\n",
+    ] {
+        for statement in [
+            "select send_notification('alice', 'x', $1)",
+            "insert into notifications (user_id, text, event) values ('alice', 'x', $1)",
+        ] {
+            let error = writer.query(statement, &[&event]).await.expect_err(event);
+            let constraint = error.as_db_error().and_then(|error| error.constraint());
+            assert_eq!(
+                constraint,
+                Some("notifications_event_one_line"),
+                "{event:?}"
+            );
+        }
+    }
+    database
+        .execute("select send_notification('alice', 'after')")
+        .await;
+    assert_eq!(source.next_event().await.data, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bridge_marks_and_can_change_nothing_else() {
+    let database = Database::migrated().await;
+    database
+        .execute("select send_notification('alice', 'x'), create_stream_ticket('alice')")
+        .await;
+    let bridge = database.bridge().connect().await;
+    may_not(
+        &bridge,
+        &[
+            "insert into notifications (user_id, text) values ('alice', 'x')",
+            "select send_notification('alice', 'x')",
+            "update notifications set text = 'x'",
+            "update notifications set user_id = 'bob'",
+            "update notifications set xid = '1'",
+            "delete from notifications",
+            "truncate notifications",
+            "select create_stream_ticket('alice')",
+            "select disconnect_user('alice')",
+            "delete from stream_tickets",
+            "update stream_tickets set user_id = 'bob'",
+            "select * from tidings_pruned",
+            "update tidings_pruned set xid = '1'",
+            "select * from tidings_disconnections",
+            "delete from tidings_schema_history",
+            "create table mine ()",
+            "create schema mine",
+            "create function mine() returns int language sql as 'select 1'",
+            "alter table notifications add column mine int",
+            "drop trigger tidings_ring_doorbell on notifications",
+            "set role tidings_owner",
+            "select pg_read_file('postgresql.conf')",
+        ],
+    )
+    .await;
+    let marked = "update notifications set sent_at = now()";
+    assert_eq!(bridge.execute(marked, &[]).await.expect(marked), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_sees_all_but_what_notifications_say() {
+    let database = Database::migrated().await;
+    database
+        .execute("select send_notification('alice', 'secret')")
+        .await;
+    let monitor = database.monitor().connect().await;
+    may_not(
+        &monitor,
+        &[
+            "select text from notifications",
+            "select notifications from notifications",
+            "select * from stream_tickets",
+            "update notifications set sent_at = now()",
+            "select send_notification('alice', 'x')",
+            "select create_stream_ticket('alice')",
+        ],
+    )
+    .await;
+    let seen = "select user_id || ' ' || sent from notifications \
+                where xid > '0' and created_at <= now()";
+    assert_eq!(text(&monitor, seen).await, "alice false");
+    monitor
+        .batch_execute("select * from tidings_pruned; select * from tidings_schema_history")
+        .await
+        .expect("the rest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_function_keeps_its_path_and_strangers_may_call_none() {
+    let database = Database::migrated().await;
+    let client = database.superuser().connect().await;
+    let functions = "select oid::regprocedure::text, proconfig, prosecdef, \
+         has_function_privilege('public', oid, 'execute'), proowner::regrole::text \
+         from pg_proc where pronamespace = 'public'::regnamespace";
+    let rows = client.query(functions, &[]).await.expect("functions");
+    assert!(rows.len() >= 9, "{}", rows.len());
+    for row in rows {
+        let (function, config): (String, Vec<String>) = (row.get(0), row.get(1));
+        assert_eq!(config, ["search_path=public, pg_temp"], "{function}");
+        assert!(row.get::<_, bool>(2), "{function} runs as its caller");
+        assert!(
+            !row.get::<_, bool>(3),
+            "{function} may be called by anybody"
+        );
+        assert_eq!(row.get::<_, &str>(4), "tidings_owner", "{function}");
+    }
+    let tables = "select string_agg(relname, ' ') from pg_class \
+         where relnamespace = 'public'::regnamespace and relkind = 'r' and \
+         (relowner <> 'tidings_owner'::regrole or exists \
+           (select from aclexplode(relacl) where grantee = 0))";
+    let row = client.query_one(tables, &[]).await.expect("tables");
+    assert_eq!(row.get::<_, Option<&str>>(0), None);
+}
+
+/// With the path that a session has by default, and without `pg_temp` at its
+/// end, the owner would write into these.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_puts_in_the_way_fools_no_function() {
+    let database = Database::empty().await;
+    database.prepare("tidings").await;
+    let schema: SchemaName = "tidings".parse().expect("a name");
+    let migrated = schema::migrate(&database.owner().url(), &schema).await;
+    migrated.expect("the migrations");
+    // As PostgreSQL 14 and older have it.
+    let open = "grant create on schema public to public";
+    database.superuser().execute(open).await;
+    let caller = database.connect().await;
+    caller
+        .batch_execute(
+            "create table public.caught (what text); grant all on public.caught to public; \
+             create temporary table notifications (id bigint, user_id text, text text, event text); \
+             create temporary table stream_tickets \
+               (hash bytea, user_id text, created_at timestamptz, expires_at timestamptz); \
+             create temporary table tidings_disconnections (user_id text, ticket bytea); \
+             grant all on notifications, stream_tickets, tidings_disconnections to public; \
+             create table public.notifications (id bigint, user_id text, text text, event text); \
+             create function public.sha256(text) returns bytea language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return ''; end $$; \
+             create function public.octet_length(varchar) returns int language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return 1; end $$; \
+             create function public.trap(timestamptz, timestamptz) returns boolean \
+               language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return true; end $$; \
+             create operator public.< \
+               (leftarg = timestamptz, rightarg = timestamptz, function = public.trap); \
+             create operator public.> \
+               (leftarg = timestamptz, rightarg = timestamptz, function = public.trap); \
+             set search_path to public, pg_catalog, tidings",
+        )
+        .await
+        .expect("traps");
+    for call in [
+        "select tidings.send_notification('alice', 'real')",
+        "select tidings.send_notification(7, 'real')",
+        "insert into tidings.notifications (user_id, text) values ('alice', 'real')",
+        "select tidings.create_stream_ticket('alice')",
+        "select tidings.create_stream_ticket('alice')",
+        "delete from tidings.stream_tickets",
+        "select tidings.disconnect_user('alice')",
+        "select tidings.disconnect_user(7)",
+    ] {
+        caller.batch_execute(call).await.expect(call);
+    }
+    // A caller's own default may be trapped, the owner may not.
+    let caught = "select count(*) from public.caught where what = 'tidings_owner'";
+    let superuser = database.superuser();
+    assert_eq!(superuser.ids(caught).await, [0]);
+    let real = "select count(*) from tidings.notifications where text = 'real'";
+    assert_eq!(superuser.ids(real).await, [3]);
+    let ended = "select count(*) from tidings.tidings_disconnections";
+    assert_eq!(superuser.ids(ended).await, [4]);
+    for fake in ["notifications", "stream_tickets", "tidings_disconnections"] {
+        let fake = format!("select count(*) from pg_temp.{fake}");
+        let count = caller.query_one(&fake, &[]).await.expect("a count");
+        assert_eq!(count.get::<_, i64>(0), 0, "{fake}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_rings_where_notify_was_taken_from_public() {
+    let database = Database::migrated().await;
+    // The superuser ran roles.sql, which gave it to the owner.
+    database
+        .superuser()
+        .execute("revoke execute on function pg_notify(text, text) from public")
+        .await;
+    may_not(&database.connect().await, &["select pg_notify('x', '')"]).await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    for n in 0..3 {
+        let insert =
+            format!("insert into notifications (user_id, text) values ('alice', 'row {n}')");
+        database.execute(&insert).await;
+        assert_eq!(source.next_event().await.data, format!("row {n}"));
+    }
+    let without = "revoke execute on function pg_notify(text, text) from tidings_owner";
+    database.superuser().execute(without).await;
+    may_not(
+        &database.connect().await,
+        &["insert into notifications (user_id, text) values ('alice', 'x')"],
+    )
+    .await;
+}
+
+/// Ten thousand rings, each another, so that none is folded into the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_bells_of_a_role_without_any_right_change_nothing_and_hold_nobody_up() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let make = "do $$ begin if to_regrole('stranger') is null then \
+                create role stranger login; end if; end $$";
+    database.superuser().execute(make).await;
+    let stranger = database.as_role("stranger").connect().await;
+    may_not(
+        &stranger,
+        &[
+            "select from notifications",
+            "select send_notification('a', 'b')",
+        ],
+    )
+    .await;
+    let oid = "select 'notifications'::regclass::oid::text";
+    let channel = format!(
+        "tidings_{}",
+        text(&database.owner().connect().await, oid).await
+    );
+    let flood = async {
+        for part in 0..10 {
+            let ring = format!(
+                "select pg_notify('{channel}', 'alice {part} ' || n) from generate_series(1, 1000) n"
+            );
+            stranger.batch_execute(&ring).await.expect("rings");
+        }
+    };
+    let others = async {
+        for n in 0..20 {
+            let send = format!("select send_notification('alice', 'row {n}')");
+            database.execute(&send).await;
+            // The next event is the row: no bell became an event.
+            assert_eq!(source.next_event().await.data, format!("row {n}"));
+        }
+    };
+    tokio::join!(flood, others);
+    let mut newcomer = bridge.connect("alice").await;
+    until(&mut newcomer, "tidings.caught-up").await;
+    bridge.until_ready_is(200).await;
+}
+
+/// A role with CREATEROLE that owns a database, and no superuser.
+async fn dba(database: &Database) -> Database {
+    let make = "create role dba login createrole; \
+                do $$ begin execute format('alter database %I owner to dba', current_database()); end $$";
+    database.superuser().execute(make).await;
+    database.as_role("dba")
+}
+
+async fn owners(database: &Database, schema: &str) -> String {
+    let owners = format!(
+        "select string_agg(distinct owner::regrole::text, ' ') from \
+         (select relowner as owner from pg_class where relnamespace = '{schema}'::regnamespace \
+          union all select proowner from pg_proc where pronamespace = '{schema}'::regnamespace) o"
+    );
+    text(&database.superuser().connect().await, &owners).await
+}
+
+async fn serves(database: &Database, schema: &str) {
+    let login = "do $$ begin if to_regrole('bridge') is null then \
+                 create role bridge login in role tidings_bridge; end if; end $$";
+    database.superuser().execute(login).await;
+    let place = format!("--schema={schema}");
+    let bridge = Bridge::start_with(&database.bridge(), &["--migrate=never", &place]).await;
+    let mut source = bridge.connect_live("alice").await;
+    let send = format!("select {schema}.send_notification('alice', 'hello')");
+    database.superuser().execute(&send).await;
+    assert_eq!(source.next_event().await.data, "hello");
+    let id = source.last_event_id().to_owned();
+    let mut returning = bridge.resume("alice", &id).await;
+    until(&mut returning, "tidings.caught-up").await;
+    let marked = format!("select bool_and(sent) from {schema}.notifications");
+    database.superuser().until(&marked).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_and_again() {
+    let cluster = start_cluster().await;
+    let database = Database::bare(&cluster, "before").await;
+    let dba = dba(&database).await;
+    for _ in 0..2 {
+        assert_eq!(dba.run_roles("public").await, Ok(String::new()));
+    }
+    let member = "create role member login; grant tidings_owner to member";
+    dba.execute(member).await;
+    database.as_role("member").migrate().await;
+    assert_eq!(owners(&database, "public").await, "tidings_owner");
+    serves(&database, "public").await;
+    // Afterwards it changes nothing.
+    let acl = "select string_agg(relacl::text, ' ' order by oid) from pg_class \
+               where relnamespace = 'public'::regnamespace";
+    let client = database.superuser().connect().await;
+    let before = text(&client, acl).await;
+    assert_eq!(dba.run_roles("public").await, Ok(String::new()));
+    assert_eq!(text(&client, acl).await, before);
+
+    // Another schema, which somebody has filled already.
+    dba.execute("create schema other").await;
+    let other: SchemaName = "other".parse().expect("a name");
+    let as_dba = Database::bare(&cluster, "after").await;
+    as_dba
+        .superuser()
+        .execute(
+            "alter database after owner to dba; create role app login; \
+                  grant create on database after to app; grant app to dba",
+        )
+        .await;
+    // In a database that the groups know nothing of, who migrates is the owner.
+    let app = as_dba.as_role("app");
+    schema::migrate(&app.url(), &other)
+        .await
+        .expect("the migrations");
+    assert_eq!(owners(&as_dba, "other").await, "app");
+    as_dba
+        .superuser()
+        .execute("alter schema other owner to dba")
+        .await;
+    let said = as_dba
+        .as_role("dba")
+        .run_roles("other")
+        .await
+        .expect("handed over");
+    assert!(
+        said.contains("other.notifications owner to tidings_owner (it was app's)"),
+        "{said}"
+    );
+    assert_eq!(owners(&as_dba, "other").await, "tidings_owner");
+    serves(&as_dba, "other").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_sql_says_who_has_to_do_what_it_may_not() {
+    let cluster = start_cluster().await;
+    let database = Database::bare(&cluster, "app").await;
+    let make =
+        "create role nobody login; revoke execute on function pg_notify(text, text) from public";
+    database.superuser().execute(make).await;
+    let said = database.as_role("nobody").run_roles("public").await;
+    let said = said.expect_err("a refusal");
+    assert!(said.contains("alter role nobody createrole;"), "{said}");
+    let dba = dba(&database).await;
+    let said = dba.run_roles("public").await.expect("roles");
+    let line = "Let a superuser run: grant execute on function pg_catalog.pg_notify(text, text) \
+                to tidings_owner;";
+    assert!(said.contains(line), "{said}");
+    let (_, line) = line.split_once(": ").expect("a statement");
+    database.superuser().execute(line).await;
+    assert_eq!(dba.run_roles("public").await, Ok(String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_migrate_is_told_the_statement_that_lets_them() {
+    let database = Database::empty().await;
+    // Below, nothing of the schema is theirs.
+    let said = process::refusal(&database, &[]).await;
+    assert!(
+        said.contains("bridge may not do it") && said.contains("run `tidings migrate`"),
+        "{said}"
+    );
+    database.migrate().await;
+    let older = "delete from tidings_schema_history where version = (select max(version) from tidings_schema_history)";
+    database.owner().execute(older).await;
+    let said = process::refusal(&database, &[]).await;
+    assert!(
+        said.contains("grant \"tidings_owner\" to \"bridge\";"),
+        "{said}"
+    );
+}
+
+async fn findings(database: &Database) -> Vec<Finding> {
+    let found = check::examine(&database.url(), &SchemaName::public()).await;
+    found.expect("findings")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_nothing_where_roles_sql_was_run_and_hints_at_a_mighty_bridge() {
+    let database = Database::migrated().await;
+    assert_eq!(findings(&database).await, []);
+    for mighty in [database.owner(), database.superuser()] {
+        let found = findings(&mighty).await;
+        assert!(found.len() == 1 && found[0].kind == Kind::Hint, "{found:?}");
+    }
+}
+
+/// As hosters set it up for the roles of their own interfaces.
+#[tokio::test(flavor = "multi_thread")]
+async fn default_privileges_that_let_others_read_are_found_and_warned_of() {
+    let cluster = start_cluster().await;
+    let database = Database::empty_in(&cluster).await;
+    database
+        .superuser()
+        .execute(
+            "create role anon; \
+             alter default privileges for role tidings_owner in schema public \
+               grant all on tables to anon; \
+             alter default privileges for role tidings_owner in schema public \
+               grant execute on functions to anon",
+        )
+        .await;
+    database.migrate().await;
+    let mut bridge = Served::start(&database, &[]).await;
+    bridge
+        .until_logged("WARN", "anon has select on table public.notifications")
+        .await;
+    let found = findings(&database).await;
+    for (what, kind) in [
+        ("anon has select on table public.notifications", Kind::Read),
+        (
+            "anon has execute on function public.create_stream_ticket(user_id text, ttl interval)",
+            Kind::Read,
+        ),
+        ("anon has update on table public.notifications", Kind::Wide),
+        ("anon has select on table public.stream_tickets", Kind::Wide),
+        ("anon has execute on all new functions", Kind::Wide),
+    ] {
+        let is_it = |finding: &&Finding| finding.what == what;
+        let finding = found
+            .iter()
+            .find(is_it)
+            .unwrap_or_else(|| panic!("{what}: {found:?}"));
+        assert_eq!(finding.kind, kind, "{what}");
+    }
+    // Each says how it is put right, and then it is.
+    for finding in &found {
+        database.superuser().execute(&finding.cure).await;
+    }
+    assert_eq!(findings(&database).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
+    let database = Database::migrated().await;
+    let breaking = [
+        (
+            "revoke usage on schema public from public, tidings_bridge",
+            "usage on schema public",
+        ),
+        (
+            "revoke select on notifications from tidings_bridge",
+            "select on table public.notifications",
+        ),
+        (
+            "revoke update (sent_at) on notifications from tidings_bridge",
+            "update (sent_at)",
+        ),
+        (
+            "revoke select on stream_tickets from tidings_bridge",
+            "select on table public.stream_tickets",
+        ),
+        (
+            "revoke select on tidings_schema_history from tidings_bridge",
+            "tidings_schema_history",
+        ),
+        (
+            "revoke execute on function tidings_pruned_through from tidings_bridge",
+            "tidings_pruned_through",
+        ),
+        (
+            "revoke execute on function pg_control_system() from public, tidings_bridge",
+            "pg_control_system()",
+        ),
+        (
+            "grant create on schema public to public",
+            "public has create on schema public",
+        ),
+        (
+            "grant select (text) on notifications to public",
+            "public has select (text) on table public.notifications",
+        ),
+        (
+            "grant execute on function send_notification(text, text, text) to public",
+            "public has execute on function public.send_notification",
+        ),
+    ];
+    for (statement, expected) in breaking {
+        database.superuser().execute(statement).await;
+        let found = findings(&database).await;
+        let wrong: Vec<&Finding> = found.iter().filter(|found| found.is_wrong()).collect();
+        assert!(!wrong.is_empty(), "{statement}");
+        assert!(
+            wrong.iter().any(|found| found.what.contains(expected)),
+            "{statement}: {found:?}"
+        );
+        for finding in found {
+            database.superuser().execute(&finding.cure).await;
+        }
+        assert_eq!(findings(&database).await, [], "{statement}");
+    }
+    // As the command line tells it.
+    database
+        .superuser()
+        .execute("grant select on notifications to public")
+        .await;
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_tidings"))
+        .arg("check")
+        .env("DATABASE_URL", database.connection_string())
+        .output()
+        .await
+        .expect("the binary");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let line = "wrong: public has select on table public.notifications: \
+                revoke select on table public.notifications from public;\n";
+    assert_eq!(said, line);
+}
