@@ -95,3 +95,22 @@ async fn a_table_that_is_gone_is_told_of_and_served_again_when_it_is_back() {
     assert_eq!(source.next_event().await.data, "back");
     bridge.until_ready_is(200).await;
 }
+
+/// The bridge may not change rows; the owner may.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_another_cluster_are_told_of_until_the_owner_takes_them_over() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let restore = "insert into notifications (user_id, text, xid) \
+                   values ('alice', 'restored', '900000000')";
+    let reason = reason_after(&bridge, &database, restore).await;
+    assert!(reason.contains("run `tidings migrate`"), "{reason}");
+    database
+        .execute("select send_notification('alice', 'meanwhile')")
+        .await;
+    assert_eq!(source.next_event().await.data, "meanwhile");
+    database.migrate().await;
+    assert_eq!(source.next_event().await.data, "restored");
+    bridge.until_ready_is(200).await;
+}
