@@ -4,6 +4,7 @@ use std::{process::Stdio, time::Duration};
 
 use fantoccini::{Client, ClientBuilder, Locator, elements::Element};
 use hyper_util::client::legacy::connect::HttpConnector;
+use rand::random_range;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -22,10 +23,10 @@ pub struct Browser {
     driver: Child,
 }
 
-/// The program that drives it and its port, unless it ended before it had one.
-async fn start_driver(program: &str) -> Option<(Child, String)> {
+/// The program that drives it and its port, unless that is taken.
+async fn start_driver(program: &str, port: u16) -> Option<(Child, String)> {
     let mut driver = Command::new(program)
-        .arg("--port=0")
+        .arg(format!("--port={port}"))
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -42,11 +43,12 @@ async fn start_driver(program: &str) -> Option<(Child, String)> {
 impl Browser {
     pub async fn start() -> Self {
         let program = std::env::var("CHROMEDRIVER").unwrap_or_else(|_| "chromedriver".to_owned());
-        // It takes a port that is free for IPv4, and gives up if the same one is
-        // not free for IPv6.
-        let mut tries = 5;
+        // Left to itself it takes any port that is free for IPv4 and gives up if
+        // the same one is not free for IPv6, as it often is where thousands of
+        // clients come and go: theirs are from 32768 on.
+        let mut tries = 20;
         let (driver, port) = loop {
-            if let Some(started) = start_driver(&program).await {
+            if let Some(started) = start_driver(&program, random_range(10_000..32_000)).await {
                 break started;
             }
             tries -= 1;
