@@ -3,6 +3,7 @@
 
 mod admission;
 mod browser;
+mod check;
 mod cli;
 mod dev;
 mod faults;
