@@ -267,9 +267,20 @@ impl Cluster {
     ///
     /// Any [`ClusterError`] but [`ClusterError::InUse`].
     pub async fn temporary(settings: &[(&str, &str)]) -> Result<Self> {
-        let binaries = PostgresBinaries::find()?;
-        let home = Home::temporary(&binaries).await?;
-        Self::launch(&binaries, home, Durability::Thrown, settings).await
+        Self::temporary_of(&PostgresBinaries::find()?, settings).await
+    }
+
+    /// The same, of these programs.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub async fn temporary_of(
+        binaries: &PostgresBinaries,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
+        let home = Home::temporary(binaries).await?;
+        Self::launch(binaries, home, Durability::Thrown, settings).await
     }
 
     /// Starts a hot standby of this cluster, which follows it until it is

@@ -530,4 +530,41 @@ mod tests {
             assert!(connection.poll_ending(&mut cx).is_pending());
         }
     }
+
+    fn disconnection(user: &str, ticket: Option<u8>) -> Disconnection {
+        Disconnection {
+            user: UserId::parse(user).expect("a user"),
+            ticket: ticket.map(|byte| TicketHash([byte; 32])),
+        }
+    }
+
+    fn is_ended(connection: &Connection) -> bool {
+        let waker = noop_waker();
+        let ending = connection.poll_ending(&mut Context::from_waker(&waker));
+        ending == Poll::Ready(Ending::Disconnected)
+    }
+
+    #[test]
+    fn who_is_disconnected_while_being_identified_is_told_at_once() {
+        let hub = Arc::new(Hub::new(1_000));
+        let noted = hub.note();
+        hub.disconnect(&[disconnection("alice", Some(1)), disconnection("bob", None)]);
+        let connect = |user: &str, ticket: Option<u8>, noted| {
+            let identity = Identity {
+                ticket: ticket.map(|byte| TicketHash([byte; 32])),
+                ..UserId::parse(user).expect("a user").into()
+            };
+            hub.register(&identity, noted).0
+        };
+        assert!(is_ended(&connect("alice", Some(1), noted)));
+        assert!(is_ended(&connect("bob", Some(2), noted)));
+        assert!(!is_ended(&connect("alice", Some(2), noted)));
+        assert!(!is_ended(&connect("alice", None, noted)));
+        assert!(!is_ended(&connect("bob", None, hub.note())));
+        // Who has missed more than is remembered might be meant.
+        let many = vec![disconnection("carol", None); REMEMBERED_DISCONNECTIONS + 1];
+        hub.disconnect(&many);
+        assert!(is_ended(&connect("alice", None, noted)));
+        assert!(lock(&hub.registry).disconnected.last.len() <= REMEMBERED_DISCONNECTIONS);
+    }
 }

@@ -55,7 +55,12 @@ impl PostgresBinaries {
         }
     }
 
-    fn at(folder: &Path) -> Result<Self, Unusable> {
+    /// Takes this folder.
+    ///
+    /// # Errors
+    ///
+    /// [`Unusable`].
+    pub fn at(folder: &Path) -> Result<Self, Unusable> {
         // The server is started in another working folder.
         let folder = std::path::absolute(folder).map_err(|_| Unusable::Lacks("postgres"))?;
         for name in ["postgres", "initdb"] {

@@ -211,3 +211,32 @@ async fn without_authentication_serve_refuses_to_start() {
     assert!(matches!(error, ConfigError::NoAuthentication));
     assert!(error.to_string().contains("TIDINGS_JWT_SECRET"), "{error}");
 }
+
+/// Users have names that SQL, SSE and HTTP would read as something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_only_a_name() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let client = database.connect().await;
+    for user in [
+        "'; drop table notifications; --",
+        "alice' or '1'='1",
+        "%",
+        "alice%",
+        "$1",
+        "\\",
+        "alice\r\ndata: forged\r\n\r\n",
+        "\u{202e}alice\u{0}".trim_end_matches('\u{0}'),
+        " alice ",
+        "{\"sub\":\"alice\"}",
+    ] {
+        let mut source = bridge.connect_live(user).await;
+        for (to, text) in [("alice", "not for them"), (user, "for them")] {
+            let send = "select send_notification($1, $2)";
+            client.query_one(send, &[&to, &text]).await.expect(user);
+        }
+        assert_eq!(source.next_event().await.data, "for them", "{user}");
+    }
+    let alices = "select id from notifications where user_id = 'alice' and sent";
+    assert_eq!(database.ids(alices).await, [0; 0]);
+}

@@ -1,9 +1,12 @@
 //! Tickets: made in SQL, shown in the address, taken away in SQL.
 
+use tidings::{app::Parts, config::ConfigError};
+
 use crate::support::{
-    bridge::{Bridge, token},
+    bridge::{Bridge, options_without_secret, token},
     database::Database,
     event_source::{End, EventSource, Response, get},
+    proxy::Network,
     until,
 };
 
@@ -317,4 +320,51 @@ async fn expired_tickets_are_removed_while_new_ones_are_made() {
     // They had ended by themselves.
     let count = "select count(*) from tidings_disconnections";
     assert_eq!(database.ids(count).await, [0]);
+}
+
+/// A page that can send no cookie has the ticket in its address, and must be one
+/// that is listed all the same: the ticket may have been shown to it by mistake.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_on_a_page_that_is_not_listed_opens_nothing() {
+    let database = Database::migrated().await;
+    let listed = "--cors-origins=https://app.example.org";
+    let bridge = Bridge::start_with(&database, &[listed]).await;
+    let ticket = ticket(&database, "alice").await;
+    let elsewhere = [("Origin", "https://evil.example.org")];
+    assert_eq!(ask(&bridge, &ticket, &elsewhere).await.status(), 403);
+    let answer = ask(&bridge, &ticket, &[("Origin", "https://app.example.org")]).await;
+    assert_eq!(answer.status(), 200);
+    let allowed = answer.header("access-control-allow-origin");
+    assert_eq!(allowed, Some("https://app.example.org"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_is_away_a_ticket_is_asked_to_come_back() {
+    let database = Database::migrated().await;
+    let (network, over_network) = database.over_network().await;
+    let bridge = Bridge::start(&over_network).await;
+    let ticket = ticket(&database, "alice").await;
+    network.set(Network::Refuse);
+    network.reset();
+    let answer = ask(&bridge, &ticket, &[]).await;
+    assert_eq!(answer.status(), 503);
+    assert!(answer.header("retry-after").is_some());
+    let browser = ask(&bridge, &ticket, &[("Accept", "text/event-stream")]).await;
+    assert_eq!(browser.status(), 200);
+    assert!(browser.text().await.starts_with("retry: "));
+    network.set(Network::Pass);
+    bridge.until_ready_is(200).await;
+    is_open(&database, &mut open(&bridge, &ticket).await, "alice").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_alone_let_users_in_only_where_they_are_turned_on() {
+    let database = Database::migrated().await;
+    let ticket = ticket(&database, "alice").await;
+    let none = Parts::of(&options_without_secret(&database, &[]));
+    assert!(matches!(none.err(), Some(ConfigError::NoAuthentication)));
+    let bridge = Bridge::start_as(&options_without_secret(&database, &["--tickets=on"])).await;
+    is_open(&database, &mut open(&bridge, &ticket).await, "alice").await;
+    let bridge = Bridge::start_with(&database, &["--tickets=off"]).await;
+    refused(&bridge, &ticket).await;
 }

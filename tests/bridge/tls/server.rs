@@ -3,12 +3,12 @@
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU8, Ordering},
 };
 
 use tidings::{
-    cluster::Cluster,
+    cluster::{Cluster, PostgresBinaries},
     database::{self, ConnectError},
 };
 
@@ -29,6 +29,15 @@ hostnossl all scrammed  all scram-sha-256
 hostnossl all clear     all trust
 ";
 
+/// Those under test, unless they were built without TLS: what the bridge says to
+/// a server before it says anything else is the same for all.
+fn binaries() -> PostgresBinaries {
+    match std::env::var_os("PG_TLS_BIN_DIR") {
+        Some(folder) => PostgresBinaries::at(Path::new(&folder)).expect("PG_TLS_BIN_DIR"),
+        None => PostgresBinaries::find().expect("a PostgreSQL"),
+    }
+}
+
 /// The server, and who signed its certificate.
 pub struct Server {
     cluster: Cluster,
@@ -44,7 +53,7 @@ impl Server {
         let [.., high, low] = std::process::id().to_be_bytes();
         let last = NEXT.fetch_add(1, Ordering::Relaxed);
         let address = format!("127.{}.{low}.{last}", high.max(1));
-        let cluster = Cluster::temporary(&[("listen_addresses", &address)])
+        let cluster = Cluster::temporary_of(&binaries(), &[("listen_addresses", &address)])
             .await
             .expect("a private PostgreSQL");
         let server = Self {
