@@ -9,13 +9,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{
-    App as ActixApp, HttpServer,
-    dev::Server,
-    middleware::{Condition, from_fn},
-    web,
-};
-use actix_web_lab::middleware::CatchPanic;
+use actix_web::{dev::Server, web};
 use tokio::{
     runtime::Handle,
     sync::Semaphore,
@@ -26,7 +20,6 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
 use crate::{
-    admin,
     admission::Admission,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
@@ -35,10 +28,10 @@ use crate::{
     client::Proxies,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
     database::DatabaseUrl,
-    demo::{self, Demo},
+    demo::Demo,
     direct::{self, DirectError},
     health::Health,
-    http::{self, Door},
+    http::Door,
     hub::Hub,
     listener::{ListenError, Listener},
     mailbox::Ending,
@@ -49,11 +42,12 @@ use crate::{
     reader,
     refusals::Refusals,
     schema::{self, SchemaError, SchemaName},
-    sockets::{self, CLIENT_LIMIT, Sockets},
+    servers::{self, ServersError},
+    sockets::{self, Sockets},
     sql::Sql,
     stream::Streams,
     ticket::Tickets,
-    tls::{self, Certificate},
+    tls::Certificate,
 };
 
 /// A database that is not there yet, at start, is waited for this long:
@@ -63,18 +57,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// The first and the longest wait between two tries at start.
 const START_FIRST: Duration = Duration::from_millis(200);
 const START_LONGEST: Duration = Duration::from_secs(3);
-
-/// Streams have ended after the drain time; what is still open then is cut off
-/// after this.
-const STOP_GRACE: Duration = Duration::from_secs(2);
-
-/// Connections that wait to be accepted: after a restart all browsers come
-/// back together. The kernel caps it at `net.core.somaxconn`.
-const ACCEPT_BACKLOG: u32 = 4_096;
-
-/// Bytes that a client may send beside its requests, over HTTP/2, before it has
-/// to wait: the least that the protocol has, as nobody reads them.
-const REQUEST_BODY_BYTES: u32 = 65_535;
 
 /// A bridge that is ready to run.
 pub struct App {
@@ -117,19 +99,9 @@ pub enum StartError {
              to a standby: rows that are heard of on one must be read on the same"
     )]
     TwoServers,
-    /// The certificate.
-    #[error("HTTPS can't be had: {0}")]
-    Tls(#[from] rustls::Error),
-    /// An address.
-    #[error("can't listen on {address} ({setting}): {source}")]
-    Bind {
-        /// What was asked for.
-        address: SocketAddr,
-        /// Where it was asked for.
-        setting: &'static str,
-        /// What the system says.
-        source: io::Error,
-    },
+    /// The servers.
+    #[error("{0}")]
+    Servers(#[from] ServersError),
 }
 
 /// Why the bridge stopped without being asked to.
@@ -283,12 +255,13 @@ impl App {
         let tickets = Tickets::new(Arc::clone(&hub), pool.clone(), Arc::clone(&sql));
         let authenticator = Authenticator::new(parts.credentials, tickets);
         let refusals = Arc::new(Refusals::default());
-        let (admin, admin_address) = bind_admin(
+        let (admin, admin_address) = servers::bind_admin(
             options,
             web::Data::from(Arc::clone(&health)),
             web::Data::new(Metrics::new(Arc::clone(&hub), &refusals)),
             parts.demo.is_some(),
         )?;
+        let proxies = web::Data::new(parts.proxies.clone());
         let sockets = Sockets::new(
             &options.limits,
             parts.proxies.clone(),
@@ -301,12 +274,13 @@ impl App {
             authenticator: web::Data::new(authenticator),
             admission: web::Data::new(admission),
             origins: web::Data::new(parts.origins),
+            proxies,
             refusals: web::Data::from(refusals),
         };
         let certificate = parts.certificate.map(Arc::new);
         let sockets = Arc::new(sockets);
         let (server, address) =
-            bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
+            servers::bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
         let marker = Marker {
             marks,
             pool: pool.clone(),
@@ -418,91 +392,4 @@ async fn patiently<T, E: Display>(
         );
         sleep(backoff.next_delay()).await;
     }
-}
-
-fn bind_streams(
-    options: &BridgeOptions,
-    door: Door,
-    sockets: Arc<Sockets>,
-    demo: Option<Demo>,
-    certificate: Option<&Arc<Certificate>>,
-) -> Result<(Server, SocketAddr), StartError> {
-    let drain = options.drain;
-    let server = HttpServer::new(move || {
-        ActixApp::new()
-            .wrap(CatchPanic::default())
-            .wrap(Condition::new(demo.is_some(), from_fn(demo::loopback_only)))
-            .configure(|config| door.routes(config))
-            .configure(|config| {
-                if let Some(demo) = &demo {
-                    demo.routes(config);
-                }
-            })
-            .default_service(web::to(http::not_found))
-    })
-    // A body is polled again only when all its earlier bytes are in the
-    // kernel's hands: that is what "sent" rests on.
-    .h1_write_buffer_size(1)
-    // A browser that closes its half has gone; without this an idle stream
-    // would never notice.
-    .h1_allow_half_closed(false)
-    // Who is slower to ask than this gets a 408, after which an `EventSource`
-    // never comes back; actix's own limit is 5 s, which a device that wakes up,
-    // or a connection that a browser opened ahead, can exceed.
-    .client_request_timeout(CLIENT_LIMIT)
-    .on_connect(move |connection, extensions| sockets.take_in(connection, extensions))
-    // Above our own limit, at which a client is told, instead of never accepted.
-    .max_connections(sockets::most(&options.limits) + 1)
-    .backlog(ACCEPT_BACKLOG)
-    .shutdown_timeout((drain + STOP_GRACE).as_secs().max(1))
-    .disable_signals();
-    let bind = |source| StartError::Bind {
-        address: options.listen,
-        setting: "TIDINGS_LISTEN",
-        source,
-    };
-    let server = match certificate {
-        None => server.bind(options.listen),
-        Some(certificate) => server
-            .keep_alive(tls::SIGN_OF_LIFE)
-            .tls_handshake_timeout(tls::HANDSHAKE_LIMIT)
-            .max_connection_rate(tls::HANDSHAKES)
-            // No request of ours has a body that is worth holding.
-            .h2_initial_window_size(REQUEST_BODY_BYTES)
-            .h2_initial_connection_window_size(REQUEST_BODY_BYTES)
-            .bind_rustls_0_23(options.listen, certificate.server_config()?),
-    };
-    let server = server.map_err(bind)?;
-    let address = server.addrs().first().copied().unwrap_or(options.listen);
-    Ok((server.run(), address))
-}
-
-fn bind_admin(
-    options: &BridgeOptions,
-    health: web::Data<Health>,
-    metrics: web::Data<Metrics>,
-    is_dev: bool,
-) -> Result<(Server, SocketAddr), StartError> {
-    let server = HttpServer::new(move || {
-        ActixApp::new()
-            .wrap(Condition::new(is_dev, from_fn(demo::loopback_only)))
-            .app_data(health.clone())
-            .app_data(metrics.clone())
-            .configure(admin::routes)
-            .default_service(web::to(http::not_found))
-    })
-    .workers(1)
-    .disable_signals();
-    let bind = |source| StartError::Bind {
-        address: options.admin_listen,
-        setting: "TIDINGS_ADMIN_LISTEN",
-        source,
-    };
-    let server = server.bind(options.admin_listen).map_err(bind)?;
-    let address = server
-        .addrs()
-        .first()
-        .copied()
-        .unwrap_or(options.admin_listen);
-    Ok((server.run(), address))
 }

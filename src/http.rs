@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::{
     admission::Admission,
     authenticator::{Authenticator, Named},
+    client::Proxies,
     identity::{Identity, Unidentified},
     origin::{self, Origins},
     problem::Problem,
@@ -38,6 +39,8 @@ pub struct Door {
     pub admission: web::Data<Admission>,
     /// Whose pages may ask.
     pub origins: web::Data<Origins>,
+    /// Who may say whose request it is.
+    pub proxies: web::Data<Proxies>,
     /// Who is turned away.
     pub refusals: web::Data<Refusals>,
 }
@@ -50,6 +53,7 @@ impl Door {
             .app_data(self.authenticator.clone())
             .app_data(self.admission.clone())
             .app_data(self.origins.clone())
+            .app_data(self.proxies.clone())
             .app_data(self.refusals.clone())
             .service(
                 web::resource("/stream")

@@ -54,6 +54,7 @@ pub mod metrics;
 pub mod origin;
 pub mod problem;
 pub mod refusals;
+pub mod servers;
 pub mod sockets;
 pub mod tally;
 pub mod ticket;

@@ -21,7 +21,7 @@ use actix_web::{
 };
 
 use crate::{
-    admission::Admission,
+    client::Proxies,
     problem::Problem,
     refusals::{Reason, Refusals},
 };
@@ -135,14 +135,14 @@ fn is_own(origin: &str, host: Option<&str>) -> bool {
 }
 
 /// Lets a request pass unless a page of somebody else made it. Needs
-/// `Data<Origins>`, `Data<Admission>` and `Data<Refusals>`.
+/// `Data<Origins>`, `Data<Proxies>` and `Data<Refusals>`.
 ///
 /// # Errors
 ///
 /// 403, before anybody asks who it is.
 pub async fn check(
     origins: web::Data<Origins>,
-    admission: web::Data<Admission>,
+    proxies: web::Data<Proxies>,
     refusals: web::Data<Refusals>,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
@@ -156,7 +156,7 @@ pub async fn check(
     if origins.allow(headers, host) {
         return next.call(request).await;
     }
-    refusals.count(Reason::Origin, admission.client_of(request.request()));
+    refusals.count(Reason::Origin, proxies.client_of(request.request()));
     let detail = "pages of this origin may not read the stream; whoever runs it can allow them, in \
                   TIDINGS_CORS_ORIGINS";
     Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
