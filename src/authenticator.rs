@@ -37,6 +37,11 @@ impl Default for CookieName {
     }
 }
 
+/// A request has one token, or a header's and those of cookies for several paths
+/// or domains. Each costs the check of a signature, and a head has room for
+/// hundreds.
+const MOST_TOKENS: usize = 4;
+
 /// Where a request may say who is asking. What is not configured is not looked
 /// at: it is somebody else's.
 pub struct Credentials {
@@ -169,5 +174,8 @@ fn tokens_in(request: &HttpRequest, cookie_name: &CookieName) -> Result<Vec<Stri
             .filter(|cookie| cookie.name() == cookie_name.0)
             .map(|cookie| cookie.value().to_owned()),
     );
+    if tokens.len() > MOST_TOKENS {
+        return Err(Unidentified::Invalid);
+    }
     Ok(tokens)
 }

@@ -194,6 +194,10 @@ async fn sources_must_agree_and_a_bad_one_never_falls_back_to_another() {
         401
     );
     assert_eq!(status(&[("Cookie", &both)]).await, 401);
+    // Each costs the check of a signature.
+    let many = |count| vec![alices.as_str(); count].join("; ");
+    assert_eq!(status(&[("Cookie", &many(4))]).await, 200);
+    assert_eq!(status(&[("Cookie", &many(5))]).await, 401);
     // Somebody else's scheme, a proxy's password for instance.
     assert_eq!(
         status(&[("Authorization", "Basic eDp5"), ("Cookie", &alices)]).await,
