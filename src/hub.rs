@@ -63,7 +63,7 @@ struct Registered {
 pub struct Noted(u64);
 
 /// Disconnections that are remembered for those who are being identified, which
-/// takes a second at most: 100 kB. Who has missed more is sent back.
+/// takes seconds at most: 100 kB. Who has missed more is sent back.
 const REMEMBERED_DISCONNECTIONS: usize = 1_000;
 
 #[derive(Debug, Default)]
