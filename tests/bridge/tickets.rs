@@ -1,12 +1,26 @@
 //! Tickets: made in SQL, shown in the address, taken away in SQL.
 
-use tidings::{app::Parts, config::ConfigError};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tidings::{
+    app::Parts,
+    config::ConfigError,
+    hub::Reading,
+    identity::Disconnection,
+    notification::{Expiry, Notification, UserId},
+    position::RowKey,
+    snapshot::{Snapshot, Xid},
+    sse::Format,
+    stream::{EventStream, Start},
+};
 
 use crate::support::{
     bridge::{Bridge, options_without_secret, token},
     database::Database,
     event_source::{End, EventSource, Response, get},
     proxy::Network,
+    streams::{streams, until_caught_up},
     until,
 };
 
@@ -367,4 +381,43 @@ async fn tickets_alone_let_users_in_only_where_they_are_turned_on() {
     is_open(&database, &mut open(&bridge, &ticket).await, "alice").await;
     let bridge = Bridge::start_with(&database, &["--tickets=off"]).await;
     refused(&bridge, &ticket).await;
+}
+
+/// A user who was logged out gets nothing more, not even what was about to be
+/// written.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
+    let database = Database::migrated().await;
+    let streams = streams(&database).await;
+    let (hub, user) = (&streams.hub, UserId::parse("alice").expect("a user"));
+    let start = Start::Backlog { replay: 0 };
+    let identity = user.clone().into();
+    let mut stream = EventStream::open(&streams, &identity, hub.note(), &start, Format::Text);
+    until_caught_up(&mut stream).await;
+    let waiting = Notification {
+        key: RowKey {
+            xid: Xid(1 << 40),
+            id: 1,
+        },
+        event: None,
+        text: "too late".to_owned(),
+        created_at: None,
+        expires: Expiry::Never,
+    };
+    hub.publish(Reading {
+        notifications: vec![(user.clone(), waiting)],
+        snapshot: Arc::new(Snapshot::new(Xid(2 << 40), Vec::new())),
+        cut_off: None,
+        tail: hub.tail(),
+    });
+    hub.disconnect(&[Disconnection { user, ticket: None }]);
+    let mut body = Vec::new();
+    while let Some(Ok(chunk)) = stream.next().await {
+        body.extend_from_slice(&chunk);
+    }
+    let body = String::from_utf8(body).expect("text");
+    assert!(
+        body.starts_with("retry: ") && !body.contains("too late"),
+        "{body}"
+    );
 }

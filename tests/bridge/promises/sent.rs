@@ -1,29 +1,26 @@
 //! Promise 6: a row that was sent is marked, whatever stands in the way.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::Arc;
 
-use futures_util::StreamExt;
 use tidings::{
-    catch_up::Pages,
-    history::{History, Incarnation, Since},
-    hub::{Hub, Tail},
+    history::{Incarnation, Since},
     marker::{Marker, Marks},
     notification::UserId,
     pool::{Pool, Sessions},
-    reader,
     schema::SchemaName,
-    snapshot::Xid,
     sql::Sql,
     sse::Format,
-    stream::{EventStream, Start, Streams},
+    stream::{EventStream, Start},
 };
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{bridge::Bridge, database::Database, until};
+use crate::support::{
+    bridge::Bridge,
+    database::Database,
+    streams::{streams, until_caught_up},
+    until,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_somebody_has_locked_is_marked_once_it_is_free() {
@@ -95,33 +92,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
             "insert into notifications (user_id, text, sent_at) values ('alice', 'before', now())",
         )
         .await;
-    let sql = Arc::new(Sql::new(&SchemaName::public()));
-    let hub = Arc::new(Hub::new(1 << 18));
-    let start = reader::tail_start(&database.bridge().connect().await, &sql.tail_start).await;
-    let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
-    hub.start(Tail {
-        history: History {
-            system_identifier: 7,
-            incarnation: reader::incarnation(&pool).await.expect("an incarnation"),
-        },
-        position: Arc::new(start.expect("a start").0),
-        safe: Xid::default(),
-    });
-    let streams = Arc::new(Streams {
-        hub: Arc::clone(&hub),
-        marks: Arc::default(),
-        pages: Arc::new(Pages {
-            hub,
-            pool,
-            sql,
-            health: Arc::default(),
-            permits: Semaphore::new(1),
-            history: Mutex::default(),
-        }),
-        heartbeat: Duration::from_secs(300),
-        drain: Duration::ZERO,
-        max_age: Duration::from_secs(300),
-    });
+    let streams = streams(&database).await;
 
     // Open, but its first page is still to be read: another tab is quicker, is
     // sent the row, and the row is marked.
@@ -136,13 +107,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
     );
     database.owner().execute("insert into notifications (user_id, text, sent_at) values ('alice', 'while open', now())")
         .await;
-    let mut body = String::new();
-    while !body.contains("tidings.caught-up") {
-        let Some(Ok(chunk)) = stream.next().await else {
-            panic!("it ended: {body}")
-        };
-        body.push_str(std::str::from_utf8(&chunk).expect("text"));
-    }
+    let body = until_caught_up(&mut stream).await;
     assert!(body.contains("data: while open\n"), "{body}");
     assert!(!body.contains("data: before\n"), "{body}");
 }

@@ -14,6 +14,7 @@ pub mod pooler;
 pub mod process;
 pub mod proxy;
 pub mod standby;
+pub mod streams;
 
 use std::{collections::BTreeSet, time::Duration};
 

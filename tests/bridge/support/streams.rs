@@ -1,0 +1,65 @@
+//! Streams without a socket: what they would write, a chunk at a time.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use tidings::{
+    catch_up::Pages,
+    history::History,
+    hub::{Hub, Tail},
+    pool::{Pool, Sessions},
+    reader,
+    schema::SchemaName,
+    snapshot::Xid,
+    sql::Sql,
+    stream::{EventStream, Streams},
+};
+use tokio::{runtime::Handle, sync::Semaphore};
+
+use super::database::Database;
+
+/// Those of a bridge that begins now, and whose listener never reads.
+pub async fn streams(database: &Database) -> Arc<Streams> {
+    let sql = Arc::new(Sql::new(&SchemaName::public()));
+    let hub = Arc::new(Hub::new(1 << 18));
+    let start = reader::tail_start(&database.bridge().connect().await, &sql.tail_start).await;
+    let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
+    hub.start(Tail {
+        history: History {
+            system_identifier: 7,
+            incarnation: reader::incarnation(&pool).await.expect("an incarnation"),
+        },
+        position: Arc::new(start.expect("a start").0),
+        safe: Xid::default(),
+    });
+    Arc::new(Streams {
+        hub: Arc::clone(&hub),
+        marks: Arc::default(),
+        pages: Arc::new(Pages {
+            hub,
+            pool,
+            sql,
+            health: Arc::default(),
+            permits: Semaphore::new(1),
+            history: Mutex::default(),
+        }),
+        heartbeat: Duration::from_secs(300),
+        drain: Duration::ZERO,
+        max_age: Duration::from_secs(300),
+    })
+}
+
+/// What it writes up to the end of its catch-up.
+pub async fn until_caught_up(stream: &mut EventStream) -> String {
+    let mut body = String::new();
+    while !body.contains("tidings.caught-up") {
+        let Some(Ok(chunk)) = stream.next().await else {
+            panic!("it ended: {body}")
+        };
+        body.push_str(std::str::from_utf8(&chunk).expect("text"));
+    }
+    body
+}
