@@ -7,7 +7,7 @@
 //! than one page.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -17,6 +17,7 @@ use std::{
 
 use crate::{
     batch::{Batch, End, Event},
+    disconnected::{Disconnected, Noted},
     history::History,
     identity::{Disconnection, Identity, TicketHash},
     mailbox::{Ending, Letter, Mailbox, Recovery},
@@ -55,37 +56,6 @@ pub struct Reading {
 struct Registered {
     mailbox: Arc<Mailbox>,
     ticket: Option<TicketHash>,
-}
-
-/// How many disconnections there were when a client began to be identified. It
-/// registers later, and those in between may mean it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Noted(u64);
-
-/// Disconnections that are remembered for those who are being identified, which
-/// takes seconds at most: 100 kB. Who has missed more is sent back.
-const REMEMBERED_DISCONNECTIONS: usize = 1_000;
-
-#[derive(Debug, Default)]
-struct Disconnected {
-    count: u64,
-    last: VecDeque<Disconnection>,
-}
-
-impl Disconnected {
-    fn add(&mut self, disconnections: &[Disconnection]) {
-        self.count += disconnections.len() as u64;
-        self.last.extend(disconnections.iter().cloned());
-        let beyond = self.last.len().saturating_sub(REMEMBERED_DISCONNECTIONS);
-        self.last.drain(..beyond);
-    }
-
-    /// Whether one that came after `noted` means this client, or might.
-    fn means(&self, identity: &Identity, Noted(noted): Noted) -> bool {
-        let since = usize::try_from(self.count - noted).unwrap_or(usize::MAX);
-        let mut last = self.last.iter().rev().take(since);
-        since > self.last.len() || last.any(|one| one.means(&identity.user, identity.ticket))
-    }
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +104,7 @@ impl Hub {
 
     /// What to note before a client is identified, for [`register`](Self::register).
     pub fn note(&self) -> Noted {
-        Noted(lock(&self.registry).disconnected.count)
+        lock(&self.registry).disconnected.note()
     }
 
     /// Opens a mailbox for a connection of somebody who was identified after
@@ -561,10 +531,10 @@ mod tests {
         assert!(!is_ended(&connect("alice", Some(2), noted)));
         assert!(!is_ended(&connect("alice", None, noted)));
         assert!(!is_ended(&connect("bob", None, hub.note())));
-        // Who has missed more than is remembered might be meant.
-        let many = vec![disconnection("carol", None); REMEMBERED_DISCONNECTIONS + 1];
-        hub.disconnect(&many);
-        assert!(is_ended(&connect("alice", None, noted)));
-        assert!(lock(&hub.registry).disconnected.last.len() <= REMEMBERED_DISCONNECTIONS);
+        // Who is logged out as the bridge stops doesn't stay for the drain time.
+        let leaving = connect("alice", Some(2), hub.note());
+        hub.disconnect(&[disconnection("alice", None)]);
+        hub.end_all(Ending::Draining);
+        assert!(is_ended(&leaving));
     }
 }

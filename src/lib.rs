@@ -33,6 +33,7 @@ pub mod batch;
 pub mod reader;
 
 pub mod catch_up;
+pub mod disconnected;
 pub mod ends;
 pub mod health;
 pub mod hub;

@@ -131,9 +131,13 @@ impl Mailbox {
         self.owner.wake();
     }
 
-    /// Tells the owner to end.
+    /// Tells the owner to end. Who was disconnected stays for nothing else.
     pub fn end(&self, reason: Ending) {
-        self.state().ending = Some(reason);
+        let mut state = self.state();
+        if state.ending != Some(Ending::Disconnected) {
+            state.ending = Some(reason);
+        }
+        drop(state);
         self.owner.wake();
     }
 
