@@ -33,6 +33,9 @@ with
         'pg_current_wal_flush_lsn()',
         'pg_walfile_name(pg_lsn)',
         'pg_stat_get_bgwriter_stat_reset_time()',
+        'pg_try_advisory_lock(integer, integer)',
+        'pg_try_advisory_xact_lock_shared(integer, integer)',
+        'pg_advisory_unlock(integer, integer)',
         'set_config(text, text, boolean)'
       ]
     ) as name

@@ -167,6 +167,7 @@ begin
       values
         -- The doorbell, tickets, and the lock around migrations.
         ('tidings_owner', 'pg_notify(text, text)'),
+        ('tidings_owner', 'pg_try_advisory_xact_lock_shared(integer, integer)'),
         ('tidings_owner', 'gen_random_uuid()'),
         ('tidings_owner', 'sha256(bytea)'),
         ('tidings_owner', 'hashtextextended(text, bigint)'),
@@ -174,6 +175,10 @@ begin
         -- The column xid.
         ('tidings_owner', 'pg_current_xact_id()'),
         ('tidings_writer', 'pg_current_xact_id()'),
+        -- When writers are to ring.
+        ('tidings_bridge', 'pg_try_advisory_lock(integer, integer)'),
+        ('tidings_bridge', 'pg_try_advisory_xact_lock_shared(integer, integer)'),
+        ('tidings_bridge', 'pg_advisory_unlock(integer, integer)'),
         -- Positions, and which history of which cluster they belong to.
         ('tidings_bridge', 'pg_current_snapshot()'),
         ('tidings_bridge', 'pg_snapshot_xmax(pg_snapshot)'),

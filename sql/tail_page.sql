@@ -9,18 +9,15 @@
 -- not lift the floor. A row whose text is null lies beyond the page and only
 -- tells that there is more.
 --
--- `inserted` and `flushed` tell how much of what the page sees is on disk;
--- `timeline` and `since` in which incarnation of the server (session.sql).
+-- `inserted` and `flushed` tell how much of what the page sees is on disk.
 select
-  s.snapshot, s.inserted, s.flushed, s.timeline, s.since, n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left,
+  s.snapshot, s.inserted, s.flushed, n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left,
   case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
     pg_current_wal_insert_lsn() as inserted,
-    pg_current_wal_flush_lsn() as flushed,
-    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-    (select stats_reset from pg_stat_bgwriter) as since
+    pg_current_wal_flush_lsn() as flushed
 ) as s
 left join lateral (
   select

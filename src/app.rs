@@ -14,7 +14,7 @@ use tokio::{
     runtime::Handle,
     sync::Semaphore,
     task::JoinError,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
@@ -57,6 +57,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// The first and the longest wait between two tries at start.
 const START_FIRST: Duration = Duration::from_millis(200);
 const START_LONGEST: Duration = Duration::from_secs(3);
+
+/// How long the listener may take to end: a look, and the lock given back.
+const LISTENER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A bridge that is ready to run.
 pub struct App {
@@ -335,7 +338,9 @@ impl App {
             .map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.renew())));
         let stop_marker = CancellationToken::new();
         let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
-        let mut listener = AbortOnDropHandle::new(tokio::spawn(self.listener.run()));
+        let stop_listener = CancellationToken::new();
+        let mut listener =
+            AbortOnDropHandle::new(tokio::spawn(self.listener.run(stop_listener.clone())));
         let (handle, admin_handle) = (self.server.handle(), self.admin.handle());
         // In tasks of their own: a server stops only while somebody drives it.
         let mut server = AbortOnDropHandle::new(tokio::spawn(self.server));
@@ -354,7 +359,11 @@ impl App {
             self.hub.connections()
         );
         self.health.drain();
-        listener.abort();
+        stop_listener.cancel();
+        // It may be waiting for a database that is gone.
+        if !listener.is_finished() {
+            let _ = timeout(LISTENER_LIMIT, &mut listener).await;
+        }
         self.hub.end_all(Ending::Draining);
         // Waits for the streams to end, and no longer than its shutdown timeout.
         handle.stop(true).await;

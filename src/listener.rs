@@ -4,31 +4,30 @@
 //! A notification only says "look"; the rows come from the table. A lost
 //! notification or connection therefore delays an event and never loses it.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-    time::Duration,
-};
+mod remembered;
+mod session;
+mod watch;
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, error::Elapsed, sleep, sleep_until, timeout},
-};
-use tokio_postgres::{AsyncMessage, Client, Statement, error::SqlState};
-use tokio_util::task::AbortOnDropHandle;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub use self::session::ListenError;
+use self::{
+    remembered::Remembered,
+    session::{LOOK_LIMIT, Session},
+    watch::{Flow, Watch},
+};
 use crate::{
     backoff::Backoff,
-    database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
+    database::DatabaseUrl,
     health::{Doorbell, Health},
-    history::{History, Incarnation},
+    history::History,
     hub::{Hub, Reading, Tail},
     mailbox::{Ending, Recovery},
-    notification::Notification,
-    position::{Position, RowKey},
+    position::Position,
     reader::{self, PageSize, Rest},
     safe_floor::SafeFloor,
     schema::SchemaName,
@@ -58,18 +57,14 @@ const DISCONNECTIONS_MISSED: Duration = Duration::from_secs(12 * 60 * 60);
 /// The snapshot that has seen nothing.
 const NOTHING_SEEN: &str = "1:1:";
 
-/// A look that takes longer than this costs the connection: it is a matter of
-/// milliseconds, so the server or the network is gone.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
-
-/// Rows that are remembered because a crash may have them read again: 4 MB.
-/// Those beyond come twice to open connections then.
-const REMEMBERED_ROWS: usize = 1 << 16;
-
-/// After a look that found nothing, the next one waits until this much later:
-/// any role may ring the bell, and a flood of forged rings costs no more than
-/// this rate.
+/// After a bell for which nothing was found, the next look waits until this much
+/// later: any role may ring the bell, and a flood of forged rings costs no more
+/// than this rate.
 const LOOK_GAP: Duration = Duration::from_millis(2);
+
+/// How long giving the lock back may take when the bridge stops: it goes with the
+/// connection anyway, and then other bridges notice within a second.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The first and the longest wait before connecting again.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
@@ -99,48 +94,6 @@ struct DisconnectionsRead {
     /// The snapshot of the last reading.
     snapshot: String,
     at: Instant,
-}
-
-/// Why a session ended or did not begin.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// No connection.
-    #[error("{0}")]
-    Connect(#[from] ConnectError),
-    /// Postgres or the network refused.
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    /// Nothing answered.
-    #[error("the database did not answer within {} s", LOOK_LIMIT.as_secs())]
-    TimedOut(#[from] Elapsed),
-    /// The connection is gone.
-    #[error("the connection was lost{}", .0.as_ref().map(|error| format!(": {}", describe(error))).unwrap_or_default())]
-    Lost(Option<tokio_postgres::Error>),
-    /// A hot standby takes no LISTEN.
-    #[error("{0} is a standby, which can't LISTEN")]
-    Standby(String),
-    /// The table went away.
-    #[error("there is no table notifications in the schema {0}: run `tidings migrate`")]
-    NoTable(SchemaName),
-    /// The table is not the one that the session listens for.
-    #[error("the table notifications was made anew")]
-    OtherTable,
-    /// The session outlived what it was opened in.
-    #[error("the server's statistics were reset, which is taken for a crash")]
-    OtherIncarnation,
-}
-
-/// A connection that listens.
-#[derive(Debug)]
-struct Session {
-    client: Client,
-    driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
-    bell: Arc<Notify>,
-    tail_page: Statement,
-    doorbell: Statement,
-    disconnections: Statement,
-    table: u32,
-    history: History,
 }
 
 impl Listener {
@@ -176,90 +129,133 @@ impl Listener {
             },
             session: None,
         };
-        let session = listener.open().await?;
+        let session = Session::open(&listener.url, &listener.schema, &listener.sql).await?;
         listener.begin(&session).await?;
         listener.health.looked();
         listener.session = Some(session);
         Ok(listener)
     }
 
-    /// Listens for ever, and connects again whenever the connection is lost.
-    pub async fn run(mut self) {
+    /// Listens until `stop`, and connects again whenever the connection is lost.
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST);
-        loop {
-            let Err(error) = self.listen(&mut backoff).await;
+        while let Err(error) = self.listen(&mut backoff, &stop).await {
             let delay = backoff.next_delay();
             warn!(
                 %error, delay_ms = delay.as_millis() as u64,
                 "the listener lost the database, connecting again in {delay:?}: {error}"
             );
             self.health.lost(error.to_string());
-            sleep(delay).await;
+            if stop.run_until_cancelled(sleep(delay)).await.is_none() {
+                return;
+            }
         }
     }
 
-    /// One session, to its end.
-    async fn listen(&mut self, backoff: &mut Backoff) -> Result<Infallible, ListenError> {
+    /// One session, to its end or to `stop`.
+    async fn listen(
+        &mut self,
+        backoff: &mut Backoff,
+        stop: &CancellationToken,
+    ) -> Result<(), ListenError> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => self.reopen().await?,
         };
+        let mut watch = Watch::Awake;
+        let mut flow = Flow::begins(Instant::now());
         let mut inspect_at = Instant::now();
-        loop {
+        while !stop.is_cancelled() {
             // Look before the first wait: rows may have come in the meantime.
             let looked_at = Instant::now();
             let looking = async {
-                let found = self.look(&session).await?;
+                let (kept, look) = self.keep_watch(&session, watch, &mut flow).await?;
                 if self.disconnections.at + DISCONNECTIONS_LOOK <= looked_at {
                     self.disconnect(&session).await?;
                 }
                 if inspect_at <= looked_at {
                     inspect_at = looked_at + self.inspect_doorbell(&session).await?;
                 }
-                Ok(found)
+                Ok((kept, look))
             };
-            let found = match timeout(LOOK_LIMIT, looking).await {
-                Ok(found) => found,
+            let outcome = match timeout(LOOK_LIMIT, looking).await {
+                Ok(outcome) => outcome,
                 Err(elapsed) => {
                     self.page_size = self.page_size.halved();
                     return Err(elapsed.into());
                 }
             };
-            let found = match found {
-                Ok(found) => found,
-                Err(ListenError::Postgres(_)) if session.client.is_closed() => {
-                    return Err(ListenError::Lost(ending(session.driver).await));
-                }
-                Err(ListenError::Postgres(error))
-                    if error.code() == Some(&SqlState::UNDEFINED_TABLE) =>
-                {
-                    return Err(ListenError::NoTable(self.schema.clone()));
-                }
-                Err(error) => return Err(error),
+            let (kept, look) = match outcome {
+                Ok(kept) => kept,
+                Err(error) => return Err(session.failed(error, &self.schema).await),
             };
+            if kept != watch {
+                debug!(?watch, now = ?kept, "how rows are learned of has changed");
+                watch = kept;
+            }
             // Only now: a server that accepts and then refuses would otherwise be
             // tried without a pause.
             backoff.reset();
             self.health.looked();
-            if found == Look::Found {
+            if look == Look::More {
                 continue;
             }
-            sleep_until(looked_at + LOOK_GAP).await;
+            let next = match watch {
+                Watch::Awake => flow.gap(Instant::now()),
+                Watch::Seated | Watch::Guest => SAFETY_LOOK,
+            };
+            if watch != Watch::Awake && look == Look::Nothing {
+                sleep_until(looked_at + LOOK_GAP).await;
+            }
             tokio::select! {
-                () = session.bell.notified() => {}
-                () = sleep_until(looked_at + SAFETY_LOOK) => {}
-                end = &mut session.driver => return Err(ListenError::Lost(end.ok().flatten())),
+                rung = session.rung(watch) => rung?,
+                () = sleep_until(looked_at + next) => {}
+                () = stop.cancelled() => {}
             }
         }
+        if watch == Watch::Seated {
+            let left = timeout(LEAVE_LIMIT, session.wake()).await;
+            debug!(?left, "stopping, writers need not ring any more");
+        }
+        Ok(())
+    }
+
+    /// Looks at the table, and before it does what has to come first: statements
+    /// run in the order in which they are sent.
+    async fn keep_watch(
+        &mut self,
+        session: &Session,
+        watch: Watch,
+        flow: &mut Flow,
+    ) -> Result<(Watch, Look), ListenError> {
+        let (kept, look) = match watch {
+            Watch::Awake if flow.is_idle(Instant::now()) => {
+                tokio::join!(biased; session.fall_asleep(), self.look(session))
+            }
+            Watch::Guest => tokio::join!(biased; session.relies_on_seat(), self.look(session)),
+            Watch::Awake | Watch::Seated => (Ok(watch), self.look(session).await),
+        };
+        let (mut kept, look) = (kept?, look?);
+        let now = Instant::now();
+        if look != Look::Nothing {
+            flow.found(now);
+        }
+        match (watch, kept) {
+            (Watch::Seated, Watch::Seated) if flow.wakes() => {
+                session.wake().await?;
+                kept = Watch::Awake;
+            }
+            // Who had the lock has woken, because rows flow.
+            (Watch::Guest, Watch::Awake) => *flow = Flow::begins(now),
+            _ => {}
+        }
+        Ok((kept, look))
     }
 
     /// Reads one page and hands it on.
     async fn look(&mut self, session: &Session) -> Result<Look, ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
         let mut page = reader::tail_page(client, query, &self.position, self.page_size).await?;
-        if page.incarnation != session.history.incarnation {
-            return Err(ListenError::OtherIncarnation);
-        }
         let (cut_off, follows) = (page.cut_off(), page.follows());
         // The rows are in order, so moving past the last moves past them all.
         if let Some((_, last)) = page.notifications.last() {
@@ -269,10 +265,10 @@ impl Listener {
             self.position.finish(None, &page.snapshot);
             self.page_size = PageSize::TAIL;
         }
-        let found = if page.notifications.is_empty() {
-            Look::Nothing
-        } else {
-            Look::Found
+        let found = match page.rest {
+            Rest::From(_) => Look::More,
+            Rest::Nothing if page.notifications.is_empty() => Look::Nothing,
+            Rest::Nothing => Look::Found,
         };
         debug!(rows = page.notifications.len(), "looked at the table");
         self.safe.read_up_to(self.position.floor(), page.log);
@@ -293,10 +289,15 @@ impl Listener {
     async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
         let (client, query) = (&session.client, &session.disconnections);
         let seen = &self.disconnections.snapshot;
-        let (snapshot, found) = reader::disconnections(client, query, seen).await?;
-        let at = Instant::now();
-        self.disconnections = DisconnectionsRead { snapshot, at };
-        self.hub.disconnect(&found);
+        let read = reader::disconnections(client, query, seen).await?;
+        if read.incarnation != session.history.incarnation {
+            return Err(ListenError::OtherIncarnation);
+        }
+        self.disconnections = DisconnectionsRead {
+            snapshot: read.snapshot,
+            at: Instant::now(),
+        };
+        self.hub.disconnect(&read.found);
         Ok(())
     }
 
@@ -342,7 +343,7 @@ impl Listener {
 
     /// Opens a session that continues where the last one ended.
     async fn reopen(&mut self) -> Result<Session, ListenError> {
-        let session = self.open().await?;
+        let session = Session::open(&self.url, &self.schema, &self.sql).await?;
         let (now, before) = (session.history, self.history);
         if self.disconnections.at.elapsed() > DISCONNECTIONS_MISSED {
             warn!("too long without the database to know who was logged out, ending all streams");
@@ -400,97 +401,13 @@ impl Listener {
         self.hub.start(self.tail());
         Ok(())
     }
-
-    /// Connects and listens. The bell is hung up before anything is read, so
-    /// that no ring falls between the two.
-    async fn open(&self) -> Result<Session, ListenError> {
-        timeout(CONNECT_LIMIT, self.connect()).await?
-    }
-
-    async fn connect(&self) -> Result<Session, ListenError> {
-        let bell = Arc::new(Notify::new());
-        let rung = Arc::clone(&bell);
-        // The payload, the channel, the sender: none is trusted, any role can
-        // ring. Rings that come together are one.
-        let on_message = move |message| {
-            if let AsyncMessage::Notification(_) = message {
-                rung.notify_one();
-            }
-        };
-        let (client, driver) = database::connect(&self.url, on_message).await?;
-        let driver = AbortOnDropHandle::new(driver);
-        database::settle_listener(&client).await?;
-        let table = self.schema.qualified("notifications");
-        let row = client
-            .query_one(include_str!("../sql/session.sql"), &[&table])
-            .await?;
-        if row.try_get("standby")? {
-            return Err(ListenError::Standby(self.url.to_string()));
-        }
-        let table: Option<u32> = row.try_get("table_oid")?;
-        let table = table.ok_or_else(|| ListenError::NoTable(self.schema.clone()))?;
-        let history = History {
-            system_identifier: row.try_get("system_identifier")?,
-            incarnation: Incarnation {
-                timeline: row.try_get("timeline")?,
-                since: row.try_get("since")?,
-            },
-        };
-        // The trigger names the channel after the table, so that two
-        // installations in one database don't hear each other.
-        client
-            .batch_execute(&format!("listen tidings_{table}"))
-            .await?;
-        Ok(Session {
-            tail_page: client.prepare(&self.sql.tail_page).await?,
-            doorbell: client.prepare(&self.sql.doorbell).await?,
-            disconnections: client.prepare(&self.sql.disconnections).await?,
-            client,
-            driver,
-            bell,
-            table,
-            history,
-        })
-    }
-}
-
-/// Rows that were handed out and may not be on disk yet: after a crash they are
-/// read again, and open connections have been sent them.
-#[derive(Debug, Default)]
-struct Remembered(BTreeMap<RowKey, u64>);
-
-impl Remembered {
-    /// Whether it was not handed out before. Ids are handed out again after a
-    /// crash, so the time is looked at too.
-    fn is_news(&mut self, notification: &Notification) -> bool {
-        let mut hasher = DefaultHasher::new();
-        notification.created_at.hash(&mut hasher);
-        let created_at = hasher.finish();
-        let known = self.0.get(&notification.key);
-        if known == Some(&created_at) {
-            return false;
-        }
-        if known.is_some() || self.0.len() < REMEMBERED_ROWS {
-            self.0.insert(notification.key, created_at);
-        }
-        true
-    }
-
-    fn forget_below(&mut self, safe: Xid) {
-        self.0 = self.0.split_off(&RowKey { xid: safe, id: 0 });
-    }
 }
 
 /// What a look at the table brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    Found,
     Nothing,
-}
-
-/// The error that ended a connection, if its driver tells one.
-async fn ending(
-    driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
-) -> Option<tokio_postgres::Error> {
-    driver.await.ok().flatten()
+    Found,
+    /// And there is more.
+    More,
 }

@@ -65,9 +65,7 @@ pub const REPLAY_ROWS: u32 = 500;
 /// The first rows that are new since a position.
 #[derive(Debug)]
 pub struct Page {
-    /// In which incarnation of the server it was read.
-    pub incarnation: Incarnation,
-    /// Where its log stood.
+    /// Where the log stood.
     pub log: Log,
     /// What the statement could see.
     pub snapshot: Arc<Snapshot>,
@@ -123,7 +121,18 @@ pub struct UserPage {
     pub batch: Batch,
 }
 
-/// Which streams were to end since the reading `seen`, and this one's snapshot.
+/// Which streams were to end since a reading before.
+#[derive(Debug)]
+pub struct Disconnections {
+    /// In which incarnation of the server it was read.
+    pub incarnation: Incarnation,
+    /// Of this reading.
+    pub snapshot: String,
+    /// Whose.
+    pub found: Vec<Disconnection>,
+}
+
+/// Which streams were to end since the reading whose snapshot is `seen`.
 ///
 /// # Errors
 ///
@@ -132,18 +141,23 @@ pub async fn disconnections(
     client: &Client,
     query: &Statement,
     seen: &str,
-) -> Result<(String, Vec<Disconnection>), Error> {
+) -> Result<Disconnections, Error> {
     let rows = client.query(query, &[&seen]).await?;
-    let mut disconnections = Vec::new();
+    let mut found = Vec::new();
     for row in &rows {
         let user: Option<String> = row.try_get("user_id")?;
         let ticket: Option<&[u8]> = row.try_get("ticket")?;
         if let Some(user) = user.and_then(|user| UserId::parse(&user)) {
             let ticket = ticket.and_then(TicketHash::from_bytes);
-            disconnections.push(Disconnection { user, ticket });
+            found.push(Disconnection { user, ticket });
         }
     }
-    Ok((head(&rows).try_get("snapshot")?, disconnections))
+    let head = head(&rows);
+    Ok(Disconnections {
+        incarnation: read_incarnation(head)?,
+        snapshot: head.try_get("snapshot")?,
+        found,
+    })
 }
 
 /// The position of a reader that begins now, and the next transaction id as of
@@ -202,7 +216,6 @@ pub async fn tail_page(
         Ok(())
     })?;
     Ok(Page {
-        incarnation: read_incarnation(head)?,
         log: Log {
             inserted: head.try_get("inserted")?,
             flushed: head.try_get("flushed")?,

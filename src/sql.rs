@@ -23,6 +23,10 @@ pub struct Sql {
     pub doorbell: String,
     /// Which streams are to end.
     pub disconnections: String,
+    /// Has writers ring.
+    pub fall_asleep: &'static str,
+    /// Whether they don't.
+    pub seat_is_free: &'static str,
     /// Whose a ticket is.
     pub ticket: String,
     /// Takes over rows of another cluster.
@@ -41,6 +45,8 @@ impl Sql {
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
             disconnections: fill(include_str!("../sql/disconnections.sql")),
+            fall_asleep: include_str!("../sql/fall_asleep.sql"),
+            seat_is_free: include_str!("../sql/seat_is_free.sql"),
             ticket: fill(include_str!("../sql/ticket.sql")),
             restamp_restored_rows: fill(include_str!("../sql/restamp_restored_rows.sql")),
         }

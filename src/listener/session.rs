@@ -1,0 +1,183 @@
+//! The connection that listens, and what is done with it alone: the bell and
+//! the lock that makes writers ring it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    time::{error::Elapsed, timeout},
+};
+use tokio_postgres::{AsyncMessage, Client, Statement, error::SqlState};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::watch::Watch;
+use crate::{
+    database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
+    history::{History, Incarnation},
+    schema::SchemaName,
+    sql::Sql,
+};
+
+/// A look that takes longer than this costs the connection: it is a matter of
+/// milliseconds, so the server or the network is gone.
+pub const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a session ended or did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// Postgres or the network refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Nothing answered.
+    #[error("the database did not answer within {} s", LOOK_LIMIT.as_secs())]
+    TimedOut(#[from] Elapsed),
+    /// The connection is gone.
+    #[error("the connection was lost{}", .0.as_ref().map(|error| format!(": {}", describe(error))).unwrap_or_default())]
+    Lost(Option<tokio_postgres::Error>),
+    /// A hot standby takes no LISTEN.
+    #[error("{0} is a standby, which can't LISTEN")]
+    Standby(String),
+    /// The table went away.
+    #[error("there is no table notifications in the schema {0}: run `tidings migrate`")]
+    NoTable(SchemaName),
+    /// The table is not the one that the session listens for.
+    #[error("the table notifications was made anew")]
+    OtherTable,
+    /// The session outlived what it was opened in.
+    #[error("the server's statistics were reset, which is taken for a crash")]
+    OtherIncarnation,
+}
+
+/// A connection that listens.
+#[derive(Debug)]
+pub struct Session {
+    pub client: Client,
+    driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
+    bell: Arc<Notify>,
+    pub tail_page: Statement,
+    pub doorbell: Statement,
+    pub disconnections: Statement,
+    fall_asleep: Statement,
+    seat_is_free: Statement,
+    pub table: u32,
+    pub history: History,
+}
+
+impl Session {
+    /// Connects and listens. The bell is hung up before anything is read, so
+    /// that no ring falls between the two.
+    pub async fn open(
+        url: &DatabaseUrl,
+        schema: &SchemaName,
+        sql: &Sql,
+    ) -> Result<Self, ListenError> {
+        timeout(CONNECT_LIMIT, Self::connect(url, schema, sql)).await?
+    }
+
+    async fn connect(
+        url: &DatabaseUrl,
+        schema: &SchemaName,
+        sql: &Sql,
+    ) -> Result<Self, ListenError> {
+        let bell = Arc::new(Notify::new());
+        let rung = Arc::clone(&bell);
+        // The payload, the channel, the sender: none is trusted, any role can
+        // ring. Rings that come together are one.
+        let on_message = move |message| {
+            if let AsyncMessage::Notification(_) = message {
+                rung.notify_one();
+            }
+        };
+        let (client, driver) = database::connect(url, on_message).await?;
+        let driver = AbortOnDropHandle::new(driver);
+        database::settle_listener(&client).await?;
+        let table = schema.qualified("notifications");
+        let row = client
+            .query_one(include_str!("../../sql/session.sql"), &[&table])
+            .await?;
+        if row.try_get("standby")? {
+            return Err(ListenError::Standby(url.to_string()));
+        }
+        let table: Option<u32> = row.try_get("table_oid")?;
+        let table = table.ok_or_else(|| ListenError::NoTable(schema.clone()))?;
+        let history = History {
+            system_identifier: row.try_get("system_identifier")?,
+            incarnation: Incarnation {
+                timeline: row.try_get("timeline")?,
+                since: row.try_get("since")?,
+            },
+        };
+        // The trigger names the channel after the table, so that two
+        // installations in one database don't hear each other.
+        client
+            .batch_execute(&format!("listen tidings_{table}"))
+            .await?;
+        Ok(Self {
+            tail_page: client.prepare(&sql.tail_page).await?,
+            doorbell: client.prepare(&sql.doorbell).await?,
+            disconnections: client.prepare(&sql.disconnections).await?,
+            fall_asleep: client.prepare(sql.fall_asleep).await?,
+            seat_is_free: client.prepare(sql.seat_is_free).await?,
+            client,
+            driver,
+            bell,
+            table,
+            history,
+        })
+    }
+
+    /// Tries to sleep. What is looked for after it was sent sees every row
+    /// whose writer has not rung.
+    pub async fn fall_asleep(&self) -> Result<Watch, tokio_postgres::Error> {
+        let answer = self
+            .client
+            .query_one(&self.fall_asleep, &[&self.table])
+            .await?;
+        Ok(Watch::named(answer.try_get("watch")?))
+    }
+
+    /// Whether the bridge that has the lock still has it, as a guest must know
+    /// before each of its looks.
+    pub async fn relies_on_seat(&self) -> Result<Watch, tokio_postgres::Error> {
+        let answer = self
+            .client
+            .query_one(&self.seat_is_free, &[&self.table])
+            .await?;
+        Ok(match answer.try_get("free")? {
+            true => Watch::Awake,
+            false => Watch::Guest,
+        })
+    }
+
+    /// Gives the lock back: writers need not ring for this bridge.
+    pub async fn wake(&self) -> Result<(), tokio_postgres::Error> {
+        let wake = include_str!("../../sql/wake.sql");
+        let wake = wake.replace(":table", &self.table.to_string());
+        self.client.batch_execute(&wake).await
+    }
+
+    /// Waits for the bell; for ever if nobody would ring it.
+    pub async fn rung(&mut self, watch: Watch) -> Result<(), ListenError> {
+        tokio::select! {
+            () = self.bell.notified(), if watch != Watch::Awake => Ok(()),
+            end = &mut self.driver => Err(ListenError::Lost(end.ok().flatten())),
+        }
+    }
+
+    /// What a failed query means: the connection's end tells more than the
+    /// query's.
+    pub async fn failed(self, error: ListenError, schema: &SchemaName) -> ListenError {
+        match error {
+            ListenError::Postgres(_) if self.client.is_closed() => {
+                ListenError::Lost(self.driver.await.ok().flatten())
+            }
+            ListenError::Postgres(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                ListenError::NoTable(schema.clone())
+            }
+            error => error,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! How the bridge learns of rows: it polls while they flow, and sleeps by the
+//! doorbell when they don't, so that a busy writer never has to ring.
+//!
+//! ARCHITECTURE.md has the reasons why no row falls between the two, and
+//! `docs/doorbell.pml` the model of it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Rows that were found so soon after others are part of a flow.
+const FLOWING: Duration = Duration::from_millis(4);
+
+/// A flow of so many looks wakes the bridge. A hundred rows a second, which
+/// writers can well ring for, hardly ever come so close.
+const FLOW_LOOKS: u32 = 16;
+
+/// Without rows for so long, the bridge sleeps.
+const IDLE: Duration = Duration::from_millis(30);
+
+/// How often it looks while it is awake: what a look costs is shared by the rows
+/// of so long.
+const AWAKE_LOOK: Duration = Duration::from_millis(1);
+
+/// How often it looks when no rows come and it can't sleep, because a
+/// transaction that may have skipped the bell is still open.
+const IDLE_LOOK: Duration = Duration::from_millis(5);
+
+/// Whether writers ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// They need not, for this bridge: it polls.
+    Awake,
+    /// They do, because this bridge holds the lock that makes them.
+    Seated,
+    /// They do, because another bridge holds it.
+    Guest,
+}
+
+impl Watch {
+    /// Reads the answer of `sql/fall_asleep.sql`.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "seated" => Self::Seated,
+            "guest" => Self::Guest,
+            _ => Self::Awake,
+        }
+    }
+}
+
+/// What the looks have found lately.
+#[derive(Debug)]
+pub struct Flow {
+    /// When rows were found last.
+    last: Instant,
+    /// Looks in a row that found some, each soon after the one before.
+    looks: u32,
+}
+
+impl Flow {
+    /// None yet; idle after the usual time.
+    pub fn begins(now: Instant) -> Self {
+        Self {
+            last: now,
+            looks: 0,
+        }
+    }
+
+    /// A look has found rows.
+    pub fn found(&mut self, now: Instant) {
+        let is_flowing = now.saturating_duration_since(self.last) < FLOWING;
+        self.looks = if is_flowing { self.looks + 1 } else { 1 };
+        self.last = now;
+    }
+
+    /// Whether polling costs less than being rung for.
+    pub fn wakes(&self) -> bool {
+        self.looks >= FLOW_LOOKS
+    }
+
+    /// Whether it is time to sleep.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) >= IDLE
+    }
+
+    /// How long after a look the next one follows, while awake.
+    pub fn gap(&self, now: Instant) -> Duration {
+        if self.is_idle(now) {
+            IDLE_LOOK
+        } else {
+            AWAKE_LOOK
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of a second of rows that come `every` so often.
+    fn after_a_second(every: Duration) -> (Flow, Instant) {
+        let mut now = Instant::now();
+        let (end, mut flow) = (now + Duration::from_secs(1), Flow::begins(now));
+        while now < end {
+            now += every;
+            flow.found(now);
+        }
+        (flow, now)
+    }
+
+    #[test]
+    fn a_trickle_is_slept_through_and_a_flow_is_not() {
+        let (trickle, _) = after_a_second(Duration::from_millis(10));
+        assert!(!trickle.wakes());
+        let (flow, _) = after_a_second(Duration::from_millis(2));
+        assert!(flow.wakes());
+    }
+
+    #[test]
+    fn a_bridge_that_is_awake_stays_so_until_nothing_comes() {
+        let (flow, now) = after_a_second(Duration::from_millis(10));
+        assert!(!flow.is_idle(now + Duration::from_millis(10)));
+        assert!(flow.is_idle(now + IDLE));
+        assert!(flow.gap(now) < flow.gap(now + IDLE));
+    }
+}
