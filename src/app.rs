@@ -231,6 +231,7 @@ impl App {
             Arc::clone(&sql),
             Arc::clone(&hub),
             Arc::clone(&health),
+            options.safety_look,
         )
         .await?;
         let found = patiently(&parts.url, QueryError::is_passing, || {

@@ -174,6 +174,10 @@ pub struct BridgeOptions {
     /// to reading pages
     #[arg(long, env = "TIDINGS_QUEUE_BYTES", default_value = "262144", value_parser = clap::value_parser!(u32).range(1024..))]
     pub queue_bytes: u32,
+    /// How often the table is looked at although nobody rang. So that tests can
+    /// do without, and see that nothing rests on it
+    #[arg(long, hide = true, default_value = "1s", value_parser = duration_between::<1, 3_600>)]
+    pub safety_look: Duration,
     /// How much is let in.
     #[command(flatten)]
     pub limits: LimitOptions,

@@ -38,11 +38,6 @@ use crate::{
 /// The trigger that rings the bell.
 const TRIGGER: &str = "tidings_ring_doorbell";
 
-/// The bell can stay silent for rows that fire no trigger (loaded with
-/// `session_replication_role = replica`, say): look without it this often. It
-/// also is the proof that the connection is alive.
-const SAFETY_LOOK: Duration = Duration::from_secs(1);
-
 /// How often the bell itself is looked after.
 const DOORBELL_LOOK: Duration = Duration::from_secs(5);
 
@@ -85,6 +80,11 @@ pub struct Listener {
     /// Smaller while the network carries no more in time.
     page_size: PageSize,
     disconnections: DisconnectionsRead,
+    /// The bell can stay silent for rows that fire no trigger (loaded with
+    /// `session_replication_role = replica`, say), and for a guest when the
+    /// bridge that held the lock has died: look without it this often. It also
+    /// is the proof that the connection is alive.
+    safety_look: Duration,
     session: Option<Session>,
 }
 
@@ -111,6 +111,7 @@ impl Listener {
         sql: Arc<Sql>,
         hub: Arc<Hub>,
         health: Arc<Health>,
+        safety_look: Duration,
     ) -> Result<Self, ListenError> {
         let mut listener = Self {
             url,
@@ -127,6 +128,7 @@ impl Listener {
                 snapshot: NOTHING_SEEN.to_owned(),
                 at: Instant::now(),
             },
+            safety_look,
             session: None,
         };
         let session = Session::open(&listener.url, &listener.schema, &listener.sql).await?;
@@ -202,7 +204,7 @@ impl Listener {
             }
             let next = match watch {
                 Watch::Awake => flow.gap(Instant::now()),
-                Watch::Seated | Watch::Guest => SAFETY_LOOK,
+                Watch::Seated | Watch::Guest => self.safety_look,
             };
             if watch != Watch::Awake && look == Look::Nothing {
                 sleep_until(looked_at + LOOK_GAP).await;
