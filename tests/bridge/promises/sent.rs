@@ -111,3 +111,27 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
     assert!(body.contains("data: while open\n"), "{body}");
     assert!(!body.contains("data: before\n"), "{body}");
 }
+
+/// Marks that moved a row to another page would cost an entry in each index.
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_touch_no_index() {
+    let database = Database::migrated().await;
+    database
+        .execute(
+            "insert into notifications (user_id, text) \
+             select 'alice', 'a text of usual length, number ' || n from generate_series(1, 20000) n",
+        )
+        .await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect("alice").await;
+    assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 20_000);
+    // What a session counts is known when it has ended.
+    bridge.stop().await;
+    let counted = "from pg_stat_user_tables where relname = 'notifications'";
+    database
+        .until(&format!("select n_tup_upd >= 20000 {counted}"))
+        .await;
+    let share = format!("select (100 * n_tup_hot_upd / n_tup_upd)::bigint {counted}");
+    let share = database.ids(&share).await[0];
+    assert!(share >= 95, "{share} % were heap-only");
+}
