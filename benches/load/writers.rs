@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::try_join_all;
 use tokio::{runtime::Builder, sync::oneshot};
 use tokio_postgres::{Client, Statement};
 
