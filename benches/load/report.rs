@@ -17,7 +17,9 @@ pub mod subject {
     pub const FLOOR: &str = "bare LISTEN";
     /// The server, all its processes together.
     pub const POSTGRES: &str = "PostgreSQL";
-    /// What the operating system keeps for the sockets, on either side.
+    /// Both together: what a notification costs the machine.
+    pub const BOTH: &str = "Tidings and PostgreSQL";
+    /// What the operating system keeps for the sockets.
     pub const KERNEL: &str = "kernel";
 }
 
@@ -69,8 +71,8 @@ pub mod at {
     pub const CONNECTIONS: &str = "connections";
     /// Rows that the table holds before.
     pub const ROWS: &str = "rows in table";
-    /// Users that these rows belong to.
-    pub const USERS: &str = "users";
+    /// Users that have no stream, and a row that waits for them.
+    pub const AWAY: &str = "users away";
 }
 
 /// Figures that belong together, taken in one run.
