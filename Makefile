@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest reliability model soak lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest bench reliability model soak lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
 	@$(with) rust newest-postgres pgbouncer chromium -- cargo test --locked
+
+# Some twenty minutes; `make bench ARGS=--quick` two, `make bench ARGS=latency` one section. The
+# figures of the latter two go to the screen alone.
+bench: ## measures writers, latency, flood, fan-out, memory, storms and growth, into docs/benchmarks
+	@$(with) rust postgres -- \
+	    cargo bench --locked --bench load -- $(or $(ARGS),--out docs/benchmarks)
 
 soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files and threads stay
 	@export TIDINGS_SOAK_SECONDS="$${TIDINGS_SOAK_SECONDS:-600}"; \

@@ -4,4 +4,103 @@
 //! and the release binary, opens streams over raw sockets, and inserts rows by
 //! the clock.
 
-fn main() {}
+mod audience;
+mod bridge;
+mod clock;
+mod event_stream;
+mod floor;
+mod marks;
+mod process;
+mod report;
+mod sections;
+mod server;
+mod subject;
+mod usage;
+mod writers;
+
+use std::{
+    error::Error,
+    io::{Write, stdout},
+    path::PathBuf,
+};
+
+use clap::{Parser, ValueEnum};
+
+use crate::{
+    report::Section,
+    sections::{Size, fan_out, flood, latency},
+    server::Server,
+};
+
+/// What went wrong is for a person to read.
+type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// Measures Tidings on this machine.
+#[derive(Debug, Parser)]
+struct Options {
+    /// What to measure; all of it if nothing is named
+    sections: Vec<Name>,
+    /// Small sizes: all sections in two minutes
+    #[arg(long)]
+    quick: bool,
+    /// Where to write the figures and charts
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A section, on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Name {
+    Writers,
+    Latency,
+    Flood,
+    FanOut,
+}
+
+impl Name {
+    async fn run(self, server: &Server, size: Size) -> Result<Section> {
+        match self {
+            Self::Writers => sections::writers::run(server, size).await,
+            Self::Latency => latency::run(server, size).await,
+            Self::Flood => flood::run(server, size).await,
+            Self::FanOut => fan_out::run(server, size).await,
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    // Whoever interrupts it leaves no bridge behind.
+    let interrupted = tidings::shutdown::requested()?;
+    tokio::select! {
+        outcome = measure(&options) => outcome,
+        () = interrupted => Err("interrupted".into()),
+    }
+}
+
+async fn measure(options: &Options) -> Result<()> {
+    // The bridge inherits it.
+    rlimit::increase_nofile_limit(u64::MAX)?;
+    clock::fine_sleep();
+    let size = match options.quick {
+        true => Size::Quick,
+        false => Size::Full,
+    };
+    let names = match options.sections.as_slice() {
+        [] => Name::value_variants(),
+        some => some,
+    };
+    for name in names {
+        let server = Server::start().await?;
+        let section = name.run(&server, size).await?;
+        server.stop().await?;
+        for figure in &section.figures {
+            writeln!(stdout(), "{}", serde_json::to_string(figure)?)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,386 @@
+//! The readers: as many streams as wanted, on one thread, over bare sockets.
+//!
+//! Each behaves like a browser's `EventSource`: when its stream ends it comes
+//! back with its last id. For each it is known which rows it should get, so that
+//! what is missing, repeated or meant for somebody else is counted and not
+//! guessed.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    runtime::{Builder, Handle},
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use crate::{
+    Result,
+    clock::Moment,
+    event_stream::EventStream,
+    report::Counts,
+    subject::{Live, Subject, Users, row_of},
+};
+
+/// Streams that are being opened at any one time: more than that would wait in
+/// the server's queue of connections and, where that is short, come back a
+/// second later.
+const OPENING: usize = 256;
+/// Streams from one address: it has 28,000 ports, of which those that were
+/// closed stay taken for a minute.
+const PER_ADDRESS: usize = 2_000;
+/// Then the first address is used again.
+const ADDRESSES: usize = 16;
+/// A browser waits some seconds; here, what breaks is to be seen soon.
+const COMES_BACK_AFTER: Duration = Duration::from_millis(100);
+/// One buffer serves all streams, as nothing stays in it.
+const READ_BYTES: usize = 64 << 10;
+/// How often it is asked whether something has happened. What is measured is
+/// noted when it happens.
+const ASKS_AGAIN: Duration = Duration::from_millis(2);
+/// How long all may take to be there.
+const OPENS_WITHIN: Duration = Duration::from_secs(60);
+
+/// One event, at one stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// The number of the row.
+    pub row: u64,
+    /// When it was read from the socket.
+    pub at: Moment,
+}
+
+/// What one stream has seen.
+struct Seat {
+    user: u64,
+    stream: EventStream,
+    is_live: bool,
+    /// A bit for each row of its user, in their order.
+    seen: Vec<u64>,
+}
+
+impl Seat {
+    /// Whether it is the first time.
+    fn see(&mut self, number: u64) -> bool {
+        let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
+        if self.seen.len() <= word {
+            self.seen.resize(word + 1, 0);
+        }
+        let is_first = self.seen[word] & bit == 0;
+        self.seen[word] |= bit;
+        is_first
+    }
+
+    /// How many of the first `numbers` rows of its user it has seen.
+    fn seen_of(&self, numbers: u64) -> u64 {
+        let (words, bits) = ((numbers / 64) as usize, numbers % 64);
+        let whole = self.seen.iter().take(words).map(|word| word.count_ones());
+        let last = self.seen.get(words).map(|word| word & ((1 << bits) - 1));
+        whole.map(u64::from).sum::<u64>() + last.map_or(0, |word| word.count_ones().into())
+    }
+}
+
+/// All that happened.
+struct Tally {
+    seats: Vec<Seat>,
+    buffer: Vec<u8>,
+    arrivals: Vec<Arrival>,
+    live: usize,
+    /// When the last stream became live.
+    live_since: Moment,
+    first_seen: u64,
+    received: u64,
+    repeated: u64,
+    wrong_user: u64,
+    /// Streams that ended without being told to.
+    broken: u64,
+    why_broken: Option<io::Error>,
+}
+
+impl Tally {
+    /// Reads what has come for a stream; true when that was its end.
+    fn read(
+        &mut self,
+        number: usize,
+        users: Users,
+        live: Live,
+        socket: &TcpStream,
+    ) -> io::Result<bool> {
+        let size = match socket.try_read(&mut self.buffer) {
+            Ok(0) => return Ok(true),
+            Ok(size) => size,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let at = Moment::now();
+        let seat = &mut self.seats[number];
+        let mut stream = std::mem::take(&mut seat.stream);
+        let mut is_live = seat.is_live;
+        let outcome = stream.read(&self.buffer[..size], |event| {
+            if !matches!(event.name, b"" | b"message") {
+                is_live |= matches!(live, Live::Event(name) if name.as_bytes() == event.name);
+                return;
+            }
+            self.received += 1;
+            match row_of(event.data) {
+                Some(row) if users.of(row) == seat.user => {
+                    self.arrivals.push(Arrival { row, at });
+                    match seat.see(row / users.count) {
+                        true => self.first_seen += 1,
+                        false => self.repeated += 1,
+                    }
+                }
+                _ => self.wrong_user += 1,
+            }
+        });
+        is_live |= live == Live::Head && stream.has_begun();
+        if is_live && !seat.is_live {
+            self.live += 1;
+            self.live_since = at;
+        }
+        seat.is_live = is_live;
+        seat.stream = stream;
+        outcome.map_err(io::Error::other)?;
+        Ok(false)
+    }
+
+    /// The stream is gone, and its next answer begins anew.
+    fn leave(&mut self, number: usize) {
+        let seat = &mut self.seats[number];
+        self.live -= usize::from(seat.is_live);
+        seat.is_live = false;
+        seat.stream.restart();
+    }
+}
+
+struct Shared {
+    subject: Subject,
+    users: Users,
+    tally: Mutex<Tally>,
+    opening: Semaphore,
+}
+
+impl Shared {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reader, for ever.
+    async fn attend(self: Arc<Self>, number: usize) {
+        loop {
+            let ended = self.listen(number).await;
+            {
+                let mut tally = self.tally();
+                tally.leave(number);
+                tally.broken += 1;
+                if let Err(error) = ended {
+                    tally.why_broken = Some(error);
+                }
+            }
+            sleep(COMES_BACK_AFTER).await;
+        }
+    }
+
+    /// One stream, until its end.
+    async fn listen(&self, number: usize) -> io::Result<()> {
+        let mut opening = self.opening.acquire().await.ok();
+        let request = {
+            let tally = self.tally();
+            let seat = &tally.seats[number];
+            (self.subject.request)(&self.users.name(seat.user), seat.stream.last_id())
+        };
+        let socket = connect(self.subject.address, number).await?;
+        send(&socket, request.as_bytes()).await?;
+        loop {
+            socket.readable().await?;
+            let mut tally = self.tally();
+            if tally.read(number, self.users, self.subject.live, &socket)? {
+                return Ok(());
+            }
+            if tally.seats[number].stream.has_begun() {
+                drop(opening.take());
+            }
+        }
+    }
+}
+
+async fn connect(to: SocketAddr, number: usize) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    // Not every system has more than the first of these addresses.
+    if let Some(host) = u8::try_from(number / PER_ADDRESS % ADDRESSES)
+        .ok()
+        .filter(|&host| host > 0)
+    {
+        let from = Ipv4Addr::new(127, 0, 0, host + 1);
+        socket.bind(SocketAddr::new(IpAddr::V4(from), 0))?;
+    }
+    socket.connect(to).await
+}
+
+async fn send(socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        socket.writable().await?;
+        match socket.try_write(bytes) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Streams, read by a thread of their own. Dropping it closes them all.
+pub struct Audience {
+    shared: Arc<Shared>,
+    readers: Vec<JoinHandle<()>>,
+    runtime: Handle,
+    /// The thread ends when this is dropped.
+    _over: oneshot::Sender<()>,
+}
+
+impl Audience {
+    /// Opens so many streams, the first for the first user and so on round, and
+    /// returns when all of them are live.
+    pub async fn open(subject: Subject, users: Users, streams: usize) -> Result<Self> {
+        let seat = |number| Seat {
+            user: users.of(number),
+            stream: EventStream::default(),
+            is_live: false,
+            seen: Vec::new(),
+        };
+        let shared = Arc::new(Shared {
+            subject,
+            users,
+            tally: Mutex::new(Tally {
+                seats: (0..streams as u64).map(seat).collect(),
+                buffer: vec![0; READ_BYTES],
+                arrivals: Vec::new(),
+                live: 0,
+                live_since: Moment::now(),
+                first_seen: 0,
+                received: 0,
+                repeated: 0,
+                wrong_user: 0,
+                broken: 0,
+                why_broken: None,
+            }),
+            opening: Semaphore::new(OPENING),
+        });
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (over, ending) = oneshot::channel::<()>();
+        thread::Builder::new()
+            .name("audience".to_owned())
+            .spawn(move || runtime.block_on(ending))?;
+        let mut audience = Self {
+            shared,
+            readers: Vec::new(),
+            runtime: handle,
+            _over: over,
+        };
+        audience.come();
+        audience.until_live(OPENS_WITHIN).await?;
+        Ok(audience)
+    }
+
+    /// Closes all streams at once, and returns when they are closed.
+    pub async fn leave(&mut self) {
+        for reader in &self.readers {
+            reader.abort();
+        }
+        for reader in self.readers.drain(..) {
+            // It was aborted, or else it had nothing to say.
+            let _ = reader.await;
+        }
+        let mut tally = self.shared.tally();
+        for number in 0..tally.seats.len() {
+            tally.leave(number);
+        }
+    }
+
+    /// Opens all streams at once, each with its last id, if it has one.
+    pub fn come(&mut self) {
+        for number in 0..self.shared.tally().seats.len() {
+            let reader = Arc::clone(&self.shared).attend(number);
+            self.readers.push(self.runtime.spawn(reader));
+        }
+    }
+
+    /// Waits until all are live at the same time, and tells since when.
+    pub async fn until_live(&self, limit: Duration) -> Result<Moment> {
+        let begin = Moment::now();
+        loop {
+            {
+                let tally = self.shared.tally();
+                let (live, all) = (tally.live, tally.seats.len());
+                if live == all {
+                    return Ok(tally.live_since);
+                }
+                if Moment::now().since(begin) > limit {
+                    let why = &tally.why_broken;
+                    return Err(format!("{live} of {all} streams are live: {why:?}").into());
+                }
+            }
+            sleep(ASKS_AGAIN).await;
+        }
+    }
+
+    /// Waits until all that is due of the first `rows` rows has come, or for as
+    /// long as `limit`. What is missing then is missing.
+    pub async fn until_arrived(&self, rows: u64, limit: Duration) -> Counts {
+        let begin = Moment::now();
+        let expected = self.expected(rows);
+        while self.shared.tally().first_seen < expected && Moment::now().since(begin) < limit {
+            sleep(ASKS_AGAIN).await;
+        }
+        self.counts(rows)
+    }
+
+    /// What became of the first `rows` rows so far.
+    pub fn counts(&self, rows: u64) -> Counts {
+        let (users, tally) = (self.shared.users, self.shared.tally());
+        let seen = |seat: &Seat| seat.seen_of(users.share(seat.user, rows));
+        let expected = self.expected_by(&tally, rows);
+        Counts {
+            expected,
+            received: tally.received,
+            missing: expected - tally.seats.iter().map(seen).sum::<u64>(),
+            repeated: tally.repeated,
+            wrong_user: tally.wrong_user,
+        }
+    }
+
+    fn expected(&self, rows: u64) -> u64 {
+        self.expected_by(&self.shared.tally(), rows)
+    }
+
+    fn expected_by(&self, tally: &Tally, rows: u64) -> u64 {
+        let users = self.shared.users;
+        let share = |seat: &Seat| users.share(seat.user, rows);
+        tally.seats.iter().map(share).sum()
+    }
+
+    /// All arrivals since this was last asked.
+    pub fn take_arrivals(&self) -> Vec<Arrival> {
+        std::mem::take(&mut self.shared.tally().arrivals)
+    }
+
+    /// How many streams ended without being told to, and why the last did.
+    pub fn broken(&self) -> (u64, Option<String>) {
+        let tally = self.shared.tally();
+        let why = tally.why_broken.as_ref().map(ToString::to_string);
+        (tally.broken, why)
+    }
+
+    /// How many are live now.
+    pub fn live(&self) -> usize {
+        self.shared.tally().live
+    }
+}

@@ -1,0 +1,163 @@
+//! The release binary, as it is shipped: `tidings serve`, a process of its own.
+
+use std::{
+    io::{BufRead, BufReader, Write, stderr},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::Deserialize;
+use tidings::{
+    notification::UserId,
+    token::{self, JwtSecret, Rules},
+};
+
+use crate::{
+    Result,
+    process::Process,
+    server::Database,
+    subject::{Live, Subject},
+};
+
+const SECRET: &str = "a secret of the benchmark, 32 bytes or more";
+/// Longer than any run.
+const TOKEN_SECONDS: u64 = 24 * 60 * 60;
+/// It migrates nothing and has nothing to wait for.
+const STARTS_WITHIN: Duration = Duration::from_secs(30);
+
+/// All streams come from one machine and at once, which the defaults take for
+/// an attack. Nothing else differs from what a user gets. More streams than that
+/// would take more than 20,000 open files, which many systems don't allow.
+const SETTINGS: [&str; 8] = [
+    "--listen=127.0.0.1:0",
+    "--admin-listen=127.0.0.1:0",
+    "--max-connections=15500",
+    "--max-connections-per-user=100000",
+    "--max-connections-per-address=100000",
+    "--connection-rate=1000000",
+    "--drain=0s",
+    "--log-format=json",
+];
+
+/// A running bridge. Dropping it kills it.
+pub struct Bridge {
+    child: Child,
+    address: SocketAddr,
+    admin_address: SocketAddr,
+}
+
+/// The line of its log that says where it is.
+#[derive(Deserialize)]
+struct Started {
+    address: SocketAddr,
+    admin_address: SocketAddr,
+}
+
+impl Bridge {
+    /// Starts one, and returns when it serves.
+    pub async fn start(database: &Database) -> Result<Self> {
+        Self::start_with(database, &[]).await
+    }
+
+    /// The same, with more settings.
+    pub async fn start_with(database: &Database, more: &[&str]) -> Result<Self> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
+            .arg("serve")
+            .args(SETTINGS)
+            .args(more)
+            .env_clear()
+            .env("DATABASE_URL", database.url())
+            .env("TIDINGS_JWT_SECRET", SECRET)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let log = child.stderr.take().ok_or("no log")?;
+        let (sender, started) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(|line| line.ok()) {
+                if let Ok(found) = serde_json::from_str::<Started>(&line) {
+                    // Nobody waits any more for a bridge that was too slow.
+                    let _ = sender.send(found);
+                } else if !line.contains("\"INFO\"") {
+                    let _ = writeln!(stderr(), "{line}");
+                }
+            }
+        });
+        let waiting = tokio::task::spawn_blocking(move || started.recv_timeout(STARTS_WITHIN));
+        let Ok(Started {
+            address,
+            admin_address,
+        }) = waiting.await?
+        else {
+            child.kill()?;
+            return Err("the bridge didn't start: its log is above".into());
+        };
+        Ok(Self {
+            child,
+            address,
+            admin_address,
+        })
+    }
+
+    /// Where it answers probes and monitors.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// How one gets a stream of it, and a row into one.
+    pub fn subject(&self) -> Result<Subject> {
+        let secret: JwtSecret = SECRET.parse()?;
+        let rules = Rules::default();
+        let request = move |user: &str, last_event_id: Option<&str>| {
+            let user = UserId::parse(user).expect("a name of the benchmark's own");
+            let token = token::sign(&secret, &rules, &user, TOKEN_SECONDS)
+                .expect("a secret signs whatever there is");
+            let last =
+                last_event_id.map_or_else(String::new, |id| format!("Last-Event-ID: {id}\r\n"));
+            format!(
+                "GET /stream HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\
+                 Authorization: Bearer {token}\r\n{last}\r\n"
+            )
+        };
+        Ok(Subject {
+            address: self.address,
+            request: Box::new(request),
+            live: Live::Event("tidings.caught-up"),
+        })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> Result<Process> {
+        Ok(Process::with_id(self.child.id().try_into()?))
+    }
+
+    /// Tells it to stop and waits until it has.
+    pub async fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.process()?.id()), Signal::SIGTERM)?;
+        let status = loop {
+            match self.child.try_wait()? {
+                Some(status) => break status,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        match status.success() {
+            true => Ok(()),
+            false => Err(format!("the bridge ended with {status}").into()),
+        }
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,279 @@
+//! What the figures must reach.
+
+use serde::Serialize;
+
+use crate::report::{Figure, Section, at, measure, subject};
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Better {
+    /// A rate.
+    Higher,
+    /// A cost.
+    Lower,
+}
+
+/// How far it was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reached {
+    /// All that was hoped for.
+    Aim,
+    /// What it must be.
+    Must,
+    /// Not even that.
+    Missed,
+}
+
+/// A goal, and what was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// The section that the figure is in.
+    pub section: &'static str,
+    /// What it is about.
+    pub goal: &'static str,
+    /// In the goal's unit.
+    pub value: f64,
+    /// That unit.
+    pub unit: &'static str,
+    /// Which way is better.
+    pub better: Better,
+    /// At the least, or at the most.
+    pub must: f64,
+    /// Better still.
+    pub aim: f64,
+    /// Whether it was.
+    pub reached: Reached,
+    /// Where in its section the figure is that the goal is about.
+    #[serde(skip)]
+    pub figure: usize,
+}
+
+/// Picks one figure of a section.
+#[derive(Clone, Copy)]
+struct Pick {
+    subject: &'static str,
+    measure: &'static str,
+    sizes: &'static [(&'static str, f64)],
+}
+
+impl Pick {
+    fn place(self, section: &Section) -> Option<usize> {
+        section.figures.iter().position(|figure| self.is(figure))
+    }
+
+    fn is(self, figure: &Figure) -> bool {
+        figure.subject == self.subject
+            && figure.measure == self.measure
+            && self
+                .sizes
+                .iter()
+                .all(|(axis, size)| figure.size(axis) == Some(*size))
+    }
+}
+
+/// What a figure is measured by.
+#[derive(Clone, Copy)]
+enum Scale {
+    /// In a unit, of which this many are one of the goal's.
+    Unit { divisor: f64, name: &'static str },
+    /// How many times this one of the same section.
+    Times(Pick),
+}
+
+struct Goal {
+    section: &'static str,
+    name: &'static str,
+    figure: Pick,
+    scale: Scale,
+    better: Better,
+    must: f64,
+    aim: f64,
+}
+
+const fn of(
+    subject: &'static str,
+    measure: &'static str,
+    sizes: &'static [(&'static str, f64)],
+) -> Pick {
+    Pick {
+        subject,
+        measure,
+        sizes,
+    }
+}
+
+const WRITERS: Pick = of(
+    subject::TIDINGS,
+    measure::INSERTED,
+    &[(at::WRITERS, 32.0), (at::STREAMS, 1000.0)],
+);
+
+const GOALS: [Goal; 9] = [
+    Goal {
+        section: "writers",
+        name: "INSERT throughput of 32 writers, against no trigger",
+        figure: WRITERS,
+        scale: Scale::Times(of(
+            subject::NO_TRIGGER,
+            measure::INSERTED,
+            &[(at::WRITERS, 32.0)],
+        )),
+        better: Better::Higher,
+        must: 0.8,
+        aim: 0.95,
+    },
+    Goal {
+        section: "writers",
+        name: "INSERT throughput of 32 writers, against a plain NOTIFY trigger",
+        figure: WRITERS,
+        scale: Scale::Times(of(
+            subject::NOTIFY,
+            measure::INSERTED,
+            &[(at::WRITERS, 32.0)],
+        )),
+        better: Better::Higher,
+        must: 4.0,
+        aim: 6.0,
+    },
+    Goal {
+        section: "latency",
+        name: "p50 of INSERT to event at 100 rows/s, against a bare LISTEN",
+        figure: of(subject::TIDINGS, measure::P50, &[(at::RATE, 100.0)]),
+        scale: Scale::Times(of(subject::FLOOR, measure::P50, &[(at::RATE, 100.0)])),
+        better: Better::Lower,
+        must: 1.6,
+        aim: 1.25,
+    },
+    Goal {
+        section: "latency",
+        name: "p99 at 1,000 rows/s over 1,000 streams",
+        figure: of(subject::TIDINGS, measure::P99, &[(at::RATE, 1000.0)]),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "ms",
+        },
+        better: Better::Lower,
+        must: 3.0,
+        aim: 1.5,
+    },
+    Goal {
+        section: "flood",
+        name: "events delivered and marked each second",
+        figure: of(subject::TIDINGS, measure::MARKED, &[(at::BATCH, 1000.0)]),
+        scale: Scale::Unit {
+            divisor: 1000.0,
+            name: "thousand/s",
+        },
+        better: Better::Higher,
+        must: 40.0,
+        aim: 80.0,
+    },
+    Goal {
+        section: "memory",
+        name: "memory (RSS) per idle stream at 10,000",
+        figure: of(
+            subject::TIDINGS,
+            measure::IDLE_STREAM,
+            &[(at::STREAMS, 10_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1024.0,
+            name: "KiB",
+        },
+        better: Better::Lower,
+        must: 14.0,
+        aim: 8.0,
+    },
+    Goal {
+        section: "memory",
+        name: "processor time of 10,000 idle streams",
+        figure: of(subject::TIDINGS, measure::CPU, &[(at::STREAMS, 10_000.0)]),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "% of a core",
+        },
+        better: Better::Lower,
+        must: 3.0,
+        aim: 1.0,
+    },
+    Goal {
+        section: "storm",
+        name: "10,000 streams return, one missed row each: all caught up",
+        figure: of(
+            subject::TIDINGS,
+            measure::CAUGHT_UP,
+            &[(at::STREAMS, 10_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "s",
+        },
+        better: Better::Lower,
+        must: 4.0,
+        aim: 1.5,
+    },
+    Goal {
+        section: "growth",
+        name: "cost per notification at 5 million rows, against 10 thousand",
+        figure: of(
+            subject::BOTH,
+            measure::CPU_PER_ROW,
+            &[(at::ROWS, 5_000_000.0)],
+        ),
+        scale: Scale::Times(of(
+            subject::BOTH,
+            measure::CPU_PER_ROW,
+            &[(at::ROWS, 10_000.0)],
+        )),
+        better: Better::Lower,
+        must: 1.3,
+        aim: 1.0,
+    },
+];
+
+/// What became of the goals whose figures were measured in this run.
+pub fn verdicts(sections: &[Section]) -> Vec<Verdict> {
+    let judge = |goal: &Goal| {
+        let section = sections.iter().find(|one| one.name == goal.section)?;
+        goal.judge(section)
+    };
+    GOALS.iter().filter_map(judge).collect()
+}
+
+impl Goal {
+    fn judge(&self, section: &Section) -> Option<Verdict> {
+        let figure = self.figure.place(section)?;
+        let value = section.figures.get(figure)?.value;
+        let (value, unit) = match self.scale {
+            Scale::Unit { divisor, name } => (value / divisor, name),
+            Scale::Times(other) => {
+                let other = section.figures.get(other.place(section)?)?;
+                (value / other.value, "times")
+            }
+        };
+        // As precise as it is printed: 1.004 times is 1.0 times.
+        let value = (value * 100.0).round() / 100.0;
+        let reaches = |mark: f64| match self.better {
+            Better::Higher => value >= mark,
+            Better::Lower => value <= mark,
+        };
+        let reached = match (reaches(self.aim), reaches(self.must)) {
+            (true, _) => Reached::Aim,
+            (false, true) => Reached::Must,
+            (false, false) => Reached::Missed,
+        };
+        Some(Verdict {
+            section: self.section,
+            goal: self.name,
+            value,
+            unit,
+            better: self.better,
+            must: self.must,
+            aim: self.aim,
+            reached,
+            figure,
+        })
+    }
+}

@@ -1,0 +1,51 @@
+//! What is measured, a section a file.
+
+pub mod fan_out;
+pub mod flood;
+pub mod latency;
+pub mod writers;
+
+use std::time::Duration;
+
+use crate::report::Counts;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Enough to see that everything works: all sections in two minutes.
+    Quick,
+    /// Enough to trust the figures.
+    Full,
+}
+
+impl Size {
+    /// One or the other.
+    pub fn choose<T>(self, quick: T, full: T) -> T {
+        match self {
+            Self::Quick => quick,
+            Self::Full => full,
+        }
+    }
+}
+
+/// How long to wait for what should have come long ago. What comes later is
+/// missing.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The one in the middle; of none, not a number.
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What was counted between two counts of the same streams.
+pub fn between(earlier: Counts, later: Counts) -> Counts {
+    Counts {
+        expected: later.expected - earlier.expected,
+        received: later.received - earlier.received,
+        missing: later.missing.saturating_sub(earlier.missing),
+        repeated: later.repeated - earlier.repeated,
+        wrong_user: later.wrong_user - earlier.wrong_user,
+    }
+}

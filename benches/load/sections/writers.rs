@@ -1,0 +1,186 @@
+//! What writers pay: INSERTs a second, beside those into a bare table.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{PATIENCE, Size, between, median};
+use crate::{
+    Result,
+    audience::Audience,
+    bridge::Bridge,
+    floor::{self, Listener},
+    marks::until_all_marked,
+    report::{Counts, Figure, Section, Unit, at, measure, subject},
+    server::{Database, Server},
+    subject::Users,
+    usage::Usage,
+    writers::{NOTIFICATIONS, Until, Writers},
+};
+
+const WRITERS: [usize; 3] = [1, 8, 32];
+const STREAMS: usize = 1_000;
+const USERS: Users = Users {
+    name: "user",
+    count: STREAMS as u64,
+};
+
+/// Who is told of the rows of one database.
+enum Told {
+    Nobody,
+    /// A connection that LISTENs to a plain trigger.
+    Listener(Listener),
+    /// A bridge whose users are all away.
+    Bridge(Bridge),
+    Streams(Bridge, Audience),
+}
+
+/// One of those that are compared.
+struct Stand {
+    subject: &'static str,
+    database: Database,
+    told: Told,
+    writers: Writers,
+    counted: Counts,
+    /// By the number of writers.
+    rounds: BTreeMap<usize, Rounds>,
+}
+
+#[derive(Default)]
+struct Rounds {
+    rates: Vec<f64>,
+    rows: usize,
+    usage: Usage,
+    counts: Counts,
+}
+
+impl Stand {
+    async fn new(subject: &'static str, database: Database, told: Told) -> Result<Self> {
+        database.vacuum("notifications").await?;
+        Ok(Self {
+            subject,
+            writers: Writers::new(&database, NOTIFICATIONS, USERS),
+            database,
+            told,
+            counted: Counts::default(),
+            rounds: BTreeMap::new(),
+        })
+    }
+
+    fn bridge(&self) -> Option<&Bridge> {
+        match &self.told {
+            Told::Nobody | Told::Listener(_) => None,
+            Told::Bridge(bridge) | Told::Streams(bridge, _) => Some(bridge),
+        }
+    }
+
+    /// Writes for so long, and waits until all of it is through.
+    async fn round(&mut self, server: &Server, writers: usize, time: Duration) -> Result<()> {
+        let before = Usage::of(server, self.bridge())?;
+        let written = self.writers.flat_out(writers, Until::Passed(time)).await?;
+        let counts = self.settle().await?;
+        let usage = Usage::of(server, self.bridge())?.since(before);
+        let round = self.rounds.entry(writers).or_default();
+        round.rates.push(written.rate());
+        round.rows += written.rows.len();
+        round.usage = round.usage.and(usage);
+        round.counts = round.counts.and(between(self.counted, counts));
+        self.counted = counts;
+        Ok(())
+    }
+
+    async fn settle(&self) -> Result<Counts> {
+        let rows = self.writers.rows();
+        Ok(match &self.told {
+            Told::Nobody | Told::Bridge(_) => Counts::default(),
+            Told::Listener(listener) => listener.until_arrived(rows, PATIENCE).await,
+            Told::Streams(_, audience) => {
+                let counts = audience.until_arrived(rows, PATIENCE).await;
+                until_all_marked(&self.database, PATIENCE).await?;
+                counts
+            }
+        })
+    }
+
+    fn figures(&self, writers: usize) -> Vec<Figure> {
+        let Some(rounds) = self.rounds.get(&writers) else {
+            return Vec::new();
+        };
+        let sized = |figure: Figure| {
+            let figure = figure.at(at::WRITERS, writers as f64);
+            match self.told {
+                Told::Streams(..) => figure.at(at::STREAMS, STREAMS as f64),
+                _ => figure,
+            }
+        };
+        let rate = median(&rounds.rates);
+        let mut inserted = sized(Figure::new(
+            self.subject,
+            measure::INSERTED,
+            rate,
+            Unit::PerSecond,
+        ));
+        if rounds.counts.expected > 0 {
+            inserted = inserted.counts(rounds.counts);
+        }
+        let usage = rounds.usage.per_row(self.subject, rounds.rows);
+        [inserted]
+            .into_iter()
+            .chain(usage.into_iter().map(sized))
+            .collect()
+    }
+}
+
+/// Each is measured in turn, several times over, so that what else the machine
+/// does falls on all of them.
+pub async fn run(server: &Server, size: Size) -> Result<Section> {
+    let (rounds, time) = size.choose((1, Duration::from_secs(1)), (5, Duration::from_secs(3)));
+    let mut stands = stands(server).await?;
+    server.settle().await?;
+    for writers in WRITERS {
+        for _ in 0..rounds {
+            for stand in &mut stands {
+                stand.round(server, writers, time).await?;
+            }
+        }
+    }
+    let figures = WRITERS
+        .iter()
+        .flat_map(|&writers| stands.iter().flat_map(move |stand| stand.figures(writers)))
+        .collect();
+    for stand in stands {
+        if let Told::Bridge(bridge) | Told::Streams(bridge, _) = stand.told {
+            bridge.stop().await?;
+        }
+    }
+    Ok(Section {
+        name: "writers",
+        title: "What writers pay".to_owned(),
+        setting: format!(
+            "Connections that INSERT one row a transaction, one after the other, for {} s at a \
+             time; {rounds} times in turn, the median. The rows of “{}” are for {STREAMS} users \
+             who have a stream each, those of “{}” for users who are away.",
+            time.as_secs(),
+            subject::TIDINGS,
+            subject::IDLE,
+        ),
+        figures,
+    })
+}
+
+async fn stands(server: &Server) -> Result<[Stand; 4]> {
+    let bare = server.database().await?;
+    floor::silence(&bare).await?;
+    let plain = server.database().await?;
+    floor::notify_plainly(&plain).await?;
+    let listener = Listener::start(&plain).await?;
+    let idle = server.database().await?;
+    let unused = Bridge::start(&idle).await?;
+    let busy = server.database().await?;
+    let bridge = Bridge::start(&busy).await?;
+    let audience = Audience::open(bridge.subject()?, USERS, STREAMS).await?;
+    Ok([
+        Stand::new(subject::NO_TRIGGER, bare, Told::Nobody).await?,
+        Stand::new(subject::NOTIFY, plain, Told::Listener(listener)).await?,
+        Stand::new(subject::IDLE, idle, Told::Bridge(unused)).await?,
+        Stand::new(subject::TIDINGS, busy, Told::Streams(bridge, audience)).await?,
+    ])
+}

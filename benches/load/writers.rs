@@ -1,0 +1,273 @@
+//! The writers: connections that INSERT, as fast as they can or by the clock.
+//!
+//! They run on threads of their own. Each INSERT is a transaction of its own and
+//! a prepared statement, as an application's are.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use futures_util::future::try_join_all;
+use tokio::{runtime::Builder, sync::oneshot};
+use tokio_postgres::{Client, Statement};
+
+use crate::{
+    Result,
+    clock::Moment,
+    server::Database,
+    subject::{Users, text},
+};
+
+/// Connections that write by the clock: a row is late only when as many commits
+/// as this take longer than they should.
+const BY_THE_CLOCK: usize = 16;
+
+/// Where rows go, whose they are, and how many there are already. Row numbers go
+/// on over all runs, so that no text comes twice.
+#[derive(Clone)]
+pub struct Writers {
+    database: Database,
+    /// Inserts one row, or one for each of two arrays.
+    insert: Insert,
+    users: Users,
+    next: Arc<AtomicU64>,
+}
+
+/// The statements that insert.
+#[derive(Clone, Copy, Debug)]
+pub struct Insert {
+    /// `$1` is the user, `$2` the text.
+    pub row: &'static str,
+    /// `$1` are the users, `$2` the texts.
+    pub batch: &'static str,
+}
+
+/// Into the table of Tidings, or one that has its form.
+pub const NOTIFICATIONS: Insert = Insert {
+    row: "insert into notifications (user_id, text) values ($1, $2)",
+    batch: "insert into notifications (user_id, text) \
+            select * from unnest($1::text[], $2::text[])",
+};
+
+/// A row that was inserted.
+#[derive(Clone, Copy, Debug)]
+pub struct Inserted {
+    /// Its number.
+    pub row: u64,
+    /// When it was issued; by the clock: when it was due, whatever kept it back.
+    pub issued: Moment,
+    /// When its commit was acknowledged.
+    pub committed: Moment,
+}
+
+/// What was written in one run.
+#[derive(Debug)]
+pub struct Written {
+    /// When the first INSERT was issued.
+    pub begin: Moment,
+    /// When the last commit was acknowledged.
+    pub end: Moment,
+    /// The rows, in no order.
+    pub rows: Vec<Inserted>,
+}
+
+impl Written {
+    /// Rows a second.
+    pub fn rate(&self) -> f64 {
+        self.rows.len() as f64 / self.end.since(self.begin).as_secs_f64()
+    }
+}
+
+/// How long to write as fast as it goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// So much time has passed.
+    Passed(Duration),
+    /// So many rows are there, of this run.
+    Rows(u64),
+}
+
+impl Writers {
+    /// Those of a table with nothing in it.
+    pub fn new(database: &Database, insert: Insert, users: Users) -> Self {
+        Self {
+            database: database.clone(),
+            insert,
+            users,
+            next: Arc::default(),
+        }
+    }
+
+    /// How many rows there are, of all runs.
+    pub fn rows(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Inserts one row after the other over each of so many connections.
+    pub async fn flat_out(&self, connections: usize, until: Until) -> Result<Written> {
+        let this = self.clone();
+        on_thread(move || async move {
+            let connecting = (0..connections).map(|_| this.connect(this.insert.row));
+            let connections = try_join_all(connecting).await?;
+            let begin = Moment::now();
+            let (last, over) = match until {
+                Until::Passed(time) => (u64::MAX, begin.plus(time)),
+                Until::Rows(rows) => (this.rows() + rows, begin.plus(Duration::MAX / 2)),
+            };
+            let writing = connections
+                .iter()
+                .map(|connection| this.write(connection, last, over));
+            let rows = try_join_all(writing).await?;
+            this.next.fetch_min(last, Ordering::Relaxed);
+            Ok(written(begin, rows))
+        })
+        .await
+    }
+
+    async fn write(
+        &self,
+        connection: &Connection,
+        last: u64,
+        over: Moment,
+    ) -> Result<Vec<Inserted>> {
+        let mut rows = Vec::new();
+        let mut issued = Moment::now();
+        while issued < over {
+            let row = self.next.fetch_add(1, Ordering::Relaxed);
+            if row >= last {
+                break;
+            }
+            self.insert(connection, row).await?;
+            let committed = Moment::now();
+            rows.push(Inserted {
+                row,
+                issued,
+                committed,
+            });
+            issued = committed;
+        }
+        Ok(rows)
+    }
+
+    /// Inserts batches of so many rows, one after the other, over one connection.
+    pub async fn in_batches(&self, rows: u64, batch: u64) -> Result<Written> {
+        let this = self.clone();
+        on_thread(move || async move {
+            let connection = this.connect(this.insert.batch).await?;
+            let (first, begin) = (this.rows(), Moment::now());
+            let mut inserted = Vec::new();
+            for start in (first..first + rows).step_by(usize::try_from(batch)?) {
+                let numbers = start..(start + batch).min(first + rows);
+                let user = |row| this.users.name(this.users.of(row));
+                let users: Vec<_> = numbers.clone().map(user).collect();
+                let texts: Vec<_> = numbers.clone().map(text).collect();
+                let issued = Moment::now();
+                let Connection { client, statement } = &connection;
+                client.execute(statement, &[&users, &texts]).await?;
+                let committed = Moment::now();
+                inserted.extend(numbers.map(|row| Inserted {
+                    row,
+                    issued,
+                    committed,
+                }));
+            }
+            this.next.store(first + rows, Ordering::Relaxed);
+            Ok(written(begin, vec![inserted]))
+        })
+        .await
+    }
+
+    /// Inserts so many rows, each when it is due at this rate, whatever became of
+    /// those before. Each connection has a thread, which takes the next row.
+    pub async fn by_the_clock(&self, rate: f64, rows: u64) -> Result<Written> {
+        let first = self.next.fetch_add(rows, Ordering::Relaxed);
+        let begin = Arc::new(std::sync::OnceLock::new());
+        let ready = Arc::new(tokio::sync::Barrier::new(BY_THE_CLOCK));
+        let taken = Arc::new(AtomicU64::new(0));
+        let writing = (0..BY_THE_CLOCK).map(|_| {
+            let (this, begin) = (self.clone(), Arc::clone(&begin));
+            let (ready, taken) = (Arc::clone(&ready), Arc::clone(&taken));
+            on_thread(move || async move {
+                let connection = this.connect(this.insert.row).await?;
+                // The first statement of a session reads the catalog.
+                connection
+                    .client
+                    .simple_query("select from notifications limit 0")
+                    .await?;
+                ready.wait().await;
+                let begin = *begin.get_or_init(Moment::now);
+                let mut inserted = Vec::new();
+                loop {
+                    let number = taken.fetch_add(1, Ordering::Relaxed);
+                    if number >= rows {
+                        return Ok(inserted);
+                    }
+                    let issued = begin.plus(Duration::from_secs_f64(number as f64 / rate));
+                    issued.wait();
+                    let row = first + number;
+                    this.insert(&connection, row).await?;
+                    inserted.push(Inserted {
+                        row,
+                        issued,
+                        committed: Moment::now(),
+                    });
+                }
+            })
+        });
+        let rows = try_join_all(writing).await?;
+        let begin = begin.get().copied().unwrap_or_else(Moment::now);
+        Ok(written(begin, rows))
+    }
+
+    async fn connect(&self, statement: &str) -> Result<Connection> {
+        let client = self.database.connect().await?;
+        let statement = client.prepare(statement).await?;
+        Ok(Connection { client, statement })
+    }
+
+    async fn insert(&self, connection: &Connection, row: u64) -> Result<()> {
+        let user = self.users.name(self.users.of(row));
+        let Connection { client, statement } = connection;
+        client.execute(statement, &[&user, &text(row)]).await?;
+        Ok(())
+    }
+}
+
+struct Connection {
+    client: Client,
+    statement: Statement,
+}
+
+fn written(begin: Moment, rows: Vec<Vec<Inserted>>) -> Written {
+    let rows = rows.concat();
+    let end = rows.iter().map(|row| row.committed).max();
+    Written {
+        begin,
+        end: end.unwrap_or(begin),
+        rows,
+    }
+}
+
+/// Does this on a thread of its own, whose runtime does nothing else.
+async fn on_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>>,
+{
+    let (sender, receiver) = oneshot::channel();
+    thread::Builder::new().spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let outcome = match runtime {
+            Ok(runtime) => runtime.block_on(work()),
+            Err(error) => Err(error.into()),
+        };
+        // Nobody waits any more.
+        let _ = sender.send(outcome);
+    })?;
+    receiver.await?
+}
