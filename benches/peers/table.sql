@@ -1,0 +1,25 @@
+-- What the peers listen to: the same rows that Tidings has, without its columns of its own, and
+-- the trigger that every tutorial of LISTEN and NOTIFY shows, one call a row with the row in it.
+
+create table notifications (
+  id bigint generated always as identity primary key,
+  user_id text not null,
+  text text not null,
+  created_at timestamptz not null default now()
+);
+
+-- For those who look up what a client has missed.
+create index on notifications (user_id, id);
+
+create function notify_row() returns trigger language plpgsql as $$
+begin
+  perform pg_notify(
+    'notifications',
+    json_build_object('id', new.id, 'user_id', new.user_id, 'text', new.text)::text
+  );
+  return null;
+end
+$$;
+
+create trigger notify_row after insert on notifications
+for each row execute function notify_row();
