@@ -24,11 +24,23 @@ language plpgsql
 security definer
 set search_path from current
 as $$
+declare
+  nobody_sleeps boolean;
 begin
-  -- 1953064041 is 'tidi' in ASCII. Another kind of key than those of one
-  -- bigint, and than (table's OID, row's id), which applications use.
+  -- In a block that could fail, and so is a savepoint: the lock then belongs to
+  -- what the rows belong to. Else it would to the cursor that happens to insert
+  -- them, which may lose it to a rollback and keep the rows.
+  begin
+    -- 1953064041 is 'tidi' in ASCII. Another kind of key than those of one
+    -- bigint, and than (table's OID, row's id), which applications use.
+    nobody_sleeps := pg_catalog.pg_try_advisory_xact_lock_shared(1953064041, tg_relid::int);
+  exception
+    -- No room for one lock more is no reason to fail.
+    when insufficient_resources then
+      nobody_sleeps := false;
+  end;
   if
-    not pg_catalog.pg_try_advisory_xact_lock_shared(1953064041, tg_relid::int)
+    not nobody_sleeps
     and pg_catalog.current_setting('tidings.doorbell', true) is distinct from 'off'
   then
     perform pg_catalog.pg_notify('tidings_' || tg_relid::text, '');
