@@ -459,9 +459,8 @@ impl EventStream {
 
     /// Takes over how far the log has been flushed meanwhile.
     fn refresh_safe(&mut self) {
-        let tail = self.streams.hub.tail();
-        if tail.history == self.history {
-            self.safe = tail.safe;
+        if let Some(safe) = self.streams.hub.safe(self.history) {
+            self.safe = safe;
         }
     }
 
