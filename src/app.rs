@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     admission::Admission,
+    alarm::Heartbeats,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
     catch_up::Pages,
@@ -248,7 +249,7 @@ impl App {
                 permits: Semaphore::new(usize::from(options.pool_size) - 1),
                 history: Mutex::new(hub.tail().history),
             }),
-            heartbeat: options.heartbeat,
+            heartbeats: Heartbeats::every(options.heartbeat),
             drain: options.drain,
             max_age: options.limits.max_stream_age,
         });

@@ -32,6 +32,7 @@ pub mod sql;
 pub mod batch;
 pub mod reader;
 
+pub mod alarm;
 pub mod catch_up;
 pub mod disconnected;
 pub mod ends;

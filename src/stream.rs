@@ -10,17 +10,18 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
     admission::Permit,
+    alarm::{Alarm, Heartbeats},
     backoff::jittered,
     batch::{Batch, End},
     catch_up::{Page, Pages, Turn, Wanted},
@@ -57,8 +58,8 @@ pub struct Streams {
     pub marks: Arc<Marks>,
     /// Where they read what they missed.
     pub pages: Arc<Pages>,
-    /// The silence after which a heartbeat is sent.
-    pub heartbeat: Duration,
+    /// When a stream that is silent gets one.
+    pub heartbeats: Heartbeats,
     /// The span over which streams end when the bridge stops.
     pub drain: Duration,
     /// The longest that a stream lives.
@@ -151,7 +152,7 @@ pub struct EventStream {
     /// Of the end of the client's identity; taken when it is given.
     warning: Option<Warning>,
     /// Rings for the heartbeat or the end, whichever comes first.
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm,
 }
 
 enum Phase {
@@ -207,7 +208,7 @@ impl EventStream {
             pruned: Pruned::Unknown,
             ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
             warning: identity.expires.map(Warning::before),
-            timer: Box::pin(sleep(streams.heartbeat)),
+            alarm: Alarm::at(streams.heartbeats.next()),
             streams: Arc::clone(streams),
         }
     }
@@ -248,13 +249,13 @@ impl EventStream {
                             self.recover(recovery);
                         }
                     }
-                    Some(Poll::Pending) => return self.poll_timer(cx, chunk),
+                    Some(Poll::Pending) => return self.poll_alarm(cx, chunk),
                 },
                 Phase::Live => match self.connection.poll_letter(cx) {
                     Poll::Ready(Letter::Batch(batch)) => self.current = Some((batch, 0)),
                     Poll::Ready(Letter::Recovered(recovery)) => self.recover(recovery),
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
-                    Poll::Pending => return self.poll_timer(cx, chunk),
+                    Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
                 Phase::Over => return Poll::Ready(()),
             }
@@ -386,13 +387,11 @@ impl EventStream {
 
     /// Adds a heartbeat or the end of the stream to an otherwise empty chunk,
     /// when it is time.
-    fn poll_timer(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
+    fn poll_alarm(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
         if !chunk.is_empty() {
             return Poll::Ready(());
         }
-        if self.timer.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
+        ready!(self.alarm.poll(cx));
         if self.ends.has_come() {
             self.end(chunk);
         } else if !self.warn(chunk) {
@@ -421,7 +420,7 @@ impl EventStream {
             }
         };
         self.ends = self.ends.or(Ends::after(delay, Reason::Told));
-        self.set_timer();
+        self.set_alarm();
     }
 
     /// Tells the client that its identity expires, when it is time.
@@ -465,11 +464,10 @@ impl EventStream {
     }
 
     /// Silence begins now.
-    fn set_timer(&mut self) {
-        let heartbeat = Instant::now() + self.streams.heartbeat;
+    fn set_alarm(&mut self) {
+        let heartbeat = self.streams.heartbeats.next();
         let warning = self.warning.map_or(heartbeat, |warning| warning.at);
-        let next = heartbeat.min(warning).min(self.ends.at());
-        self.timer.as_mut().reset(next);
+        self.alarm.set(heartbeat.min(warning).min(self.ends.at()));
     }
 }
 
@@ -493,7 +491,7 @@ impl Stream for EventStream {
         if stream.poll_fill(cx, &mut chunk).is_pending() {
             return Poll::Pending;
         }
-        stream.set_timer();
+        stream.set_alarm();
         Poll::Ready(Some(Ok(chunk.freeze())))
     }
 }
