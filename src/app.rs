@@ -14,7 +14,7 @@ use tokio::{
     runtime::Handle,
     sync::Semaphore,
     task::JoinError,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
@@ -34,6 +34,7 @@ use crate::{
     health::Health,
     http::Door,
     hub::Hub,
+    line::Lines,
     listener::{ListenError, Listener},
     mailbox::Ending,
     marker::{Marker, Marks},
@@ -66,6 +67,8 @@ pub struct App {
     pool: Pool,
     listener: Listener,
     marker: Marker,
+    lines: Arc<Lines>,
+    drain: Duration,
     server: Server,
     admin: Server,
     address: SocketAddr,
@@ -270,8 +273,10 @@ impl App {
         );
         let admission =
             Admission::new(options.limits.clone(), parts.proxies, Arc::clone(&refusals));
+        let lines = Arc::new(Lines::new(Handle::current()));
         let door = Door {
             streams,
+            lines: web::Data::from(Arc::clone(&lines)),
             authenticator: web::Data::new(authenticator),
             admission: web::Data::new(admission),
             origins: web::Data::new(parts.origins),
@@ -294,6 +299,8 @@ impl App {
             pool,
             listener,
             marker,
+            lines,
+            drain: options.drain,
             server,
             admin,
             address,
@@ -357,8 +364,11 @@ impl App {
         self.health.drain();
         listener.abort();
         self.hub.end_all(Ending::Draining);
-        // Waits for the streams to end, and no longer than its shutdown timeout.
+        let cut_off = Instant::now() + self.drain + servers::STOP_GRACE;
+        // Waits for the streams to end that are still in it, and no longer than
+        // its shutdown timeout; then none can leave it any more.
         handle.stop(true).await;
+        let _ = timeout_at(cut_off, self.lines.ended()).await;
         stop_marker.cancel();
         // A panic in there was reported by the panic hook.
         let _ = marker.await;

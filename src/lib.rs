@@ -52,6 +52,7 @@ pub mod deferral;
 pub mod http;
 pub mod key;
 pub mod key_set;
+pub mod line;
 pub mod metrics;
 pub mod origin;
 pub mod problem;

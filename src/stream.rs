@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
+use futures_util::{FutureExt, Stream, future::BoxFuture};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -115,9 +115,9 @@ impl Warning {
 
 /// The body of one response.
 ///
-/// Each poll means that all earlier bytes are in the kernel's hands (the server
-/// runs with a write buffer of one byte; [`crate::tls`] tells what HTTPS adds),
-/// so that is when rows count as sent.
+/// Each poll means that all earlier bytes are in the kernel's hands ([`crate::line`]
+/// sees to it, and in the server a write buffer of one byte; [`crate::tls`] tells
+/// what HTTPS adds), so that is when rows count as sent.
 pub struct EventStream {
     /// Its place among those that may be open. It is given back before the hub
     /// forgets the connection: whom the hub doesn't count takes no place.
@@ -158,7 +158,7 @@ pub struct EventStream {
 enum Phase {
     Opening(Opening),
     /// Between two pages, or waiting for one.
-    CatchingUp(Option<LocalBoxFuture<'static, Turn>>),
+    CatchingUp(Option<BoxFuture<'static, Turn>>),
     Live,
     Over,
 }
@@ -297,7 +297,7 @@ impl EventStream {
     }
 
     /// Asks for the page after the position, or for the first one.
-    fn next_page(&self) -> LocalBoxFuture<'static, Turn> {
+    fn next_page(&self) -> BoxFuture<'static, Turn> {
         // What is dropped from now on is not in this page.
         self.connection.reopen();
         let wanted = Wanted {
@@ -309,7 +309,7 @@ impl EventStream {
             size: self.page_size,
         };
         let pages = Arc::clone(&self.streams.pages);
-        async move { pages.read(wanted).await }.boxed_local()
+        async move { pages.read(wanted).await }.boxed()
     }
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
