@@ -14,13 +14,14 @@ use tokio::{
     runtime::Handle,
     sync::Semaphore,
     task::JoinError,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
 use crate::{
     admission::Admission,
+    alarm::Heartbeats,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
     catch_up::Pages,
@@ -33,6 +34,7 @@ use crate::{
     health::Health,
     http::Door,
     hub::Hub,
+    line::Lines,
     listener::{ListenError, Listener},
     mailbox::Ending,
     marker::{Marker, Marks},
@@ -68,6 +70,8 @@ pub struct App {
     pool: Pool,
     listener: Listener,
     marker: Marker,
+    lines: Arc<Lines>,
+    drain: Duration,
     server: Server,
     admin: Server,
     address: SocketAddr,
@@ -252,7 +256,7 @@ impl App {
                 permits: Semaphore::new(usize::from(options.pool_size) - 1),
                 history: Mutex::new(hub.tail().history),
             }),
-            heartbeat: options.heartbeat,
+            heartbeats: Heartbeats::every(options.heartbeat),
             drain: options.drain,
             max_age: options.limits.max_stream_age,
         });
@@ -273,8 +277,10 @@ impl App {
         );
         let admission =
             Admission::new(options.limits.clone(), parts.proxies, Arc::clone(&refusals));
+        let lines = Arc::new(Lines::new(Handle::current()));
         let door = Door {
             streams,
+            lines: web::Data::from(Arc::clone(&lines)),
             authenticator: web::Data::new(authenticator),
             admission: web::Data::new(admission),
             origins: web::Data::new(parts.origins),
@@ -297,6 +303,8 @@ impl App {
             pool,
             listener,
             marker,
+            lines,
+            drain: options.drain,
             server,
             admin,
             address,
@@ -361,13 +369,16 @@ impl App {
         );
         self.health.drain();
         stop_listener.cancel();
+        self.hub.end_all(Ending::Draining);
         // It may be waiting for a database that is gone.
         if !listener.is_finished() {
             let _ = timeout(LISTENER_LIMIT, &mut listener).await;
         }
-        self.hub.end_all(Ending::Draining);
-        // Waits for the streams to end, and no longer than its shutdown timeout.
+        let cut_off = Instant::now() + self.drain + servers::STOP_GRACE;
+        // Waits for the streams to end that are still in it, and no longer than
+        // its shutdown timeout; then none can leave it any more.
         handle.stop(true).await;
+        let _ = timeout_at(cut_off, self.lines.ended()).await;
         stop_marker.cancel();
         // A panic in there was reported by the panic hook.
         let _ = marker.await;

@@ -17,10 +17,12 @@ use crate::{
     authenticator::{Authenticator, Named},
     client::Proxies,
     identity::{Identity, Unidentified},
+    line::{Departure, Lines},
     origin::{self, Origins},
     problem::Problem,
     reader::REPLAY_ROWS,
     refusals::{Reason, Refusals},
+    sockets,
     sse::Format,
     stream::{EventStream, Start, Streams},
 };
@@ -33,6 +35,8 @@ const LAST_EVENT_ID: &str = "last-event-id";
 pub struct Door {
     /// What streams are made of.
     pub streams: web::Data<Streams>,
+    /// Where they go once they have begun.
+    pub lines: web::Data<Lines>,
     /// Who is asking.
     pub authenticator: web::Data<Authenticator>,
     /// How many are let in.
@@ -50,6 +54,7 @@ impl Door {
     pub fn routes(&self, config: &mut web::ServiceConfig) {
         config
             .app_data(self.streams.clone())
+            .app_data(self.lines.clone())
             .app_data(self.authenticator.clone())
             .app_data(self.admission.clone())
             .app_data(self.origins.clone())
@@ -106,6 +111,7 @@ struct Parameters {
 async fn stream(
     request: HttpRequest,
     streams: web::Data<Streams>,
+    lines: web::Data<Lines>,
     authenticator: web::Data<Authenticator>,
     admission: web::Data<Admission>,
     refusals: web::Data<Refusals>,
@@ -144,15 +150,25 @@ async fn stream(
         &start,
         parameters.format,
     );
-    Ok(HttpResponse::Ok()
+    let stream = stream.holding(permit);
+    let mut response = HttpResponse::Ok();
+    response
         .content_type("text/event-stream")
         .insert_header(CacheControl(vec![
             CacheDirective::NoCache,
             CacheDirective::NoTransform,
         ]))
         // nginx would buffer the stream otherwise.
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(stream.holding(permit)))
+        .insert_header(("x-accel-buffering", "no"));
+    Ok(match sockets::detach(&request) {
+        // Nobody reads a further request then.
+        Some(socket) => {
+            response
+                .force_close()
+                .body(Departure::new(lines.into_inner(), socket, stream))
+        }
+        None => response.streaming(stream),
+    })
 }
 
 async fn identify(

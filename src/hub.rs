@@ -97,6 +97,13 @@ impl Hub {
         lock(&self.tail).clone()
     }
 
+    /// Below which transaction ids are on disk, as far as the bridge knows, if it
+    /// still reads this history.
+    pub fn safe(&self, history: History) -> Option<Xid> {
+        let tail = lock(&self.tail);
+        (tail.history == history).then_some(tail.safe)
+    }
+
     /// Begins, or begins anew: nothing is delivered.
     pub fn start(&self, tail: Tail) {
         *lock(&self.tail) = tail;

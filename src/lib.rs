@@ -32,6 +32,7 @@ pub mod sql;
 pub mod batch;
 pub mod reader;
 
+pub mod alarm;
 pub mod catch_up;
 pub mod disconnected;
 pub mod ends;
@@ -51,6 +52,7 @@ pub mod deferral;
 pub mod http;
 pub mod key;
 pub mod key_set;
+pub mod line;
 pub mod metrics;
 pub mod origin;
 pub mod problem;

@@ -23,7 +23,7 @@ use crate::{
 
 /// Streams have ended after the drain time; what is still open then is cut off
 /// after this.
-const STOP_GRACE: Duration = Duration::from_secs(2);
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Connections that wait to be accepted: after a restart all browsers come
 /// back together. The kernel caps it at `net.core.somaxconn`.

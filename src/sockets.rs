@@ -3,14 +3,16 @@
 
 use std::{
     any::Any,
-    net::{IpAddr, Shutdown},
+    cell::Cell,
+    net::{self, IpAddr, Shutdown},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use actix_tls::accept::rustls_0_23::TlsStream;
-use actix_web::{dev::Extensions, rt::net::TcpStream};
+use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 use crate::{
@@ -32,6 +34,11 @@ const CLIENT_BUFFER: usize = 128 << 10;
 /// that are being answered. A quarter of the streams is added to it.
 const SPARE: usize = 64;
 
+/// Sockets with a second handle, by which a stream can leave the server: those
+/// that have not asked yet, or are being answered. Each is one more open file. A
+/// stream that finds none free stays in the server.
+const SECOND_HANDLES: usize = 1_024;
+
 /// Open files beside those of clients and of the pool: the listener, the log,
 /// the servers' own.
 const OTHER_FILES: u64 = 64;
@@ -44,6 +51,7 @@ pub struct Sockets {
     proxies: Proxies,
     refusals: Arc<Refusals>,
     open: Mutex<Open>,
+    second_handles: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -52,11 +60,36 @@ struct Open {
     clients: Tally<Client>,
 }
 
-/// A socket's place, which lives in the connection. Dropping it gives it back.
-struct Place {
+/// A socket's place, which lives as long as the connection. Dropping it gives it
+/// back.
+pub struct Place {
     sockets: Arc<Sockets>,
     /// None for a proxy's: many clients are behind it.
     client: Option<Client>,
+}
+
+/// A connection's socket and its place, for somebody else than the server.
+pub struct Detached {
+    socket: net::TcpStream,
+    place: Place,
+    _second_handle: OwnedSemaphorePermit,
+}
+
+impl Detached {
+    /// Both. The server is about to close its own handle.
+    pub fn into_parts(self) -> (net::TcpStream, Place) {
+        (self.socket, self.place)
+    }
+}
+
+/// What can be detached from the server's connection, in which it lives.
+struct Detachable(Cell<Option<Detached>>);
+
+/// Takes the socket below a request from the server, which is to drop its
+/// connection next.
+pub fn detach(request: &HttpRequest) -> Option<Detached> {
+    let detachable: &Detachable = request.conn_data()?;
+    detachable.0.take()
 }
 
 impl Sockets {
@@ -68,6 +101,7 @@ impl Sockets {
             proxies,
             refusals,
             open: Mutex::default(),
+            second_handles: Arc::new(Semaphore::new(SECOND_HANDLES)),
         }
     }
 
@@ -82,14 +116,35 @@ impl Sockets {
         // Without an address it has gone already.
         let Ok(peer) = socket.peer_addr() else { return };
         match self.place(peer.ip()) {
-            Ok(place) => {
-                extensions.insert(place);
-            }
+            Ok(place) => match self.second_handle(connection) {
+                Some((socket, permit)) => {
+                    let detached = Detached {
+                        socket,
+                        place,
+                        _second_handle: permit,
+                    };
+                    extensions.insert(Detachable(Cell::new(Some(detached))));
+                }
+                None => {
+                    extensions.insert(place);
+                }
+            },
             Err(client) => {
                 self.refusals.count(Reason::Sockets, client);
                 let _ = SockRef::from(socket).shutdown(Shutdown::Both);
             }
         }
+    }
+
+    /// What is encrypted is of no use without the server.
+    fn second_handle(
+        &self,
+        connection: &dyn Any,
+    ) -> Option<(net::TcpStream, OwnedSemaphorePermit)> {
+        let socket: &TcpStream = connection.downcast_ref()?;
+        let permit = Arc::clone(&self.second_handles).try_acquire_owned().ok()?;
+        let socket = SockRef::from(socket).try_clone().ok()?;
+        Some((socket.into(), permit))
     }
 
     fn place(self: &Arc<Self>, address: IpAddr) -> Result<Place, Client> {
@@ -136,7 +191,7 @@ pub fn most(limits: &LimitOptions) -> usize {
 /// Each client is an open file, and one that can't be opened can't be told why.
 pub fn warn_of_few_files(limits: &LimitOptions, pool_size: u16) {
     let sockets = u64::try_from(most(limits)).unwrap_or(u64::MAX);
-    let needed = sockets + u64::from(pool_size) + OTHER_FILES;
+    let needed = sockets + SECOND_HANDLES as u64 + u64::from(pool_size) + OTHER_FILES;
     if let Ok((allowed, _)) = rlimit::Resource::NOFILE.get()
         && allowed < needed
     {

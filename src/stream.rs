@@ -10,17 +10,18 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::{FutureExt, Stream, future::LocalBoxFuture};
-use tokio::time::{Instant, Sleep, sleep};
+use futures_util::{FutureExt, Stream, future::BoxFuture};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
     admission::Permit,
+    alarm::{Alarm, Heartbeats},
     backoff::jittered,
     batch::{Batch, End},
     catch_up::{Page, Pages, Turn, Wanted},
@@ -57,8 +58,8 @@ pub struct Streams {
     pub marks: Arc<Marks>,
     /// Where they read what they missed.
     pub pages: Arc<Pages>,
-    /// The silence after which a heartbeat is sent.
-    pub heartbeat: Duration,
+    /// When a stream that is silent gets one.
+    pub heartbeats: Heartbeats,
     /// The span over which streams end when the bridge stops.
     pub drain: Duration,
     /// The longest that a stream lives.
@@ -114,9 +115,9 @@ impl Warning {
 
 /// The body of one response.
 ///
-/// Each poll means that all earlier bytes are in the kernel's hands (the server
-/// runs with a write buffer of one byte; [`crate::tls`] tells what HTTPS adds),
-/// so that is when rows count as sent.
+/// Each poll means that all earlier bytes are in the kernel's hands ([`crate::line`]
+/// sees to it, and in the server a write buffer of one byte; [`crate::tls`] tells
+/// what HTTPS adds), so that is when rows count as sent.
 pub struct EventStream {
     /// Its place among those that may be open. It is given back before the hub
     /// forgets the connection: whom the hub doesn't count takes no place.
@@ -151,13 +152,13 @@ pub struct EventStream {
     /// Of the end of the client's identity; taken when it is given.
     warning: Option<Warning>,
     /// Rings for the heartbeat or the end, whichever comes first.
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm,
 }
 
 enum Phase {
     Opening(Opening),
     /// Between two pages, or waiting for one.
-    CatchingUp(Option<LocalBoxFuture<'static, Turn>>),
+    CatchingUp(Option<BoxFuture<'static, Turn>>),
     Live,
     Over,
 }
@@ -207,7 +208,7 @@ impl EventStream {
             pruned: Pruned::Unknown,
             ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
             warning: identity.expires.map(Warning::before),
-            timer: Box::pin(sleep(streams.heartbeat)),
+            alarm: Alarm::at(streams.heartbeats.next()),
             streams: Arc::clone(streams),
         }
     }
@@ -248,13 +249,13 @@ impl EventStream {
                             self.recover(recovery);
                         }
                     }
-                    Some(Poll::Pending) => return self.poll_timer(cx, chunk),
+                    Some(Poll::Pending) => return self.poll_alarm(cx, chunk),
                 },
                 Phase::Live => match self.connection.poll_letter(cx) {
                     Poll::Ready(Letter::Batch(batch)) => self.current = Some((batch, 0)),
                     Poll::Ready(Letter::Recovered(recovery)) => self.recover(recovery),
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
-                    Poll::Pending => return self.poll_timer(cx, chunk),
+                    Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
                 Phase::Over => return Poll::Ready(()),
             }
@@ -296,7 +297,7 @@ impl EventStream {
     }
 
     /// Asks for the page after the position, or for the first one.
-    fn next_page(&self) -> LocalBoxFuture<'static, Turn> {
+    fn next_page(&self) -> BoxFuture<'static, Turn> {
         // What is dropped from now on is not in this page.
         self.connection.reopen();
         let wanted = Wanted {
@@ -308,7 +309,7 @@ impl EventStream {
             size: self.page_size,
         };
         let pages = Arc::clone(&self.streams.pages);
-        async move { pages.read(wanted).await }.boxed_local()
+        async move { pages.read(wanted).await }.boxed()
     }
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
@@ -386,13 +387,11 @@ impl EventStream {
 
     /// Adds a heartbeat or the end of the stream to an otherwise empty chunk,
     /// when it is time.
-    fn poll_timer(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
+    fn poll_alarm(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
         if !chunk.is_empty() {
             return Poll::Ready(());
         }
-        if self.timer.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
+        ready!(self.alarm.poll(cx));
         if self.ends.has_come() {
             self.end(chunk);
         } else if !self.warn(chunk) {
@@ -421,7 +420,7 @@ impl EventStream {
             }
         };
         self.ends = self.ends.or(Ends::after(delay, Reason::Told));
-        self.set_timer();
+        self.set_alarm();
     }
 
     /// Tells the client that its identity expires, when it is time.
@@ -459,18 +458,16 @@ impl EventStream {
 
     /// Takes over how far the log has been flushed meanwhile.
     fn refresh_safe(&mut self) {
-        let tail = self.streams.hub.tail();
-        if tail.history == self.history {
-            self.safe = tail.safe;
+        if let Some(safe) = self.streams.hub.safe(self.history) {
+            self.safe = safe;
         }
     }
 
     /// Silence begins now.
-    fn set_timer(&mut self) {
-        let heartbeat = Instant::now() + self.streams.heartbeat;
+    fn set_alarm(&mut self) {
+        let heartbeat = self.streams.heartbeats.next();
         let warning = self.warning.map_or(heartbeat, |warning| warning.at);
-        let next = heartbeat.min(warning).min(self.ends.at());
-        self.timer.as_mut().reset(next);
+        self.alarm.set(heartbeat.min(warning).min(self.ends.at()));
     }
 }
 
@@ -494,7 +491,7 @@ impl Stream for EventStream {
         if stream.poll_fill(cx, &mut chunk).is_pending() {
             return Poll::Pending;
         }
-        stream.set_timer();
+        stream.set_alarm();
         Poll::Ready(Some(Ok(chunk.freeze())))
     }
 }

@@ -150,3 +150,41 @@ async fn a_head_that_is_too_large_is_refused_and_harms_nobody() {
         .await;
     assert_eq!(alice.next_event().await.data, "still here");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_says_after_its_request_is_not_read_and_much_of_it_ends_the_stream() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &[]).await;
+    let mut alice = TcpStream::connect(bridge.address())
+        .await
+        .expect("a socket");
+    let bearer = token("alice");
+    let request =
+        format!("GET /stream HTTP/1.1\r\nHost: tidings\r\nAuthorization: Bearer {bearer}\r\n\r\n");
+    alice
+        .write_all(request.as_bytes())
+        .await
+        .expect("a request");
+    read_until(&mut alice, "tidings.caught-up").await;
+    alice.write_all(request.as_bytes()).await.expect("another");
+    database
+        .execute("select send_notification('alice', 'still here')")
+        .await;
+    let text = read_until(&mut alice, "still here").await;
+    assert!(!text.contains("HTTP/1.1"), "{text}");
+
+    let talking = async { while alice.write_all(&[b'x'; 4_096]).await.is_ok() {} };
+    timeout(PATIENCE, talking).await.expect("an end");
+}
+
+/// What has come when `text` has.
+async fn read_until(stream: &mut TcpStream, text: &str) -> String {
+    let mut come = Vec::new();
+    let reading = async {
+        while !String::from_utf8_lossy(&come).contains(text) {
+            come.push(stream.read_u8().await.expect("more"));
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("the text");
+    String::from_utf8_lossy(&come).into_owned()
+}

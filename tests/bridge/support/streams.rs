@@ -7,6 +7,7 @@ use std::{
 
 use futures_util::StreamExt;
 use tidings::{
+    alarm::Heartbeats,
     catch_up::Pages,
     history::History,
     hub::{Hub, Tail},
@@ -46,7 +47,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             permits: Semaphore::new(1),
             history: Mutex::default(),
         }),
-        heartbeat: Duration::from_secs(300),
+        heartbeats: Heartbeats::every(Duration::from_secs(300)),
         drain: Duration::ZERO,
         max_age: Duration::from_secs(300),
     })
