@@ -35,7 +35,9 @@ const USERS: Users = Users {
     count: STREAMS as u64,
 };
 
-/// Three digits, in nanoseconds.
+/// Nobody waits for longer than for what is missing.
+const LONGEST: Duration = Duration::from_secs(600);
+/// Of each time, in nanoseconds.
 const DIGITS: u8 = 3;
 
 /// Times of one kind, at one rate.
@@ -43,7 +45,8 @@ struct Times(Histogram<u64>);
 
 impl Times {
     fn new() -> Result<Self> {
-        Ok(Self(Histogram::new(DIGITS)?))
+        let longest = u64::try_from(LONGEST.as_nanos())?;
+        Ok(Self(Histogram::new_with_max(longest, DIGITS)?))
     }
 
     fn note(&mut self, time: Duration) {
