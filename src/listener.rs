@@ -232,30 +232,28 @@ impl Listener {
     ) -> Result<(Watch, Look), ListenError> {
         let (kept, look) = match watch {
             Watch::Awake if flow.is_idle(Instant::now()) => {
-                tokio::join!(biased; session.fall_asleep(), self.look(session))
+                tokio::join!(biased; session.fall_asleep(), self.look(session, flow))
             }
-            Watch::Guest => tokio::join!(biased; session.relies_on_seat(), self.look(session)),
-            Watch::Awake | Watch::Seated => (Ok(watch), self.look(session).await),
+            Watch::Guest => {
+                tokio::join!(biased; session.relies_on_seat(), self.look(session, flow))
+            }
+            Watch::Awake | Watch::Seated => (Ok(watch), self.look(session, flow).await),
         };
         let (mut kept, look) = (kept?, look?);
-        let now = Instant::now();
-        if look != Look::Nothing {
-            flow.found(now);
-        }
         match (watch, kept) {
             (Watch::Seated, Watch::Seated) if flow.wakes() => {
                 session.wake().await?;
                 kept = Watch::Awake;
             }
             // Who had the lock has woken, because rows flow.
-            (Watch::Guest, Watch::Awake) => *flow = Flow::begins(now),
+            (Watch::Guest, Watch::Awake) => *flow = Flow::begins(Instant::now()),
             _ => {}
         }
         Ok((kept, look))
     }
 
     /// Reads one page and hands it on.
-    async fn look(&mut self, session: &Session) -> Result<Look, ListenError> {
+    async fn look(&mut self, session: &Session, flow: &mut Flow) -> Result<Look, ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
         let mut page = reader::tail_page(client, query, &self.position, self.page_size).await?;
         let (cut_off, follows) = (page.cut_off(), page.follows());
@@ -272,6 +270,9 @@ impl Listener {
             Rest::Nothing if page.notifications.is_empty() => Look::Nothing,
             Rest::Nothing => Look::Found,
         };
+        if found != Look::Nothing {
+            flow.found(Instant::now(), page.snapshot.running());
+        }
         debug!(rows = page.notifications.len(), "looked at the table");
         self.safe.read_up_to(self.position.floor(), page.log);
         let remembered = &mut self.remembered;

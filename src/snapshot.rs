@@ -53,6 +53,11 @@ impl Snapshot {
         Self { xmax, running }
     }
 
+    /// How many transactions were running, of all databases of the cluster.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
     /// The transactions below `floor` that were still running, ascending.
     pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
         self.running

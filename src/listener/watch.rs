@@ -8,8 +8,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Rows that were found so soon after others are part of a flow.
+/// Rows that are found so soon after others are part of a flow.
 const FLOWING: Duration = Duration::from_millis(4);
+
+/// The same, while other transactions are running: they may be writers that wait
+/// for each other, because they ring. Then rows come no faster than the disk
+/// takes commits, one at a time.
+const QUEUEING: Duration = Duration::from_millis(25);
 
 /// A flow of so many looks wakes the bridge. A hundred rows a second, which
 /// writers can well ring for, hardly ever come so close.
@@ -66,9 +71,10 @@ impl Flow {
         }
     }
 
-    /// A look has found rows.
-    pub fn found(&mut self, now: Instant) {
-        let is_flowing = now.saturating_duration_since(self.last) < FLOWING;
+    /// A look has found rows, and transactions that were still running.
+    pub fn found(&mut self, now: Instant, running: usize) {
+        let soon = if running > 0 { QUEUEING } else { FLOWING };
+        let is_flowing = now.saturating_duration_since(self.last) < soon;
         self.looks = if is_flowing { self.looks + 1 } else { 1 };
         self.last = now;
     }
@@ -97,28 +103,37 @@ impl Flow {
 mod tests {
     use super::*;
 
-    /// What is left of a second of rows that come `every` so often.
-    fn after_a_second(every: Duration) -> (Flow, Instant) {
+    /// What is left of a second of rows that come `every` so often, while so many
+    /// transactions are running.
+    fn after_a_second(every: Duration, running: usize) -> (Flow, Instant) {
         let mut now = Instant::now();
         let (end, mut flow) = (now + Duration::from_secs(1), Flow::begins(now));
         while now < end {
             now += every;
-            flow.found(now);
+            flow.found(now, running);
         }
         (flow, now)
     }
 
     #[test]
     fn a_trickle_is_slept_through_and_a_flow_is_not() {
-        let (trickle, _) = after_a_second(Duration::from_millis(10));
+        let (trickle, _) = after_a_second(Duration::from_millis(10), 0);
         assert!(!trickle.wakes());
-        let (flow, _) = after_a_second(Duration::from_millis(2));
+        let (flow, _) = after_a_second(Duration::from_millis(2), 0);
         assert!(flow.wakes());
     }
 
     #[test]
+    fn writers_that_queue_for_a_slow_disk_are_a_flow() {
+        let (queue, _) = after_a_second(Duration::from_millis(10), 1);
+        assert!(queue.wakes());
+        let (trickle, _) = after_a_second(Duration::from_millis(50), 1);
+        assert!(!trickle.wakes());
+    }
+
+    #[test]
     fn a_bridge_that_is_awake_stays_so_until_nothing_comes() {
-        let (flow, now) = after_a_second(Duration::from_millis(10));
+        let (flow, now) = after_a_second(Duration::from_millis(10), 0);
         assert!(!flow.is_idle(now + Duration::from_millis(10)));
         assert!(flow.is_idle(now + IDLE));
         assert!(flow.gap(now) < flow.gap(now + IDLE));
