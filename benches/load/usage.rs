@@ -17,8 +17,10 @@ const GENERATOR: &str = "load generator";
 /// Processor time of each party.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    bridge: Duration,
-    postgres: Duration,
+    /// The bridge.
+    pub bridge: Duration,
+    /// All processes of the server.
+    pub postgres: Duration,
     generator: Duration,
 }
 
