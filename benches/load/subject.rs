@@ -2,13 +2,16 @@
 
 use std::net::SocketAddr;
 
+/// The head of the request for the stream of a user, who may have been here
+/// before and come with the id of the last event.
+pub type Request = Box<dyn Fn(&str, Option<&str>) -> String + Send + Sync>;
+
 /// How one gets a stream of it.
 pub struct Subject {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The head of the request for the stream of a user, who may have been here
-    /// before and come with the id of the last event.
-    pub request: Box<dyn Fn(&str, Option<&str>) -> String + Send + Sync>,
+    /// How one asks for a stream.
+    pub request: Request,
     /// When a stream is one.
     pub live: Live,
 }

@@ -27,6 +27,9 @@ use crate::{
 /// as this take longer than they should.
 const BY_THE_CLOCK: usize = 16;
 
+/// Connections that write batches: while one waits for the disk, others write.
+pub const IN_BATCHES: usize = 4;
+
 /// After five executions PostgreSQL settles for a plan of a prepared statement.
 const UNTIL_PLANNED: usize = 6;
 
@@ -157,32 +160,49 @@ impl Writers {
         Ok(rows)
     }
 
-    /// Inserts batches of so many rows, one after the other, over one connection.
+    /// Inserts so many rows in batches, over a few connections.
     pub async fn in_batches(&self, rows: u64, batch: u64) -> Result<Written> {
         let this = self.clone();
         on_thread(move || async move {
-            let client = this.database.connect().await?;
-            let statement = client.prepare(this.insert.batch).await?;
-            let (first, begin) = (this.rows(), Moment::now());
-            let mut inserted = Vec::new();
-            for start in (first..first + rows).step_by(usize::try_from(batch)?) {
-                let numbers = start..(start + batch).min(first + rows);
-                let user = |row| this.users.name(this.users.of(row));
-                let users: Vec<_> = numbers.clone().map(user).collect();
-                let texts: Vec<_> = numbers.clone().map(text).collect();
-                let issued = Moment::now();
-                client.execute(&statement, &[&users, &texts]).await?;
-                let committed = Moment::now();
-                inserted.extend(numbers.map(|row| Inserted {
-                    row,
-                    issued,
-                    committed,
-                }));
-            }
-            this.next.store(first + rows, Ordering::Relaxed);
-            Ok(written(begin, vec![inserted]))
+            let connecting = (0..IN_BATCHES).map(|_| this.prepare(this.insert.batch));
+            let connections = try_join_all(connecting).await?;
+            let (begin, last) = (Moment::now(), this.rows() + rows);
+            let writing = connections
+                .iter()
+                .map(|connection| this.write_batches(connection, last, batch));
+            let rows = try_join_all(writing).await?;
+            this.next.fetch_min(last, Ordering::Relaxed);
+            Ok(written(begin, rows))
         })
         .await
+    }
+
+    async fn write_batches(
+        &self,
+        connection: &Connection,
+        last: u64,
+        batch: u64,
+    ) -> Result<Vec<Inserted>> {
+        let mut inserted = Vec::new();
+        loop {
+            let first = self.next.fetch_add(batch, Ordering::Relaxed);
+            if first >= last {
+                return Ok(inserted);
+            }
+            let numbers = first..last.min(first + batch);
+            let user = |row| self.users.name(self.users.of(row));
+            let users: Vec<_> = numbers.clone().map(user).collect();
+            let texts: Vec<_> = numbers.clone().map(text).collect();
+            let issued = Moment::now();
+            let Connection { client, statement } = connection;
+            client.execute(statement, &[&users, &texts]).await?;
+            let committed = Moment::now();
+            inserted.extend(numbers.map(|row| Inserted {
+                row,
+                issued,
+                committed,
+            }));
+        }
     }
 
     /// Inserts so many rows, each when it is due at this rate, whatever became of
@@ -226,15 +246,19 @@ impl Writers {
     /// statements of a session read the catalog, compile the trigger and choose a
     /// plan. What it inserted is taken back.
     async fn connect(&self) -> Result<Connection> {
-        let client = self.database.connect().await?;
-        let statement = client.prepare(self.insert.row).await?;
-        let connection = Connection { client, statement };
+        let connection = self.prepare(self.insert.row).await?;
         connection.client.batch_execute("begin").await?;
         for _ in 0..UNTIL_PLANNED {
             self.insert(&connection, 0).await?;
         }
         connection.client.batch_execute("rollback").await?;
         Ok(connection)
+    }
+
+    async fn prepare(&self, statement: &str) -> Result<Connection> {
+        let client = self.database.connect().await?;
+        let statement = client.prepare(statement).await?;
+        Ok(Connection { client, statement })
     }
 
     async fn insert(&self, connection: &Connection, row: u64) -> Result<()> {

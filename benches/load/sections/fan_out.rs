@@ -12,7 +12,7 @@ use crate::{
     report::{Figure, Section, Unit, at, measure, subject},
     server::Server,
     subject::Users,
-    writers::{NOTIFICATIONS, Writers},
+    writers::{Inserted, NOTIFICATIONS, Writers},
 };
 
 const STREAMS: usize = 1_000;
@@ -50,7 +50,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         span.last = span.last.max(arrival.at);
     }
     let figure = |measure: &str, moment: fn(&Span) -> Moment| {
-        let since = |row: &crate::writers::Inserted| {
+        let since = |row: &Inserted| {
             let span = spans.get(&row.row)?;
             Some(moment(span).since(row.issued).as_secs_f64() * 1e3)
         };

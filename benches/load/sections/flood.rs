@@ -5,12 +5,13 @@ use crate::{
     Result,
     audience::Audience,
     bridge::Bridge,
+    clock::Moment,
     marks::until_all_marked,
     report::{Counts, Figure, Section, Unit, at, measure, subject},
     server::Server,
     subject::Users,
     usage::Usage,
-    writers::{NOTIFICATIONS, Until, Writers},
+    writers::{IN_BATCHES, NOTIFICATIONS, Until, Writers},
 };
 
 const STREAMS: usize = 1_000;
@@ -25,9 +26,9 @@ const BATCH: u64 = 1_000;
 /// How the rows come.
 #[derive(Clone, Copy, Debug)]
 enum Rows {
-    /// One an INSERT, from many connections.
+    /// One an INSERT.
     Single,
-    /// Many an INSERT, from one connection.
+    /// Many an INSERT.
     Batches,
 }
 
@@ -65,7 +66,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         title: "A flood of rows".to_owned(),
         setting: format!(
             "{rows} rows as fast as they go, for {STREAMS} users who have a stream each: single \
-             rows from {WRITERS} connections, batches of {BATCH} from one. Rows a second until the \
+             rows from {WRITERS} connections, batches of {BATCH} from {IN_BATCHES}. Rows a second until the \
              last commit, until the last event arrived, and until the last row was marked as sent; \
              {rounds} times, the median."
         ),
@@ -88,8 +89,7 @@ async fn flood(server: &Server, kind: Rows, rows: u64) -> Result<Flood> {
     let marked = until_all_marked(&database, PATIENCE).await?;
     let usage = Usage::of(server, Some(&bridge))?.since(before);
     let last = audience.take_arrivals().iter().map(|event| event.at).max();
-    let rate =
-        |moment: crate::clock::Moment| rows as f64 / moment.since(written.begin).as_secs_f64();
+    let rate = |moment: Moment| rows as f64 / moment.since(written.begin).as_secs_f64();
     drop(audience);
     bridge.stop().await?;
     Ok(Flood {
