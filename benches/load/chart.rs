@@ -171,6 +171,9 @@ pub struct Frame<'a> {
     pub value: &'a str,
     /// How values are laid out. Sizes are always logarithmic, as they are chosen so.
     pub scale: Scale,
+    /// Values that there is room for in any case, so that what hardly differs
+    /// looks so.
+    pub covers: &'a [f64],
 }
 
 /// Draws lines. There must be a point, and none at or below zero.
@@ -183,7 +186,8 @@ pub fn lines(file: &Path, frame: &Frame<'_>, lines: &[Line]) -> io::Result<()> {
         scale: Scale::Logarithmic,
         ticks: sizes,
     };
-    let values: Vec<f64> = points().map(|(_, value)| *value).collect();
+    let values = points().map(|(_, value)| *value);
+    let values: Vec<f64> = values.chain(frame.covers.iter().copied()).collect();
     let values = Axis {
         scale: frame.scale,
         ticks: frame.scale.ticks(&values),

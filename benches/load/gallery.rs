@@ -217,15 +217,20 @@ impl Chart {
                 if lines.is_empty() {
                     return Ok(Outcome::NothingToShow);
                 }
-                let (value, scale) = match value {
-                    Value::Measured { said, scale, .. } => (*said, *scale),
-                    Value::Relative => ("times the cost at the smallest", Scale::Logarithmic),
+                let (value, scale, covers): (_, _, &[f64]) = match value {
+                    Value::Measured { said, scale, .. } => (*said, *scale, &[]),
+                    Value::Relative => (
+                        "times the cost at the smallest",
+                        Scale::Logarithmic,
+                        &[0.2, 5.0],
+                    ),
                 };
                 let frame = Frame {
                     title: self.title,
                     along: said,
                     value,
                     scale,
+                    covers,
                 };
                 chart::lines(path, &frame, &lines)?;
             }

@@ -12,11 +12,13 @@ mod event_stream;
 mod floor;
 mod gallery;
 mod goal;
+mod kernel;
 mod machine;
 mod marks;
 mod process;
 mod report;
 mod results;
+mod retained;
 mod sections;
 mod server;
 mod subject;
@@ -32,7 +34,7 @@ use crate::{
     machine::Machine,
     report::Section,
     results::Results,
-    sections::{Size, fan_out, flood, latency},
+    sections::{Size, fan_out, flood, growth, latency, memory, storm},
     server::Server,
 };
 
@@ -62,6 +64,9 @@ enum Name {
     Latency,
     Flood,
     FanOut,
+    Memory,
+    Storm,
+    Growth,
 }
 
 impl Name {
@@ -71,6 +76,9 @@ impl Name {
             Self::Latency => latency::run(server, size).await,
             Self::Flood => flood::run(server, size).await,
             Self::FanOut => fan_out::run(server, size).await,
+            Self::Memory => memory::run(server, size).await,
+            Self::Storm => storm::run(server, size).await,
+            Self::Growth => growth::run(server, size).await,
         }
     }
 }

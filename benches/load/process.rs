@@ -42,6 +42,11 @@ impl Process {
         Ok(kilobytes.trim().parse::<u64>()? << 10)
     }
 
+    /// How many files and sockets it has open.
+    pub fn files(self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())
+    }
+
     /// The processor time that it has used, on all cores.
     pub fn cpu(self) -> Result<Duration> {
         let [user, system, ..] = self.times()?;

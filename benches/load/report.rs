@@ -156,8 +156,6 @@ pub enum Unit {
     PercentOfCore,
     /// Pieces.
     Count,
-    /// How many times another figure.
-    Times,
 }
 
 /// What became of the events that were expected.

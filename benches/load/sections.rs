@@ -2,7 +2,11 @@
 
 pub mod fan_out;
 pub mod flood;
+pub mod growth;
 pub mod latency;
+pub mod memory;
+mod returning;
+pub mod storm;
 pub mod writers;
 
 use std::time::Duration;

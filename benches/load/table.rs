@@ -113,7 +113,6 @@ pub fn amount(value: f64, unit: Unit) -> String {
         Unit::Bytes => format!("{} KiB", digits(value / KIBIBYTE)),
         Unit::PercentOfCore => format!("{} %", digits(value)),
         Unit::Count => whole(value),
-        Unit::Times => format!("{value:.2} times"),
     }
 }
 

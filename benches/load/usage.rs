@@ -20,8 +20,10 @@ const ENOUGH_ROWS: usize = 1_000;
 /// Processor time of each party.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    bridge: Duration,
-    postgres: Duration,
+    /// The bridge.
+    pub bridge: Duration,
+    /// All processes of the server.
+    pub postgres: Duration,
     generator: Duration,
 }
 
