@@ -6,7 +6,7 @@
 //! guessed.
 
 use std::{
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Write, stderr},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -371,16 +371,19 @@ impl Audience {
     pub fn take_arrivals(&self) -> Vec<Arrival> {
         std::mem::take(&mut self.shared.tally().arrivals)
     }
+}
 
-    /// How many streams ended without being told to, and why the last did.
-    pub fn broken(&self) -> (u64, Option<String>) {
+impl Drop for Audience {
+    /// What broke was mended, and cost only time: whoever reads the figures is to
+    /// know.
+    fn drop(&mut self) {
         let tally = self.shared.tally();
-        let why = tally.why_broken.as_ref().map(ToString::to_string);
-        (tally.broken, why)
-    }
-
-    /// How many are live now.
-    pub fn live(&self) -> usize {
-        self.shared.tally().live
+        if tally.broken > 0 {
+            let (broken, why) = (tally.broken, &tally.why_broken);
+            let _ = writeln!(
+                stderr(),
+                "{broken} streams broke off and came back: {why:?}"
+            );
+        }
     }
 }

@@ -50,14 +50,12 @@ const SETTINGS: [&str; 8] = [
 pub struct Bridge {
     child: Child,
     address: SocketAddr,
-    admin_address: SocketAddr,
 }
 
 /// The line of its log that says where it is.
 #[derive(Deserialize)]
 struct Started {
     address: SocketAddr,
-    admin_address: SocketAddr,
 }
 
 impl Bridge {
@@ -91,24 +89,11 @@ impl Bridge {
             }
         });
         let waiting = tokio::task::spawn_blocking(move || started.recv_timeout(STARTS_WITHIN));
-        let Ok(Started {
-            address,
-            admin_address,
-        }) = waiting.await?
-        else {
+        let Ok(Started { address }) = waiting.await? else {
             child.kill()?;
             return Err("the bridge didn't start: its log is above".into());
         };
-        Ok(Self {
-            child,
-            address,
-            admin_address,
-        })
-    }
-
-    /// Where it answers probes and monitors.
-    pub fn admin_address(&self) -> SocketAddr {
-        self.admin_address
+        Ok(Self { child, address })
     }
 
     /// How one gets a stream of it, and a row into one.

@@ -6,28 +6,32 @@
 
 mod audience;
 mod bridge;
+mod chart;
 mod clock;
 mod event_stream;
 mod floor;
+mod gallery;
+mod goal;
+mod machine;
 mod marks;
 mod process;
 mod report;
+mod results;
 mod sections;
 mod server;
 mod subject;
+mod table;
 mod usage;
 mod writers;
 
-use std::{
-    error::Error,
-    io::{Write, stdout},
-    path::PathBuf,
-};
+use std::{error::Error, io::stdout, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
 
 use crate::{
+    machine::Machine,
     report::Section,
+    results::Results,
     sections::{Size, fan_out, flood, latency},
     server::Server,
 };
@@ -94,13 +98,20 @@ async fn measure(options: &Options) -> Result<()> {
         [] => Name::value_variants(),
         some => some,
     };
+    let server = Server::start().await?;
+    let machine = Machine::look(&server.version().await?)?;
+    server.stop().await?;
+    let mut sections = Vec::new();
     for name in names {
+        // A server of its own: what one section leaves behind is not the next one's.
         let server = Server::start().await?;
-        let section = name.run(&server, size).await?;
+        sections.push(name.run(&server, size).await?);
         server.stop().await?;
-        for figure in &section.figures {
-            writeln!(stdout(), "{}", serde_json::to_string(figure)?)?;
-        }
+    }
+    let results = Results::new(machine, sections);
+    results.print(&mut stdout())?;
+    if let Some(folder) = &options.out {
+        results.write(folder)?;
     }
     Ok(())
 }

@@ -14,6 +14,9 @@ use crate::{
 /// What the load generator is called.
 const GENERATOR: &str = "load generator";
 
+/// The system counts hundredths of a second: of fewer rows nothing can be said.
+const ENOUGH_ROWS: usize = 1_000;
+
 /// Processor time of each party.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
@@ -51,8 +54,12 @@ impl Usage {
         }
     }
 
-    /// What each of so many rows cost each party, where `whom` was measured.
+    /// What each of so many rows cost each party, where `whom` was measured; if
+    /// these are enough to tell.
     pub fn per_row(self, whom: &str, rows: usize) -> Vec<Figure> {
+        if rows < ENOUGH_ROWS {
+            return Vec::new();
+        }
         let parties = [
             (subject::TIDINGS, self.bridge),
             (subject::POSTGRES, self.postgres),
@@ -60,7 +67,7 @@ impl Usage {
         ];
         let figure = |(party, time): (&str, Duration)| {
             let measure = format!("{}: {party}", measure::CPU_PER_ROW);
-            let each = time.as_secs_f64() * 1e6 / rows.max(1) as f64;
+            let each = time.as_secs_f64() * 1e6 / rows as f64;
             Figure::new(whom, &measure, each, Unit::Microseconds)
         };
         let used = parties.into_iter().filter(|(_, time)| !time.is_zero());

@@ -27,6 +27,9 @@ use crate::{
 /// as this take longer than they should.
 const BY_THE_CLOCK: usize = 16;
 
+/// After five executions PostgreSQL settles for a plan of a prepared statement.
+const UNTIL_PLANNED: usize = 6;
+
 /// Where rows go, whose they are, and how many there are already. Row numbers go
 /// on over all runs, so that no text comes twice.
 #[derive(Clone)]
@@ -112,7 +115,7 @@ impl Writers {
     pub async fn flat_out(&self, connections: usize, until: Until) -> Result<Written> {
         let this = self.clone();
         on_thread(move || async move {
-            let connecting = (0..connections).map(|_| this.connect(this.insert.row));
+            let connecting = (0..connections).map(|_| this.connect());
             let connections = try_join_all(connecting).await?;
             let begin = Moment::now();
             let (last, over) = match until {
@@ -158,7 +161,8 @@ impl Writers {
     pub async fn in_batches(&self, rows: u64, batch: u64) -> Result<Written> {
         let this = self.clone();
         on_thread(move || async move {
-            let connection = this.connect(this.insert.batch).await?;
+            let client = this.database.connect().await?;
+            let statement = client.prepare(this.insert.batch).await?;
             let (first, begin) = (this.rows(), Moment::now());
             let mut inserted = Vec::new();
             for start in (first..first + rows).step_by(usize::try_from(batch)?) {
@@ -167,8 +171,7 @@ impl Writers {
                 let users: Vec<_> = numbers.clone().map(user).collect();
                 let texts: Vec<_> = numbers.clone().map(text).collect();
                 let issued = Moment::now();
-                let Connection { client, statement } = &connection;
-                client.execute(statement, &[&users, &texts]).await?;
+                client.execute(&statement, &[&users, &texts]).await?;
                 let committed = Moment::now();
                 inserted.extend(numbers.map(|row| Inserted {
                     row,
@@ -193,12 +196,7 @@ impl Writers {
             let (this, begin) = (self.clone(), Arc::clone(&begin));
             let (ready, taken) = (Arc::clone(&ready), Arc::clone(&taken));
             on_thread(move || async move {
-                let connection = this.connect(this.insert.row).await?;
-                // The first statement of a session reads the catalog.
-                connection
-                    .client
-                    .simple_query("select from notifications limit 0")
-                    .await?;
+                let connection = this.connect().await?;
                 ready.wait().await;
                 let begin = *begin.get_or_init(Moment::now);
                 let mut inserted = Vec::new();
@@ -224,10 +222,19 @@ impl Writers {
         Ok(written(begin, rows))
     }
 
-    async fn connect(&self, statement: &str) -> Result<Connection> {
+    /// A connection that has inserted before, as those of a pool have: the first
+    /// statements of a session read the catalog, compile the trigger and choose a
+    /// plan. What it inserted is taken back.
+    async fn connect(&self) -> Result<Connection> {
         let client = self.database.connect().await?;
-        let statement = client.prepare(statement).await?;
-        Ok(Connection { client, statement })
+        let statement = client.prepare(self.insert.row).await?;
+        let connection = Connection { client, statement };
+        connection.client.batch_execute("begin").await?;
+        for _ in 0..UNTIL_PLANNED {
+            self.insert(&connection, 0).await?;
+        }
+        connection.client.batch_execute("rollback").await?;
+        Ok(connection)
     }
 
     async fn insert(&self, connection: &Connection, row: u64) -> Result<()> {

@@ -147,8 +147,13 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         .flat_map(|&writers| stands.iter().flat_map(move |stand| stand.figures(writers)))
         .collect();
     for stand in stands {
-        if let Told::Bridge(bridge) | Told::Streams(bridge, _) = stand.told {
-            bridge.stop().await?;
+        match stand.told {
+            Told::Nobody | Told::Listener(_) => {}
+            Told::Bridge(bridge) => bridge.stop().await?,
+            Told::Streams(bridge, audience) => {
+                drop(audience);
+                bridge.stop().await?;
+            }
         }
     }
     Ok(Section {
