@@ -3,6 +3,7 @@
 pub mod fan_out;
 pub mod flood;
 pub mod latency;
+pub mod peers;
 pub mod writers;
 
 use std::time::Duration;
