@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest bench reliability model soak lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest bench bench-peers reliability model soak lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 
 	@$(with) rust postgres -- sh -exc ' \
 	    export TIDINGS_MODEL_PROGRAMS="$${TIDINGS_MODEL_PROGRAMS:-5000}"; \
 	    cargo test --locked --test bridge -- --nocapture model::'
+
+# What the peers need is fetched into target/peers first (scripts/bench-peers).
+bench-peers: ## measures Tidings beside what users would pick instead, into docs/benchmarks/peers.*
+	@$(with) rust postgres -- \
+	    cargo bench --locked --bench load -- --peers $(or $(ARGS),--out docs/benchmarks)
 
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \

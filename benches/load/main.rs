@@ -8,6 +8,7 @@ mod audience;
 mod bridge;
 mod chart;
 mod clock;
+mod comparison;
 mod event_stream;
 mod floor;
 mod gallery;
@@ -15,6 +16,7 @@ mod goal;
 mod kernel;
 mod machine;
 mod marks;
+mod peer;
 mod process;
 mod report;
 mod results;
@@ -23,18 +25,24 @@ mod sections;
 mod server;
 mod subject;
 mod table;
+mod trials;
 mod usage;
 mod writers;
 
-use std::{error::Error, io::stdout, path::PathBuf};
+use std::{
+    error::Error,
+    io::stdout,
+    path::{Path, PathBuf},
+};
 
 use clap::{Parser, ValueEnum};
 
 use crate::{
+    comparison::Comparison,
     machine::Machine,
     report::Section,
     results::Results,
-    sections::{Size, fan_out, flood, growth, latency, memory, storm},
+    sections::{Size, fan_out, flood, growth, latency, memory, peers, storm},
     server::Server,
 };
 
@@ -49,6 +57,9 @@ struct Options {
     /// Small sizes: all sections in two minutes
     #[arg(long)]
     quick: bool,
+    /// Beside what users would pick instead, and nothing else
+    #[arg(long, conflicts_with = "sections")]
+    peers: bool,
     /// Where to write the figures and charts
     #[arg(long)]
     out: Option<PathBuf>,
@@ -102,6 +113,9 @@ async fn measure(options: &Options) -> Result<()> {
         true => Size::Quick,
         false => Size::Full,
     };
+    if options.peers {
+        return compare(size, options.out.as_deref()).await;
+    }
     let names = match options.sections.as_slice() {
         [] => Name::value_variants(),
         some => some,
@@ -120,6 +134,18 @@ async fn measure(options: &Options) -> Result<()> {
     results.print(&mut stdout())?;
     if let Some(folder) = &options.out {
         results.write(folder)?;
+    }
+    Ok(())
+}
+
+async fn compare(size: Size, out: Option<&Path>) -> Result<()> {
+    let server = Server::start().await?;
+    let machine = Machine::look(&server.version().await?)?;
+    let comparison = Comparison::new(machine, peers::run(&server, size).await?);
+    server.stop().await?;
+    comparison.print(&mut stdout())?;
+    if let Some(folder) = out {
+        comparison.write(folder)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ pub mod flood;
 pub mod growth;
 pub mod latency;
 pub mod memory;
+pub mod peers;
 mod returning;
 pub mod storm;
 pub mod writers;

@@ -144,7 +144,8 @@ pub fn grouped(number: u64) -> String {
     }
 }
 
-fn lay_out(head: &[String], rows: &[Vec<String>], numbers: &[bool]) -> String {
+/// Any cells, in columns as wide as their widest; numbers stand to the right.
+pub fn lay_out(head: &[String], rows: &[Vec<String>], numbers: &[bool]) -> String {
     let width = |column: usize| {
         let rows = rows.iter().map(Vec::as_slice).chain([head]);
         let cells = rows.filter_map(|row| row.get(column));

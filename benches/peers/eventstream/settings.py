@@ -23,4 +23,4 @@ DATABASES = {
     }
 }
 
-EVENTSTREAM_STORAGE_CLASS = "django_eventstream.storage.DjangoModelStorage"
+EVENTSTREAM_STORAGE_CLASS = "storage.Storage"
