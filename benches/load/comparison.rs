@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     chart::{self, Bar},
     machine::Machine,
-    report::{Figure, Unit, at, measure},
+    report::{Figure, at, measure},
     sections::peers::{Findings, without_trigger},
     table,
     trials::Trial,
@@ -195,8 +195,8 @@ impl Line {
         if let Some(without) = of.figures.iter().find(|one| one.subject == baseline)
             && figure.measure == measure::INSERTED
         {
-            let ratio = table::amount(figure.value / without.value, Unit::Times);
-            said.push(format!("{ratio} that without a trigger"));
+            let ratio = figure.value / without.value;
+            said.push(format!("{ratio:.2} times that without a trigger"));
         }
         if let Some(counts) = figure.counts {
             let wrong = [
