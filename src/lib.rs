@@ -34,6 +34,7 @@ pub mod reader;
 
 pub mod catch_up;
 pub mod disconnected;
+pub mod drained;
 pub mod ends;
 pub mod health;
 pub mod hub;
