@@ -4,12 +4,37 @@
 --
 -- $1 user, $2 how many of the last rows, $3 rows at most, $4 bytes of text
 -- after which texts are left out; the bridge's own position when the connection
--- was opened: $5 floor, $6 open transactions, $7 the last id read of each.
+-- was opened: $5 floor, $6 open transactions (ascending), $7 the last id read of
+-- each; $8 the cluster's system identifier, $9 how many rows are passed over
+-- lightly.
 --
 -- `top` is the user's youngest transaction: together with the snapshot it says
 -- up to where everything counts as seen once this page has been read.
+--
+-- It begins at the first row that may be among them. Before `drained` nothing is
+-- unsent, unless a younger transaction has changed that (V9__drained.sql).
+-- `passed` is the transaction of the row after those, from there on.
+with
+  drained as materialized (
+    select coalesce(
+      (
+        select d.xid
+        from :"schema".tidings_drained as d
+        where
+          d.user_id = $1
+          and d.system_identifier = $8
+          and not exists (
+            select
+            from :"schema".tidings_reopened as r
+            -- What lies in the future was restored from another cluster.
+            where r.xid >= d.xid and r.xid < pg_snapshot_xmax(pg_current_snapshot())
+          )
+      ),
+      '0'
+    ) as xid
+  )
 select
-  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
+  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.created_at, n.seconds_left,
   case when n.bytes_before is null or n.bytes_before < $4 then n.text end as text
 from (
   select
@@ -22,7 +47,18 @@ from (
       where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
       order by user_id desc, xid desc
       limit 1
-    ) as top
+    ) as top,
+    (
+      select xid
+      from :"schema".notifications
+      where
+        user_id = $1
+        and xid >= (select xid from drained)
+        and xid < pg_snapshot_xmax(pg_current_snapshot())
+      order by user_id, xid, id
+      offset $9
+      limit 1
+    ) as passed
 ) as s
 left join lateral (
   select
@@ -39,6 +75,21 @@ left join lateral (
     from :"schema".notifications
     where
       user_id = $1
+      and xid >= least(
+        (select xid from drained),
+        $5,
+        ($6::xid8[])[1],
+        (
+          select min(xid)
+          from (
+            select xid
+            from :"schema".notifications
+            where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
+            order by user_id desc, xid desc, id desc
+            limit $2
+          ) as last
+        )
+      )
       and xid < pg_snapshot_xmax(pg_current_snapshot())
       and (
         (sent_at is null and (expires_at is null or expires_at > now()))

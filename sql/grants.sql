@@ -62,6 +62,8 @@ begin
           ('tidings_bridge', 'select', 'tidings_schema_history'),
           ('tidings_bridge', 'execute', 'tidings_pruned_through'),
           ('tidings_bridge', 'execute', 'tidings_disconnections_since'),
+          ('tidings_bridge', 'select, insert, update', 'tidings_drained'),
+          ('tidings_bridge', 'select', 'tidings_reopened'),
           -- Writes to everybody, and reads nothing. The id is for RETURNING.
           (
             'tidings_writer',

@@ -9,7 +9,11 @@ with
       ('notifications', 'select'),
       ('notifications', 'update (sent_at)'),
       ('stream_tickets', 'select'),
-      ('tidings_schema_history', 'select')
+      ('tidings_schema_history', 'select'),
+      ('tidings_drained', 'select'),
+      ('tidings_drained', 'insert'),
+      ('tidings_drained', 'update'),
+      ('tidings_reopened', 'select')
   ),
   functions (identity, oid) as (
     select
@@ -52,8 +56,8 @@ from (
   join uses on name = relname
   where
     not case
-      when privilege = 'select' then has_table_privilege(c.oid, 'select')
-      else has_column_privilege(c.oid, 'sent_at', 'update')
+      when privilege = 'update (sent_at)' then has_column_privilege(c.oid, 'sent_at', 'update')
+      else has_table_privilege(c.oid, privilege)
     end
   union all
   select 'execute', format('function %s', identity)

@@ -31,6 +31,7 @@ use crate::{
     database::DatabaseUrl,
     demo::Demo,
     direct::{self, DirectError},
+    drained::Drained,
     health::Health,
     http::Door,
     hub::Hub,
@@ -221,7 +222,8 @@ impl App {
             check::warn_of_readers(direct_url, &parts.schema).await
         })
         .await?;
-        let sql = Arc::new(Sql::new(&parts.schema));
+        let schema = parts.schema;
+        let sql = Arc::new(Sql::new(&schema));
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let health = Arc::new(Health::default());
         let marks = Arc::new(Marks::default());
@@ -231,7 +233,7 @@ impl App {
         // reaches it.
         let listener = Listener::start(
             direct_url.clone(),
-            parts.schema,
+            schema.clone(),
             Arc::clone(&sql),
             Arc::clone(&hub),
             Arc::clone(&health),
@@ -244,6 +246,7 @@ impl App {
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
         }
+        let drained = Drained::open(pool.clone(), Arc::clone(&sql), &schema).await?;
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
             marks: Arc::clone(&marks),
@@ -251,6 +254,7 @@ impl App {
                 hub: Arc::clone(&hub),
                 pool: pool.clone(),
                 sql: Arc::clone(&sql),
+                drained,
                 health: Arc::clone(&health),
                 // One connection is left for the marks.
                 permits: Semaphore::new(usize::from(options.pool_size) - 1),

@@ -11,13 +11,15 @@ use tracing::debug;
 
 use crate::{
     backoff::Backoff,
+    drained::Drained,
     health::Health,
     history::History,
     hub::Hub,
     notification::UserId,
     pool::{Pool, QueryError},
     position::Position,
-    reader::{self, PageSize, UserPage},
+    reader::{self, Backlog, BacklogPage, PageSize, READ_IN_VAIN, UserPage},
+    snapshot::Xid,
     sql::Sql,
 };
 
@@ -34,6 +36,8 @@ pub struct Pages {
     pub pool: Pool,
     /// What to run.
     pub sql: Arc<Sql>,
+    /// Where it is noted what need not be read again.
+    pub drained: Drained,
     /// Where it is told that they can't be read.
     pub health: Arc<Health>,
     /// How many are read at once: ten thousand clients that come back together
@@ -78,6 +82,8 @@ pub struct Page {
     pub size: PageSize,
     /// The rows.
     pub page: UserPage,
+    /// Worth noting: nothing is left to deliver before this transaction.
+    pub drained: Option<Xid>,
 }
 
 impl Pages {
@@ -89,6 +95,9 @@ impl Pages {
             match self.try_read(&wanted).await {
                 Ok(page) if page.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
+                    if let Some(before) = page.drained {
+                        self.drained.note(&wanted.user, before, wanted.history);
+                    }
                     return Turn::Page(page);
                 }
                 // Read in another incarnation of the server, or on another
@@ -136,22 +145,33 @@ impl Pages {
         let (pool, sql) = (&self.pool, &self.sql);
         // Never closed, so there always is a permit in the end.
         let _permit = self.permits.acquire().await;
-        let (start, page) = match &wanted.position {
+        let (start, page, drained) = match &wanted.position {
             Some(position) => {
                 let page = reader::user_page(pool, sql, user, position, *size).await?;
-                (None, page)
+                (None, page, None)
             }
             None => {
-                let opened = &wanted.opened;
-                let first = reader::backlog_page(pool, sql, user, *replay, opened, *size);
-                let (start, page) = first.await?;
-                (Some(start), page)
+                let backlog = Backlog {
+                    query: self.drained.backlog_page(),
+                    user,
+                    replay: *replay,
+                    opened: &wanted.opened,
+                    system_identifier: wanted.history.system_identifier,
+                    in_vain: READ_IN_VAIN,
+                };
+                let BacklogPage {
+                    start,
+                    page,
+                    drained,
+                } = reader::backlog_page(pool, backlog, *size).await?;
+                (Some(start), page, drained)
             }
         };
         Ok(Page {
             start,
             size: *size,
             page,
+            drained,
         })
     }
 }

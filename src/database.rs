@@ -49,6 +49,9 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
 /// A query that the bridge no longer waits for need not run on; a shorter
 /// timeout, which the database may have for its applications, would only make
 /// deaf.
+///
+/// What our sessions do to the table never makes an earlier row one that is to be
+/// delivered (the trigger of `V9__drained.sql`).
 pub const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "'10s'"),
     ("enable_seqscan", "off"),
@@ -57,6 +60,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
     ("plan_cache_mode", "force_generic_plan"),
+    ("tidings.marking", "on"),
 ];
 
 /// Bounds for how long the server keeps a session whose bridge is frozen or

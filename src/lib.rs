@@ -35,6 +35,7 @@ pub mod reader;
 pub mod alarm;
 pub mod catch_up;
 pub mod disconnected;
+pub mod drained;
 pub mod ends;
 pub mod health;
 pub mod hub;

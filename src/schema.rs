@@ -63,6 +63,11 @@ const NAMES: &[(i32, &str)] = &[
     (6, "disconnect_user"),
     (6, "tidings_end_ticket_streams"),
     (7, "tidings_pruned_through"),
+    (9, "tidings_drained"),
+    (9, "tidings_drained_pkey"),
+    (9, "tidings_reopened"),
+    (9, "tidings_reopened_pkey"),
+    (9, "tidings_reopen"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.

@@ -58,6 +58,12 @@ impl Snapshot {
         self.running.len()
     }
 
+    /// All transactions below it have ended, and it sees what those that
+    /// committed have done: `xmin`.
+    pub fn ended_below(&self) -> Xid {
+        self.running.first().copied().unwrap_or(self.xmax)
+    }
+
     /// The transactions below `floor` that were still running, ascending.
     pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
         self.running
@@ -70,8 +76,7 @@ impl Snapshot {
 /// As Postgres writes it: `xmin:xmax:running,running`.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let xmin = self.running.first().unwrap_or(&self.xmax);
-        write!(f, "{}:{}:", xmin.0, self.xmax.0)?;
+        write!(f, "{}:{}:", self.ended_below().0, self.xmax.0)?;
         for (index, xid) in self.running.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             write!(f, "{comma}{}", xid.0)?;

@@ -6,6 +6,19 @@
 
 use crate::schema::SchemaName;
 
+/// What a role that may not read how far users are drained reads instead:
+/// nothing is known of anybody.
+const WITHOUT_DRAINED: [(&str, &str); 2] = [
+    (
+        ":\"schema\".tidings_drained as",
+        "(select null::text as user_id, '0'::xid8 as xid, 0::bigint as system_identifier) as",
+    ),
+    (
+        ":\"schema\".tidings_reopened as",
+        "(select '0'::xid8 as xid) as",
+    ),
+];
+
 /// The texts, for one schema.
 #[derive(Debug)]
 pub struct Sql {
@@ -17,6 +30,10 @@ pub struct Sql {
     pub user_page: String,
     /// What a user without a position gets first.
     pub backlog_page: String,
+    /// The same, for a role that may not read how far the user is drained.
+    pub backlog_page_without_drained: String,
+    /// Notes how far a user is drained.
+    pub drain: String,
     /// Sets `sent_at`.
     pub mark_sent: String,
     /// Whether what rings the bell is in order.
@@ -37,11 +54,19 @@ impl Sql {
     /// Fills in the schema.
     pub fn new(schema: &SchemaName) -> Self {
         let fill = |text| schema.fill(text);
+        let backlog_page = include_str!("../sql/backlog_page.sql");
+        let without_drained = WITHOUT_DRAINED
+            .iter()
+            .fold(backlog_page.to_owned(), |text, (table, nothing)| {
+                text.replace(table, nothing)
+            });
         Self {
             tail_start: fill(include_str!("../sql/tail_start.sql")),
             tail_page: fill(include_str!("../sql/tail_page.sql")),
             user_page: fill(include_str!("../sql/user_page.sql")),
-            backlog_page: fill(include_str!("../sql/backlog_page.sql")),
+            backlog_page: fill(backlog_page),
+            backlog_page_without_drained: fill(&without_drained),
+            drain: fill(include_str!("../sql/drain.sql")),
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
             disconnections: fill(include_str!("../sql/disconnections.sql")),

@@ -314,7 +314,9 @@ impl EventStream {
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
         self.phase = Phase::CatchingUp(None);
-        let Page { start, size, page } = page;
+        let Page {
+            start, size, page, ..
+        } = page;
         self.page_size = size;
         if let (Pruned::Unknown, Some(position)) = (&self.pruned, &self.position)
             && let Some(pruned) = page.pruned

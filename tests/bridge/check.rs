@@ -100,6 +100,14 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "tidings_pruned_through",
         ),
         (
+            "revoke update on tidings_drained from tidings_bridge",
+            "update on table public.tidings_drained",
+        ),
+        (
+            "revoke select on tidings_reopened from tidings_bridge",
+            "select on table public.tidings_reopened",
+        ),
+        (
             "revoke execute on function pg_control_system() from public, tidings_bridge",
             "pg_control_system()",
         ),

@@ -12,6 +12,9 @@ const BUFFERS: u64 = 200;
 
 const ROWS: u32 = 1_000_000;
 
+/// Has half of them.
+const HEAVY: &str = "heavy";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     let database = Database::migrated().await;
@@ -38,12 +41,13 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         ),
         (
             "backlog_page",
-            "text, bigint, bigint, bigint, xid8, xid8[], bigint[]",
+            "text, bigint, bigint, bigint, xid8, xid8[], bigint[], bigint, bigint",
             &sql.backlog_page,
         ),
         ("tail_start", "", &sql.tail_start),
         ("mark_sent", "bigint[], int, timestamptz", &sql.mark_sent),
         ("doorbell", "text, name", &sql.doorbell),
+        ("drain", "text, xid8, bigint, int, timestamptz", &sql.drain),
     ];
     for (name, types, query) in prepared {
         let types = if types.is_empty() {
@@ -61,7 +65,8 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
 
     let fill = format!(
         "insert into notifications (user_id, text, sent_at) \
-         select 'user' || n % 5000, 'row ' || n, now() from generate_series(1, {ROWS}) n"
+         select case n % 2 when 0 then '{HEAVY}' else 'user' || n % 5000 end, 'row ' || n, now() \
+         from generate_series(1, {ROWS}) n"
     );
     owner.batch_execute(&fill).await.expect("a million rows");
     let last = owner
@@ -76,6 +81,27 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         .batch_execute("insert into notifications (user_id, text) select 'user7', 'new' from generate_series(1, 20)")
         .await
         .expect("new rows");
+    owner
+        .batch_execute(&format!(
+            "insert into notifications (user_id, text) select '{HEAVY}', 'new' from generate_series(1, 3)"
+        ))
+        .await
+        .expect("unsent rows");
+    // Once something is found only after all of that, it is noted how far there
+    // was nothing, and the next one doesn't read it again.
+    let heavy = format!(
+        "execute backlog_page ('{HEAVY}', 0, 501, 262144, '{}', '{{}}', '{{}}', 7, 100)",
+        u64::MAX >> 1
+    );
+    let (first, _) = explain(&client, &heavy).await;
+    assert!(first > u64::from(ROWS / 2) / 100, "{first} buffers");
+    let note = format!(
+        "execute drain ('{HEAVY}', '{floor}', 7, 1, pg_stat_get_bgwriter_stat_reset_time())"
+    );
+    client.batch_execute(&note).await.expect(&note);
+    let (second, plan) = explain(&client, &heavy).await;
+    assert!(second <= BUFFERS, "{second} buffers: {plan:#}");
+    assert_eq!(plan["Actual Rows"], 3, "{plan:#}");
 
     for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
         assert_cheap(&client, &execute).await;
@@ -96,7 +122,7 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 6] {
     [
         format!("execute tail_page ({position}, 1001, 1048576)"),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
-        format!("execute backlog_page ('user7', 10, 501, 262144, {position})"),
+        format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),
         format!(
             "execute mark_sent (array[{id}::bigint], 1, pg_stat_get_bgwriter_stat_reset_time())"
@@ -105,14 +131,20 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 6] {
     ]
 }
 
-async fn assert_cheap(client: &tokio_postgres::Client, execute: &str) {
+/// How many buffers it touches, and its plan.
+async fn explain(client: &tokio_postgres::Client, execute: &str) -> (u64, Value) {
     let explain = format!("explain (analyze, buffers, format json) {execute}");
     let row = client.query_one(&explain, &[]).await.expect(&explain);
     // Postgres has no binary form for plain json that serde takes: read the text.
-    let plan: Value = serde_json::from_str(&row.get::<_, PlanText>(0).0).expect("a plan");
-    let plan = &plan[0]["Plan"];
+    let mut plan: Value = serde_json::from_str(&row.get::<_, PlanText>(0).0).expect("a plan");
+    let plan = plan[0]["Plan"].take();
     let buffers = plan["Shared Hit Blocks"].as_u64().expect("buffers")
         + plan["Shared Read Blocks"].as_u64().expect("buffers");
+    (buffers, plan)
+}
+
+async fn assert_cheap(client: &tokio_postgres::Client, execute: &str) {
+    let (buffers, plan) = explain(client, execute).await;
     // A user's backlog is looked for among all the user's retained rows.
     let bound = if execute.contains("backlog") {
         BUFFERS * 5

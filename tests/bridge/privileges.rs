@@ -54,6 +54,8 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
             "select * from tidings_disconnections_since('1:1:')",
             "select * from tidings_pruned",
             "select * from tidings_disconnections",
+            "select * from tidings_drained",
+            "insert into tidings_reopened values ('1')",
             "insert into tidings_disconnections (user_id) values ('alice')",
             "select * from tidings_schema_history",
             "insert into stream_tickets (hash, user_id, created_at, expires_at) \
@@ -127,6 +129,8 @@ async fn the_bridge_marks_and_can_change_nothing_else() {
             "select * from tidings_pruned",
             "update tidings_pruned set xid = '1'",
             "select * from tidings_disconnections",
+            "delete from tidings_drained",
+            "insert into tidings_reopened values ('1')",
             "delete from tidings_schema_history",
             "create table mine ()",
             "create schema mine",

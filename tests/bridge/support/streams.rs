@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use tidings::{
     alarm::Heartbeats,
     catch_up::Pages,
+    drained::Drained,
     history::History,
     hub::{Hub, Tail},
     pool::{Pool, Sessions},
@@ -36,6 +37,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
         position: Arc::new(start.expect("a start").0),
         safe: Xid::default(),
     });
+    let drained = Drained::open(pool.clone(), Arc::clone(&sql), &SchemaName::public()).await;
     Arc::new(Streams {
         hub: Arc::clone(&hub),
         marks: Arc::default(),
@@ -43,6 +45,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             hub,
             pool,
             sql,
+            drained: drained.expect("rights"),
             health: Arc::default(),
             permits: Semaphore::new(1),
             history: Mutex::default(),

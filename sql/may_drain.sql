@@ -1,0 +1,9 @@
+-- Whether this role may note how far users are drained (drain.sql), and begin
+-- there (backlog_page.sql).
+--
+-- $1 and $2 the qualified names of tidings_drained and tidings_reopened.
+select
+  has_table_privilege(to_regclass($1), 'select')
+  and has_table_privilege(to_regclass($1), 'insert')
+  and has_table_privilege(to_regclass($1), 'update')
+  and has_table_privilege(to_regclass($2), 'select')
