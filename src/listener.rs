@@ -247,6 +247,8 @@ impl Listener {
             }
             // Who had the lock has woken, because rows flow.
             (Watch::Guest, Watch::Awake) => *flow = Flow::begins(Instant::now()),
+            // The flow that kept it awake is over: only another one wakes it.
+            (Watch::Awake, Watch::Seated) => *flow = Flow::begins(Instant::now()),
             _ => {}
         }
         Ok((kept, look))
