@@ -17,7 +17,12 @@ use tidings::{
 use tokio::runtime::Handle;
 use tokio_postgres::{Client, types::Type};
 
-use crate::support::{PATIENCE, bridge::Bridge, database::Database, row_id, until};
+use crate::support::{
+    PATIENCE,
+    bridge::Bridge,
+    database::{Database, start_cluster},
+    row_id, until,
+};
 
 /// Transactions that are open side by side.
 const WRITERS: usize = 3;
@@ -45,6 +50,8 @@ enum Step {
     Open,
     /// Alice comes without a position; what she gets is marked, or not all of it.
     Look {
+        /// The connection that was opened before, or another one.
+        waiting: bool,
         marks_all: bool,
     },
     /// Something that was seen long ago is noted now.
@@ -62,7 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => writer().prop_map(Step::PutOff),
         1 => writer().prop_map(Step::Move),
         2 => Just(Step::Open),
-        6 => any::<bool>().prop_map(|marks_all| Step::Look { marks_all }),
+        6 => any::<(bool, bool)>().prop_map(|(waiting, marks_all)| Step::Look { waiting, marks_all }),
         6 => any::<usize>().prop_map(Step::Note),
     ]
 }
@@ -161,7 +168,10 @@ impl Stage {
                 self.write(writer, &give).await;
             }
             Step::Open => self.opened = Some(self.tail_start().await),
-            Step::Look { marks_all } => self.look(marks_all).await,
+            Step::Look { waiting, marks_all } => {
+                let opened = if waiting { self.opened.take() } else { None };
+                self.look(opened, marks_all).await;
+            }
             Step::Note(which) => {
                 if !self.seen.is_empty() {
                     let before = self.seen[which % self.seen.len()];
@@ -178,9 +188,9 @@ impl Stage {
 
     /// Alice gets what is to be delivered and what has come since she was there,
     /// and nothing else.
-    async fn look(&mut self, marks_all: bool) {
+    async fn look(&mut self, opened: Option<Position>, marks_all: bool) {
         let alice = UserId::parse("alice").expect("a user");
-        let opened = match self.opened.take() {
+        let opened = match opened {
             Some(opened) => opened,
             None => self.tail_start().await,
         };
@@ -267,7 +277,7 @@ async fn in_any_history_a_new_connection_gets_exactly_what_is_unsent() {
                 for writer in 0..WRITERS {
                     stage.end(writer, "commit").await;
                 }
-                stage.look(true).await;
+                stage.look(None, true).await;
             });
             Ok(())
         });
@@ -287,7 +297,9 @@ async fn insert_sent(client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_all_sent_is_noted_up_to_the_first_open_transaction() {
-    let database = Database::migrated().await;
+    // Transactions of other databases count too.
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
     let owner = database.owner().connect().await;
     insert_sent(&owner).await;
     let writer = database.connect().await;
@@ -373,11 +385,31 @@ async fn what_was_seen_before_a_crash_or_in_another_cluster_is_not_noted_and_doe
     // Another cluster's hides nothing here, and gives way.
     note(pool, sql, Xid(1 << 40), 8, now).await;
     assert_eq!(noted().await, 1);
-    stage.look(false).await;
+    stage.look(None, false).await;
     note(&stage.pool, &stage.sql, Xid(5), 7, now).await;
     let ours = "select xid::text::bigint from tidings_drained where system_identifier = 7";
     assert_eq!(database.ids(ours).await, [5]);
     // An older one doesn't take it back.
     note(&stage.pool, &stage.sql, Xid(4), 7, now).await;
     assert_eq!(database.ids(ours).await, [5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_tab_got_and_was_noted_comes_to_one_that_was_open_before() {
+    // Transactions of other databases count too.
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
+    let mut stage = Stage::open(&database).await;
+    // The elder transaction is still running when the connection is opened.
+    stage.play(Step::Insert(0)).await;
+    stage.play(Step::Insert(1)).await;
+    stage.play(Step::Commit(1)).await;
+    let opened = stage.tail_start().await;
+    stage.play(Step::Commit(0)).await;
+    for _ in 0..2 {
+        stage.look(None, true).await;
+    }
+    let before = stage.seen.pop().expect("something was read in vain");
+    stage.note(before).await;
+    stage.look(Some(opened), true).await;
 }
