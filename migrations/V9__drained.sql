@@ -53,7 +53,7 @@ comment on function tidings_reopen() is
   'Notes that notifications of before may have to be delivered (Tidings).';
 
 -- Once a statement, and not for the bridges, which say so in their sessions: a
--- trigger for each row would cost a tenth of their marks.
+-- trigger for each row would fetch every row that is marked once more.
 create trigger tidings_reopen
 before update of user_id, expires_at, sent_at, xid on notifications
 for each statement
