@@ -4,6 +4,7 @@
 //! A notification only says "look"; the rows come from the table. A lost
 //! notification or connection therefore delays an event and never loses it.
 
+mod pause;
 mod remembered;
 mod session;
 mod watch;
@@ -16,6 +17,7 @@ use tracing::{debug, info, warn};
 
 pub use self::session::ListenError;
 use self::{
+    pause::Pause,
     remembered::Remembered,
     session::{LOOK_LIMIT, Session},
     watch::{Flow, Watch},
@@ -164,6 +166,7 @@ impl Listener {
             Some(session) => session,
             None => self.reopen().await?,
         };
+        let pause = Pause::new();
         let mut watch = Watch::Awake;
         let mut flow = Flow::begins(Instant::now());
         let mut inspect_at = Instant::now();
@@ -202,8 +205,9 @@ impl Listener {
             if look == Look::More {
                 continue;
             }
+            let took = looked_at.elapsed();
             let next = match watch {
-                Watch::Awake => flow.gap(Instant::now()),
+                Watch::Awake => flow.gap(Instant::now(), took),
                 Watch::Seated | Watch::Guest => self.safety_look,
             };
             if watch != Watch::Awake && look == Look::Nothing {
@@ -211,7 +215,7 @@ impl Listener {
             }
             tokio::select! {
                 rung = session.rung(watch) => rung?,
-                () = sleep_until(looked_at + next) => {}
+                () = pause.wait(next.saturating_sub(took)) => {}
                 () = stop.cancelled() => {}
             }
         }

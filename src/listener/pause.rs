@@ -1,0 +1,102 @@
+//! Waits of less than a millisecond, which is as fine as tokio's timer goes.
+
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
+use self::kernel::Timer;
+
+/// A timer of the kernel's; tokio's where there is none.
+#[derive(Debug)]
+pub struct Pause {
+    #[cfg(target_os = "linux")]
+    timer: Option<Timer>,
+}
+
+impl Pause {
+    /// To be called on the runtime that waits.
+    pub fn new() -> Self {
+        Self {
+            #[cfg(target_os = "linux")]
+            timer: Timer::new().ok(),
+        }
+    }
+
+    /// Resolves after so long.
+    pub async fn wait(&self, time: Duration) {
+        #[cfg(target_os = "linux")]
+        if let Some(timer) = &self.timer
+            && timer.wait(time).await.is_ok()
+        {
+            return;
+        }
+        tokio::time::sleep(time).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod kernel {
+    use std::{fs::File, io, os::fd::AsFd, time::Duration};
+
+    use nix::sys::{
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    };
+    use tokio::net::unix::pipe::Receiver;
+
+    /// See `timerfd_create(2)`.
+    #[derive(Debug)]
+    pub struct Timer {
+        timer: TimerFd,
+        /// A timer is read like a pipe, and this is how tokio reads one.
+        rings: Receiver,
+    }
+
+    impl Timer {
+        pub fn new() -> io::Result<Self> {
+            let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+            let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+            let rings = File::from(timer.as_fd().try_clone_to_owned()?);
+            let rings = Receiver::from_file_unchecked(rings)?;
+            Ok(Self { timer, rings })
+        }
+
+        pub async fn wait(&self, time: Duration) -> io::Result<()> {
+            // To set it to nothing would be to stop it.
+            let time = time.max(Duration::from_nanos(1));
+            let once = Expiration::OneShot(TimeSpec::from_duration(time));
+            self.timer.set(once, TimerSetTimeFlags::empty())?;
+            loop {
+                self.rings.readable().await?;
+                match self.rings.try_read(&mut [0; size_of::<u64>()]) {
+                    // It was the ring of a wait that was given up.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    outcome => return outcome.map(drop),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_lasts_at_least_its_time_and_can_be_given_up() {
+        let pause = Pause::new();
+        let time = Duration::from_micros(300);
+        for _ in 0..20 {
+            let begun = Instant::now();
+            pause.wait(time).await;
+            assert!(begun.elapsed() >= time);
+            // What a wait that was given up leaves behind doesn't end the next.
+            tokio::select! {
+                biased;
+                () = pause.wait(Duration::from_micros(1)) => {}
+                () = std::future::ready(()) => {}
+            }
+        }
+    }
+}
