@@ -207,7 +207,7 @@ impl Listener {
             }
             let took = looked_at.elapsed();
             let next = match watch {
-                Watch::Awake => flow.gap(Instant::now(), took),
+                Watch::Awake => flow.gap(Instant::now(), look.rows()),
                 Watch::Seated | Watch::Guest => self.safety_look,
             };
             if watch != Watch::Awake && look == Look::Nothing {
@@ -274,7 +274,7 @@ impl Listener {
         let found = match page.rest {
             Rest::From(_) => Look::More,
             Rest::Nothing if page.notifications.is_empty() => Look::Nothing,
-            Rest::Nothing => Look::Found,
+            Rest::Nothing => Look::Found(page.notifications.len()),
         };
         if found != Look::Nothing {
             flow.found(Instant::now(), page.snapshot.running());
@@ -416,7 +416,18 @@ impl Listener {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
     Nothing,
-    Found,
-    /// And there is more.
+    /// So many rows.
+    Found(usize),
+    /// A full page, and there is more.
     More,
+}
+
+impl Look {
+    /// How many rows were all that there was.
+    fn rows(self) -> usize {
+        match self {
+            Self::Found(rows) => rows,
+            Self::Nothing | Self::More => 0,
+        }
+    }
 }

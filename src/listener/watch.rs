@@ -23,13 +23,17 @@ const FLOW_LOOKS: u32 = 16;
 /// Without rows for so long, the bridge sleeps.
 const IDLE: Duration = Duration::from_millis(30);
 
-/// How often it looks while it is awake, at most: what a look costs is shared by
-/// the rows of so long.
+/// How long after a look the next one begins while the bridge is awake, if it
+/// found nothing.
 const AWAKE_LOOK: Duration = Duration::from_micros(500);
 
-/// The same as a multiple of what the last look took: on a busy machine the
-/// bridge leaves half of the time to others.
-const AWAKE_LOOKS_TAKEN: u32 = 2;
+/// So much later for each row that it found: the more rows flow, the more of them
+/// share what a look costs, and writers that are busy need the processor more
+/// than readers need a millisecond.
+const LATER_BY_ROW: Duration = Duration::from_micros(250);
+
+/// The longest wait while rows flow.
+const LONGEST_AWAKE: Duration = Duration::from_millis(5);
 
 /// How often it looks when no rows come and it can't sleep, because a
 /// transaction that may have skipped the bell is still open.
@@ -93,13 +97,15 @@ impl Flow {
         now.saturating_duration_since(self.last) >= IDLE
     }
 
-    /// How long after a look that took so long the next one begins, while awake.
-    pub fn gap(&self, now: Instant, took: Duration) -> Duration {
+    /// How long after a look that found so many rows the next one begins, while
+    /// awake.
+    pub fn gap(&self, now: Instant, rows: usize) -> Duration {
         if self.is_idle(now) {
-            IDLE_LOOK
-        } else {
-            (AWAKE_LOOKS_TAKEN * took).clamp(AWAKE_LOOK, IDLE_LOOK)
+            return IDLE_LOOK;
         }
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        let later = LATER_BY_ROW.saturating_mul(rows);
+        (AWAKE_LOOK + later).min(LONGEST_AWAKE)
     }
 }
 
@@ -140,9 +146,14 @@ mod tests {
         let (flow, now) = after_a_second(Duration::from_millis(10), 0);
         assert!(!flow.is_idle(now + Duration::from_millis(10)));
         assert!(flow.is_idle(now + IDLE));
-        let took = Duration::from_millis(1);
-        assert!(flow.gap(now, took) < flow.gap(now + IDLE, took));
-        assert_eq!(flow.gap(now, Duration::ZERO), AWAKE_LOOK);
-        assert_eq!(flow.gap(now, IDLE), IDLE_LOOK);
+        assert!(flow.gap(now, 0) < flow.gap(now + IDLE, 0));
+    }
+
+    #[test]
+    fn the_more_rows_flow_the_later_is_the_next_look() {
+        let (flow, now) = after_a_second(Duration::from_millis(1), 0);
+        assert_eq!(flow.gap(now, 0), AWAKE_LOOK);
+        assert!(flow.gap(now, 1) < flow.gap(now, 5));
+        assert_eq!(flow.gap(now, 1_000), LONGEST_AWAKE);
     }
 }
