@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest bench bench-peers reliability model soak lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest bench bench-peers reliability model doorbell soak lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 
 	@$(with) rust postgres -- sh -exc ' \
 	    export TIDINGS_MODEL_PROGRAMS="$${TIDINGS_MODEL_PROGRAMS:-5000}"; \
 	    cargo test --locked --test bridge -- --nocapture model::'
+
+# Some minutes.
+doorbell: ## checks the model of the doorbell, and that each mistake makes it fail
+	@$(with) spin -- scripts/doorbell
 
 # What the peers need is fetched into target/peers first (scripts/bench-peers).
 bench-peers: ## measures Tidings beside what users would pick instead, into docs/benchmarks/peers.*
