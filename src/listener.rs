@@ -249,6 +249,8 @@ impl Listener {
             }
             // Who had the lock has woken, because rows flow.
             (Watch::Guest, Watch::Awake) => *flow = Flow::begins(now),
+            // The flow that kept it awake is over: only another one wakes it.
+            (Watch::Awake, Watch::Seated) => *flow = Flow::begins(now),
             _ => {}
         }
         Ok((kept, look))
