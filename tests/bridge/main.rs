@@ -6,6 +6,7 @@ mod browser;
 mod check;
 mod cli;
 mod dev;
+mod doorbell;
 mod drained;
 mod faults;
 mod fuzz;

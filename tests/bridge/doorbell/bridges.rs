@@ -1,0 +1,214 @@
+//! Bridges that stop, are killed, freeze or lose their sessions, asleep and
+//! awake, while others rely on them.
+
+use std::{future::Future, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::{process::Child, time::sleep};
+use tokio_postgres::Client;
+
+use super::{BELL_ALONE, seat::Seat};
+use crate::support::{
+    bridge::{Bridge, token},
+    database::Database,
+    event_source::EventSource,
+    no_repeats,
+    process::{serve, signal},
+    rows, until,
+};
+
+/// Longer than this no INSERT may take, whatever a bridge does. It takes a
+/// millisecond; the rest is for a machine that is busy.
+const PATIENT: &str = "set statement_timeout = '5s'; set lock_timeout = '1s'";
+
+/// A trickle while something happens.
+const ROWS: usize = 20;
+
+async fn impatient(database: &Database) -> Client {
+    let client = database.connect().await;
+    client.batch_execute(PATIENT).await.expect("settings");
+    client
+}
+
+async fn insert(client: &Client) -> i64 {
+    let insert = "insert into notifications (user_id, text) values ('alice', 'row') returning id";
+    let inserted = client.query_one(insert, &[]).await;
+    inserted.expect("a row that waits for nobody").get(0)
+}
+
+/// Rows before, while and after something happens.
+async fn around(client: &Client, happens: impl Future<Output = ()>) -> Vec<i64> {
+    let mut ids = vec![insert(client).await];
+    let during = async {
+        let mut ids = Vec::new();
+        for _ in 0..ROWS {
+            sleep(Duration::from_micros(rand::random_range(0..5_000))).await;
+            ids.push(insert(client).await);
+        }
+        ids
+    };
+    ids.extend(tokio::join!(during, happens).0);
+    ids.push(insert(client).await);
+    ids
+}
+
+/// A bridge of its own process, and a client of it.
+async fn process(database: &Database, settings: &[&str]) -> (Child, EventSource) {
+    let (child, address) = serve(database, settings).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    let headers = [("Authorization", bearer.as_str())];
+    let mut source = EventSource::open(address, "/stream", &headers).await;
+    until(&mut source, "tidings.caught-up").await;
+    (child, source)
+}
+
+async fn gets(source: &mut EventSource, owed: &[i64]) {
+    let got = rows(source, owed.len()).await;
+    assert_eq!(no_repeats(&got), no_repeats(owed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_stops_in_order_is_missed_by_nobody() {
+    let database = Database::migrated().await;
+    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let mut sleeper = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    for round in 0..12 {
+        let holder = seat.until_taken().await;
+        let guest = Bridge::start_with(&database, &[BELL_ALONE]).await;
+        let mut source = guest.connect_live("alice").await;
+        let owed = match round % 2 {
+            // Nobody rings for this row but who stops.
+            0 => {
+                seat.until_all_sleep().await;
+                sleeper.stop().await;
+                vec![insert(&writer).await]
+            }
+            _ => around(&writer, sleeper.stop()).await,
+        };
+        gets(&mut source, &owed).await;
+        seat.until_taken_by_another(holder).await;
+        sleeper = guest;
+    }
+    // A guest that stops is missed by nobody either.
+    let guest = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let mut source = sleeper.connect_live("alice").await;
+    seat.until_all_sleep().await;
+    let owed = around(&writer, guest.stop()).await;
+    gets(&mut source, &owed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_is_killed_asleep_is_followed_by_another() {
+    let database = Database::migrated().await;
+    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let (mut sleeper, _) = process(&database, &[]).await;
+    for _ in 0..3 {
+        let holder = seat.until_taken().await;
+        let (guest, mut source) = process(&database, &[]).await;
+        seat.until_all_sleep().await;
+        let killed = async { signal(&sleeper, Signal::SIGKILL) };
+        let owed = around(&writer, killed).await;
+        gets(&mut source, &owed).await;
+        seat.until_taken_by_another(holder).await;
+        let owed = [insert(&writer).await];
+        gets(&mut source, &owed).await;
+        sleeper = guest;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_is_frozen_asleep_or_awake_holds_up_nobody() {
+    let database = Database::migrated().await;
+    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    for is_awake in [false, true] {
+        if is_awake {
+            seat.keeps_awake().await;
+        }
+        let (frozen, mut at_frozen) = process(&database, &[BELL_ALONE]).await;
+        if !is_awake {
+            seat.until_taken().await;
+        }
+        let (other, mut at_other) = process(&database, &[BELL_ALONE]).await;
+        if !is_awake {
+            seat.until_all_sleep().await;
+        }
+        let freezes = async { signal(&frozen, Signal::SIGSTOP) };
+        let mut owed = around(&writer, freezes).await;
+        gets(&mut at_other, &owed).await;
+        if is_awake {
+            // The other one may sleep while this one is frozen awake.
+            seat.lets_sleep().await;
+            seat.until_taken().await;
+        }
+        let thaws = async { signal(&frozen, Signal::SIGCONT) };
+        let more = around(&writer, thaws).await;
+        gets(&mut at_other, &more).await;
+        owed.extend(more);
+        gets(&mut at_frozen, &owed).await;
+        // Whatever they are now, neither misses the next.
+        seat.until_all_sleep().await;
+        let owed = [insert(&writer).await];
+        gets(&mut at_frozen, &owed).await;
+        gets(&mut at_other, &owed).await;
+        // They are killed, and so are their locks.
+        drop((frozen, other));
+        seat.until(
+            "select not exists (select from pg_stat_activity where application_name = 'tidings' \
+             and datname = current_database())",
+        )
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ends_asleep_or_awake_costs_no_row() {
+    let database = Database::migrated().await;
+    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let mut source = bridge.connect_live("alice").await;
+    let awake = "select pg_terminate_backend(pid) from pg_stat_activity \
+                 where datname = current_database() and application_name = 'tidings' \
+                 and query ~ 'wal_insert_lsn|pg_try_advisory'";
+    for _ in 0..4 {
+        let other = Seat::of(&database).await;
+        let owed = around(&writer, other.end_holder()).await;
+        gets(&mut source, &owed).await;
+        let holder = seat.until_taken().await;
+        let owed = [insert(&writer).await];
+        gets(&mut source, &owed).await;
+
+        seat.wakes(&other).await;
+        // The new session is there when this has come.
+        let owed = [insert(&writer).await];
+        gets(&mut source, &owed).await;
+        let owed = around(&writer, other.does(awake)).await;
+        gets(&mut source, &owed).await;
+        seat.lets_sleep().await;
+        seat.until_taken_by_another(holder).await;
+        let owed = [insert(&writer).await];
+        gets(&mut source, &owed).await;
+    }
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bridges_of_which_one_loses_its_session_miss_no_row() {
+    let database = Database::migrated().await;
+    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let bridges = [
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+    ];
+    let mut sources = Vec::new();
+    for bridge in &bridges {
+        sources.push(bridge.connect_live("alice").await);
+    }
+    for _ in 0..4 {
+        seat.until_all_sleep().await;
+        let owed = around(&writer, seat.end_holder()).await;
+        for source in &mut sources {
+            gets(source, &owed).await;
+        }
+    }
+}

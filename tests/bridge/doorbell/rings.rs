@@ -1,0 +1,176 @@
+//! Promise 7: the bell is rung where it must be, and left alone while rows flow.
+
+use std::time::{Duration, Instant};
+
+use tokio::{task::JoinSet, time::sleep};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::{BELL_ALONE, seat::Seat, witness::Witness};
+use crate::support::{PATIENCE, bridge::Bridge, database::Database, rows};
+
+const WRITERS: usize = 2;
+
+/// So many flows: how each ends is up to chance.
+const FLOWS: usize = 6;
+
+/// A flow need not wake a bridge that is slowed down by others.
+const FLOWS_LIMIT: Duration = Duration::from_secs(12);
+
+/// For so long a flow is watched.
+const WATCHED: Duration = Duration::from_millis(500);
+
+const INSERT: &str = "insert into notifications (user_id, text) values ('alice', 'row')";
+
+async fn insert(client: &Client) {
+    client.execute(INSERT, &[]).await.expect("a row");
+}
+
+/// Writers that insert as fast as they can, until it is stopped. Tells how many
+/// rows there were.
+struct Flow {
+    writers: JoinSet<usize>,
+    stop: CancellationToken,
+}
+
+impl Flow {
+    async fn start(database: &Database) -> Self {
+        let (mut writers, stop) = (JoinSet::new(), CancellationToken::new());
+        for _ in 0..WRITERS {
+            let (client, stop) = (database.connect().await, stop.clone());
+            writers.spawn(async move {
+                let mut count = 0;
+                while !stop.is_cancelled() {
+                    insert(&client).await;
+                    count += 1;
+                }
+                count
+            });
+        }
+        Self { writers, stop }
+    }
+
+    async fn stop(self) -> usize {
+        self.stop.cancel();
+        self.writers.join_all().await.into_iter().sum()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trickle_is_rung_for_row_by_row() {
+    const ROWS: usize = 30;
+    let database = Database::migrated().await;
+    let seat = Seat::of(&database).await;
+    let witness = Witness::of(&database, "public").await;
+    let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let mut source = bridge.connect_live("alice").await;
+    let client = database.connect().await;
+    seat.until_taken().await;
+    witness.hears().await;
+    for _ in 0..ROWS {
+        insert(&client).await;
+        rows(&mut source, 1).await;
+        // Too far apart to wake it.
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(witness.hears().await, ROWS);
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_rings_once_whatever_it_writes() {
+    let database = Database::migrated().await;
+    let seat = Seat::of(&database).await;
+    let witness = Witness::of(&database, "public").await;
+    let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    seat.until_taken().await;
+    witness.hears().await;
+    let all = format!("begin; {INSERT}; savepoint a; {INSERT}; release a; {INSERT}; commit");
+    database.execute(&all).await;
+    assert_eq!(witness.hears().await, 1);
+    let nothing = format!("begin; {INSERT}; savepoint a; {INSERT}; rollback");
+    database.execute(&nothing).await;
+    assert_eq!(witness.hears().await, 0);
+    let unrung = format!("begin; set local tidings.doorbell = off; {INSERT}; commit");
+    database.execute(&unrung).await;
+    assert_eq!(witness.hears().await, 0);
+}
+
+/// A machine that is busy can stop the flow for a moment, and the bridge sleeps
+/// then; so it is watched until it went by without.
+#[tokio::test(flavor = "multi_thread")]
+async fn hardly_a_writer_rings_while_rows_flow() {
+    let database = Database::migrated().await;
+    let seat = Seat::of(&database).await;
+    let other = Seat::of(&database).await;
+    let witness = Witness::of(&database, "public").await;
+    let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let (start, mut flows) = (Instant::now(), Vec::new());
+    loop {
+        seat.wakes(&other).await;
+        let flow = Flow::start(&database).await;
+        seat.lets_sleep().await;
+        witness.hears().await;
+        sleep(WATCHED).await;
+        let written = flow.stop().await;
+        let rung = witness.hears().await;
+        if rung * 20 < written {
+            break;
+        }
+        flows.push((rung, written));
+        assert!(start.elapsed() < PATIENCE, "rings and rows: {flows:?}");
+    }
+}
+
+/// Of several bridges one wakes, and the others must learn of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
+    let database = Database::migrated().await;
+    let seat = Seat::of(&database).await;
+    let (mut bridges, mut sources) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+        sources.push(bridge.connect_live("alice").await);
+        bridges.push(bridge);
+    }
+    let (start, mut woken) = (Instant::now(), 0);
+    // Where the machine is too busy for a flow to wake anybody, they are only
+    // given an easier task.
+    while woken < FLOWS && start.elapsed() < FLOWS_LIMIT {
+        seat.until_taken().await;
+        let flow = Flow::start(&database).await;
+        sleep(WATCHED).await;
+        let written = flow.stop().await;
+        woken += usize::from(seat.holder().await.is_none());
+        for source in &mut sources {
+            rows(source, written).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_sleeps_on_after_a_flow_whatever_is_rung() {
+    let database = Database::migrated().await;
+    let (seat, other) = (Seat::of(&database).await, Seat::of(&database).await);
+    let witness = Witness::of(&database, "public").await;
+    let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let mut source = bridge.connect_live("alice").await;
+    let ring = "do $$ begin execute 'notify tidings_' || 'notifications'::regclass::oid; end $$";
+    for _ in 0..FLOWS {
+        seat.wakes(&other).await;
+        let flow = Flow::start(&database).await;
+        sleep(WATCHED).await;
+        rows(&mut source, flow.stop().await).await;
+        seat.lets_sleep().await;
+        seat.until_taken().await;
+        seat.until_all_sleep().await;
+        witness.hears().await;
+        for _ in 0..3 {
+            seat.does(ring).await;
+            sleep(Duration::from_millis(5)).await;
+        }
+        seat.until_all_sleep().await;
+        assert_eq!(witness.hears().await, 3, "it rings itself");
+    }
+    bridge.stop().await;
+}

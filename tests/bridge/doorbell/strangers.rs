@@ -1,0 +1,180 @@
+//! Others in the same database, and what they may do to the lock: it costs
+//! speed, and never a row.
+
+use tidings::{cluster::Cluster, schema, schema::SchemaName};
+use tokio_postgres::{Client, error::SqlState};
+
+use super::{BELL_ALONE, seat::Seat, witness::Witness};
+use crate::support::{bridge::Bridge, database::Database, event_source::EventSource, row_id, rows};
+
+const INSERT: &str = "insert into notifications (user_id, text) values ('alice', 'row')";
+
+/// Rows come one by one.
+async fn trickle(database: &Database, source: &mut EventSource) {
+    for _ in 0..20 {
+        database.execute(INSERT).await;
+        rows(source, 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_the_lock_for_ever_costs_no_row() {
+    for taken in [
+        "select pg_advisory_lock(KEY)",
+        "select pg_advisory_lock_shared(KEY)",
+    ] {
+        let database = Database::migrated().await;
+        let stranger = Seat::of(&database).await;
+        stranger.does(taken).await;
+        let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+        let mut source = bridge.connect_live("alice").await;
+        trickle(&database, &mut source).await;
+        let by_the_bridge = stranger.holder().await.filter(|_| taken.contains("shared"));
+        assert_eq!(by_the_bridge, None, "it sleeps");
+        bridge.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gives_the_lock_back_or_waits_for_it_costs_no_row() {
+    let database = Database::migrated().await;
+    let (stranger, other) = (Seat::of(&database).await, Seat::of(&database).await);
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    for _ in 0..3 {
+        // It gets the lock when the bridge's session ends.
+        let takes = "select pg_advisory_lock(KEY)";
+        stranger.is_next_when_it_ends(&other, takes).await;
+        trickle(&database, &mut source).await;
+        other.until_all_sleep().await;
+        // Nobody is told of this.
+        stranger.does("select pg_advisory_unlock(KEY)").await;
+        trickle(&database, &mut source).await;
+        other.until_taken().await;
+
+        // It waits for a writer that has left the bell unrung.
+        stranger.wakes(&other).await;
+        let writer: Client = database.connect().await;
+        let begun = format!("begin; {INSERT}");
+        writer.batch_execute(&begun).await.expect(&begun);
+        stranger.lets_sleep().await;
+        let waits = async {
+            stranger.does("select pg_advisory_lock(KEY)").await;
+            stranger.does("select pg_advisory_unlock(KEY)").await;
+        };
+        let meanwhile = async {
+            other
+                .until(
+                    "select exists (select from pg_locks where not granted \
+                     and locktype = 'advisory' and classid = 1953064041 \
+                     and objid = 'notifications'::regclass::oid)",
+                )
+                .await;
+            other.until_all_sleep().await;
+            trickle(&database, &mut source).await;
+            writer.batch_execute("commit").await.expect("commit");
+            rows(&mut source, 1).await;
+        };
+        tokio::join!(waits, meanwhile);
+        trickle(&database, &mut source).await;
+        other.until_taken().await;
+    }
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_installations_in_one_database_have_a_lock_each() {
+    let database = Database::empty().await;
+    for schema in ["one", "two"] {
+        database.prepare(schema).await;
+        let name: SchemaName = schema.parse().expect("a name");
+        let migrated = schema::migrate(&database.owner().url(), &name).await;
+        migrated.expect("the migrations");
+    }
+    let (one, two) = (
+        Seat::in_schema(&database, "one").await,
+        Seat::in_schema(&database, "two").await,
+    );
+    let witness = Witness::of(&database, "one").await;
+    // Of the second, nobody can sleep.
+    two.keeps_awake().await;
+    let bridges = [
+        Bridge::start_with(&database, &["--schema=one", BELL_ALONE]).await,
+        Bridge::start_with(&database, &["--schema=two", BELL_ALONE]).await,
+    ];
+    let mut sources = [
+        bridges[0].connect_live("alice").await,
+        bridges[1].connect_live("alice").await,
+    ];
+    one.until_taken().await;
+    assert_eq!(two.holder().await, None);
+    witness.hears().await;
+    for n in 1..=10 {
+        let (first, second) = (
+            "select one.send_notification('alice', 'one')",
+            "select two.send_notification('alice', 'two')",
+        );
+        database.execute(second).await;
+        assert_eq!(row_id(&sources[1].next_event().await), n);
+        assert_eq!(witness.hears().await, 0, "the other's rows ring no bell");
+        database.execute(first).await;
+        assert_eq!(row_id(&sources[0].next_event().await), n);
+        witness.hears().await;
+    }
+    // And the other way around.
+    two.lets_sleep().await;
+    two.until_taken().await;
+    let second = "select two.send_notification('alice', 'two')";
+    database.execute(second).await;
+    assert_eq!(sources[1].next_event().await.data, "two");
+    assert_eq!(witness.hears().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_can_be_prepared_if_it_has_not_rung() {
+    let settings = [
+        ("max_connections", "100"),
+        ("max_prepared_transactions", "10"),
+    ];
+    let cluster = Cluster::temporary(&settings).await.expect("a PostgreSQL");
+    let database = Database::migrated_in(&cluster).await;
+    let seat = Seat::of(&database).await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let writer = database.connect().await;
+    seat.until_taken().await;
+
+    let rung = format!("begin; {INSERT}; prepare transaction 'rung'");
+    let refused = writer.batch_execute(&rung).await.expect_err("it has rung");
+    assert_eq!(refused.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED));
+    writer.batch_execute("rollback").await.expect("rollback");
+
+    let unrung =
+        format!("begin; set local tidings.doorbell = off; {INSERT}; prepare transaction 'unrung'");
+    writer.batch_execute(&unrung).await.expect(&unrung);
+    let commit = "commit prepared 'unrung'";
+    writer.batch_execute(commit).await.expect(commit);
+    // The look of every second finds it.
+    rows(&mut source, 1).await;
+    bridge.stop().await;
+
+    // While the bridge is awake, nobody rings; it stays so until the end.
+    seat.keeps_awake().await;
+    let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let mut source = bridge.connect_live("alice").await;
+    let quiet = format!("begin; {INSERT}; prepare transaction 'quiet'");
+    writer.batch_execute(&quiet).await.expect(&quiet);
+    seat.lets_sleep().await;
+    trickle(&database, &mut source).await;
+    assert!(
+        seat.is_shared().await,
+        "by the transaction that is prepared"
+    );
+    assert_eq!(seat.holder().await, None);
+    let commit = "commit prepared 'quiet'";
+    writer.batch_execute(commit).await.expect(commit);
+    rows(&mut source, 1).await;
+    seat.until_taken().await;
+    bridge.stop().await;
+    cluster.stop().await.expect("an end");
+}
