@@ -66,7 +66,8 @@ impl Watch {
 pub struct Flow {
     /// When rows were found last.
     last: Instant,
-    /// Looks in a row that found some, each soon after the one before.
+    /// Looks that found some, each soon after the one before; half as many after
+    /// each that was not.
     looks: u32,
 }
 
@@ -83,7 +84,12 @@ impl Flow {
     pub fn found(&mut self, now: Instant, running: usize) {
         let soon = if running > 0 { QUEUEING } else { FLOWING };
         let is_flowing = now.saturating_duration_since(self.last) < soon;
-        self.looks = if is_flowing { self.looks + 1 } else { 1 };
+        // A single pause, as a busy machine makes them, doesn't end a flow.
+        self.looks = if is_flowing {
+            self.looks + 1
+        } else {
+            self.looks / 2
+        };
         self.last = now;
     }
 
@@ -139,6 +145,17 @@ mod tests {
         assert!(queue.wakes());
         let (trickle, _) = after_a_second(Duration::from_millis(50), 1);
         assert!(!trickle.wakes());
+    }
+
+    #[test]
+    fn a_pause_now_and_then_does_not_end_a_flow() {
+        let mut now = Instant::now();
+        let mut flow = Flow::begins(now);
+        for look in 0..200 {
+            now += Duration::from_millis(if look % 10 == 0 { 8 } else { 1 });
+            flow.found(now, 0);
+        }
+        assert!(flow.wakes());
     }
 
     #[test]

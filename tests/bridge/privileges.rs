@@ -184,8 +184,12 @@ async fn every_function_keeps_its_path_and_strangers_may_call_none() {
     let rows = client.query(functions, &[]).await.expect("functions");
     assert!(rows.len() >= 9, "{}", rows.len());
     for row in rows {
-        let (function, config): (String, Vec<String>) = (row.get(0), row.get(1));
-        assert_eq!(config, ["search_path=public, pg_temp"], "{function}");
+        let (function, config): (String, Option<Vec<String>>) = (row.get(0), row.get(1));
+        // What each INSERT runs names all that it uses in full, which is cheaper.
+        if function != "tidings_ring_doorbell()" {
+            let config = config.unwrap_or_default();
+            assert_eq!(config, ["search_path=public, pg_temp"], "{function}");
+        }
         assert!(row.get::<_, bool>(2), "{function} runs as its caller");
         assert!(
             !row.get::<_, bool>(3),
@@ -234,10 +238,27 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
                (leftarg = timestamptz, rightarg = timestamptz, function = public.trap); \
              create operator public.> \
                (leftarg = timestamptz, rightarg = timestamptz, function = public.trap); \
+             create function public.trap(text, text) returns boolean language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return true; end $$; \
+             create operator public.= (leftarg = text, rightarg = text, function = public.trap); \
+             create function public.current_setting(text, boolean) returns text \
+               language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return 'off'; end $$; \
+             create function public.concat(text, oid) returns text language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return 'x'; end $$; \
+             create function public.pg_notify(text, text) returns void language plpgsql as $$ begin \
+               insert into public.caught values (current_user); end $$; \
+             create function public.pg_try_advisory_xact_lock_shared(int, int) returns boolean \
+               language plpgsql as $$ begin \
+               insert into public.caught values (current_user); return true; end $$; \
              set search_path to public, pg_catalog, tidings",
         )
         .await
         .expect("traps");
+    // As if a bridge slept, so that the trigger rings.
+    let asleep = database.superuser().connect().await;
+    let sleep = "select pg_advisory_lock(1953064041, 'tidings.notifications'::regclass::oid::int)";
+    asleep.batch_execute(sleep).await.expect(sleep);
     for call in [
         "select tidings.send_notification('alice', 'real')",
         "select tidings.send_notification(7, 'real')",
