@@ -35,11 +35,23 @@ impl Results {
         }
     }
 
-    /// Every event that any figure rests on.
+    /// Every event that any figure rests on, once: several figures of one run rest
+    /// on the same.
     pub fn counts(&self) -> Counts {
-        let figures = self.sections.iter().flat_map(|section| &section.figures);
-        let counts = figures.filter_map(|figure| figure.counts);
-        counts.fold(Counts::default(), Counts::and)
+        let mut all = Counts::default();
+        for section in &self.sections {
+            let mut seen = Vec::new();
+            for figure in &section.figures {
+                let run = (&figure.subject, &figure.at, figure.counts);
+                if let Some(counts) = figure.counts
+                    && !seen.contains(&run)
+                {
+                    all = all.and(counts);
+                    seen.push(run);
+                }
+            }
+        }
+        all
     }
 
     /// Prints the machine and every section.
