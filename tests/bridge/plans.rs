@@ -101,7 +101,8 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     client.batch_execute(&note).await.expect(&note);
     let (second, plan) = explain(&client, &heavy).await;
     assert!(second <= BUFFERS, "{second} buffers: {plan:#}");
-    assert_eq!(plan["Actual Rows"], 3, "{plan:#}");
+    // From 18 on Postgres tells a mean, with a fraction.
+    assert_eq!(plan["Actual Rows"].as_f64(), Some(3.0), "{plan:#}");
 
     for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
         assert_cheap(&client, &execute).await;
