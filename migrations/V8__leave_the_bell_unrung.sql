@@ -2,51 +2,40 @@
 --
 -- NOTIFY takes a lock of the whole cluster at commit and holds it across the
 -- flush, so writers that ring commit one at a time. A bridge that is awake
--- polls and needs no bell. To sleep, one takes the exclusive lock below on its
--- session; a writer that can't share it rings.
+-- polls and needs no bell.
 --
--- A writer that got it shared holds it until its rows are visible, and a bridge
--- falls asleep only when nobody does, then looks once more: so no row falls
--- between. A rollback to a savepoint gives the lock back together with the rows.
+-- A sequence says which: it has a last value while writers are to ring, and none
+-- (`is_called` is false) while they need not. What is written to a sequence is
+-- seen by everybody at once and never rolled back, and to read it takes no lock
+-- that writers could queue for: 2 microseconds of an INSERT. The number itself
+-- tells bridges one time of ringing from another.
 --
--- Equal rings in one transaction are delivered as one. The lock, like the
--- channel, carries the table's OID: two installations in one database don't
--- meddle with each other.
+-- Why no row falls between: a writer reads the sequence when its rows are in, so
+-- while it holds the lock that every INSERT takes on the table, until its rows
+-- are visible. A bridge has writers ring first, then waits until none of those
+-- holds that lock who may not have, then looks once more.
+create sequence tidings_bell;
+
+comment on sequence tidings_bell is
+  'Has a last value while a bridge sleeps, so that INSERTs ring the doorbell (Tidings).';
+
+-- The trigger's condition is evaluated with the rights of whoever inserts.
+grant select on sequence tidings_bell to public;
+
+-- Equal rings in one transaction are delivered as one. The channel carries the
+-- table's OID: two installations in one database don't hear each other.
 --
 -- A transaction that has rung can't be prepared (two-phase commit), hence
 -- `set local tidings.doorbell = off`: rows are found within a second then.
 --
--- It is the same function, so that its owner and rights stay. A bridge of
--- before this file, which never sleeps by the lock, finds rows once a second
--- until it is replaced.
---
--- It keeps no search path: to set one and take it back costs each INSERT a tenth.
--- Instead all names in it are qualified, types and operators too, so that a
--- caller's path decides nothing.
+-- It is the same function, so that its owner and rights stay. It keeps no search
+-- path, which would cost more than the rest of it: all names in it are qualified,
+-- operators too, so that a caller's path decides nothing.
 create or replace function tidings_ring_doorbell() returns trigger
 language plpgsql
 security definer
 as $$
-declare
-  nobody_sleeps boolean;
 begin
-  -- In a block that could fail, and so is a savepoint: the lock then belongs to
-  -- what the rows belong to. Else it would to the cursor that happens to insert
-  -- them, which may lose it to a rollback and keep the rows.
-  begin
-    -- 1953064041 is 'tidi' in ASCII. Another kind of key than those of one
-    -- bigint, and than (table's OID, row's id), which applications use.
-    nobody_sleeps := pg_catalog.pg_try_advisory_xact_lock_shared(
-      1953064041, tg_relid::pg_catalog.int4
-    );
-  exception
-    -- No room for one lock more is no reason to fail.
-    when insufficient_resources then
-      nobody_sleeps := false;
-  end;
-  if nobody_sleeps then
-    return null;
-  end if;
   if pg_catalog.current_setting('tidings.doorbell', true) operator(pg_catalog.=) 'off' then
     return null;
   end if;
@@ -56,4 +45,16 @@ end
 $$;
 
 comment on function tidings_ring_doorbell() is
-  'Tells the bridges that there are new notifications, if one of them sleeps (Tidings).';
+  'Tells the bridges that there are new notifications (Tidings).';
+
+-- As a condition, the sequence is read without a function being called.
+--
+-- A bridge of before this file, for which nobody rings, finds rows once a second
+-- until it is replaced.
+drop trigger tidings_ring_doorbell on notifications;
+
+create trigger tidings_ring_doorbell
+after insert on notifications
+for each statement
+when (pg_catalog.pg_sequence_last_value('tidings_bell'::regclass) is not null)
+execute function tidings_ring_doorbell();

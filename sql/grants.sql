@@ -43,6 +43,14 @@ begin
           and relowner = owner
           and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
         union all
+        select 'sequence', relname, oid::regclass::text
+        from pg_class
+        where
+          relnamespace = to_regnamespace(quote_ident(schema))
+          and relkind = 'S'
+          and relowner = owner
+          and relname = 'tidings_bell'
+        union all
         select 'function', proname, oid::regprocedure::text
         from pg_proc
         where
@@ -64,6 +72,9 @@ begin
           ('tidings_bridge', 'execute', 'tidings_disconnections_since'),
           ('tidings_bridge', 'select, insert, update', 'tidings_drained'),
           ('tidings_bridge', 'select', 'tidings_reopened'),
+          -- Whoever inserts reads whether to ring, and bridges say.
+          ('public', 'select', 'tidings_bell'),
+          ('tidings_bridge', 'select, update', 'tidings_bell'),
           -- Writes to everybody, and reads nothing. The id is for RETURNING.
           (
             'tidings_writer',
@@ -94,7 +105,7 @@ begin
       select 2, format('grant %s on %s %s to %s', privileges, kind, identity, grantee)
       from rights
       join objects using (name)
-      join pg_roles on rolname = grantee
+      where grantee = 'public' or to_regrole(grantee) is not null
     ) as ordered (turn, statements)
     order by turn
   loop

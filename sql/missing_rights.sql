@@ -13,7 +13,9 @@ with
       ('tidings_drained', 'select'),
       ('tidings_drained', 'insert'),
       ('tidings_drained', 'update'),
-      ('tidings_reopened', 'select')
+      ('tidings_reopened', 'select'),
+      ('tidings_bell', 'select'),
+      ('tidings_bell', 'update')
   ),
   functions (identity, oid) as (
     select
@@ -37,9 +39,12 @@ with
         'pg_current_wal_flush_lsn()',
         'pg_walfile_name(pg_lsn)',
         'pg_stat_get_bgwriter_stat_reset_time()',
-        'pg_try_advisory_lock(integer, integer)',
-        'pg_try_advisory_xact_lock_shared(integer, integer)',
-        'pg_advisory_unlock(integer, integer)',
+        'pg_notify(text, text)',
+        'pg_try_advisory_xact_lock(integer, integer)',
+        'pg_sequence_last_value(regclass)',
+        'setval(regclass, bigint)',
+        'setval(regclass, bigint, boolean)',
+        'pg_lock_status()',
         'set_config(text, text, boolean)'
       ]
     ) as name
@@ -50,12 +55,15 @@ from (
   from place
   where not has_schema_privilege(oid, 'usage')
   union all
-  select privilege, format('table %I.%I', nspname, relname)
+  select
+    privilege,
+    format('%s %I.%I', case relkind when 'S' then 'sequence' else 'table' end, nspname, relname)
   from place
-  join pg_class as c on relnamespace = place.oid and relkind = 'r'
+  join pg_class as c on relnamespace = place.oid and relkind in ('r', 'S')
   join uses on name = relname
   where
     not case
+      when relkind = 'S' then has_sequence_privilege(c.oid, privilege)
       when privilege = 'update (sent_at)' then has_column_privilege(c.oid, 'sent_at', 'update')
       else has_table_privilege(c.oid, privilege)
     end

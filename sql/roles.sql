@@ -125,6 +125,14 @@ begin
       and relowner = owner
       and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
     union all
+    select format('alter sequence %s owner to tidings_owner', oid::regclass)
+    from pg_class
+    where
+      relnamespace = to_regnamespace(quote_ident(schema))
+      and relkind = 'S'
+      and relowner = owner
+      and relname = 'tidings_bell'
+    union all
     select format('alter function %s owner to tidings_owner', oid::regprocedure)
     from pg_proc
     where
@@ -165,9 +173,8 @@ begin
       format('grant execute on function pg_catalog.%s to %I', function, grantee) as statement
     from (
       values
-        -- The doorbell, tickets, and the lock around migrations.
+        -- Disconnections, tickets, and the lock around migrations.
         ('tidings_owner', 'pg_notify(text, text)'),
-        ('tidings_owner', 'pg_try_advisory_xact_lock_shared(integer, integer)'),
         ('tidings_owner', 'gen_random_uuid()'),
         ('tidings_owner', 'sha256(bytea)'),
         ('tidings_owner', 'hashtextextended(text, bigint)'),
@@ -175,10 +182,15 @@ begin
         -- The column xid.
         ('tidings_owner', 'pg_current_xact_id()'),
         ('tidings_writer', 'pg_current_xact_id()'),
-        -- When writers are to ring.
-        ('tidings_bridge', 'pg_try_advisory_lock(integer, integer)'),
-        ('tidings_bridge', 'pg_try_advisory_xact_lock_shared(integer, integer)'),
-        ('tidings_bridge', 'pg_advisory_unlock(integer, integer)'),
+        -- The bell: the trigger's condition, and when writers are to ring.
+        ('tidings_owner', 'pg_sequence_last_value(regclass)'),
+        ('tidings_writer', 'pg_sequence_last_value(regclass)'),
+        ('tidings_bridge', 'pg_sequence_last_value(regclass)'),
+        ('tidings_bridge', 'setval(regclass, bigint)'),
+        ('tidings_bridge', 'setval(regclass, bigint, boolean)'),
+        ('tidings_bridge', 'pg_try_advisory_xact_lock(integer, integer)'),
+        ('tidings_bridge', 'pg_lock_status()'),
+        ('tidings_bridge', 'pg_notify(text, text)'),
         -- Positions, and which history of which cluster they belong to.
         ('tidings_bridge', 'pg_current_snapshot()'),
         ('tidings_bridge', 'pg_snapshot_xmax(pg_snapshot)'),

@@ -9,15 +9,18 @@
 -- not lift the floor. A row whose text is null lies beyond the page and only
 -- tells that there is more.
 --
--- `inserted` and `flushed` tell how much of what the page sees is on disk.
+-- `inserted` and `flushed` tell how much of what the page sees is on disk, and
+-- `rings_since` whether writers ring, after the snapshot was taken (fall_asleep.sql).
 select
-  s.snapshot, s.inserted, s.flushed, n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left,
+  s.snapshot, s.inserted, s.flushed, s.rings_since,
+  n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left,
   case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
     pg_current_wal_insert_lsn() as inserted,
-    pg_current_wal_flush_lsn() as flushed
+    pg_current_wal_flush_lsn() as flushed,
+    pg_sequence_last_value(to_regclass(format('%I.tidings_bell', :'schema'))) as rings_since
 ) as s
 left join lateral (
   select

@@ -1,7 +1,23 @@
--- Gives the lock of tidings_ring_doorbell() back, and rings, so that bridges
--- that rely on its being held look after themselves.
+-- Has writers leave the bell unrung, and rings it once, so that bridges that
+-- sleep look after themselves. Nothing, where they leave it unrung already.
 --
--- It goes as one message, so that a bridge that freezes has sent both or
--- neither. The lock goes first: whoever hears the bell then finds it free.
-select pg_advisory_unlock(1953064041, :table::oid::int);
-notify tidings_:table;
+-- $1 the table's OID. The lock is that of fall_asleep.sql.
+--
+-- It is one statement, so that a bridge that freezes has sent all of it or
+-- nothing. The sequence changes at once and the bell is heard after the commit:
+-- whoever hears it then finds the change.
+select pg_notify(concat('tidings_', $1::oid), '')
+from (
+  select pg_try_advisory_xact_lock(1953064041, $1::oid::int) as taken
+  offset 0
+) as lock
+cross join lateral (
+  select tableoid::regclass as sequence, last_value
+  from :"schema".tidings_bell
+  where lock.taken and pg_sequence_last_value(tableoid) is not null
+) as change
+cross join lateral (
+  select setval(change.sequence, change.last_value + 1, false) as unrung_since
+  offset 0
+) as done
+where done.unrung_since is not null

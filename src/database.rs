@@ -65,12 +65,14 @@ pub const SETTINGS: &[(&str, &str)] = &[
 
 /// Bounds for how long the server keeps a session whose bridge is frozen or
 /// gone: it would pin the notification queue of the whole cluster. They act on
-/// TCP alone.
+/// TCP alone. What it writes is written again if it is lost, so no commit waits
+/// for the disk.
 const LISTENER_SETTINGS: &str = "
     set tcp_keepalives_idle = 5;
     set tcp_keepalives_interval = 5;
     set tcp_keepalives_count = 2;
     set tcp_user_timeout = 10000;
+    set synchronous_commit = off;
 ";
 
 /// Why there is no connection.

@@ -76,8 +76,9 @@ impl Doorbell {
             Self::Missing(schema) => Some(format!(
                 "the trigger tidings_ring_doorbell is gone, so rows are found a second late: \
                  `create trigger tidings_ring_doorbell after insert on {} for each statement \
-                 execute function {}()`",
+                 when (pg_sequence_last_value({}) is not null) execute function {}()`",
                 schema.qualified("notifications"),
+                schema.regclass("tidings_bell"),
                 schema.qualified("tidings_ring_doorbell"),
             )),
             Self::Disabled(schema) => Some(format!(

@@ -30,7 +30,7 @@ use crate::{
     hub::{Hub, Reading, Tail},
     mailbox::{Ending, Recovery},
     position::Position,
-    reader::{self, PageSize, Rest},
+    reader::{self, PageSize, Rest, Rings},
     safe_floor::SafeFloor,
     schema::SchemaName,
     snapshot::Xid,
@@ -59,8 +59,8 @@ const NOTHING_SEEN: &str = "1:1:";
 /// than this rate.
 const LOOK_GAP: Duration = Duration::from_millis(2);
 
-/// How long giving the lock back may take when the bridge stops: it goes with the
-/// connection anyway, and then other bridges notice within a second.
+/// How long it may take to say that writers need not ring when the bridge stops:
+/// if it isn't said, they ring for nobody until the next bridge comes.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The first and the longest wait before connecting again.
@@ -83,9 +83,9 @@ pub struct Listener {
     page_size: PageSize,
     disconnections: DisconnectionsRead,
     /// The bell can stay silent for rows that fire no trigger (loaded with
-    /// `session_replication_role = replica`, say), and for a guest when the
-    /// bridge that held the lock has died: look without it this often. It also
-    /// is the proof that the connection is alive.
+    /// `session_replication_role = replica`, say), and when a bridge died as it
+    /// told writers not to ring: look without it this often. It also is the proof
+    /// that the connection is alive.
     safety_look: Duration,
     session: Option<Session>,
 }
@@ -208,7 +208,7 @@ impl Listener {
             let took = looked_at.elapsed();
             let next = match watch {
                 Watch::Awake => flow.gap(Instant::now(), look.rows()),
-                Watch::Seated | Watch::Guest => self.safety_look,
+                Watch::Asleep(_) => self.safety_look,
             };
             if watch != Watch::Awake && look == Look::Nothing {
                 sleep_until(looked_at + LOOK_GAP).await;
@@ -219,47 +219,48 @@ impl Listener {
                 () = stop.cancelled() => {}
             }
         }
-        if watch == Watch::Seated {
-            let left = timeout(LEAVE_LIMIT, session.wake()).await;
-            debug!(?left, "stopping, writers need not ring any more");
-        }
+        let left = timeout(LEAVE_LIMIT, session.wake()).await;
+        debug!(?left, "stopping, writers need not ring for this bridge");
         Ok(())
     }
 
-    /// Looks at the table, and before it does what has to come first: statements
-    /// run in the order in which they are sent.
+    /// Looks at the table, and sleeps or wakes by what it sees.
     async fn keep_watch(
         &mut self,
         session: &Session,
         watch: Watch,
         flow: &mut Flow,
     ) -> Result<(Watch, Look), ListenError> {
-        let (kept, look) = match watch {
-            Watch::Awake if flow.is_idle(Instant::now()) => {
-                tokio::join!(biased; session.fall_asleep(), self.look(session, flow))
+        if watch == Watch::Awake && flow.tries_to_sleep(Instant::now()) {
+            // Statements run in the order in which they are sent.
+            let (told, look) =
+                tokio::join!(biased; session.fall_asleep(), self.look(session, flow));
+            let (told, (look, rings)) = (told?, look?);
+            let kept = Watch::by(told, rings);
+            if kept != Watch::Awake {
+                // The flow that kept it awake is over: only another one wakes it.
+                *flow = Flow::begins(Instant::now());
             }
-            Watch::Guest => {
-                tokio::join!(biased; session.relies_on_seat(), self.look(session, flow))
-            }
-            Watch::Awake | Watch::Seated => (Ok(watch), self.look(session, flow).await),
-        };
-        let (mut kept, look) = (kept?, look?);
-        match (watch, kept) {
-            (Watch::Seated, Watch::Seated) if flow.wakes() => {
-                session.wake().await?;
-                kept = Watch::Awake;
-            }
-            // Who had the lock has woken, because rows flow.
-            (Watch::Guest, Watch::Awake) => *flow = Flow::begins(Instant::now()),
-            // The flow that kept it awake is over: only another one wakes it.
-            (Watch::Awake, Watch::Seated) => *flow = Flow::begins(Instant::now()),
-            _ => {}
+            return Ok((kept, look));
+        }
+        let (look, rings) = self.look(session, flow).await?;
+        let mut kept = watch.after(rings);
+        if rings.is_some() && flow.wakes() {
+            session.wake().await?;
+            kept = Watch::Awake;
+        } else if kept != watch {
+            // Somebody else has woken, because rows flow.
+            *flow = Flow::begins(Instant::now());
         }
         Ok((kept, look))
     }
 
-    /// Reads one page and hands it on.
-    async fn look(&mut self, session: &Session, flow: &mut Flow) -> Result<Look, ListenError> {
+    /// Reads one page and hands it on; tells whether writers ring.
+    async fn look(
+        &mut self,
+        session: &Session,
+        flow: &mut Flow,
+    ) -> Result<(Look, Option<Rings>), ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
         let mut page = reader::tail_page(client, query, &self.position, self.page_size).await?;
         let (cut_off, follows) = (page.cut_off(), page.follows());
@@ -276,8 +277,9 @@ impl Listener {
             Rest::Nothing if page.notifications.is_empty() => Look::Nothing,
             Rest::Nothing => Look::Found(page.notifications.len()),
         };
-        if found != Look::Nothing {
-            flow.found(Instant::now(), page.snapshot.running());
+        match found {
+            Look::Nothing => flow.found_nothing(Instant::now()),
+            Look::Found(_) | Look::More => flow.found(Instant::now(), page.snapshot.running()),
         }
         debug!(rows = page.notifications.len(), "looked at the table");
         self.safe.read_up_to(self.position.floor(), page.log);
@@ -291,7 +293,7 @@ impl Listener {
             snapshot: page.snapshot,
             tail: self.tail(),
         });
-        Ok(found)
+        Ok((found, page.rings))
     }
 
     /// Reads which streams are to end since the last time, and ends them.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deadpool::{
     Runtime,
-    managed::{self, Metrics, RecycleError, RecycleResult},
+    managed::{self, Metrics, QueueMode, RecycleError, RecycleResult},
 };
 use deadpool_postgres::ClientWrapper;
 use tokio::{runtime::Handle, time::timeout};
@@ -84,6 +84,8 @@ impl Pool {
         };
         let connections = managed::Pool::builder(opener)
             .max_size(size)
+            // What was used last is still in the processor's cache.
+            .queue_mode(QueueMode::Lifo)
             .runtime(Runtime::Tokio1)
             .create_timeout(Some(CONNECT_LIMIT))
             .build()?;

@@ -65,6 +65,8 @@ pub const REPLAY_ROWS: u32 = 500;
 /// The first rows that are new since a position.
 #[derive(Debug)]
 pub struct Page {
+    /// Whether writers rang after the snapshot was taken, and since which time.
+    pub rings: Option<Rings>,
     /// Where the log stood.
     pub log: Log,
     /// What the statement could see.
@@ -73,6 +75,19 @@ pub struct Page {
     pub notifications: Vec<(UserId, Notification)>,
     /// Whether that was all.
     pub rest: Rest,
+}
+
+/// A time in which writers ring the doorbell. No two times bear the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rings(i64);
+
+/// Whether writers can be relied on to ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Ringing {
+    /// Since which time they do, unless somebody else was changing that.
+    pub rings: Option<Rings>,
+    /// Whether one is still at work that may not have rung.
+    pub writing: bool,
 }
 
 /// What a page leaves.
@@ -216,6 +231,7 @@ pub async fn tail_page(
         Ok(())
     })?;
     Ok(Page {
+        rings: read_rings(head)?,
         log: Log {
             inserted: head.try_get("inserted")?,
             flushed: head.try_get("flushed")?,
@@ -223,6 +239,24 @@ pub async fn tail_page(
         snapshot: Arc::new(head.try_get("snapshot")?),
         notifications,
         rest,
+    })
+}
+
+fn read_rings(row: &Row) -> Result<Option<Rings>, Error> {
+    let since: Option<i64> = row.try_get("rings_since")?;
+    Ok(since.map(Rings))
+}
+
+/// Has writers ring for rows of this table.
+///
+/// # Errors
+///
+/// What Postgres answers.
+pub async fn fall_asleep(client: &Client, query: &Statement, table: u32) -> Result<Ringing, Error> {
+    let row = client.query_one(query, &[&table]).await?;
+    Ok(Ringing {
+        rings: read_rings(&row)?,
+        writing: row.try_get("writing")?,
     })
 }
 

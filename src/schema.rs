@@ -63,6 +63,7 @@ const NAMES: &[(i32, &str)] = &[
     (6, "disconnect_user"),
     (6, "tidings_end_ticket_streams"),
     (7, "tidings_pruned_through"),
+    (8, "tidings_bell"),
     (9, "tidings_drained"),
     (9, "tidings_drained_pkey"),
     (9, "tidings_reopened"),
@@ -90,9 +91,16 @@ impl SchemaName {
         quoted(&self.0)
     }
 
-    /// A text of `sql/`, with this schema where it has the variable.
+    /// A text of `sql/`, with this schema where it has the variable, as a name or
+    /// as a text.
     pub fn fill(&self, text: &str) -> String {
         text.replace(":\"schema\"", &self.quoted())
+            .replace(":'schema'", &literal(&self.0))
+    }
+
+    /// A constant for what bears a plain name in this schema.
+    pub fn regclass(&self, name: &str) -> String {
+        format!("{}::regclass", literal(&self.qualified(name)))
     }
 
     /// A plain name in this schema.
@@ -104,6 +112,16 @@ impl SchemaName {
 /// A name as SQL wants it: in double quotes.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL wants it: in single quotes.
+fn literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if doubled.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
 }
 
 impl FromStr for SchemaName {

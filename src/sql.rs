@@ -41,9 +41,9 @@ pub struct Sql {
     /// Which streams are to end.
     pub disconnections: String,
     /// Has writers ring.
-    pub fall_asleep: &'static str,
-    /// Whether they don't.
-    pub seat_is_free: &'static str,
+    pub fall_asleep: String,
+    /// Has them leave the bell unrung.
+    pub wake: String,
     /// Whose a ticket is.
     pub ticket: String,
     /// Takes over rows of another cluster.
@@ -70,8 +70,8 @@ impl Sql {
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
             disconnections: fill(include_str!("../sql/disconnections.sql")),
-            fall_asleep: include_str!("../sql/fall_asleep.sql"),
-            seat_is_free: include_str!("../sql/seat_is_free.sql"),
+            fall_asleep: fill(include_str!("../sql/fall_asleep.sql")),
+            wake: fill(include_str!("../sql/wake.sql")),
             ticket: fill(include_str!("../sql/ticket.sql")),
             restamp_restored_rows: fill(include_str!("../sql/restamp_restored_rows.sql")),
         }

@@ -245,12 +245,12 @@ pub fn verdicts(sections: &[Section]) -> Vec<Verdict> {
 impl Goal {
     fn judge(&self, section: &Section) -> Option<Verdict> {
         let figure = self.figure.place(section)?;
-        let value = section.figures.get(figure)?.value;
+        let measured = section.figures.get(figure)?;
         let (value, unit) = match self.scale {
-            Scale::Unit { divisor, name } => (value / divisor, name),
+            Scale::Unit { divisor, name } => (measured.value / divisor, name),
             Scale::Times(other) => {
                 let other = section.figures.get(other.place(section)?)?;
-                (value / other.value, "times")
+                (measured.times(other), "times")
             }
         };
         // As precise as it is printed: 1.004 times is 1.0 times.

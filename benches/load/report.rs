@@ -104,6 +104,9 @@ pub struct Figure {
     /// What became of the events that this figure rests on, where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
+    /// What it was in each round, where others were measured in turn with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<f64>,
 }
 
 impl Figure {
@@ -116,6 +119,7 @@ impl Figure {
             value,
             unit,
             counts: None,
+            rounds: Vec::new(),
         }
     }
 
@@ -129,6 +133,24 @@ impl Figure {
     pub fn counts(mut self, counts: Counts) -> Self {
         self.counts = Some(counts);
         self
+    }
+
+    /// The same, which was this in each round.
+    pub fn rounds(mut self, rounds: Vec<f64>) -> Self {
+        self.rounds = rounds;
+        self
+    }
+
+    /// How many times the other it is. Where both were measured in turn, it is the
+    /// median of the rounds: what else the machine did in one falls on both.
+    pub fn times(&self, other: &Self) -> f64 {
+        let rounds = self.rounds.iter().zip(&other.rounds);
+        let times: Vec<f64> = rounds.map(|(one, other)| one / other).collect();
+        if times.is_empty() {
+            self.value / other.value
+        } else {
+            median(&times)
+        }
     }
 
     /// Its size along this axis.
@@ -184,4 +206,11 @@ impl Counts {
             wrong_user: self.wrong_user + other.wrong_user,
         }
     }
+}
+
+/// The one in the middle; of none, not a number.
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

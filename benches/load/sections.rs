@@ -37,13 +37,6 @@ impl Size {
 /// missing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The one in the middle; of none, not a number.
-pub fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// What was counted between two counts of the same streams.
 pub fn between(earlier: Counts, later: Counts) -> Counts {
     Counts {

@@ -1,5 +1,5 @@
-//! The connection that listens, and what is done with it alone: the bell and
-//! the lock that makes writers ring it.
+//! The connection that listens, and what is done with it alone: hearing the bell,
+//! and saying whether it is to be rung.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +14,7 @@ use super::watch::Watch;
 use crate::{
     database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
     history::{History, Incarnation},
+    reader::{self, Ringing},
     schema::SchemaName,
     sql::Sql,
 };
@@ -43,6 +44,21 @@ pub enum ListenError {
     /// The table went away.
     #[error("there is no table notifications in the schema {0}: run `tidings migrate`")]
     NoTable(SchemaName),
+    /// What says whether writers ring went away.
+    #[error(
+        "there is no sequence tidings_bell in the schema {0}, which `tidings migrate` made: restore it"
+    )]
+    NoBell(SchemaName),
+    /// It is not for this role to say.
+    #[error(
+        "{role} may not change the sequence {sequence}: `grant select, update on sequence {sequence} to {role}`"
+    )]
+    MayNotRing {
+        /// The sequence.
+        sequence: String,
+        /// Who is connected.
+        role: String,
+    },
     /// The table is not the one that the session listens for.
     #[error("the table notifications was made anew")]
     OtherTable,
@@ -61,7 +77,7 @@ pub struct Session {
     pub doorbell: Statement,
     pub disconnections: Statement,
     fall_asleep: Statement,
-    seat_is_free: Statement,
+    wake: Statement,
     pub table: u32,
     pub history: History,
 }
@@ -95,14 +111,23 @@ impl Session {
         let driver = AbortOnDropHandle::new(driver);
         database::settle_listener(&client).await?;
         let table = schema.qualified("notifications");
+        let sequence = schema.qualified("tidings_bell");
         let row = client
-            .query_one(include_str!("../../sql/session.sql"), &[&table])
+            .query_one(include_str!("../../sql/session.sql"), &[&table, &sequence])
             .await?;
         if row.try_get("standby")? {
             return Err(ListenError::Standby(url.to_string()));
         }
         let table: Option<u32> = row.try_get("table_oid")?;
         let table = table.ok_or_else(|| ListenError::NoTable(schema.clone()))?;
+        match row.try_get("may_ring")? {
+            Some(true) => {}
+            Some(false) => {
+                let role = row.try_get("role")?;
+                return Err(ListenError::MayNotRing { sequence, role });
+            }
+            None => return Err(ListenError::NoBell(schema.clone())),
+        }
         let history = History {
             system_identifier: row.try_get("system_identifier")?,
             incarnation: Incarnation {
@@ -119,8 +144,8 @@ impl Session {
             tail_page: client.prepare(&sql.tail_page).await?,
             doorbell: client.prepare(&sql.doorbell).await?,
             disconnections: client.prepare(&sql.disconnections).await?,
-            fall_asleep: client.prepare(sql.fall_asleep).await?,
-            seat_is_free: client.prepare(sql.seat_is_free).await?,
+            fall_asleep: client.prepare(&sql.fall_asleep).await?,
+            wake: client.prepare(&sql.wake).await?,
             client,
             driver,
             bell,
@@ -129,37 +154,19 @@ impl Session {
         })
     }
 
-    /// Tries to sleep. What is looked for after it was sent sees every row
-    /// whose writer has not rung.
-    pub async fn fall_asleep(&self) -> Result<Watch, tokio_postgres::Error> {
-        let answer = self
-            .client
-            .query_one(&self.fall_asleep, &[&self.table])
-            .await?;
-        Ok(Watch::named(answer.try_get("watch")?))
+    /// Has writers ring. What is looked for after it was sent sees every row whose
+    /// writer has not, unless one is still at work.
+    pub async fn fall_asleep(&self) -> Result<Ringing, tokio_postgres::Error> {
+        reader::fall_asleep(&self.client, &self.fall_asleep, self.table).await
     }
 
-    /// Whether the bridge that has the lock still has it, as a guest must know
-    /// before each of its looks.
-    pub async fn relies_on_seat(&self) -> Result<Watch, tokio_postgres::Error> {
-        let answer = self
-            .client
-            .query_one(&self.seat_is_free, &[&self.table])
-            .await?;
-        Ok(match answer.try_get("free")? {
-            true => Watch::Awake,
-            false => Watch::Guest,
-        })
-    }
-
-    /// Gives the lock back: writers need not ring for this bridge.
+    /// Has writers leave the bell unrung, as far as this bridge is concerned.
     pub async fn wake(&self) -> Result<(), tokio_postgres::Error> {
-        let wake = include_str!("../../sql/wake.sql");
-        let wake = wake.replace(":table", &self.table.to_string());
-        self.client.batch_execute(&wake).await
+        self.client.query(&self.wake, &[&self.table]).await?;
+        Ok(())
     }
 
-    /// Waits for the bell; for ever if nobody would ring it.
+    /// Waits for the bell. Who is awake needs none.
     pub async fn rung(&mut self, watch: Watch) -> Result<(), ListenError> {
         tokio::select! {
             () = self.bell.notified(), if watch != Watch::Awake => Ok(()),

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::reader::{Ringing, Rings};
+
 /// Rows that are found so soon after others are part of a flow.
 const FLOWING: Duration = Duration::from_millis(4);
 
@@ -39,23 +41,34 @@ const LONGEST_AWAKE: Duration = Duration::from_millis(5);
 /// transaction that may have skipped the bell is still open.
 const IDLE_LOOK: Duration = Duration::from_millis(5);
 
-/// Whether writers ring.
+/// How long after an attempt to sleep the next one may come: it asks who is
+/// writing, which costs more than a look.
+const SLEEP_AGAIN: Duration = Duration::from_millis(25);
+
+/// How the bridge learns of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// They need not, for this bridge: it polls.
+    /// It polls; writers need not ring for it.
     Awake,
-    /// They do, because this bridge holds the lock that makes them.
-    Seated,
-    /// They do, because another bridge holds it.
-    Guest,
+    /// They ring, at least since this time began.
+    Asleep(Rings),
 }
 
 impl Watch {
-    /// Reads the answer of `sql/fall_asleep.sql`.
-    pub fn named(name: &str) -> Self {
-        match name {
-            "seated" => Self::Seated,
-            "guest" => Self::Guest,
+    /// What a look may rely on. Who sleeps by a time of ringing that is over wakes:
+    /// there was another in which writers did not ring.
+    pub fn after(self, look: Option<Rings>) -> Self {
+        match self {
+            Self::Asleep(since) if look == Some(since) => self,
+            Self::Asleep(_) | Self::Awake => Self::Awake,
+        }
+    }
+
+    /// Whether to sleep, by what was found when writers were told to ring and by
+    /// the look after that.
+    pub fn by(told: Ringing, look: Option<Rings>) -> Self {
+        match told.rings {
+            Some(since) if !told.writing => Self::Asleep(since).after(look),
             _ => Self::Awake,
         }
     }
@@ -66,9 +79,14 @@ impl Watch {
 pub struct Flow {
     /// When rows were found last.
     last: Instant,
+    /// When it was first seen that no more had come. A bridge that had no chance to
+    /// look has not seen it.
+    quiet: Option<Instant>,
     /// Looks that found some, each soon after the one before; half as many after
     /// each that was not.
     looks: u32,
+    /// When it was last tried to sleep.
+    tried: Option<Instant>,
 }
 
 impl Flow {
@@ -76,7 +94,9 @@ impl Flow {
     pub fn begins(now: Instant) -> Self {
         Self {
             last: now,
+            quiet: None,
             looks: 0,
+            tried: None,
         }
     }
 
@@ -91,6 +111,12 @@ impl Flow {
             self.looks / 2
         };
         self.last = now;
+        self.quiet = None;
+    }
+
+    /// A look has found nothing.
+    pub fn found_nothing(&mut self, now: Instant) {
+        self.quiet.get_or_insert(now);
     }
 
     /// Whether polling costs less than being rung for.
@@ -98,9 +124,20 @@ impl Flow {
         self.looks >= FLOW_LOOKS
     }
 
-    /// Whether it is time to sleep.
-    pub fn is_idle(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last) >= IDLE
+    /// Whether to try to sleep now.
+    pub fn tries_to_sleep(&mut self, now: Instant) -> bool {
+        let again = self.tried.map(|tried| tried + SLEEP_AGAIN);
+        let tries = self.is_idle(now) && again.is_none_or(|again| again <= now);
+        if tries {
+            self.tried = Some(now);
+        }
+        tries
+    }
+
+    /// Whether nothing has flowed for long enough to sleep.
+    fn is_idle(&self, now: Instant) -> bool {
+        self.quiet
+            .is_some_and(|quiet| now.saturating_duration_since(quiet) >= IDLE)
     }
 
     /// How long after a look that found so many rows the next one begins, while
@@ -159,8 +196,21 @@ mod tests {
     }
 
     #[test]
+    fn sleep_that_did_not_come_is_tried_again_later() {
+        let (mut flow, now) = after_a_second(Duration::from_millis(1), 0);
+        let idle = now + IDLE;
+        assert!(!flow.tries_to_sleep(idle), "it has not looked");
+        flow.found_nothing(now);
+        assert!(!flow.tries_to_sleep(now));
+        assert!(flow.tries_to_sleep(idle));
+        assert!(!flow.tries_to_sleep(idle + IDLE_LOOK));
+        assert!(flow.tries_to_sleep(idle + SLEEP_AGAIN));
+    }
+
+    #[test]
     fn a_bridge_that_is_awake_stays_so_until_nothing_comes() {
-        let (flow, now) = after_a_second(Duration::from_millis(10), 0);
+        let (mut flow, now) = after_a_second(Duration::from_millis(10), 0);
+        flow.found_nothing(now);
         assert!(!flow.is_idle(now + Duration::from_millis(10)));
         assert!(flow.is_idle(now + IDLE));
         assert!(flow.gap(now, 0) < flow.gap(now + IDLE, 0));

@@ -104,6 +104,10 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "update on table public.tidings_drained",
         ),
         (
+            "revoke update on tidings_bell from tidings_bridge",
+            "update on sequence public.tidings_bell",
+        ),
+        (
             "revoke select on tidings_reopened from tidings_bridge",
             "select on table public.tidings_reopened",
         ),

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{PATIENCE, Size, median};
+use super::{PATIENCE, Size};
 use crate::{
     Result,
     audience::Audience,
     bridge::Bridge,
     clock::Moment,
     marks::until_all_marked,
-    report::{Figure, Section, Unit, at, measure, subject},
+    report::{Figure, Section, Unit, at, measure, median, subject},
     server::Server,
     subject::Users,
     writers::{Inserted, NOTIFICATIONS, Writers},

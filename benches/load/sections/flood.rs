@@ -1,13 +1,13 @@
 //! How fast a flood of rows is through: delivered, and marked.
 
-use super::{PATIENCE, Size, median};
+use super::{PATIENCE, Size};
 use crate::{
     Result,
     audience::Audience,
     bridge::Bridge,
     clock::Moment,
     marks::until_all_marked,
-    report::{Counts, Figure, Section, Unit, at, measure, subject},
+    report::{Counts, Figure, Section, Unit, at, measure, median, subject},
     server::Server,
     subject::Users,
     usage::Usage,

@@ -1,7 +1,7 @@
 //! Whether it costs more as the table, the users and the streams become more.
 
 use super::{
-    PATIENCE, Size, median,
+    PATIENCE, Size,
     returning::{HEAVY, HEAVY_ROWS, Returning, waits},
     storm::storm,
 };
@@ -11,7 +11,7 @@ use crate::{
     bridge::Bridge,
     clock::Moment,
     marks::until_marked_after,
-    report::{Counts, Figure, Section, Unit, at, measure, subject},
+    report::{Counts, Figure, Section, Unit, at, measure, median, subject},
     retained::Retained,
     server::{Database, Server},
     subject::Users,

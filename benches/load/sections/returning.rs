@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::sleep;
 
 use super::{
-    PATIENCE, Size, median,
+    PATIENCE, Size,
     storm::{storm, until_left},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     bridge::Bridge,
     clock::Moment,
     marks::until_marked_after,
-    report::{Counts, Figure, Unit, at, measure, subject},
+    report::{Counts, Figure, Unit, at, measure, median, subject},
     server::{Database, Server},
     subject::Users,
     table::whole,

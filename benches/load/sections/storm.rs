@@ -4,14 +4,14 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{PATIENCE, Size, median};
+use super::{PATIENCE, Size};
 use crate::{
     Result,
     audience::Audience,
     bridge::Bridge,
     clock::Moment,
     marks::until_all_marked,
-    report::{Counts, Figure, Section, Unit, at, measure, subject},
+    report::{Counts, Figure, Section, Unit, at, measure, median, subject},
     server::{Database, Server},
     subject::Users,
     table::whole,

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{PATIENCE, Size, between, median};
+use super::{PATIENCE, Size, between};
 use crate::{
     Result,
     audience::Audience,
     bridge::Bridge,
     floor::{self, Listener},
     marks::until_all_marked,
-    report::{Counts, Figure, Section, Unit, at, measure, subject},
+    report::{Counts, Figure, Section, Unit, at, measure, median, subject},
     server::{Database, Server},
     subject::Users,
     usage::Usage,
@@ -117,7 +117,8 @@ impl Stand {
             measure::INSERTED,
             rate,
             Unit::PerSecond,
-        ));
+        ))
+        .rounds(rounds.rates.clone());
         if rounds.counts.expected > 0 {
             inserted = inserted.counts(rounds.counts);
         }
@@ -132,7 +133,7 @@ impl Stand {
 /// Each is measured in turn, several times over, so that what else the machine
 /// does falls on all of them.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
-    let (rounds, time) = size.choose((1, Duration::from_secs(1)), (5, Duration::from_secs(3)));
+    let (rounds, time) = size.choose((3, Duration::from_secs(1)), (15, Duration::from_secs(1)));
     let mut stands = stands(server).await?;
     server.settle().await?;
     for writers in WRITERS {
@@ -161,7 +162,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         title: "What writers pay".to_owned(),
         setting: format!(
             "Connections that INSERT one row a transaction, one after the other, for {} s at a \
-             time; {rounds} times in turn, the median. The rows of “{}” are for {STREAMS} users \
+             time; {rounds} times in turn, the median, of ratios as well. The rows of “{}” are for {STREAMS} users \
              who have a stream each, those of “{}” for users who are away.",
             time.as_secs(),
             subject::TIDINGS,

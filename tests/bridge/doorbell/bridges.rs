@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::{process::Child, time::sleep};
 use tokio_postgres::Client;
 
-use super::{BELL_ALONE, seat::Seat};
+use super::{BELL_ALONE, bell::Bell};
 use crate::support::{
     bridge::{Bridge, token},
     database::Database,
@@ -70,75 +70,74 @@ async fn gets(source: &mut EventSource, owed: &[i64]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_stops_in_order_is_missed_by_nobody() {
     let database = Database::migrated().await;
-    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let (bell, writer) = (Bell::of(&database).await, impatient(&database).await);
     let mut sleeper = Bridge::start_with(&database, &[BELL_ALONE]).await;
     for round in 0..12 {
-        let holder = seat.until_taken().await;
-        let guest = Bridge::start_with(&database, &[BELL_ALONE]).await;
-        let mut source = guest.connect_live("alice").await;
+        let since = bell.until_rung().await;
+        let follower = Bridge::start_with(&database, &[BELL_ALONE]).await;
+        let mut source = follower.connect_live("alice").await;
         let owed = match round % 2 {
             // Nobody rings for this row but who stops.
             0 => {
-                seat.until_all_sleep().await;
+                bell.until_all_sleep().await;
                 sleeper.stop().await;
                 vec![insert(&writer).await]
             }
             _ => around(&writer, sleeper.stop()).await,
         };
         gets(&mut source, &owed).await;
-        seat.until_taken_by_another(holder).await;
-        sleeper = guest;
+        bell.until_rung_anew(since).await;
+        sleeper = follower;
     }
-    // A guest that stops is missed by nobody either.
-    let guest = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    // One that stops beside it is missed by nobody either.
+    let follower = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = sleeper.connect_live("alice").await;
-    seat.until_all_sleep().await;
-    let owed = around(&writer, guest.stop()).await;
+    bell.until_all_sleep().await;
+    let owed = around(&writer, follower.stop()).await;
     gets(&mut source, &owed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_is_killed_asleep_is_followed_by_another() {
     let database = Database::migrated().await;
-    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
-    let (mut sleeper, _) = process(&database, &[]).await;
+    let (bell, writer) = (Bell::of(&database).await, impatient(&database).await);
+    let (mut sleeper, _) = process(&database, &[BELL_ALONE]).await;
     for _ in 0..3 {
-        let holder = seat.until_taken().await;
-        let (guest, mut source) = process(&database, &[]).await;
-        seat.until_all_sleep().await;
+        bell.until_rung().await;
+        let (follower, mut source) = process(&database, &[BELL_ALONE]).await;
+        bell.until_all_sleep().await;
         let killed = async { signal(&sleeper, Signal::SIGKILL) };
         let owed = around(&writer, killed).await;
         gets(&mut source, &owed).await;
-        seat.until_taken_by_another(holder).await;
         let owed = [insert(&writer).await];
         gets(&mut source, &owed).await;
-        sleeper = guest;
+        sleeper = follower;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_is_frozen_asleep_or_awake_holds_up_nobody() {
     let database = Database::migrated().await;
-    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let (bell, writer) = (Bell::of(&database).await, impatient(&database).await);
     for is_awake in [false, true] {
         if is_awake {
-            seat.keeps_awake().await;
+            bell.keeps_awake().await;
         }
         let (frozen, mut at_frozen) = process(&database, &[BELL_ALONE]).await;
         if !is_awake {
-            seat.until_taken().await;
+            bell.until_rung().await;
         }
         let (other, mut at_other) = process(&database, &[BELL_ALONE]).await;
         if !is_awake {
-            seat.until_all_sleep().await;
+            bell.until_all_sleep().await;
         }
         let freezes = async { signal(&frozen, Signal::SIGSTOP) };
         let mut owed = around(&writer, freezes).await;
         gets(&mut at_other, &owed).await;
         if is_awake {
             // The other one may sleep while this one is frozen awake.
-            seat.lets_sleep().await;
-            seat.until_taken().await;
+            bell.lets_sleep().await;
+            bell.until_rung().await;
         }
         let thaws = async { signal(&frozen, Signal::SIGCONT) };
         let more = around(&writer, thaws).await;
@@ -146,13 +145,13 @@ async fn a_bridge_that_is_frozen_asleep_or_awake_holds_up_nobody() {
         owed.extend(more);
         gets(&mut at_frozen, &owed).await;
         // Whatever they are now, neither misses the next.
-        seat.until_all_sleep().await;
+        bell.until_all_sleep().await;
         let owed = [insert(&writer).await];
         gets(&mut at_frozen, &owed).await;
         gets(&mut at_other, &owed).await;
-        // They are killed, and so are their locks.
+        // They are killed.
         drop((frozen, other));
-        seat.until(
+        bell.until(
             "select not exists (select from pg_stat_activity where application_name = 'tidings' \
              and datname = current_database())",
         )
@@ -163,28 +162,21 @@ async fn a_bridge_that_is_frozen_asleep_or_awake_holds_up_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_ends_asleep_or_awake_costs_no_row() {
     let database = Database::migrated().await;
-    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let (bell, writer) = (Bell::of(&database).await, impatient(&database).await);
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = bridge.connect_live("alice").await;
-    let awake = "select pg_terminate_backend(pid) from pg_stat_activity \
-                 where datname = current_database() and application_name = 'tidings' \
-                 and query ~ 'wal_insert_lsn|pg_try_advisory'";
     for _ in 0..4 {
-        let other = Seat::of(&database).await;
-        let owed = around(&writer, other.end_holder()).await;
+        let owed = around(&writer, bell.end_session()).await;
         gets(&mut source, &owed).await;
-        let holder = seat.until_taken().await;
+        bell.until_all_sleep().await;
         let owed = [insert(&writer).await];
         gets(&mut source, &owed).await;
 
-        seat.wakes(&other).await;
-        // The new session is there when this has come.
-        let owed = [insert(&writer).await];
+        bell.keeps_awake().await;
+        let owed = around(&writer, bell.end_session()).await;
         gets(&mut source, &owed).await;
-        let owed = around(&writer, other.does(awake)).await;
-        gets(&mut source, &owed).await;
-        seat.lets_sleep().await;
-        seat.until_taken_by_another(holder).await;
+        bell.lets_sleep().await;
+        bell.until_all_sleep().await;
         let owed = [insert(&writer).await];
         gets(&mut source, &owed).await;
     }
@@ -194,19 +186,19 @@ async fn a_session_that_ends_asleep_or_awake_costs_no_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bridges_of_which_one_loses_its_session_miss_no_row() {
     let database = Database::migrated().await;
-    let (seat, writer) = (Seat::of(&database).await, impatient(&database).await);
+    let (bell, writer) = (Bell::of(&database).await, impatient(&database).await);
     let bridges = [
-        Bridge::start(&database).await,
-        Bridge::start(&database).await,
-        Bridge::start(&database).await,
+        Bridge::start_with(&database, &[BELL_ALONE]).await,
+        Bridge::start_with(&database, &[BELL_ALONE]).await,
+        Bridge::start_with(&database, &[BELL_ALONE]).await,
     ];
     let mut sources = Vec::new();
     for bridge in &bridges {
         sources.push(bridge.connect_live("alice").await);
     }
     for _ in 0..4 {
-        seat.until_all_sleep().await;
-        let owed = around(&writer, seat.end_holder()).await;
+        bell.until_all_sleep().await;
+        let owed = around(&writer, bell.end_session()).await;
         for source in &mut sources {
             gets(source, &owed).await;
         }

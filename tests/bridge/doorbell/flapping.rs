@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::{BELL_ALONE, seat::Seat};
+use super::{BELL_ALONE, bell::Bell};
 use crate::support::{
     PATIENCE, bridge::Bridge, database::Database, event_source::EventSource, no_repeats, rows,
 };
@@ -109,7 +109,7 @@ async fn insert(client: &Client, count: i32) -> Vec<i64> {
 /// one before: a row that was missed is not found by a later ring.
 async fn flap(bridges: usize, rounds: usize) -> usize {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let mut serving = Vec::new();
     let mut sources: Vec<EventSource> = Vec::new();
     for _ in 0..bridges {
@@ -126,7 +126,7 @@ async fn flap(bridges: usize, rounds: usize) -> usize {
         sleep(up_to(QUIET_MICROS)).await;
         if round % 8 == 0 {
             // Whatever its bridges do, the next row finds one asleep, or just so.
-            seat.until_taken().await;
+            bell.until_rung().await;
         }
         let turn = async |client| {
             sleep(up_to(2_000)).await;
@@ -158,7 +158,7 @@ async fn a_bridge_that_flaps_between_asleep_and_awake_misses_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bridges_that_sleep_by_the_lock_of_one_of_them_miss_no_row() {
+async fn bridges_that_sleep_by_what_one_of_them_said_miss_no_row() {
     flap_each(&[(2, 100), (3, 100)]).await;
 }
 

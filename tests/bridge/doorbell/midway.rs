@@ -11,7 +11,10 @@ use nix::sys::signal::Signal;
 use tokio::{process::Child, time::sleep};
 use tokio_postgres::Client;
 
-use super::{BELL_ALONE, seat::Seat};
+use super::{
+    BELL_ALONE,
+    bell::{Bell, RING},
+};
 use crate::support::{
     bridge::token,
     database::Database,
@@ -39,17 +42,15 @@ const WAITS: &str = "select from pg_locks join pg_stat_activity using (pid) wher
 /// A bridge of its own process, and a client of it.
 struct Midway {
     database: Database,
-    seat: Seat,
+    bell: Bell,
     bridge: Child,
     source: EventSource,
 }
 
 impl Midway {
-    /// Somebody does `first` with the lock before there is a bridge.
-    async fn start(first: &str) -> Self {
+    async fn start() -> Self {
         let database = Database::migrated().await;
-        let seat = Seat::of(&database).await;
-        seat.does(first).await;
+        let bell = Bell::of(&database).await;
         let (bridge, address) = serve(&database, &[BELL_ALONE]).await;
         let bearer = format!("Bearer {}", token("alice"));
         let headers = [("Authorization", bearer.as_str())];
@@ -57,7 +58,7 @@ impl Midway {
         until(&mut source, "tidings.caught-up").await;
         Self {
             database,
-            seat,
+            bell,
             bridge,
             source,
         }
@@ -68,7 +69,7 @@ impl Midway {
         // A mark would wait before the look does.
         let sent = "select coalesce(bool_and(sent), true) from notifications \
                     where user_id = 'alice'";
-        self.seat.until(sent).await;
+        self.bell.until(sent).await;
         let client = self.database.owner().connect().await;
         client.batch_execute(CLOSE).await.expect(CLOSE);
         client
@@ -77,10 +78,10 @@ impl Midway {
     /// Once a look waits for the table, holds it up behind its snapshot.
     async fn hold_up(&self, table: Client) {
         let waits = format!("select exists ({WAITS})");
-        let looks = format!("select exists ({WAITS} and query ~ 'wal_insert_lsn')");
+        let looks = format!("select exists ({WAITS} and query ~ 'rings_since')");
         loop {
-            self.seat.until(&waits).await;
-            if self.seat.is(&looks).await {
+            self.bell.until(&waits).await;
+            if self.bell.is(&looks).await {
                 break;
             }
             // Now and then the bridge asks the table something else.
@@ -90,7 +91,7 @@ impl Midway {
         table.batch_execute(LARGE).await.expect(LARGE);
         signal(&self.bridge, Signal::SIGSTOP);
         table.batch_execute("commit").await.expect("commit");
-        self.seat
+        self.bell
             .until(
                 "select exists (select from pg_stat_activity where wait_event = 'ClientWrite' \
                  and datname = current_database() and application_name = 'tidings')",
@@ -114,64 +115,55 @@ impl Midway {
     }
 }
 
-/// The lock must be tried before the look, not after it.
+/// Writers must be told to ring before the look, not after it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_between_the_look_and_the_lock_is_seen() {
-    let keeps_awake = "select pg_advisory_lock_shared(KEY)";
-    let mut midway = Midway::start(keeps_awake).await;
+async fn a_row_between_the_look_and_the_word_to_ring_is_seen() {
+    let mut midway = Midway::start().await;
     for _ in 0..ROUNDS {
+        midway.bell.keeps_awake().await;
         sleep(WOULD_SLEEP).await;
         let table = midway.close_the_table().await;
         midway.hold_up(table).await;
         let row = midway.insert().await;
-        midway.seat.lets_sleep().await;
+        midway.bell.lets_sleep().await;
         midway.go_on(row).await;
-        let other = Seat::of(&midway.database).await;
-        midway.seat.wakes(&other).await;
-        // Its next session is at work when this comes.
-        let row = midway.insert().await;
-        assert_eq!(row_id(&midway.source.next_event().await), row);
+        midway.bell.until_rung().await;
     }
 }
 
 /// A ring must be forgotten before the look that it leads to, not after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_rung_for_during_a_look_is_seen() {
-    let mut midway = Midway::start("").await;
+    let mut midway = Midway::start().await;
     for _ in 0..ROUNDS {
-        midway.seat.until_taken().await;
-        midway.seat.until_all_sleep().await;
+        midway.bell.until_all_sleep().await;
         let table = midway.close_the_table().await;
-        midway
-            .seat
-            .does("do $$ begin execute 'notify tidings_' || 'notifications'::regclass::oid; end $$")
-            .await;
+        midway.bell.does(RING).await;
         midway.hold_up(table).await;
         let row = midway.insert().await;
         midway.go_on(row).await;
     }
 }
 
-/// Who relies on another's lock must test it before the look, not after it.
+/// That writers ring is not enough for whoever sleeps: they must have done so all
+/// the time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_between_the_look_and_the_test_of_anothers_lock_is_seen() {
-    let takes = "select pg_advisory_lock(KEY)";
-    let mut midway = Midway::start(takes).await;
+async fn a_row_of_a_time_in_which_nobody_rang_is_seen() {
+    let mut midway = Midway::start().await;
     for _ in 0..ROUNDS {
-        midway.seat.until_all_sleep().await;
-        let table = midway.close_the_table().await;
-        // As a bridge that wakes.
-        midway
-            .seat
-            .does(
-                "select pg_advisory_unlock(KEY); \
-                 do $$ begin execute 'notify tidings_' || 'notifications'::regclass::oid; end $$",
-            )
-            .await;
-        midway.hold_up(table).await;
-        let row = midway.insert().await;
-        // And sleeps again.
-        midway.seat.does(takes).await;
-        midway.go_on(row).await;
+        midway.bell.until_all_sleep().await;
+        let since = midway.bell.until_rung().await;
+        signal(&midway.bridge, Signal::SIGSTOP);
+        midway.bell.unrung().await;
+        let writer = midway.database.connect().await;
+        let begun = "begin; insert into notifications (user_id, text) values ('alice', 'midway')";
+        writer.batch_execute(begun).await.expect(begun);
+        // Another bridge sleeps, or tries to.
+        midway.bell.rung().await;
+        signal(&midway.bridge, Signal::SIGCONT);
+        sleep(WOULD_SLEEP).await;
+        assert_ne!(midway.bell.until_rung().await, since);
+        writer.batch_execute("commit").await.expect("commit");
+        midway.source.next_event().await;
     }
 }

@@ -5,11 +5,11 @@
 //! of a sleeping bridge dies, these tests do without that look, so that a row
 //! that is missed never comes.
 
+mod bell;
 mod bridges;
 mod flapping;
 mod midway;
 mod rings;
-mod seat;
 mod strangers;
 mod transactions;
 mod witness;

@@ -6,7 +6,11 @@ use tokio::{task::JoinSet, time::sleep};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::{BELL_ALONE, seat::Seat, witness::Witness};
+use super::{
+    BELL_ALONE,
+    bell::{Bell, RING},
+    witness::Witness,
+};
 use crate::support::{PATIENCE, bridge::Bridge, database::Database, rows};
 
 const WRITERS: usize = 2;
@@ -64,12 +68,12 @@ impl Flow {
 async fn a_trickle_is_rung_for_row_by_row() {
     const ROWS: usize = 20;
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let witness = Witness::of(&database, "public").await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = bridge.connect_live("alice").await;
     let client = database.connect().await;
-    seat.until_taken().await;
+    bell.until_rung().await;
     witness.hears().await;
     for _ in 0..ROWS {
         insert(&client).await;
@@ -83,10 +87,10 @@ async fn a_trickle_is_rung_for_row_by_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_rings_once_whatever_it_writes() {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let witness = Witness::of(&database, "public").await;
     let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
-    seat.until_taken().await;
+    bell.until_rung().await;
     witness.hears().await;
     let all = format!("begin; {INSERT}; savepoint a; {INSERT}; release a; {INSERT}; commit");
     database.execute(&all).await;
@@ -104,15 +108,14 @@ async fn a_transaction_rings_once_whatever_it_writes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hardly_a_writer_rings_while_rows_flow() {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
-    let other = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let witness = Witness::of(&database, "public").await;
     let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let (start, mut flows) = (Instant::now(), Vec::new());
     loop {
-        seat.wakes(&other).await;
+        bell.keeps_awake().await;
         let flow = Flow::start(&database).await;
-        seat.lets_sleep().await;
+        bell.lets_sleep().await;
         witness.hears().await;
         sleep(WATCHED).await;
         let written = flow.stop().await;
@@ -129,7 +132,7 @@ async fn hardly_a_writer_rings_while_rows_flow() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let (mut bridges, mut sources) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
@@ -140,11 +143,11 @@ async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
     // Where the machine is too busy for a flow to wake anybody, they are only
     // given an easier task.
     while woken < FLOWS && start.elapsed() < FLOWS_LIMIT {
-        seat.until_taken().await;
+        bell.until_rung().await;
         let flow = Flow::start(&database).await;
         sleep(WATCHED).await;
         let written = flow.stop().await;
-        woken += usize::from(seat.holder().await.is_none());
+        woken += usize::from(bell.since().await.is_none());
         for source in &mut sources {
             rows(source, written).await;
         }
@@ -154,25 +157,24 @@ async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_sleeps_on_after_a_flow_whatever_is_rung() {
     let database = Database::migrated().await;
-    let (seat, other) = (Seat::of(&database).await, Seat::of(&database).await);
+    let bell = Bell::of(&database).await;
     let witness = Witness::of(&database, "public").await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = bridge.connect_live("alice").await;
-    let ring = "do $$ begin execute 'notify tidings_' || 'notifications'::regclass::oid; end $$";
     for _ in 0..FLOWS {
-        seat.wakes(&other).await;
+        bell.keeps_awake().await;
         let flow = Flow::start(&database).await;
         sleep(WATCHED).await;
         rows(&mut source, flow.stop().await).await;
-        seat.lets_sleep().await;
-        seat.until_taken().await;
-        seat.until_all_sleep().await;
+        bell.lets_sleep().await;
+        bell.until_rung().await;
+        bell.until_all_sleep().await;
         witness.hears().await;
         for _ in 0..3 {
-            seat.does(ring).await;
+            bell.does(RING).await;
             sleep(Duration::from_millis(5)).await;
         }
-        seat.until_all_sleep().await;
+        bell.until_all_sleep().await;
         assert_eq!(witness.hears().await, 3, "it rings itself");
     }
     bridge.stop().await;

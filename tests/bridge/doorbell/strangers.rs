@@ -1,10 +1,10 @@
-//! Others in the same database, and what they may do to the lock: it costs
-//! speed, and never a row.
+//! Others in the same database, and what they may do to the bell: it costs speed,
+//! and never a row.
 
 use tidings::{cluster::Cluster, schema, schema::SchemaName};
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{BELL_ALONE, seat::Seat, witness::Witness};
+use super::{BELL_ALONE, bell::Bell, witness::Witness};
 use crate::support::{bridge::Bridge, database::Database, event_source::EventSource, row_id, rows};
 
 const INSERT: &str = "insert into notifications (user_id, text) values ('alice', 'row')";
@@ -17,73 +17,56 @@ async fn trickle(database: &Database, source: &mut EventSource) {
     }
 }
 
+/// The lock of bridges that change whether writers ring: then nobody does.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_lock_for_ever_costs_no_row() {
-    for taken in [
-        "select pg_advisory_lock(KEY)",
-        "select pg_advisory_lock_shared(KEY)",
-    ] {
+    for is_rung in [false, true] {
         let database = Database::migrated().await;
-        let stranger = Seat::of(&database).await;
-        stranger.does(taken).await;
+        let stranger = Bell::of(&database).await;
+        stranger.keeps_awake().await;
+        if is_rung {
+            stranger.rung().await;
+        }
         let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
         let mut source = bridge.connect_live("alice").await;
         trickle(&database, &mut source).await;
-        let by_the_bridge = stranger.holder().await.filter(|_| taken.contains("shared"));
-        assert_eq!(by_the_bridge, None, "it sleeps");
+        assert_eq!(stranger.since().await.is_some(), is_rung);
         bridge.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_gives_the_lock_back_or_waits_for_it_costs_no_row() {
+async fn who_says_that_nobody_need_ring_costs_no_row() {
     let database = Database::migrated().await;
-    let (stranger, other) = (Seat::of(&database).await, Seat::of(&database).await);
-    let bridge = Bridge::start(&database).await;
+    let stranger = Bell::of(&database).await;
+    let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = bridge.connect_live("alice").await;
-    for _ in 0..3 {
-        // It gets the lock when the bridge's session ends.
-        let takes = "select pg_advisory_lock(KEY)";
-        stranger.is_next_when_it_ends(&other, takes).await;
+    for _ in 0..10 {
+        let since = stranger.until_rung().await;
+        stranger.unrung().await;
         trickle(&database, &mut source).await;
-        other.until_all_sleep().await;
-        // Nobody is told of this.
-        stranger.does("select pg_advisory_unlock(KEY)").await;
-        trickle(&database, &mut source).await;
-        other.until_taken().await;
-
-        // It waits for a writer that has left the bell unrung.
-        stranger.wakes(&other).await;
-        let writer: Client = database.connect().await;
-        let begun = format!("begin; {INSERT}");
-        writer.batch_execute(&begun).await.expect(&begun);
-        stranger.lets_sleep().await;
-        let waits = async {
-            stranger.does("select pg_advisory_lock(KEY)").await;
-            stranger.does("select pg_advisory_unlock(KEY)").await;
-        };
-        let meanwhile = async {
-            other
-                .until(
-                    "select exists (select from pg_locks where not granted \
-                     and locktype = 'advisory' and classid = 1953064041 \
-                     and objid = 'notifications'::regclass::oid)",
-                )
-                .await;
-            other.until_all_sleep().await;
-            trickle(&database, &mut source).await;
-            writer.batch_execute("commit").await.expect("commit");
-            rows(&mut source, 1).await;
-        };
-        tokio::join!(waits, meanwhile);
-        trickle(&database, &mut source).await;
-        other.until_taken().await;
+        stranger.until_rung_anew(since).await;
     }
     bridge.stop().await;
 }
 
+/// Any role that may write can keep bridges awake.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_installations_in_one_database_have_a_lock_each() {
+async fn who_never_ends_a_transaction_costs_no_row() {
+    let database = Database::migrated().await;
+    let writer: Client = database.connect().await;
+    let begun = format!("begin; {INSERT}");
+    writer.batch_execute(&begun).await.expect(&begun);
+    let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    let mut source = bridge.connect_live("alice").await;
+    trickle(&database, &mut source).await;
+    writer.batch_execute("commit").await.expect("commit");
+    rows(&mut source, 1).await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_installations_in_one_database_have_a_bell_each() {
     let database = Database::empty().await;
     for schema in ["one", "two"] {
         database.prepare(schema).await;
@@ -92,8 +75,8 @@ async fn two_installations_in_one_database_have_a_lock_each() {
         migrated.expect("the migrations");
     }
     let (one, two) = (
-        Seat::in_schema(&database, "one").await,
-        Seat::in_schema(&database, "two").await,
+        Bell::in_schema(&database, "one").await,
+        Bell::in_schema(&database, "two").await,
     );
     let witness = Witness::of(&database, "one").await;
     // Of the second, nobody can sleep.
@@ -106,8 +89,8 @@ async fn two_installations_in_one_database_have_a_lock_each() {
         bridges[0].connect_live("alice").await,
         bridges[1].connect_live("alice").await,
     ];
-    one.until_taken().await;
-    assert_eq!(two.holder().await, None);
+    one.until_rung().await;
+    assert_eq!(two.since().await, None);
     witness.hears().await;
     for n in 1..=10 {
         let (first, second) = (
@@ -123,7 +106,7 @@ async fn two_installations_in_one_database_have_a_lock_each() {
     }
     // And the other way around.
     two.lets_sleep().await;
-    two.until_taken().await;
+    two.until_rung().await;
     let second = "select two.send_notification('alice', 'two')";
     database.execute(second).await;
     assert_eq!(sources[1].next_event().await.data, "two");
@@ -138,11 +121,11 @@ async fn a_transaction_can_be_prepared_if_it_has_not_rung() {
     ];
     let cluster = Cluster::temporary(&settings).await.expect("a PostgreSQL");
     let database = Database::migrated_in(&cluster).await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
     let writer = database.connect().await;
-    seat.until_taken().await;
+    bell.until_rung().await;
 
     let rung = format!("begin; {INSERT}; prepare transaction 'rung'");
     let refused = writer.batch_execute(&rung).await.expect_err("it has rung");
@@ -159,22 +142,21 @@ async fn a_transaction_can_be_prepared_if_it_has_not_rung() {
     bridge.stop().await;
 
     // While the bridge is awake, nobody rings; it stays so until the end.
-    seat.keeps_awake().await;
+    bell.keeps_awake().await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = bridge.connect_live("alice").await;
     let quiet = format!("begin; {INSERT}; prepare transaction 'quiet'");
     writer.batch_execute(&quiet).await.expect(&quiet);
-    seat.lets_sleep().await;
+    bell.lets_sleep().await;
     trickle(&database, &mut source).await;
     assert!(
-        seat.is_shared().await,
+        bell.is_written().await,
         "by the transaction that is prepared"
     );
-    assert_eq!(seat.holder().await, None);
     let commit = "commit prepared 'quiet'";
     writer.batch_execute(commit).await.expect(commit);
     rows(&mut source, 1).await;
-    seat.until_taken().await;
+    bell.until_rung().await;
     bridge.stop().await;
     cluster.stop().await.expect("an end");
 }

@@ -7,7 +7,7 @@ use futures_util::SinkExt;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
-use super::{BELL_ALONE, seat::Seat};
+use super::{BELL_ALONE, bell::Bell};
 use crate::support::{
     bridge::Bridge, database::Database, event_source::EventSource, no_repeats, rows,
 };
@@ -135,19 +135,19 @@ impl Alice {
 }
 
 /// Plays each way, and COPY, once each as `begin` has it.
-async fn play(begin: impl AsyncFn(&Seat, Option<&str>, &Database) -> Client) {
+async fn play(begin: impl AsyncFn(&Bell, Option<&str>, &Database) -> Client) {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut alice = Alice::of(&database, &bridge).await;
     let ways = WAYS.iter().map(|(_, how)| Some(*how));
     for way in ways.chain([None]) {
-        let writer = begin(&seat, way, &database).await;
+        let writer = begin(&bell, way, &database).await;
         sleep(WOULD_SLEEP).await;
         writer.batch_execute("commit").await.expect("commit");
         alice.gets_the_rest().await;
         // Nothing is left of it that keeps the bridge awake.
-        seat.until_taken().await;
+        bell.until_rung().await;
     }
     bridge.stop().await;
 }
@@ -161,8 +161,8 @@ async fn open(way: Option<&str>, database: &Database) -> Client {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_began_while_the_bridge_slept_is_rung_for() {
-    play(async |seat, way, database| {
-        seat.until_taken().await;
+    play(async |bell, way, database| {
+        bell.until_rung().await;
         open(way, database).await
     })
     .await;
@@ -170,12 +170,11 @@ async fn what_began_while_the_bridge_slept_is_rung_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_began_while_the_bridge_was_awake_keeps_it_awake() {
-    play(async |seat, way, database| {
-        let other = Seat::of(database).await;
-        seat.wakes(&other).await;
+    play(async |bell, way, database| {
+        bell.keeps_awake().await;
         let writer = open(way, database).await;
-        seat.lets_sleep().await;
-        assert!(seat.is_shared().await, "{way:?} gave the lock back early");
+        bell.lets_sleep().await;
+        assert!(bell.is_written().await, "{way:?} gave the lock back early");
         writer
     })
     .await;
@@ -184,17 +183,16 @@ async fn what_began_while_the_bridge_was_awake_keeps_it_awake() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_rolled_back_is_neither_sent_nor_in_the_way() {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut alice = Alice::of(&database, &bridge).await;
     for _ in 0..5 {
-        let other = Seat::of(&database).await;
-        seat.wakes(&other).await;
+        bell.keeps_awake().await;
         let writer = write(&database, "UNDONE UNDONE").await;
-        seat.lets_sleep().await;
+        bell.lets_sleep().await;
         sleep(WOULD_SLEEP).await;
         writer.batch_execute("rollback").await.expect("rollback");
-        seat.until_taken().await;
+        bell.until_rung().await;
         let writer = write(&database, "UNDONE").await;
         writer.batch_execute("rollback").await.expect("rollback");
         database.execute(INSERT).await;
@@ -206,28 +204,26 @@ async fn what_is_rolled_back_is_neither_sent_nor_in_the_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_sleeps_beside_a_transaction_that_left_the_bell_unrung() {
     let database = Database::migrated().await;
-    let seat = Seat::of(&database).await;
+    let bell = Bell::of(&database).await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut alice = Alice::of(&database, &bridge).await;
     for end in ["commit", "rollback"] {
-        let other = Seat::of(&database).await;
-        seat.wakes(&other).await;
+        bell.keeps_awake().await;
         let old = write(&database, "INSERT").await;
-        seat.lets_sleep().await;
+        bell.lets_sleep().await;
         // Others write, closer together and further apart than a bridge is
         // awake for.
         for n in 0..20 {
             sleep(WOULD_SLEEP * (n % 4) / 3).await;
             database.execute(INSERT).await;
             alice.gets_the_rest().await;
-            assert_eq!(seat.holder().await, None, "it sleeps");
-            assert!(seat.is_shared().await);
+            assert!(bell.is_written().await);
         }
         old.batch_execute(end).await.expect(end);
         if end == "commit" {
             alice.gets_the_rest().await;
         }
-        seat.until_taken().await;
+        bell.until_rung().await;
     }
     bridge.stop().await;
 }

@@ -59,6 +59,25 @@ async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_bac
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_say_whether_writers_ring_is_told_of_with_its_cure() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    bridge.until_ready_is(200).await;
+    let revoke = "revoke update on tidings_bell from tidings_bridge; \
+                  select pg_terminate_backend(pid) from pg_stat_activity \
+                  where application_name = 'tidings' and datname = current_database()";
+    database.superuser().execute(revoke).await;
+    let body = bridge.until_ready_is(503).await.text().await;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    let reason = body["reason"].as_str().expect("a reason");
+    let mut quoted = reason.split('`');
+    let cure = quoted.nth(1).expect("a statement");
+    assert!(cure.starts_with("grant select, update on sequence"), "{reason}");
+    database.superuser().execute(cure).await;
+    bridge.until_ready_is(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_that_cannot_be_read_while_the_listener_hears_are_told_of() {
     let database = Database::migrated().await;
     let (network, reached) = database.over_network().await;
