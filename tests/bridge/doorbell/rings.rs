@@ -128,6 +128,18 @@ async fn hardly_a_writer_rings_while_rows_flow() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flow_wakes_who_sleeps() {
+    let database = Database::migrated().await;
+    let bell = Bell::of(&database).await;
+    let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
+    bell.until_all_sleep().await;
+    let flow = Flow::start(&database).await;
+    bell.until("select pg_sequence_last_value('tidings_bell') is null")
+        .await;
+    assert!(flow.stop().await > 0);
+}
+
 /// Of several bridges one wakes, and the others must learn of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
