@@ -2,7 +2,7 @@
  *
  * A flag that everybody sees at once says whether writers ring. A bridge that idles sets it, finds
  * no writer in a transaction, looks, and sleeps. A bridge that wakes unsets it, and rings for the
- * others. Each change gives the flag a new generation; who sleeps knows that of its own. Two claims:
+ * others. Each change gives the flag a new generation; who sleeps knows its own. Two claims:
  *
  *  no_lost_bell  whoever sleeps with a row that it has not seen was rung, or is about to be
  *  seen_at_last  every writer comes to its end, and in the end every bridge that runs has seen
@@ -15,7 +15,7 @@
  *  - The flag is a sequence: a change belongs to no transaction, is seen by all at once, and stays.
  *  - A change is made under an advisory lock of its transaction that is only tried, so no two are
  *    made at once. The try may fail for no good reason: a stranger may have the lock.
- *  - An INSERT has the table's lock before its trigger reads the flag, and its transaction keeps it.
+ *  - An INSERT has the table's lock before its trigger reads the flag; its transaction keeps it.
  *    Who asks for its holders finds each that has it all the while, though not all at one instant.
  *  - A commit becomes visible at one instant. Later the transaction's locks go; and later, before
  *    or after them, its bell reaches those who listened at that instant, each at its own time.
@@ -28,7 +28,8 @@
  *    Prepared transactions stay, with their locks.
  *
  * Generations are not counted. A bridge has a bit instead: `stale`, raised for all when the flag is
- * unset, and taken from one that notes the generation.
+ * unset, and taken from one that notes the generation. With COUNTED they are, up to a bound, after
+ * which the flag stays as it is (not with CRASH): that the bit stands for them is checked as well.
  *
  * Sizes: BRIDGES (up to 3), WRITERS (up to 2), and ROWS, the statements of each writer, which it
  * groups into transactions as it likes, and commits or rolls back.
@@ -36,7 +37,8 @@
  * More of the world:
  *  FAULTS=n     n times at most a session of a bridge ends, or a bridge freezes for good, with its
  *               session or without; but a session that has unset the flag rings before it ends
- *  WAKER_DIES   that one may end before (with more than one bridge only TICK mends it)
+ *  WAKER_DIES   that one may end before, as if its commit failed: the change stays, the bell goes
+ *               (with more than one bridge only TICK mends it)
  *  CRASH        a fault may also be a crash of the server
  *  STOPS        bridges may stop in order, for good
  *  SAVEPOINTS   writers open, release and roll back savepoints
@@ -55,7 +57,8 @@
  *  CLEARS_BELL_AFTER_LOOK      instead of before
  *  LISTENS_AFTER_LAST_LOOK     LISTEN comes after the look that it falls asleep on
  *  SLEEPS_AFTER_CONNECTING     it goes on sleeping on a new session
- *  LOOKS_AND_SLEEPS_ON         it does after a look, if the flag has its generation (CRASH, PREPARE)
+ *  LOOKS_AND_SLEEPS_ON         it does so after a look, if the flag has the generation it noted
+ *                              (a crash brings it back, and keeps what is prepared: CRASH, PREPARE)
  *  SLEEPS_WITHOUT_FLAG         it falls asleep whatever has become of the flag
  *  SLEEPS_ON_WITHOUT_FLAG      when rung it looks, whatever has become of the flag
  *  IGNORES_GENERATION          it cares only whether the flag is set
@@ -78,6 +81,7 @@
  *  READS_FLAG_BEFORE_LOOK      after it has forgotten the bell, but before the look's snapshot
  *  CLEARS_BELL_BEFORE_SETTING  and not again; then SLEEPS_WITHOUT_FLAG is no mistake
  *  STOPS_WITHOUT_WAKING        who stops leaves the flag set (STOPS)
+ *  UNLOCKS_BEFORE_TEST         others may change the flag while it asks who has the table's lock
  *  RINGS_AFTER_UNLOCKING       who unset the flag rings when others may already change it
  *  CHANGES_WITHOUT_LOCK        changes need no lock, if still no generation comes twice
  */
@@ -118,25 +122,33 @@ bool prepared[WRITERS];
 bool cut[WRITERS];       /* its session ended in a crash */
 byte written;            /* writers that are done */
 
-#ifndef GENERATION_COMES_TWICE
+#ifdef GENERATION_COMES_TWICE
+#define COUNTED
+#endif
+#ifndef COUNTED
 bool set;                /* the flag */
 byte stale = all;        /* bridges: the generation that they noted has passed */
-#ifdef IGNORES_GENERATION
-#define is_own(b)   set
-#else
-#define is_own(b)   (set && !(stale & bit(b)))
-#endif
+#define may_change  (locked == NOBODY)
+#define is_noted(b) (!(stale & bit(b)))
 #define set_flag()  set = true
 #define unset()     set = false; stale = all
 #define note(b)     stale = stale & ~bit(b)
 #else
-/* Here they are counted, up to a bound, after which the flag stays as it is. */
-#define LAST 4
-byte flag;               /* the generation; an odd one is set */
+byte flag;               /* the flag's generation; it is set in each odd one */
 byte noted[BRIDGES];
+#define LAST        6
 #define set         (flag & 1)
-#define is_own(b)   (set && noted[b] == flag)
+#define may_change  (locked == NOBODY && flag < LAST)
+#define is_noted(b) (noted[b] == flag)
+#define set_flag()  flag = flag | 1
+#define unset()     flag++
 #define note(b)     noted[b] = flag
+#endif
+
+#ifdef IGNORES_GENERATION
+#define is_own(b)   set
+#else
+#define is_own(b)   (set && is_noted(b))
 #endif
 
 #define has_seen(b) (frozen[b] || (visible & ~seen[b]) == 0)
@@ -398,7 +410,7 @@ idle:                                            /* one statement: set the flag,
     atomic {
         asks;
         slept = false;
-        if :: flag == LAST -> goto awake :: else fi;
+        if :: !may_change -> goto awake :: else fi;
         read = flag; note(b)
     };
     atomic {
@@ -411,7 +423,7 @@ idle:                                            /* one statement: set the flag,
         asks;
         slept = false;
         if
-        :: locked == NOBODY -> locked = b_locks
+        :: may_change -> locked = b_locks
         :: goto awake
         fi;
 #ifdef NO_TEST_IF_SET
@@ -423,6 +435,9 @@ idle:                                            /* one statement: set the flag,
         if :: busy -> busy = false; goto tested :: else fi;
 #endif
     };
+#endif
+#ifdef UNLOCKS_BEFORE_TEST
+    atomic { goes_on; locked = NOBODY };
 #endif
 #ifdef LOOKS_BEFORE_TEST
     atomic { goes_on; shot = visible };
@@ -528,7 +543,7 @@ wake:                                            /* one message: unset the flag,
     atomic {
         asks;
         if
-        :: set && flag < LAST -> read = flag
+        :: set && may_change -> read = flag
         :: else -> goto woken
         fi
     };
@@ -543,7 +558,7 @@ wake:                                            /* one message: unset the flag,
 #ifdef CHANGES_WITHOUT_LOCK
         :: true
 #else
-        :: locked == NOBODY && set -> locked = b_locks
+        :: set && may_change -> locked = b_locks
         :: goto woken
 #endif
         fi;
@@ -632,9 +647,7 @@ proctype Faults() {
 init {
     byte i;
     atomic {
-#ifndef GENERATION_COMES_TWICE
         if :: set_flag() :: skip fi;             /* as others left it */
-#endif
         for (i : 0 .. BRIDGES - 1) { run Bridge(i) }
         for (i : 0 .. WRITERS - 1) { run Writer(i) }
         if :: FAULTS > 0 -> run Faults() :: else fi
