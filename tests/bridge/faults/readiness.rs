@@ -72,7 +72,10 @@ async fn a_role_that_may_not_say_whether_writers_ring_is_told_of_with_its_cure()
     let reason = body["reason"].as_str().expect("a reason");
     let mut quoted = reason.split('`');
     let cure = quoted.nth(1).expect("a statement");
-    assert!(cure.starts_with("grant select, update on sequence"), "{reason}");
+    assert!(
+        cure.starts_with("grant select, update on sequence"),
+        "{reason}"
+    );
     database.superuser().execute(cure).await;
     bridge.until_ready_is(200).await;
 }
