@@ -7,7 +7,7 @@
 -- A sequence says which: it has a last value while writers are to ring, and none
 -- (`is_called` is false) while they need not. What is written to a sequence is
 -- seen by everybody at once and never rolled back, and to read it takes no lock
--- that writers could queue for: 2 microseconds of an INSERT. The number itself
+-- that writers could queue for: a few microseconds of an INSERT. The number itself
 -- tells bridges one time of ringing from another.
 --
 -- Why no row falls between: a writer reads the sequence when its rows are in, so

@@ -236,12 +236,7 @@ impl Listener {
             let (told, look) =
                 tokio::join!(biased; session.fall_asleep(), self.look(session, flow));
             let (told, (look, rings)) = (told?, look?);
-            let kept = Watch::by(told, rings);
-            if kept != Watch::Awake {
-                // The flow that kept it awake is over: only another one wakes it.
-                *flow = Flow::begins(Instant::now());
-            }
-            return Ok((kept, look));
+            return Ok((Watch::by(told, rings), look));
         }
         let (look, rings) = self.look(session, flow).await?;
         let mut kept = watch.after(rings);

@@ -124,12 +124,14 @@ impl Flow {
         self.looks >= FLOW_LOOKS
     }
 
-    /// Whether to try to sleep now.
+    /// Whether to try to sleep now. Then the flow is over, and only another one
+    /// wakes the bridge.
     pub fn tries_to_sleep(&mut self, now: Instant) -> bool {
         let again = self.tried.map(|tried| tried + SLEEP_AGAIN);
         let tries = self.is_idle(now) && again.is_none_or(|again| again <= now);
         if tries {
             self.tried = Some(now);
+            self.looks = 0;
         }
         tries
     }
@@ -202,7 +204,9 @@ mod tests {
         assert!(!flow.tries_to_sleep(idle), "it has not looked");
         flow.found_nothing(now);
         assert!(!flow.tries_to_sleep(now));
+        assert!(flow.wakes());
         assert!(flow.tries_to_sleep(idle));
+        assert!(!flow.wakes(), "it is over");
         assert!(!flow.tries_to_sleep(idle + IDLE_LOOK));
         assert!(flow.tries_to_sleep(idle + SLEEP_AGAIN));
     }
