@@ -15,7 +15,8 @@ with
     select
     from pg_stat_bgwriter
     where
-      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
+      set_config('synchronous_commit', 'off', true) = 'off'
+      and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
       and stats_reset = $3
   ),
   locked as (
@@ -33,8 +34,7 @@ with
     returning n.id
   )
 select n.id
-from (select set_config('synchronous_commit', 'off', true)) as hurried
-cross join :"schema".notifications as n
+from :"schema".notifications as n
 where
   n.id = any($1::bigint[])
   and n.sent_at is null

@@ -176,7 +176,8 @@ async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
                to bridge_of_test; \
              grant execute on function tidings_disconnections_since, tidings_pruned_through \
                to bridge_of_test; \
-             grant update (sent_at) on notifications to bridge_of_test",
+             grant update (sent_at) on notifications to bridge_of_test; \
+             grant select, update on sequence tidings_bell to bridge_of_test",
         )
         .await;
     let theirs = database.as_role("bridge_of_test");
