@@ -73,9 +73,9 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    // It is known by what it asked last: how far the log is, or how the trigger
-    // does.
-    let listener = "query ~ 'wal_insert_lsn|tgenabled'";
+    // It is known by what it asked last: it alone asks for the log's end, the
+    // trigger, the bell and who was logged out.
+    let listener = "query ~ 'wal_insert_lsn|tgenabled|tidings_bell|tidings_disconnections'";
     database
         .superuser()
         .until(&format!(
@@ -83,6 +83,7 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
         ))
         .await;
     let listener = sessions(&database, listener).await;
+    assert_eq!(listener.len(), 1, "one listens");
     let load = Load::start(&database, &[bridge.address()]).await;
     let mut account = Account::without_repeats("backend of the listener is frozen");
     let calm = load.calm().await;

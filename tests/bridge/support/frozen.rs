@@ -33,15 +33,17 @@ impl Frozen {
     }
 
     /// Freezes sessions that wait for a query: one that is frozen while it holds
-    /// a lock of the server would freeze the others too.
+    /// a lock of the server would freeze the others too. One that is idle may just
+    /// be reading the queue of notifications; one that waits for its client is not.
     pub async fn between_queries(database: &Database, sessions: &[i32]) -> Self {
         let watcher = database.superuser().connect().await;
-        let query = "select bool_and(state = 'idle') from pg_stat_activity where pid = any($1)";
+        let query = "select bool_and(state = 'idle' and wait_event = 'ClientRead') \
+                     from pg_stat_activity where pid = any($1)";
         loop {
             let mut frozen = Self(Vec::new());
             sessions.iter().for_each(|&pid| frozen.stop(pid));
-            let idle = watcher.query_one(query, &[&sessions]).await;
-            if idle.expect("their state").get(0) {
+            let state = watcher.query_one(query, &[&sessions]).await;
+            if state.expect("their state").get(0) {
                 return frozen;
             }
         }
