@@ -18,6 +18,10 @@ use crate::{
     writers::{NOTIFICATIONS, Writers},
 };
 
+/// How long all may take to be back. Where more come than the kernel lets wait for
+/// being accepted, it has the rest ask again after 1, 2, 4, 8, 16 and 32 s.
+const RETURN_LIMIT: Duration = Duration::from_secs(90);
+
 const STREAMS: u64 = 10_000;
 /// Rows of one INSERT.
 const BATCH: u64 = 1_000;
@@ -108,7 +112,7 @@ pub async fn storm(
 }
 
 async fn until_back(audience: &Audience, writers: &Writers) -> Result<(Moment, Counts)> {
-    let live = audience.until_live(PATIENCE).await?;
+    let live = audience.until_live(RETURN_LIMIT).await?;
     let counts = audience.until_arrived(writers.rows(), PATIENCE).await;
     Ok((live, counts))
 }
