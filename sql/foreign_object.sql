@@ -22,7 +22,11 @@ from (
   from pg_class
   where relnamespace = to_regnamespace(quote_ident($1)) and relname = any($2::text[])
   union all
-  select format('a function %s', oid::regprocedure)
+  select format(
+    'a %s %s',
+    case prokind when 'p' then 'procedure' else 'function' end,
+    oid::regprocedure
+  )
   from pg_proc
   where pronamespace = to_regnamespace(quote_ident($1)) and proname = any($2::text[])
   union all

@@ -50,7 +50,11 @@ with
     select
       grantee,
       lower(privilege_type),
-      format('function %I.%I(%s)', nspname, proname, pg_get_function_identity_arguments(f.oid)),
+      format(
+        '%s %I.%I(%s)',
+        case prokind when 'p' then 'procedure' else 'function' end,
+        nspname, proname, pg_get_function_identity_arguments(f.oid)
+      ),
       proname = 'create_stream_ticket'
     from place
     join pg_proc as f on pronamespace = place.oid

@@ -51,11 +51,11 @@ begin
           and relowner = owner
           and relname = 'tidings_bell'
         union all
-        select 'function', proname, oid::regprocedure::text
+        select 'routine', proname, oid::regprocedure::text
         from pg_proc
         where
           pronamespace = to_regnamespace(quote_ident(schema))
-          and prokind = 'f'
+          and prokind in ('f', 'p')
           and proowner = owner
           and (
             proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
@@ -72,6 +72,8 @@ begin
           ('tidings_bridge', 'execute', 'tidings_disconnections_since'),
           ('tidings_bridge', 'select, insert, update', 'tidings_drained'),
           ('tidings_bridge', 'select', 'tidings_reopened'),
+          -- Removes what has had its time, and nothing else.
+          ('tidings_bridge', 'execute', 'tidings_prune_batch'),
           -- Whoever inserts reads whether to ring, and bridges say.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),

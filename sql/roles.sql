@@ -133,11 +133,11 @@ begin
       and relowner = owner
       and relname = 'tidings_bell'
     union all
-    select format('alter function %s owner to tidings_owner', oid::regprocedure)
+    select format('alter routine %s owner to tidings_owner', oid::regprocedure)
     from pg_proc
     where
       pronamespace = to_regnamespace(quote_ident(schema))
-      and prokind = 'f'
+      and prokind in ('f', 'p')
       and proowner = owner
       and (
         proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
@@ -189,8 +189,12 @@ begin
         ('tidings_bridge', 'setval(regclass, bigint)'),
         ('tidings_bridge', 'setval(regclass, bigint, boolean)'),
         ('tidings_bridge', 'pg_try_advisory_xact_lock(integer, integer)'),
+        ('tidings_bridge', 'pg_try_advisory_lock(integer, integer)'),
         ('tidings_bridge', 'pg_lock_status()'),
         ('tidings_bridge', 'pg_notify(text, text)'),
+        -- Which rows of the future are not to be removed yet.
+        ('tidings_owner', 'pg_current_snapshot()'),
+        ('tidings_owner', 'pg_snapshot_xmax(pg_snapshot)'),
         -- Positions, and which history of which cluster they belong to.
         ('tidings_bridge', 'pg_current_snapshot()'),
         ('tidings_bridge', 'pg_snapshot_xmax(pg_snapshot)'),

@@ -42,8 +42,10 @@ use crate::{
     metrics::Metrics,
     origin::Origins,
     pool::{Pool, QueryError, Sessions},
+    pruner::{Pruned, Pruner},
     reader,
     refusals::Refusals,
+    retention::Retention,
     schema::{self, SchemaError, SchemaName},
     servers::{self, ServersError},
     sockets::{self, Sockets},
@@ -71,6 +73,7 @@ pub struct App {
     pool: Pool,
     listener: Listener,
     marker: Marker,
+    pruner: Option<Pruner>,
     lines: Arc<Lines>,
     drain: Duration,
     server: Server,
@@ -223,6 +226,17 @@ impl App {
         })
         .await?;
         let schema = parts.schema;
+        let pruned = Arc::new(Pruned::default());
+        let pruner = match options.retention.prune_sent_after {
+            Retention::Forever => None,
+            Retention::SentFor(sent_for) => Some(Pruner {
+                url: direct_url.clone(),
+                schema: schema.clone(),
+                sent_for,
+                every: options.retention.prune_every,
+                pruned: Arc::clone(&pruned),
+            }),
+        };
         let sql = Arc::new(Sql::new(&schema));
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let health = Arc::new(Health::default());
@@ -307,6 +321,7 @@ impl App {
             pool,
             listener,
             marker,
+            pruner,
             lines,
             drain: options.drain,
             server,
@@ -351,6 +366,10 @@ impl App {
             .map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.renew())));
         let stop_marker = CancellationToken::new();
         let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
+        let stop_pruner = CancellationToken::new();
+        let _pruner = self
+            .pruner
+            .map(|pruner| AbortOnDropHandle::new(tokio::spawn(pruner.run(stop_pruner.clone()))));
         let stop_listener = CancellationToken::new();
         let mut listener =
             AbortOnDropHandle::new(tokio::spawn(self.listener.run(stop_listener.clone())));
@@ -372,6 +391,7 @@ impl App {
             self.hub.connections()
         );
         self.health.drain();
+        stop_pruner.cancel();
         stop_listener.cancel();
         self.hub.end_all(Ending::Draining);
         // It may be waiting for a database that is gone.

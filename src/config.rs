@@ -2,6 +2,7 @@
 
 mod jwt;
 mod limits;
+mod retention;
 mod secret;
 mod tls;
 mod trust;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::{
     jwt::{JwtOptions, RuleOptions},
     limits::LimitOptions,
+    retention::{PruneOptions, RetentionOptions},
     secret::Hidden,
     tls::TlsOptions,
     trust::{Tickets, TrustOptions},
@@ -52,6 +54,8 @@ pub enum Command {
     Migrate(MigrateOptions),
     /// Tell what is wrong with the schema and the rights in it
     Check(CheckOptions),
+    /// Remove rows that were sent long ago, and rows that have expired
+    Prune(PruneOptions),
     /// Try it: a private PostgreSQL, the bridge, and a demo page
     Dev(DevOptions),
     /// Sign a token for a user, to try `serve` with curl
@@ -181,6 +185,9 @@ pub struct BridgeOptions {
     /// How much is let in.
     #[command(flatten)]
     pub limits: LimitOptions,
+    /// How long rows stay.
+    #[command(flatten)]
+    pub retention: RetentionOptions,
 }
 
 /// Whether `serve` may change the schema.

@@ -42,6 +42,9 @@ pub mod hub;
 pub mod listener;
 pub mod mailbox;
 pub mod marker;
+pub mod prune;
+pub mod pruner;
+pub mod retention;
 pub mod sse;
 pub mod stream;
 

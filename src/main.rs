@@ -9,8 +9,12 @@ use clap::Parser;
 use tidings::{
     app::{App, Parts},
     check,
-    config::{CheckOptions, Cli, Command, MigrateOptions, ServeOptions, TokenOptions},
-    dev, direct, schema, shutdown, telemetry, token,
+    config::{
+        CheckOptions, Cli, Command, MigrateOptions, PruneOptions, ServeOptions, TokenOptions,
+    },
+    dev, direct,
+    prune::{self, Outcome, Progress},
+    retention, schema, shutdown, telemetry, token,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -35,6 +39,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(options) => serve(options).await,
         Command::Migrate(options) => migrate(options).await,
         Command::Check(options) => check(options).await,
+        Command::Prune(options) => prune(options).await,
         Command::Dev(options) => Ok(dev::run(options, shutdown::requested()?).await?),
         Command::Token(options) => token(&options),
     }
@@ -69,6 +74,22 @@ async fn check(options: CheckOptions) -> Result<(), Failure> {
         )?),
         1 => Err("one thing is wrong".into()),
         wrong => Err(format!("{wrong} things are wrong").into()),
+    }
+}
+
+async fn prune(options: PruneOptions) -> Result<(), Failure> {
+    let stop = shutdown::requested()?;
+    let (url, schema) = (options.database.session_url()?, &options.database.schema);
+    let sent_for = options.sent_before;
+    if options.dry_run {
+        let prunable = retention::prunable(&url, schema, sent_for).await?;
+        return Ok(writeln!(io::stdout(), "{prunable}")?);
+    }
+    match prune::run(&url, schema, sent_for, stop, Progress::on_stderr()).await? {
+        Outcome::Done(rows) => Ok(writeln!(io::stdout(), "{rows} rows removed")?),
+        Outcome::Stopped(rows) => {
+            Err(format!("stopped after {rows} rows were removed; there may be more").into())
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod positions;
 mod privileges;
 mod promises;
 mod proxies;
+mod prune;
 mod restart;
 mod secrets;
 mod shutdown;

@@ -1,0 +1,153 @@
+//! `tidings prune`: removes what has had its time, once.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    database::DatabaseUrl,
+    retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
+    schema::SchemaName,
+};
+
+/// It works for half of the time, so that others have the disk and the log in
+/// between.
+const PACE: Pace = Pace { rest: 1 };
+
+/// How long to wait before asking again whether somebody else is done with a
+/// batch, and for how long to do so.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a terminal shows how far it is.
+const SHOWN_EVERY: Duration = Duration::from_millis(200);
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything that has had its time is gone: so many rows.
+    Done(u64),
+    /// It was asked to stop after so many; there may be more.
+    Stopped(u64),
+}
+
+/// Removes rows, batch by batch, until none is old enough or it is asked to
+/// stop, and tells `progress` after each.
+///
+/// # Errors
+///
+/// [`PruneError`]. What was removed before stays removed.
+pub async fn run(
+    url: &DatabaseUrl,
+    schema: &SchemaName,
+    sent_for: Duration,
+    stop: impl Future<Output = ()>,
+    mut progress: Progress,
+) -> Result<Outcome, PruneError> {
+    tokio::pin!(stop);
+    let mut prune = Prune::open(url, schema, sent_for).await?;
+    let mut removed = 0;
+    let mut waiting_since = None;
+    loop {
+        let begin = Instant::now();
+        let rest = match prune.batch().await? {
+            Batch::Removed { rows, left } => {
+                waiting_since = None;
+                removed += rows;
+                match left {
+                    Left::Nothing => {
+                        progress.end();
+                        return Ok(Outcome::Done(removed));
+                    }
+                    Left::Time(time) => progress.show(removed, time),
+                }
+                PACE.after(begin)
+            }
+            Batch::Busy => {
+                let since = *waiting_since.get_or_insert(begin);
+                if since.elapsed() > BUSY_LIMIT {
+                    progress.end();
+                    return Err(PruneError::Busy(BUSY_LIMIT));
+                }
+                BUSY_PAUSE
+            }
+        };
+        tokio::select! {
+            () = &mut stop => {
+                progress.end();
+                return Ok(Outcome::Stopped(removed));
+            }
+            () = sleep(rest) => {}
+        }
+    }
+}
+
+/// Shows how far it is, on one line of a terminal; nothing elsewhere.
+#[derive(Debug)]
+pub struct Progress {
+    terminal: Terminal,
+    begin: Instant,
+    shown: Option<Instant>,
+    /// What was to be looked at in the beginning.
+    whole: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Terminal {
+    Attached,
+    Absent,
+}
+
+impl Progress {
+    /// On standard error, if that is a terminal.
+    pub fn on_stderr() -> Self {
+        Self {
+            terminal: match io::stderr().is_terminal() {
+                true => Terminal::Attached,
+                false => Terminal::Absent,
+            },
+            begin: Instant::now(),
+            shown: None,
+            whole: None,
+        }
+    }
+
+    fn show(&mut self, removed: u64, left: Duration) {
+        let whole = *self.whole.get_or_insert(left);
+        let is_due = self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY);
+        if self.terminal == Terminal::Absent || !is_due {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let part = 1.0 - left.as_secs_f64() / whole.as_secs_f64().max(1.0);
+        let rate = removed as f64 / self.begin.elapsed().as_secs_f64().max(0.001);
+        // Nothing is lost if the terminal is gone.
+        let _ = write!(
+            io::stderr(),
+            "\r{removed} rows removed, {rate:.0} a second, {:.0} % looked at\x1b[K",
+            100.0 * part.clamp(0.0, 1.0)
+        );
+    }
+
+    /// The line makes room for what follows.
+    fn end(&self) {
+        if self.shown.is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+impl fmt::Display for Prunable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, expired } = self;
+        write!(
+            f,
+            "{} rows would be removed: {sent} that were sent, and {expired} that have expired",
+            sent + expired
+        )
+    }
+}
