@@ -36,7 +36,7 @@ test-newest: ## runs the tests once more, with the newest PostgreSQL that can be
 
 # Some twenty minutes; `make bench ARGS=--quick` two, `make bench ARGS=latency` one section. The
 # figures of the latter two go to the screen alone.
-bench: ## measures writers, latency, flood, fan-out, memory, storms and growth, into docs/benchmarks
+bench: ## measures writers, latency, flood, fan-out, memory, storms, growth and pruning, into docs/benchmarks
 	@$(with) rust postgres -- \
 	    cargo bench --locked --bench load -- $(or $(ARGS),--out docs/benchmarks)
 

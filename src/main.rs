@@ -86,9 +86,10 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
         return Ok(writeln!(io::stdout(), "{prunable}")?);
     }
     match prune::run(&url, schema, sent_for, stop, Progress::on_stderr()).await? {
-        Outcome::Done(rows) => Ok(writeln!(io::stdout(), "{rows} rows removed")?),
+        Outcome::Done(rows) => Ok(writeln!(io::stdout(), "{} removed", prune::rows(rows))?),
         Outcome::Stopped(rows) => {
-            Err(format!("stopped after {rows} rows were removed; there may be more").into())
+            let rows = prune::rows(rows);
+            Err(format!("stopped with {rows} removed; there may be more to remove").into())
         }
     }
 }

@@ -128,7 +128,8 @@ impl Progress {
         // Nothing is lost if the terminal is gone.
         let _ = write!(
             io::stderr(),
-            "\r{removed} rows removed, {rate:.0} a second, {:.0} % looked at\x1b[K",
+            "\r{} removed, {rate:.0} a second, {:.0} % looked at\x1b[K",
+            rows(removed),
             100.0 * part.clamp(0.0, 1.0)
         );
     }
@@ -141,13 +142,21 @@ impl Progress {
     }
 }
 
+/// A number of rows, in words: `1 row`.
+pub fn rows(number: u64) -> String {
+    match number {
+        1 => "1 row".to_owned(),
+        _ => format!("{number} rows"),
+    }
+}
+
 impl fmt::Display for Prunable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sent, expired } = self;
         write!(
             f,
-            "{} rows would be removed: {sent} that were sent, and {expired} that have expired",
-            sent + expired
+            "{} would be removed: {sent} sent, {expired} expired",
+            rows(sent + expired)
         )
     }
 }

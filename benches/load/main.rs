@@ -42,7 +42,7 @@ use crate::{
     machine::Machine,
     report::Section,
     results::Results,
-    sections::{Size, fan_out, flood, growth, latency, memory, peers, storm},
+    sections::{Size, fan_out, flood, growth, latency, memory, peers, prune, storm},
     server::Server,
 };
 
@@ -78,6 +78,7 @@ enum Name {
     Memory,
     Storm,
     Growth,
+    Prune,
 }
 
 impl Name {
@@ -90,6 +91,7 @@ impl Name {
             Self::Memory => memory::run(server, size).await,
             Self::Storm => storm::run(server, size).await,
             Self::Growth => growth::run(server, size).await,
+            Self::Prune => prune::run(server, size).await,
         }
     }
 }

@@ -7,6 +7,8 @@ use serde::Serialize;
 pub mod subject {
     /// The bridge, with as many streams as the figure says.
     pub const TIDINGS: &str = "Tidings";
+    /// The bridge, while `tidings prune` runs.
+    pub const PRUNING: &str = "Tidings, pruning";
     /// The bridge, running without a stream.
     pub const IDLE: &str = "Tidings, no streams";
     /// The bare table: what an INSERT costs without anybody to tell.
@@ -37,6 +39,8 @@ pub mod measure {
     pub const DELIVERED: &str = "delivered";
     /// Rows a second until the last row was marked as sent.
     pub const MARKED: &str = "delivered and marked";
+    /// Old rows that were removed, a second.
+    pub const REMOVED: &str = "removed";
     /// Until the first connection had it.
     pub const FIRST: &str = "first";
     /// Until the last connection had it.

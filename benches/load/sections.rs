@@ -6,6 +6,7 @@ pub mod growth;
 pub mod latency;
 pub mod memory;
 pub mod peers;
+pub mod prune;
 mod returning;
 pub mod storm;
 pub mod writers;

@@ -144,7 +144,7 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
     let counted = said_by(&database, &["--sent-before=30d", "--dry-run"]).await;
     assert_eq!(
         counted,
-        "2507 rows would be removed: 2504 that were sent, and 3 that have expired\n"
+        "2507 rows would be removed: 2504 sent, 3 expired\n"
     );
     assert_eq!(count(&database).await, before);
     // Whoever watches may count too.
@@ -207,7 +207,7 @@ async fn who_returns_is_told_of_a_gap_where_something_sent_is_gone_and_not_where
         .execute("select send_notification('alice', 'left')")
         .await;
     let said = said_by(&database, &["--sent-before=1h"]).await;
-    assert_eq!(said, "1 rows removed\n");
+    assert_eq!(said, "1 row removed\n");
     let mut source = bridge.resume("alice", &id).await;
     expect_gap(&mut source, "pruned").await;
     let left = until(&mut source, "tidings.caught-up").await;
@@ -320,7 +320,7 @@ async fn asked_to_stop_it_ends_with_the_batch_that_it_is_at() {
     let output = running.wait_with_output().await.expect("an end");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("stopped after 5000 rows"), "{said}");
+    assert!(said.contains("stopped with 5000 rows removed"), "{said}");
     assert_eq!(count(&database).await, 4_000);
 }
 
