@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest bench bench-peers reliability model doorbell soak lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest bench bench-peers reliability model doorbell alerts soak lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 
 # Some minutes.
 doorbell: ## checks the model of the doorbell, and that each mistake makes it fail
 	@$(with) spin -- scripts/doorbell
+
+alerts: ## checks docs/operations/alerts.yml with promtool, where that can be had
+	@scripts/alerts
 
 # What the peers need is fetched into target/peers first (scripts/bench-peers).
 bench-peers: ## measures Tidings beside what users would pick instead, into docs/benchmarks/peers.*

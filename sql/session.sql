@@ -13,5 +13,6 @@ select
   (select stats_reset from pg_stat_bgwriter) as since,
   to_regclass($1)::oid as table_oid,
   has_sequence_privilege(to_regclass($2), 'update') as may_ring,
-  current_user::text as role
+  current_user::text as role,
+  pg_backend_pid() as backend
 from pg_control_system() as control

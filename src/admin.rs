@@ -5,14 +5,18 @@ use actix_web::{HttpResponse, http::header, web};
 use crate::{
     health::Health,
     metrics::{self, Metrics},
+    operator,
 };
 
-/// The routes of the admin address. Need `Data<Health>` and `Data<Metrics>`.
+/// The routes of the admin address. Need `Data<Health>`, `Data<Metrics>` and
+/// `Data<Operator>`.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .route("/health/live", web::get().to(live))
         .route("/health/ready", web::get().to(ready))
-        .route("/metrics", web::get().to(measured));
+        .route("/metrics", web::get().to(measured))
+        .route("/", web::get().to(operator::page))
+        .route("/overview", web::get().to(operator::overview));
 }
 
 /// The process runs and answers. A database that is away is no reason to kill

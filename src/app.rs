@@ -24,7 +24,7 @@ use crate::{
     alarm::Heartbeats,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
-    catch_up::Pages,
+    catch_up::{Pages, Reads},
     check,
     client::Proxies,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
@@ -32,6 +32,7 @@ use crate::{
     demo::Demo,
     direct::{self, DirectError},
     drained::Drained,
+    ends::Ended,
     health::Health,
     http::Door,
     hub::Hub,
@@ -40,6 +41,7 @@ use crate::{
     mailbox::Ending,
     marker::{Marker, Marks},
     metrics::Metrics,
+    operator::Operator,
     origin::Origins,
     pool::{Pool, QueryError, Sessions},
     pruner::{Pruned, Pruner},
@@ -51,8 +53,10 @@ use crate::{
     sockets::{self, Sockets},
     sql::Sql,
     stream::Streams,
+    telemetry,
     ticket::Tickets,
     tls::Certificate,
+    vitals::Vitals,
 };
 
 /// A database that is not there yet, at start, is waited for this long:
@@ -261,6 +265,7 @@ impl App {
             return Err(StartError::TwoServers);
         }
         let drained = Drained::open(pool.clone(), Arc::clone(&sql), &schema).await?;
+        let (reads, ended) = (Reads::default(), Ended::default());
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
             marks: Arc::clone(&marks),
@@ -273,18 +278,30 @@ impl App {
                 // One connection is left for the marks.
                 permits: Semaphore::new(usize::from(options.pool_size) - 1),
                 history: Mutex::new(hub.tail().history),
+                reads: reads.clone(),
             }),
             heartbeats: Heartbeats::every(options.heartbeat),
             drain: options.drain,
             max_age: options.limits.max_stream_age,
+            ended: ended.clone(),
         });
         let tickets = Tickets::new(Arc::clone(&hub), pool.clone(), Arc::clone(&sql));
         let authenticator = Authenticator::new(parts.credentials, tickets);
         let refusals = Arc::new(Refusals::default());
+        let vitals = Arc::new(Vitals {
+            hub: Arc::clone(&hub),
+            marks: Arc::clone(&marks),
+            health: Arc::clone(&health),
+            pool: pool.clone(),
+            reads,
+            refusals: Arc::clone(&refusals),
+            connections_limit: options.limits.max_connections,
+        });
         let (admin, admin_address) = servers::bind_admin(
             options,
             web::Data::from(Arc::clone(&health)),
-            web::Data::new(Metrics::new(Arc::clone(&hub), &refusals)),
+            web::Data::new(Metrics::new(Arc::clone(&vitals), &ended)),
+            web::Data::new(Operator::new(vitals, options, &parts.url, &schema)),
             parts.demo.is_some(),
         )?;
         let proxies = web::Data::new(parts.proxies.clone());
@@ -364,6 +381,8 @@ impl App {
         let _renewal = self
             .certificate
             .map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.renew())));
+        let _telling =
+            AbortOnDropHandle::new(tokio::spawn(telemetry::keep_telling_what_was_left_out()));
         let stop_marker = CancellationToken::new();
         let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
         let stop_pruner = CancellationToken::new();
@@ -408,6 +427,7 @@ impl App {
         let _ = marker.await;
         self.pool.close();
         admin_handle.stop(false).await;
+        telemetry::tell_what_was_left_out();
         info!("stopped");
         outcome
     }

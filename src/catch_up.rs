@@ -1,6 +1,8 @@
 //! Reads what a connection has missed, a page at a time and as often as it
 //! takes.
 
+mod reads;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -9,6 +11,7 @@ use std::{
 use tokio::{sync::Semaphore, time::sleep};
 use tracing::debug;
 
+pub use self::reads::Reads;
 use crate::{
     backoff::Backoff,
     drained::Drained,
@@ -45,6 +48,8 @@ pub struct Pages {
     pub permits: Semaphore,
     /// The history that the pool's sessions were opened in.
     pub history: Mutex<History>,
+    /// What that costs.
+    pub reads: Reads,
 }
 
 /// Which page is wanted.
@@ -90,11 +95,13 @@ impl Pages {
     /// Reads the page that is wanted; while the database is away, tries again.
     pub async fn read(&self, mut wanted: Wanted) -> Turn {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        let wait = self.reads.begin();
         loop {
             self.follow_history();
             match self.try_read(&wanted).await {
                 Ok(page) if page.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
+                    wait.end(page.page.batch.events.len());
                     if let Some(before) = page.drained {
                         self.drained.note(&wanted.user, before, wanted.history);
                     }
@@ -111,6 +118,7 @@ impl Pages {
                 Err(error) => {
                     debug!(%error, "could not read a page, trying again: {error}");
                     self.health.page_failed(error.to_string());
+                    self.reads.failures.inc();
                     if let QueryError::TimedOut(_) = error {
                         wanted.size = wanted.size.halved();
                     }

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::schema::SchemaName;
 
@@ -38,6 +38,33 @@ struct State {
     pages: Option<Trouble>,
     marks: Option<String>,
     draining: bool,
+    listened: Listened,
+}
+
+/// What the listener has done since the bridge began.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Listened {
+    /// How it learns of rows.
+    pub watching: Watching,
+    /// How often that has changed.
+    pub changes: u64,
+    /// Looks at the table.
+    pub looks: u64,
+    /// Bells that it woke up by; those that come together are one.
+    pub rings: u64,
+    /// How often it found the database again that it had lost.
+    pub reconnects: u64,
+}
+
+/// How the listener learns of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Watching {
+    /// It polls, and writers need not ring.
+    #[default]
+    Awake,
+    /// It waits for the bell.
+    Asleep,
 }
 
 /// Something that has been failing for a while.
@@ -69,6 +96,17 @@ pub enum Doorbell {
 }
 
 impl Doorbell {
+    /// Its state, for the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Hung => "hung",
+            Self::Missing(_) => "missing",
+            Self::Disabled(_) => "disabled",
+            Self::Bypassed { .. } => "bypassed",
+            Self::Restored => "restored",
+        }
+    }
+
     /// What is wrong with it, and what to do.
     fn trouble(&self) -> Option<String> {
         match self {
@@ -135,10 +173,41 @@ impl Health {
     pub fn looked(&self) {
         let mut state = self.state();
         state.last_look = Some(Instant::now());
+        state.listened.looks += 1;
         if state.trouble.take().is_some() {
+            state.listened.reconnects += 1;
             drop(state);
             self.heard_again.notify_waiters();
         }
+    }
+
+    /// The bell has rung.
+    pub fn rung(&self) {
+        self.state().listened.rings += 1;
+    }
+
+    /// The listener learns of rows in this way from now on.
+    pub fn watches(&self, watching: Watching) {
+        let listened = &mut self.state().listened;
+        if listened.watching != watching {
+            listened.watching = watching;
+            listened.changes += 1;
+        }
+    }
+
+    /// What the listener has done.
+    pub fn listened(&self) -> Listened {
+        self.state().listened
+    }
+
+    /// Whether the listener hears the database.
+    pub fn hears(&self) -> bool {
+        self.state().hears()
+    }
+
+    /// Whether what rings when rows are inserted is in order, as far as is known.
+    pub fn is_doorbell_hung(&self) -> bool {
+        self.state().doorbell == Some(Doorbell::Hung)
     }
 
     /// Resolves when the listener hears the database again that it had lost.
@@ -152,8 +221,10 @@ impl Health {
         let trouble = doorbell.trouble();
         if state.doorbell.as_ref() != Some(&doorbell) {
             match &trouble {
-                Some(trouble) => warn!("{trouble}"),
-                None if state.doorbell.is_some() => info!("the doorbell is in order again"),
+                Some(trouble) => error!(doorbell = doorbell.name(), "{trouble}"),
+                None if state.doorbell.is_some() => {
+                    info!(doorbell = doorbell.name(), "the doorbell is in order again");
+                }
                 None => {}
             }
         }
@@ -216,7 +287,7 @@ impl Health {
             (Status::Draining, None)
         } else if let Some(trouble) = &state.trouble {
             (Status::Deaf, Some(trouble.clone()))
-        } else if age.is_none_or(|age| age > PROOF_LIMIT) {
+        } else if !state.hears() {
             (
                 Status::Deaf,
                 Some("the database has not answered the listener lately".to_owned()),
@@ -239,6 +310,13 @@ impl Health {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn hears(&self) -> bool {
+        let is_proven = |look: Instant| look.elapsed() <= PROOF_LIMIT;
+        self.trouble.is_none() && self.last_look.is_some_and(is_proven)
     }
 }
 

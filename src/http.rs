@@ -11,6 +11,7 @@ use actix_web::{
 };
 use actix_web_lab::header::{CacheControl, CacheDirective};
 use serde::Deserialize;
+use tracing::{debug, debug_span};
 
 use crate::{
     admission::Admission,
@@ -127,6 +128,7 @@ async fn stream(
         Ok(identity) => identity,
         Err(error) => {
             refusals.count(Reason::Identity, client);
+            debug!(%client, %error, "turned away {client}: {error}");
             if error == Unidentified::Unavailable {
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
             }
@@ -150,7 +152,13 @@ async fn stream(
         &start,
         parameters.format,
     );
-    let stream = stream.holding(permit);
+    // Of no cost unless the log is to be that talkative: an idle stream takes some
+    // 2 KiB, and a span that is kept would be a good part of that.
+    let span = debug_span!(
+        "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
+    );
+    span.in_scope(|| debug!("a stream begins"));
+    let stream = stream.holding(permit).within(span);
     let mut response = HttpResponse::Ok();
     response
         .content_type("text/event-stream")

@@ -45,6 +45,7 @@ pub mod marker;
 pub mod prune;
 pub mod pruner;
 pub mod retention;
+pub mod rarely;
 pub mod sse;
 pub mod stream;
 
@@ -58,8 +59,10 @@ pub mod key;
 pub mod key_set;
 pub mod line;
 pub mod metrics;
+pub mod operator;
 pub mod origin;
 pub mod problem;
+pub mod process;
 pub mod refusals;
 pub mod servers;
 pub mod sockets;
@@ -68,6 +71,7 @@ pub mod ticket;
 pub mod tls;
 pub mod token;
 pub mod user_header;
+pub mod vitals;
 
 pub mod app;
 pub mod backoff;

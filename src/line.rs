@@ -154,15 +154,15 @@ struct Line {
 }
 
 impl Line {
-    /// Resolves when the client has gone.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Resolves when the client has gone, or its network.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut bytes = [0; READ_AT_ONCE];
         loop {
             let mut bytes = ReadBuf::new(&mut bytes);
-            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut bytes));
+            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut bytes))?;
             let count = bytes.filled().len();
-            if read.is_err() || count == 0 || count > self.unread {
-                return Poll::Ready(());
+            if count == 0 || count > self.unread {
+                return Poll::Ready(Ok(()));
             }
             self.unread -= count;
         }
@@ -177,6 +177,25 @@ impl Line {
         self.writing = Bytes::new();
         Poll::Ready(Ok(()))
     }
+
+    /// Resolves when the stream has ended and all of it is in the kernel's hands.
+    fn poll_speak(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            // The stream is polled only when all its earlier bytes are in the
+            // kernel's hands: that is what "sent" rests on.
+            ready!(self.poll_write(cx))?;
+            let Some(stream) = &mut self.stream else {
+                return Poll::Ready(Ok(()));
+            };
+            self.writing = match ready!(Pin::new(stream).poll_next(cx)) {
+                Some(Ok(bytes)) => chunk(&bytes),
+                None => {
+                    self.stream = None;
+                    Bytes::from_static(LAST_CHUNK)
+                }
+            };
+        }
+    }
 }
 
 impl Future for Line {
@@ -184,21 +203,15 @@ impl Future for Line {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let line = self.get_mut();
-        if line.poll_gone(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        // The stream is polled only when all its earlier bytes are in the
-        // kernel's hands: that is what "sent" rests on.
-        while ready!(line.poll_write(cx)).is_ok()
-            && let Some(stream) = &mut line.stream
+        let outcome = match line.poll_gone(cx) {
+            Poll::Ready(gone) => gone,
+            Poll::Pending => ready!(line.poll_speak(cx)),
+        };
+        // The kernel has waited for as long as it was told to.
+        if let (Err(error), Some(stream)) = (outcome, &mut line.stream)
+            && error.kind() == io::ErrorKind::TimedOut
         {
-            line.writing = match ready!(Pin::new(stream).poll_next(cx)) {
-                Some(Ok(bytes)) => chunk(&bytes),
-                None => {
-                    line.stream = None;
-                    Bytes::from_static(LAST_CHUNK)
-                }
-            };
+            stream.fall_silent();
         }
         Poll::Ready(())
     }

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
 pub use self::session::ListenError;
 use self::{
@@ -30,6 +30,7 @@ use crate::{
     hub::{Hub, Reading, Tail},
     mailbox::{Ending, Recovery},
     position::Position,
+    rarely::Failing,
     reader::{self, PageSize, Rest, Rings},
     safe_floor::SafeFloor,
     schema::SchemaName,
@@ -143,13 +144,17 @@ impl Listener {
     /// Listens until `stop`, and connects again whenever the connection is lost.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST);
-        while let Err(error) = self.listen(&mut backoff, &stop).await {
-            let delay = backoff.next_delay();
-            warn!(
-                %error, delay_ms = delay.as_millis() as u64,
-                "the listener lost the database, connecting again in {delay:?}: {error}"
-            );
-            self.health.lost(error.to_string());
+        let mut failing = Failing::default();
+        for session in 1_u64.. {
+            let span = info_span!("listener", session, backend = field::Empty);
+            let listening = self.listen(&mut backoff, &mut failing, &stop);
+            let Err(error) = listening.instrument(span.clone()).await else {
+                return;
+            };
+            let (delay, reason) = (backoff.next_delay(), error.to_string());
+            let is_news = failing.is_news(&reason, Instant::now().into_std());
+            span.in_scope(|| tell_of_loss(&error, delay, is_news));
+            self.health.lost(reason);
             if stop.run_until_cancelled(sleep(delay)).await.is_none() {
                 return;
             }
@@ -160,14 +165,17 @@ impl Listener {
     async fn listen(
         &mut self,
         backoff: &mut Backoff,
+        failing: &mut Failing,
         stop: &CancellationToken,
     ) -> Result<(), ListenError> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => self.reopen().await?,
         };
+        Span::current().record("backend", session.backend);
         let pause = Pause::new();
         let mut watch = Watch::Awake;
+        self.health.watches(watch.into());
         let mut flow = Flow::begins(Instant::now());
         let mut inspect_at = Instant::now();
         while !stop.is_cancelled() {
@@ -197,10 +205,12 @@ impl Listener {
             if kept != watch {
                 debug!(?watch, now = ?kept, "how rows are learned of has changed");
                 watch = kept;
+                self.health.watches(watch.into());
             }
             // Only now: a server that accepts and then refuses would otherwise be
             // tried without a pause.
             backoff.reset();
+            failing.is_over();
             self.health.looked();
             if look == Look::More {
                 continue;
@@ -214,7 +224,10 @@ impl Listener {
                 sleep_until(looked_at + LOOK_GAP).await;
             }
             tokio::select! {
-                rung = session.rung(watch) => rung?,
+                rung = session.rung(watch) => {
+                    rung?;
+                    self.health.rung();
+                }
                 () = pause.wait(next.saturating_sub(took)) => {}
                 () = stop.cancelled() => {}
             }
@@ -406,6 +419,18 @@ impl Listener {
         timeout(LOOK_LIMIT, reading).await??;
         self.hub.start(self.tail());
         Ok(())
+    }
+}
+
+fn tell_of_loss(error: &ListenError, delay: Duration, is_news: bool) {
+    let delay_ms = delay.as_millis() as u64;
+    if is_news {
+        warn!(
+            %error, delay_ms,
+            "the listener lost the database, connecting again in {delay:?}: {error}"
+        );
+    } else {
+        debug!(%error, delay_ms, "the listener still can't reach the database: {error}");
     }
 }
 

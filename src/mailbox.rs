@@ -26,6 +26,15 @@ pub enum Ending {
     Disconnected,
 }
 
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is in the mailbox, or its owner reads pages anyway.
+    Kept,
+    /// It was one too many: the mailbox has been emptied.
+    Overflowed,
+}
+
 /// What the owner of a mailbox finds in it.
 #[derive(Debug)]
 pub enum Letter {
@@ -101,14 +110,15 @@ impl Mailbox {
     ///
     /// An empty one takes any batch: a page is bounded itself, and it is already
     /// in memory.
-    pub fn put(&self, batch: &Arc<Batch>, queue_bytes: usize) {
+    pub fn put(&self, batch: &Arc<Batch>, queue_bytes: usize) -> Put {
         let mut state = self.state();
         if state.overflowed {
-            return;
+            return Put::Kept;
         }
         let rows = state.rows + batch.events.len();
         let bytes = state.bytes + batch.bytes();
-        if !state.queue.is_empty() && (rows > QUEUE_ROWS || bytes > queue_bytes) {
+        let is_full = !state.queue.is_empty() && (rows > QUEUE_ROWS || bytes > queue_bytes);
+        if is_full {
             state.empty();
             state.overflowed = true;
         } else {
@@ -117,6 +127,12 @@ impl Mailbox {
         }
         drop(state);
         self.owner.wake();
+        if is_full { Put::Overflowed } else { Put::Kept }
+    }
+
+    /// How many rows are in it.
+    pub fn rows(&self) -> usize {
+        self.state().rows
     }
 
     /// Tells of a crash of Postgres, after what is in it.

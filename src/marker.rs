@@ -6,20 +6,25 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use prometheus_client::metrics::counter::Counter;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     backoff::Backoff,
     health::Health,
     history::Incarnation,
     pool::{Pool, QueryError},
+    rarely::Failing,
     sql::Sql,
 };
 
@@ -52,26 +57,68 @@ const LAST_TRIES: usize = 3;
 pub struct Marks {
     written: Mutex<BTreeSet<(Incarnation, i64)>>,
     news: Notify,
+    delivered: Counter,
+    marked: Counter,
+    failures: Counter,
+    lost: Counter,
+}
+
+/// What has become of the rows that were written to sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MarkCounts {
+    /// Rows that were written to a socket; a row counts for each.
+    pub delivered: u64,
+    /// Rows that have their mark.
+    pub marked: u64,
+    /// Rows whose marks are still to be written.
+    pub unmarked: usize,
+    /// Tries to write them that failed.
+    pub failures: u64,
+    /// Rows that go without a mark, because too many were waiting for theirs.
+    pub lost: u64,
 }
 
 impl Marks {
     /// These rows have been handed to a socket. Never waits.
     pub fn written(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) {
-        self.keep(incarnation, rows);
+        self.delivered.inc_by(self.keep(incarnation, rows));
         self.news.notify_one();
     }
 
-    fn keep(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.extend(rows.into_iter().map(|row| (incarnation, row)));
+    /// What has become of them.
+    pub fn counts(&self) -> MarkCounts {
+        MarkCounts {
+            delivered: self.delivered.get(),
+            marked: self.marked.get(),
+            unmarked: self.lock().len(),
+            failures: self.failures.get(),
+            lost: self.lost.get(),
+        }
+    }
+
+    /// Returns how many they are.
+    fn keep(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) -> u64 {
+        let mut written = self.lock();
+        let mut count = 0;
+        written.extend(rows.into_iter().map(|row| {
+            count += 1;
+            (incarnation, row)
+        }));
         while written.len() > KEPT {
             written.pop_first();
+            self.lost.inc();
         }
+        count
+    }
+
+    /// No code panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<(Incarnation, i64)>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the oldest rows of one incarnation, at most [`ROWS_AT_ONCE`].
     fn take(&self) -> Option<(Incarnation, Vec<i64>)> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.lock();
         let incarnation = written.first()?.0;
         let mut rows = Vec::new();
         while rows.len() < ROWS_AT_ONCE
@@ -109,6 +156,7 @@ impl Marker {
     /// Writes marks until `stop`, then what is left.
     pub async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        let mut failing = Failing::default();
         while stop
             .run_until_cancelled(self.marks.news.notified())
             .await
@@ -122,16 +170,23 @@ impl Marker {
                 Ok(Marked::All) => {
                     self.health.marked();
                     backoff.reset();
+                    failing.is_over();
                     continue;
                 }
                 Ok(Marked::ButLocked) => backoff.next_delay(),
                 Err(error) => {
                     let delay = backoff.next_delay();
-                    self.health.not_marked(error.to_string());
-                    warn!(
-                        %error, delay_ms = delay.as_millis() as u64,
-                        "could not mark rows as sent, trying again in {delay:?}: {error}"
-                    );
+                    let reason = error.to_string();
+                    let rows = self.marks.counts().unmarked;
+                    if failing.is_news(&reason, Instant::now().into_std()) {
+                        warn!(
+                            %error, rows,
+                            "could not mark {rows} rows as sent, trying until it works: {error}"
+                        );
+                    } else {
+                        debug!(%error, rows, "could not mark {rows} rows as sent: {error}");
+                    }
+                    self.health.not_marked(reason);
                     delay
                 }
             };
@@ -165,6 +220,7 @@ impl Marker {
             match self.mark(incarnation, &rows).await {
                 Ok(still_locked) => locked.push((incarnation, still_locked)),
                 Err(error) => {
+                    self.marks.failures.inc();
                     self.marks.keep(incarnation, rows);
                     break Err(error);
                 }
@@ -198,7 +254,10 @@ impl Marker {
         // rows go without their marks.
         if ids.contains(&None) {
             self.pool.renew();
+            return Ok(Vec::new());
         }
-        Ok(ids.into_iter().flatten().collect())
+        let locked: Vec<i64> = ids.into_iter().flatten().collect();
+        self.marks.marked.inc_by((rows.len() - locked.len()) as u64);
+        Ok(locked)
     }
 }

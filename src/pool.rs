@@ -7,6 +7,8 @@ use deadpool::{
     managed::{self, Metrics, QueueMode, RecycleError, RecycleResult},
 };
 use deadpool_postgres::ClientWrapper;
+use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_postgres::{
     Row,
@@ -31,6 +33,22 @@ pub enum Sessions {
 pub struct Pool {
     connections: managed::Pool<Opener>,
     sessions: Sessions,
+    timeouts: Counter,
+}
+
+/// How a pool is used.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Usage {
+    /// Connections that it may have.
+    pub most: usize,
+    /// Connections that somebody works with.
+    pub in_use: usize,
+    /// Connections that are open and free.
+    pub idle: usize,
+    /// How many wait for one.
+    pub waiting: usize,
+    /// Queries and connections that took too long so far.
+    pub timeouts: u64,
 }
 
 /// A parameter of a query, with its type: asking for it would name a statement.
@@ -92,6 +110,7 @@ impl Pool {
         Ok(Self {
             connections,
             sessions,
+            timeouts: Counter::default(),
         })
     }
 
@@ -112,7 +131,11 @@ impl Pool {
         query: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, QueryError> {
-        let client = self.connections.get().await?;
+        let got = self.connections.get().await;
+        if let Err(managed::PoolError::Timeout(_)) = &got {
+            self.timeouts.inc();
+        }
+        let client = got?;
         let answer = async {
             match self.sessions {
                 Sessions::Own => query_prepared(&client, query, parameters).await,
@@ -125,6 +148,7 @@ impl Pool {
                 // Whatever swallowed the answer has the others too: each would
                 // cost somebody the same wait.
                 self.renew();
+                self.timeouts.inc();
                 Err(QueryError::TimedOut(limit))
             }
         };
@@ -132,6 +156,18 @@ impl Pool {
             drop(managed::Object::take(client));
         }
         outcome
+    }
+
+    /// How it is used at the moment.
+    pub fn usage(&self) -> Usage {
+        let status = self.connections.status();
+        Usage {
+            most: status.max_size,
+            in_use: status.size.saturating_sub(status.available),
+            idle: status.available,
+            waiting: status.waiting,
+            timeouts: self.timeouts.get(),
+        }
     }
 
     /// Closes the connections that nobody uses: they may lead to a server that

@@ -1,20 +1,11 @@
 //! Who was turned away, and why: counted, and told of without filling the log.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Instant};
 
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tracing::{info, warn};
 
-use crate::client::Client;
-
-/// The log has at most one line in this time for each reason: how often a line
-/// is written must not be a stranger's choice.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+use crate::{client::Client, rarely::Rarely};
 
 /// Why somebody was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,14 +76,7 @@ type Label = [(&'static str, &'static str); 1];
 #[derive(Debug)]
 pub struct Refusals {
     counted: Family<Label, Counter>,
-    untold: Mutex<HashMap<Reason, Untold>>,
-}
-
-/// What the log doesn't know yet.
-#[derive(Debug)]
-struct Untold {
-    count: u64,
-    told: Instant,
+    told: [Rarely; Reason::ALL.len()],
 }
 
 impl Default for Refusals {
@@ -104,12 +88,17 @@ impl Default for Refusals {
         }
         Self {
             counted,
-            untold: Mutex::default(),
+            told: Default::default(),
         }
     }
 }
 
 impl Refusals {
+    /// How many were turned away for this reason.
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.counted.get_or_create(&label(reason)).get()
+    }
+
     /// The counters, by reason.
     pub fn counted(&self) -> Family<Label, Counter> {
         self.counted.clone()
@@ -118,7 +107,8 @@ impl Refusals {
     /// Somebody was turned away, and came from there.
     pub fn count(&self, reason: Reason, client: Client) {
         self.counted.get_or_create(&label(reason)).inc();
-        let Some(count) = self.to_tell(reason, Instant::now()) else {
+        // In the order in which they are declared, which is that of `ALL`.
+        let Some(count) = self.told[reason as usize].count(Instant::now()) else {
             return;
         };
         let name = reason.name();
@@ -133,52 +123,8 @@ impl Refusals {
             }
         }
     }
-
-    /// How many the log is to be told of now, if it is time.
-    fn to_tell(&self, reason: Reason, now: Instant) -> Option<u64> {
-        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        match untold.get_mut(&reason) {
-            None => {
-                untold.insert(
-                    reason,
-                    Untold {
-                        count: 0,
-                        told: now,
-                    },
-                );
-                Some(1)
-            }
-            Some(untold) => {
-                untold.count += 1;
-                let is_time = now.saturating_duration_since(untold.told) >= TELL_EVERY;
-                is_time.then(|| {
-                    untold.told = now;
-                    std::mem::take(&mut untold.count)
-                })
-            }
-        }
-    }
 }
 
 fn label(reason: Reason) -> Label {
     [("reason", reason.name())]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_log_is_told_at_once_and_then_of_all_since_at_most_every_ten_seconds() {
-        let refusals = Refusals::default();
-        let start = Instant::now();
-        let tell = |seconds| refusals.to_tell(Reason::Rate, start + Duration::from_secs(seconds));
-        assert_eq!(tell(0), Some(1));
-        assert_eq!([tell(0), tell(1), tell(9)], [None; 3]);
-        assert_eq!(tell(10), Some(4));
-        assert_eq!(tell(19), None);
-        assert_eq!(tell(60), Some(2));
-        // Another reason is another matter.
-        assert_eq!(refusals.to_tell(Reason::User, start), Some(1));
-    }
 }

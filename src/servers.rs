@@ -17,6 +17,7 @@ use crate::{
     health::Health,
     http::{self, Door},
     metrics::Metrics,
+    operator::Operator,
     sockets::{self, CLIENT_LIMIT, Sockets},
     tls::{self, Certificate},
 };
@@ -122,6 +123,7 @@ pub fn bind_admin(
     options: &BridgeOptions,
     health: web::Data<Health>,
     metrics: web::Data<Metrics>,
+    operator: web::Data<Operator>,
     is_dev: bool,
 ) -> Result<(Server, SocketAddr), ServersError> {
     let server = HttpServer::new(move || {
@@ -129,6 +131,7 @@ pub fn bind_admin(
             .wrap(Condition::new(is_dev, from_fn(demo::loopback_only)))
             .app_data(health.clone())
             .app_data(metrics.clone())
+            .app_data(operator.clone())
             .configure(admin::routes)
             .default_service(web::to(http::not_found))
     })

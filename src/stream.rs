@@ -5,6 +5,8 @@
 //! until a page is short, then goes live. What is live passes the same test as
 //! what was caught up: is it new to *this connection's* position?
 
+mod opening;
+
 use std::{
     borrow::Cow,
     convert::Infallible,
@@ -17,8 +19,10 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{Span, debug};
 
+use self::opening::Opening;
+pub use self::opening::Start;
 use crate::{
     admission::Permit,
     alarm::{Alarm, Heartbeats},
@@ -26,13 +30,13 @@ use crate::{
     batch::{Batch, End},
     catch_up::{Page, Pages, Turn, Wanted},
     disconnected::Noted,
-    ends::{Ends, Reason},
+    ends::{Ended, Ends, Reason, Warning},
     history::History,
     hub::{Connection, Hub},
     identity::Identity,
     mailbox::{Ending, Letter, Recovery},
     marker::Marks,
-    position::{EventId, Position, UnusableId},
+    position::{EventId, Position},
     reader::PageSize,
     snapshot::Xid,
     sse::{self, Format, Gap},
@@ -45,9 +49,6 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// When a browser comes back by itself: half to all of this, so that a restart
 /// of the bridge is not a stampede.
 const RETRY: Duration = Duration::from_secs(3);
-
-/// How long before the end of its identity a client is told.
-const WARNING: Duration = Duration::from_secs(30);
 
 /// What all streams share.
 #[derive(Debug)]
@@ -64,53 +65,8 @@ pub struct Streams {
     pub drain: Duration,
     /// The longest that a stream lives.
     pub max_age: Duration,
-}
-
-/// Where a client wants to begin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// With what is unsent, and the last rows that were asked for.
-    Backlog {
-        /// How many of the user's last rows, sent or not.
-        replay: u32,
-    },
-    /// After what the connection before it was sent, by its `Last-Event-ID`.
-    Resume(String),
-}
-
-/// Where a stream begins, once the id has been read.
-enum Opening {
-    Backlog { replay: u32 },
-    Resume(Position),
-    Gap(UnusableId),
-}
-
-impl Opening {
-    fn read(start: &Start, history: History) -> Self {
-        match start {
-            Start::Backlog { replay } => Self::Backlog { replay: *replay },
-            Start::Resume(id) => match EventId::parse(id, history) {
-                Ok(id) => Self::Resume(id.position.into_owned()),
-                Err(reason) => Self::Gap(reason),
-            },
-        }
-    }
-}
-
-/// When the client is told of the end of its identity: in time to get a new
-/// one, but not before half of it is over.
-#[derive(Clone, Copy, Debug)]
-struct Warning {
-    at: Instant,
-    expires: Instant,
-}
-
-impl Warning {
-    fn before(expires: Instant) -> Self {
-        let left = expires.saturating_duration_since(Instant::now());
-        let at = expires - WARNING.min(left / 2);
-        Self { at, expires }
-    }
+    /// Those that were.
+    pub ended: Ended,
 }
 
 /// The body of one response.
@@ -153,6 +109,8 @@ pub struct EventStream {
     warning: Option<Warning>,
     /// Rings for the heartbeat or the end, whichever comes first.
     alarm: Alarm,
+    /// What its lines in the log have in common.
+    span: Span,
 }
 
 enum Phase {
@@ -209,6 +167,7 @@ impl EventStream {
             ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
             warning: identity.expires.map(Warning::before),
             alarm: Alarm::at(streams.heartbeats.next()),
+            span: Span::none(),
             streams: Arc::clone(streams),
         }
     }
@@ -217,6 +176,23 @@ impl EventStream {
     pub fn holding(mut self, permit: Permit) -> Self {
         self._permit = Some(permit);
         self
+    }
+
+    /// By which the log knows it.
+    pub fn number(&self) -> u64 {
+        self.connection.number()
+    }
+
+    /// The log is told of what it does in this span.
+    pub fn within(mut self, span: Span) -> Self {
+        self.span = span;
+        self
+    }
+
+    /// The client takes nothing any more.
+    pub fn fall_silent(&mut self) {
+        self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Silent));
+        self.phase = Phase::Over;
     }
 
     /// Fills `chunk` until it is large enough, or there is nothing to add now.
@@ -278,6 +254,7 @@ impl EventStream {
             Opening::Gap(reason) => {
                 // Of what it missed there is nothing to be known.
                 self.pruned = Pruned::Settled;
+                debug!(?reason, "the client's last id can't be used");
                 sse::put_retry(chunk, retry);
                 sse::put_gap(chunk, reason.into());
             }
@@ -421,22 +398,21 @@ impl EventStream {
                 self.streams.drain.mul_f64(rand::random_range(0.0..1.0))
             }
         };
-        self.ends = self.ends.or(Ends::after(delay, Reason::Told));
+        self.ends = self.ends.or(Ends::after(delay, Reason::Told(reason)));
         self.set_alarm();
     }
 
     /// Tells the client that its identity expires, when it is time.
     fn warn(&mut self, chunk: &mut BytesMut) -> bool {
         let now = Instant::now();
-        let Some(warning) = self.warning.take_if(|warning| warning.at <= now) else {
+        let Some(warning) = self.warning.take_if(|warning| warning.at() <= now) else {
             return false;
         };
-        sse::put_expiring(chunk, warning.expires.saturating_duration_since(now));
+        sse::put_expiring(chunk, warning.left());
         true
     }
 
     fn end(&mut self, chunk: &mut BytesMut) {
-        debug!(reason = ?self.ends.reason(), "ending a stream");
         sse::put_retry(chunk, jittered(RETRY));
         self.phase = Phase::Over;
     }
@@ -468,8 +444,20 @@ impl EventStream {
     /// Silence begins now.
     fn set_alarm(&mut self) {
         let heartbeat = self.streams.heartbeats.next();
-        let warning = self.warning.map_or(heartbeat, |warning| warning.at);
+        let warning = self.warning.map_or(heartbeat, Warning::at);
         self.alarm.set(heartbeat.min(warning).min(self.ends.at()));
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        let reason = match self.phase {
+            Phase::Over => self.ends.reason(),
+            _ => Reason::Left,
+        };
+        self.streams.ended.count(reason);
+        let (_entered, reason) = (self.span.enter(), reason.name());
+        debug!(reason, "a stream has ended: {reason}");
     }
 }
 
@@ -478,6 +466,8 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let stream = self.get_mut();
+        let span = stream.span.clone();
+        let _entered = span.enter();
         if !stream.handed_out.is_empty() {
             stream
                 .streams

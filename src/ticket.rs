@@ -3,7 +3,10 @@
 //! The database keeps only their hashes. `create_stream_ticket` makes them, and
 //! a row that is removed ends the streams that it opened.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{self, Duration},
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::{sync::Semaphore, time::Instant};
@@ -15,6 +18,7 @@ use crate::{
     identity::{Identity, TicketHash, Unidentified},
     notification::UserId,
     pool::{Pool, QueryError},
+    rarely::Rarely,
     reader,
     sql::Sql,
 };
@@ -35,6 +39,7 @@ pub struct Tickets {
     pool: Pool,
     sql: Arc<Sql>,
     looks: Semaphore,
+    failed: Rarely,
 }
 
 impl TicketHash {
@@ -56,6 +61,7 @@ impl Tickets {
             pool,
             sql,
             looks: Semaphore::new(LOOKS_AT_ONCE),
+            failed: Rarely::default(),
         }
     }
 
@@ -71,7 +77,10 @@ impl Tickets {
         match self.find(hash).await {
             Ok(identity) => identity,
             Err(error) => {
-                warn!(%error, "could not look up a ticket: {error}");
+                // Anybody can have one looked up.
+                if let Some(count) = self.failed.count(time::Instant::now()) {
+                    warn!(%error, count, "could not look up {count} tickets: {error}");
+                }
                 Err(Unidentified::Unavailable)
             }
         }

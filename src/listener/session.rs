@@ -80,6 +80,8 @@ pub struct Session {
     wake: Statement,
     pub table: u32,
     pub history: History,
+    /// Its process in the server, by which `pg_stat_activity` knows it.
+    pub backend: i32,
 }
 
 impl Session {
@@ -151,6 +153,7 @@ impl Session {
             bell,
             table,
             history,
+            backend: row.try_get("backend")?,
         })
     }
 

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::reader::{Ringing, Rings};
+use crate::{
+    health::Watching,
+    reader::{Ringing, Rings},
+};
 
 /// Rows that are found so soon after others are part of a flow.
 const FLOWING: Duration = Duration::from_millis(4);
@@ -70,6 +73,15 @@ impl Watch {
         match told.rings {
             Some(since) if !told.writing => Self::Asleep(since).after(look),
             _ => Self::Awake,
+        }
+    }
+}
+
+impl From<Watch> for Watching {
+    fn from(watch: Watch) -> Self {
+        match watch {
+            Watch::Awake => Self::Awake,
+            Watch::Asleep(_) => Self::Asleep,
         }
     }
 }

@@ -87,6 +87,11 @@ impl Bridge {
         self.address
     }
 
+    /// Where its operator looks.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
     /// What it has read of the table.
     pub fn position(&self) -> Position {
         (*self.hub.tail().position).clone()
@@ -132,6 +137,23 @@ impl Bridge {
 
     pub async fn admin(&self, path: &str) -> Response {
         get(self.admin_address, path, &[]).await.expect("an answer")
+    }
+
+    /// Waits until the metrics are as wanted, asking all the while, and returns
+    /// their text.
+    pub async fn until_metrics(&self, wanted: impl Fn(&str) -> bool, what: &str) -> String {
+        let mut metrics = String::new();
+        let asking = async {
+            let mut pace = interval(ASKS_AGAIN);
+            while !wanted(&metrics) {
+                pace.tick().await;
+                metrics = self.admin("/metrics").await.text().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, asking).await.is_err() {
+            panic!("never in the metrics: {what}\n{metrics}");
+        }
+        metrics
     }
 
     /// How many were turned away for this reason.

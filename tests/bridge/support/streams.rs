@@ -8,8 +8,9 @@ use std::{
 use futures_util::StreamExt;
 use tidings::{
     alarm::Heartbeats,
-    catch_up::Pages,
+    catch_up::{Pages, Reads},
     drained::Drained,
+    ends::Ended,
     history::History,
     hub::{Hub, Tail},
     pool::{Pool, Sessions},
@@ -49,10 +50,12 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             health: Arc::default(),
             permits: Semaphore::new(1),
             history: Mutex::default(),
+            reads: Reads::default(),
         }),
         heartbeats: Heartbeats::every(Duration::from_secs(300)),
         drain: Duration::ZERO,
         max_age: Duration::from_secs(300),
+        ended: Ended::default(),
     })
 }
 

@@ -1,0 +1,68 @@
+//! What it costs to read pages.
+
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+use tokio::time::Instant;
+
+/// Seconds within which a page was there: a healthy one takes a few milliseconds,
+/// and the longest wait for an answer is 10 s.
+const SECONDS: [f64; 12] = [
+    0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+
+/// Counts pages, and how long streams wait for them.
+#[derive(Clone, Debug)]
+pub struct Reads {
+    /// From the wish to the page, with the wait for its turn and all tries.
+    pub seconds: Histogram,
+    /// Streams that wait for a page.
+    pub wanted: Gauge,
+    /// Rows in the pages.
+    pub rows: Counter,
+    /// Tries that failed.
+    pub failures: Counter,
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self {
+            seconds: Histogram::new(SECONDS),
+            wanted: Gauge::default(),
+            rows: Counter::default(),
+            failures: Counter::default(),
+        }
+    }
+}
+
+/// A stream's wait for a page. Dropping it ends it, also without one.
+#[derive(Debug)]
+pub struct Wait<'a> {
+    reads: &'a Reads,
+    began: Instant,
+}
+
+impl Reads {
+    /// Somebody wants a page.
+    pub fn begin(&self) -> Wait<'_> {
+        self.wanted.inc();
+        Wait {
+            reads: self,
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Wait<'_> {
+    /// Here it is.
+    pub fn end(self, rows: usize) {
+        self.reads
+            .seconds
+            .observe(self.began.elapsed().as_secs_f64());
+        self.reads.rows.inc_by(rows as u64);
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.reads.wanted.dec();
+    }
+}

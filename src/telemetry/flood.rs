@@ -1,0 +1,156 @@
+//! How much of one kind the log takes: whoever floods the bridge must not fill its
+//! disk too.
+
+use std::{
+    collections::HashMap,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::time::interval;
+use tracing::{Event, Level, Metadata, Subscriber, callsite::Identifier, info};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Lines of one kind, which is one place in the code, that are written in a second.
+/// Enough to see what they are like; with a hundred bytes or two each, and some
+/// dozens of kinds that strangers can cause, a disk fills in months.
+const LINES_A_SECOND: u32 = 20;
+
+/// How often it is told how many were left out.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// As there is one subscriber, there is one of these.
+static KINDS: LazyLock<Mutex<Kinds>> = LazyLock::new(Mutex::default);
+
+/// Leaves out lines of a kind of which there are too many. Who asks for
+/// [`Level::TRACE`] gets all of that.
+pub struct Flood;
+
+impl<S: Subscriber> Layer<S> for Flood {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        let kind = event.metadata();
+        *kind.level() == Level::TRACE || kinds().admit(kind, Instant::now())
+    }
+}
+
+/// Tells now and then how many lines were left out, until it is dropped.
+pub async fn keep_telling_what_was_left_out() {
+    let mut pace = interval(TELL_EVERY);
+    loop {
+        pace.tick().await;
+        tell_what_was_left_out();
+    }
+}
+
+/// Tells how many lines were left out since the last time.
+pub fn tell_what_was_left_out() {
+    // Told when the lock is no longer held, as these are lines too.
+    let left_out = kinds().take_left_out();
+    for (kind, count) in left_out {
+        let (of, line) = (kind.target(), kind.line().unwrap_or_default());
+        info!(
+            left_out = count,
+            of, line, "left out {count} lines of {of} that were like others before them"
+        );
+    }
+}
+
+/// No code panics while it holds the lock.
+fn kinds() -> MutexGuard<'static, Kinds> {
+    KINDS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// There are no more of them than places in the code that write to the log.
+#[derive(Debug, Default)]
+struct Kinds(HashMap<Identifier, Kind>);
+
+#[derive(Debug)]
+struct Kind {
+    metadata: &'static Metadata<'static>,
+    second: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Kinds {
+    /// Whether a line of this kind is to be written now.
+    fn admit(&mut self, metadata: &'static Metadata<'static>, now: Instant) -> bool {
+        let kind = self.0.entry(metadata.callsite()).or_insert(Kind {
+            metadata,
+            second: now,
+            lines: 0,
+            left_out: 0,
+        });
+        if now.saturating_duration_since(kind.second) >= Duration::from_secs(1) {
+            (kind.second, kind.lines) = (now, 0);
+        }
+        let is_admitted = kind.lines < LINES_A_SECOND;
+        if is_admitted {
+            kind.lines += 1;
+        } else {
+            kind.left_out += 1;
+        }
+        is_admitted
+    }
+
+    /// How many were left out of each kind since the last time.
+    fn take_left_out(&mut self) -> Vec<(&'static Metadata<'static>, u64)> {
+        let kinds = self.0.values_mut().filter(|kind| kind.left_out > 0);
+        kinds
+            .map(|kind| (kind.metadata, std::mem::take(&mut kind.left_out)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tracing::{subscriber::with_default, warn};
+    use tracing_subscriber::{layer::SubscriberExt, registry};
+
+    use super::*;
+
+    /// Notes what kinds of lines there are.
+    #[derive(Clone, Default)]
+    struct Witness(Arc<Mutex<Vec<&'static Metadata<'static>>>>);
+
+    impl<S: Subscriber> Layer<S> for Witness {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            self.0.lock().expect("no panic").push(event.metadata());
+        }
+    }
+
+    fn two_kinds() -> [&'static Metadata<'static>; 2] {
+        let witness = Witness::default();
+        with_default(registry().with(witness.clone()), || {
+            warn!(name: "one", "a line");
+            warn!(name: "other", "another line");
+        });
+        let kinds = witness.0.lock().expect("no panic").clone();
+        kinds.try_into().expect("two")
+    }
+
+    #[test]
+    fn of_each_kind_so_many_lines_a_second_are_written_and_the_others_counted() {
+        let ([one, other], mut kinds) = (two_kinds(), Kinds::default());
+        let start = Instant::now();
+        let mut admitted = |kind, seconds: u64| {
+            let now = start + Duration::from_secs(seconds);
+            (0..100).filter(|_| kinds.admit(kind, now)).count()
+        };
+        let limit = LINES_A_SECOND as usize;
+        assert_eq!(admitted(one, 0), limit);
+        assert_eq!(admitted(other, 0), limit, "another kind is another matter");
+        assert_eq!(admitted(one, 1), limit);
+        let mut left_out = kinds.take_left_out();
+        left_out.sort_by_key(|(kind, _)| kind.name());
+        let counts = left_out.iter().map(|(kind, count)| (kind.name(), *count));
+        let each = 100 - u64::from(LINES_A_SECOND);
+        assert_eq!(
+            counts.collect::<Vec<_>>(),
+            [("one", 2 * each), ("other", each)]
+        );
+        assert!(kinds.take_left_out().is_empty(), "it was told");
+    }
+}

@@ -1,0 +1,100 @@
+//! The last lines that somebody should look at, for the operator's page.
+
+use std::{
+    collections::VecDeque,
+    fmt::{self, Write},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Lines that are kept.
+const KEPT: usize = 30;
+
+/// Bytes of a line that are kept: a message is a sentence or two.
+const LINE_BYTES: usize = 1_000;
+
+/// As there is one subscriber, there is one of these.
+static LINES: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
+static ERRORS: AtomicU64 = AtomicU64::new(0);
+static WARNINGS: AtomicU64 = AtomicU64::new(0);
+
+/// A line of the log: its message, which reads alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// In milliseconds since 1970.
+    at_ms: u64,
+    level: &'static str,
+    message: String,
+}
+
+/// The last errors and warnings, newest first.
+pub fn recent() -> Vec<Line> {
+    lines().iter().rev().cloned().collect()
+}
+
+/// How many there were of each, by level.
+pub fn counted() -> [(&'static str, u64); 2] {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    [("error", count(&ERRORS)), ("warn", count(&WARNINGS))]
+}
+
+/// Keeps them.
+pub struct Recent;
+
+impl<S: Subscriber> Layer<S> for Recent {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let (level, counter) = match *event.metadata().level() {
+            Level::ERROR => ("error", &ERRORS),
+            Level::WARN => ("warn", &WARNINGS),
+            _ => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let line = Line {
+            at_ms: now.unwrap_or_default().as_millis() as u64,
+            level,
+            message: message.cut(),
+        };
+        let mut lines = lines();
+        while lines.len() >= KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+}
+
+/// No code panics while it holds the lock.
+fn lines() -> MutexGuard<'static, VecDeque<Line>> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the message from among an event's fields.
+struct Message(String);
+
+impl Message {
+    fn cut(mut self) -> String {
+        let end = self.0.floor_char_boundary(LINE_BYTES);
+        self.0.truncate(end);
+        self.0
+    }
+}
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            let _ = write!(self.0, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The log as machines read it: its form, its fields, and what a stranger can do to
+//! it.
+
+use serde_json::Value;
+
+use crate::support::{
+    bridge::token, database::Database, event_source::get, process::Served, until,
+};
+
+fn lines(log: &[String]) -> Vec<Value> {
+    let parse = |line: &String| serde_json::from_str(line).expect("JSON");
+    log.iter().map(parse).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_line_reads_alone_and_tells_machines_whose_it_is() {
+    let database = Database::migrated().await;
+    let mut bridge = Served::start(&database, &["--log=warn,tidings=debug"]).await;
+    let mut tab = bridge.connect("alice", None).await;
+    until(&mut tab, "tidings.caught-up").await;
+    let begun = bridge.until_logged("DEBUG", "a stream begins").await;
+    let span = &begun["span"];
+    assert_eq!(
+        (
+            &span["name"],
+            &span["number"],
+            &span["client"],
+            &span["start"]
+        ),
+        (
+            &"connection".into(),
+            &1.into(),
+            &"127.0.0.1".into(),
+            &"backlog".into()
+        )
+    );
+    drop(tab);
+    let ended = bridge
+        .until_logged("DEBUG", "a stream has ended: left")
+        .await;
+    assert_eq!((&ended["span"], &ended["reason"]), (span, &"left".into()));
+
+    // The listener's lines have the process that a DBA knows it by.
+    database
+        .superuser()
+        .execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and usename = 'bridge'",
+        )
+        .await;
+    let lost = bridge
+        .until_logged("WARN", "the listener lost the database")
+        .await;
+    assert_eq!(lost["span"]["name"], "listener");
+    assert_eq!(lost["span"]["session"], 1);
+    assert!(
+        lost["span"]["backend"]
+            .as_i64()
+            .is_some_and(|backend| backend > 0),
+        "{lost}"
+    );
+    assert!(
+        lost["delay_ms"].is_u64() && lost["error"].is_string(),
+        "{lost}"
+    );
+    bridge
+        .until_logged("INFO", "hears the database again")
+        .await;
+
+    let log = bridge.log().await;
+    for line in lines(&log) {
+        for field in ["timestamp", "level", "message", "target"] {
+            assert!(line[field].is_string(), "no {field}: {line}");
+        }
+        assert!(
+            !line.to_string().contains("alice"),
+            "it names a user: {line}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_bad_tokens_fills_no_disk_and_all_of_it_is_counted() {
+    let database = Database::migrated().await;
+    let bridge = Served::start(&database, &["--log=warn,tidings=debug"]).await;
+    let bad = token("alice") + "x";
+    let bearer = format!("Bearer {bad}");
+    for _ in 0..200 {
+        let answer = get(bridge.address(), "/stream", &[("Authorization", &bearer)]).await;
+        assert_eq!(answer.expect("an answer").status(), 401);
+    }
+    let lines = lines(&bridge.log().await);
+    let of_http = |line: &&Value| line["target"] == "tidings::http";
+    let written = lines.iter().filter(of_http).count() as u64;
+    let left_out: u64 = lines
+        .iter()
+        .filter(|line| line["of"] == "tidings::http")
+        .filter_map(|line| line["left_out"].as_u64())
+        .sum();
+    assert_eq!(written + left_out, 200);
+    assert!(left_out > 0 && (20..200).contains(&written), "{written}");
+    // At the level of every day there is one line for all of them.
+    let told = lines.iter().filter(|line| line["reason"] == "identity");
+    assert!(told.count() <= 2);
+}

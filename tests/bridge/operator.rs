@@ -1,0 +1,104 @@
+//! The operator's page in a real browser.
+
+use serde_json::{Value, json};
+
+use crate::{
+    browser::Browser,
+    support::{bridge::Bridge, database::Database, event_source::get, proxy::Network},
+};
+
+async fn ask(browser: &Browser, script: &str) -> Value {
+    let answer = browser.client.execute(script, vec![]).await;
+    answer.expect(script)
+}
+
+/// Waits until an element of the page reads so.
+async fn until_reads(browser: &Browser, id: &str, text: &str) {
+    let reads = format!("document.getElementById('{id}').textContent === '{text}'");
+    browser.until(&reads).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
+    let database = Database::migrated().await;
+    let (network, reached) = database.over_network().await;
+    let bridge = Bridge::start(&reached).await;
+    let browser = Browser::start().await;
+    let origin = format!("http://{}/", bridge.admin_address());
+    browser.client.goto(&origin).await.expect("the page");
+    until_reads(&browser, "status", "ready").await;
+    until_reads(&browser, "listener", "hears").await;
+    until_reads(&browser, "connections", "0").await;
+
+    let mut tab = bridge.connect_live("alice").await;
+    let _other = bridge.connect_live("bob").await;
+    until_reads(&browser, "connections", "2").await;
+    database
+        .execute("select send_notification('alice', 'a text of nobody else')")
+        .await;
+    assert_eq!(tab.next_event().await.data, "a text of nobody else");
+    until_reads(&browser, "delivered-all", "1 so far").await;
+
+    // It fits a phone: nothing is wider than the page.
+    let narrow = "document.documentElement.style.width = '360px'; \
+         const wide = [...document.querySelectorAll('body *')] \
+             .filter((element) => element.getBoundingClientRect().right > 360.5) \
+             .map((element) => element.id || element.tagName); \
+         document.documentElement.style.width = ''; return wide";
+    assert_eq!(ask(&browser, narrow).await, json!([]));
+
+    network.set(Network::Refuse);
+    network.reset();
+    until_reads(&browser, "listener", "deaf").await;
+    until_reads(&browser, "status", "deaf").await;
+    browser
+        .until("document.getElementById('reason').textContent")
+        .await;
+    network.set(Network::Pass);
+    until_reads(&browser, "status", "ready").await;
+
+    let asked = "return performance.getEntriesByType('resource').map((one) => one.name)";
+    let asked = ask(&browser, asked).await;
+    let overview = format!("{origin}overview");
+    let asked = asked.as_array().expect("names");
+    let elsewhere: Vec<_> = asked.iter().filter(|name| **name != *overview).collect();
+    assert!(!asked.is_empty() && elsewhere.is_empty(), "{elsewhere:?}");
+
+    bridge.stop().await;
+    until_reads(&browser, "status", "unreachable").await;
+    browser.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_page_tells_no_secret_no_text_and_no_user() {
+    let database = Database::migrated().await;
+    let with_password = Database::at(format!(
+        "{} password=a-password-that-nobody-checks",
+        database.connection_string()
+    ));
+    let bridge = Bridge::start(&with_password).await;
+    let mut tab = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('alice', 'between us')")
+        .await;
+    assert_eq!(tab.next_event().await.data, "between us");
+    for path in ["/", "/overview"] {
+        let answer = get(bridge.admin_address(), path, &[])
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status(), 200);
+        if path == "/" {
+            let policy = answer.header("content-security-policy").unwrap_or_default();
+            assert!(
+                policy.starts_with("default-src 'none'; script-src 'sha256-"),
+                "{policy}"
+            );
+            assert!(!policy.contains("unsafe"), "{policy}");
+        }
+        let text = answer.text().await;
+        let bridges_secret = crate::support::bridge::SECRET;
+        for secret in ["alice", "between us", "a-password", bridges_secret, "user="] {
+            assert!(!text.contains(secret), "{path} tells {secret}: {text}");
+        }
+    }
+}
