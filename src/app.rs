@@ -374,7 +374,7 @@ impl App {
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         info!(
             address = %self.address, admin_address = %self.admin_address,
-            "streaming on {}://{}/stream, health on http://{}/health/ready",
+            "streaming on {}://{}/stream, the operator's page is http://{}/",
             if self.certificate.is_some() { "https" } else { "http" },
             self.address, self.admin_address
         );

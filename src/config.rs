@@ -161,7 +161,8 @@ pub struct BridgeOptions {
     /// Where browsers connect
     #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Where probes and monitors connect: /health/live, /health/ready, /metrics
+    /// Where probes, monitors and operators connect: /health/live, /health/ready,
+    /// /metrics, and a page at /
     #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081")]
     pub admin_listen: SocketAddr,
     /// The silence after which a stream gets a heartbeat; proxies cut idle

@@ -152,8 +152,8 @@ async fn stream(
         &start,
         parameters.format,
     );
-    // Of no cost unless the log is to be that talkative: an idle stream takes some
-    // 2 KiB, and a span that is kept would be a good part of that.
+    // Of no cost unless the log is to be that talkative: a span that is kept takes half
+    // a kilobyte, and an idle stream some two.
     let span = debug_span!(
         "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
     );

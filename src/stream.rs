@@ -109,8 +109,9 @@ pub struct EventStream {
     warning: Option<Warning>,
     /// Rings for the heartbeat or the end, whichever comes first.
     alarm: Alarm,
-    /// What its lines in the log have in common.
-    span: Span,
+    /// What its lines in the log have in common. Boxed, as there hardly ever is one,
+    /// and thousands of streams that are idle.
+    span: Option<Box<Span>>,
 }
 
 enum Phase {
@@ -167,7 +168,7 @@ impl EventStream {
             ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
             warning: identity.expires.map(Warning::before),
             alarm: Alarm::at(streams.heartbeats.next()),
-            span: Span::none(),
+            span: None,
             streams: Arc::clone(streams),
         }
     }
@@ -185,7 +186,7 @@ impl EventStream {
 
     /// The log is told of what it does in this span.
     pub fn within(mut self, span: Span) -> Self {
-        self.span = span;
+        self.span = (!span.is_disabled()).then(|| Box::new(span));
         self
     }
 
@@ -456,7 +457,8 @@ impl Drop for EventStream {
             _ => Reason::Left,
         };
         self.streams.ended.count(reason);
-        let (_entered, reason) = (self.span.enter(), reason.name());
+        let _entered = self.span.as_deref().map(Span::enter);
+        let reason = reason.name();
         debug!(reason, "a stream has ended: {reason}");
     }
 }
@@ -466,8 +468,8 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let stream = self.get_mut();
-        let span = stream.span.clone();
-        let _entered = span.enter();
+        let span = stream.span.as_deref().cloned();
+        let _entered = span.map(Span::entered);
         if !stream.handed_out.is_empty() {
             stream
                 .streams
