@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest bench bench-peers reliability model doorbell alerts soak lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest recipes bench bench-peers reliability model doorbell alerts soak lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,13 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
 	@$(with) rust newest-postgres pgbouncer chromium -- cargo test --locked
+
+# What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
+# are not run.
+recipes: ## runs the code of docs/recipes, each page with its framework
+	@$(with) rust postgres recipes -- sh -exc ' \
+	    scripts/recipes install; \
+	    cargo test --locked --test bridge -- --include-ignored recipes::'
 
 # Some twenty minutes; `make bench ARGS=--quick` two, `make bench ARGS=latency` one section. The
 # figures of the latter two go to the screen alone.

@@ -26,6 +26,7 @@ mod privileges;
 mod promises;
 mod proxies;
 mod prune;
+mod recipes;
 mod restart;
 mod secrets;
 mod shutdown;

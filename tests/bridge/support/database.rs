@@ -284,6 +284,15 @@ impl Database {
         self.connection_string.replace(&superuser, &user)
     }
 
+    /// What the server calls it.
+    pub fn name(&self) -> &str {
+        let (_, name) = self
+            .connection_string
+            .split_once("dbname=")
+            .expect("a name");
+        name.split(' ').next().unwrap_or(name)
+    }
+
     /// An application's connection.
     pub async fn connect(&self) -> Client {
         connect(&self.application_string()).await
@@ -349,7 +358,7 @@ pub async fn try_connect(connection_string: &str) -> Result<Client, tokio_postgr
 }
 
 /// The server's own psql, or else any.
-fn psql() -> PathBuf {
+pub fn psql() -> PathBuf {
     let binaries = PostgresBinaries::find().expect("a PostgreSQL");
     binaries.psql().unwrap_or_else(|| "psql".into())
 }

@@ -1,0 +1,85 @@
+//! A page, and the files that stand on it.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes");
+
+/// How the line begins that says with which versions a page is run.
+const RUN_WITH: &str = "Run by the tests with ";
+
+/// A page of `docs/recipes`.
+pub struct Page {
+    pub name: String,
+    pub text: String,
+}
+
+/// Where in a page a line is.
+enum Place<'a> {
+    Prose,
+    /// In a block that is shown, and not run.
+    Shown,
+    /// In a block of a file.
+    File(&'a str),
+}
+
+impl Page {
+    pub fn open(name: &str) -> Self {
+        let path = Path::new(PAGES).join(name).with_extension("md");
+        Self {
+            name: name.to_owned(),
+            text: fs::read_to_string(path).expect(name),
+        }
+    }
+
+    /// The names of all.
+    pub fn all() -> Vec<String> {
+        let pages = fs::read_dir(PAGES).expect("pages");
+        let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
+        pages
+            .map(|page| name(&page.expect("a page").path()).expect("a name"))
+            .collect()
+    }
+
+    /// The versions with which it says that it is run.
+    pub fn run_with(&self) -> &str {
+        let said = |line: &'_ str| line.starts_with(RUN_WITH) && line.ends_with('.');
+        let line = self.text.lines().find(|line| said(line));
+        let line = line.unwrap_or_else(|| panic!("{} doesn't say with what it is run", self.name));
+        &line[RUN_WITH.len()..line.len() - 1]
+    }
+
+    /// The files: blocks whose first line has a name after the language. Those
+    /// of one name follow each other.
+    pub fn files(&self) -> BTreeMap<&str, String> {
+        let mut files = BTreeMap::<&str, String>::new();
+        let mut place = Place::Prose;
+        for line in self.text.lines() {
+            place = match (place, line.strip_prefix("```")) {
+                (Place::Prose, Some(info)) => match info.split_once(' ') {
+                    Some((_, file)) => Place::File(file),
+                    None => Place::Shown,
+                },
+                (_, Some(_)) => Place::Prose,
+                (Place::File(file), None) => {
+                    let text = files.entry(file).or_default();
+                    text.push_str(line);
+                    text.push('\n');
+                    Place::File(file)
+                }
+                (place, None) => place,
+            };
+        }
+        files
+    }
+
+    /// Writes the files into a folder, which is emptied first.
+    pub fn write_to(&self, folder: &Path) {
+        let _ = fs::remove_dir_all(folder);
+        fs::create_dir_all(folder).expect("a folder");
+        for (file, text) in self.files() {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            fs::write(path, text).expect(file);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+import java.io.BufferedReader;
+import java.io.InputStreamReader;
+import java.net.URI;
+import java.util.Arrays;
+import org.postgresql.ds.PGSimpleDataSource;
+import org.postgresql.util.DriverInfo;
+import org.springframework.core.SpringVersion;
+import org.springframework.jdbc.core.JdbcTemplate;
+import org.springframework.jdbc.datasource.DataSourceTransactionManager;
+import org.springframework.transaction.support.TransactionTemplate;
+
+/** Does with the code of the page what it is told, a line at a time. */
+public class Drive {
+    public static void main(String[] arguments) throws Exception {
+        URI uri = URI.create(System.getenv("DATABASE_URL"));
+        PGSimpleDataSource source = new PGSimpleDataSource();
+        source.setUrl("jdbc:postgresql://" + uri.getHost() + ":" + uri.getPort() + uri.getPath());
+        source.setUser(uri.getUserInfo());
+        JdbcTemplate jdbc = new JdbcTemplate(source);
+        DataSourceTransactionManager manager = new DataSourceTransactionManager(source);
+        Shop shop = new Shop(jdbc, new TransactionTemplate(manager));
+        StreamAccess access = new StreamAccess(jdbc);
+        String spring = SpringVersion.getVersion().replace(".RELEASE", "");
+        System.out.println("Spring " + spring + ", PostgreSQL JDBC " + DriverInfo.DRIVER_VERSION);
+        BufferedReader input = new BufferedReader(new InputStreamReader(System.in));
+        for (String line = input.readLine(); line != null; line = input.readLine()) {
+            System.out.println(answer(shop, access, line.split(" ", 3)));
+        }
+    }
+
+    private static Object answer(Shop shop, StreamAccess access, String[] words) throws Exception {
+        switch (words[0]) {
+            case "order":
+                try {
+                    return shop.placeOrder(words[1], words[2]);
+                } catch (RuntimeException error) {
+                    Throwable cause = error;
+                    while (cause.getCause() != null) {
+                        cause = cause.getCause();
+                    }
+                    return "refused: " + cause.getMessage().replace('\n', ' ');
+                }
+            case "announce":
+                shop.announce(Arrays.asList(words[1].split(",")), words[2]);
+                return "done";
+            case "token":
+                return access.token(words[1]);
+            case "ticket":
+                return access.ticket(words[1]);
+            case "logout":
+                access.endStreams(words[1]);
+                return "done";
+            default:
+                throw new IllegalArgumentException(words[0]);
+        }
+    }
+}
