@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest recipes bench bench-peers reliability model doorbell alerts soak lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest recipes bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, th
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
 test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and a browser
-	@$(with) rust lint deny postgres pgbouncer chromium -- sh -exc ' \
+	@$(with) rust lint deny postgres pgbouncer nginx caddy haproxy chromium -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
 	    cargo clippy --all-targets --locked -- -D warnings; \
@@ -32,7 +32,7 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	    cargo test --locked'
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
-	@$(with) rust newest-postgres pgbouncer chromium -- cargo test --locked
+	@$(with) rust newest-postgres pgbouncer nginx caddy haproxy chromium -- cargo test --locked
 
 # What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
 # are not run.
@@ -51,6 +51,10 @@ soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files a
 	@export TIDINGS_SOAK_SECONDS="$${TIDINGS_SOAK_SECONDS:-600}"; \
 	    $(with) rust postgres -- \
 	    cargo test --locked --test bridge -- --nocapture faults::soak
+
+# The newest tag before this commit, or FROM=v0.1.0, or any commit. Some minutes.
+upgrade: ## replaces bridges of an earlier release by this one under load, and counts what is lost
+	@$(with) rust postgres -- scripts/upgrade $(FROM)
 
 reliability: ## breaks everything, and writes what was lost (nothing) into docs/reliability.md
 	@$(with) rust postgres pgbouncer -- scripts/reliability

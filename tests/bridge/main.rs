@@ -5,6 +5,7 @@ mod admission;
 mod browser;
 mod check;
 mod cli;
+mod deploy;
 mod dev;
 mod doorbell;
 mod drained;

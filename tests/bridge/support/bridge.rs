@@ -92,6 +92,11 @@ impl Bridge {
         self.admin_address
     }
 
+    /// How many streams it has.
+    pub fn connections(&self) -> usize {
+        self.hub.connections()
+    }
+
     /// What it has read of the table.
     pub fn position(&self) -> Position {
         (*self.hub.tail().position).clone()

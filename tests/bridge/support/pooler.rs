@@ -21,6 +21,7 @@ use super::{
     database::{Database, LOGINS},
     dev::DataFolder,
 };
+use crate::deploy::filled_in;
 
 /// Fewer than the bridge and the tests open to it, so that they share them.
 pub const SERVER_CONNECTIONS: usize = 3;
@@ -44,22 +45,26 @@ impl Pooler {
         let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = unused.local_addr().expect("an address");
         drop(unused);
-        let text = format!(
-            "[databases]\n\
-             * = host={} port=5432\n\
-             [pgbouncer]\n\
-             listen_addr = {}\n\
-             listen_port = {}\n\
-             unix_socket_dir =\n\
-             auth_type = trust\n\
-             auth_file = {}\n\
-             pool_mode = transaction\n\
-             default_pool_size = {SERVER_CONNECTIONS}\n\
-             max_client_conn = 200\n",
-            sockets.display(),
-            address.ip(),
-            address.port(),
-            users.display(),
+        let database = format!("* = host={} port=5432", sockets.display());
+        let listen = [
+            format!("listen_addr = {}", address.ip()),
+            format!("listen_port = {}", address.port()),
+            format!("default_pool_size = {SERVER_CONNECTIONS}"),
+        ];
+        let users_file = users.display().to_string();
+        let text = filled_in(
+            "pgbouncer.ini",
+            &[
+                ("app = host=10.0.0.5 port=5432 dbname=app", &database),
+                ("listen_addr = 127.0.0.1", &listen[0]),
+                (
+                    "listen_port = 6432",
+                    &format!("{}\nunix_socket_dir =", listen[1]),
+                ),
+                ("auth_type = scram-sha-256", "auth_type = trust"),
+                ("/etc/pgbouncer/userlist.txt", &users_file),
+                ("default_pool_size = 20", &listen[2]),
+            ],
         );
         fs::write(&settings, text).expect("a file");
         let logins = LOGINS.map(|(login, _)| format!("\"{login}\" \"\"\n"));

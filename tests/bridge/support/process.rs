@@ -33,8 +33,20 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
     (served.child, served.address)
 }
 
+/// The program that is tested.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");
+
 fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_tidings"))
+    spawn_program(PROGRAM, database, more, environment)
+}
+
+fn spawn_program(
+    program: &str,
+    database: &Database,
+    more: &[&str],
+    environment: &[(&str, &str)],
+) -> Child {
+    Command::new(program)
         .args([
             "serve",
             "--listen=127.0.0.1:0",
@@ -94,7 +106,15 @@ impl Served {
         more: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut child = spawn(database, more, environment);
+        Self::of(spawn(database, more, environment)).await
+    }
+
+    /// A bridge of another program, such as an earlier release.
+    pub async fn start_program(program: &str, database: &Database, more: &[&str]) -> Self {
+        Self::of(spawn_program(program, database, more, &[])).await
+    }
+
+    async fn of(mut child: Child) -> Self {
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let (sender, mut log) = mpsc::unbounded_channel();
         let mut said = Vec::new();

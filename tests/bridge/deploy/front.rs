@@ -1,0 +1,255 @@
+//! A proxy as users put one in front of two bridges: nginx, Caddy or HAProxy,
+//! with the configuration that is shipped.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::Path,
+    process::Stdio,
+    sync::Arc,
+};
+
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::filled_in;
+use crate::{
+    support::{
+        PATIENCE,
+        bridge::{Bridge, token},
+        dev::DataFolder,
+        event_source::{EventSource, Response, get},
+    },
+    tls::{
+        authority::{Authority, Certified},
+        http2::Http2,
+        tunnel::{ORIGIN, Tunnel},
+    },
+};
+
+/// The longest silence, in each of the files.
+const SILENCE: &str = "60s";
+
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Nginx,
+    Caddy,
+    Haproxy,
+}
+
+/// A running proxy, and a client's way to it. Dropping it ends it.
+pub struct Front {
+    address: SocketAddr,
+    authority: Arc<Authority>,
+    tunnel: Tunnel,
+    process: Child,
+    _folder: DataFolder,
+}
+
+impl Front {
+    /// One that leads to these bridges.
+    pub async fn before(kind: Kind, bridges: [&Bridge; 2]) -> Self {
+        Self::with_silence(kind, bridges, SILENCE).await
+    }
+
+    /// One that takes a bridge for frozen that is silent for so long.
+    pub async fn with_silence(kind: Kind, bridges: [&Bridge; 2], silence: &str) -> Self {
+        let authority = Arc::new(Authority::new());
+        let certified = authority.issue("front", &[ORIGIN]);
+        let folder = DataFolder::new();
+        fs::create_dir_all(folder.path()).expect("a folder");
+        // None of them can be told to take any port and to say which.
+        let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = unused.local_addr().expect("an address");
+        drop(unused);
+        let mut command = kind.command(folder.path(), address, &certified, bridges, silence);
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{kind:?}: {error}; see scripts/tools"));
+        let tunnel = Tunnel::to(address, Arc::clone(&authority)).await;
+        let mut front = Self {
+            address,
+            authority,
+            tunnel,
+            process,
+            _folder: folder,
+        };
+        front.accepts().await;
+        front
+    }
+
+    async fn accepts(&mut self) {
+        let asking = async {
+            while TcpStream::connect(self.address).await.is_err() {
+                let ended = self.process.try_wait().expect("its status");
+                assert!(ended.is_none(), "it ended: {ended:?}");
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, asking).await.expect("it accepts");
+    }
+
+    /// What a browser's `EventSource` is answered with.
+    pub async fn ask(&self, user: &str, last_event_id: &str) -> Response {
+        ask(&self.tunnel, user, &[("Last-Event-ID", last_event_id)]).await
+    }
+
+    /// What a program is answered with that has a token.
+    pub async fn ask_as_program(&self, user: &str) -> Response {
+        let bearer = format!("Bearer {}", token(user));
+        let headers = [("Host", ORIGIN), ("Authorization", &bearer)];
+        let answer = get(self.tunnel.address, "/stream", &headers).await;
+        answer.expect("an answer")
+    }
+
+    /// A stream of one who is new.
+    pub async fn connect(&self, user: &str) -> EventSource {
+        self.ask(user, "").await.into_events().await
+    }
+
+    /// What a client with this address is answered with, which says that it comes
+    /// from another.
+    pub async fn ask_from(&self, client: IpAddr, forwarded: &str) -> Response {
+        let authority = Arc::clone(&self.authority);
+        let tunnel = Tunnel::between(client, self.address, authority).await;
+        ask(&tunnel, "alice", &[("X-Forwarded-For", forwarded)]).await
+    }
+
+    /// A browser's one connection for all its tabs.
+    pub async fn connect_http2(&self) -> Http2 {
+        Http2::connect(self.address, &self.authority).await
+    }
+}
+
+async fn ask(tunnel: &Tunnel, user: &str, more: &[(&str, &str)]) -> Response {
+    let cookie = format!("tidings_token={}", token(user));
+    let headers = [
+        ("Host", ORIGIN),
+        ("Accept", "text/event-stream"),
+        ("Cookie", &cookie),
+    ];
+    let answer = get(tunnel.address, "/stream", &[&headers, more].concat()).await;
+    answer.expect("an answer")
+}
+
+impl Kind {
+    /// Fills in what is to be replaced, and tells what to run.
+    fn command(
+        self,
+        folder: &Path,
+        address: SocketAddr,
+        certified: &Certified,
+        [one, two]: [&Bridge; 2],
+        silence: &str,
+    ) -> Command {
+        let own = folder.display().to_string();
+        let certificate = certified.certificate.display().to_string();
+        let key = certified.key.display().to_string();
+        let [first, second] = [one, two].map(|bridge| bridge.address().to_string());
+        let file = folder.join("front.conf");
+        let shared = [
+            ("10.0.0.11:8080", first.as_str()),
+            ("10.0.0.12:8080", second.as_str()),
+            (SILENCE, silence),
+        ];
+        let written = |name: &str, more: &[(&str, &str)], before: &str| {
+            let text = filled_in(name, &[&shared, more].concat());
+            fs::write(&file, format!("{before}{text}")).expect("a file");
+        };
+        match self {
+            Self::Nginx => {
+                let listen = format!("listen {address} ssl http2;");
+                let more = [
+                    ("listen 443 ssl http2;", listen.as_str()),
+                    ("/etc/ssl/app.example.com.crt", &certificate),
+                    ("/etc/ssl/app.example.com.key", &key),
+                    ("/var/log/nginx", &own),
+                ];
+                written("nginx.conf", &more, "");
+                let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+                    .map(|name| format!("{name}_temp_path {own}/{name};\n"));
+                // One process: it ends when it is killed.
+                let main = format!(
+                    "daemon off;\nmaster_process off;\npid {own}/nginx.pid;\n\
+                     events {{ worker_connections 1024; }}\n\
+                     http {{\n{}access_log off;\ninclude {};\n}}\n",
+                    folders.concat(),
+                    file.display(),
+                );
+                let main_file = folder.join("nginx.conf");
+                fs::write(&main_file, main).expect("a file");
+                let mut command = program("NGINX", "nginx");
+                command.args([
+                    "-p",
+                    &own,
+                    "-e",
+                    "stderr",
+                    "-g",
+                    "error_log stderr crit;",
+                    "-c",
+                ]);
+                command.arg(main_file);
+                command
+            }
+            Self::Caddy => {
+                let site = format!("https://{ORIGIN}:{} {{\n", address.port());
+                let site = format!("{site}\ttls {certificate} {key}\n");
+                let more = [
+                    ("app.example.com {\n", site.as_str()),
+                    ("/var/log/caddy", &own),
+                ];
+                let options = "{\n\tadmin off\n\tauto_https disable_redirects\n\tlog {\n\t\tlevel \
+                               PANIC\n\t}\n}\n";
+                written("Caddyfile", &more, options);
+                let mut command = program("CADDY", "caddy");
+                command.args(["run", "--adapter", "caddyfile", "--config"]);
+                command
+                    .arg(&file)
+                    .env("HOME", folder)
+                    .env("XDG_DATA_HOME", folder)
+                    .env("XDG_CONFIG_HOME", folder)
+                    .stderr(Stdio::null());
+                command
+            }
+            Self::Haproxy => {
+                let pair = folder.join("pair.pem");
+                let text = [&certified.certificate, &certified.key]
+                    .map(|path| fs::read_to_string(path).expect("PEM"));
+                fs::write(&pair, text.concat()).expect("a file");
+                let with_probe = |bridge: &Bridge| {
+                    let (address, probe) = (bridge.address(), bridge.admin_address().port());
+                    format!("{address} port {probe}")
+                };
+                let [one, two] = [one, two].map(with_probe);
+                let pair = pair.display().to_string();
+                let bind = format!("bind {address}");
+                let more = [
+                    ("bind :443", bind.as_str()),
+                    ("/etc/haproxy/app.example.com.pem", &pair),
+                    // Each has its probes elsewhere.
+                    (&format!("server one {first}"), &format!("server one {one}")),
+                    (
+                        &format!("server two {second}"),
+                        &format!("server two {two}"),
+                    ),
+                    // Few are allowed to raise the limit of open files.
+                    ("maxconn 20000", "maxconn 200"),
+                ];
+                written("haproxy.cfg", &more, "");
+                let mut command = program("HAPROXY", "haproxy");
+                command.arg("-q").arg("-db").arg("-f").arg(&file);
+                command
+            }
+        }
+    }
+}
+
+fn program(variable: &str, name: &str) -> Command {
+    Command::new(std::env::var(variable).unwrap_or_else(|_| name.to_owned()))
+}
