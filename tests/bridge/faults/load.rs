@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    reader::{Reader, Seen},
+    reader::{Reader, Returns, Seen},
     writer::Writer,
 };
 use crate::support::{PATIENCE, account::Account, database::Database};
@@ -69,6 +69,26 @@ impl Load {
         servers: &[SocketAddr],
         bytes: usize,
     ) -> Self {
+        Self::begin(database, servers, bytes, CLIENTS_PER_USER, Returns::AtOnce).await
+    }
+
+    /// With so many clients of each user, who come back when they are told to.
+    pub async fn start_with_browsers(
+        database: &Database,
+        servers: &[SocketAddr],
+        clients_per_user: usize,
+    ) -> Self {
+        let returns = Returns::WhenTold;
+        Self::begin(database, servers, TEXT_BYTES, clients_per_user, returns).await
+    }
+
+    async fn begin(
+        database: &Database,
+        servers: &[SocketAddr],
+        bytes: usize,
+        clients_per_user: usize,
+        returns: Returns,
+    ) -> Self {
         let (servers, known) = watch::channel(servers.to_owned());
         let mut load = Self {
             database: database.clone(),
@@ -80,8 +100,8 @@ impl Load {
             stop: CancellationToken::new(),
         };
         for (number, user) in USERS.into_iter().enumerate() {
-            for client in 0..CLIENTS_PER_USER {
-                let reader = Reader::start(user, number + client, known.clone());
+            for client in 0..clients_per_user {
+                let reader = Reader::start(user, number + client, known.clone(), returns);
                 load.readers.push(reader);
             }
         }
@@ -154,6 +174,25 @@ impl Load {
         for (reader, wanted) in self.readers.iter().zip(wanted) {
             reader.until(|seen| seen.breaks >= wanted).await;
         }
+    }
+
+    /// Waits until every client has a stream, and tells when each came back that
+    /// has done so since then.
+    pub async fn all_return(&self, since: Instant) -> Vec<Instant> {
+        self.until_all(|_, seen| seen.connected).await;
+        let mut returned = Vec::new();
+        for reader in &self.readers {
+            returned.extend(
+                reader
+                    .seen
+                    .borrow()
+                    .returned
+                    .iter()
+                    .filter(|at| **at > since),
+            );
+        }
+        returned.sort_unstable();
+        returned
     }
 
     /// The servers that clients know from now on. Who is connected to another

@@ -17,6 +17,7 @@ mod pooler;
 mod postgres;
 mod readiness;
 mod restore;
+mod rolling;
 mod soak;
 mod standby;
 mod subscription;

@@ -1,10 +1,14 @@
 //! A client that holds a stream and comes back when it breaks.
 
-use std::{collections::HashSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,11 +22,25 @@ use crate::support::{
 /// A client tries to come back this often. A browser waits longer.
 const COMES_BACK: Duration = Duration::from_millis(20);
 
+/// When a client comes back that has lost its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returns {
+    /// At once. It also leaves a server that it is told to leave.
+    AtOnce,
+    /// When the last `retry:` said, as browsers do. It stays for as long as its
+    /// stream does.
+    WhenTold,
+}
+
 /// What a client has seen.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// Whether it has got its backlog.
     pub live: bool,
+    /// Whether it has a stream now.
+    pub connected: bool,
+    /// When it has come back.
+    pub returned: Vec<Instant>,
     /// Rows in the order in which they came.
     pub ids: Vec<i64>,
     pub distinct: HashSet<i64>,
@@ -43,9 +61,10 @@ impl Reader {
         user: &'static str,
         first: usize,
         servers: watch::Receiver<Vec<SocketAddr>>,
+        returns: Returns,
     ) -> Self {
         let (sees, seen) = watch::channel(Seen::default());
-        let reading = tokio::spawn(read(user, first, servers, sees));
+        let reading = tokio::spawn(read(user, first, servers, returns, sees));
         Self {
             user,
             seen,
@@ -74,22 +93,32 @@ async fn read(
     user: &str,
     first: usize,
     mut servers: watch::Receiver<Vec<SocketAddr>>,
+    returns: Returns,
     seen: watch::Sender<Seen>,
 ) {
     let mut last_event_id = String::new();
+    let mut retry = Duration::ZERO;
     let mut pace = interval(COMES_BACK);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for server in first.. {
         pace.tick().await;
+        if returns == Returns::WhenTold && server > first {
+            sleep(retry).await;
+            seen.send_modify(|seen| seen.returned.push(Instant::now()));
+        }
         let server = {
             let known = servers.borrow();
             known[server % known.len()]
         };
         tokio::select! {
-            () = follow(server, user, &mut last_event_id, &seen) => {}
-            _ = servers.wait_for(|known| !known.contains(&server)) => {}
+            () = follow(server, user, &mut last_event_id, &mut retry, &seen) => {}
+            _ = servers.wait_for(|known| !known.contains(&server)),
+                if returns == Returns::AtOnce => {}
         }
-        seen.send_modify(|seen| seen.breaks += 1);
+        seen.send_modify(|seen| {
+            seen.breaks += 1;
+            seen.connected = false;
+        });
     }
 }
 
@@ -98,6 +127,7 @@ async fn follow(
     server: SocketAddr,
     user: &str,
     last_event_id: &mut String,
+    retry: &mut Duration,
     seen: &watch::Sender<Seen>,
 ) {
     let bearer = format!("Bearer {}", token(user));
@@ -111,12 +141,18 @@ async fn follow(
         return;
     };
     let mut source = response.into_events().await;
+    seen.send_modify(|seen| seen.connected = true);
     while let Ok(item) = source.next_item().await {
         if !source.last_event_id().is_empty() {
             source.last_event_id().clone_into(last_event_id);
         }
-        let Item::Event(event) = item else {
-            continue;
+        let event = match item {
+            Item::Event(event) => event,
+            Item::Retry(wait) => {
+                *retry = Duration::from_millis(wait);
+                continue;
+            }
+            Item::Id(_) | Item::Comment(_) => continue,
         };
         match event.name.as_str() {
             "tidings.caught-up" => seen.send_modify(|seen| seen.live = true),
