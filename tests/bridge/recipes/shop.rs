@@ -23,16 +23,24 @@ pub struct Shop {
     network: Proxy,
 }
 
-/// The commit is what fails, so that all of the page's code has run. (Some
-/// applications have made the table already, by their own migrations.)
+/// Some applications have made it already, by their own migrations.
 const ORDERS: &str = "\
     create table if not exists orders ( \
       id bigint generated always as identity primary key, \
       customer text not null, \
       item text not null \
-    ); \
-    create function refuse() returns trigger language plpgsql as $$ \
-      begin raise integrity_constraint_violation using message = 'there are no unicorns'; end \
+    )";
+
+/// The commit of an order and its notification is what fails, so that all of a
+/// page's code has run. One without the other would be let through.
+const NO_UNICORNS: &str = "\
+    create function refuse() returns trigger language plpgsql security definer as $$ \
+      begin \
+        if exists (select from tidings.notifications where xid = pg_current_xact_id()) then \
+          raise integrity_constraint_violation using message = 'there are no unicorns'; \
+        end if; \
+        return null; \
+      end \
     $$; \
     create constraint trigger refuse after insert on orders \
     deferrable initially deferred \
@@ -69,6 +77,7 @@ impl Shop {
     /// Opens: from now on there are orders.
     pub async fn sells(&self) {
         self.execute(ORDERS).await;
+        self.database.superuser().execute(NO_UNICORNS).await;
     }
 
     pub async fn execute(&self, work: &str) {
