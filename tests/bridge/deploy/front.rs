@@ -1,4 +1,4 @@
-//! A proxy as users put one in front of two bridges: nginx, Caddy or HAProxy,
+//! A proxy as users put one in front of two bridges: nginx, Caddy or `HAProxy`,
 //! with the configuration that is shipped.
 
 use std::{
