@@ -62,7 +62,7 @@ alter table notifications set (
 create function tidings_prune_batch(
   sent_before interval,
   after bigint default 0,
-  batch int default 1000
+  batch int default 500
 )
 returns table (removed bigint, looked_to bigint, looked_to_created_at timestamptz)
 language plpgsql
@@ -218,7 +218,7 @@ comment on function tidings_prune_batch(interval, bigint, int) is
   'Removes one batch of rows that were sent longer ago than that, or have expired (Tidings).';
 
 -- All batches, for pg_cron and the like: call tidings_prune('30 days'). After
--- each it waits as long as that took.
+-- each it rests for twice as long as that took.
 --
 -- It ends each batch's transaction, so Postgres lets it neither run with its
 -- owner's rights nor keep a search path: it may do what its caller may, and names
@@ -227,7 +227,7 @@ do $create$
 begin
   execute format(
     $text$
-      create procedure tidings_prune(sent_before interval, batch int default 1000)
+      create procedure tidings_prune(sent_before interval, batch int default 500)
       language plpgsql
       as $body$
       declare
@@ -245,7 +245,7 @@ begin
           removed := removed + step.removed;
           after := step.looked_to;
           exit when after is null;
-          perform pg_sleep(extract(epoch from clock_timestamp() - began));
+          perform pg_sleep(2 * extract(epoch from clock_timestamp() - began));
         end loop;
         raise notice 'tidings_prune: %% rows removed', removed;
       end

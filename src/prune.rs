@@ -14,9 +14,9 @@ use crate::{
     schema::SchemaName,
 };
 
-/// It works for half of the time, so that others have the disk and the log in
+/// It works for a third of the time, so that others have the disk and the log in
 /// between.
-const PACE: Pace = Pace { rest: 1 };
+const PACE: Pace = Pace { rest: 2 };
 
 /// How long to wait before asking again whether somebody else is done with a
 /// batch, and for how long to do so.

@@ -294,14 +294,14 @@ async fn several_at_once_remove_each_row_once_and_all_come_to_an_end() {
 async fn asked_to_stop_it_ends_with_the_batch_that_it_is_at() {
     let database = Database::migrated().await;
     fill(&database, 9_000).await;
-    // Its fifth batch lasts as long as the test wants.
+    // Its ninth batch lasts as long as the test wants.
     let held = database.owner().connect().await;
     held.batch_execute(
         "create function held() returns trigger language plpgsql as $$ begin \
            perform set_config('lock_timeout', '0', true); \
            perform pg_advisory_xact_lock(77); return old; end $$; \
          create trigger held before delete on notifications for each row \
-           when (old.id = 4500) execute function held(); \
+           when (old.id = 4250) execute function held(); \
          select pg_advisory_lock(77)",
     )
     .await
@@ -320,8 +320,8 @@ async fn asked_to_stop_it_ends_with_the_batch_that_it_is_at() {
     let output = running.wait_with_output().await.expect("an end");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("stopped with 5000 rows removed"), "{said}");
-    assert_eq!(count(&database).await, 4_000);
+    assert!(said.contains("stopped with 4500 rows removed"), "{said}");
+    assert_eq!(count(&database).await, 4_500);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,7 +339,11 @@ async fn one_of_the_bridges_removes_by_itself_and_another_one_takes_over() {
                  where locktype = 'advisory' and classid = 1953064048 \
                    and objid = 'notifications'::regclass";
     database.until(turns).await;
-    let second = Bridge::start_with(&database, &settings).await;
+    let log = [("TIDINGS_LOG", "warn,tidings=debug")];
+    let mut second = process::Served::start_in(&database, &settings, &log).await;
+    second
+        .until_logged("DEBUG", "another bridge removes old rows")
+        .await;
     first.stop().await;
     fill(&database, 10).await;
     database.until(gone).await;
