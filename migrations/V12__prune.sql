@@ -218,7 +218,7 @@ comment on function tidings_prune_batch(interval, bigint, int) is
   'Removes one batch of rows that were sent longer ago than that, or have expired (Tidings).';
 
 -- All batches, for pg_cron and the like: call tidings_prune('30 days'). After
--- each it rests for twice as long as that took.
+-- each it rests for four times as long as that took.
 --
 -- It ends each batch's transaction, so Postgres lets it neither run with its
 -- owner's rights nor keep a search path: it may do what its caller may, and names
@@ -245,7 +245,7 @@ begin
           removed := removed + step.removed;
           after := step.looked_to;
           exit when after is null;
-          perform pg_sleep(2 * extract(epoch from clock_timestamp() - began));
+          perform pg_sleep(4 * extract(epoch from clock_timestamp() - began));
         end loop;
         raise notice 'tidings_prune: %% rows removed', removed;
       end
