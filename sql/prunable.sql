@@ -2,7 +2,7 @@
 -- and others, which have expired.
 --
 -- $1 for how many seconds rows stay after they were sent. The conditions are those
--- of V12__prune.sql. It reads the whole table.
+-- of V10__prune.sql. It reads the whole table.
 select
   count(*) filter (where was_sent) as sent,
   count(*) filter (where not was_sent) as expired

@@ -1,4 +1,4 @@
--- Removes one batch of rows that have had their time (V12__prune.sql). No row:
+-- Removes one batch of rows that have had their time (V10__prune.sql). No row:
 -- somebody else is removing some just now.
 --
 -- $1 for how many seconds rows stay after they were sent, $2 the row after which

@@ -1,5 +1,5 @@
 //! How long rows stay, and how they are removed: a batch at a time, by the one
-//! function of the database that can (`V12__prune.sql`).
+//! function of the database that can (`V10__prune.sql`).
 
 use std::{str::FromStr, time::Duration};
 

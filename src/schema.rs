@@ -69,9 +69,9 @@ const NAMES: &[(i32, &str)] = &[
     (9, "tidings_reopened"),
     (9, "tidings_reopened_pkey"),
     (9, "tidings_reopen"),
-    (12, "notifications_expires_at"),
-    (12, "tidings_prune_batch"),
-    (12, "tidings_prune"),
+    (10, "notifications_expires_at"),
+    (10, "tidings_prune_batch"),
+    (10, "tidings_prune"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.
