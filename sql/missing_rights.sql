@@ -1,4 +1,5 @@
--- What `tidings serve` does in the database and this role may not do.
+-- What `tidings serve` does in the database and this role may not do, and what
+-- every writer needs.
 --
 -- $1 schema. An object that doesn't exist is not missing here: migrations make
 -- it.
@@ -49,7 +50,13 @@ with
       ]
     ) as name
   )
-select privilege, target, format('grant %s on %s to %I;', privilege, target, current_user) as cure
+select
+  current_user::text as who,
+  true as is_bridge,
+  'the bridge reads rows, marks them, and says whether writers ring' as why,
+  privilege,
+  target,
+  format('grant %s on %s to %I;', privilege, target, current_user) as cure
 from (
   select 'usage', format('schema %I', nspname)
   from place
@@ -72,3 +79,15 @@ from (
   from functions
   where not has_function_privilege(oid, 'execute')
 ) as missing (privilege, target)
+union all
+-- The trigger's condition is evaluated with the rights of whoever inserts.
+select
+  'public',
+  false,
+  'without it every INSERT into notifications fails that is not the owner''s',
+  'select',
+  format('sequence %I.%I', nspname, relname),
+  format('grant select on sequence %I.%I to public;', nspname, relname)
+from place
+join pg_class as c on relnamespace = place.oid and relkind = 'S' and relname = 'tidings_bell'
+where not has_sequence_privilege('public', c.oid, 'select')

@@ -170,14 +170,7 @@ impl Parts {
     /// [`ConfigError`], if a setting is missing or can't be used.
     pub fn of(options: &ServeOptions) -> Result<Self, ConfigError> {
         let user_header = options.trust.user_header()?;
-        let tokens = match options.jwt.tokens() {
-            Err(ConfigError::NoAuthentication)
-                if user_header.is_some() || options.trust.tickets == Some(config::Tickets::On) =>
-            {
-                None
-            }
-            tokens => Some(tokens?),
-        };
+        let tokens = options.tokens()?;
         let credentials = Credentials {
             tokens,
             cookie: options.trust.cookie_name.clone(),

@@ -1,9 +1,12 @@
 //! The settings: each is a flag and an environment variable.
 
+mod commands;
 mod jwt;
 mod limits;
+mod problems;
 mod retention;
 mod secret;
+mod thresholds;
 mod tls;
 mod trust;
 
@@ -12,20 +15,20 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::{
+    commands::{
+        CheckOptions, CompletionsOptions, ConfigOptions, Form, FormOptions, ManOptions,
+        MigrateOptions, SendOptions, StatusOptions, TailOptions, TicketOptions, TokenOptions,
+        UninstallOptions,
+    },
     jwt::{JwtOptions, RuleOptions},
     limits::LimitOptions,
     retention::{PruneOptions, RetentionOptions},
     secret::Hidden,
+    thresholds::Thresholds,
     tls::TlsOptions,
     trust::{Tickets, TrustOptions},
 };
-use crate::{
-    database::DatabaseUrl,
-    key::Kind,
-    notification::UserId,
-    schema::SchemaName,
-    token::{JwtSecret, Rules},
-};
+use crate::{database::DatabaseUrl, notification::UserId, schema::SchemaName};
 
 /// Pushes rows of a Postgres table to the browsers of the people they concern.
 #[derive(Debug, Parser)]
@@ -52,15 +55,37 @@ pub enum Command {
     Serve(ServeOptions),
     /// Create or update the schema in the database
     Migrate(MigrateOptions),
-    /// Tell what is wrong with the schema and the rights in it
-    Check(CheckOptions),
+    /// Tell what is wrong, each with what mends it: settings, rights, the way to
+    /// the database, the running state
+    #[command(after_help = CHECK_EXIT)]
+    Check(Box<CheckOptions>),
+    /// Show what is so: rows, bridges, the bell, and what `check` finds of it
+    #[command(after_help = CHECK_EXIT)]
+    Status(StatusOptions),
+    /// Notify a user, and print the notification's id
+    Send(SendOptions),
+    /// Show what a user's stream shows, live, without taking it from the user
+    Tail(TailOptions),
     /// Remove rows that were sent long ago, and rows that have expired
     Prune(PruneOptions),
     /// Try it: a private PostgreSQL, the bridge, and a demo page
     Dev(DevOptions),
     /// Sign a token for a user, to try `serve` with curl
     Token(TokenOptions),
+    /// Make a ticket, which opens a user's stream with `?ticket=`
+    Ticket(TicketOptions),
+    /// Print the settings that `serve` would have here, and where each comes from
+    Config(Box<ConfigOptions>),
+    /// Remove all of it from the database, after having asked
+    Uninstall(UninstallOptions),
+    /// Print what lets a shell complete this command's line
+    Completions(CompletionsOptions),
+    /// Print a page for `man`: `tidings man | man -l -`
+    Man(ManOptions),
 }
+
+const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints), with 1 if \
+                          something is, and with 2 if a setting can't be understood.";
 
 /// How to log.
 #[derive(Debug, Args)]
@@ -114,22 +139,6 @@ pub struct DatabaseOptions {
     /// The schema that everything lives in
     #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
     pub schema: SchemaName,
-}
-
-/// The settings of `tidings migrate`.
-#[derive(Debug, Args)]
-pub struct MigrateOptions {
-    /// Where the database is.
-    #[command(flatten)]
-    pub database: DatabaseOptions,
-}
-
-/// The settings of `tidings check`: those of `serve`, whose role it looks at.
-#[derive(Debug, Args)]
-pub struct CheckOptions {
-    /// Where the database is.
-    #[command(flatten)]
-    pub database: DatabaseOptions,
 }
 
 /// The settings of `tidings serve`.
@@ -212,31 +221,6 @@ pub struct DevOptions {
     pub bridge: BridgeOptions,
 }
 
-/// The settings of `tidings token`.
-#[derive(Debug, Args)]
-pub struct TokenOptions {
-    /// Whose token it is
-    #[arg(value_parser = user)]
-    pub user: UserId,
-    /// How long it is valid
-    #[arg(long, default_value = "1h", value_parser = duration_between::<1, 31_536_000>)]
-    pub ttl: Duration,
-    /// The secret that `serve` was given; of several, the first signs
-    #[arg(
-        long,
-        env = "TIDINGS_JWT_SECRET",
-        hide_env_values = true,
-        allow_hyphen_values = true
-    )]
-    pub jwt_secret: Option<Hidden>,
-    /// The same, read from a file
-    #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
-    pub jwt_secret_file: Option<PathBuf>,
-    /// What a good token is, as `serve` was told.
-    #[command(flatten)]
-    pub rules: RuleOptions,
-}
-
 /// A setting that is missing or can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -307,31 +291,6 @@ pub enum ConfigError {
     Tls(String),
 }
 
-impl ServeOptions {
-    /// What may be a mistake, for the log.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(network) = self.trust.trusted_proxies.boundless() {
-            warnings.push(format!(
-                "TIDINGS_TRUSTED_PROXIES contains {network}, which is the whole internet: \
-                 whoever reaches this server is believed to be a proxy; list only your proxies"
-            ));
-        }
-        let listen = self.bridge.listen;
-        if let Ok(Some(header)) = self.trust.user_header()
-            && !listen.ip().is_loopback()
-        {
-            warnings.push(format!(
-                "users are named by the header {}, and {listen} can be reached from elsewhere: \
-                 it is believed from TIDINGS_TRUSTED_PROXIES alone, but let a firewall see to it \
-                 that nobody else comes this far",
-                header.name
-            ));
-        }
-        warnings
-    }
-}
-
 impl DatabaseOptions {
     /// Where pages are read and marks are written.
     ///
@@ -373,31 +332,6 @@ fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError
     url.reveal()
         .parse()
         .map_err(|reason| ConfigError::Database { name, reason })
-}
-
-impl TokenOptions {
-    /// What to sign with, and by what rules.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
-    pub fn secret(&self) -> Result<(JwtSecret, Rules), ConfigError> {
-        let name = "TIDINGS_JWT_SECRET";
-        let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
-        let given = secret::given(name, value.as_ref(), file.as_deref())?;
-        let secrets = jwt::secrets(&given.ok_or(ConfigError::NoSecret)?)?;
-        let secret = secrets.into_iter().next().ok_or(ConfigError::NoSecret)?;
-        let rules = self.rules.rules();
-        let algorithms = rules.accepted.of(Kind::Secret);
-        let unusable = |reason| ConfigError::Key { name, reason };
-        secret.suits(&algorithms).map_err(unusable)?;
-        if algorithms.is_empty() {
-            let reason = "TIDINGS_JWT_ALGORITHMS names none that a secret signs with, such as \
-                          HS256: sign where the private key is";
-            return Err(unusable(reason.to_owned()));
-        }
-        Ok((secret, rules))
-    }
 }
 
 fn user(text: &str) -> Result<UserId, &'static str> {

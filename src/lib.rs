@@ -76,8 +76,15 @@ pub mod vitals;
 pub mod app;
 pub mod backoff;
 pub mod config;
+pub mod errand;
+pub mod manual;
+pub mod settings;
 pub mod shutdown;
+pub mod status;
+pub mod tail;
 pub mod telemetry;
+pub mod terminal;
+pub mod uninstall;
 
 pub mod cluster;
 pub mod demo;

@@ -3,16 +3,18 @@
 
 mod error;
 mod ownership;
+mod plan;
+mod removal;
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use refinery::{Migration, Runner};
 use tokio::time::{Instant, sleep};
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, error::SqlState, types::Type};
 use tracing::info;
 
-pub use self::error::SchemaError;
 use self::ownership::Owner;
+pub use self::{error::SchemaError, plan::plan, removal::Removal};
 use crate::database::{self, DatabaseUrl};
 
 mod embedded {
@@ -189,15 +191,19 @@ fn runner() -> Runner {
 pub async fn fit(client: &Client, schema: &SchemaName) -> Result<Fit, SchemaError> {
     let history = schema.qualified(HISTORY);
     let exists: bool = client
-        .query_one("select to_regclass($1) is not null", &[&history])
+        .query_typed_one(
+            "select to_regclass($1) is not null",
+            &[(&history, Type::TEXT)],
+        )
         .await?
         .try_get(0)?;
     if !exists {
         return Ok(Fit::TooOld { found: None });
     }
     let query = format!("select version, name from {history} order by version");
+    // Without a name for it: a pooler may lend the session.
     let applied = client
-        .query(&query, &[])
+        .query_typed(&query, &[])
         .await
         .map_err(|error| match error.code() {
             Some(&SqlState::UNDEFINED_COLUMN | &SqlState::WRONG_OBJECT_TYPE) => {
@@ -222,6 +228,14 @@ pub async fn fit(client: &Client, schema: &SchemaName) -> Result<Fit, SchemaErro
     } else {
         Fit::TooOld { found }
     })
+}
+
+/// The version that the schema is at, as far as this role may see it.
+pub async fn found(client: &Client, schema: &SchemaName) -> Option<i32> {
+    let history = schema.qualified(HISTORY);
+    let query = format!("select max(version) from {history}");
+    let row = client.query_typed_one(&query, &[]).await.ok()?;
+    row.try_get(0).ok().flatten()
 }
 
 /// Brings the schema up to this bridge's version, and creates it if need be.
@@ -303,9 +317,14 @@ pub async fn prepare(
     }
 }
 
-async fn check_server(client: &Client) -> Result<(), SchemaError> {
+/// Whether the server, and its database, can hold a schema.
+///
+/// # Errors
+///
+/// [`SchemaError`], also on a standby.
+pub async fn check_server(client: &Client) -> Result<(), SchemaError> {
     let row = client
-        .query_one(include_str!("../sql/server.sql"), &[])
+        .query_typed_one(include_str!("../sql/server.sql"), &[])
         .await?;
     if row.try_get("standby")? {
         return Err(SchemaError::Standby);

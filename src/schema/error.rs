@@ -91,6 +91,26 @@ pub enum SchemaError {
         /// What this bridge knows.
         needed: i32,
     },
+    /// There is nothing to remove.
+    #[error("the schema {0} holds no Tidings, so there is nothing to remove")]
+    Nothing(SchemaName),
+    /// Something that isn't ours would go with it.
+    #[error(
+        "nothing was removed: what isn't Tidings' own uses what is in the schema {schema} ({by}): \
+             remove or change that first"
+    )]
+    Used {
+        /// Where.
+        schema: SchemaName,
+        /// What Postgres says.
+        by: String,
+    },
+    /// Somebody else holds a table for too long.
+    #[error(
+        "nothing was removed: others are using the tables; stop the bridges and long transactions \
+             (`tidings status` names the longest), and try again"
+    )]
+    Busy,
     /// Logical replication writes into the table.
     #[error(
         "the table notifications in the schema {schema} is filled by the subscription \

@@ -3,9 +3,9 @@
 
 mod admission;
 mod browser;
-mod check;
 mod cli;
 mod deploy;
+mod command_line;
 mod dev;
 mod doorbell;
 mod drained;

@@ -1,0 +1,20 @@
+-- How full the server's queue of notifications is (0 to 1), and whose transaction
+-- is the oldest of the cluster: a listener in a transaction takes nothing from
+-- the queue, and nobody can see who listens.
+select
+  pg_notification_queue_usage() as usage,
+  t.holder,
+  t.cure
+from (select) as one
+left join lateral (
+  select
+    format(
+      'backend %s (%s, %s in %s, for %s s)',
+      pid, usename, state, datname, floor(extract(epoch from clock_timestamp() - xact_start))
+    ) as holder,
+    format('select pg_terminate_backend(%s);', pid) as cure
+  from pg_stat_activity
+  where pid <> pg_backend_pid() and xact_start is not null and backend_type = 'client backend'
+  order by xact_start
+  limit 1
+) as t on true

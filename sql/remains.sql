@@ -1,0 +1,24 @@
+-- Who is around, before everything of ours is removed from a schema.
+--
+-- $1 schema. `groups` are those of roles.sql that there are.
+select
+  (
+    select count(*)
+    from pg_stat_activity
+    where
+      datname = current_database()
+      and application_name like 'tidings%'
+      and pid <> pg_backend_pid()
+  ) as sessions,
+  array(
+    select rolname::text
+    from pg_roles
+    where
+      rolname in (
+        'tidings_owner', 'tidings_bridge', 'tidings_writer', 'tidings_issuer', 'tidings_monitor'
+      )
+    order by rolname
+  ) as groups,
+  pg_has_role(session_user, nspowner, 'usage') as owns_schema
+from pg_namespace
+where nspname = $1

@@ -1,0 +1,5 @@
+-- Which database of which server this session is in, and as whom.
+select
+  format('%s/%s/%s', system_identifier, current_database(), pg_is_in_recovery()) as place,
+  current_user::text as role
+from pg_control_system()

@@ -1,0 +1,47 @@
+//! Whether the database and this machine agree about the time.
+
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::Client;
+
+use super::finding::{Cure, Finding, Topic};
+use crate::{config::Thresholds, schema::SchemaError};
+
+/// How far two clocks are apart.
+fn apart(one: SystemTime, other: SystemTime) -> Duration {
+    one.duration_since(other)
+        .unwrap_or_else(|error| error.duration())
+}
+
+/// The database is asked for its time in the middle between asking and answer,
+/// as far as anybody can tell.
+pub(super) async fn skew(
+    client: &Client,
+    thresholds: &Thresholds,
+) -> Result<Option<Finding>, SchemaError> {
+    let asked = SystemTime::now();
+    let row = client
+        .query_typed_one("select clock_timestamp() as now", &[])
+        .await?;
+    let theirs: SystemTime = row.try_get("now")?;
+    let way = asked.elapsed().unwrap_or_default() / 2;
+    let ours = asked + way + thresholds.clock_ahead;
+    let skew = apart(ours, theirs);
+    if skew <= thresholds.max_clock_skew + way {
+        return Ok(None);
+    }
+    let behind = if ours > theirs { "behind" } else { "ahead of" };
+    Ok(Some(Finding::wrong(
+        Topic::Clock,
+        format!(
+            "the clock of the database is {:.1} s {behind} this machine's",
+            skew.as_secs_f64()
+        ),
+        format!(
+            "{} s at most: tokens are judged by this machine's clock, and tickets and expiry by \
+             the database's",
+            thresholds.max_clock_skew.as_secs_f64()
+        ),
+        Cure::Command("timedatectl set-ntp true   # on both machines".to_owned()),
+    )))
+}

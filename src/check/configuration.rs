@@ -1,0 +1,38 @@
+//! What `serve` would refuse here.
+
+use super::finding::{Cure, Finding, Topic};
+use crate::config::{ConfigError, ServeOptions};
+
+/// What `serve` would refuse with these settings, and what may be a mistake.
+///
+/// Whoever looks from where the bridge doesn't run may well have no key: that
+/// nobody would be let in is a hint.
+pub fn configuration(options: &ServeOptions) -> Vec<Finding> {
+    const EXPECTED: &str = "the settings of the bridge, as `tidings config` shows them";
+    let refused = options.problems().into_iter().map(|problem| match problem {
+        ConfigError::NoAuthentication => Finding::hint(
+            Topic::Configuration,
+            "nothing here lets users in, and `tidings serve` would refuse to start here".to_owned(),
+            EXPECTED,
+            Cure::Advice(
+                "where the bridge runs, set TIDINGS_JWT_SECRET, or what else lets users in"
+                    .to_owned(),
+            ),
+        ),
+        problem => Finding::wrong(
+            Topic::Configuration,
+            "`tidings serve` would refuse to start here".to_owned(),
+            EXPECTED,
+            Cure::Advice(problem.to_string()),
+        ),
+    });
+    let doubtful = options.warnings().into_iter().map(|warning| {
+        Finding::hint(
+            Topic::Configuration,
+            "a setting may be a mistake".to_owned(),
+            "that nobody is believed whom you don't know",
+            Cure::Advice(warning),
+        )
+    });
+    refused.chain(doubtful).collect()
+}

@@ -1,0 +1,103 @@
+//! What the bridge may not do and has to, and what others may do and should not.
+
+use tokio_postgres::{Client, Row, types::Type};
+
+use super::finding::{Cure, Finding, Topic};
+use crate::schema::{SchemaError, SchemaName};
+
+/// Who lacks something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// The session's role, if it is the bridge's.
+    Bridge,
+    /// Whoever inserts.
+    Writers,
+}
+
+/// What the session's role, and writers, lack.
+pub(super) async fn missing(
+    client: &Client,
+    schema: &SchemaName,
+) -> Result<Vec<(Who, Finding)>, SchemaError> {
+    let query = include_str!("../../sql/missing_rights.sql");
+    let rows = client
+        .query_typed(query, &[(&schema.name(), Type::TEXT)])
+        .await?;
+    let finding = |row: &Row| {
+        let text = |name: &str| row.try_get::<_, String>(name);
+        let (privilege, target, who) = (text("privilege")?, text("target")?, text("who")?);
+        let finding = Finding::wrong(
+            Topic::Missing,
+            format!("{who} lacks {privilege} on {target}"),
+            text("why")?,
+            Cure::Sql(text("cure")?),
+        );
+        let who = match row.try_get("is_bridge")? {
+            true => Who::Bridge,
+            false => Who::Writers,
+        };
+        Ok((who, finding))
+    };
+    rows.iter().map(finding).collect()
+}
+
+/// What those may who are none of ours.
+pub(super) async fn foreign(
+    client: &Client,
+    schema: &SchemaName,
+) -> Result<Vec<Finding>, SchemaError> {
+    let query = include_str!("../../sql/foreign_rights.sql");
+    let rows = client
+        .query_typed(query, &[(&schema.name(), Type::TEXT)])
+        .await?;
+    let finding = |row: &Row| {
+        let (grantee, what): (String, String) = (row.try_get("grantee")?, row.try_get("what")?);
+        let (topic, expected) = if row.try_get("reads")? {
+            (
+                Topic::Read,
+                "nobody but the bridge reads notifications, and nobody but tidings_issuer opens \
+                 streams",
+            )
+        } else {
+            (
+                Topic::Wide,
+                "nobody but the groups of sql/roles.sql has rights here",
+            )
+        };
+        Ok(Finding::wrong(
+            topic,
+            format!("{grantee} has {what}"),
+            expected,
+            Cure::Sql(row.try_get("cure")?),
+        ))
+    };
+    rows.iter().map(finding).collect()
+}
+
+/// A bridge that was broken into could do what its role can.
+pub(super) async fn too_mighty(
+    client: &Client,
+    schema: &SchemaName,
+) -> Result<Option<Finding>, SchemaError> {
+    let query = include_str!("../../sql/session_role.sql");
+    let row = client
+        .query_typed_one(query, &[(&schema.name(), Type::TEXT)])
+        .await?;
+    let role: String = row.try_get("role")?;
+    let found = if row.try_get("is_superuser")? {
+        format!("{role} is a superuser")
+    } else if row.try_get("is_owner")? {
+        format!("{role} acts as the owner of the tables")
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Finding::hint(
+        Topic::Role,
+        found,
+        "a bridge that was broken into can do what its role can, so that should be little",
+        Cure::Advice(
+            "let `tidings serve` log in as a member of tidings_bridge alone (sql/roles.sql)"
+                .to_owned(),
+        ),
+    )))
+}

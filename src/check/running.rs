@@ -1,0 +1,165 @@
+//! What builds up while it runs: notifications that nobody hears, and dead rows.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, Row, types::Type};
+
+use super::finding::{Cure, Finding, Topic};
+use crate::{
+    config::Thresholds,
+    schema::{SchemaError, SchemaName},
+};
+
+/// So many times what autovacuum waits for is more than it may be behind between
+/// two of its rounds.
+const BEHIND: f64 = 3.0;
+
+/// Before it comes to that, autovacuum vacuums whatever else it is told: at
+/// `autovacuum_freeze_max_age`, which this is a multiple of.
+const UNFROZEN: f64 = 1.5;
+
+/// Whether somebody keeps the queue of notifications from being emptied.
+pub(super) async fn queue(
+    client: &Client,
+    thresholds: &Thresholds,
+) -> Result<Option<Finding>, SchemaError> {
+    let row = client
+        .query_typed_one(include_str!("../../sql/queue.sql"), &[])
+        .await?;
+    let percent = row.try_get::<_, f64>("usage")? * 100.0;
+    if percent <= thresholds.max_queue {
+        return Ok(None);
+    }
+    let holder: Option<String> = row.try_get("holder")?;
+    let cure = match (row.try_get("cure")?, &holder) {
+        (Some(cure), Some(_)) => Cure::Sql(cure),
+        _ => Cure::Advice(
+            "end the session that listens and doesn't read, or is in a transaction: the server's \
+             log names it when the queue is half full"
+                .to_owned(),
+        ),
+    };
+    let holder = holder.map_or_else(String::new, |holder| {
+        format!("; the oldest transaction, which may be who holds it, is {holder}")
+    });
+    Ok(Some(Finding::wrong(
+        Topic::Queue,
+        format!("the server's queue of notifications is {percent:.4} % full{holder}"),
+        format!(
+            "{} % at most: one that is read is empty within milliseconds, and when it is full, \
+             INSERTs that ring fail",
+            thresholds.max_queue
+        ),
+        cure,
+    )))
+}
+
+/// Who keeps VACUUM from removing what is dead; and what could not be seen.
+pub(super) async fn horizon(
+    client: &Client,
+    thresholds: &Thresholds,
+) -> Result<(Vec<Finding>, Option<String>), SchemaError> {
+    let rows = client
+        .query_typed(
+            include_str!("../../sql/horizon.sql"),
+            &[
+                (&thresholds.max_transaction.as_secs_f64(), Type::FLOAT8),
+                (&thresholds.max_held, Type::INT8),
+            ],
+        )
+        .await?;
+    let expected = format!(
+        "transactions of {} at most, and slots that hold {} transactions at most: VACUUM removes \
+         nothing that is younger than the oldest of them",
+        humantime::format_duration(thresholds.max_transaction),
+        thresholds.max_held
+    );
+    let mut findings = Vec::new();
+    let mut unseen = None;
+    for row in &rows {
+        match row.try_get::<_, &str>("kind")? {
+            "unseen" => unseen = Some(row.try_get("what")?),
+            kind => findings.push(Finding::wrong(
+                Topic::Horizon,
+                held(row)?,
+                expected.clone(),
+                match kind {
+                    "transaction" => Cure::Sql(row.try_get("cure")?),
+                    _ => Cure::Advice(row.try_get("cure")?),
+                },
+            )),
+        }
+    }
+    Ok((findings, unseen))
+}
+
+fn held(row: &Row) -> Result<String, tokio_postgres::Error> {
+    let what: String = row.try_get("what")?;
+    let since = match row.try_get::<_, Option<f64>>("seconds")? {
+        Some(seconds) => {
+            let open = Duration::from_secs(seconds.max(0.0) as u64);
+            format!("for {}", humantime::format_duration(open))
+        }
+        None => format!("for {} transactions", row.try_get::<_, i64>("held")?),
+    };
+    Ok(format!("{what} has held VACUUM back {since}"))
+}
+
+/// Whether dead rows are removed, and old ones frozen, in time.
+pub(super) async fn vacuum(
+    client: &Client,
+    schema: &SchemaName,
+    thresholds: &Thresholds,
+) -> Result<Vec<Finding>, SchemaError> {
+    let rows = client
+        .query_typed(
+            include_str!("../../sql/vacuum.sql"),
+            &[(&schema.name(), Type::TEXT)],
+        )
+        .await?;
+    let mut findings = Vec::new();
+    let mut add = |found, expected: String, cure| {
+        findings.push(Finding::wrong(
+            Topic::Vacuum,
+            found,
+            expected,
+            Cure::Sql(cure),
+        ));
+    };
+    for (index, row) in rows.iter().enumerate() {
+        let table: String = row.try_get("table")?;
+        let (dead, waits): (i64, f64) = (row.try_get("dead")?, row.try_get("waits_for")?);
+        let on = "autovacuum on: each row that is sent leaves a dead one".to_owned();
+        if index == 0 && !row.try_get::<_, bool>("server_on")? {
+            add(
+                "autovacuum is off for the whole server".to_owned(),
+                on.clone(),
+                "alter system reset autovacuum; alter system reset track_counts; \
+                 select pg_reload_conf();"
+                    .to_owned(),
+            );
+        }
+        if !row.try_get::<_, bool>("table_on")? {
+            let reset = format!("alter table {table} reset (autovacuum_enabled);");
+            add(format!("autovacuum is off for {table}"), on, reset);
+        }
+        if dead >= thresholds.max_dead_rows && dead as f64 >= BEHIND * waits {
+            add(
+                format!("autovacuum is behind: {table} has {dead} dead rows"),
+                format!("it comes at {waits:.0} of them, once a minute"),
+                format!("vacuum (analyze) {table};"),
+            );
+        }
+        let (age, freeze): (i64, i64) = (row.try_get("age")?, row.try_get("freeze_age")?);
+        if age as f64 > UNFROZEN * freeze as f64 {
+            add(
+                format!("{table} holds rows that are {age} transactions old and not frozen"),
+                format!(
+                    "autovacuum freezes them at {freeze}; at two thousand million nothing can be written any more"
+                ),
+                format!("vacuum (freeze) {table};"),
+            );
+        }
+    }
+    Ok(findings)
+}

@@ -1,0 +1,32 @@
+//! Whether the triggers are there and fire.
+
+use tokio_postgres::{Client, Row, types::Type};
+
+use super::finding::{Cure, Finding, Topic};
+use crate::schema::{SchemaError, SchemaName};
+
+pub(super) async fn gone(
+    client: &Client,
+    schema: &SchemaName,
+) -> Result<Vec<Finding>, SchemaError> {
+    let query = include_str!("../../sql/triggers.sql");
+    let rows = client
+        .query_typed(query, &[(&schema.name(), Type::TEXT)])
+        .await?;
+    let finding = |row: &Row| {
+        let text = |name: &str| row.try_get::<_, String>(name);
+        let (trigger, table) = (text("trigger")?, text("table")?);
+        let found = match row.try_get::<_, Option<&str>>("fires")? {
+            None => format!("the trigger {trigger} on {table} is gone"),
+            Some("D") => format!("the trigger {trigger} on {table} is disabled"),
+            Some(_) => format!("the trigger {trigger} on {table} fires for replicas alone"),
+        };
+        Ok(Finding::wrong(
+            Topic::Trigger,
+            found,
+            text("effect")?,
+            Cure::Sql(text("cure")?),
+        ))
+    };
+    rows.iter().map(finding).collect()
+}

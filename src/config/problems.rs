@@ -1,0 +1,56 @@
+//! What `serve` would refuse, and what may be a mistake.
+
+use super::{ConfigError, ServeOptions, Tickets};
+use crate::token::Tokens;
+
+impl ServeOptions {
+    /// What tells good tokens from bad ones, unless users are let in by something
+    /// else alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], also if nobody is let in.
+    pub fn tokens(&self) -> Result<Option<Tokens>, ConfigError> {
+        let has_others = matches!(self.trust.user_header(), Ok(Some(_)))
+            || self.trust.tickets == Some(Tickets::On);
+        match self.jwt.tokens() {
+            Err(ConfigError::NoAuthentication) if has_others => Ok(None),
+            tokens => tokens.map(Some),
+        }
+    }
+
+    /// All for which `serve` would refuse to start, at once.
+    pub fn problems(&self) -> Vec<ConfigError> {
+        let outcomes = [
+            self.database.url().err(),
+            self.database.direct_url().err(),
+            self.trust.user_header().err(),
+            self.tokens().err(),
+            self.tls.certificate().err(),
+        ];
+        outcomes.into_iter().flatten().collect()
+    }
+
+    /// What may be a mistake, for the log.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(network) = self.trust.trusted_proxies.boundless() {
+            warnings.push(format!(
+                "TIDINGS_TRUSTED_PROXIES contains {network}, which is the whole internet: \
+                 whoever reaches this server is believed to be a proxy; list only your proxies"
+            ));
+        }
+        let listen = self.bridge.listen;
+        if let Ok(Some(header)) = self.trust.user_header()
+            && !listen.ip().is_loopback()
+        {
+            warnings.push(format!(
+                "users are named by the header {}, and {listen} can be reached from elsewhere: \
+                 it is believed from TIDINGS_TRUSTED_PROXIES alone, but let a firewall see to it \
+                 that nobody else comes this far",
+                header.name
+            ));
+        }
+        warnings
+    }
+}

@@ -1,0 +1,73 @@
+//! `send` and `ticket`: what applications do in SQL.
+
+use std::process::Stdio;
+
+use super::{command, run, said};
+use crate::support::{
+    bridge::Bridge, database::Database, event_source::EventSource, row_id, until,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_arrives_and_its_id_is_printed() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut alice = bridge.connect_live("alice").await;
+    let application = database.as_role("application");
+
+    let id = run(&application, &["send", "alice", "-1 left", "--event=stock"]).await;
+    let event = alice.next_event().await;
+    assert_eq!(
+        (event.name.as_str(), event.data.as_str()),
+        ("stock", "-1 left")
+    );
+    assert_eq!(id.well(), format!("{}\n", row_id(&event)));
+
+    let mut piped = command(&["send", "alice", "-"]);
+    piped
+        .env("DATABASE_URL", application.connection_string())
+        .stdin(Stdio::piped());
+    said(piped, "two\nlines\n").await.well();
+    assert_eq!(alice.next_event().await.data, "two\nlines");
+
+    run(&application, &["send", "bob", "soon over", "--expires=1h"])
+        .await
+        .well();
+    let within = "select id from notifications where user_id = 'bob' \
+                  and expires_at between now() + interval '59 minutes' and now() + interval '1 hour'";
+    assert_eq!(database.ids(within).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_that_it_prints_opens_the_stream_of_its_user() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let application = database.as_role("application");
+    let ticket = run(&application, &["ticket", "alice", "--ttl=5m"])
+        .await
+        .well();
+    let path = format!("/stream?ticket={}", ticket.trim_end());
+    let mut source = EventSource::open(bridge.address(), &path, &[]).await;
+    until(&mut source, "tidings.caught-up").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_is_told_who_may() {
+    let database = Database::migrated().await;
+    for (arguments, group) in [
+        (
+            &["send", "alice", "hello"][..],
+            "grant tidings_writer to bridge",
+        ),
+        (
+            &["send", "alice", "hello", "--expires=1m"],
+            "grant tidings_writer to bridge",
+        ),
+        (&["ticket", "alice"], "grant tidings_issuer to bridge"),
+    ] {
+        let told = run(&database, arguments).await.badly();
+        assert!(told.contains(group), "{told}");
+    }
+    let empty = Database::empty().await.superuser();
+    let told = run(&empty, &["send", "alice", "hello"]).await.badly();
+    assert!(told.contains("tidings migrate"), "{told}");
+}

@@ -1,0 +1,314 @@
+//! `check` and `status` find what is wrong with what runs, each with what mends
+//! it; and when that was done they are content.
+
+use serde_json::Value;
+
+use super::{Said, command, run, said};
+use crate::support::{
+    bridge::{Bridge, SECRET},
+    database::{Database, shared_cluster, start_cluster},
+    pooler::Pooler,
+    standby::Standby,
+};
+
+/// What both commands say.
+async fn both(database: &Database, more: &[&str]) -> [(&'static str, Said); 2] {
+    let arguments = ["check", "status"].map(|command| [&[command, "--json"], more].concat());
+    let [check, status] = &arguments;
+    let (check, status) = tokio::join!(run(database, check), run(database, status));
+    [("check", check), ("status", status)]
+}
+
+fn findings(said: &Said) -> Vec<Value> {
+    let json = said.json();
+    let report = if json["check"].is_object() {
+        &json["check"]
+    } else {
+        &json
+    };
+    let all = report["findings"].as_array().expect("findings").clone();
+    let is_wrong = |finding: &Value| finding["severity"] == "wrong";
+    all.into_iter().filter(is_wrong).collect()
+}
+
+/// Both find this, and each time it is told what was expected. Returns what
+/// mends all that is wrong.
+async fn both_find(database: &Database, more: &[&str], topic: &str, text: &str) -> Vec<String> {
+    let mut cures = Vec::new();
+    for (command, said) in both(database, more).await {
+        assert_eq!(said.code, Some(1), "{command}: {said:?}");
+        let found = findings(&said);
+        let is_it = |finding: &&Value| {
+            let found = finding["found"].as_str().expect("a text");
+            finding["topic"] == topic && found.contains(text)
+        };
+        let finding = found.iter().find(is_it);
+        let finding = finding.unwrap_or_else(|| panic!("{command} finds no {text}: {said:?}"));
+        assert!(
+            finding["expected"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty())
+        );
+        assert!(
+            finding["mend"]
+                .as_object()
+                .is_some_and(|mend| mend.len() == 1)
+        );
+        cures = found
+            .iter()
+            .filter_map(|finding| finding["mend"]["sql"].as_str().map(str::to_owned))
+            .collect();
+    }
+    cures
+}
+
+async fn both_are_content(database: &Database, more: &[&str]) {
+    for (command, said) in both(database, more).await {
+        assert_eq!(said.code, Some(0), "{command}: {said:?}");
+        assert_eq!(findings(&said), Vec::<Value>::new(), "{command}");
+    }
+}
+
+async fn found_and_mended(database: &Database, more: &[&str], topic: &str, text: &str) {
+    let cures = both_find(database, more, topic, text).await;
+    assert!(!cures.is_empty(), "{text}");
+    for cure in cures {
+        database.superuser().execute(&cure).await;
+    }
+    both_are_content(database, more).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
+    let database = Database::migrated().await;
+    both_are_content(&database, &[]).await;
+    for (table, trigger) in [
+        ("notifications", "tidings_ring_doorbell"),
+        ("notifications", "tidings_reopen"),
+        ("stream_tickets", "tidings_end_streams_of_deleted"),
+        ("stream_tickets", "tidings_end_streams_of_changed"),
+        ("stream_tickets", "tidings_end_streams_of_truncated"),
+    ] {
+        let made = trigger_definition(&database, trigger).await;
+        for (breaking, text) in [
+            (format!("drop trigger {trigger} on {table}"), "gone"),
+            (
+                format!("alter table {table} disable trigger {trigger}"),
+                "disabled",
+            ),
+        ] {
+            database.superuser().execute(&breaking).await;
+            let text = format!("{trigger} on public.{table} is {text}");
+            found_and_mended(&database, &[], "trigger", &text).await;
+        }
+        // As migrations made it.
+        assert_eq!(trigger_definition(&database, trigger).await, made);
+    }
+}
+
+async fn trigger_definition(database: &Database, trigger: &str) -> String {
+    let client = database.superuser().connect().await;
+    let query = "select pg_get_triggerdef(oid) from pg_trigger where tgname = $1";
+    client
+        .query_one(query, &[&trigger])
+        .await
+        .expect(query)
+        .get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_every_writer_needs_is_found_and_mended() {
+    let database = Database::migrated().await;
+    database
+        .superuser()
+        .execute("revoke select on sequence tidings_bell from public")
+        .await;
+    let insert = "insert into notifications (user_id, text) values ('alice', 'hello')";
+    let refused = database.connect().await.batch_execute(insert).await;
+    refused.expect_err("it is needed");
+    found_and_mended(
+        &database,
+        &[],
+        "missing-right",
+        "public lacks select on sequence",
+    )
+    .await;
+    database.execute(insert).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_in_front_of_the_listener_is_found() {
+    let database = Database::migrated().await;
+    let pooler = Pooler::before(shared_cluster()).await;
+    let pooled = pooler.database(&database).bridge();
+    both_find(&pooled, &[], "path", "pool_mode=transaction").await;
+    let direct = ["--direct-database-url", &database.connection_string()];
+    both_are_content(&pooled, &direct).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_found() {
+    let primary = start_cluster().await;
+    let database = Database::create(&primary, "app").await;
+    database.migrate().await;
+    let standby = Standby::of(&primary).await;
+    standby.follows(&primary).await;
+    let beside = Database::at(standby.cluster().url("app")).bridge();
+    both_find(&beside, &[], "path", "is a standby").await;
+    both_are_content(&database, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_too_old_or_too_new_is_found() {
+    let database = Database::empty().await;
+    both_find(&database, &[], "schema", "holds no Tidings").await;
+    database.migrate().await;
+    both_are_content(&database, &[]).await;
+    let latest = "(select max(version) from tidings_schema_history)";
+    for (change, text, undo) in [
+        (
+            format!("update tidings_schema_history set version = -1 where version = {latest}"),
+            "is too old: version",
+            "update tidings_schema_history set version = 1 + \
+             (select max(version) from tidings_schema_history) where version = -1",
+        ),
+        (
+            format!(
+                "insert into tidings_schema_history select 1000, 'contract_all', applied_on, \
+                 checksum from tidings_schema_history where version = {latest}"
+            ),
+            "is too new: version 1000",
+            "delete from tidings_schema_history where version = 1000",
+        ),
+    ] {
+        database.superuser().execute(&change).await;
+        both_find(&database, &[], "schema", text).await;
+        database.superuser().execute(undo).await;
+        both_are_content(&database, &[]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_are_apart_are_found() {
+    let database = Database::migrated().await;
+    both_are_content(&database, &["--clock-ahead=3s"]).await;
+    both_find(
+        &database,
+        &["--clock-ahead=1m"],
+        "clock",
+        "behind this machine's",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_fills_is_found_and_who_holds_it_ended() {
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await.superuser();
+    let deaf = database.connect().await;
+    // Not in one text, which would be one transaction.
+    for statement in ["listen elsewhere", "begin", "select 1"] {
+        deaf.batch_execute(statement).await.expect(statement);
+    }
+    database
+        .execute("select count(pg_notify('elsewhere', repeat('x', 7000) || n)) from generate_series(1, 100) as n")
+        .await;
+    let limit = ["--max-queue=0.001"];
+    found_and_mended(&database, &limit, "queue", "% full").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_vacuum_back_is_found_and_named() {
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await.superuser();
+    let forgotten = database.connect().await;
+    forgotten
+        .batch_execute("begin; select pg_current_xact_id()")
+        .await
+        .expect("a transaction");
+    both_are_content(&database, &[]).await;
+    let limit = ["--max-transaction=0s"];
+    found_and_mended(
+        &database,
+        &limit,
+        "horizon",
+        "(tidings, idle in transaction)",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
+    let database = Database::migrated().await;
+    database
+        .superuser()
+        .execute(
+            "alter table notifications set (autovacuum_enabled = off); \
+             insert into notifications (user_id, text) select 'alice', 'hello' from generate_series(1, 3000); \
+             update notifications set expires_at = now()",
+        )
+        .await;
+    database
+        .until("select pg_stat_get_dead_tuples('notifications'::regclass) >= 3000")
+        .await;
+    let limit = ["--max-dead-rows=1000"];
+    both_find(&database, &limit, "vacuum", "3000 dead rows").await;
+    found_and_mended(
+        &database,
+        &limit,
+        "vacuum",
+        "autovacuum is off for public.notifications",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_what_waits_and_who_serves_also_to_who_may_only_watch() {
+    let database = Database::migrated().await;
+    database
+        .execute("select send_notification('alice', 'secret'), send_notification('bob', 'secret')")
+        .await;
+    let _bridge = Bridge::start(&database).await;
+    let said = run(&database.as_role("dashboard"), &["status", "--json"]).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let json = said.json();
+    assert_eq!(json["pending"]["rows"], 2, "{json}");
+    assert_eq!(json["pending"]["users"], 2, "{json}");
+    assert!(
+        json["bridges"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty()),
+        "{json}"
+    );
+    assert!(
+        json["check"]["unseen"]
+            .to_string()
+            .contains("pg_read_all_stats"),
+        "{json}"
+    );
+    let text = run(&database.as_role("dashboard"), &["status"])
+        .await
+        .well();
+    for expected in ["2 rows of 2 users", "PostgreSQL", "in order"] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(!text.contains("secret") && !text.contains('\x1b'), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_looks_at_the_settings_that_serve_would_have() {
+    let database = Database::migrated().await;
+    let check = |name: &str, value: &str| {
+        let mut command = command(&["check"]);
+        command
+            .env("DATABASE_URL", database.connection_string())
+            .env("TIDINGS_JWT_SECRET", SECRET)
+            .env(name, value);
+        said(command, "")
+    };
+    let content = check("TIDINGS_HEARTBEAT", "20s").await.well();
+    assert!(content.contains("in order: the schema public"), "{content}");
+    let refused = check("TIDINGS_TLS_CERT", "cert.pem").await;
+    assert!(refused.out.contains("TIDINGS_TLS_KEY"), "{refused:?}");
+    assert_eq!(refused.badly(), "tidings: one thing is wrong\n");
+}
