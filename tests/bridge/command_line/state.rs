@@ -240,6 +240,11 @@ async fn what_holds_vacuum_back_is_found_and_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
     let database = Database::migrated().await;
+    // As long as somebody may see them, nobody who reads removes them in passing.
+    let seer = database.connect().await;
+    seer.batch_execute("begin isolation level repeatable read; select 1")
+        .await
+        .expect("a snapshot");
     database
         .superuser()
         .execute(
@@ -253,6 +258,7 @@ async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
         .await;
     let limit = ["--max-dead-rows=1000"];
     both_find(&database, &limit, "vacuum", "3000 dead rows").await;
+    seer.batch_execute("commit").await.expect("an end");
     found_and_mended(
         &database,
         &limit,
