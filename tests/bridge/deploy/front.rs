@@ -1,5 +1,5 @@
-//! A proxy as users put one in front of two bridges: nginx, Caddy or `HAProxy`,
-//! with the configuration that is shipped.
+//! A proxy as users put one in front of two bridges, with the configuration
+//! that is shipped for it.
 
 use std::{
     fs,
