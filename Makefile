@@ -24,7 +24,7 @@ dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, th
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
 test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and a browser
-	@$(with) rust lint deny postgres pgbouncer nginx caddy haproxy chromium -- sh -exc ' \
+	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
 	    cargo clippy --all-targets --locked -- -D warnings; \
@@ -32,7 +32,7 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	    cargo test --locked'
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
-	@$(with) rust newest-postgres pgbouncer nginx caddy haproxy chromium -- cargo test --locked
+	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium -- cargo test --locked
 
 # What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
 # are not run.

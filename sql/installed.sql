@@ -33,14 +33,14 @@ from (
   union all
   select
     4,
-    'function',
+    'routine',
     format('%I.%I(%s)', $1, proname, pg_get_function_identity_arguments(f.oid))
   from pg_proc as f
   join history on proowner = owner
   where
     pronamespace = (select oid from pg_namespace where nspname = $1)
     and proname = any($2::text[])
-    and prokind = 'f'
+    and prokind in ('f', 'p')
 ) as ours
 group by turn, kind
 order by turn

@@ -44,8 +44,8 @@ pub mod mailbox;
 pub mod marker;
 pub mod prune;
 pub mod pruner;
-pub mod retention;
 pub mod rarely;
+pub mod retention;
 pub mod sse;
 pub mod stream;
 

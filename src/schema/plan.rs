@@ -43,10 +43,14 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     // To write to a String never fails.
     let _ = head(&mut script, &client, schema, &owner).await?;
     let runner = runner();
-    let pending = runner
+    let mut pending: Vec<_> = runner
         .get_migrations()
         .iter()
-        .filter(|migration| Some(migration.version()) > found);
+        .filter(|migration| Some(migration.version()) > found)
+        .collect();
+    // They come in the order of their files' names, where the tenth is before the
+    // second.
+    pending.sort_by_key(|migration| migration.version());
     for migration in pending {
         let _ = step(&mut script, migration);
     }

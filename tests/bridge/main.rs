@@ -4,14 +4,16 @@
 mod admission;
 mod browser;
 mod cli;
-mod deploy;
 mod command_line;
+mod deploy;
 mod dev;
+mod documented;
 mod doorbell;
 mod drained;
 mod faults;
 mod fuzz;
 mod identity;
+mod install;
 mod key_sets;
 mod life;
 mod logs;

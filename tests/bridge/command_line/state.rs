@@ -227,7 +227,14 @@ async fn what_holds_vacuum_back_is_found_and_named() {
         .await
         .expect("a transaction");
     both_are_content(&database, &[]).await;
-    let limit = ["--max-transaction=0s"];
+    // The commands' own sessions have transactions too, for milliseconds.
+    database
+        .until(
+            "select bool_or(clock_timestamp() - xact_start > interval '3 s') \
+             from pg_stat_activity where state = 'idle in transaction'",
+        )
+        .await;
+    let limit = ["--max-transaction=3s"];
     found_and_mended(
         &database,
         &limit,
@@ -248,7 +255,8 @@ async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
     database
         .superuser()
         .execute(
-            "alter table notifications set (autovacuum_enabled = off); \
+            "alter table notifications set (autovacuum_enabled = off, \
+               autovacuum_vacuum_threshold = 50); \
              insert into notifications (user_id, text) select 'alice', 'hello' from generate_series(1, 3000); \
              update notifications set expires_at = now()",
         )

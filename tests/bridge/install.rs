@@ -1,0 +1,110 @@
+//! `docs/install.md` alone takes a DBA who is no superuser from a database with
+//! nothing of Tidings in it to a first notification, and back: its commands are
+//! run as they stand there.
+
+use std::{
+    env, fs,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::symlink,
+    path::Path,
+};
+
+use tokio::{process::Command, time::timeout};
+
+use crate::support::{
+    PATIENCE,
+    database::{Database, psql, start_cluster},
+    dev::DataFolder,
+};
+
+/// The commands of a page, in order: its blocks of shell.
+fn commands(page: &str) -> String {
+    let mut commands = String::new();
+    let mut inside = false;
+    for line in page.lines() {
+        match (inside, line) {
+            (false, "```sh") => inside = true,
+            (true, "```") => inside = false,
+            (true, line) => {
+                commands.push_str(line);
+                commands.push('\n');
+            }
+            (false, _) => {}
+        }
+    }
+    commands
+}
+
+/// The page names ports that somebody else may have here.
+fn with_free_ports(commands: &str) -> (String, [SocketAddr; 2]) {
+    let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let addresses = sockets.map(|socket| socket.local_addr().expect("an address"));
+    let [listen, admin] = addresses.map(|address| address.to_string());
+    let commands = commands
+        .replace("127.0.0.1:8080", &listen)
+        .replace("127.0.0.1:8081", &admin);
+    (commands, addresses)
+}
+
+/// What is in the database and the cluster's roles, as text to compare.
+async fn inventory(superuser: &Database) -> String {
+    let query = "select string_agg(thing, e'\\n' order by thing) from ( \
+                   select 'relation ' || oid::regclass from pg_class \
+                     where relnamespace::regnamespace::text not in ('pg_toast', 'pg_catalog') \
+                   union all select 'function ' || oid::regprocedure from pg_proc \
+                   union all select format('schema %s %s', nspname, nspacl) from pg_namespace \
+                   union all select 'role ' || rolname from pg_roles \
+                   union all select format('database %s %s', datname, datacl) from pg_database \
+                   union all select 'type ' || oid::regtype from pg_type \
+                     where typnamespace::regnamespace::text <> 'pg_toast' \
+                 ) as things (thing)";
+    let client = superuser.connect().await;
+    client.query_one(query, &[]).await.expect(query).get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_takes_a_dba_to_a_first_notification_and_back() {
+    let cluster = start_cluster().await;
+    let database = Database::bare(&cluster, "shop").await.superuser();
+    database
+        .execute(
+            "create role dba login createrole; create role app login; \
+             alter database shop owner to dba; create table orders (id int)",
+        )
+        .await;
+    let before = inventory(&database).await;
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/install.md")).expect("the page");
+    let (commands, [listen, admin]) = with_free_ports(&commands(&page));
+    let folder = DataFolder::new();
+    fs::create_dir_all(folder.path()).expect("a folder");
+    symlink(root.join("sql"), folder.path().join("sql")).expect("a link");
+    let program = Path::new(env!("CARGO_BIN_EXE_tidings")).parent();
+    let psql = psql();
+    let path = env::var_os("PATH").expect("a path");
+    let folders = program.into_iter().chain(psql.parent());
+    let path = env::join_paths(folders.map(Into::into).chain(env::split_paths(&path)));
+    let run = Command::new("bash")
+        .args(["-euxo", "pipefail", "-c", &commands])
+        .current_dir(folder.path())
+        .env("PATH", path.expect("a path"))
+        .env("PGHOST", cluster.folder().join("run"))
+        .env("PGPORT", "5432")
+        .env("PGDATABASE", "shop")
+        .env("PGUSER", "dba")
+        .env("TIDINGS_LISTEN", listen.to_string())
+        .env("TIDINGS_ADMIN_LISTEN", admin.to_string())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(2 * PATIENCE, run).await.expect("in time");
+    let output = output.expect("bash");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let traced = String::from_utf8_lossy(&output.stderr);
+    let log = fs::read_to_string(folder.path().join("tidings.log")).unwrap_or_default();
+    assert!(output.status.success(), "{said}\n{traced}\n{log}");
+    assert!(said.contains("\"status\":\"ready\""), "{said}");
+    assert!(said.contains("data: Your build is green"), "{said}");
+    assert!(said.contains("| t"), "it is marked as sent: {said}");
+    assert_eq!(inventory(&database).await, before, "{traced}");
+}
