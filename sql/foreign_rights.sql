@@ -20,7 +20,7 @@ with
   tables as (
     select c.oid, relname, relacl, format('table %I.%I', nspname, relname) as target
     from place
-    join pg_class as c on relnamespace = place.oid and relkind = 'r'
+    join pg_class as c on relnamespace = place.oid and relkind in ('r', 'v')
     where
       relowner = (select oid from owner)
       and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')

@@ -39,7 +39,7 @@ begin
         from pg_class
         where
           relnamespace = to_regnamespace(quote_ident(schema))
-          and relkind = 'r'
+          and relkind in ('r', 'v')
           and relowner = owner
           and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
         union all
@@ -74,6 +74,7 @@ begin
           ('tidings_bridge', 'select', 'tidings_reopened'),
           -- Removes what has had its time, and nothing else.
           ('tidings_bridge', 'execute', 'tidings_prune_batch'),
+          ('tidings_bridge', 'execute', 'tidings_report'),
           -- Whoever inserts reads whether to ring, and bridges say.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),
@@ -95,7 +96,19 @@ begin
             'notifications'
           ),
           ('tidings_monitor', 'select', 'tidings_pruned'),
-          ('tidings_monitor', 'select', 'tidings_schema_history')
+          ('tidings_monitor', 'select', 'tidings_schema_history'),
+          ('tidings_monitor', 'execute', 'tidings_pending_users'),
+          ('tidings_bridge', 'execute', 'tidings_pending_users')
+        -- Who runs a bridge sees how it does, as a dashboard does.
+        union all
+        select grantee, 'select', name
+        from unnest(array['tidings_monitor', 'tidings_bridge']) as grantee
+        cross join unnest(
+          array[
+            'tidings_pending', 'tidings_pending_total', 'tidings_throughput', 'tidings_delay',
+            'tidings_bridges', 'tidings_size', 'tidings_queue'
+          ]
+        ) as name
       )
     select statements
     from (

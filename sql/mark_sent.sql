@@ -1,9 +1,9 @@
 -- Marks rows as sent; returns those that another session has locked, to be
--- tried again.
+-- tried again, and in a row without an id how many were marked.
 --
 -- $1 ids, $2 and $3 the incarnation of the server that they belong to
 -- (session.sql). After a failover or a crash another row may bear the same id:
--- then nothing is marked, and the answer is a row without an id.
+-- then nothing is marked, and `marked` is null.
 --
 -- A lost mark is only a repeat, so the commit need not wait for the disk:
 -- set_config with "is local" holds until the end of this very statement's
@@ -33,7 +33,7 @@ with
     where n.id = locked.id
     returning n.id
   )
-select n.id
+select n.id, null::bigint as marked
 from :"schema".notifications as n
 where
   n.id = any($1::bigint[])
@@ -43,5 +43,4 @@ where
   -- Mostly all are marked: then nothing is read for a third time.
   and (select count(*) from marked) < cardinality($1)
 union all
-select null
-where not exists (select from ours)
+select null, case when exists (select from ours) then (select count(*) from marked) end

@@ -121,7 +121,7 @@ begin
     from pg_class
     where
       relnamespace = to_regnamespace(quote_ident(schema))
-      and relkind = 'r'
+      and relkind in ('r', 'v')
       and relowner = owner
       and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
     union all
@@ -206,7 +206,13 @@ begin
         ('tidings_bridge', 'pg_current_wal_flush_lsn()'),
         ('tidings_bridge', 'pg_walfile_name(pg_lsn)'),
         ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
-        ('tidings_bridge', 'set_config(text, text, boolean)')
+        ('tidings_bridge', 'set_config(text, text, boolean)'),
+        -- What the views tell.
+        ('tidings_owner', 'pg_control_system()'),
+        ('tidings_owner', 'pg_current_snapshot()'),
+        ('tidings_owner', 'pg_snapshot_xmax(pg_snapshot)'),
+        ('tidings_bridge', 'pg_notification_queue_usage()'),
+        ('tidings_monitor', 'pg_notification_queue_usage()')
     ) as calls (grantee, function)
   loop
     if is_superuser then

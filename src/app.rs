@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
 use crate::{
+    activity::Activity,
     admission::Admission,
     alarm::Heartbeats,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
@@ -47,6 +48,7 @@ use crate::{
     pruner::{Pruned, Pruner},
     reader,
     refusals::Refusals,
+    report::Reporter,
     retention::Retention,
     schema::{self, SchemaError, SchemaName},
     servers::{self, ServersError},
@@ -78,6 +80,7 @@ pub struct App {
     listener: Listener,
     marker: Marker,
     pruner: Option<Pruner>,
+    reporter: Reporter,
     lines: Arc<Lines>,
     drain: Duration,
     server: Server,
@@ -238,6 +241,7 @@ impl App {
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let health = Arc::new(Health::default());
         let marks = Arc::new(Marks::default());
+        let activity = Arc::new(Activity::default());
         let size = options.pool_size.into();
         let pool = Pool::new(&parts.url, sessions, size, Handle::current())?;
         // Before any connection is taken: what becomes visible from now on
@@ -248,6 +252,7 @@ impl App {
             Arc::clone(&sql),
             Arc::clone(&hub),
             Arc::clone(&health),
+            Arc::clone(&activity),
             options.safety_look,
         )
         .await?;
@@ -262,6 +267,7 @@ impl App {
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
             marks: Arc::clone(&marks),
+            activity: Arc::clone(&activity),
             pages: Arc::new(Pages {
                 hub: Arc::clone(&hub),
                 pool: pool.clone(),
@@ -284,9 +290,11 @@ impl App {
         let vitals = Arc::new(Vitals {
             hub: Arc::clone(&hub),
             marks: Arc::clone(&marks),
+            activity: Arc::clone(&activity),
             health: Arc::clone(&health),
             pool: pool.clone(),
             reads,
+            pruned,
             refusals: Arc::clone(&refusals),
             connections_limit: options.limits.max_connections,
         });
@@ -322,9 +330,19 @@ impl App {
         let marker = Marker {
             marks,
             pool: pool.clone(),
-            sql,
+            sql: Arc::clone(&sql),
             health: Arc::clone(&health),
+            activity: Arc::clone(&activity),
         };
+        let reporter = Reporter::open(
+            address.to_string(),
+            activity,
+            Arc::clone(&hub),
+            pool.clone(),
+            sql,
+            &schema,
+        )
+        .await?;
         Ok(Self {
             hub,
             health,
@@ -332,6 +350,7 @@ impl App {
             listener,
             marker,
             pruner,
+            reporter,
             lines,
             drain: options.drain,
             server,
@@ -382,6 +401,8 @@ impl App {
         let _pruner = self
             .pruner
             .map(|pruner| AbortOnDropHandle::new(tokio::spawn(pruner.run(stop_pruner.clone()))));
+        let stop_reporter = CancellationToken::new();
+        let reporter = tokio::spawn(self.reporter.run(stop_reporter.clone()));
         let stop_listener = CancellationToken::new();
         let mut listener =
             AbortOnDropHandle::new(tokio::spawn(self.listener.run(stop_listener.clone())));
@@ -418,6 +439,9 @@ impl App {
         stop_marker.cancel();
         // A panic in there was reported by the panic hook.
         let _ = marker.await;
+        // It tells what the others have done to their end.
+        stop_reporter.cancel();
+        let _ = reporter.await;
         self.pool.close();
         admin_handle.stop(false).await;
         telemetry::tell_what_was_left_out();

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::{
+    clock::Moment,
     notification::Notification,
     position::{Follows, Position},
     snapshot::{Snapshot, Xid},
@@ -17,6 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Event {
     notification: Notification,
+    created: Option<Moment>,
     text: OnceLock<Bytes>,
     json: OnceLock<Bytes>,
 }
@@ -25,6 +27,11 @@ impl Event {
     /// The row behind the event.
     pub fn notification(&self) -> &Notification {
         &self.notification
+    }
+
+    /// When the row was inserted, unless that has no date.
+    pub fn created(&self) -> Option<Moment> {
+        self.created
     }
 
     /// The event as it goes over the wire, without its id.
@@ -39,8 +46,10 @@ impl Event {
 
 impl From<Notification> for Event {
     fn from(notification: Notification) -> Self {
+        let created = notification.created_at.as_deref().and_then(Moment::parse);
         Self {
             notification,
+            created,
             text: OnceLock::new(),
             json: OnceLock::new(),
         }

@@ -7,7 +7,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 use tokio_postgres::types::Type;
 use tracing::{debug, warn};
 
@@ -28,6 +31,17 @@ const NOTE_LIMIT: Duration = Duration::from_secs(5);
 /// connections. Who finds it busy leaves it to the user's next connection.
 const AT_ONCE: usize = 1;
 
+/// How many of those are noted at once who are connected.
+const LIVE_AT_ONCE: usize = 1;
+
+/// After noting one of them, so many times as long as that took none is noted: a
+/// flood of rows is delivered, and noted later.
+const LIVE_PAUSE: u32 = 20;
+
+/// Rows that are passed over at once for somebody who is connected: some
+/// milliseconds. The next time goes on from there.
+const LIVE_ROWS: i64 = 10_000;
+
 /// Whether this role may read and write what is noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
@@ -42,6 +56,7 @@ pub struct Drained {
     sql: Arc<Sql>,
     right: Right,
     turn: Arc<Semaphore>,
+    live_turn: Arc<Semaphore>,
 }
 
 impl Drained {
@@ -74,6 +89,7 @@ impl Drained {
             sql,
             right,
             turn: Arc::new(Semaphore::new(AT_ONCE)),
+            live_turn: Arc::new(Semaphore::new(LIVE_AT_ONCE)),
         })
     }
 
@@ -118,5 +134,39 @@ impl Drained {
                 debug!(%error, "could not note what has all been sent: {error}");
             }
         });
+    }
+
+    /// Notes how far nothing is left to deliver of a user who is connected, so
+    /// that whoever looks for what is waiting need not pass over all that was sent
+    /// since the first page. Nobody waits for it; tells whether it will be done,
+    /// else somebody else is being noted.
+    pub fn note_live(&self, user: &UserId) -> bool {
+        if self.right == Right::Missing {
+            return true;
+        }
+        let Ok(live_turn) = Arc::clone(&self.live_turn).try_acquire_owned() else {
+            return false;
+        };
+        let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() else {
+            return false;
+        };
+        let (pool, sql, user) = (self.pool.clone(), Arc::clone(&self.sql), user.clone());
+        tokio::spawn(async move {
+            let _live_turn = live_turn;
+            let began = Instant::now();
+            let noted = pool
+                .query(
+                    NOTE_LIMIT,
+                    &sql.drain_live,
+                    &[(&user.as_str(), Type::TEXT), (&LIVE_ROWS, Type::INT8)],
+                )
+                .await;
+            drop(turn);
+            if let Err(error) = noted {
+                debug!(%error, "could not note what has all been sent: {error}");
+            }
+            sleep(began.elapsed() * LIVE_PAUSE).await;
+        });
+        true
     }
 }

@@ -67,6 +67,16 @@ pub enum Watching {
     Asleep,
 }
 
+impl Watching {
+    /// As the view `tidings_bridges` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Awake => "awake",
+            Self::Asleep => "asleep",
+        }
+    }
+}
+
 /// Something that has been failing for a while.
 #[derive(Debug)]
 struct Trouble {

@@ -18,6 +18,7 @@ pub mod identity;
 pub mod notification;
 pub mod snapshot;
 
+pub mod clock;
 pub mod position;
 pub mod safe_floor;
 
@@ -32,11 +33,13 @@ pub mod sql;
 pub mod batch;
 pub mod reader;
 
+pub mod activity;
 pub mod alarm;
 pub mod catch_up;
 pub mod disconnected;
 pub mod drained;
 pub mod ends;
+pub mod handed_out;
 pub mod health;
 pub mod hub;
 pub mod listener;
@@ -45,6 +48,7 @@ pub mod marker;
 pub mod prune;
 pub mod pruner;
 pub mod rarely;
+pub mod report;
 pub mod retention;
 pub mod sse;
 pub mod stream;

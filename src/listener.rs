@@ -23,7 +23,9 @@ use self::{
     watch::{Flow, Watch},
 };
 use crate::{
+    activity::Activity,
     backoff::Backoff,
+    clock::Moment,
     database::DatabaseUrl,
     health::{Doorbell, Health},
     history::History,
@@ -76,6 +78,7 @@ pub struct Listener {
     sql: Arc<Sql>,
     hub: Arc<Hub>,
     health: Arc<Health>,
+    activity: Arc<Activity>,
     history: History,
     position: Position,
     safe: SafeFloor,
@@ -114,6 +117,7 @@ impl Listener {
         sql: Arc<Sql>,
         hub: Arc<Hub>,
         health: Arc<Health>,
+        activity: Arc<Activity>,
         safety_look: Duration,
     ) -> Result<Self, ListenError> {
         let mut listener = Self {
@@ -122,6 +126,7 @@ impl Listener {
             sql,
             hub,
             health,
+            activity,
             history: History::default(),
             position: Position::default(),
             safe: SafeFloor::new(Xid::default()),
@@ -207,6 +212,8 @@ impl Listener {
                 watch = kept;
                 self.health.watches(watch.into());
             }
+            self.activity
+                .listens(session.backend, &session.role, watch.into());
             // Only now: a server that accepts and then refuses would otherwise be
             // tried without a pause.
             backoff.reset();
@@ -295,6 +302,7 @@ impl Listener {
         page.notifications
             .retain(|(_, notification)| remembered.is_news(notification));
         remembered.forget_below(self.safe.xid());
+        self.activity.read(page.notifications.len());
         self.hub.publish(Reading {
             cut_off,
             notifications: page.notifications,
@@ -308,7 +316,10 @@ impl Listener {
     async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
         let (client, query) = (&session.client, &session.disconnections);
         let seen = &self.disconnections.snapshot;
+        let asked = Moment::here();
         let read = reader::disconnections(client, query, seen).await?;
+        let clock = &self.activity.clock;
+        clock.compare(asked, read.clock, Moment::here());
         if read.incarnation != session.history.incarnation {
             return Err(ListenError::OtherIncarnation);
         }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
+    activity::Activity,
     backoff::Backoff,
     health::Health,
     history::Incarnation,
@@ -58,7 +59,6 @@ pub struct Marks {
     written: Mutex<BTreeSet<(Incarnation, i64)>>,
     news: Notify,
     delivered: Counter,
-    marked: Counter,
     failures: Counter,
     lost: Counter,
 }
@@ -68,8 +68,6 @@ pub struct Marks {
 pub struct MarkCounts {
     /// Rows that were written to a socket; a row counts for each.
     pub delivered: u64,
-    /// Rows that have their mark.
-    pub marked: u64,
     /// Rows whose marks are still to be written.
     pub unmarked: usize,
     /// Tries to write them that failed.
@@ -89,7 +87,6 @@ impl Marks {
     pub fn counts(&self) -> MarkCounts {
         MarkCounts {
             delivered: self.delivered.get(),
-            marked: self.marked.get(),
             unmarked: self.lock().len(),
             failures: self.failures.get(),
             lost: self.lost.get(),
@@ -143,6 +140,8 @@ pub struct Marker {
     pub sql: Arc<Sql>,
     /// Where it is told that marks can't be written.
     pub health: Arc<Health>,
+    /// Where they are counted.
+    pub activity: Arc<Activity>,
 }
 
 /// Whether all that was asked for is marked now.
@@ -236,7 +235,7 @@ impl Marker {
 
     /// Returns the rows that another session has locked.
     async fn mark(&self, of: Incarnation, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
-        let locked = self
+        let answer = self
             .pool
             .query(
                 MARK_LIMIT,
@@ -248,16 +247,16 @@ impl Marker {
                 ],
             )
             .await?;
-        let ids = locked.iter().map(|row| row.try_get(0));
-        let ids: Vec<Option<i64>> = ids.collect::<Result<_, _>>()?;
-        // The server has crashed since, or the session leads to another one: the
-        // rows go without their marks.
-        if ids.contains(&None) {
-            self.pool.renew();
-            return Ok(Vec::new());
+        let mut locked = Vec::new();
+        for row in &answer {
+            match (row.try_get("id")?, row.try_get::<_, Option<i64>>("marked")?) {
+                (Some(id), _) => locked.push(id),
+                (None, Some(marked)) => self.activity.marked(marked.unsigned_abs()),
+                // The server has crashed since, or the session leads to another one:
+                // the rows go without their marks.
+                (None, None) => self.pool.renew(),
+            }
         }
-        let locked: Vec<i64> = ids.into_iter().flatten().collect();
-        self.marks.marked.inc_by((rows.len() - locked.len()) as u64);
         Ok(locked)
     }
 }

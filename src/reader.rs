@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Error, Row, Statement, types::Type};
 
 use crate::{
     batch::{Batch, End, Event},
+    clock::Moment,
     history::Incarnation,
     identity::{Disconnection, TicketHash},
     notification::{Expiry, Notification, UserId},
@@ -143,6 +144,8 @@ pub struct Disconnections {
     pub incarnation: Incarnation,
     /// Of this reading.
     pub snapshot: String,
+    /// What time it was there.
+    pub clock: Moment,
     /// Whose.
     pub found: Vec<Disconnection>,
 }
@@ -171,6 +174,7 @@ pub async fn disconnections(
     Ok(Disconnections {
         incarnation: read_incarnation(head)?,
         snapshot: head.try_get("snapshot")?,
+        clock: head.try_get("clock")?,
         found,
     })
 }

@@ -74,6 +74,19 @@ const NAMES: &[(i32, &str)] = &[
     (10, "notifications_expires_at"),
     (10, "tidings_prune_batch"),
     (10, "tidings_prune"),
+    (11, "tidings_activity"),
+    (11, "tidings_activity_pkey"),
+    (11, "tidings_bridges_seen"),
+    (11, "tidings_bridges_seen_pkey"),
+    (11, "tidings_report"),
+    (12, "tidings_pending_users"),
+    (12, "tidings_pending"),
+    (12, "tidings_pending_total"),
+    (12, "tidings_throughput"),
+    (12, "tidings_delay"),
+    (12, "tidings_bridges"),
+    (12, "tidings_size"),
+    (12, "tidings_queue"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.

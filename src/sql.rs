@@ -34,6 +34,10 @@ pub struct Sql {
     pub backlog_page_without_drained: String,
     /// Notes how far a user is drained.
     pub drain: String,
+    /// The same, of somebody whose streams have been open for long.
+    pub drain_live: String,
+    /// Tells what the bridge does.
+    pub report: String,
     /// Sets `sent_at`.
     pub mark_sent: String,
     /// Whether what rings the bell is in order.
@@ -67,6 +71,8 @@ impl Sql {
             backlog_page: fill(backlog_page),
             backlog_page_without_drained: fill(&without_drained),
             drain: fill(include_str!("../sql/drain.sql")),
+            drain_live: fill(include_str!("../sql/drain_live.sql")),
+            report: fill(include_str!("../sql/report.sql")),
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
             disconnections: fill(include_str!("../sql/disconnections.sql")),

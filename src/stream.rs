@@ -24,6 +24,7 @@ use tracing::{Span, debug};
 use self::opening::Opening;
 pub use self::opening::Start;
 use crate::{
+    activity::Activity,
     admission::Permit,
     alarm::{Alarm, Heartbeats},
     backoff::jittered,
@@ -31,6 +32,7 @@ use crate::{
     catch_up::{Page, Pages, Turn, Wanted},
     disconnected::Noted,
     ends::{Ended, Ends, Reason, Warning},
+    handed_out::HandedOut,
     history::History,
     hub::{Connection, Hub},
     identity::Identity,
@@ -57,6 +59,8 @@ pub struct Streams {
     pub hub: Arc<Hub>,
     /// Where they report what they have written.
     pub marks: Arc<Marks>,
+    /// Where it is counted.
+    pub activity: Arc<Activity>,
     /// Where they read what they missed.
     pub pages: Arc<Pages>,
     /// When a stream that is silent gets one.
@@ -101,7 +105,7 @@ pub struct EventStream {
     /// How large a page may be: smaller once one did not come in time.
     page_size: PageSize,
     /// The rows in the chunk that was last handed out.
-    handed_out: Vec<i64>,
+    handed_out: HandedOut,
     catch_up: CatchUp,
     pruned: Pruned,
     ends: Ends,
@@ -162,7 +166,7 @@ impl EventStream {
             phase: Phase::Opening(Opening::read(start, history)),
             current: None,
             page_size: PageSize::USER,
-            handed_out: Vec::new(),
+            handed_out: HandedOut::since(streams.activity.clock.now()),
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
             ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
@@ -271,7 +275,7 @@ impl EventStream {
             position.fall_to(recovery.safe);
         }
         // Another row may bear the id of one that is gone.
-        self.handed_out.clear();
+        self.handed_out.forget();
     }
 
     /// Asks for the page after the position, or for the first one.
@@ -337,7 +341,7 @@ impl EventStream {
                     };
                     sse::put_id_line(chunk, &id);
                     chunk.put_slice(event.frame(self.format));
-                    self.handed_out.push(self.row);
+                    self.handed_out.add(event);
                     if let CatchUp::Counting(rows) = &mut self.catch_up {
                         *rows += 1;
                     }
@@ -435,6 +439,14 @@ impl EventStream {
         }
     }
 
+    /// What was handed out last has been written by now.
+    fn report(&mut self) {
+        let (user, of) = (self.connection.user(), self.history.incarnation);
+        let to = &self.streams;
+        self.handed_out
+            .report(user, of, &to.marks, &to.activity, &to.pages.drained);
+    }
+
     /// Takes over how far the log has been flushed meanwhile.
     fn refresh_safe(&mut self) {
         if let Some(safe) = self.streams.hub.safe(self.history) {
@@ -470,12 +482,7 @@ impl Stream for EventStream {
         let stream = self.get_mut();
         let span = stream.span.as_deref().cloned();
         let _entered = span.map(Span::entered);
-        if !stream.handed_out.is_empty() {
-            stream
-                .streams
-                .marks
-                .written(stream.history.incarnation, stream.handed_out.drain(..));
-        }
+        stream.report();
         if let Phase::Over = stream.phase {
             return Poll::Ready(None);
         }

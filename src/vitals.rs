@@ -7,12 +7,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use crate::{
+    activity::{Activity, Delays},
     catch_up::Reads,
     health::{Health, Readiness, Watching},
     hub::Hub,
     marker::Marks,
     pool::{Pool, Usage},
     process::Process,
+    pruner::Pruned,
     refusals::{Reason, Refusals},
 };
 
@@ -23,12 +25,16 @@ pub struct Vitals {
     pub hub: Arc<Hub>,
     /// Rows that were sent.
     pub marks: Arc<Marks>,
+    /// Rows on their way, and how long it took.
+    pub activity: Arc<Activity>,
     /// The listener.
     pub health: Arc<Health>,
     /// Connections to the database.
     pub pool: Pool,
     /// Pages.
     pub reads: Reads,
+    /// Rows that were removed.
+    pub pruned: Arc<Pruned>,
     /// Who was turned away.
     pub refusals: Arc<Refusals>,
     /// Streams that may be open.
@@ -51,6 +57,8 @@ pub struct Figures {
     pub users: usize,
     /// Rows that were written to sockets.
     pub delivered: u64,
+    /// How long they took from the table.
+    pub delays: Delays,
     /// Rows in mailboxes.
     pub waiting_rows: usize,
     /// Mailboxes that were full.
@@ -69,6 +77,10 @@ pub struct Figures {
     pub page_rows: u64,
     /// Tries to read a page that failed.
     pub page_failures: u64,
+    /// Rows that this bridge has removed because they had had their time.
+    pub pruned: u64,
+    /// How many seconds the database's clock is ahead, once that is known.
+    pub clock_offset: Option<f64>,
     /// The listener.
     pub listener: Listener,
     /// Connections to the database.
@@ -111,15 +123,22 @@ impl Vitals {
             opened: audience.opened,
             users: audience.users,
             delivered: marks.delivered,
+            delays: self.activity.delays(),
             waiting_rows: audience.waiting_rows,
             overflows: audience.overflows,
-            marked: marks.marked,
+            marked: self.activity.totals().sent,
             unmarked: marks.unmarked,
             mark_failures: marks.failures,
             lost_marks: marks.lost,
             pages_wanted: self.reads.wanted.get(),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
+            pruned: self.pruned.rows(),
+            clock_offset: self
+                .activity
+                .clock
+                .ahead()
+                .map(|micros| micros as f64 / 1e6),
             listener: Listener {
                 hears: self.health.hears(),
                 watching: listened.watching,

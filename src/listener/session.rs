@@ -82,6 +82,8 @@ pub struct Session {
     pub history: History,
     /// Its process in the server, by which `pg_stat_activity` knows it.
     pub backend: i32,
+    /// Whose it is.
+    pub role: String,
 }
 
 impl Session {
@@ -122,10 +124,10 @@ impl Session {
         }
         let table: Option<u32> = row.try_get("table_oid")?;
         let table = table.ok_or_else(|| ListenError::NoTable(schema.clone()))?;
+        let role = row.try_get("role")?;
         match row.try_get("may_ring")? {
             Some(true) => {}
             Some(false) => {
-                let role = row.try_get("role")?;
                 return Err(ListenError::MayNotRing { sequence, role });
             }
             None => return Err(ListenError::NoBell(schema.clone())),
@@ -154,6 +156,7 @@ impl Session {
             table,
             history,
             backend: row.try_get("backend")?,
+            role,
         })
     }
 

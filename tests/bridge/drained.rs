@@ -56,6 +56,9 @@ enum Step {
     },
     /// Something that was seen long ago is noted now.
     Note(usize),
+    /// It is noted how far alice, who is connected, was sent all, a few rows at
+    /// most.
+    NoteLive(i64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -71,6 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Open),
         6 => any::<(bool, bool)>().prop_map(|(waiting, marks_all)| Step::Look { waiting, marks_all }),
         6 => any::<usize>().prop_map(Step::Note),
+        3 => (1_i64..5).prop_map(Step::NoteLive),
     ]
 }
 
@@ -104,6 +108,8 @@ impl Stage {
             writers.push((writer, false));
         }
         let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
+        let system = "select system_identifier from pg_control_system()";
+        let system = owner.query_one(system, &[]).await.expect(system);
         Self {
             writers,
             owner,
@@ -111,7 +117,7 @@ impl Stage {
             incarnation: reader::incarnation(&pool).await.expect("an incarnation"),
             pool,
             sql: Sql::new(&SchemaName::public()),
-            system_identifier: 7,
+            system_identifier: system.get(0),
             opened: None,
             seen: Vec::new(),
         }
@@ -177,6 +183,11 @@ impl Stage {
                     let before = self.seen[which % self.seen.len()];
                     self.note(before).await;
                 }
+            }
+            Step::NoteLive(rows) => {
+                let noting: [Parameter<'_>; 2] = [(&"alice", Type::TEXT), (&rows, Type::INT8)];
+                let noting = self.pool.query(PATIENCE, &self.sql.drain_live, &noting);
+                noting.await.expect("noted");
             }
         }
     }
@@ -358,6 +369,7 @@ async fn what_was_seen_before_a_crash_or_in_another_cluster_is_not_noted_and_doe
     let database = Database::migrated().await;
     let owner = database.owner().connect().await;
     let mut stage = Stage::open(&database).await;
+    stage.system_identifier = 7;
     stage
         .write(
             0,

@@ -32,6 +32,7 @@ mod prune;
 mod recipes;
 mod restart;
 mod secrets;
+mod seen_from_sql;
 mod shutdown;
 mod sockets;
 mod stream;

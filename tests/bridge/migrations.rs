@@ -295,8 +295,9 @@ async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
         // What each INSERT runs names all that it uses in full, which is cheaper. What
         // ends transactions can keep no path.
         if function != "tidings_ring_doorbell()" && !row.get::<_, bool>(3) {
-            let config = config.unwrap_or_default();
-            assert_eq!(config[0], "search_path=public, pg_temp", "{function}");
+            let path = config.into_iter().flatten().next();
+            let path = path.as_deref();
+            assert_eq!(path, Some("search_path=public, pg_temp"), "{function}");
         }
         assert!(
             !row.get::<_, bool>(2),

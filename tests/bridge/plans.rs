@@ -12,6 +12,12 @@ const BUFFERS: u64 = 200;
 
 const ROWS: u32 = 1_000_000;
 
+/// How many have them.
+const USERS: u64 = 2_501;
+
+/// From one user to the next, to the user's floor, and to the first row above it.
+const BUFFERS_A_USER: u64 = 16;
+
 /// Has half of them.
 const HEAVY: &str = "heavy";
 
@@ -48,6 +54,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         ("mark_sent", "bigint[], int, timestamptz", &sql.mark_sent),
         ("doorbell", "text, name", &sql.doorbell),
         ("drain", "text, xid8, bigint, int, timestamptz", &sql.drain),
+        ("drain_live", "text, bigint", &sql.drain_live),
     ];
     for (name, types, query) in prepared {
         let types = if types.is_empty() {
@@ -107,13 +114,36 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
         assert_cheap(&client, &execute).await;
     }
+    // As if all had been connected, some of them for long.
+    let drain = format!(
+        "insert into tidings_drained \
+         select distinct user_id, '{floor}'::xid8, system_identifier \
+         from notifications, pg_control_system() \
+         on conflict (user_id) do update set system_identifier = excluded.system_identifier"
+    );
+    owner.batch_execute(&drain).await.expect(&drain);
+    assert_cheap(&client, "execute drain_live ('user7', 10000)").await;
+    assert_pending_is_cheap(&database).await;
     owner
         .batch_execute("analyze notifications")
         .await
         .expect("analyze");
+    assert_pending_is_cheap(&database).await;
     for execute in executions(&floor, &last, i64::from(ROWS) + 2) {
         assert_cheap(&client, &execute).await;
     }
+}
+
+/// What waits is found by what waits: in a dashboard's session, which has no
+/// settings of ours.
+async fn assert_pending_is_cheap(database: &Database) {
+    let dashboard = database.monitor().connect().await;
+    // One of them has been marked.
+    let pending = "select pending, users from tidings_pending_total";
+    let row = dashboard.query_one(pending, &[]).await.expect(pending);
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (22, 2));
+    let (buffers, plan) = explain(&dashboard, pending).await;
+    assert!(buffers <= USERS * BUFFERS_A_USER, "{buffers}: {plan:#}");
 }
 
 /// With an open transaction of which all has been read but what comes after

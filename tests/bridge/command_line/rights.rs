@@ -123,6 +123,11 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "tidings_pruned_through",
         ),
         (
+            "do $$ begin execute format('revoke execute on function %s from tidings_bridge', \
+             (select oid::regprocedure from pg_proc where proname = 'tidings_report')); end $$",
+            "tidings_report",
+        ),
+        (
             "revoke update on tidings_drained from tidings_bridge",
             "update on table public.tidings_drained",
         ),

@@ -65,6 +65,7 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
         pool: Pool::new(&url, Sessions::Own, 1, Handle::current()).expect("a pool"),
         sql: Arc::new(Sql::new(&SchemaName::public())),
         health: Arc::default(),
+        activity: Arc::default(),
     };
     stop.cancel();
     // Those of before a crash may be other rows by now.

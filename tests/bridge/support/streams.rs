@@ -42,6 +42,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
     Arc::new(Streams {
         hub: Arc::clone(&hub),
         marks: Arc::default(),
+        activity: Arc::default(),
         pages: Arc::new(Pages {
             hub,
             pool,

@@ -1,0 +1,33 @@
+-- Tells what this bridge is and does, for the views (V11__activity.sql).
+--
+-- $1 its name, $2 its version, $3 as whom it listens, $4 where it serves, $5
+-- when it started, $6 the session that listens, $7 awake or asleep, $8 since
+-- when, $9 open streams, $10 microseconds that the database's clock is ahead of
+-- its own; and of the minute $11 how many rows it has $12 seen and $13 marked,
+-- and $14 how many it wrote after how long.
+--
+-- Whether it survives a crash doesn't matter, so the commit need not wait for
+-- the disk.
+select
+  :"schema".tidings_report(
+    bridge => $1,
+    version => $2,
+    role => $3,
+    address => $4,
+    client_address => a.client_addr,
+    started_at => $5,
+    pid => $6,
+    backend_start => a.backend_start,
+    state => $7,
+    since => $8,
+    connections => $9,
+    clock_offset => $10 * interval '1 microsecond',
+    minute => $11,
+    seen => $12,
+    sent => $13,
+    delays => $14
+  )
+from (
+  select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '1s', true)
+) as hurried
+left join pg_stat_activity as a on a.pid = $6
