@@ -5,12 +5,14 @@ use std::{fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, text},
+    encoding::{
+        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
+    },
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
 
-use crate::{ends::Ended, health::Watching, process, telemetry, vitals::Vitals};
+use crate::{activity::Delays, ends::Ended, health::Watching, process, telemetry, vitals::Vitals};
 
 /// The type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -87,6 +89,18 @@ impl Collector for OfBridge {
             "Rows that were written to sockets",
             now.delivered,
         )?;
+        sheet.histogram(
+            "delay_seconds",
+            "How long rows took from created_at to sockets of streams that were open before",
+            &now.delays,
+        )?;
+        if let Some(offset) = now.clock_offset {
+            sheet.gauge(
+                "clock_offset_seconds",
+                "How far the database's clock is ahead of this machine's",
+                offset,
+            )?;
+        }
         sheet.gauge(
             "mailbox_rows",
             "Rows that wait for live streams",
@@ -112,6 +126,11 @@ impl Collector for OfBridge {
             "lost_marks",
             "Rows that go without a mark, and may be sent again",
             now.lost_marks,
+        )?;
+        sheet.counter(
+            "pruned_rows",
+            "Rows that were removed because they had had their time",
+            now.pruned,
         )?;
         sheet.gauge(
             "pages_wanted",
@@ -246,6 +265,13 @@ impl Sheet<'_> {
             .0
             .encode_descriptor(name, help, None, MetricType::Counter)?;
         ConstCounter::new(value).encode(metric)
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, delays: &Delays) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(delays.sum, delays.count, &delays.buckets, None)
     }
 
     fn gauges(

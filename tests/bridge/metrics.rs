@@ -130,6 +130,9 @@ async fn what_passes_is_counted() {
         "tidings_connections_opened_total 2",
         "tidings_users 2",
         "tidings_delivered_rows_total 2",
+        // What waited for her is not late.
+        "tidings_delay_seconds_count 1",
+        "tidings_delay_seconds_bucket{le=\"60.0\"} 1",
         "tidings_marked_rows_total 2",
         "tidings_unmarked_rows 0",
         "tidings_mailbox_rows 0",

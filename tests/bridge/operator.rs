@@ -38,6 +38,9 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
         .await;
     assert_eq!(tab.next_event().await.data, "a text of nobody else");
     until_reads(&browser, "delivered-all", "1 so far").await;
+    browser
+        .until("/^[0-9.]+ m?s$/.test(document.getElementById('delay').textContent)")
+        .await;
 
     // It fits a phone: nothing is wider than the page.
     let narrow = "document.documentElement.style.width = '360px'; \

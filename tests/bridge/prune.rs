@@ -339,6 +339,10 @@ async fn one_of_the_bridges_removes_by_itself_and_another_one_takes_over() {
                  where locktype = 'advisory' and classid = 1953064048 \
                    and objid = 'notifications'::regclass";
     database.until(turns).await;
+    let removed = "tidings_pruned_rows_total 1500";
+    first
+        .until_metrics(|metrics| metrics.contains(removed), removed)
+        .await;
     let log = [("TIDINGS_LOG", "warn,tidings=debug")];
     let mut second = process::Served::start_in(&database, &settings, &log).await;
     second
