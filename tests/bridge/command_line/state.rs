@@ -1,7 +1,7 @@
 //! `check` and `status` find what is wrong with what runs, each with what mends
 //! it; and when that was done they are content.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Said, command, run, said};
 use crate::support::{
@@ -287,18 +287,17 @@ async fn status_shows_what_waits_and_who_serves_also_to_who_may_only_watch() {
     database
         .execute("select send_notification('alice', 'secret'), send_notification('bob', 'secret')")
         .await;
-    let _bridge = Bridge::start(&database).await;
+    let bridge = Bridge::start(&database).await;
+    let asleep = "select exists (select from tidings_bridges where state = 'asleep')";
+    database.until(asleep).await;
     let said = run(&database.as_role("dashboard"), &["status", "--json"]).await;
     assert_eq!(said.code, Some(0), "{said:?}");
     let json = said.json();
     assert_eq!(json["pending"]["rows"], 2, "{json}");
     assert_eq!(json["pending"]["users"], 2, "{json}");
-    assert!(
-        json["bridges"]
-            .as_array()
-            .is_some_and(|all| !all.is_empty()),
-        "{json}"
-    );
+    let name = format!("{} at {}", env!("CARGO_PKG_VERSION"), bridge.address());
+    let told = json!([{ "bridge": name, "state": "asleep", "connections": 0 }]);
+    assert_eq!(json["bridges"], told);
     assert!(
         json["check"]["unseen"]
             .to_string()
@@ -308,7 +307,8 @@ async fn status_shows_what_waits_and_who_serves_also_to_who_may_only_watch() {
     let text = run(&database.as_role("dashboard"), &["status"])
         .await
         .well();
-    for expected in ["2 rows of 2 users", "PostgreSQL", "in order"] {
+    let told = format!("{name}, asleep, 0 connections");
+    for expected in ["2 rows of 2 users", "PostgreSQL", told.as_str(), "in order"] {
         assert!(text.contains(expected), "{text}");
     }
     assert!(!text.contains("secret") && !text.contains('\x1b'), "{text}");
