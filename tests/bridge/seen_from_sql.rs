@@ -297,6 +297,8 @@ async fn sizes_and_the_queue_are_told() {
         dashboard.texts(sizes).await,
         [
             "table notifications notifications 1000 t t t t",
+            // No row of theirs expires.
+            "index notifications_expires_at notifications 0 t t f",
             "index notifications_pkey notifications 1000 t t t f",
             "index notifications_user_id_xid_id notifications 1000 t t t f",
             "index notifications_xid_id notifications 1000 t t t f",
