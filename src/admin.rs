@@ -16,7 +16,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/health/ready", web::get().to(ready))
         .route("/metrics", web::get().to(measured))
         .route("/", web::get().to(operator::page))
-        .route("/overview", web::get().to(operator::overview));
+        .route("/overview", web::get().to(operator::overview))
+        .route("/database", web::get().to(operator::database));
 }
 
 /// The process runs and answers. A database that is away is no reason to kill

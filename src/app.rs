@@ -302,7 +302,13 @@ impl App {
             options,
             web::Data::from(Arc::clone(&health)),
             web::Data::new(Metrics::new(Arc::clone(&vitals), &ended)),
-            web::Data::new(Operator::new(vitals, options, &parts.url, &schema)),
+            web::Data::new(Operator::new(
+                vitals,
+                options,
+                &parts.url,
+                direct_url.clone(),
+                schema.clone(),
+            )),
             parts.demo.is_some(),
         )?;
         let proxies = web::Data::new(parts.proxies.clone());

@@ -70,6 +70,7 @@ pub mod process;
 pub mod refusals;
 pub mod servers;
 pub mod sockets;
+pub mod survey;
 pub mod tally;
 pub mod ticket;
 pub mod tls;

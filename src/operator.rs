@@ -1,22 +1,35 @@
 //! The operator's page: how this bridge does, at a glance, in one file that needs
 //! nothing from elsewhere.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use actix_web::{HttpResponse, http::header, web};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     config::BridgeOptions,
-    database::DatabaseUrl,
+    database::{self, DatabaseUrl},
     schema::SchemaName,
+    survey::Survey,
     telemetry::{self, Line},
     vitals::{Figures, Vitals},
 };
 
 const PAGE: &str = include_str!("operator/index.html");
+
+/// For how long what the database answered is shown.
+const SURVEY_AGE: Duration = Duration::from_secs(5);
+
+/// So many times as long as it took to answer it is not asked again, and for a minute
+/// at most: however many pages are open, they are little work for it.
+const SURVEY_PAUSE: u32 = 20;
+const SURVEY_LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// The page's own script and style are named by their hashes, and nothing else runs
 /// or is loaded.
@@ -43,6 +56,12 @@ fn hash_of(element: &str) -> String {
 pub struct Operator {
     vitals: Arc<Vitals>,
     settings: Vec<Setting>,
+    /// Where the database is asked, by a connection that neither streams nor marks
+    /// have to wait for.
+    url: DatabaseUrl,
+    schema: SchemaName,
+    /// What it answered last, and until when that is shown.
+    survey: Mutex<Option<(Arc<Survey>, Instant)>>,
 }
 
 /// A setting by the name of its variable, as it is in use. None of them is secret.
@@ -62,17 +81,47 @@ struct Overview<'a> {
 }
 
 impl Operator {
-    /// Of a bridge with these settings, which reads this database.
+    /// Of a bridge with these settings, which reads this database; `direct_url` leads
+    /// to it past any pooler.
     pub fn new(
         vitals: Arc<Vitals>,
         options: &BridgeOptions,
         url: &DatabaseUrl,
-        schema: &SchemaName,
+        direct_url: DatabaseUrl,
+        schema: SchemaName,
     ) -> Self {
         Self {
             vitals,
-            settings: settings(options, url, schema),
+            settings: settings(options, url, &schema),
+            url: direct_url,
+            schema,
+            survey: Mutex::default(),
         }
+    }
+
+    /// What is so in the database, as of some seconds ago at most, unless it takes
+    /// it long to answer.
+    async fn survey(&self) -> Arc<Survey> {
+        // Who comes while it is being asked waits for the same answer.
+        let mut survey = self.survey.lock().await;
+        if let Some((survey, until)) = &*survey
+            && Instant::now() < *until
+        {
+            return Arc::clone(survey);
+        }
+        let mut pause = SURVEY_AGE;
+        let taken = Arc::new(match database::connect(&self.url, |_| ()).await {
+            Ok((client, _driver)) => {
+                let began = Instant::now();
+                let taken = Survey::take(&client, &self.schema).await;
+                let earned = began.elapsed() * SURVEY_PAUSE;
+                pause = earned.clamp(SURVEY_AGE, SURVEY_LONGEST_PAUSE);
+                taken
+            }
+            Err(error) => Survey::unknown(&error.to_string()),
+        });
+        *survey = Some((Arc::clone(&taken), Instant::now() + pause));
+        taken
     }
 }
 
@@ -135,4 +184,18 @@ pub async fn overview(operator: web::Data<Operator>) -> HttpResponse {
             lines: telemetry::recent(),
             settings: &operator.settings,
         })
+}
+
+/// What the page asks for now and then: what waits in the database, and which bridges
+/// there are. Needs `Data<Operator>`.
+pub async fn database(operator: web::Data<Operator>) -> HttpResponse {
+    let operator = operator.into_inner();
+    // Who leaves doesn't leave a query behind that nobody knows of.
+    match tokio::spawn(async move { operator.survey().await }).await {
+        Ok(survey) => HttpResponse::Ok()
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .json(&*survey),
+        // The bridge is ending.
+        Err(_) => HttpResponse::ServiceUnavailable().finish(),
+    }
 }

@@ -1,24 +1,18 @@
 //! `tidings status`: what is so, on a page.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use tokio::time::timeout;
-use tokio_postgres::{Client, Row, types::Type};
+use tokio_postgres::{Row, types::Type};
 
 use crate::{
     check::{self, Report},
     config::{Form, StatusOptions},
     database::{self, describe},
-    schema::{self, SchemaError, SchemaName},
+    schema::{self, SchemaError},
+    survey::{Bridge, Found, Pending, Survey},
     terminal::{Bytes, Colour, Count, Span, print_report},
 };
-
-/// How long it may take to count what is pending.
-const PENDING_LIMIT: Duration = Duration::from_secs(5);
 
 /// What is so.
 #[derive(Debug)]
@@ -27,10 +21,7 @@ pub struct Status {
     schema: String,
     version: Option<i32>,
     facts: Row,
-    /// Or why it is not known.
-    pending: Result<Row, String>,
-    /// Or why they are not known.
-    bridges: Result<Vec<Row>, String>,
+    survey: Survey,
     /// What is wrong with it.
     pub report: Report,
 }
@@ -58,8 +49,7 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
         schema: schema.to_string(),
         version: schema::found(&client, schema).await,
         facts,
-        pending: pending(&client, schema).await,
-        bridges: bridges(&client, schema).await,
+        survey: Survey::take(&client, schema).await,
         report,
     })
 }
@@ -79,30 +69,6 @@ pub enum StatusError {
     /// Postgres refused.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-}
-
-async fn pending(client: &Client, schema: &SchemaName) -> Result<Row, String> {
-    let query = schema.fill(include_str!("../sql/status_pending.sql"));
-    match timeout(PENDING_LIMIT, client.query_typed_one(&query, &[])).await {
-        Ok(counted) => counted.map_err(|error| describe(&error)),
-        Err(_) => {
-            // What was asked is still being counted, and would keep the session.
-            let _ = client
-                .cancel_token()
-                .cancel_query(tokio_postgres::NoTls)
-                .await;
-            Err(format!(
-                "to count it takes longer than {} s",
-                PENDING_LIMIT.as_secs()
-            ))
-        }
-    }
-}
-
-async fn bridges(client: &Client, schema: &SchemaName) -> Result<Vec<Row>, String> {
-    let query = schema.fill(include_str!("../sql/status_bridges.sql"));
-    let found = client.query_typed(&query, &[]).await;
-    found.map_err(|error| describe(&error))
 }
 
 impl Status {
@@ -147,17 +113,17 @@ impl Status {
         line("table", table(facts)?)?;
         line(
             "pending",
-            match &self.pending {
-                Err(reason) => format!("not known: {reason}"),
-                Ok(row) => waiting(row)?,
+            match &self.survey.pending {
+                Found::Unknown { unknown } => format!("not known: {unknown}"),
+                Found::So(pending) => waiting(pending),
             },
         )?;
-        match &self.bridges {
-            Err(reason) => line("bridges", format!("not known: {reason}"))?,
-            Ok(bridges) if bridges.is_empty() => line("bridges", "none".to_owned())?,
-            Ok(bridges) => {
-                for row in bridges {
-                    line("bridges", bridge(row)?)?;
+        match &self.survey.bridges {
+            Found::Unknown { unknown } => line("bridges", format!("not known: {unknown}"))?,
+            Found::So(bridges) if bridges.is_empty() => line("bridges", "none".to_owned())?,
+            Found::So(bridges) => {
+                for found in bridges {
+                    line("bridges", bridge(found))?;
                 }
             }
         }
@@ -190,28 +156,6 @@ impl Status {
 
     fn json(&self) -> Result<Value, PrintError> {
         let facts = &self.facts;
-        let pending = match &self.pending {
-            Err(reason) => json!({ "unknown": reason }),
-            Ok(row) => json!({
-                "rows": row.try_get::<_, i64>("pending")?,
-                "users": row.try_get::<_, i64>("users")?,
-                "oldest_seconds": row.try_get::<_, Option<f64>>("age")?,
-            }),
-        };
-        let bridges = match &self.bridges {
-            Err(reason) => json!({ "unknown": reason }),
-            Ok(rows) => rows
-                .iter()
-                .map(|row| {
-                    Ok(json!({
-                        "bridge": row.try_get::<_, String>("bridge")?,
-                        "state": row.try_get::<_, Option<String>>("state")?,
-                        "connections": row.try_get::<_, Option<i64>>("connections")?,
-                    }))
-                })
-                .collect::<Result<Vec<_>, tokio_postgres::Error>>()?
-                .into(),
-        };
         Ok(json!({
             "server": {
                 "version": facts.try_get::<_, String>("server")?,
@@ -231,8 +175,8 @@ impl Status {
                 "dead_rows": facts.try_get::<_, Option<i64>>("dead")?,
                 "vacuumed_seconds_ago": facts.try_get::<_, Option<f64>>("vacuumed")?,
             },
-            "pending": pending,
-            "bridges": bridges,
+            "pending": self.survey.pending,
+            "bridges": self.survey.bridges,
             "writers_ring": facts.try_get::<_, Option<bool>>("rings")?,
             "queue_usage": facts.try_get::<_, f64>("queue")?,
             "longest_transaction": {
@@ -271,27 +215,24 @@ fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {
     ))
 }
 
-fn waiting(row: &Row) -> Result<String, tokio_postgres::Error> {
-    let pending = Count(row.try_get("pending")?);
-    let users = Count(row.try_get("users")?);
-    Ok(match row.try_get("age")? {
-        Some(age) => format!(
-            "{pending} rows of {users} users, the oldest for {}",
-            Span(age)
-        ),
-        None => format!("{pending} rows"),
-    })
+fn waiting(pending: &Pending) -> String {
+    let (rows, users) = (Count(pending.rows), Count(pending.users));
+    match pending.oldest_seconds {
+        Some(age) => format!("{rows} rows of {users} users, the oldest for {}", Span(age)),
+        None => format!("{rows} rows"),
+    }
 }
 
-fn bridge(row: &Row) -> Result<String, tokio_postgres::Error> {
-    let mut text: String = row.try_get("bridge")?;
-    if let Some(state) = row.try_get::<_, Option<&str>>("state")? {
-        text = format!("{text}, {state}");
-    }
-    if let Some(connections) = row.try_get("connections")? {
-        text = format!("{text}, {} connections", Count(connections));
-    }
-    Ok(text)
+fn bridge(bridge: &Bridge) -> String {
+    let Bridge {
+        version,
+        address,
+        state,
+        ..
+    } = bridge;
+    let connections = Count(bridge.connections);
+    let up = Span(bridge.up_seconds);
+    format!("{version} at {address}, {state}, {connections} connections, up for {up}")
 }
 
 fn vacuum(facts: &Row) -> Result<String, tokio_postgres::Error> {

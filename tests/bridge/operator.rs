@@ -42,6 +42,31 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
         .until("/^[0-9.]+ m?s$/.test(document.getElementById('delay').textContent)")
         .await;
 
+    // What waits in the database, and who else serves it.
+    until_reads(&browser, "pending-more", "nobody waits").await;
+    database
+        .execute("select send_notification('carol', 'a text of nobody else')")
+        .await;
+    let other = Bridge::start(&database).await;
+    until_reads(&browser, "pending", "1 row").await;
+    browser
+        .until("document.getElementById('pending-more').textContent.startsWith('of 1 user; ')")
+        .await;
+    let told = |address| {
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "[...document.querySelectorAll('#bridges li')].some((line) => \
+             line.textContent.startsWith('{address}') && \
+             / version {version}, a(wake|sleep), [02] connections, up /.test(line.textContent))"
+        )
+    };
+    browser.until(&told(bridge.address())).await;
+    browser.until(&told(other.address())).await;
+    other.stop().await;
+    browser
+        .until("document.querySelectorAll('#bridges li').length === 1")
+        .await;
+
     // It fits a phone: nothing is wider than the page.
     let narrow = "document.documentElement.style.width = '360px'; \
          const wide = [...document.querySelectorAll('body *')] \
@@ -62,9 +87,9 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
 
     let asked = "return performance.getEntriesByType('resource').map((one) => one.name)";
     let asked = ask(&browser, asked).await;
-    let overview = format!("{origin}overview");
+    let own = ["overview", "database"].map(|path| json!(format!("{origin}{path}")));
     let asked = asked.as_array().expect("names");
-    let elsewhere: Vec<_> = asked.iter().filter(|name| **name != *overview).collect();
+    let elsewhere: Vec<_> = asked.iter().filter(|name| !own.contains(name)).collect();
     assert!(!asked.is_empty() && elsewhere.is_empty(), "{elsewhere:?}");
 
     bridge.stop().await;
@@ -85,7 +110,7 @@ async fn the_operators_page_tells_no_secret_no_text_and_no_user() {
         .execute("select send_notification('alice', 'between us')")
         .await;
     assert_eq!(tab.next_event().await.data, "between us");
-    for path in ["/", "/overview"] {
+    for path in ["/", "/overview", "/database"] {
         let answer = get(bridge.admin_address(), path, &[])
             .await
             .expect("an answer");

@@ -1,7 +1,7 @@
 //! `check` and `status` find what is wrong with what runs, each with what mends
 //! it; and when that was done they are content.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Said, command, run, said};
 use crate::support::{
@@ -295,9 +295,12 @@ async fn status_shows_what_waits_and_who_serves_also_to_who_may_only_watch() {
     let json = said.json();
     assert_eq!(json["pending"]["rows"], 2, "{json}");
     assert_eq!(json["pending"]["users"], 2, "{json}");
+    let told = &json["bridges"][0];
+    assert_eq!(told["version"], env!("CARGO_PKG_VERSION"), "{json}");
+    assert_eq!(told["address"], bridge.address().to_string());
+    assert_eq!(told["state"], "asleep");
+    assert_eq!(told["connections"], 0);
     let name = format!("{} at {}", env!("CARGO_PKG_VERSION"), bridge.address());
-    let told = json!([{ "bridge": name, "state": "asleep", "connections": 0 }]);
-    assert_eq!(json["bridges"], told);
     assert!(
         json["check"]["unseen"]
             .to_string()
@@ -312,6 +315,24 @@ async fn status_shows_what_waits_and_who_serves_also_to_who_may_only_watch() {
         assert!(text.contains(expected), "{text}");
     }
     assert!(!text.contains("secret") && !text.contains('\x1b'), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_what_could_not_be_found_out_in_time_and_shows_the_rest() {
+    let database = Database::migrated().await;
+    let locker = database.superuser().connect().await;
+    locker
+        .batch_execute("begin; lock table tidings_drained in access exclusive mode")
+        .await
+        .expect("a lock");
+    let said = run(&database, &["status", "--json"]).await;
+    let json = said.json();
+    assert_eq!(
+        json["pending"]["unknown"], "it takes longer than 5 s",
+        "{json}"
+    );
+    assert_eq!(json["bridges"], Value::Array(Vec::new()), "{json}");
+    locker.batch_execute("rollback").await.expect("an end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
