@@ -32,6 +32,7 @@ with
       array[
         'pg_current_snapshot()',
         'pg_snapshot_xmax(pg_snapshot)',
+        'pg_snapshot_xmin(pg_snapshot)',
         'pg_is_in_recovery()',
         'pg_control_system()',
         'pg_control_checkpoint()',

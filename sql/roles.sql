@@ -192,12 +192,14 @@ begin
         ('tidings_bridge', 'pg_try_advisory_lock(integer, integer)'),
         ('tidings_bridge', 'pg_lock_status()'),
         ('tidings_bridge', 'pg_notify(text, text)'),
-        -- Which rows of the future are not to be removed yet.
+        -- Which rows of the future are not to be removed yet, and what waits.
+        ('tidings_owner', 'pg_control_system()'),
         ('tidings_owner', 'pg_current_snapshot()'),
         ('tidings_owner', 'pg_snapshot_xmax(pg_snapshot)'),
         -- Positions, and which history of which cluster they belong to.
         ('tidings_bridge', 'pg_current_snapshot()'),
         ('tidings_bridge', 'pg_snapshot_xmax(pg_snapshot)'),
+        ('tidings_bridge', 'pg_snapshot_xmin(pg_snapshot)'),
         ('tidings_bridge', 'pg_is_in_recovery()'),
         ('tidings_bridge', 'pg_control_system()'),
         ('tidings_bridge', 'pg_control_checkpoint()'),
@@ -208,9 +210,6 @@ begin
         ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
         ('tidings_bridge', 'set_config(text, text, boolean)'),
         -- What the views tell.
-        ('tidings_owner', 'pg_control_system()'),
-        ('tidings_owner', 'pg_current_snapshot()'),
-        ('tidings_owner', 'pg_snapshot_xmax(pg_snapshot)'),
         ('tidings_bridge', 'pg_notification_queue_usage()'),
         ('tidings_monitor', 'pg_notification_queue_usage()')
     ) as calls (grantee, function)

@@ -20,7 +20,7 @@ pub use self::{
         MigrateOptions, SendOptions, StatusOptions, TailOptions, TicketOptions, TokenOptions,
         UninstallOptions,
     },
-    jwt::{JwtOptions, RuleOptions},
+    jwt::{JwtOptions, RuleOptions, SecretOptions},
     limits::LimitOptions,
     retention::{PruneOptions, RetentionOptions},
     secret::Hidden,

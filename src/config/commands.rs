@@ -1,13 +1,14 @@
 //! The settings of the commands for people: they ask and tell, and don't serve.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 use clap_complete::Shell;
 
 use super::{
-    ConfigError, DatabaseOptions, RuleOptions, ServeOptions, Thresholds, duration_between, jwt,
-    secret::{self, Hidden},
+    ConfigError, DatabaseOptions, RuleOptions, SecretOptions, ServeOptions, Thresholds,
+    duration_between,
+    jwt::{SECRET, unusable},
     user,
 };
 use crate::{
@@ -177,17 +178,9 @@ pub struct TokenOptions {
     /// How long it is valid
     #[arg(long, default_value = "1h", value_parser = duration_between::<1, 31_536_000>)]
     pub ttl: Duration,
-    /// The secret that `serve` was given; of several, the first signs
-    #[arg(
-        long,
-        env = "TIDINGS_JWT_SECRET",
-        hide_env_values = true,
-        allow_hyphen_values = true
-    )]
-    pub jwt_secret: Option<Hidden>,
-    /// The same, read from a file
-    #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
-    pub jwt_secret_file: Option<PathBuf>,
+    /// What `serve` was given.
+    #[command(flatten)]
+    pub secrets: SecretOptions,
     /// What a good token is, as `serve` was told.
     #[command(flatten)]
     pub rules: RuleOptions,
@@ -200,19 +193,16 @@ impl TokenOptions {
     ///
     /// [`ConfigError`].
     pub fn secret(&self) -> Result<(JwtSecret, Rules), ConfigError> {
-        let name = "TIDINGS_JWT_SECRET";
-        let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
-        let given = secret::given(name, value.as_ref(), file.as_deref())?;
-        let secrets = jwt::secrets(&given.ok_or(ConfigError::NoSecret)?)?;
-        let secret = secrets.into_iter().next().ok_or(ConfigError::NoSecret)?;
+        let secret = self.secrets.secrets()?.into_iter().next();
+        let secret = secret.ok_or(ConfigError::NoSecret)?;
         let rules = self.rules.rules();
         let algorithms = rules.accepted.of(Kind::Secret);
-        let unusable = |reason| ConfigError::Key { name, reason };
-        secret.suits(&algorithms).map_err(unusable)?;
+        let suited = secret.suits(&algorithms);
+        suited.map_err(|reason| unusable(SECRET, reason))?;
         if algorithms.is_empty() {
             let reason = "TIDINGS_JWT_ALGORITHMS names none that a secret signs with, such as \
                           HS256: sign where the private key is";
-            return Err(unusable(reason.to_owned()));
+            return Err(unusable(SECRET, reason));
         }
         Ok((secret, rules))
     }

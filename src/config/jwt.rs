@@ -19,16 +19,16 @@ use crate::{
 /// to replace one by another; each is tried on each token.
 const MAX_KEYS: usize = 10;
 
-const SECRET: &str = "TIDINGS_JWT_SECRET";
+pub(super) const SECRET: &str = "TIDINGS_JWT_SECRET";
 const PUBLIC_KEY: &str = "TIDINGS_JWT_PUBLIC_KEY";
 const KEY_SET: &str = "TIDINGS_JWKS_URL";
 const ALGORITHMS: &str = "TIDINGS_JWT_ALGORITHMS";
 
-/// Whose tokens are good.
+/// The secrets that the bridge and the application share.
 #[derive(Clone, Debug, Args)]
-pub struct JwtOptions {
+pub struct SecretOptions {
     /// The secrets that sign users' tokens, one a line (32 bytes at least; 48 for
-    /// HS384, 64 for HS512)
+    /// HS384, 64 for HS512); `tidings token` takes the first
     #[arg(
         long,
         env = "TIDINGS_JWT_SECRET",
@@ -39,6 +39,14 @@ pub struct JwtOptions {
     /// The same, read from a file
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
+}
+
+/// Whose tokens are good.
+#[derive(Clone, Debug, Args)]
+pub struct JwtOptions {
+    /// Of those who share a secret.
+    #[command(flatten)]
+    pub secrets: SecretOptions,
     /// The public keys of who signs users' tokens, as PEM, one after the other:
     /// RSA, P-256, P-384 or Ed25519
     #[arg(
@@ -92,6 +100,22 @@ impl RuleOptions {
     }
 }
 
+impl SecretOptions {
+    /// None, if none were given. White space around one is not part of it.
+    pub(super) fn secrets(&self) -> Result<Vec<JwtSecret>, ConfigError> {
+        let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
+        let Some(given) = secret::given(SECRET, value.as_ref(), file.as_deref())? else {
+            return Ok(Vec::new());
+        };
+        let lines = given.reveal().lines().map(str::trim);
+        let secrets: Result<Vec<JwtSecret>, String> = lines
+            .filter(|line| !line.is_empty())
+            .map(str::parse)
+            .collect();
+        some(SECRET, secrets.map_err(|reason| unusable(SECRET, reason))?)
+    }
+}
+
 impl JwtOptions {
     /// What tells good tokens from bad ones.
     ///
@@ -102,12 +126,9 @@ impl JwtOptions {
     pub fn tokens(&self) -> Result<Tokens, ConfigError> {
         let rules = self.rules.rules();
         let mut keys = Vec::new();
-        let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
-        if let Some(given) = secret::given(SECRET, value.as_ref(), file.as_deref())? {
-            for secret in secrets(&given)? {
-                let key = Key::of_secret(&secret, &rules.accepted);
-                keys.push(key.map_err(|reason| unusable(SECRET, reason))?);
-            }
+        for secret in self.secrets.secrets()? {
+            let key = Key::of_secret(&secret, &rules.accepted);
+            keys.push(key.map_err(|reason| unusable(SECRET, reason))?);
         }
         let (value, file) = (&self.jwt_public_key, &self.jwt_public_key_file);
         if let Some(given) = secret::given(PUBLIC_KEY, value.as_ref(), file.as_deref())? {
@@ -173,16 +194,6 @@ fn every_key_has_an_algorithm(keys: &[Key]) -> Result<(), ConfigError> {
     }
 }
 
-/// The secrets, one a line. White space around one is not part of it.
-pub(super) fn secrets(given: &Hidden) -> Result<Vec<JwtSecret>, ConfigError> {
-    let lines = given.reveal().lines().map(str::trim);
-    let secrets: Result<Vec<JwtSecret>, String> = lines
-        .filter(|line| !line.is_empty())
-        .map(str::parse)
-        .collect();
-    some(SECRET, secrets.map_err(|reason| unusable(SECRET, reason))?)
-}
-
 /// The blocks of PEM. Environments that have no line breaks write `\n`.
 fn blocks(given: &Hidden) -> Result<Vec<String>, ConfigError> {
     const BEGIN: &str = "-----BEGIN ";
@@ -207,7 +218,7 @@ fn some<K>(name: &'static str, keys: Vec<K>) -> Result<Vec<K>, ConfigError> {
     }
 }
 
-fn unusable(name: &'static str, reason: impl Into<String>) -> ConfigError {
+pub(super) fn unusable(name: &'static str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Key {
         name,
         reason: reason.into(),

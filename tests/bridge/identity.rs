@@ -215,7 +215,7 @@ async fn sources_must_agree_and_a_bad_one_never_falls_back_to_another() {
 async fn without_authentication_serve_refuses_to_start() {
     let database = Database::empty().await;
     let mut options = serve_options(&database, &[]);
-    options.jwt.jwt_secret = None;
+    options.jwt.secrets.jwt_secret = None;
     let error = Parts::of(&options).err().expect("a refusal");
     assert!(matches!(error, ConfigError::NoAuthentication));
     assert!(error.to_string().contains("TIDINGS_JWT_SECRET"), "{error}");

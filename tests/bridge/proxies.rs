@@ -117,7 +117,7 @@ async fn what_is_not_configured_is_not_looked_at() {
     );
     // No secret: what the proxy proved itself with is the proxy's.
     let mut options = serve_options(&database, &[HEADER, PROXY]);
-    options.jwt.jwt_secret = None;
+    options.jwt.secrets.jwt_secret = None;
     let bridge = Bridge::start_as(&options).await;
     assert_eq!(
         status(&bridge, &[alice, ("Authorization", &bearer)]).await,
