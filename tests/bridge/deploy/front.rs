@@ -95,6 +95,11 @@ impl Front {
         timeout(PATIENCE, asking).await.expect("it accepts");
     }
 
+    /// What a browser asks for.
+    pub fn url(&self, path: &str) -> String {
+        format!("https://{ORIGIN}:{}{path}", self.address.port())
+    }
+
     /// What a browser's `EventSource` is answered with.
     pub async fn ask(&self, user: &str, last_event_id: &str) -> Response {
         ask(&self.tunnel, user, &[("Last-Event-ID", last_event_id)]).await

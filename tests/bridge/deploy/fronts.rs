@@ -5,12 +5,15 @@ use std::{net::IpAddr, time::Duration};
 use tokio::time::{interval, timeout};
 
 use super::front::{Front, Kind};
-use crate::support::{
-    PATIENCE,
-    bridge::{Bridge, serve_options},
-    database::Database,
-    event_source::{EventSource, Item},
-    no_repeats, rows, until,
+use crate::{
+    browser::Browser,
+    support::{
+        PATIENCE,
+        bridge::{Bridge, serve_options, token},
+        database::Database,
+        event_source::{EventSource, Item},
+        no_repeats, rows, until,
+    },
 };
 
 const ROWS: usize = 2_000;
@@ -50,6 +53,7 @@ behind_each!(
     heartbeats_keep_a_stream_open_and_silence_ends_it,
     an_address_is_the_clients_own,
     a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none,
+    a_real_browsers_streams_are_all_open_and_outlive_the_bridge,
 );
 
 async fn events_pass_at_once(kind: Kind) {
@@ -208,6 +212,59 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     let _one = Bridge::start_as(&options).await;
     let mut source = comes_back(&front, source.last_event_id()).await;
     assert_eq!(source.next_event().await.data, "missed, too");
+    // Who is let through lets in all others, while his own stream is open.
+    for _ in 0..8 {
+        assert_eq!(front.ask_as_program("bob").await.status(), 200);
+    }
+}
+
+async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind) {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let front = Front::before(kind, [&bridge, &bridge]).await;
+    let browser = Browser::start().await;
+    // There is no such page, but it is on the streams' origin.
+    let page = front.url("/nothing");
+    browser.client.goto(&page).await.expect("the proxy");
+    let open = format!(
+        "document.cookie = 'tidings_token={}; path=/; secure'; \
+         window.streams = Array.from({{ length: {TABS} }}, () => {{ \
+             const stream = new EventSource('/stream'); \
+             stream.texts = []; \
+             stream.breaks = 0; \
+             stream.onmessage = (event) => stream.texts.push(event.data); \
+             stream.onerror = () => stream.breaks += 1; \
+             return stream; \
+         }});",
+        token("alice")
+    );
+    browser.client.execute(&open, vec![]).await.expect("a page");
+    let send = async |text: &str| {
+        let send = format!("select send_notification('alice', '{text}')");
+        database.execute(&send).await;
+    };
+    let all = async |script: &str| {
+        let all = format!("streams.every((stream) => {script})");
+        browser.until(&all).await;
+    };
+    all("stream.readyState === EventSource.OPEN").await;
+    bridge.until_connections(TABS).await;
+    send("live").await;
+    all("String(stream.texts) === 'live'").await;
+
+    let place = (bridge.address(), bridge.admin_address());
+    bridge.stop().await;
+    send("missed").await;
+    // Once by the bridge's end, and once by what the proxy answers in its place.
+    all("stream.breaks >= 2").await;
+    let mut options = serve_options(&database, &[]);
+    (options.bridge.listen, options.bridge.admin_listen) = place;
+    let bridge = Bridge::start_as(&options).await;
+    all("String(stream.texts) === 'live,missed'").await;
+    send("live again").await;
+    all("String(stream.texts) === 'live,missed,live again'").await;
+    browser.stop().await;
+    bridge.until_connections(0).await;
 }
 
 /// As browsers do, but sooner.
