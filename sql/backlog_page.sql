@@ -80,7 +80,7 @@ left join lateral (
         $5,
         ($6::xid8[])[1],
         (
-          select min(xid)
+          select xid
           from (
             select xid
             from :"schema".notifications
@@ -88,6 +88,8 @@ left join lateral (
             order by user_id desc, xid desc, id desc
             limit $2
           ) as last
+          order by xid
+          limit 1
         )
       )
       and xid < pg_snapshot_xmax(pg_current_snapshot())
