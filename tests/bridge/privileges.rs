@@ -371,6 +371,11 @@ async fn dba(database: &Database) -> Database {
     let make = "create role dba login createrole; \
                 do $$ begin execute format('alter database %I owner to dba', current_database()); end $$";
     database.superuser().execute(make).await;
+    // From 15 on it belongs to whoever owns the database.
+    if database.server_version().await < 15_00_00 {
+        let own = "alter schema public owner to dba";
+        database.superuser().execute(own).await;
+    }
     database.as_role("dba")
 }
 

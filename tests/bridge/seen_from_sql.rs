@@ -289,6 +289,10 @@ async fn sizes_and_the_queue_are_told() {
              analyze notifications",
         )
         .await;
+    // Before PostgreSQL 15 a statement's statistics are told after it has ended.
+    database
+        .until("select last_analyze is not null from tidings_size where name = 'notifications'")
+        .await;
     let dashboard = Dashboard::of(&database).await;
     let sizes = "select concat_ws(' ', kind, name, \"table\", rows, bytes > 0, \
         bytes_per_row between 10 and 1000, size = pg_size_pretty(bytes), last_analyze is not null) \

@@ -270,11 +270,7 @@ async fn a_ticket_that_expires_ends_its_stream_after_a_warning() {
 async fn tickets_without_a_user_or_a_reasonable_life_are_not_made() {
     let database = Database::migrated().await;
     let client = database.connect().await;
-    let newest = client
-        .query_one("select current_setting('server_version_num')::int", &[])
-        .await
-        .expect("a version")
-        .get::<_, i32>(0);
+    let newest = database.server_version().await;
     let mut bad = vec![
         "null, '1 hour'",
         "'', '1 hour'",

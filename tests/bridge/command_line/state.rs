@@ -126,10 +126,8 @@ async fn a_right_that_every_writer_needs_is_found_and_mended() {
     let insert = "insert into notifications (user_id, text) values ('alice', 'hello')";
     // From 17 on, whoever may not read a sequence finds nothing in it: that nobody
     // sleeps.
-    let version = "select current_setting('server_version_num')::int";
-    let client = database.connect().await;
-    let version: i32 = client.query_one(version, &[]).await.expect(version).get(0);
-    let inserted = client.batch_execute(insert).await;
+    let version = database.server_version().await;
+    let inserted = database.connect().await.batch_execute(insert).await;
     assert_eq!(inserted.is_ok(), version >= 17_00_00, "{inserted:?}");
     found_and_mended(
         &database,

@@ -119,8 +119,14 @@ impl Database {
 
     /// A database that nobody has prepared, in a cluster that may have no roles
     /// yet.
+    ///
+    /// Before PostgreSQL 15 everybody may create something in `public`, which
+    /// `tidings check` has to say about: here it is as from 15 on.
     pub async fn bare(cluster: &Cluster, name: &str) -> Self {
-        Self::copy(cluster, name, "template0").await
+        let database = Self::copy(cluster, name, "template0").await;
+        let close = "revoke create on schema public from public";
+        database.superuser().execute(close).await;
+        database
     }
 
     /// A migrated database in another cluster.
@@ -317,6 +323,13 @@ impl Database {
     /// Runs an application's `work` in this database and waits until it is done.
     pub async fn execute(&self, work: &str) {
         self.connect().await.batch_execute(work).await.expect(work);
+    }
+
+    /// The version of the server, such as 15_00_18.
+    pub async fn server_version(&self) -> i32 {
+        let query = "select current_setting('server_version_num')::int";
+        let superuser = self.superuser().connect().await;
+        superuser.query_one(query, &[]).await.expect(query).get(0)
     }
 
     /// The ids that the query selects, in the eyes of the owner.
