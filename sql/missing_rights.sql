@@ -85,7 +85,7 @@ union all
 select
   'public',
   false,
-  'without it INSERTs that are not the owner''s fail, or, from PostgreSQL 17 on, ring no bell',
+  'without it INSERTs that are not the owner''s fail, or, from PostgreSQL 18 on, ring no bell',
   'select',
   format('sequence %I.%I', nspname, relname),
   format('grant select on sequence %I.%I to public;', nspname, relname)
