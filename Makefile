@@ -13,7 +13,7 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest recipes bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on recipes bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,13 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
 	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium -- cargo test --locked
+
+# 15 is Debian's, and 18 the newest. Five minutes each.
+test-on: ## runs the tests with PostgreSQL 14, 16 and 17, or with PG=14 alone
+	@for release in $(or $(PG),14 16 17); do \
+	    $(with) rust "postgres-$$release" pgbouncer shell nginx caddy haproxy chromium -- \
+	        cargo test --locked || exit; \
+	done
 
 # What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
 # are not run.
