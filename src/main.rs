@@ -84,7 +84,7 @@ async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
         return Ok(write!(io::stdout(), "{script}")?);
     }
     direct::prove(&url).await?;
-    Ok(schema::migrate(&url, &options.database.schema).await?)
+    Ok(schema::migrate(&url, &options.database.schema, options.lock_limit).await?)
 }
 
 async fn check(options: &CheckOptions) -> Result<(), Failure> {

@@ -11,10 +11,14 @@ use std::{fmt, str::FromStr, time::Duration};
 use refinery::{Migration, Runner};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, error::SqlState, types::Type};
-use tracing::info;
+use tracing::{info, warn};
 
 use self::ownership::Owner;
-pub use self::{error::SchemaError, plan::plan, removal::Removal};
+pub use self::{
+    error::{LockHolder, SchemaError},
+    plan::plan,
+    removal::Removal,
+};
 use crate::database::{self, DatabaseUrl};
 
 mod embedded {
@@ -28,8 +32,14 @@ const HISTORY: &str = "tidings_schema_history";
 /// The oldest Postgres that has `xid8` and `pg_current_snapshot()`.
 const OLDEST_SERVER: i32 = 13_00_00;
 
-/// Bridges that start together wait for each other this long.
-const LOCK_LIMIT: Duration = Duration::from_secs(60);
+/// Bridges that start together wait for each other this long, and so long a migration
+/// tries to get locks that others hold.
+pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
+
+/// Who waits for a table's lock is waited for by all writers that come after. So a
+/// migration gives up its turn after the first, and tries again after the second.
+const LOCK_TIMEOUT: &str = "1s";
+const LOCK_PAUSE: Duration = Duration::from_secs(2);
 
 /// The lock is polled, not waited for: a waiting session would hold a snapshot
 /// that blocks `create index concurrently`.
@@ -254,12 +264,18 @@ pub async fn found(client: &Client, schema: &SchemaName) -> Option<i32> {
 /// Brings the schema up to this bridge's version, and creates it if need be.
 ///
 /// Safe when several do so at once: refinery takes no lock, so an advisory lock
-/// is held around it.
+/// is held around it. Beside applications that write, too: they never wait for longer
+/// than a second for a lock that it can't get.
 ///
 /// # Errors
 ///
-/// [`SchemaError`]. Nothing of a migration that failed remains.
-pub async fn migrate(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), SchemaError> {
+/// [`SchemaError`], also if others hold locks for longer than `lock_limit`. Nothing of a
+/// migration that failed remains.
+pub async fn migrate(
+    url: &DatabaseUrl,
+    schema: &SchemaName,
+    lock_limit: Duration,
+) -> Result<(), SchemaError> {
     let (mut client, _driver) = database::connect(url, |_| ()).await?;
     check_server(&client).await?;
     let owner = Owner::find(&client, schema).await?;
@@ -284,14 +300,58 @@ pub async fn migrate(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), Schem
         Fit::TooOld { found } => {
             owner.check(&client, schema).await?;
             refuse_foreign(&client, schema, found).await?;
-            let report = runner().run_async(&mut client).await?;
-            for applied in report.applied_migrations() {
-                info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
-            }
+            apply(&mut client, schema, lock_limit).await?;
         }
     }
     owner.grant(&client, schema).await?;
     restamp_restored(&client, schema).await
+}
+
+/// Applies what is missing, without keeping writers waiting.
+async fn apply(
+    client: &mut Client,
+    schema: &SchemaName,
+    lock_limit: Duration,
+) -> Result<(), SchemaError> {
+    let timeout = format!("set lock_timeout = '{LOCK_TIMEOUT}'");
+    client.batch_execute(&timeout).await?;
+    let give_up = Instant::now() + lock_limit;
+    let mut waits = false;
+    loop {
+        let outcome = runner().run_async(client).await;
+        let report = match &outcome {
+            Ok(report) => Some(report),
+            Err(error) => error.report(),
+        };
+        for applied in report.map_or(&[][..], |report| report.applied_migrations()) {
+            info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
+        }
+        match outcome {
+            Ok(_) => break,
+            Err(error) if !error::waited_for_a_lock(&error) => return Err(error.into()),
+            Err(_) => {}
+        }
+        let holder = LockHolder::find(client, schema).await?;
+        if Instant::now() + LOCK_PAUSE > give_up {
+            return Err(SchemaError::InUse {
+                schema: schema.clone(),
+                lock_limit,
+                holder,
+            });
+        }
+        if !waits {
+            warn!(
+                schema = %schema,
+                "a migration needs a table for itself, and {holder}: writers go on, and it is tried \
+                 again for {} s",
+                lock_limit.as_secs()
+            );
+            waits = true;
+        }
+        sleep(LOCK_PAUSE).await;
+    }
+    client.batch_execute("reset lock_timeout").await?;
+    Ok(())
 }
 
 /// What `serve` does at its start: checks, and migrates if the schema is too
@@ -313,7 +373,7 @@ pub async fn prepare(
             database::settle(&client).await?;
             restamp_restored(&client, schema).await
         }
-        Fit::TooOld { .. } if may_migrate => migrate(url, schema).await,
+        Fit::TooOld { .. } if may_migrate => migrate(url, schema, LOCK_LIMIT).await,
         Fit::TooOld { found } => Err(SchemaError::TooOld {
             schema: schema.clone(),
             found: found.map_or("holds no Tidings".to_owned(), |found| {

@@ -61,7 +61,12 @@ impl Server {
     /// A new database with the tables of Tidings.
     pub async fn database(&self) -> Result<Database> {
         let database = self.empty_database().await?;
-        schema::migrate(&database.url.parse()?, &SchemaName::public()).await?;
+        schema::migrate(
+            &database.url.parse()?,
+            &SchemaName::public(),
+            schema::LOCK_LIMIT,
+        )
+        .await?;
         Ok(database)
     }
 

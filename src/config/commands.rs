@@ -51,6 +51,10 @@ pub struct MigrateOptions {
     /// it. It needs no right to change anything
     #[arg(long)]
     pub dry_run: bool,
+    /// How long to try to get tables for itself that others use; applications wait for a
+    /// second at most, each time
+    #[arg(long, default_value = "60s", value_parser = duration_between::<1, 86_400>)]
+    pub lock_limit: Duration,
 }
 
 /// The settings of `tidings check`: those of `serve`, whose environment and role

@@ -6,8 +6,8 @@ use refinery::Migration;
 use tokio_postgres::Client;
 
 use super::{
-    Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, ownership::Owner, quoted,
-    refuse_foreign, runner, version,
+    Fit, HISTORY, LOCK_TIMEOUT, SchemaError, SchemaName, check_server, fit, literal,
+    ownership::Owner, quoted, refuse_foreign, runner, version,
 };
 use crate::database::{self, DatabaseUrl};
 
@@ -99,7 +99,12 @@ async fn head(
             )?;
         }
         writeln!(script, "set role {};", quoted(acting))?;
-        writeln!(script, "set search_path to {}, pg_temp;\n", schema.quoted())?;
+        writeln!(script, "set search_path to {}, pg_temp;", schema.quoted())?;
+        writeln!(
+            script,
+            "-- Writers wait for whoever waits for a table. If this is too short, begin again.\n\
+             set lock_timeout = '{LOCK_TIMEOUT}';\n"
+        )?;
         writeln!(
             script,
             "create table if not exists {HISTORY} (version int4 primary key, name varchar(255), \

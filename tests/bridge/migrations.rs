@@ -1,6 +1,8 @@
 //! The schema: created once however many start, never at the cost of what is
 //! not ours, and without a right for strangers.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use tidings::{
     app::{App, Parts, StartError},
@@ -22,7 +24,7 @@ fn name(text: &str) -> SchemaName {
 }
 
 async fn refused(database: &Database, schema: &str) -> String {
-    let outcome = schema::migrate(&database.owner().url(), &name(schema)).await;
+    let outcome = schema::migrate(&database.owner().url(), &name(schema), schema::LOCK_LIMIT).await;
     outcome.expect_err("a refusal").to_string()
 }
 
@@ -92,9 +94,13 @@ async fn a_name_that_is_taken_is_an_error_that_names_the_setting_and_touches_not
         );
         assert_eq!(objects(&database).await, before, "{statements}");
         // Another schema is a way out.
-        schema::migrate(&database.owner().url(), &name("tidings"))
-            .await
-            .expect("a schema of its own");
+        schema::migrate(
+            &database.owner().url(),
+            &name("tidings"),
+            schema::LOCK_LIMIT,
+        )
+        .await
+        .expect("a schema of its own");
         assert_eq!(objects(&database).await, before, "{statements}");
     }
 }
@@ -144,7 +150,7 @@ async fn a_missing_schema_is_created_or_asked_for() {
     let create = "do $$ begin execute format( \
         'grant create on database %I to tidings_owner', current_database()); end $$";
     database.superuser().execute(create).await;
-    schema::migrate(&database.owner().url(), &name(odd))
+    schema::migrate(&database.owner().url(), &name(odd), schema::LOCK_LIMIT)
         .await
         .expect("a schema");
     database
@@ -153,7 +159,7 @@ async fn a_missing_schema_is_created_or_asked_for() {
 
     database.superuser().execute("create role poor login").await;
     let poor = database.as_role("poor").url();
-    let error = schema::migrate(&poor, &name("missing"))
+    let error = schema::migrate(&poor, &name("missing"), schema::LOCK_LIMIT)
         .await
         .expect_err("a refusal");
     let message = error.to_string();
@@ -259,6 +265,73 @@ async fn a_migration_that_fails_leaves_nothing_of_itself_and_can_be_repeated() {
     database.migrate().await;
 }
 
+/// With the tables of an earlier version.
+async fn at_version(version: i32) -> Database {
+    let database = Database::empty().await;
+    let owner = database.owner();
+    let script = schema::plan(&owner.url(), &SchemaName::public()).await;
+    let script = script.expect("the migrations");
+    let (before, _) = script
+        .split_once(&format!("-- V{}__", version + 1))
+        .expect("the next version");
+    // What begins so is for psql.
+    let lines = before.lines().filter(|line| !line.starts_with('\\'));
+    owner.execute(&lines.collect::<Vec<_>>().join("\n")).await;
+    database
+}
+
+/// Until a session waits for a lock.
+const WAITS: &str = "select exists (select from pg_locks where not granted and database = \
+    (select oid from pg_database where datname = current_database()))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
+    let database = at_version(9).await;
+    let (owner, schema) = (database.owner(), SchemaName::public());
+    let slow = owner.connect().await;
+    let insert = "insert into notifications (user_id, text) values ('alice', 'x')";
+    let open = format!("begin; {insert}");
+    slow.batch_execute(&open).await.expect("a transaction");
+    let url = owner.url();
+    let migrating =
+        tokio::spawn(async move { schema::migrate(&url, &schema, schema::LOCK_LIMIT).await });
+    database.until(WAITS).await;
+    // It waits for the slow one, and others for it.
+    owner.execute(insert).await;
+    assert!(!migrating.is_finished());
+    slow.batch_execute("commit").await.expect("an end");
+    migrating.await.expect("a task").expect("migrated");
+    assert_eq!(
+        database.ids("select count(*) from notifications").await,
+        [2]
+    );
+    // Who comes later finds everything.
+    let bridge = Bridge::start(&database).await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_finds_no_gap_names_who_is_in_the_way() {
+    let database = at_version(9).await;
+    let slow = database.owner().connect().await;
+    let open = "set application_name = 'the slow one'; begin; \
+        insert into notifications (user_id, text) values ('alice', 'x')";
+    slow.batch_execute(open).await.expect("a transaction");
+    let limit = Duration::from_secs(2);
+    let refused = schema::migrate(&database.owner().url(), &SchemaName::public(), limit).await;
+    let said = refused.expect_err("a refusal").to_string();
+    for expected in [
+        "for 2 s a table was not free",
+        "the slow one) uses it",
+        "select pg_terminate_backend(",
+        "--lock-limit=10m",
+    ] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let found = "select max(version)::bigint from tidings_schema_history";
+    assert_eq!(database.ids(found).await, [9]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_would_mangle_texts_is_refused() {
     let database = Database::empty().await.superuser();
@@ -275,7 +348,7 @@ async fn a_database_that_would_mangle_texts_is_refused() {
         .connection_string()
         .replace(name_of.get::<_, &str>(0), "latin");
     let latin: DatabaseUrl = url.parse().expect("a connection string");
-    let error = schema::migrate(&latin, &SchemaName::public())
+    let error = schema::migrate(&latin, &SchemaName::public(), schema::LOCK_LIMIT)
         .await
         .expect_err("a refusal");
     assert!(error.to_string().contains("UTF8"), "{error}");
@@ -408,7 +481,8 @@ async fn two_installations_in_one_database_do_not_hear_each_other() {
     let database = Database::empty().await;
     for schema in ["one", "two"] {
         database.prepare(schema).await;
-        let migrated = schema::migrate(&database.owner().url(), &name(schema)).await;
+        let migrated =
+            schema::migrate(&database.owner().url(), &name(schema), schema::LOCK_LIMIT).await;
         migrated.expect("the migrations");
     }
     let (one, two) = (

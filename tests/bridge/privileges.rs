@@ -219,7 +219,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
     let database = Database::empty().await;
     database.prepare("tidings").await;
     let schema: SchemaName = "tidings".parse().expect("a name");
-    let migrated = schema::migrate(&database.owner().url(), &schema).await;
+    let migrated = schema::migrate(&database.owner().url(), &schema, schema::LOCK_LIMIT).await;
     migrated.expect("the migrations");
     // As PostgreSQL 14 and older have it.
     let open = "grant create on schema public to public";
@@ -439,7 +439,7 @@ async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_an
         .await;
     // In a database that the groups know nothing of, who migrates is the owner.
     let app = as_dba.as_role("app");
-    schema::migrate(&app.url(), &other)
+    schema::migrate(&app.url(), &other, schema::LOCK_LIMIT)
         .await
         .expect("the migrations");
     assert_eq!(owners(&as_dba, "other").await, "app");

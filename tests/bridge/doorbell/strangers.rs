@@ -71,7 +71,7 @@ async fn two_installations_in_one_database_have_a_bell_each() {
     for schema in ["one", "two"] {
         database.prepare(schema).await;
         let name: SchemaName = schema.parse().expect("a name");
-        let migrated = schema::migrate(&database.owner().url(), &name).await;
+        let migrated = schema::migrate(&database.owner().url(), &name, schema::LOCK_LIMIT).await;
         migrated.expect("the migrations");
     }
     let (one, two) = (

@@ -51,7 +51,7 @@ impl Shop {
         let database = Database::empty().await;
         database.prepare("tidings").await;
         let schema: SchemaName = "tidings".parse().expect("a name");
-        let migrated = schema::migrate(&database.owner().url(), &schema).await;
+        let migrated = schema::migrate(&database.owner().url(), &schema, schema::LOCK_LIMIT).await;
         migrated.expect("the migrations");
         let create = "grant create on schema public to application";
         database.superuser().execute(create).await;

@@ -261,7 +261,7 @@ impl Database {
     /// Brings the schema public up to date.
     pub async fn migrate(&self) {
         let owner = self.url_of(OWNER);
-        let migrated = schema::migrate(&owner, &SchemaName::public()).await;
+        let migrated = schema::migrate(&owner, &SchemaName::public(), schema::LOCK_LIMIT).await;
         migrated.expect("the migrations");
     }
 
@@ -325,7 +325,7 @@ impl Database {
         self.connect().await.batch_execute(work).await.expect(work);
     }
 
-    /// The version of the server, such as 15_00_18.
+    /// The version of the server, such as `15_00_18`.
     pub async fn server_version(&self) -> i32 {
         let query = "select current_setting('server_version_num')::int";
         let superuser = self.superuser().connect().await;
