@@ -3,6 +3,7 @@
 -- $1 the table's qualified name, $2 the trigger's name. `trigger` is null if
 -- there is none, else when it fires (pg_trigger.tgenabled). `restored` tells of
 -- rows from another cluster, which no reader sees (restamp_restored_rows.sql).
+-- The subscription is read as in subscription.sql.
 select
   t.oid as table_oid,
   (
@@ -13,7 +14,7 @@ select
   (
     select subname
     from pg_subscription_rel
-    join pg_subscription as s on s.oid = srsubid
+    join pg_stat_subscription as s on s.subid = srsubid
     where srrelid = t.oid
     limit 1
   )::text as subscription,

@@ -41,6 +41,7 @@ with
         'pg_current_wal_flush_lsn()',
         'pg_walfile_name(pg_lsn)',
         'pg_stat_get_bgwriter_stat_reset_time()',
+        'pg_stat_get_subscription(oid)',
         'pg_notify(text, text)',
         'pg_try_advisory_xact_lock(integer, integer)',
         'pg_sequence_last_value(regclass)',

@@ -208,6 +208,7 @@ begin
         ('tidings_bridge', 'pg_current_wal_flush_lsn()'),
         ('tidings_bridge', 'pg_walfile_name(pg_lsn)'),
         ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
+        ('tidings_bridge', 'pg_stat_get_subscription(oid)'),
         ('tidings_bridge', 'set_config(text, text, boolean)'),
         -- What the views tell.
         ('tidings_bridge', 'pg_notification_queue_usage()'),
