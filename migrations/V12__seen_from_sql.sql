@@ -304,6 +304,8 @@ left join lateral (
     where
       s.datid = (select oid from pg_database where datname = current_database())
       and s.pid <> pg_backend_pid()
+      -- Autovacuum's sessions are nobody's, and one vacuum minds no other.
+      and s.usesysid is not null
       and (s.backend_xmin is not null or s.backend_xid is not null)
     union all
     select 'prepared transaction', null, p.gid, age(p.transaction), p.prepared, null

@@ -1,6 +1,6 @@
 //! What operators see from SQL: the views say what is so, to those who may know.
 
-use tidings::{activity::BOUNDS, reader::READ_IN_VAIN};
+use tidings::{activity::BOUNDS, cluster::Cluster, reader::READ_IN_VAIN};
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::support::{
@@ -327,6 +327,33 @@ async fn sizes_and_the_queue_are_told() {
     let row = superuser.query_one(rest, &[]).await.expect(rest);
     assert!(row.get::<_, bool>(0));
     writer.batch_execute("rollback").await.expect("rollback");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn autovacuum_is_not_told_of_as_who_holds_vacuum_back() {
+    let cluster = Cluster::temporary(&[("autovacuum_naptime", "1s")]).await;
+    let cluster = cluster.expect("a private PostgreSQL");
+    let database = Database::migrated_in(&cluster).await;
+    database
+        .owner()
+        .execute(
+            "alter table notifications set (autovacuum_vacuum_threshold = 100, \
+               autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1); \
+             insert into notifications (user_id, text) \
+             select 'alice', 'x' from generate_series(1, 10000); \
+             update notifications set sent_at = now()",
+        )
+        .await;
+    let at_work = "select exists (select from pg_stat_activity where \
+        backend_type = 'autovacuum worker' and backend_xmin is not null \
+        and datname = current_database())";
+    database.superuser().until(at_work).await;
+    let dashboard = Dashboard::of(&database).await;
+    let held = "select coalesce(held_by, 'nobody') from tidings_queue";
+    assert_eq!(dashboard.text(held).await, "nobody");
+    let superuser = database.superuser().connect().await;
+    let row = superuser.query_one(at_work, &[]).await.expect(at_work);
+    assert!(row.get::<_, bool>(0), "it takes longer than that");
 }
 
 #[tokio::test(flavor = "multi_thread")]
