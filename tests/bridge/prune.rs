@@ -440,14 +440,19 @@ async fn a_batch_finds_its_rows_without_reading_the_table() {
         .expect("young rows, of which nothing is known");
     let explain = "explain (analyze, buffers, format json) \
                    select * from tidings_prune_batch('1 hour', 0, 100)";
-    let messages = owner.simple_query(explain).await.expect(explain);
-    let lines = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    let plan: serde_json::Value = serde_json::from_str(&lines.collect::<String>()).expect("a plan");
-    let plan = &plan[0]["Plan"];
-    let touched = ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| plan[name].as_u64());
-    let touched: u64 = touched.into_iter().flatten().sum();
-    assert!(touched <= BUFFERS, "{touched} buffers: {plan:#}");
+    // What Postgres forgets meanwhile of its catalogs, it reads again. Not each time.
+    let mut least = u64::MAX;
+    for _ in 0..3 {
+        let messages = owner.simple_query(explain).await.expect(explain);
+        let lines = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan: serde_json::Value =
+            serde_json::from_str(&lines.collect::<String>()).expect("a plan");
+        let plan = &plan[0]["Plan"];
+        let touched = ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| plan[name].as_u64());
+        least = least.min(touched.into_iter().flatten().sum());
+    }
+    assert!(least <= BUFFERS, "{least} buffers");
 }

@@ -199,7 +199,8 @@ impl Kind {
                     "error_log stderr crit;",
                     "-c",
                 ]);
-                command.arg(main_file);
+                // It takes this for a list of sockets.
+                command.arg(main_file).env_remove("NGINX");
                 command
             }
             Self::Caddy => {
