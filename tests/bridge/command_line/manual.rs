@@ -6,12 +6,15 @@ use super::{command, said};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_and_pages_tell_of_each_command() {
-    for shell in ["bash", "zsh", "fish"] {
+    for (shell, of_tidings) in [
+        ("bash", " tidings\n"),
+        ("zsh", "#compdef tidings\n"),
+        ("fish", "complete -c tidings "),
+    ] {
         let text = said(command(&["completions", shell]), "").await.well();
-        assert!(
-            text.contains("uninstall") || text.contains("status"),
-            "{shell}"
-        );
+        for expected in [of_tidings, "uninstall", "status"] {
+            assert!(text.contains(expected), "{expected:?} for {shell}: {text}");
+        }
     }
     let page = said(command(&["man"]), "").await.well();
     assert!(page.contains(".TH tidings 1"), "{page}");

@@ -75,6 +75,19 @@ async fn it_shows_what_waits_and_what_comes_and_leaves_it_to_the_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_text_commands_no_terminal_and_stays_one_line() {
+    let database = Database::migrated().await;
+    database
+        .execute("select send_notification('alice', e'\\x1b[2Jone\\ntwo\\u0085', event => 'build')")
+        .await;
+    let line = Tail::start(&database, &[]).line().await;
+    assert!(
+        line.ends_with("  build  \\u{1b}[2Jone\\ntwo\\u{85}"),
+        "{line}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_begins_with_the_last_rows_if_asked_and_survives_its_session() {
     let database = Database::migrated().await;
     database
