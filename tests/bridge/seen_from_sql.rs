@@ -6,6 +6,7 @@ use tokio_postgres::{Client, error::SqlState};
 use crate::support::{
     bridge::Bridge,
     database::{Database, start_cluster},
+    process::Served,
     rows, until,
 };
 
@@ -80,6 +81,9 @@ async fn pending_is_what_is_neither_sent_nor_expired() {
         .execute("update notifications set created_at = '-infinity' where user_id = 'bob'")
         .await;
     assert_eq!(dashboard.pending().await, ["alice 2", "bob 1"]);
+    let ageless = "select (select string_agg(user_id, ' ') from tidings_pending where age is null) \
+        || ', all ' || (select age is null from tidings_pending_total)";
+    assert_eq!(dashboard.text(ageless).await, "bob, all true");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,11 +168,19 @@ async fn a_bridge_appears_falls_asleep_and_is_gone() {
         let version = env!("CARGO_PKG_VERSION");
         format!("{version} bridge {} asleep", bridge.address())
     });
+    // Not one whose session is gone and whose number somebody else has been given.
+    let superuser = database.superuser().connect().await;
+    let gone = "insert into tidings_bridges_seen \
+        select 'gone', '1', 'bridge', 'a', null, now() - interval '1 hour', a.pid, \
+          a.backend_start - interval '1 hour', 'asleep', now() - interval '1 hour', 0, \
+          interval '0', now() - interval '2 minutes' \
+        from pg_stat_activity as a where a.pid = pg_backend_pid()";
+    superuser.batch_execute(gone).await.expect(gone);
     assert_eq!(dashboard.texts(what).await, expected);
     // The superuser sees the beginnings of sessions, and so the same.
-    let superuser = database.superuser().connect().await;
     let rows = superuser.query(what, &[]).await.expect(what);
-    assert_eq!(rows.len(), 2);
+    let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(rows, expected);
     bridge.stop().await;
     database
         .until("select count(*) = 1 from tidings_bridges")
@@ -411,8 +423,10 @@ async fn a_bridge_that_may_not_tell_serves_all_the_same() {
              (select oid::regprocedure from pg_proc where proname = 'tidings_report')); end $$",
         )
         .await;
-    let bridge = Bridge::start(&database).await;
-    let mut source = bridge.connect_live("alice").await;
+    let mut bridge = Served::start(&database, &[]).await;
+    bridge.until_logged("WARN", "`tidings check` tells").await;
+    let mut source = bridge.connect("alice", None).await;
+    until(&mut source, "tidings.caught-up").await;
     database
         .execute("select send_notification('alice', 'x')")
         .await;
