@@ -1,14 +1,23 @@
--- The session whose transaction has held a lock on one of our tables for longest,
--- as far as this role may see it.
+-- Who uses our tables in the transaction that has been open for longest, as far as
+-- this role may see it; whoever only reads comes last, since few migrations wait for
+-- that.
 --
--- $1 schema.
+-- $1 schema. `pid` is that of a session that may be ended.
 select
   concat_ws(
     ' ',
     format('session %s', s.pid),
-    format('(%s)', nullif(concat_ws(', ', s.usename, nullif(s.application_name, '')), ''))
+    '(' || nullif(
+      concat_ws(
+        ', ',
+        s.usename,
+        nullif(s.application_name, ''),
+        nullif(s.backend_type, 'client backend')
+      ),
+      ''
+    ) || ')'
   ) as who,
-  s.pid,
+  case when coalesce(s.backend_type, 'client backend') = 'client backend' then s.pid end as pid,
   extract(epoch from clock_timestamp() - s.xact_start)::bigint as seconds
 from pg_locks as l
 join pg_stat_activity as s on s.pid = l.pid
@@ -20,5 +29,5 @@ where
   and c.relnamespace = to_regnamespace(quote_ident($1))
   and c.relkind = 'r'
   and (c.relname in ('notifications', 'stream_tickets') or c.relname like 'tidings\_%')
-order by s.xact_start
+order by l.mode in ('AccessShareLock', 'RowShareLock'), s.xact_start
 limit 1

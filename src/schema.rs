@@ -38,7 +38,9 @@ pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Who waits for a table's lock is waited for by all writers that come after. So a
 /// migration gives up its turn after the first, and tries again after the second.
-const LOCK_TIMEOUT: &str = "1s";
+/// Longer than `deadlock_timeout` (1 s, as a rule), after which Postgres has an
+/// autovacuum make room.
+const LOCK_TIMEOUT: &str = "2s";
 const LOCK_PAUSE: Duration = Duration::from_secs(2);
 
 /// The lock is polled, not waited for: a waiting session would hold a snapshot
@@ -265,7 +267,7 @@ pub async fn found(client: &Client, schema: &SchemaName) -> Option<i32> {
 ///
 /// Safe when several do so at once: refinery takes no lock, so an advisory lock
 /// is held around it. Beside applications that write, too: they never wait for longer
-/// than a second for a lock that it can't get.
+/// than two seconds for a lock that it can't get.
 ///
 /// # Errors
 ///

@@ -51,8 +51,8 @@ pub struct MigrateOptions {
     /// it. It needs no right to change anything
     #[arg(long)]
     pub dry_run: bool,
-    /// How long to try to get tables for itself that others use; applications wait for a
-    /// second at most, each time
+    /// How long to try to get tables for itself that others use; applications wait for
+    /// two seconds at most, each time
     #[arg(long, default_value = "60s", value_parser = duration_between::<1, 86_400>)]
     pub lock_limit: Duration,
 }

@@ -41,8 +41,8 @@ pub enum SchemaError {
     },
     /// The schema must be changed, and this role may not.
     #[error(
-        "the schema {schema} must be migrated, and {role} may not do it: run `tidings migrate` as \
-             its owner; or, if this role is to do it, let a DBA run: {cure}"
+        "the schema {schema} is to be changed, and {role} may not do it: let its owner \
+             run `tidings migrate`, or what you have run; or, if this role is to do it, let a DBA run: {cure}"
     )]
     NotOwner {
         /// Where.
@@ -206,7 +206,10 @@ impl fmt::Display for LockHolder {
                 )
             }
             (Some(who), None) => write!(f, "{who} uses it"),
-            (None, _) => write!(f, "whoever used it has ended meanwhile"),
+            (None, _) => write!(
+                f,
+                "it can't be seen who uses it (it has ended, or is a prepared transaction)"
+            ),
         }
     }
 }
@@ -216,7 +219,9 @@ pub(super) fn waited_for_a_lock(error: &refinery::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
-            return error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
+            let code = error.code();
+            return code == Some(&SqlState::LOCK_NOT_AVAILABLE)
+                || code == Some(&SqlState::T_R_DEADLOCK_DETECTED);
         }
         source = cause.source();
     }

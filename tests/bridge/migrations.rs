@@ -313,6 +313,10 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_finds_no_gap_names_who_is_in_the_way() {
     let database = at_version(9).await;
+    // Older, but nobody has to wait for it.
+    let reader = database.owner().connect().await;
+    let read = "begin; select from notifications";
+    reader.batch_execute(read).await.expect("a transaction");
     let slow = database.owner().connect().await;
     let open = "set application_name = 'the slow one'; begin; \
         insert into notifications (user_id, text) values ('alice', 'x')";

@@ -151,6 +151,11 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "grant select (text) on notifications to public",
             "public has select (text) on table public.notifications",
         ),
+        // Which members of tidings_writer may have, but not everybody.
+        (
+            "grant select (id) on notifications to public",
+            "public has select (id) on table public.notifications",
+        ),
         (
             "grant execute on function send_notification(text, text, text) to public",
             "public has execute on function public.send_notification",

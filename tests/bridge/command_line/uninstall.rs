@@ -98,7 +98,11 @@ async fn what_others_have_built_on_it_stops_it() {
         owner.execute(undoing).await;
     }
     // It is not for the bridge to do.
-    run(&database, &["uninstall", "--yes"]).await.badly();
+    let told = run(&database, &["uninstall", "--yes"]).await.badly();
+    assert!(
+        told.contains("let its owner run `tidings migrate`, or what you have run"),
+        "{told}"
+    );
     run(&database.owner(), &["uninstall", "--yes"]).await.well();
 }
 
