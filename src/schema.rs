@@ -2,6 +2,7 @@
 //! one that this bridge understands.
 
 mod error;
+mod locks;
 mod ownership;
 mod plan;
 mod removal;
@@ -11,14 +12,10 @@ use std::{fmt, str::FromStr, time::Duration};
 use refinery::{Migration, Runner};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, error::SqlState, types::Type};
-use tracing::{info, warn};
+use tracing::info;
 
 use self::ownership::Owner;
-pub use self::{
-    error::{LockHolder, SchemaError},
-    plan::plan,
-    removal::Removal,
-};
+pub use self::{error::SchemaError, locks::LockHolder, plan::plan, removal::Removal};
 use crate::database::{self, DatabaseUrl};
 
 mod embedded {
@@ -35,13 +32,6 @@ const OLDEST_SERVER: i32 = 13_00_00;
 /// Bridges that start together wait for each other this long, and so long a migration
 /// tries to get locks that others hold.
 pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
-
-/// Who waits for a table's lock is waited for by all writers that come after. So a
-/// migration gives up its turn after the first, and tries again after the second.
-/// Longer than `deadlock_timeout` (1 s, as a rule), after which Postgres has an
-/// autovacuum make room.
-const LOCK_TIMEOUT: &str = "2s";
-const LOCK_PAUSE: Duration = Duration::from_secs(2);
 
 /// The lock is polled, not waited for: a waiting session would hold a snapshot
 /// that blocks `create index concurrently`.
@@ -302,58 +292,11 @@ pub async fn migrate(
         Fit::TooOld { found } => {
             owner.check(&client, schema).await?;
             refuse_foreign(&client, schema, found).await?;
-            apply(&mut client, schema, lock_limit).await?;
+            locks::apply(&mut client, schema, lock_limit).await?;
         }
     }
     owner.grant(&client, schema).await?;
     restamp_restored(&client, schema).await
-}
-
-/// Applies what is missing, without keeping writers waiting.
-async fn apply(
-    client: &mut Client,
-    schema: &SchemaName,
-    lock_limit: Duration,
-) -> Result<(), SchemaError> {
-    let timeout = format!("set lock_timeout = '{LOCK_TIMEOUT}'");
-    client.batch_execute(&timeout).await?;
-    let give_up = Instant::now() + lock_limit;
-    let mut waits = false;
-    loop {
-        let outcome = runner().run_async(client).await;
-        let report = match &outcome {
-            Ok(report) => Some(report),
-            Err(error) => error.report(),
-        };
-        for applied in report.map_or(&[][..], |report| report.applied_migrations()) {
-            info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
-        }
-        match outcome {
-            Ok(_) => break,
-            Err(error) if !error::waited_for_a_lock(&error) => return Err(error.into()),
-            Err(_) => {}
-        }
-        let holder = LockHolder::find(client, schema).await?;
-        if Instant::now() + LOCK_PAUSE > give_up {
-            return Err(SchemaError::InUse {
-                schema: schema.clone(),
-                lock_limit,
-                holder,
-            });
-        }
-        if !waits {
-            warn!(
-                schema = %schema,
-                "a migration needs a table for itself, and {holder}: writers go on, and it is tried \
-                 again for {} s",
-                lock_limit.as_secs()
-            );
-            waits = true;
-        }
-        sleep(LOCK_PAUSE).await;
-    }
-    client.batch_execute("reset lock_timeout").await?;
-    Ok(())
 }
 
 /// What `serve` does at its start: checks, and migrates if the schema is too

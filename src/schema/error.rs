@@ -1,10 +1,8 @@
 //! Why the schema can't be used.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use tokio_postgres::{Client, error::SqlState, types::Type};
-
-use super::{LOCK_LIMIT, SchemaName, quoted};
+use super::{LOCK_LIMIT, SchemaName, locks::LockHolder, quoted};
 use crate::database::{ConnectError, describe};
 
 /// Why the schema can't be used.
@@ -74,7 +72,7 @@ pub enum SchemaError {
         "the schema {schema} was not migrated, or not to the end: for {} s a table was not free, and \
          {holder}. Nothing was left half done, and the older bridges go on: let that transaction \
          end{}, and run `tidings migrate` again, or with --lock-limit=10m", lock_limit.as_secs(),
-         holder.pid.map_or_else(String::new, |pid| format!(", or end it (select pg_terminate_backend({pid});)"))
+         holder.pid().map_or_else(String::new, |pid| format!(", or end it (select pg_terminate_backend({pid});)"))
     )]
     InUse {
         /// Where.
@@ -156,76 +154,6 @@ impl SchemaError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Connect(error) if error.is_passing())
     }
-}
-
-/// Whose transaction has held a lock on one of our tables for longest.
-#[derive(Debug)]
-pub struct LockHolder {
-    who: Option<String>,
-    pid: Option<i32>,
-    seconds: Option<i64>,
-}
-
-impl LockHolder {
-    /// Looks for it.
-    ///
-    /// # Errors
-    ///
-    /// What Postgres says.
-    pub(super) async fn find(
-        client: &Client,
-        schema: &SchemaName,
-    ) -> Result<Self, tokio_postgres::Error> {
-        let holder = include_str!("../../sql/lock_holder.sql");
-        let schema = [(&schema.name() as _, Type::TEXT)];
-        let rows = client.query_typed(holder, &schema).await?;
-        Ok(match rows.first() {
-            Some(row) => Self {
-                who: row.try_get("who")?,
-                pid: row.try_get("pid")?,
-                seconds: row.try_get("seconds")?,
-            },
-            None => Self {
-                who: None,
-                pid: None,
-                seconds: None,
-            },
-        })
-    }
-}
-
-impl fmt::Display for LockHolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.who, self.seconds) {
-            (Some(who), Some(seconds)) => {
-                let open = Duration::from_secs(seconds.unsigned_abs());
-                let open = humantime::format_duration(open);
-                write!(
-                    f,
-                    "{who} uses it in a transaction that has been open for {open}"
-                )
-            }
-            (Some(who), None) => write!(f, "{who} uses it"),
-            (None, _) => write!(
-                f,
-                "it can't be seen who uses it (it has ended, or is a prepared transaction)"
-            ),
-        }
-    }
-}
-
-/// Whether a migration gave up since somebody else held a lock.
-pub(super) fn waited_for_a_lock(error: &refinery::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
-            let code = error.code();
-            return code == Some(&SqlState::LOCK_NOT_AVAILABLE)
-                || code == Some(&SqlState::T_R_DEADLOCK_DETECTED);
-        }
-        source = cause.source();
-    }
-    false
 }
 
 /// refinery hides what Postgres said behind its own sentence.

@@ -6,7 +6,7 @@ use refinery::Migration;
 use tokio_postgres::Client;
 
 use super::{
-    Fit, HISTORY, LOCK_TIMEOUT, SchemaError, SchemaName, check_server, fit, literal,
+    Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, locks::LOCK_TIMEOUT,
     ownership::Owner, quoted, refuse_foreign, runner, version,
 };
 use crate::database::{self, DatabaseUrl};
