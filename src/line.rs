@@ -183,7 +183,14 @@ impl Line {
         loop {
             // The stream is polled only when all its earlier bytes are in the
             // kernel's hands: that is what "sent" rests on.
-            ready!(self.poll_write(cx))?;
+            if self.poll_write(cx)?.is_pending() {
+                // The kernel ends what makes no progress; the stream may have to
+                // end before that.
+                return match &mut self.stream {
+                    Some(stream) => stream.poll_cut_off(cx).map(Ok),
+                    None => Poll::Pending,
+                };
+            }
             let Some(stream) = &mut self.stream else {
                 return Poll::Ready(Ok(()));
             };

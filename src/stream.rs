@@ -194,6 +194,25 @@ impl EventStream {
         self
     }
 
+    /// Resolves once the stream must end although its client takes nothing: its
+    /// time has come, or the bridge ends it. To be polled while earlier bytes
+    /// wait for the client; nothing more can be said to it then.
+    pub fn poll_cut_off(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if let Poll::Ready(ending) = self.connection.poll_ending(cx) {
+                self.end_for(ending);
+            }
+            if self.ends.has_come() {
+                self.phase = Phase::Over;
+                return Poll::Ready(());
+            }
+            ready!(self.alarm.poll(cx));
+            // It rang for a heartbeat or a warning, which have to wait.
+            let heartbeat = self.streams.heartbeats.next();
+            self.alarm.set(heartbeat.min(self.ends.at()));
+        }
+    }
+
     /// The client takes nothing any more.
     pub fn fall_silent(&mut self) {
         self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Silent));

@@ -2,6 +2,7 @@
 //! browser. Tests wait for signals, never for time.
 
 mod admission;
+mod attacks;
 mod browser;
 mod cli;
 mod command_line;

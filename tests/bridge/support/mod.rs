@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod bridge;
+pub mod bystander;
 pub mod database;
 pub mod dev;
 pub mod event_source;

@@ -1,0 +1,97 @@
+//! A well-behaved client beside an attack: how long its rows take.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{Client, types::ToSql};
+
+use super::{bridge::token, database::Database, event_source::EventSource, until};
+
+/// An attack may delay other clients by this much at the 99th percentile.
+/// Promise 1 speaks of milliseconds; the rest is for a busy test machine.
+const TOLERANCE: Duration = Duration::from_millis(100);
+
+/// One user with one open stream, and an application that inserts rows for it.
+pub struct Bystander {
+    user: String,
+    application: Client,
+    stream: EventSource,
+}
+
+/// How long rows took from before their INSERT until the client had them, in
+/// ascending order.
+#[derive(Debug)]
+pub struct Delays(Vec<Duration>);
+
+impl Bystander {
+    /// Watches a stream of `user` that is live already.
+    pub async fn watch(database: &Database, user: &str, stream: EventSource) -> Self {
+        Self {
+            user: user.to_owned(),
+            application: database.connect().await,
+            stream,
+        }
+    }
+
+    /// Inserts so many rows one after the other, and measures each.
+    pub async fn receive(&mut self, count: usize) -> Delays {
+        let mut delays = Vec::with_capacity(count);
+        for _ in 0..count {
+            delays.push(self.receive_one().await);
+        }
+        delays.sort_unstable();
+        Delays(delays)
+    }
+
+    /// Inserts one row, and measures how long it takes.
+    pub async fn receive_one(&mut self) -> Duration {
+        let insert = "insert into notifications (user_id, text) values ($1, 'bystander')";
+        let start = Instant::now();
+        let row: [&(dyn ToSql + Sync); 1] = [&self.user];
+        let inserted = self.application.execute(insert, &row);
+        let (inserted, event) = tokio::join!(inserted, self.stream.next_event());
+        inserted.expect("a row");
+        assert_eq!(event.data, "bystander");
+        start.elapsed()
+    }
+}
+
+impl Delays {
+    /// The 99th percentile.
+    pub fn p99(&self) -> Duration {
+        self.0[self.0.len() * 99 / 100]
+    }
+
+    /// The median.
+    pub fn p50(&self) -> Duration {
+        self.0[self.0.len() / 2]
+    }
+
+    /// Fails if rows took noticeably longer than `undisturbed` ones.
+    pub fn assert_close_to(&self, undisturbed: &Self) {
+        let (during, before) = (self.p99(), undisturbed.p99());
+        assert!(
+            during <= before + TOLERANCE,
+            "p99 was {before:?} undisturbed and {during:?} during the attack"
+        );
+    }
+}
+
+/// Opens a new stream of a user for whom one row waits, and measures the time
+/// from before the connection until the row is there.
+pub async fn time_to_first_row(
+    address: std::net::SocketAddr,
+    database: &Database,
+    user: &str,
+) -> Duration {
+    database
+        .execute(&format!("select send_notification('{user}', 'waiting')"))
+        .await;
+    let bearer = format!("Bearer {}", token(user));
+    let start = Instant::now();
+    let headers = [("Authorization", bearer.as_str())];
+    let mut stream = EventSource::open(address, "/stream", &headers).await;
+    assert_eq!(stream.next_event().await.data, "waiting");
+    let took = start.elapsed();
+    until(&mut stream, "tidings.caught-up").await;
+    took
+}
