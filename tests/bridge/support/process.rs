@@ -16,15 +16,15 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     sync::mpsc,
-    time::timeout,
+    time::{interval, timeout},
 };
 
 use super::{
     PATIENCE,
-    bridge::{SECRET, refused, token},
+    bridge::{ASKS_AGAIN, SECRET, refused, token},
     database::Database,
     event_source::{EventSource, Response, get},
-    with_room,
+    until, with_room,
 };
 
 /// A bridge of its own process, and where it listens.
@@ -160,6 +160,32 @@ impl Served {
         let mut headers = vec![("Authorization", bearer.as_str())];
         headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
         EventSource::open(self.address, "/stream", &headers).await
+    }
+
+    /// A stream of `user` that has got its backlog, and is live.
+    pub async fn connect_live(&self, user: &str) -> EventSource {
+        let mut source = self.connect(user, None).await;
+        until(&mut source, "tidings.caught-up").await;
+        source
+    }
+
+    /// Waits until the metric of this name, with its labels, is as wanted, asking
+    /// all the while.
+    pub async fn until_metric(&self, name: &str, is_wanted: impl Fn(f64) -> bool) {
+        let mut last = None;
+        let asking = async {
+            let mut pace = interval(ASKS_AGAIN);
+            while !last.is_some_and(&is_wanted) {
+                pace.tick().await;
+                let metrics = get(self.admin_address, "/metrics", &[]).await;
+                let metrics = metrics.expect("an answer").text().await;
+                let value = |line: &str| line.strip_prefix(name)?.trim().parse().ok();
+                last = metrics.lines().find_map(value);
+            }
+        };
+        if timeout(PATIENCE, asking).await.is_err() {
+            panic!("{name} was {last:?}");
+        }
     }
 
     /// How many were turned away for this reason.
