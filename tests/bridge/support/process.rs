@@ -37,7 +37,8 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");
 
 fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
-    spawn_program(PROGRAM, database, more, environment)
+    let program = std::env::var("OLD").unwrap_or(PROGRAM.into());
+    spawn_program(&program, database, more, environment)
 }
 
 fn spawn_program(

@@ -1,7 +1,11 @@
 //! A client that asks for a stream and never reads it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -10,8 +14,11 @@ use tokio::{
 use super::bridge::token;
 
 /// What its kernel takes for it, which is little: most of a backlog stays with the
-/// bridge.
-const RECEIVE_BUFFER: u32 = 4 << 10;
+/// bridge. Each of a few dozen clients has a buffer of another size, so that they
+/// stop at different places of a page, some of them between two pages.
+const RECEIVE_BUFFER: usize = 4 << 10;
+const SIZES: usize = 64;
+static OPENED: AtomicUsize = AtomicUsize::new(0);
 
 /// An open connection. Dropping it closes it.
 pub struct Stalled(TcpStream);
@@ -19,22 +26,28 @@ pub struct Stalled(TcpStream);
 impl Stalled {
     /// Asks for a stream of `user`.
     pub async fn open(address: SocketAddr, user: &str) -> Self {
-        Self::ask(address.ip(), address, user, "/stream").await
+        Self::ask(address, user, "/stream").await
     }
 
-    /// Asks for a stream of `user` at this path, from this address.
-    pub async fn ask(from: IpAddr, address: SocketAddr, user: &str, path: &str) -> Self {
+    /// Asks for a stream of `user` at this path.
+    pub async fn ask(address: SocketAddr, user: &str, path: &str) -> Self {
+        let bearer = format!("Authorization: Bearer {}\r\n", token(user));
+        Self::request(address, path, &bearer).await
+    }
+
+    /// Asks for a stream with nothing but the ticket in this path.
+    pub async fn ask_with_ticket(address: SocketAddr, path: &str) -> Self {
+        Self::request(address, path, "").await
+    }
+
+    async fn request(address: SocketAddr, path: &str, headers: &str) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        let bound = socket.bind(SocketAddr::new(from, 0));
-        bound.expect("an address");
-        socket
-            .set_recv_buffer_size(RECEIVE_BUFFER)
+        let size = RECEIVE_BUFFER + (OPENED.fetch_add(1, Ordering::Relaxed) % SIZES << 10);
+        SockRef::from(&socket)
+            .set_recv_buffer_size(size)
             .expect("a small buffer");
         let mut stream = socket.connect(address).await.expect("a connection");
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: tidings\r\nAuthorization: Bearer {}\r\n\r\n",
-            token(user)
-        );
+        let request = format!("GET {path} HTTP/1.1\r\nHost: tidings\r\n{headers}\r\n");
         let written = stream.write_all(request.as_bytes()).await;
         written.expect("a request");
         Self(stream)
