@@ -1,6 +1,7 @@
 //! `tidings serve` as a process of its own.
 
 use std::{
+    env,
     fmt::{Debug, Display},
     fs,
     net::SocketAddr,
@@ -33,11 +34,15 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
     (served.child, served.address)
 }
 
+/// Another program to test, such as an earlier release: to see that the tests of
+/// attacks fail with it.
+const OTHER_PROGRAM: &str = "TIDINGS_TEST_PROGRAM";
+
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");
 
 fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
-    let program = std::env::var("OLD").unwrap_or(PROGRAM.into());
+    let program = env::var(OTHER_PROGRAM).unwrap_or_else(|_| PROGRAM.to_owned());
     spawn_program(&program, database, more, environment)
 }
 
