@@ -349,7 +349,7 @@ impl EventStream {
             }
             let notification = event.notification();
             if position.is_new(notification.key) {
-                position.advance(notification.key, &batch.snapshot, batch.follows(index));
+                batch.advance(position, index);
                 if !notification.expires.has_passed() {
                     self.row = notification.key.id;
                     let id = EventId {
@@ -368,13 +368,9 @@ impl EventStream {
             }
             index += 1;
         }
-        match &batch.end {
-            End::MorePages => {}
-            End::Live(tail) => position.join(tail),
-            End::CaughtUp { top } => {
-                position.finish(*top, &batch.snapshot);
-                self.go_live(chunk);
-            }
+        batch.finish(position);
+        if let End::CaughtUp { .. } = batch.end {
+            self.go_live(chunk);
         }
     }
 
