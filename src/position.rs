@@ -278,7 +278,9 @@ fn running_below(floor: Xid, snapshot: &Snapshot) -> BTreeMap<Xid, i64> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection::btree_map, prelude::*};
+    use std::cmp::Ordering;
+
+    use proptest::{collection::btree_map, option, prelude::*};
 
     use super::*;
 
@@ -294,6 +296,10 @@ mod tests {
         })
     }
 
+    fn unread() -> impl Strategy<Value = Unread> {
+        btree_map((0..200u64).prop_map(Xid), 0..20i64, 0..=9).prop_map(Unread)
+    }
+
     pub(super) fn row() -> impl Strategy<Value = RowKey> {
         (0..210u64, 1..21i64).prop_map(|(xid, id)| RowKey { xid: Xid(xid), id })
     }
@@ -305,6 +311,36 @@ mod tests {
             joined.join(&b);
             prop_assert_eq!(joined.is_new(row), a.is_new(row) && b.is_new(row));
             prop_assert!(joined.open.keys().all(|&xid| xid < joined.floor));
+        }
+
+        #[test]
+        fn a_step_sees_what_is_below_it_but_for_what_is_left_unread(
+            before in position(9), step in row(), row in row(), unread in unread()
+        ) {
+            prop_assume!(before.is_new(step));
+            let mut after = before.clone();
+            after.advance(step, &Snapshot::new(Xid(300), Vec::new()), Follows::Other, &unread);
+            let is_left = unread.0.get(&row.xid).is_some_and(|&read| row.id > read);
+            let is_new = match row.xid.cmp(&step.xid) {
+                Ordering::Less => before.is_new(row) && is_left,
+                Ordering::Equal => unread.0.contains_key(&row.xid) && row.id > step.id,
+                Ordering::Greater => before.is_new(row),
+            };
+            prop_assert_eq!(after.is_new(row), is_new);
+            prop_assert!(after.open.keys().all(|&xid| xid < after.floor));
+        }
+
+        #[test]
+        fn an_end_has_seen_all_but_what_is_left_unread(
+            before in position(9), row in row(), unread in unread(), top in option::of(0..210u64)
+        ) {
+            let top = top.map(Xid);
+            let mut after = before.clone();
+            after.finish(top, &Snapshot::new(Xid(300), Vec::new()), &unread);
+            let is_left = unread.0.get(&row.xid).is_some_and(|&read| row.id > read);
+            let is_above = row.xid >= before.floor.max(top.map_or(Xid(0), Xid::next));
+            prop_assert_eq!(after.is_new(row), is_above || before.is_new(row) && is_left);
+            prop_assert!(after.open.keys().all(|&xid| xid < after.floor));
         }
 
         #[test]

@@ -88,7 +88,7 @@ const BESIDE: usize = 4;
 /// Transactions that are read in pieces at once, each of which may add a text to a
 /// page: 16 MiB at most. While there are so many, one of them has to be read to its
 /// end before another begins. An event's id can name four times as many.
-const MOST_BEGUN: usize = 16;
+pub const MOST_BEGUN: usize = 16;
 
 /// Bytes of a text at most, as the column's constraint has it. The queries leave
 /// larger ones out.
