@@ -319,7 +319,11 @@ impl Bridge {
         for writer in 0..WRITERS {
             self.play(Step::Commit(writer));
         }
-        while self.read_tail() == Rest::More {}
+        let mut left = self.table.rows.len() + 100;
+        while self.read_tail() == Rest::More {
+            left -= 1;
+            assert!(left > 0, "the tail comes to no end");
+        }
         for stream in 0..STREAMS.len() {
             let mut left = 20 * self.table.rows.len() + 100;
             while self.write(stream) {
