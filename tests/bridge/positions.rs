@@ -447,7 +447,7 @@ async fn while_a_large_transaction_is_read_later_ones_overtake_it_and_are_not_cu
     let database = Database::migrated().await;
     let mut stage = Stage::open(&database).await;
     stage.writers[0].run(&insert(1)).await;
-    insert_all(&stage, "large", 40).await;
+    insert_all(&stage, "large", 100).await;
     for (text, rows) in [("one", 1), ("two", 2), ("three", 3), ("last", 1)] {
         insert_all(&stage, text, rows).await;
     }

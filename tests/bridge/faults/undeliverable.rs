@@ -120,6 +120,7 @@ async fn rows_that_cannot_be_delivered_do_not_stop_who_comes_and_who_returns() {
         assert!(took <= LATEST, "{took:?}");
         expect_next(&database, &mut alice, "after").await;
         database
+            .owner()
             .execute("delete from notifications where text = 'after'")
             .await;
     }
