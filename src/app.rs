@@ -254,7 +254,8 @@ impl App {
             Arc::clone(&activity),
             options.safety_look,
         )
-        .await?;
+        .await?
+        .with_page_rows(options.tail_rows.into());
         let found = patiently(&parts.url, QueryError::is_passing, || {
             reader::incarnation(&pool)
         });

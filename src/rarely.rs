@@ -24,8 +24,13 @@ struct Untold {
 impl Rarely {
     /// It has happened: how often, if it is time to tell.
     pub fn count(&self, now: Instant) -> Option<u64> {
+        self.add(1, now)
+    }
+
+    /// It has happened so many times: how often, if it is time to tell.
+    pub fn add(&self, times: u64, now: Instant) -> Option<u64> {
         let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        untold.count += 1;
+        untold.count += times;
         let is_time = untold
             .told
             .is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);

@@ -2,3 +2,4 @@
 //! clients must not notice. Every test asserts an upper bound for them.
 
 mod pages;
+mod transactions;
