@@ -262,7 +262,10 @@ impl App {
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
         }
-        let drained = Drained::open(pool.clone(), Arc::clone(&sql), &schema).await?;
+        let drained = patiently(&parts.url, QueryError::is_passing, || {
+            Drained::open(pool.clone(), Arc::clone(&sql), &schema)
+        })
+        .await?;
         let (reads, ended) = (Reads::default(), Ended::default());
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
@@ -340,15 +343,14 @@ impl App {
             health: Arc::clone(&health),
             activity: Arc::clone(&activity),
         };
-        let reporter = Reporter::open(
+        let reporter = Reporter::new(
             address.to_string(),
             activity,
             Arc::clone(&hub),
             pool.clone(),
             sql,
-            &schema,
-        )
-        .await?;
+            schema,
+        );
         Ok(Self {
             hub,
             health,
