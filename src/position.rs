@@ -318,6 +318,9 @@ mod tests {
     }
 
     proptest! {
+        // Some cases are one in a hundred or rarer.
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
         #[test]
         fn a_join_has_seen_what_either_has_seen(a in position(9), b in position(9), row in row()) {
             let mut joined = a.clone();

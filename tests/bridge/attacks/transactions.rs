@@ -87,6 +87,6 @@ async fn a_transaction_with_very_many_rows_of_many_users_delays_no_other_rows() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_with_very_many_rows_of_one_client_delays_no_other_rows() {
-    let count = ROWS / 5 * scale();
+    let count = ROWS * 2 / 5 * scale();
     no_row_is_late_beside(count, "'alice'", count).await;
 }
