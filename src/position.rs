@@ -333,7 +333,9 @@ mod tests {
         fn a_step_sees_what_is_below_it_but_for_what_is_left_unread(
             before in dense_position(), step in dense_row(), row in dense_row(), unread in unread()
         ) {
-            prop_assume!(before.is_new(step));
+            if !before.is_new(step) {
+                return Ok(());
+            }
             let mut after = before.clone();
             after.advance(step, &Snapshot::new(Xid(300), Vec::new()), Follows::Other, &unread);
             let is_left = unread.0.get(&row.xid).is_some_and(|&read| row.id > read);
