@@ -318,6 +318,9 @@ mod tests {
     }
 
     proptest! {
+        // Some cases are one in a hundred or rarer.
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
         #[test]
         fn a_join_has_seen_what_either_has_seen(a in position(9), b in position(9), row in row()) {
             let mut joined = a.clone();
@@ -330,7 +333,9 @@ mod tests {
         fn a_step_sees_what_is_below_it_but_for_what_is_left_unread(
             before in dense_position(), step in dense_row(), row in dense_row(), unread in unread()
         ) {
-            prop_assume!(before.is_new(step));
+            if !before.is_new(step) {
+                return Ok(());
+            }
             let mut after = before.clone();
             after.advance(step, &Snapshot::new(Xid(300), Vec::new()), Follows::Other, &unread);
             let is_left = unread.0.get(&row.xid).is_some_and(|&read| row.id > read);

@@ -50,28 +50,25 @@ async fn no_row_is_late_beside(count: usize, user: &str, of_alice: usize) {
          select {user}, 'bulk' from generate_series(1, {count}) n"
     );
     let writer = database.connect().await;
-    let begun = Instant::now();
     let attack = tokio::spawn(async move {
         writer.batch_execute(&insert).await.expect("rows");
         let committed = Instant::now();
         (rows(&mut alice, of_alice).await, committed.elapsed())
     });
-    let (mut worst, mut measurements) = (Duration::ZERO, 0);
+    let mut worst = Duration::ZERO;
     // Also those that are on their way when alice has got her last row.
     while !attack.is_finished() {
         let during = bystander.receive(MEASURED).await;
         // Of so few, that is the latest.
         worst = worst.max(during.p99());
-        measurements += 1;
     }
     let (got, took) = attack.await.expect("alice's rows");
-    println!(
-        "{count} rows: read in {took:?} after the commit, {:?} in all; the bystander's latest of \
-         {measurements} x {MEASURED} rows took {worst:?}, undisturbed {:?}",
-        begun.elapsed(),
+    assert!(
+        worst <= LATEST,
+        "a row of the bystander took {worst:?}, undisturbed {:?}; the transaction was read \
+         {took:?} after its commit",
         undisturbed.p99()
     );
-    assert!(worst <= LATEST, "a row of the bystander took {worst:?}");
     let owed = database
         .ids("select id from notifications where user_id = 'alice' order by xid, id")
         .await;
@@ -87,6 +84,6 @@ async fn a_transaction_with_very_many_rows_of_many_users_delays_no_other_rows() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_with_very_many_rows_of_one_client_delays_no_other_rows() {
-    let count = ROWS / 5 * scale();
+    let count = ROWS * 2 / 5 * scale();
     no_row_is_late_beside(count, "'alice'", count).await;
 }

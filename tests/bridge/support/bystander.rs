@@ -80,6 +80,11 @@ impl Delays {
         self.0[self.0.len() * 99 / 100]
     }
 
+    /// The median.
+    pub fn p50(&self) -> Duration {
+        self.0[self.0.len() / 2]
+    }
+
     /// Fails if rows took noticeably longer than `undisturbed` ones.
     pub fn assert_close_to(&self, undisturbed: &Self) {
         let (during, before) = (self.p99(), undisturbed.p99());
