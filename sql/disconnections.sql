@@ -1,15 +1,23 @@
--- Which streams were to end since a snapshot.
+-- One page of the streams that were to end since a position
+-- (V13__disconnect_everyone.sql).
 --
--- $1 the snapshot of the reading before. Always a row, for the snapshot of this
--- one; without a user if there is none. `timeline` and `since` tell in which
--- incarnation of the server it was read (session.sql). `clock` is what the time
--- was there.
+-- $1 floor, null to begin at the present; $2 open transactions (ascending), $3 the
+-- last id read of each, $4 rows at most. Always a row, for the snapshot of this
+-- reading; without a key if there is none. `timeline` and `since` tell in which
+-- incarnation of the server it was read (session.sql), `inserted` and `flushed`
+-- how much of what it sees is on disk. `clock` is what the time was there.
 select
-  pg_current_snapshot()::text as snapshot,
+  pg_current_snapshot() as snapshot,
   ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
   (select stats_reset from pg_stat_bgwriter) as since,
+  pg_current_wal_insert_lsn() as inserted,
+  pg_current_wal_flush_lsn() as flushed,
   clock_timestamp() as clock,
+  d.xid,
+  d.id,
   d.user_id,
   d.ticket
 from (select) as one
-left join :"schema".tidings_disconnections_since($1::text::pg_snapshot) as d on true
+left join :"schema".tidings_disconnections_page($1::xid8, $2::xid8[], $3::bigint[], $4::int) as d
+  on true
+order by d.xid, d.id

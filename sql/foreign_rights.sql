@@ -62,7 +62,9 @@ with
     where
       proowner = (select oid from owner)
       and (
-        proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
+        proname in (
+          'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone'
+        )
         or proname like 'tidings\_%'
       )
     union all

@@ -58,7 +58,9 @@ begin
           and prokind in ('f', 'p')
           and proowner = owner
           and (
-            proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
+            proname in (
+              'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone'
+            )
             or proname like 'tidings\_%'
           )
       ),
@@ -70,6 +72,7 @@ begin
           ('tidings_bridge', 'select', 'tidings_schema_history'),
           ('tidings_bridge', 'execute', 'tidings_pruned_through'),
           ('tidings_bridge', 'execute', 'tidings_disconnections_since'),
+          ('tidings_bridge', 'execute', 'tidings_disconnections_page'),
           ('tidings_bridge', 'select, insert, update', 'tidings_drained'),
           ('tidings_bridge', 'select', 'tidings_reopened'),
           -- Removes what has had its time, and nothing else.
@@ -88,6 +91,7 @@ begin
           -- Opens everybody's stream, and ends it.
           ('tidings_issuer', 'execute', 'create_stream_ticket'),
           ('tidings_issuer', 'execute', 'disconnect_user'),
+          ('tidings_issuer', 'execute', 'disconnect_everyone'),
           ('tidings_issuer', 'select, delete', 'stream_tickets'),
           -- Counts, and doesn't read.
           (

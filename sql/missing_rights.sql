@@ -24,7 +24,8 @@ with
       f.oid
     from place
     join pg_proc as f on pronamespace = place.oid
-    where proname in ('tidings_pruned_through', 'tidings_disconnections_since', 'tidings_report')
+    where
+      proname in ('tidings_pruned_through', 'tidings_disconnections_page', 'tidings_report')
     union all
     select format('pg_catalog.%s', name), name::regprocedure
     from unnest(

@@ -140,7 +140,9 @@ begin
       and prokind in ('f', 'p')
       and proowner = owner
       and (
-        proname in ('send_notification', 'create_stream_ticket', 'disconnect_user')
+        proname in (
+          'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone'
+        )
         or proname like 'tidings\_%'
       )
   loop

@@ -10,9 +10,11 @@ use crate::identity::{Disconnection, Identity};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Noted(u64);
 
-/// Disconnections that are remembered for those who are being identified, which
-/// takes seconds at most: 100 kB. Who has missed more is sent back.
-const REMEMBERED_DISCONNECTIONS: usize = 1_000;
+/// Disconnections that are remembered for those who are being identified: 1 MB, or
+/// 4 MB if all user ids are of the longest. That is five pages of the listener, so a
+/// client that is identified within milliseconds misses none of them even while
+/// millions of users are logged out. One that has missed more is sent back.
+const REMEMBERED_DISCONNECTIONS: usize = 10_000;
 
 /// Which streams were to end lately.
 #[derive(Debug, Default)]
@@ -30,9 +32,13 @@ impl Disconnected {
     /// Remembers them.
     pub fn add(&mut self, disconnections: &[Disconnection]) {
         self.count += disconnections.len() as u64;
-        self.last.extend(disconnections.iter().cloned());
-        let beyond = self.last.len().saturating_sub(REMEMBERED_DISCONNECTIONS);
-        self.last.drain(..beyond);
+        let beyond = disconnections
+            .len()
+            .saturating_sub(REMEMBERED_DISCONNECTIONS);
+        let last = &disconnections[beyond..];
+        let room = REMEMBERED_DISCONNECTIONS - last.len();
+        self.last.drain(..self.last.len().saturating_sub(room));
+        self.last.extend(last.iter().cloned());
     }
 
     /// Whether one that came after `noted` means this client, or might.
@@ -53,16 +59,15 @@ mod tests {
         let user = |name| UserId::parse(name).expect("a user");
         let (mut disconnected, alice) = (Disconnected::default(), Identity::from(user("alice")));
         let noted = disconnected.note();
-        let other = Disconnection {
-            user: user("carol"),
-            ticket: None,
-        };
+        let other = Disconnection::User(user("carol"));
         let mut add = |count| {
             disconnected.add(&vec![other.clone(); count]);
             assert!(disconnected.last.len() <= REMEMBERED_DISCONNECTIONS);
             disconnected.means(&alice, noted)
         };
-        assert!(!add(REMEMBERED_DISCONNECTIONS));
+        assert!(!add(REMEMBERED_DISCONNECTIONS - 1));
+        assert!(!add(1));
         assert!(add(1));
+        assert!(add(2 * REMEMBERED_DISCONNECTIONS));
     }
 }

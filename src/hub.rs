@@ -232,17 +232,24 @@ impl Hub {
         }
     }
 
-    /// Tells the connections concerned to end.
+    /// Tells the connections concerned to end, and those that are still being
+    /// identified once they register.
     pub fn disconnect(&self, disconnections: &[Disconnection]) {
         let mut registry = lock(&self.registry);
         registry.disconnected.add(disconnections);
         for one in disconnections {
-            for registered in registry.users.get(&one.user).into_iter().flatten() {
-                if one.means(&one.user, registered.ticket) {
-                    registered.mailbox.end(Ending::Disconnected);
-                }
+            match one.user() {
+                Some(user) => end(one, registry.users.get(user).into_iter().flatten()),
+                None => end(one, registry.users.values().flatten()),
             }
         }
+    }
+
+    /// Disconnections were left unread that may mean clients which are being
+    /// identified: these are sent back once they register.
+    pub fn skip_disconnections(&self) {
+        let mut registry = lock(&self.registry);
+        registry.disconnected.add(&[Disconnection::Everyone]);
     }
 
     /// Sorts notifications by user, and leaves out the users who are away.
@@ -334,6 +341,15 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.hub.unregister(&self.user, &self.mailbox);
+    }
+}
+
+/// Ends those of `connections`, all of a user who is concerned, that are meant.
+fn end<'a>(one: &Disconnection, connections: impl Iterator<Item = &'a Registered>) {
+    for registered in connections {
+        if one.means_ticket(registered.ticket) {
+            registered.mailbox.end(Ending::Disconnected);
+        }
     }
 }
 

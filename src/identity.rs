@@ -65,20 +65,60 @@ impl TicketHash {
     }
 }
 
-/// Whose streams are to end, by `disconnect_user` or because a ticket was
-/// removed.
+/// Which streams are to end, by `disconnect_user` and `disconnect_everyone` or
+/// because tickets were removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disconnection {
-    /// The user.
-    pub user: UserId,
-    /// Only those that this ticket opened; all of them if there is none.
-    pub ticket: Option<TicketHash>,
+pub enum Disconnection {
+    /// All of a user's.
+    User(UserId),
+    /// Those of a user that this ticket opened.
+    Ticket(UserId, TicketHash),
+    /// Those of a user that any ticket opened.
+    Tickets(UserId),
+    /// Everyone's that any ticket opened.
+    AllTickets,
+    /// Everyone's.
+    Everyone,
 }
 
 impl Disconnection {
+    /// As the database has it: without a user it concerns everyone, without a
+    /// ticket all streams, and an empty ticket stands for any. `None` for what
+    /// no stream can match.
+    pub fn from_columns(user: Option<&str>, ticket: Option<&[u8]>) -> Option<Self> {
+        match (user, ticket) {
+            (None, None) => Some(Self::Everyone),
+            (None, Some(_)) => Some(Self::AllTickets),
+            (Some(user), None) => UserId::parse(user).map(Self::User),
+            (Some(user), Some([])) => UserId::parse(user).map(Self::Tickets),
+            (Some(user), Some(hash)) => Some(Self::Ticket(
+                UserId::parse(user)?,
+                TicketHash::from_bytes(hash)?,
+            )),
+        }
+    }
+
+    /// The user whose streams end; `None` for everyone.
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            Self::User(user) | Self::Ticket(user, _) | Self::Tickets(user) => Some(user),
+            Self::AllTickets | Self::Everyone => None,
+        }
+    }
+
     /// Whether a stream of this user, opened with this ticket, is to end.
     pub fn means(&self, user: &UserId, ticket: Option<TicketHash>) -> bool {
-        self.user == *user && (self.ticket.is_none() || self.ticket == ticket)
+        self.user().is_none_or(|whose| whose == user) && self.means_ticket(ticket)
+    }
+
+    /// Whether a stream that was opened with this ticket is to end, if its user is
+    /// concerned.
+    pub fn means_ticket(&self, ticket: Option<TicketHash>) -> bool {
+        match self {
+            Self::User(_) | Self::Everyone => true,
+            Self::Ticket(_, gone) => ticket == Some(*gone),
+            Self::Tickets(_) | Self::AllTickets => ticket.is_some(),
+        }
     }
 }
 
@@ -114,4 +154,43 @@ pub enum Unidentified {
     /// Nobody can tell at the moment: what it takes is out of reach.
     #[error("it can't be told at the moment who you are: try again in some seconds")]
     Unavailable,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_database_says_ends_these_streams_and_no_others() {
+        let user = |name| UserId::parse(name).expect("a user");
+        let (gone, kept) = (TicketHash([1; 32]), TicketHash([2; 32]));
+        let streams = [
+            ("alice", None),
+            ("alice", Some(gone)),
+            ("alice", Some(kept)),
+            ("bob", None),
+            ("bob", Some(gone)),
+        ];
+        let ended = |user_id, ticket| {
+            let one = Disconnection::from_columns(user_id, ticket).expect("a disconnection");
+            streams.map(|(name, ticket)| one.means(&user(name), ticket))
+        };
+        let hash: &[u8] = &[1; 32];
+        let (no, yes) = (false, true);
+        assert_eq!(ended(Some("alice"), None), [yes, yes, yes, no, no]);
+        assert_eq!(ended(Some("alice"), Some(hash)), [no, yes, no, no, no]);
+        assert_eq!(ended(Some("alice"), Some(&[])), [no, yes, yes, no, no]);
+        assert_eq!(ended(None, Some(&[])), [no, yes, yes, no, yes]);
+        assert_eq!(ended(None, None), [yes; 5]);
+    }
+
+    #[test]
+    fn a_row_that_no_stream_can_match_is_never_taken_for_everyone() {
+        let long = "x".repeat(256);
+        for user in ["", &long] {
+            assert_eq!(Disconnection::from_columns(Some(user), None), None);
+            assert_eq!(Disconnection::from_columns(Some(user), Some(&[])), None);
+        }
+        assert_eq!(Disconnection::from_columns(Some("alice"), Some(&[1])), None);
+    }
 }

@@ -4,6 +4,7 @@
 //! A notification only says "look"; the rows come from the table. A lost
 //! notification or connection therefore delays an event and never loses it.
 
+mod disconnections;
 mod pause;
 mod remembered;
 mod session;
@@ -17,6 +18,7 @@ use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
 pub use self::session::ListenError;
 use self::{
+    disconnections::Progress,
     pause::Pause,
     remembered::Remembered,
     session::{LOOK_LIMIT, Session},
@@ -30,10 +32,11 @@ use crate::{
     health::{Doorbell, Health},
     history::History,
     hub::{Hub, Reading, Tail},
+    identity::Disconnection,
     mailbox::{Ending, Recovery},
     position::{Position, Rest},
     rarely::{Failing, Rarely},
-    reader::{self, PageSize, Rings, Unusable},
+    reader::{self, Disconnections, PageSize, Rings, Unusable},
     safe_floor::SafeFloor,
     schema::SchemaName,
     snapshot::Xid,
@@ -45,17 +48,6 @@ const TRIGGER: &str = "tidings_ring_doorbell";
 
 /// How often the bell itself is looked after.
 const DOORBELL_LOOK: Duration = Duration::from_secs(5);
-
-/// How often it is read which streams are to end: a logout takes effect within
-/// seconds.
-const DISCONNECTIONS_LOOK: Duration = Duration::from_secs(1);
-
-/// What every stream was to end for is kept for a day. A bridge that has not
-/// read it for so long ends all.
-const DISCONNECTIONS_MISSED: Duration = Duration::from_secs(12 * 60 * 60);
-
-/// The snapshot that has seen nothing.
-const NOTHING_SEEN: &str = "1:1:";
 
 /// After a bell for which nothing was found, the next look waits until this much
 /// later: any role may ring the bell, and a flood of forged rings costs no more
@@ -88,21 +80,13 @@ pub struct Listener {
     /// Smaller while the network carries no more in time.
     page_size: PageSize,
     unusable: Rarely,
-    disconnections: DisconnectionsRead,
+    disconnections: Progress,
     /// The bell can stay silent for rows that fire no trigger (loaded with
     /// `session_replication_role = replica`, say), and when a bridge died as it
     /// told writers not to ring: look without it this often. It also is the proof
     /// that the connection is alive.
     safety_look: Duration,
     session: Option<Session>,
-}
-
-/// How far it has been read which streams are to end.
-#[derive(Debug)]
-struct DisconnectionsRead {
-    /// The snapshot of the last reading.
-    snapshot: String,
-    at: Instant,
 }
 
 impl Listener {
@@ -137,10 +121,7 @@ impl Listener {
             full_page: PageSize::TAIL,
             page_size: PageSize::TAIL,
             unusable: Rarely::default(),
-            disconnections: DisconnectionsRead {
-                snapshot: NOTHING_SEEN.to_owned(),
-                at: Instant::now(),
-            },
+            disconnections: Progress::none(Instant::now()),
             safety_look,
             session: None,
         };
@@ -200,7 +181,7 @@ impl Listener {
             let looked_at = Instant::now();
             let looking = async {
                 let (kept, look) = self.keep_watch(&session, watch, &mut flow).await?;
-                if self.disconnections.at + DISCONNECTIONS_LOOK <= looked_at {
+                if self.disconnections.is_due(looked_at) {
                     self.disconnect(&session).await?;
                 }
                 if inspect_at <= looked_at {
@@ -231,7 +212,7 @@ impl Listener {
             backoff.reset();
             failing.is_over();
             self.health.looked();
-            if look == Look::More {
+            if look == Look::More || self.disconnections.is_due(Instant::now()) {
                 continue;
             }
             let took = looked_at.elapsed();
@@ -338,23 +319,40 @@ impl Listener {
         }
     }
 
-    /// Reads which streams are to end since the last time, and ends them.
+    /// Reads the next page of which streams are to end, and ends them.
     async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
+        let position = Some(self.disconnections.position());
+        let page = self.disconnections_page(session, position).await?;
+        self.disconnections.read(&page, Instant::now());
+        // They are rows of this cluster like those of the table.
+        self.safe
+            .read_up_to(self.disconnections.position().floor(), page.log);
+        self.hub.disconnect(&page.found);
+        Ok(())
+    }
+
+    async fn disconnections_page(
+        &self,
+        session: &Session,
+        position: Option<&Position>,
+    ) -> Result<Disconnections, ListenError> {
         let (client, query) = (&session.client, &session.disconnections);
-        let seen = &self.disconnections.snapshot;
         let asked = Moment::here();
-        let read = reader::disconnections(client, query, seen).await?;
+        let page = reader::disconnections(client, query, position).await?;
         let clock = &self.activity.clock;
-        clock.compare(asked, read.clock, Moment::here());
-        if read.incarnation != session.history.incarnation {
+        clock.compare(asked, page.clock, Moment::here());
+        if page.incarnation != session.history.incarnation {
             return Err(ListenError::OtherIncarnation);
         }
-        self.disconnections = DisconnectionsRead {
-            snapshot: read.snapshot,
-            at: Instant::now(),
-        };
-        self.hub.disconnect(&read.found);
-        Ok(())
+        Ok(page)
+    }
+
+    /// Where the disconnections end that concern no stream which is opened from now
+    /// on.
+    async fn present(&self, session: &Session) -> Result<Progress, ListenError> {
+        let page = self.disconnections_page(session, None);
+        let page = timeout(LOOK_LIMIT, page).await??;
+        Ok(Progress::begins(&page, Instant::now()))
     }
 
     /// Whether what rings the bell is in order; returns after how long to look
@@ -401,9 +399,10 @@ impl Listener {
     async fn reopen(&mut self) -> Result<Session, ListenError> {
         let session = Session::open(&self.url, &self.schema, &self.sql).await?;
         let (now, before) = (session.history, self.history);
-        if self.disconnections.at.elapsed() > DISCONNECTIONS_MISSED {
+        if self.disconnections.may_have_missed(Instant::now()) {
+            self.disconnections = self.present(&session).await?;
             warn!("too long without the database to know who was logged out, ending all streams");
-            self.hub.end_all(Ending::Disconnected);
+            self.hub.disconnect(&[Disconnection::Everyone]);
         }
         if now == before {
             info!("the listener hears the database again");
@@ -428,9 +427,7 @@ impl Listener {
         self.safe.crashed();
         self.position.fall_to(safe);
         self.history = history;
-        // Transaction ids are handed out again, so what is left is read anew: a
-        // stream that ends once more comes back.
-        self.disconnections.snapshot = NOTHING_SEEN.to_owned();
+        self.disconnections.fall_to(safe, Instant::now());
         self.hub.recover(Recovery { history, safe }, self.tail());
     }
 
@@ -446,14 +443,17 @@ impl Listener {
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = reader::tail_start(&session.client, &self.sql.tail_start);
         let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
+        let disconnections = self.present(session).await?;
+        // From here on nothing fails: a beginning that was cut off is repeated by the
+        // next session, which sees by the history that there was none.
         self.position = position;
         self.safe = SafeFloor::new(checkpointed);
         self.remembered = Remembered::default();
         self.history = session.history;
-        // Nobody is connected yet, or everybody is about to be sent back.
-        self.disconnections.snapshot = NOTHING_SEEN.to_owned();
-        let reading = self.disconnect(session);
-        timeout(LOOK_LIMIT, reading).await??;
+        // No stream is open yet, or all are about to end. The clients that are being
+        // identified have none, and may be among those that were to be disconnected.
+        self.disconnections = disconnections;
+        self.hub.skip_disconnections();
         self.hub.start(self.tail());
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::{
     batch::{Batch, End, Event},
     clock::Moment,
     history::Incarnation,
-    identity::{Disconnection, TicketHash},
+    identity::Disconnection,
     notification::{Expiry, Notification, UserId},
     pool::{Pool, QueryError},
     position::{Position, Rest, RowKey, Unread},
@@ -229,20 +229,34 @@ pub struct UserPage {
     pub batch: Batch,
 }
 
-/// Which streams were to end since a reading before.
+/// Rows in a page of disconnections: 5 ms at most, in which no row is delivered,
+/// and 2 MB if all user ids are of the longest.
+const DISCONNECTIONS_ROWS: usize = 2_000;
+
+/// Which streams were to end since a position: a page of them.
 #[derive(Debug)]
 pub struct Disconnections {
     /// In which incarnation of the server it was read.
     pub incarnation: Incarnation,
-    /// Of this reading.
-    pub snapshot: String,
+    /// What the statement could see.
+    pub snapshot: Snapshot,
+    /// Where the log stood.
+    pub log: Log,
     /// What time it was there.
     pub clock: Moment,
-    /// Whose.
+    /// The key of the last row that was read, also if no stream can match it.
+    pub last: Option<RowKey>,
+    /// Which streams.
     pub found: Vec<Disconnection>,
+    /// Whether that was all.
+    pub rest: Rest,
+    /// What the page leaves of the last row's transaction.
+    pub unread: Unread,
 }
 
-/// Which streams were to end since the reading whose snapshot is `seen`.
+/// The next page of which streams were to end since `position`; without a position
+/// none of them, but the last one there is. If everyone was disconnected since, it is
+/// that alone, and stands for all up to the last one there is.
 ///
 /// # Errors
 ///
@@ -250,24 +264,53 @@ pub struct Disconnections {
 pub async fn disconnections(
     client: &Client,
     query: &Statement,
-    seen: &str,
+    position: Option<&Position>,
 ) -> Result<Disconnections, Error> {
-    let rows = client.query(query, &[&seen]).await?;
-    let mut found = Vec::new();
-    for row in &rows {
-        let user: Option<String> = row.try_get("user_id")?;
-        let ticket: Option<&[u8]> = row.try_get("ticket")?;
-        if let Some(user) = user.and_then(|user| UserId::parse(&user)) {
-            let ticket = ticket.and_then(TicketHash::from_bytes);
-            found.push(Disconnection { user, ticket });
+    let floor = position.map(Position::floor);
+    let open = position.map(Position::open_xids).unwrap_or_default();
+    let reads = position.map(Position::open_reads).unwrap_or_default();
+    let limit = DISCONNECTIONS_ROWS as i32 + 1;
+    let rows = client
+        .query(query, &[&floor, &open, &reads, &limit])
+        .await?;
+    let head = head(&rows);
+    let (mut last, mut found) = (None::<RowKey>, Vec::new());
+    let (mut rest, mut unread) = (Rest::Nothing, Unread::NOTHING);
+    for (index, row) in rows.iter().enumerate() {
+        let Some(xid) = row.try_get("xid")? else {
+            break;
+        };
+        if index == DISCONNECTIONS_ROWS {
+            rest = Rest::More;
+            let cut_off = last.filter(|last| last.xid == xid);
+            unread = cut_off.map_or(Unread::NOTHING, Unread::after);
+            break;
+        }
+        last = Some(RowKey {
+            xid,
+            id: row.try_get("id")?,
+        });
+        let (user, ticket) = (row.try_get("user_id")?, row.try_get("ticket")?);
+        if position.is_some() {
+            found.extend(Disconnection::from_columns(user, ticket));
         }
     }
-    let head = head(&rows);
     Ok(Disconnections {
         incarnation: read_incarnation(head)?,
         snapshot: head.try_get("snapshot")?,
+        log: read_log(head)?,
         clock: head.try_get("clock")?,
+        last,
         found,
+        rest,
+        unread,
+    })
+}
+
+fn read_log(row: &Row) -> Result<Log, Error> {
+    Ok(Log {
+        inserted: row.try_get("inserted")?,
+        flushed: row.try_get("flushed")?,
     })
 }
 
@@ -351,10 +394,7 @@ pub async fn tail_page(
     runs.push(run);
     Ok(Page {
         rings: read_rings(head)?,
-        log: Log {
-            inserted: head.try_get("inserted")?,
-            flushed: head.try_get("flushed")?,
-        },
+        log: read_log(head)?,
         snapshot: Arc::new(head.try_get("snapshot")?),
         runs,
     })

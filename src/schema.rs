@@ -89,6 +89,11 @@ const NAMES: &[(i32, &str)] = &[
     (12, "tidings_bridges"),
     (12, "tidings_size"),
     (12, "tidings_queue"),
+    (13, "tidings_disconnections_page"),
+    (13, "tidings_prune_disconnections"),
+    (13, "disconnect_everyone"),
+    (13, "tidings_disconnections_xid_id"),
+    (13, "tidings_disconnections_everyone"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.

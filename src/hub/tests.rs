@@ -212,9 +212,10 @@ fn who_comes_while_the_bridge_drains_is_told_at_once() {
 }
 
 fn disconnection(user: &str, ticket: Option<u8>) -> Disconnection {
-    Disconnection {
-        user: UserId::parse(user).expect("a user"),
-        ticket: ticket.map(|byte| TicketHash([byte; 32])),
+    let user = UserId::parse(user).expect("a user");
+    match ticket {
+        Some(byte) => Disconnection::Ticket(user, TicketHash([byte; 32])),
+        None => Disconnection::User(user),
     }
 }
 
@@ -246,4 +247,37 @@ fn who_is_disconnected_while_being_identified_is_told_at_once() {
     hub.disconnect(&[disconnection("alice", None)]);
     hub.end_all(Ending::Draining);
     assert!(is_ended(&leaving));
+}
+
+#[test]
+fn everyone_is_disconnected_with_those_who_are_being_identified() {
+    let hub = Arc::new(Hub::new(1_000));
+    let noted = hub.note();
+    let with_ticket = |user: &str, noted| {
+        let identity = Identity {
+            ticket: Some(TicketHash([1; 32])),
+            ..UserId::parse(user).expect("a user").into()
+        };
+        hub.register(&identity, noted).0
+    };
+    let (token, ticket) = (connect(&hub, "alice"), with_ticket("bob", noted));
+    hub.disconnect(&[Disconnection::AllTickets]);
+    assert!(is_ended(&ticket) && is_ended(&with_ticket("carol", noted)));
+    assert!(!is_ended(&token) && !is_ended(&connect(&hub, "carol")));
+    hub.disconnect(&[Disconnection::Everyone]);
+    assert!(is_ended(&token));
+    let alice = UserId::parse("alice").expect("a user").into();
+    assert!(is_ended(&hub.register(&alice, noted).0));
+    assert!(!is_ended(&connect(&hub, "alice")));
+    assert!(!is_ended(&with_ticket("bob", hub.note())));
+}
+
+#[test]
+fn who_may_have_been_meant_by_what_was_left_unread_is_sent_back() {
+    let hub = Arc::new(Hub::new(1_000));
+    let (open, noted) = (connect(&hub, "alice"), hub.note());
+    hub.skip_disconnections();
+    let bob = UserId::parse("bob").expect("a user").into();
+    assert!(is_ended(&hub.register(&bob, noted).0));
+    assert!(!is_ended(&open) && !is_ended(&connect(&hub, "bob")));
 }

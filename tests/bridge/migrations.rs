@@ -180,7 +180,7 @@ async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
             "create role bridge_of_test login; \
              grant select on notifications, stream_tickets, tidings_schema_history \
                to bridge_of_test; \
-             grant execute on function tidings_disconnections_since, tidings_pruned_through \
+             grant execute on function tidings_disconnections_page, tidings_pruned_through \
                to bridge_of_test; \
              grant update (sent_at) on notifications to bridge_of_test; \
              grant select, update on sequence tidings_bell to bridge_of_test",

@@ -135,6 +135,64 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     }
 }
 
+/// A page of disconnections costs what is in it: behind a million, among them, and
+/// beside a transaction that has been open since before them.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_million_disconnections_a_page_of_them_costs_no_more() {
+    let database = Database::migrated().await;
+    let (client, _driver) = database::connect(&database.url(), |_| ())
+        .await
+        .expect("a session");
+    database::settle(&client).await.expect("its settings");
+    let sql = Sql::new(&SchemaName::public());
+    let prepare = format!("prepare page as {}", sql.disconnections);
+    client.batch_execute(&prepare).await.expect("a statement");
+    let first = "execute page ('3', '{}', '{}', 2001)";
+    // Planned while the table is empty.
+    client.batch_execute(first).await.expect(first);
+    let owner = database.owner().connect().await;
+    let fill = format!(
+        "alter table tidings_disconnections set (autovacuum_enabled = off); \
+         insert into tidings_disconnections (user_id) \
+         select 'user' || n from generate_series(1, {ROWS}) n"
+    );
+    owner.batch_execute(&fill).await.expect("a million");
+    let xid = "select xid::text::bigint from tidings_disconnections limit 1";
+    let xid = database.ids(xid).await[0];
+    for (page, rows) in [
+        (first.to_owned(), 2001),
+        (
+            format!("execute page ('{}', '{{}}', '{{}}', 2001)", xid + 1),
+            0,
+        ),
+        (
+            format!(
+                "execute page ('{}', '{{{xid}}}', '{{500000}}', 2001)",
+                xid + 1
+            ),
+            2001,
+        ),
+        // What was read of it is not read again, although this one is still open.
+        (
+            format!(
+                "execute page ('{}', '{{{}}}', '{{0}}', 2001)",
+                xid + 1,
+                xid - 1
+            ),
+            0,
+        ),
+        ("execute page (null, '{}', '{}', 2001)".to_owned(), 1),
+    ] {
+        let found = client.query(page.as_str(), &[]).await.expect(&page);
+        let found = found
+            .iter()
+            .filter(|row| row.get::<_, Option<i64>>("id").is_some());
+        assert_eq!(found.count(), rows, "{page}");
+        let (buffers, plan) = explain(&client, &page).await;
+        assert!(buffers <= BUFFERS, "{buffers} buffers: {page}: {plan:#}");
+    }
+}
+
 /// What waits is found by what waits: in a dashboard's session, which has no
 /// settings of ours.
 async fn assert_pending_is_cheap(database: &Database) {

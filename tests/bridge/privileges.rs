@@ -52,6 +52,8 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
                execute function tidings_ring_doorbell()",
             "select tidings_pruned_through()",
             "select * from tidings_disconnections_since('1:1:')",
+            "select * from tidings_disconnections_page('1', '{}', '{}', 1)",
+            "select tidings_prune_disconnections(1)",
             "select * from tidings_pruned",
             "select * from tidings_disconnections",
             "select * from tidings_drained",
@@ -124,6 +126,8 @@ async fn the_bridge_marks_and_can_change_nothing_else() {
             "truncate notifications",
             "select create_stream_ticket('alice')",
             "select disconnect_user('alice')",
+            "select disconnect_everyone()",
+            "select tidings_prune_disconnections(1)",
             "delete from stream_tickets",
             "update stream_tickets set user_id = 'bob'",
             "select * from tidings_pruned",
@@ -156,6 +160,7 @@ async fn a_monitor_sees_all_but_what_notifications_say() {
     may_not(
         &monitor,
         &[
+            "select disconnect_everyone()",
             "select text from notifications",
             "select notifications from notifications",
             "select * from stream_tickets",
@@ -274,6 +279,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
         "delete from tidings.stream_tickets",
         "select tidings.disconnect_user('alice')",
         "select tidings.disconnect_user(7)",
+        "select tidings.disconnect_everyone()",
     ] {
         caller.batch_execute(call).await.expect(call);
     }
@@ -284,7 +290,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
     let real = "select count(*) from tidings.notifications where text = 'real'";
     assert_eq!(superuser.ids(real).await, [3]);
     let ended = "select count(*) from tidings.tidings_disconnections";
-    assert_eq!(superuser.ids(ended).await, [4]);
+    assert_eq!(superuser.ids(ended).await, [5]);
     for fake in ["notifications", "stream_tickets", "tidings_disconnections"] {
         let fake = format!("select count(*) from pg_temp.{fake}");
         let count = caller.query_one(&fake, &[]).await.expect("a count");

@@ -406,7 +406,7 @@ async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
         unread: Arc::default(),
         tail: (*hub.tail()).clone(),
     });
-    hub.disconnect(&[Disconnection { user, ticket: None }]);
+    hub.disconnect(&[Disconnection::User(user)]);
     let mut body = Vec::new();
     while let Some(Ok(chunk)) = stream.next().await {
         body.extend_from_slice(&chunk);

@@ -1,6 +1,7 @@
 //! Denial of service: each attack of `docs/security.md` is made, and other
 //! clients must not notice. Every test asserts an upper bound for them.
 
+mod disconnections;
 mod marks;
 mod pages;
 mod tickets;

@@ -15,7 +15,7 @@ use crate::support::{
     account::Account,
     bridge::Bridge,
     database::{Database, start_forgetful_cluster},
-    event_source::{Event, EventSource, Item},
+    event_source::{End, Event, EventSource, Item},
     until,
 };
 
@@ -225,6 +225,55 @@ async fn transaction_ids_that_were_taken_and_never_logged_hide_no_row_when_they_
         account.client([round as i64], &[round as i64]);
     }
     account.close();
+    cluster.stop().await.expect("an end");
+}
+
+/// Heartbeats keep the stream's own patience from running out.
+async fn ends(source: &mut EventSource) {
+    let rest = tokio::time::timeout(PATIENCE, source.rest()).await;
+    assert_eq!(rest.expect("an end in time").1, End::Clean);
+}
+
+/// A logout bears the transaction id of one that was read before the crash and
+/// forgotten by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_after_a_crash_ends_streams_although_its_transaction_id_was_read_before() {
+    let mut cluster = start_forgetful_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    // As above: Postgres may have written its log of its own accord.
+    let mut forgotten = 0;
+    for round in 0.. {
+        if forgotten == ROUNDS {
+            break;
+        }
+        assert!(round < 10 * ROUNDS, "no crash forgets anything");
+        let mut alice = bridge.connect_live("alice").await;
+        let mut bob = bridge.connect_live("bob").await;
+        let hurried = connect_again(&database).await;
+        let off = "set synchronous_commit = off";
+        hurried.batch_execute(off).await.expect("a setting");
+        let log_out = async |client: &Client, user: &str| {
+            let log_out = format!("select disconnect_user('{user}')");
+            client.batch_execute(&log_out).await.expect("a logout");
+        };
+        for _ in 0..FORGOTTEN {
+            log_out(&hurried, &format!("carol {round}")).await;
+        }
+        log_out(&hurried, "bob").await;
+        ends(&mut bob).await;
+        let how = [Crash::Backend, Crash::Server][round % 2];
+        crash(&mut cluster, &database, how).await;
+        let writer = connect_again(&database).await;
+        let left =
+            format!("select count(*) from tidings_disconnections where user_id = 'carol {round}'");
+        if database.ids(&left).await[0] <= 2 {
+            forgotten += 1;
+        }
+        log_out(&writer, "alice").await;
+        ends(&mut alice).await;
+    }
+    bridge.stop().await;
     cluster.stop().await.expect("an end");
 }
 

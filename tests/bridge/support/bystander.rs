@@ -80,6 +80,11 @@ impl Delays {
         self.0[self.0.len() * 99 / 100]
     }
 
+    /// The longest: a single stall, however long, doesn't show in a percentile.
+    pub fn longest(&self) -> Duration {
+        self.0.last().copied().unwrap_or_default()
+    }
+
     /// The median.
     pub fn p50(&self) -> Duration {
         self.0[self.0.len() / 2]
