@@ -37,6 +37,7 @@ struct State {
     doorbell: Option<Doorbell>,
     pages: Option<Trouble>,
     marks: Option<String>,
+    ended_task: Option<&'static str>,
     draining: bool,
     listened: Listened,
 }
@@ -158,6 +159,8 @@ pub enum Status {
     Deaf,
     /// It hears it, and can't read pages from it.
     Blind,
+    /// A background task has ended that must not, and the process stops.
+    Broken,
     /// It is stopping.
     Draining,
 }
@@ -284,6 +287,12 @@ impl Health {
         self.state().marks = Some(reason);
     }
 
+    /// A background task has ended while the bridge serves, which is a bug. There
+    /// is no way back: the process has to be started again.
+    pub fn task_ended(&self, name: &'static str) {
+        self.state().ended_task.get_or_insert(name);
+    }
+
     /// The bridge is stopping.
     pub fn drain(&self) {
         self.state().draining = true;
@@ -293,7 +302,13 @@ impl Health {
     pub fn readiness(&self) -> Readiness {
         let state = self.state();
         let age = state.last_look.map(|look| look.elapsed());
-        let (status, reason) = if state.draining {
+        let (status, reason) = if let Some(task) = state.ended_task {
+            let reason = format!(
+                "the {task} has ended unexpectedly, so the process stops and must be started \
+                 again: please report this with the log"
+            );
+            (Status::Broken, Some(reason))
+        } else if state.draining {
             (Status::Draining, None)
         } else if let Some(trouble) = &state.trouble {
             (Status::Deaf, Some(trouble.clone()))
@@ -340,5 +355,24 @@ impl Readiness {
     /// Whether all is well.
     pub fn is_ready(&self) -> bool {
         self.status == Status::Ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_has_ended_is_named_and_stays_so_while_the_process_stops() {
+        let health = Health::default();
+        health.looked();
+        assert!(health.readiness().is_ready());
+        health.task_ended("marker");
+        health.task_ended("listener");
+        health.drain();
+        let readiness = health.readiness();
+        assert_eq!(readiness.status, Status::Broken);
+        let reason = readiness.reason.expect("a reason");
+        assert!(reason.starts_with("the marker has ended"), "{reason}");
     }
 }
