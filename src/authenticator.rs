@@ -1,6 +1,6 @@
 //! Finds out who is asking, from all that a request carries.
 
-use std::str::FromStr;
+use std::{str::FromStr, sync::Arc};
 
 use actix_web::{HttpRequest, http::header};
 
@@ -46,7 +46,7 @@ const MOST_TOKENS: usize = 4;
 /// at: it is somebody else's.
 pub struct Credentials {
     /// Tells whose a token is.
-    pub tokens: Option<Tokens>,
+    pub tokens: Option<Arc<Tokens>>,
     /// The cookie that may carry one.
     pub cookie: CookieName,
     /// What a proxy says.

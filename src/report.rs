@@ -123,6 +123,7 @@ impl Reporter {
     /// Tells until `stop`, and what is left then.
     pub async fn run(mut self, stop: CancellationToken) {
         if self.right == Right::Missing {
+            stop.cancelled().await;
             return;
         }
         while !stop.is_cancelled() {
