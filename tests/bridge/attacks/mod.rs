@@ -1,2 +1,4 @@
 //! Denial of service: each attack of `docs/security.md` is made, and other
 //! clients must not notice. Every test asserts an upper bound for them.
+
+mod logging;
