@@ -51,10 +51,11 @@ impl Setting {
         fs::write(self.path(), text).expect("a file");
     }
 
-    async fn of(&self, database: &Database, name: &str) -> Served {
+    /// A bridge that reads it.
+    async fn of(&self, database: &Database, name: &str, more: &[&str]) -> Served {
         let path = self.path();
         let path = path.to_str().expect("UTF-8");
-        Served::start_in(database, &[], &[(name, path)]).await
+        Served::start_in(database, more, &[(name, path)]).await
     }
 }
 
@@ -84,7 +85,7 @@ async fn assert_goes_on(source: &mut EventSource, database: &Database) {
 async fn another_secret_lets_others_in_and_ends_no_stream() {
     let database = Database::migrated().await;
     let setting = Setting::new(SECRET);
-    let mut bridge = setting.of(&database, "TIDINGS_JWT_SECRET_FILE").await;
+    let mut bridge = setting.of(&database, "TIDINGS_JWT_SECRET_FILE", &[]).await;
     let (old, new) = (token("alice"), token_of(OTHER_SECRET));
     let mut stream = live(&bridge, &old).await;
     assert_eq!(status(bridge.address(), &new).await, 401);
@@ -124,7 +125,10 @@ async fn another_public_key_lets_others_in_and_one_that_no_algorithm_serves_is_r
     let database = Database::migrated().await;
     let (old, new) = (KeyPair::p256(), KeyPair::p256());
     let setting = Setting::new(old.pem());
-    let mut bridge = setting.of(&database, "TIDINGS_JWT_PUBLIC_KEY_FILE").await;
+    let accepted = "--jwt-algorithms=HS256,ES256";
+    let mut bridge = setting
+        .of(&database, "TIDINGS_JWT_PUBLIC_KEY_FILE", &[accepted])
+        .await;
     let (old, theirs) = (old.token(ES256, "a"), new.token(ES256, "a"));
     assert_eq!(status(bridge.address(), &old).await, 200);
     setting.write(new.pem());
@@ -142,6 +146,15 @@ async fn another_public_key_lets_others_in_and_one_that_no_algorithm_serves_is_r
         .until_logged("WARN", "the tokens' public keys in")
         .await;
     assert!(!warned.to_string().contains("hunter2"), "{warned}");
+    setting.write(KeyPair::rsa().pem());
+    bridge.signal(Signal::SIGHUP);
+    let warned = bridge
+        .until_logged("WARN", "the tokens' public keys in")
+        .await;
+    assert!(
+        warned.to_string().contains("TIDINGS_JWT_ALGORITHMS"),
+        "{warned}"
+    );
     assert_eq!(status(bridge.address(), &theirs).await, 200);
 }
 
@@ -150,7 +163,7 @@ async fn new_connections_use_the_new_url_and_open_ones_stay() {
     let database = Database::migrated().await;
     let url = format!("{} application_name=", database.connection_string());
     let setting = Setting::new(&format!("{url}before"));
-    let mut bridge = setting.of(&database, "DATABASE_URL_FILE").await;
+    let mut bridge = setting.of(&database, "DATABASE_URL_FILE", &[]).await;
     let mut stream = live(&bridge, &token("alice")).await;
     let superuser = database.superuser();
     let sessions = |name: &str| {

@@ -253,6 +253,13 @@ async fn dev_is_interrupted_while_it_makes_its_database_and_starts_again_later()
     let (status, took) = end(&mut child).await;
     assert!(status.success(), "{status}");
     assert!(took < AT_ONCE + TOLERANCE, "it took {took:?}");
+    let made = fs::read_dir(folder.path()).expect("a folder");
+    let mut made = made.map(|entry| entry.expect("an entry").file_name());
+    let is_whole = |name: &str| name.starts_with("postgres-") && !name.ends_with(".new");
+    assert!(
+        !made.any(|name| is_whole(&name.to_string_lossy())),
+        "it made its database first"
+    );
     Dev::start(&folder).await.stop().await;
 }
 
