@@ -234,7 +234,8 @@ mod tests {
     /// The first failure, of which readiness tells at once.
     async fn failure(tasks: &Tasks, health: &Health) -> Failed {
         let begin = Instant::now();
-        let failed = tasks.failed().await;
+        let failed = timeout_at(begin + LIMIT, tasks.failed()).await;
+        let failed = failed.expect("it is told");
         assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
         let reason = health.readiness().reason.expect("a reason");
         assert!(reason.contains(failed.name), "{reason}");
