@@ -10,12 +10,12 @@ use std::{
 };
 
 use actix_web::{dev::Server, web};
+use futures_util::future::join_all;
 use tokio::{
     runtime::Handle,
-    task::JoinError,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -47,13 +47,16 @@ use crate::{
     pruner::{Pruned, Pruner},
     reader,
     refusals::Refusals,
+    reload::Reload,
     report::Reporter,
     retention::Retention,
     schema::{self, SchemaError, SchemaName},
     servers::{self, ServersError},
+    shutdown::Hangups,
     sockets::{self, Sockets},
     sql::Sql,
     stream::Streams,
+    tasks::{Failed, Failure, Stopped, Task, Tasks},
     telemetry,
     ticket::Tickets,
     tls::Certificate,
@@ -68,8 +71,37 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const START_FIRST: Duration = Duration::from_millis(200);
 const START_LONGEST: Duration = Duration::from_secs(3);
 
+/// Beyond the drain time, the whole shutdown takes no longer than this: the process
+/// then ends, whatever hangs. Process managers are told to wait for so long.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Of that, so much is left for what follows when all tasks have ended or were cut
+/// off: the admin server, the last lines of the log, and the end of the runtime.
+const EXIT_RESERVE: Duration = Duration::from_millis(1_500);
+
 /// How long the listener may take to end: a look, and the lock given back.
 const LISTENER_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the HTTP server may take to end when it has cut off its connections.
+const SERVER_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the last marks may take: in a shutdown whose other parts take no time,
+/// all of [`SHUTDOWN_LIMIT`], as rows that go without their marks are sent again.
+const MARKER_LIMIT: Duration = SHUTDOWN_LIMIT;
+
+/// How long the last report may take; it gives up by itself before that.
+const REPORTER_LIMIT: Duration = Duration::from_millis(1_500);
+
+/// How long the pruner may take, which is dropped where it waits.
+const PRUNER_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the admin server may take, which cuts off its connections.
+const ADMIN_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long a bridge with these settings may take to stop.
+pub fn shutdown_limit(options: &BridgeOptions) -> Duration {
+    options.drain + SHUTDOWN_LIMIT
+}
 
 /// A bridge that is ready to run.
 pub struct App {
@@ -87,6 +119,10 @@ pub struct App {
     address: SocketAddr,
     admin_address: SocketAddr,
     certificate: Option<Arc<Certificate>>,
+    reload: Option<Reload>,
+    tasks: Tasks,
+    /// Those that have nothing to finish.
+    background: Vec<Task>,
 }
 
 /// Why the bridge did not start.
@@ -124,19 +160,19 @@ pub enum StartError {
 /// Why the bridge stopped without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A server gave up.
+    /// A task can't go on, such as a server whose socket fails.
     #[error("the {0} failed: {1}")]
-    Server(&'static str, io::Error),
+    Failed(&'static str, String),
     /// A task is gone, which is a bug.
     #[error("the {0} ended unexpectedly; please report this with the log")]
     Ended(&'static str),
 }
 
-impl RunError {
-    fn of_server(name: &'static str, ended: Result<io::Result<()>, JoinError>) -> Self {
-        match ended {
-            Ok(Err(error)) => Self::Server(name, error),
-            Ok(Ok(())) | Err(_) => Self::Ended(name),
+impl From<Failed> for RunError {
+    fn from(Failed { name, how }: Failed) -> Self {
+        match how {
+            Failure::Error(error) => Self::Failed(name, error),
+            Failure::Returned | Failure::Panicked => Self::Ended(name),
         }
     }
 }
@@ -162,6 +198,8 @@ pub struct Parts {
     pub origins: Origins,
     /// The demo page, in `tidings dev`.
     pub demo: Option<Demo>,
+    /// The settings whose files SIGHUP reads again.
+    pub reloadable: Option<Box<ServeOptions>>,
 }
 
 impl Parts {
@@ -174,7 +212,7 @@ impl Parts {
         let user_header = options.trust.user_header()?;
         let tokens = options.tokens()?;
         let credentials = Credentials {
-            tokens,
+            tokens: tokens.map(Arc::new),
             cookie: options.trust.cookie_name.clone(),
             user_header,
             tickets: match options.trust.tickets {
@@ -193,6 +231,7 @@ impl Parts {
             migrate: options.migrate,
             certificate: options.tls.certificate()?,
             demo: None,
+            reloadable: Some(Box::new(options.clone())),
         })
     }
 }
@@ -206,8 +245,18 @@ impl App {
     ///
     /// [`StartError`]. A database that can't be reached is tried for 30 s.
     pub async fn build(parts: Parts, options: &BridgeOptions) -> Result<Self, StartError> {
-        if let Some(tokens) = &parts.credentials.tokens {
-            tokens.start();
+        let health = Arc::new(Health::default());
+        let tasks = Tasks::new(Arc::clone(&health));
+        let mut background = Vec::new();
+        let tokens = parts.credentials.tokens.clone();
+        if let Some(tokens) = &tokens {
+            if let Some(warning) = tokens.warning() {
+                warn!("{warning}");
+            }
+            let key_set = tokens.key_set();
+            // Early, so that its keys are there for the first connection.
+            background
+                .extend(key_set.map(|set| tasks.start_endless("key set refresh", set.refresh())));
         }
         sockets::warn_of_few_files(&options.limits, options.pool_size);
         let (direct_url, sessions) = match parts.direct_url {
@@ -238,7 +287,6 @@ impl App {
         };
         let sql = Arc::new(Sql::new(&schema));
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
-        let health = Arc::new(Health::default());
         let marks = Arc::new(Marks::default());
         let activity = Arc::new(Activity::default());
         let size = options.pool_size.into();
@@ -334,6 +382,13 @@ impl App {
             refusals: web::Data::from(refusals),
         };
         let certificate = parts.certificate.map(Arc::new);
+        let reload = parts.reloadable.map(|options| Reload {
+            options,
+            url: parts.url.clone(),
+            direct_url: parts.direct_url.clone(),
+            tokens,
+            certificate: certificate.clone(),
+        });
         let sockets = Arc::new(sockets);
         let (server, address) =
             servers::bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
@@ -367,6 +422,9 @@ impl App {
             address,
             admin_address,
             certificate,
+            reload,
+            tasks,
+            background,
         })
     }
 
@@ -385,76 +443,97 @@ impl App {
         &self.hub
     }
 
-    /// Serves until `shutdown` resolves, then stops in order: no new
-    /// connections, no new rows, the streams spread over the drain time, the
-    /// last marks.
+    /// Runs a task beside the bridge for as long as that runs, under the same
+    /// contract as its own ([`Tasks`]): if it ends by itself or panics, readiness
+    /// turns red and the bridge stops with an error. It is dropped when the bridge
+    /// stops. The name is a noun that can follow "the".
+    pub fn supervise(
+        &mut self,
+        name: &'static str,
+        running: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.background
+            .push(self.tasks.start_endless(name, running));
+    }
+
+    /// Reads secrets and certificates from their files again at each of these.
+    pub fn reload_on(&mut self, hangups: Hangups) {
+        if let Some(reload) = self.reload.take() {
+            self.supervise("reload on SIGHUP", reload.run(hangups));
+        }
+    }
+
+    /// Serves until `shutdown` resolves or a task ends by itself, then stops in order:
+    /// no new connections, no new rows, the streams spread over the drain time, the
+    /// last marks. What takes too long is cut off, so that stopping takes no longer
+    /// than the drain time and ten seconds.
     ///
     /// # Errors
     ///
     /// [`RunError`], if it stopped for another reason.
-    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         info!(
             address = %self.address, admin_address = %self.admin_address,
             "streaming on {}://{}/stream, the operator's page is http://{}/",
             if self.certificate.is_some() { "https" } else { "http" },
             self.address, self.admin_address
         );
-        let _renewal = self
-            .certificate
-            .map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.renew())));
-        let _telling =
-            AbortOnDropHandle::new(tokio::spawn(telemetry::keep_telling_what_was_left_out()));
-        let stop_marker = CancellationToken::new();
-        let marker = tokio::spawn(self.marker.run(stop_marker.clone()));
-        let stop_pruner = CancellationToken::new();
-        let _pruner = self
+        if let Some(certificate) = self.certificate.take() {
+            self.supervise("certificate renewal", certificate.renew());
+        }
+        self.supervise("log summary", telemetry::keep_telling_what_is_missing());
+        let tasks = &self.tasks;
+        let marker = tasks.start("marker", MARKER_LIMIT, |stop| self.marker.run(stop));
+        let pruner = self
             .pruner
-            .map(|pruner| AbortOnDropHandle::new(tokio::spawn(pruner.run(stop_pruner.clone()))));
-        let stop_reporter = CancellationToken::new();
-        let reporter = tokio::spawn(self.reporter.run(stop_reporter.clone()));
-        let stop_listener = CancellationToken::new();
-        let mut listener =
-            AbortOnDropHandle::new(tokio::spawn(self.listener.run(stop_listener.clone())));
-        let (handle, admin_handle) = (self.server.handle(), self.admin.handle());
-        // In tasks of their own: a server stops only while somebody drives it.
-        let mut server = AbortOnDropHandle::new(tokio::spawn(self.server));
-        let mut admin = AbortOnDropHandle::new(tokio::spawn(self.admin));
+            .map(|pruner| tasks.start("pruner", PRUNER_LIMIT, |stop| pruner.run(stop)));
+        let reporter = tasks.start("reporter", REPORTER_LIMIT, |stop| self.reporter.run(stop));
+        let listener = tasks.start("listener", LISTENER_LIMIT, |stop| self.listener.run(stop));
+        let server_limit = self.drain + servers::STOP_GRACE + SERVER_LIMIT;
+        let server = tasks.start("HTTP server", server_limit, |stop| {
+            drive(self.server, Stop::Gracefully, stop)
+        });
+        let admin = tasks.start("admin server", ADMIN_LIMIT, |stop| {
+            drive(self.admin, Stop::AtOnce, stop)
+        });
 
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
-            _ = &mut listener => Err(RunError::Ended("listener")),
-            ended = &mut server => Err(RunError::of_server("HTTP server", ended)),
-            ended = &mut admin => Err(RunError::of_server("admin server", ended)),
+            failed = tasks.failed() => Err(RunError::from(failed)),
         };
 
-        info!(
-            connections = self.hub.connections(),
-            "stopping: ending {} streams",
-            self.hub.connections()
-        );
+        let connections = self.hub.connections();
+        info!(connections, "stopping: ending {connections} streams");
+        let begin = Instant::now();
+        let mut stopping = Stopping {
+            deadline: begin + self.drain + SHUTDOWN_LIMIT - EXIT_RESERVE,
+            cut_off: Vec::new(),
+        };
         self.health.drain();
-        stop_pruner.cancel();
-        stop_listener.cancel();
+        if let Some(pruner) = &pruner {
+            pruner.ask();
+        }
+        listener.ask();
         self.hub.end_all(Ending::Draining);
         // It may be waiting for a database that is gone.
-        if !listener.is_finished() {
-            let _ = timeout(LISTENER_LIMIT, &mut listener).await;
-        }
-        let cut_off = Instant::now() + self.drain + servers::STOP_GRACE;
+        stopping.stop(listener).await;
+        let streams_deadline = Instant::now() + self.drain + servers::STOP_GRACE;
         // Waits for the streams to end that are still in it, and no longer than
         // its shutdown timeout; then none can leave it any more.
-        handle.stop(true).await;
-        let _ = timeout_at(cut_off, self.lines.ended()).await;
-        stop_marker.cancel();
-        // A panic in there was reported by the panic hook.
-        let _ = marker.await;
-        // It tells what the others have done to their end.
-        stop_reporter.cancel();
-        let _ = reporter.await;
+        stopping.stop(server).await;
+        let _ = timeout_at(streams_deadline, self.lines.ended()).await;
+        // What the bridge did to its end is told after the marks.
+        let marks_deadline = stopping.deadline - REPORTER_LIMIT;
+        stopping.stop_before(marks_deadline, marker).await;
+        stopping.stop(reporter).await;
         self.pool.close();
-        admin_handle.stop(false).await;
+        let rest = self.background.into_iter().chain(pruner);
+        stopping.deadline = Instant::now() + ADMIN_LIMIT;
+        stopping.stop_all(rest.chain([admin])).await;
         telemetry::tell_what_was_left_out();
-        info!("stopped");
+        stopping.tell();
+        let took = begin.elapsed();
+        info!(took_ms = took.as_millis() as u64, "stopped");
         outcome
     }
 }
@@ -463,6 +542,69 @@ impl App {
 /// left for lookups of tickets and reports.
 fn pages_at_once(pool_size: u16) -> usize {
     usize::from(pool_size).saturating_sub(2).max(1)
+}
+
+/// How a server ends its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// It waits for them, as long as its shutdown timeout.
+    Gracefully,
+    AtOnce,
+}
+
+/// Drives a server to its end: it stops only while somebody does.
+async fn drive(server: Server, how: Stop, stop: CancellationToken) -> io::Result<()> {
+    let handle = server.handle();
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => ended,
+        () = stop.cancelled() => {
+            let stopping = handle.stop(how == Stop::Gracefully);
+            let ((), ended) = tokio::join!(stopping, server);
+            ended
+        }
+    }
+}
+
+/// A shutdown, and what was cut off in it.
+#[derive(Debug)]
+struct Stopping {
+    deadline: Instant,
+    cut_off: Vec<&'static str>,
+}
+
+impl Stopping {
+    async fn stop(&mut self, task: Task) {
+        self.stop_before(self.deadline, task).await;
+    }
+
+    async fn stop_before(&mut self, deadline: Instant, task: Task) {
+        let name = task.name();
+        match task.stop(deadline).await {
+            Stopped::InTime => {}
+            Stopped::CutOff => self.cut_off.push(name),
+        }
+    }
+
+    /// All at the same time.
+    async fn stop_all(&mut self, tasks: impl Iterator<Item = Task>) {
+        let deadline = self.deadline;
+        let stopped = join_all(tasks.map(async |task| (task.name(), task.stop(deadline).await)));
+        let cut_off = stopped.await.into_iter();
+        let cut_off = cut_off.filter(|(_, stopped)| *stopped == Stopped::CutOff);
+        self.cut_off.extend(cut_off.map(|(name, _)| name));
+    }
+
+    fn tell(&self) {
+        if !self.cut_off.is_empty() {
+            let cut_off = self.cut_off.join(", ");
+            warn!(
+                cut_off,
+                "stopping took too long, so this was cut off: {cut_off}. Rows that were sent and \
+                 are not marked are sent again to whoever connects without a last event id"
+            );
+        }
+    }
 }
 
 /// Tries again while the database at `url` is not there yet.

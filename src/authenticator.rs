@@ -1,6 +1,6 @@
 //! Finds out who is asking, from all that a request carries.
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, http::header};
 use tokio::time::{Instant, timeout_at};
@@ -53,7 +53,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// at: it is somebody else's.
 pub struct Credentials {
     /// Tells whose a token is.
-    pub tokens: Option<Tokens>,
+    pub tokens: Option<Arc<Tokens>>,
     /// The cookie that may carry one.
     pub cookie: CookieName,
     /// What a proxy says.

@@ -190,6 +190,9 @@ async fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) ->
     }
 }
 
+/// Stopping a server takes no longer than this.
+pub const STOP_LIMIT: Duration = Duration::from_secs(35);
+
 /// How to stop a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shutdown {
@@ -377,7 +380,7 @@ impl Cluster {
     }
 
     /// Stops the server in order, and after ten seconds at once. Returns when
-    /// it has ended: usually within a moment, and after 35 seconds at most.
+    /// it has ended: usually within a moment, and after [`STOP_LIMIT`] at most.
     ///
     /// # Errors
     ///

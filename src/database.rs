@@ -25,7 +25,7 @@ use tokio_postgres::{
 pub use self::url::DatabaseUrl;
 use self::{
     tls::{Attempt, Mode},
-    url::Place,
+    url::{Place, Target},
 };
 
 /// How long connecting may take in all: name look-up, TCP, the server's answer
@@ -177,6 +177,7 @@ pub async fn connect(
     url: &DatabaseUrl,
     on_message: impl Fn(AsyncMessage) + Clone + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
+    let url = &url.target();
     let count = url.hosts.len();
     // So that a host that is frozen leaves time for the others.
     let share = CONNECT_LIMIT / u32::try_from(count).unwrap_or(u32::MAX);
@@ -216,7 +217,7 @@ async fn is_standby(client: &Client) -> Result<bool, tokio_postgres::Error> {
 }
 
 async fn open(
-    url: &DatabaseUrl,
+    url: &Target,
     host: &Place,
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Clone + Send + 'static,
@@ -241,7 +242,7 @@ fn refuses_encryption_or_its_lack(error: &tokio_postgres::Error) -> bool {
 }
 
 async fn open_once(
-    url: &DatabaseUrl,
+    url: &Target,
     host: &Place,
     mode: Mode,
     attempt: Attempt,

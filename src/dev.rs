@@ -5,27 +5,28 @@
 
 use std::{
     env,
-    future::Future,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
+    thread,
 };
 
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
-    app::{App, Parts, RunError, StartError},
+    app::{self, App, Parts, RunError, StartError},
     authenticator::{CookieName, Credentials, QueryUser, TicketPolicy},
     client::Proxies,
-    cluster::{Cluster, ClusterError, PostgresBinaries},
+    cluster::{self, Cluster, ClusterError, PostgresBinaries},
     config::{BridgeOptions, DevOptions, MigratePolicy},
     database::{self, DatabaseUrl},
     demo::Demo,
     origin::Origins,
     pool::{Pool, Sessions},
     schema::SchemaName,
+    shutdown::Shutdown,
 };
 
 /// The database in the private cluster.
@@ -68,17 +69,15 @@ pub enum DevError {
     /// The bridge stopped.
     #[error("{0}")]
     Run(#[from] RunError),
-    /// Nobody could read the page's address.
-    #[error("can't write to standard output: {0}")]
-    Output(#[from] io::Error),
 }
 
-/// Runs until `shutdown` resolves, then stops the bridge and its PostgreSQL.
+/// Runs until it is asked to stop or loses its terminal, then stops the bridge and
+/// its PostgreSQL.
 ///
 /// # Errors
 ///
 /// [`DevError`].
-pub async fn run(options: DevOptions, shutdown: impl Future<Output = ()>) -> Result<(), DevError> {
+pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevError> {
     check_loopback(&options.bridge)?;
     // An exported production URL must never be migrated and written to.
     if env::var_os("DATABASE_URL").is_some() {
@@ -89,18 +88,62 @@ pub async fn run(options: DevOptions, shutdown: impl Future<Output = ()>) -> Res
         .or_else(data_folder)
         .ok_or(DevError::NoDataFolder)?;
     let binaries = PostgresBinaries::find()?;
-    let cluster = Cluster::start(&binaries, &data, &[]).await?;
+    // What is half made is removed by whoever starts it the next time.
+    let starting = Cluster::start(&binaries, &data, &[]);
+    let Some(cluster) = shutdown.unless_requested(starting).await else {
+        return Ok(());
+    };
+    let cluster = cluster?;
+    shutdown.allow(app::shutdown_limit(&options.bridge) + cluster::STOP_LIMIT);
     let outcome = serve(&cluster, &binaries, &options.bridge, shutdown).await;
     cluster.stop().await?;
     outcome
+}
+
+/// Resolves when it is asked to stop, or when the terminal that it was started at is
+/// closed: nobody would end it then. Another SIGHUP ends nothing, as everywhere.
+async fn asked(shutdown: &Shutdown) {
+    let has_terminal = || io::stdin().is_terminal();
+    let hangups = shutdown.hangups();
+    let closed = async {
+        let had_terminal = has_terminal();
+        loop {
+            hangups.next().await;
+            if had_terminal && !has_terminal() {
+                return;
+            }
+            info!("SIGHUP: `tidings dev` has no files to read again");
+        }
+    };
+    tokio::select! {
+        () = shutdown.requested() => {}
+        () = closed => {}
+    }
 }
 
 async fn serve(
     cluster: &Cluster,
     binaries: &PostgresBinaries,
     options: &BridgeOptions,
-    shutdown: impl Future<Output = ()>,
+    shutdown: &Shutdown,
 ) -> Result<(), DevError> {
+    let asked = asked(shutdown);
+    tokio::pin!(asked);
+    let building = build(cluster, binaries, options);
+    let app = tokio::select! {
+        biased;
+        () = &mut asked => return Ok(()),
+        app = building => app?,
+    };
+    app.run_until(asked).await?;
+    Ok(())
+}
+
+async fn build(
+    cluster: &Cluster,
+    binaries: &PostgresBinaries,
+    options: &BridgeOptions,
+) -> Result<App, DevError> {
     create_database(cluster).await?;
     let connection_string = cluster.url(DATABASE);
     let url: DatabaseUrl = connection_string.parse().map_err(DevError::Url)?;
@@ -127,16 +170,29 @@ async fn serve(
         proxies: Proxies::default(),
         origins: Origins::default(),
         demo: Some(demo.clone()),
+        reloadable: None,
     };
-    let app = App::build(parts, options).await?;
-    writeln!(
-        io::stdout(),
+    let mut app = App::build(parts, options).await?;
+    app.supervise("demo page's clock", demo.tick());
+    tell(format!(
         "\n  Tidings is running:  http://{}/\n\n  Send from SQL:\n\n  {psql}\n\n  Stop with Ctrl-C.\n",
         app.address()
-    )?;
-    let _ticking = AbortOnDropHandle::new(tokio::spawn(demo.tick()));
-    app.run_until(shutdown).await?;
-    Ok(())
+    ));
+    Ok(app)
+}
+
+/// Writes to standard output, which may be a pipe that nobody reads: on a thread that
+/// may hang alone.
+fn tell(text: String) {
+    let thread = thread::Builder::new().name("tidings-output".to_owned());
+    let written = thread.spawn(move || {
+        if let Err(error) = writeln!(io::stdout(), "{text}") {
+            warn!(%error, "can't write to standard output: {error}");
+        }
+    });
+    if let Err(error) = written {
+        warn!(%error, "can't start a thread that writes to standard output: {error}");
+    }
 }
 
 /// What to type for psql: its name where that finds one, else its whole path.

@@ -3,11 +3,7 @@
 
 mod url;
 
-use std::{
-    error::Error,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use jsonwebtoken::{Algorithm, jwk::Jwk};
@@ -19,7 +15,6 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 pub use self::url::KeySetUrl;
@@ -73,8 +68,6 @@ pub struct OutOfReach;
 /// The keys that a URL holds.
 pub struct KeySet {
     shared: Arc<Shared>,
-    /// Ends with this.
-    refreshing: OnceLock<AbortOnDropHandle<()>>,
 }
 
 struct Shared {
@@ -100,7 +93,7 @@ struct Rounds {
 
 impl KeySet {
     /// The set at `url`, of which those keys are taken that serve an accepted
-    /// algorithm. Nothing is fetched before [`start`](Self::start).
+    /// algorithm. Nothing is fetched before [`refresh`](Self::refresh).
     pub fn new(url: KeySetUrl, accepted: Accepted) -> Self {
         Self::paced(url, accepted, Pace::USUAL)
     }
@@ -116,17 +109,21 @@ impl KeySet {
                 asked: watch::Sender::default(),
                 waiting: Semaphore::new(WAITING),
             }),
-            refreshing: OnceLock::new(),
         }
     }
 
-    /// Fetches the set, again and again, in a task on the runtime that this is
-    /// called on.
-    pub fn start(&self) {
-        self.refreshing.get_or_init(|| {
-            let shared = Arc::clone(&self.shared);
-            AbortOnDropHandle::new(tokio::spawn(async move { shared.refresh().await }))
-        });
+    /// Fetches the set, again and again, for ever. Until the first time no key of it
+    /// is known.
+    pub fn refresh(&self) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.refresh().await }
+    }
+
+    /// Has the set fetched once more, soon: unless that was done a moment ago, at
+    /// once. Nobody waits for it.
+    pub fn fetch_anew(&self) {
+        let fresh = self.shared.rounds.borrow().begun + 1;
+        self.shared.ask(fresh);
     }
 
     /// Whether a key of the set could be used with this algorithm.
@@ -166,11 +163,7 @@ impl KeySet {
                 return Ok(Vec::new());
             }
             if now.begun == now.ended {
-                shared.asked.send_if_modified(|asked| {
-                    let is_new = *asked < fresh;
-                    *asked = fresh.max(*asked);
-                    is_new
-                });
+                shared.ask(fresh);
             }
             if now.failed {
                 return Err(OutOfReach);
@@ -181,6 +174,15 @@ impl KeySet {
 }
 
 impl Shared {
+    /// Asks for a round of this number.
+    fn ask(&self, round: u64) {
+        self.asked.send_if_modified(|asked| {
+            let is_new = *asked < round;
+            *asked = round.max(*asked);
+            is_new
+        });
+    }
+
     /// The keys of that name that serve the algorithm, or nothing if there is
     /// no key of that name.
     fn known(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Vec<Arc<Key>>> {
@@ -363,6 +365,7 @@ mod tests {
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
     };
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
 
@@ -402,7 +405,7 @@ mod tests {
             ..Pace::USUAL
         };
         let set = KeySet::paced(url, Accepted::default(), pace);
-        set.start();
+        let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
         let fetched = timeout(PATIENCE, asked.wait_for(|asked| asked.len() == 3)).await;
         let asked = fetched.expect("it is asked").expect("a server").clone();
         let least = pace.refresh / 2;
@@ -421,7 +424,7 @@ mod tests {
             ..Pace::USUAL
         };
         let set = KeySet::paced(url, Accepted::default(), pace);
-        set.start();
+        let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
         let known = set.find(Some("a"), Algorithm::EdDSA).await;
         assert_eq!(known.expect("within reach").len(), 1);
         for kid in ["b", "c", "d"] {
@@ -455,7 +458,7 @@ mod tests {
         }
         let one_more = set.find(Some("a"), Algorithm::EdDSA).now_or_never();
         assert_eq!(one_more.expect("no waiting").err(), Some(OutOfReach));
-        set.start();
+        let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
         for found in futures_util::future::join_all(waiting).await {
             assert_eq!(found.expect("within reach").len(), 1);
         }

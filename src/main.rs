@@ -4,11 +4,12 @@ use std::{
     error::Error,
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tidings::{
-    app::{App, Parts},
+    app::{self, App, Parts},
     check::{self, Place, Report},
     config::{
         CheckOptions, Cli, Command, Form, MigrateOptions, PruneOptions, ServeOptions,
@@ -16,22 +17,52 @@ use tidings::{
     },
     dev, direct, errand, manual,
     prune::{self, Outcome, Progress},
-    retention, schema, settings, shutdown, status, tail, telemetry,
+    retention::{self, Prune},
+    schema, settings,
+    shutdown::Shutdown,
+    status, tail, telemetry,
     terminal::{self, Colour},
     token, uninstall,
 };
+use tokio::runtime::Runtime;
+use tracing::info;
 
 type Failure = Box<dyn Error>;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Cli::command().get_matches()).await {
+/// What `serve` and `dev` exit with when they were asked to stop, also if something
+/// was cut off: the stop was wanted, and no process manager is to start them again.
+const STOPPED: i32 = 0;
+
+/// What `prune` exits with if it is cut off: there may be more to remove.
+const UNFINISHED: i32 = 1;
+
+/// How long `prune` may take to finish its batch when it is asked to stop: as long as
+/// a statement may run, and some more.
+const BATCH_LIMIT: Duration = Duration::from_secs(12);
+
+/// How long tasks that were cut off may take to close what they hold, once all is
+/// done: they may also never end.
+const RUNTIME_LIMIT: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let outcome = match Runtime::new() {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(matches));
+            runtime.shutdown_timeout(RUNTIME_LIMIT);
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    let code = match outcome {
         Err(error) if !nobody_reads(&*error) => {
-            let _ = writeln!(io::stderr(), "tidings: {error}");
+            telemetry::say(&format!("tidings: {error}"));
             ExitCode::FAILURE
         }
         Ok(()) | Err(_) => ExitCode::SUCCESS,
-    }
+    };
+    telemetry::flush();
+    code
 }
 
 /// As in `tidings status | head`: whoever reads has enough.
@@ -48,12 +79,12 @@ async fn run(matches: ArgMatches) -> Result<(), Failure> {
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let output = &mut io::stdout();
     match cli.command {
-        Command::Serve(options) => serve(options).await,
+        Command::Serve(options) => Box::pin(serve(options)).await,
         Command::Migrate(options) => migrate(options).await,
         Command::Check(options) => check(&options).await,
         Command::Status(options) => status(&options).await,
         Command::Prune(options) => prune(options).await,
-        Command::Dev(options) => Ok(dev::run(options, shutdown::requested()?).await?),
+        Command::Dev(options) => Ok(dev::run(options, &Shutdown::watch(STOPPED)?).await?),
         Command::Token(options) => token(&options),
         Command::Send(options) => Ok(writeln!(output, "{}", errand::send(&options).await?)?),
         Command::Ticket(options) => Ok(writeln!(output, "{}", errand::issue(&options).await?)?),
@@ -69,12 +100,22 @@ async fn run(matches: ArgMatches) -> Result<(), Failure> {
 }
 
 async fn serve(options: ServeOptions) -> Result<(), Failure> {
-    let shutdown = shutdown::requested()?;
+    let shutdown = Shutdown::watch(STOPPED)?;
     for warning in options.warnings() {
         tracing::warn!("{warning}");
     }
-    let app = App::build(Parts::of(&options)?, &options.bridge).await?;
-    Ok(app.run_until(shutdown).await?)
+    let building = async {
+        let parts = Parts::of(&options)?;
+        App::build(parts, &options.bridge).await
+    };
+    let Some(app) = shutdown.unless_requested(Box::pin(building)).await else {
+        info!("stopped before it was ready");
+        return Ok(());
+    };
+    let mut app = app?;
+    app.reload_on(shutdown.hangups());
+    shutdown.allow(app::shutdown_limit(&options.bridge));
+    Ok(app.run_until(shutdown.requested()).await?)
 }
 
 async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
@@ -130,14 +171,22 @@ async fn status(options: &StatusOptions) -> Result<(), Failure> {
 }
 
 async fn prune(options: PruneOptions) -> Result<(), Failure> {
-    let stop = shutdown::requested()?;
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let sent_for = options.sent_before;
     if options.dry_run {
         let prunable = retention::prunable(&url, schema, sent_for).await?;
         return Ok(writeln!(io::stdout(), "{prunable}")?);
     }
-    match prune::run(&url, schema, sent_for, stop, Progress::on_stderr()).await? {
+    let shutdown = Shutdown::watch(UNFINISHED)?;
+    let opening = Prune::open(&url, schema, sent_for);
+    let outcome = match shutdown.unless_requested(opening).await {
+        None => Outcome::Stopped(0),
+        Some(prune) => {
+            shutdown.allow(BATCH_LIMIT);
+            prune::run(prune?, shutdown.requested(), Progress::on_stderr()).await?
+        }
+    };
+    match outcome {
         Outcome::Done(rows) => Ok(writeln!(io::stdout(), "{} removed", prune::rows(rows))?),
         Outcome::Stopped(rows) => {
             let rows = prune::rows(rows);

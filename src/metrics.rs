@@ -218,6 +218,11 @@ impl Collector for OfBridge {
             "Lines of the log at these levels",
             "level",
             &telemetry::counted(),
+        )?;
+        sheet.counter(
+            "log_lines_dropped",
+            "Lines of the log that were dropped because standard error was not read in time",
+            telemetry::dropped(),
         )
     }
 }

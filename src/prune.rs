@@ -8,11 +8,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    database::DatabaseUrl,
-    retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
-    schema::SchemaName,
-};
+use crate::retention::{Batch, Left, Pace, Prunable, Prune, PruneError};
 
 /// It works for a fifth of the time, so that others have the processor, the disk
 /// and the log in between: some 40,000 rows a second on a small machine.
@@ -42,14 +38,11 @@ pub enum Outcome {
 ///
 /// [`PruneError`]. What was removed before stays removed.
 pub async fn run(
-    url: &DatabaseUrl,
-    schema: &SchemaName,
-    sent_for: Duration,
+    mut prune: Prune,
     stop: impl Future<Output = ()>,
     mut progress: Progress,
 ) -> Result<Outcome, PruneError> {
     tokio::pin!(stop);
-    let mut prune = Prune::open(url, schema, sent_for).await?;
     let mut removed = 0;
     let mut waiting_since = None;
     loop {

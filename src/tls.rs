@@ -105,9 +105,13 @@ impl Certificate {
         }
     }
 
-    /// Whether another certificate was found. Those who are connected keep
-    /// theirs.
-    fn look(&self) -> Result<bool, String> {
+    /// Reads the files; tells whether another certificate was found. Those who are
+    /// connected keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub fn look(&self) -> Result<bool, String> {
         let found = certificates::certified_key(&self.certificate, &self.key)?;
         let is_new = found.cert != self.current.load().cert;
         if is_new {

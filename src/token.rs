@@ -1,14 +1,17 @@
 //! Tokens: JWTs (RFC 7519) that name a user, signed by the application or by
 //! what signs its users in.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use arc_swap::ArcSwap;
 use jsonwebtoken::{
     Algorithm, Header, Validation, decode_header, errors::ErrorKind, get_current_timestamp,
 };
 use serde_json::{Map, Value};
 use tokio::time::Instant;
-use tracing::warn;
 
 pub use crate::key::JwtSecret;
 use crate::{
@@ -132,9 +135,25 @@ impl From<Claimed> for Identity {
     }
 }
 
+/// The keys that were configured.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    /// Shared with the application.
+    pub secrets: Vec<Key>,
+    /// Of whoever signs users' tokens.
+    pub public: Vec<Key>,
+}
+
+impl Keys {
+    /// All of them, in the order in which they are tried.
+    pub fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.secrets.iter().chain(&self.public)
+    }
+}
+
 /// Tells good tokens from bad ones.
 pub struct Tokens {
-    keys: Vec<Key>,
+    keys: ArcSwap<Keys>,
     key_set: Option<KeySet>,
     validation: Validation,
     user_claim: String,
@@ -142,28 +161,38 @@ pub struct Tokens {
 
 impl Tokens {
     /// Tokens that are signed with one of the keys, or with one of the set.
-    pub fn new(keys: Vec<Key>, key_set: Option<KeySet>, rules: &Rules) -> Self {
+    pub fn new(keys: Keys, key_set: Option<KeySet>, rules: &Rules) -> Self {
         Self {
-            keys,
+            keys: ArcSwap::from_pointee(keys),
             key_set,
             validation: rules.validation(),
             user_claim: rules.user_claim.clone(),
         }
     }
 
-    /// Begins to fetch the set of keys, on the runtime that this is called on.
-    /// Until then no key of the set is known.
-    pub fn start(&self) {
-        let Some(key_set) = &self.key_set else {
-            return;
-        };
-        if !self.validation.validate_aud {
-            warn!(
-                "TIDINGS_JWKS_URL is set and TIDINGS_JWT_AUDIENCE is not: every token that this \
-                 provider signs is taken, also those that are meant for other applications"
-            );
-        }
-        key_set.start();
+    /// The keys that are used now.
+    pub fn keys(&self) -> Arc<Keys> {
+        self.keys.load_full()
+    }
+
+    /// Uses these keys from now on. Streams that a token opened stay, also if it
+    /// would no longer be accepted.
+    pub fn replace_keys(&self, keys: Keys) {
+        self.keys.store(Arc::new(keys));
+    }
+
+    /// The set of keys, if there is one.
+    pub fn key_set(&self) -> Option<&KeySet> {
+        self.key_set.as_ref()
+    }
+
+    /// What may be a mistake, for the log.
+    pub fn warning(&self) -> Option<&'static str> {
+        let takes_others = self.key_set.is_some() && !self.validation.validate_aud;
+        takes_others.then_some(
+            "TIDINGS_JWKS_URL is set and TIDINGS_JWT_AUDIENCE is not: every token that this \
+             provider signs is taken, also those that are meant for other applications",
+        )
     }
 
     /// Checks a token. It may wait for the set of keys to be fetched.
@@ -184,7 +213,8 @@ impl Tokens {
         // The header says which of the algorithms it is that a key may be used
         // with by configuration; it can't add one.
         let algorithm = header.alg;
-        let own = self.keys.iter().filter(|key| key.serves(algorithm));
+        let keys = self.keys();
+        let own = keys.iter().filter(|key| key.serves(algorithm));
         if let Some(claimed) = self.try_each(token, algorithm, own)? {
             return Ok(claimed);
         }

@@ -33,9 +33,11 @@ use std::{
     error::Error,
     io::stdout,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
+use tidings::shutdown::Shutdown;
 
 use crate::{
     comparison::Comparison,
@@ -96,14 +98,18 @@ impl Name {
     }
 }
 
+/// How long whoever interrupts it waits for its servers and bridges to end.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let options = Options::parse();
     // Whoever interrupts it leaves no bridge behind.
-    let interrupted = tidings::shutdown::requested()?;
+    let shutdown = Shutdown::watch(1)?;
+    shutdown.allow(CLEAN_UP_LIMIT);
     tokio::select! {
         outcome = measure(&options) => outcome,
-        () = interrupted => Err("interrupted".into()),
+        () = shutdown.requested() => Err("interrupted".into()),
     }
 }
 

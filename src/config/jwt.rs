@@ -12,7 +12,7 @@ use super::{
 use crate::{
     key::{Accepted, Key, Kind},
     key_set::KeySet,
-    token::{JwtSecret, Rules, Tokens},
+    token::{JwtSecret, Keys, Rules, Tokens},
 };
 
 /// So many secrets, and so many public keys, may be configured. Two are enough
@@ -125,18 +125,10 @@ impl JwtOptions {
     /// default.
     pub fn tokens(&self) -> Result<Tokens, ConfigError> {
         let rules = self.rules.rules();
-        let mut keys = Vec::new();
-        for secret in self.secrets.secrets()? {
-            let key = Key::of_secret(&secret, &rules.accepted);
-            keys.push(key.map_err(|reason| unusable(SECRET, reason))?);
-        }
-        let (value, file) = (&self.jwt_public_key, &self.jwt_public_key_file);
-        if let Some(given) = secret::given(PUBLIC_KEY, value.as_ref(), file.as_deref())? {
-            for block in blocks(&given)? {
-                let key = Key::of_pem(&block, &rules.accepted);
-                keys.push(key.map_err(|reason| unusable(PUBLIC_KEY, reason))?);
-            }
-        }
+        let keys = Keys {
+            secrets: self.secret_keys()?,
+            public: self.public_keys()?,
+        };
         let key_set = match &self.jwks_url {
             Some(url) => {
                 let url = url
@@ -147,19 +139,60 @@ impl JwtOptions {
             }
             None => None,
         };
-        if keys.is_empty() && key_set.is_none() {
+        if keys.iter().next().is_none() && key_set.is_none() {
             return Err(ConfigError::NoAuthentication);
         }
-        every_algorithm_has_a_key(&rules.accepted, &keys, key_set.as_ref())?;
-        every_key_has_an_algorithm(&keys)?;
+        self.check(&keys, key_set.as_ref())?;
         Ok(Tokens::new(keys, key_set, &rules))
+    }
+
+    /// The secrets, read from their file if they are in one.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn secret_keys(&self) -> Result<Vec<Key>, ConfigError> {
+        let accepted = self.rules.rules().accepted;
+        let secrets = self.secrets.secrets()?;
+        let keys = secrets
+            .iter()
+            .map(|secret| Key::of_secret(secret, &accepted));
+        let keys: Result<_, String> = keys.collect();
+        keys.map_err(|reason| unusable(SECRET, reason))
+    }
+
+    /// The public keys, read from their file if they are in one.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn public_keys(&self) -> Result<Vec<Key>, ConfigError> {
+        let accepted = self.rules.rules().accepted;
+        let (value, file) = (&self.jwt_public_key, &self.jwt_public_key_file);
+        let Some(given) = secret::given(PUBLIC_KEY, value.as_ref(), file.as_deref())? else {
+            return Ok(Vec::new());
+        };
+        let blocks = blocks(&given)?;
+        let keys = blocks.iter().map(|block| Key::of_pem(block, &accepted));
+        let keys: Result<_, String> = keys.collect();
+        keys.map_err(|reason| unusable(PUBLIC_KEY, reason))
+    }
+
+    /// Whether the keys and the algorithms that are accepted fit each other.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn check(&self, keys: &Keys, key_set: Option<&KeySet>) -> Result<(), ConfigError> {
+        every_algorithm_has_a_key(&self.rules.rules().accepted, keys, key_set)?;
+        every_key_has_an_algorithm(keys)
     }
 }
 
 /// What can't be true of any token was not meant.
 fn every_algorithm_has_a_key(
     accepted: &Accepted,
-    keys: &[Key],
+    keys: &Keys,
     key_set: Option<&KeySet>,
 ) -> Result<(), ConfigError> {
     for &algorithm in accepted.configured() {
@@ -179,7 +212,7 @@ fn every_algorithm_has_a_key(
     Ok(())
 }
 
-fn every_key_has_an_algorithm(keys: &[Key]) -> Result<(), ConfigError> {
+fn every_key_has_an_algorithm(keys: &Keys) -> Result<(), ConfigError> {
     match keys.iter().find(|key| !key.is_used()) {
         None => Ok(()),
         Some(key) => Err(unusable(

@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 
+use arc_swap::ArcSwap;
 use nix::unistd::{User, geteuid};
 use tokio_postgres::{
     Config,
@@ -98,14 +99,32 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// Where the database is, as libpq writes it: a URL or `key=value` pairs.
 /// Its `Debug` form hides the password.
+///
+/// Clones share it: what replaces it in one replaces it in all of them.
 #[derive(Clone)]
-pub struct DatabaseUrl {
+pub struct DatabaseUrl(Arc<ArcSwap<Target>>);
+
+/// What a URL says.
+pub(super) struct Target {
     pub(super) config: Config,
-    pub(super) hosts: Arc<[Place]>,
-    pub(super) tls: Arc<Tls>,
+    pub(super) hosts: Vec<Place>,
+    pub(super) tls: Tls,
     /// The host that answered last, to begin with: after a failover each
     /// connection would otherwise first try the one that is gone.
-    pub(super) answered: Arc<AtomicUsize>,
+    pub(super) answered: AtomicUsize,
+}
+
+impl DatabaseUrl {
+    /// What it says at the moment.
+    pub(super) fn target(&self) -> Arc<Target> {
+        self.0.load_full()
+    }
+
+    /// Connections that are opened from now on lead to where `other` leads, as whom
+    /// it names. Those that are open stay.
+    pub fn replace_by(&self, other: &Self) {
+        self.0.store(other.target());
+    }
 }
 
 /// One of the hosts.
@@ -246,7 +265,7 @@ impl FromStr for DatabaseUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         let given = Parameters::parse(text)?;
         refuse_unknown(&given)?;
-        let hosts: Arc<[Place]> = places(&given)?.into();
+        let hosts = places(&given)?;
         let reaches: Vec<_> = hosts.iter().map(Place::reach).collect();
         let tls = Tls::of(&given, &reaches)?;
 
@@ -280,12 +299,12 @@ impl FromStr for DatabaseUrl {
         if tls.is_direct {
             config.ssl_negotiation(SslNegotiation::Direct);
         }
-        Ok(Self {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Target {
             config,
             hosts,
-            tls: Arc::new(tls),
-            answered: Arc::default(),
-        })
+            tls,
+            answered: AtomicUsize::default(),
+        }))))
     }
 }
 
@@ -298,14 +317,15 @@ impl fmt::Debug for DatabaseUrl {
 /// Host and database, for messages; never the password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, host) in self.hosts.iter().enumerate() {
+        let target = self.target();
+        for (index, host) in target.hosts.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             match host {
                 Place::Tcp { name, .. } => write!(f, "{comma}{name}")?,
                 Place::Unix { folder, .. } => write!(f, "{comma}{}", folder.display())?,
             }
         }
-        let database = self.config.get_dbname().or(self.config.get_user());
+        let database = target.config.get_dbname().or(target.config.get_user());
         write!(f, "/{}", database.unwrap_or_default())
     }
 }
@@ -354,7 +374,7 @@ mod tests {
         ];
         for (text, expected) in cases {
             let url: DatabaseUrl = text.parse().expect(text);
-            assert_eq!(*url.hosts, *expected, "{text}");
+            assert_eq!(url.target().hosts, expected, "{text}");
         }
     }
 

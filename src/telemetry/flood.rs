@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::interval;
 use tracing::{Event, Level, Metadata, Subscriber, callsite::Identifier, info};
 use tracing_subscriber::layer::{Context, Layer};
 
@@ -15,9 +14,6 @@ use tracing_subscriber::layer::{Context, Layer};
 /// Enough to see what they are like; with a hundred bytes or two each, and some
 /// dozens of kinds that strangers can cause, a disk fills in months.
 const LINES_A_SECOND: u32 = 20;
-
-/// How often it is told how many were left out.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// As there is one subscriber, there is one of these.
 static KINDS: LazyLock<Mutex<Kinds>> = LazyLock::new(Mutex::default);
@@ -33,17 +29,8 @@ impl<S: Subscriber> Layer<S> for Flood {
     }
 }
 
-/// Tells now and then how many lines were left out, until it is dropped.
-pub async fn keep_telling_what_was_left_out() {
-    let mut pace = interval(TELL_EVERY);
-    loop {
-        pace.tick().await;
-        tell_what_was_left_out();
-    }
-}
-
 /// Tells how many lines were left out since the last time.
-pub fn tell_what_was_left_out() {
+pub fn tell() {
     // Told when the lock is no longer held, as these are lines too.
     let left_out = kinds().take_left_out();
     for (kind, count) in left_out {

@@ -1,10 +1,15 @@
 //! The log as machines read it: its form, its fields, and what a stranger can do to
 //! it.
 
+use std::{env, process::Stdio, thread};
+
+use clap::Parser;
 use serde_json::Value;
+use tidings::{config::Cli, telemetry};
+use tokio::{process::Command, time::timeout};
 
 use crate::support::{
-    bridge::token, database::Database, event_source::get, process::Served, until,
+    PATIENCE, bridge::token, database::Database, event_source::get, process::Served, until,
 };
 
 fn lines(log: &[String]) -> Vec<Value> {
@@ -102,4 +107,48 @@ async fn a_flood_of_bad_tokens_fills_no_disk_and_all_of_it_is_counted() {
     // At the level of every day there is one line for all of them.
     let told = lines.iter().filter(|line| line["reason"] == "identity");
     assert!(told.count() <= 2);
+}
+
+/// Says to the test below that it is the process in which code panics.
+const PANICS: &str = "OF_TESTS_PANICS";
+
+/// The language's own hook writes text, and blocks if nobody reads it.
+#[tokio::test]
+async fn a_panic_is_one_line_of_the_log_that_names_its_place() {
+    if env::var_os(PANICS).is_some() {
+        let cli = Cli::parse_from(["tidings", "dev", "--log-format=json"]);
+        telemetry::install(&cli.log).expect("a log");
+        let panics = thread::Builder::new().name("one of a test".to_owned());
+        let panics = panics
+            .spawn(|| panic!("the reason\nin two lines"))
+            .expect("a thread");
+        panics.join().expect_err("a panic");
+        telemetry::flush();
+        return;
+    }
+    let this = env::current_exe().expect("this program");
+    let running = Command::new(this)
+        .args(["--exact", "--nocapture"])
+        .arg("logs::a_panic_is_one_line_of_the_log_that_names_its_place")
+        .env(PANICS, "1")
+        .stdin(Stdio::null())
+        .output();
+    let output = timeout(PATIENCE, running).await.expect("an end");
+    let output = output.expect("a process");
+    let log = String::from_utf8_lossy(&output.stderr);
+    let [line] = log.lines().collect::<Vec<_>>()[..] else {
+        panic!("not one line: {log}")
+    };
+    let line: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(line["level"], "ERROR");
+    assert!(
+        line["place"]
+            .as_str()
+            .is_some_and(|place| place.contains("logs.rs:")),
+        "{line}"
+    );
+    let message = line["message"].as_str().expect("a message");
+    for part in ["one of a test", "the reason\nin two lines"] {
+        assert!(message.contains(part), "{line}");
+    }
 }

@@ -2,6 +2,7 @@
 //! clients must not notice. Every test asserts an upper bound for them.
 
 mod disconnections;
+mod logging;
 mod marks;
 mod pages;
 mod tickets;

@@ -5,7 +5,7 @@ use std::{
     fmt::{Debug, Display},
     fs,
     net::SocketAddr,
-    process::Stdio,
+    process::{ExitStatus, Stdio},
 };
 
 use nix::{
@@ -41,7 +41,8 @@ const OTHER_PROGRAM: &str = "TIDINGS_TEST_PROGRAM";
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");
 
-fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
+/// Not waited for.
+pub fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
     let program = env::var(OTHER_PROGRAM).unwrap_or_else(|_| PROGRAM.to_owned());
     spawn_program(&program, database, more, environment)
 }
@@ -52,21 +53,28 @@ fn spawn_program(
     more: &[&str],
     environment: &[(&str, &str)],
 ) -> Child {
-    Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args([
             "serve",
             "--listen=127.0.0.1:0",
             "--admin-listen=127.0.0.1:0",
-            "--log-format=json",
         ])
+        .env("TIDINGS_LOG_FORMAT", "json")
         .args(with_room(more))
         .env("DATABASE_URL", database.connection_string())
         .env("TIDINGS_JWT_SECRET", SECRET)
         .envs(environment.iter().copied())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the binary")
+        .kill_on_drop(true);
+    // What is in a file is not given as it is too.
+    for name in environment
+        .iter()
+        .filter_map(|(name, _)| name.strip_suffix("_FILE"))
+    {
+        command.env_remove(name);
+    }
+    command.spawn().expect("the binary")
 }
 
 /// What `tidings serve` said when it refused to start.
@@ -288,6 +296,17 @@ impl Served {
         };
         let outcome = timeout(PATIENCE, looking).await;
         outcome.unwrap_or_else(|_| panic!("{:?}, never {as_what:?}", self.vitals()));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, wanted: Signal) {
+        signal(&self.child, wanted);
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("an end").expect("a status")
     }
 
     /// What stands in the list of processes.
