@@ -12,7 +12,6 @@ use std::{
 use actix_web::{dev::Server, web};
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
     task::JoinError,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -25,7 +24,7 @@ use crate::{
     alarm::Heartbeats,
     authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
     backoff::Backoff,
-    catch_up::{Pages, Reads},
+    catch_up::{PageMemory, Pages, Reads, Turns},
     check,
     client::Proxies,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
@@ -274,8 +273,9 @@ impl App {
                 sql: Arc::clone(&sql),
                 drained,
                 health: Arc::clone(&health),
-                // One connection is left for the marks.
-                permits: Semaphore::new(usize::from(options.pool_size) - 1),
+                turns: Arc::new(Turns::new(pages_at_once(options.pool_size))),
+                memory: Arc::new(PageMemory::default()),
+                runtime: Handle::current(),
                 history: Mutex::new(hub.tail().history),
                 reads: reads.clone(),
             }),
@@ -335,7 +335,7 @@ impl App {
             servers::bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
         let marker = Marker {
             marks,
-            pool: pool.clone(),
+            pool: pool.for_marks(),
             sql: Arc::clone(&sql),
             health: Arc::clone(&health),
             activity: Arc::clone(&activity),
@@ -454,6 +454,12 @@ impl App {
         info!("stopped");
         outcome
     }
+}
+
+/// Pages that are read at once: one connection is reserved for marks, and one is
+/// left for lookups of tickets and reports.
+fn pages_at_once(pool_size: u16) -> usize {
+    usize::from(pool_size).saturating_sub(2).max(1)
 }
 
 /// Tries again while the database at `url` is not there yet.

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
     clock::Moment,
@@ -13,17 +13,27 @@ use crate::{
     sse::{self, Format},
 };
 
-/// A notification and its encoded forms, made when first asked for and shared
-/// by all connections of its user.
+/// Bytes of a text up to which a live event is encoded once for all connections
+/// of its user. A larger text is encoded by each of them, in pieces while it is
+/// written: encoded as a whole it may take seven times its size.
+const SHARED_TEXT: usize = 2 << 10;
+
+/// A notification, and its encoded forms if they are shared.
 #[derive(Debug)]
 pub struct Event {
     notification: Notification,
     created: Option<Moment>,
+    /// What it counts in a queue.
+    bytes: usize,
     text: OnceLock<Bytes>,
     json: OnceLock<Bytes>,
 }
 
 impl Event {
+    /// Bytes that an event takes beside its text: its own, and those of its
+    /// name, its time and what the allocator adds.
+    pub const MEMORY: usize = size_of::<Self>() + 128;
+
     /// The row behind the event.
     pub fn notification(&self) -> &Notification {
         &self.notification
@@ -34,20 +44,58 @@ impl Event {
         self.created
     }
 
-    /// The event as it goes over the wire, without its id.
-    pub fn frame(&self, format: Format) -> &Bytes {
+    /// Adds the event to `out` as it goes over the wire, without its id: from the
+    /// byte `from` of its text on, until `out` has grown to `limit` bytes. Returns
+    /// where to go on, if that was not all.
+    pub fn put(
+        &self,
+        out: &mut BytesMut,
+        format: Format,
+        sharing: Sharing,
+        from: usize,
+        limit: usize,
+    ) -> Option<usize> {
+        let notification = &self.notification;
+        if sharing == Sharing::Alone || !self.is_shared() {
+            return sse::put_frame(out, notification, format, from, limit);
+        }
         let slot = match format {
             Format::Text => &self.text,
             Format::Json => &self.json,
         };
-        slot.get_or_init(|| sse::frame(&self.notification, format))
+        out.put_slice(slot.get_or_init(|| sse::frame(notification, format)));
+        None
     }
+
+    fn is_shared(&self) -> bool {
+        self.notification.text.len() <= SHARED_TEXT
+    }
+}
+
+/// Bytes that a text takes while it waits, with its encoded form if that is
+/// shared.
+fn bytes(text: &str) -> usize {
+    let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    match text.len() <= SHARED_TEXT {
+        true => text.len() + 6 * text.as_bytes().iter().filter(|byte| is_break(byte)).count(),
+        false => text.len(),
+    }
+}
+
+/// Whether an event is written by other connections too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// By all of its user, as it is live.
+    Shared,
+    /// By this one alone, as it is in a page.
+    Alone,
 }
 
 impl From<Notification> for Event {
     fn from(notification: Notification) -> Self {
         let created = notification.created_at.as_deref().and_then(Moment::parse);
         Self {
+            bytes: bytes(&notification.text),
             notification,
             created,
             text: OnceLock::new(),
@@ -99,11 +147,21 @@ impl Batch {
         }
     }
 
+    /// Whether other connections write it too.
+    pub fn sharing(&self) -> Sharing {
+        match self.end {
+            End::Live(_) => Sharing::Shared,
+            End::MorePages | End::CaughtUp { .. } => Sharing::Alone,
+        }
+    }
+
     /// The bytes of text in it, for the bound of a queue.
     pub fn bytes(&self) -> usize {
-        self.events
-            .iter()
-            .map(|event| event.notification.text.len())
-            .sum()
+        self.events.iter().map(|event| event.bytes).sum()
+    }
+
+    /// The bytes that a page takes while it is written.
+    pub fn memory(&self) -> usize {
+        self.bytes() + self.events.len() * Event::MEMORY
     }
 }

@@ -1,17 +1,29 @@
 //! Reads what a connection has missed, a page at a time and as often as it
 //! takes.
 
+mod memory;
 mod reads;
+mod turns;
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tracing::debug;
 
-pub use self::reads::Reads;
+pub use self::{
+    memory::{Lease, PAGE_MEMORY, PageMemory},
+    reads::Reads,
+    turns::Turns,
+};
 use crate::{
     backoff::Backoff,
     drained::Drained,
@@ -43,9 +55,14 @@ pub struct Pages {
     pub drained: Drained,
     /// Where it is told that they can't be read.
     pub health: Arc<Health>,
-    /// How many are read at once: ten thousand clients that come back together
-    /// are a queue, not a stampede.
-    pub permits: Semaphore,
+    /// How many are read at once, and whose is next: ten thousand clients that
+    /// come back together are a queue, not a stampede.
+    pub turns: Arc<Turns>,
+    /// What they may take together.
+    pub memory: Arc<PageMemory>,
+    /// Where they are read: a client that takes nothing must not keep a query, a
+    /// connection or a turn.
+    pub runtime: Handle,
     /// The history that the pool's sessions were opened in.
     pub history: Mutex<History>,
     /// What that costs.
@@ -69,13 +86,29 @@ pub struct Wanted {
     pub size: PageSize,
 }
 
-/// What became of the wish.
+/// What a request for a page ended with.
 #[derive(Debug)]
-pub enum Turn {
+pub enum Outcome {
     /// Here it is.
     Page(Page),
-    /// The server's incarnation has ended that the positions belong to.
+    /// The history has ended that the positions belong to.
     Over,
+    /// The task that read it is gone, which is a bug.
+    Failed,
+}
+
+/// A page that is being read. Dropping it gives up the wait, and lets a query
+/// that runs come to its end.
+#[derive(Debug)]
+pub struct Reading(oneshot::Receiver<Outcome>);
+
+impl Future for Reading {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let outcome = Pin::new(&mut self.0).poll(cx);
+        outcome.map(|outcome| outcome.unwrap_or(Outcome::Failed))
+    }
 }
 
 /// A page, and where it starts if that was not known before.
@@ -87,25 +120,69 @@ pub struct Page {
     pub size: PageSize,
     /// The rows.
     pub page: UserPage,
-    /// Worth noting: nothing is left to deliver before this transaction.
-    pub drained: Option<Xid>,
+    /// What they take, until they are written.
+    pub lease: Lease,
+}
+
+/// A page that has been read, and what is worth noting of it.
+struct Read {
+    start: Option<Position>,
+    page: UserPage,
+    /// Nothing is left to deliver before this transaction.
+    drained: Option<Xid>,
 }
 
 impl Pages {
-    /// Reads the page that is wanted; while the database is away, tries again.
-    pub async fn read(&self, mut wanted: Wanted) -> Turn {
+    /// Reads the page that is wanted, in a task of the bridge; while the database
+    /// is away, tries again.
+    pub fn read(self: &Arc<Self>, wanted: Wanted) -> Reading {
+        let (reply, reading) = oneshot::channel();
+        let pages = Arc::clone(self);
+        self.runtime
+            .spawn(async move { pages.answer(wanted, reply).await });
+        Reading(reading)
+    }
+
+    /// Every wait ends when the stream is gone; a query never does.
+    async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<Outcome>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
-        loop {
+        // A history that has ended has no more pages, and a pool that was renewed
+        // for the next one is not to be renewed again.
+        while self.hub.tail().history == wanted.history {
             self.follow_history();
-            match self.try_read(&wanted).await {
-                Ok(page) if page.page.incarnation == wanted.history.incarnation => {
+            let admission = async {
+                let turn = self.turns.take(&wanted.user).await;
+                let size = self.size(wanted.size);
+                let lease = self.memory.reserve(size.most_bytes()).await;
+                (turn, size, lease)
+            };
+            let (turn, size, lease) = tokio::select! {
+                biased;
+                () = reply.closed() => return,
+                admission = admission => admission,
+            };
+            let begin = Instant::now();
+            let read = self.try_read(&wanted, size).await;
+            let took = begin.elapsed();
+            match read {
+                Ok(read) if read.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
-                    wait.end(page.page.batch.events.len());
-                    if let Some(before) = page.drained {
+                    wait.end(read.page.batch.events.len());
+                    if let Some(before) = read.drained {
                         self.drained.note(&wanted.user, before, wanted.history);
                     }
-                    return Turn::Page(page);
+                    lease.hand_over(read.page.batch.memory());
+                    let page = Page {
+                        start: read.start,
+                        size: wanted.size,
+                        page: read.page,
+                        lease,
+                    };
+                    // If the stream has gone, nothing wants the page.
+                    let _ = reply.send(Outcome::Page(page));
+                    turn.end(took).await;
+                    return;
                 }
                 // Read in another incarnation of the server, or on another
                 // server, than the listener knows of: in a session that was in
@@ -124,14 +201,24 @@ impl Pages {
                     }
                 }
             }
-            // Whoever waits for a database that was away need not wait longer.
+            drop((turn, lease));
+            // Once the database is back, there is no reason to wait longer.
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
                 () = self.health.heard_again() => {}
+                () = reply.closed() => return,
             }
-            if self.hub.tail().history != wanted.history {
-                return Turn::Over;
-            }
+        }
+        let _ = reply.send(Outcome::Over);
+    }
+
+    /// A page's size, by what may be taken of the memory.
+    fn size(&self, wanted: PageSize) -> PageSize {
+        let most = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
+        let bytes = self.memory.page_bytes(most);
+        PageSize {
+            bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+            ..wanted
         }
     }
 
@@ -146,38 +233,31 @@ impl Pages {
         }
     }
 
-    async fn try_read(&self, wanted: &Wanted) -> Result<Page, QueryError> {
-        let Wanted {
-            user, replay, size, ..
-        } = wanted;
+    async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
+        let Wanted { user, replay, .. } = wanted;
         let (pool, sql) = (&self.pool, &self.sql);
-        // Never closed, so there always is a permit in the end.
-        let _permit = self.permits.acquire().await;
-        let (start, page, drained) = match &wanted.position {
-            Some(position) => {
-                let page = reader::user_page(pool, sql, user, position, *size).await?;
-                (None, page, None)
-            }
-            None => {
-                let backlog = Backlog {
-                    query: self.drained.backlog_page(),
-                    user,
-                    replay: *replay,
-                    opened: &wanted.opened,
-                    system_identifier: wanted.history.system_identifier,
-                    in_vain: READ_IN_VAIN,
-                };
-                let BacklogPage {
-                    start,
-                    page,
-                    drained,
-                } = reader::backlog_page(pool, backlog, *size).await?;
-                (Some(start), page, drained)
-            }
+        if let Some(position) = &wanted.position {
+            return Ok(Read {
+                start: None,
+                page: reader::user_page(pool, sql, user, position, size).await?,
+                drained: None,
+            });
+        }
+        let backlog = Backlog {
+            query: self.drained.backlog_page(),
+            user,
+            replay: *replay,
+            opened: &wanted.opened,
+            system_identifier: wanted.history.system_identifier,
+            in_vain: READ_IN_VAIN,
         };
-        Ok(Page {
+        let BacklogPage {
             start,
-            size: *size,
+            page,
+            drained,
+        } = reader::backlog_page(pool, backlog, size).await?;
+        Ok(Read {
+            start: Some(start),
             page,
             drained,
         })

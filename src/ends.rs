@@ -18,6 +18,10 @@ pub enum Reason {
     Left,
     /// It took nothing for too long: it is too slow, or has vanished.
     Silent,
+    /// It took nothing while its page kept others from reading theirs.
+    Stalled,
+    /// Its page could not be read because of a bug.
+    Failed,
     /// It is old. Streams that never end gather on the bridge that was there
     /// first, and rest on what was believed when they began.
     Age,
@@ -29,9 +33,11 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Left,
         Self::Silent,
+        Self::Stalled,
+        Self::Failed,
         Self::Age,
         Self::Expired,
         Self::Told(Ending::Draining),
@@ -44,6 +50,8 @@ impl Reason {
         match self {
             Self::Left => "left",
             Self::Silent => "silent",
+            Self::Stalled => "stalled",
+            Self::Failed => "failed",
             Self::Age => "age",
             Self::Expired => "expired",
             Self::Told(Ending::Draining) => "draining",

@@ -39,7 +39,7 @@ impl HandedOut {
 
     /// What was in the chunk is not to be told.
     pub fn forget(&mut self) {
-        self.rows.clear();
+        self.rows = Vec::new();
     }
 
     /// The chunk has been written.
@@ -54,10 +54,12 @@ impl HandedOut {
         if self.rows.is_empty() {
             return;
         }
-        let created = self.rows.iter().filter_map(|&(_, created)| created);
+        // A connection that is idle again keeps no memory of its burst.
+        let rows = std::mem::take(&mut self.rows);
+        let created = rows.iter().filter_map(|&(_, created)| created);
         activity.written(self.since, created);
-        self.unnoted += self.rows.len() as u32;
-        marks.written(incarnation, self.rows.drain(..).map(|(row, _)| row));
+        self.unnoted += rows.len() as u32;
+        marks.written(incarnation, rows.into_iter().map(|(row, _)| row));
         if self.unnoted >= NOTE_AFTER && drained.note_live(user) {
             self.unnoted = 0;
         }

@@ -362,36 +362,44 @@ impl Writer {
         }
     }
 
+    /// Resolves with the room that the client's window has, as soon as there is any.
+    /// At most `wanted` bytes of it are kept for this response.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, Unwritten>> {
+        self.send.reserve_capacity(wanted.min(WAITING_BYTES));
+        let mut room = self.send.capacity();
+        while room == 0 {
+            room = match self.send.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(room))) => room,
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Unwritten::Gone)),
+                Poll::Pending => {
+                    ready!(self.stall.poll_expired(cx));
+                    return Poll::Ready(Err(Unwritten::Silent));
+                }
+            };
+        }
+        self.stall.end();
+        Poll::Ready(Ok(room))
+    }
+
     /// Resolves when the client's window had room for all that is being written.
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwritten>> {
         if self.send.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(Unwritten::Gone));
         }
         while !self.writing.is_empty() {
-            let wanted = self.writing.len().min(WAITING_BYTES);
-            self.send.reserve_capacity(wanted);
-            let room = match self.send.capacity() {
-                0 => match self.send.poll_capacity(cx) {
-                    Poll::Ready(Some(Ok(room))) => room,
-                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Unwritten::Gone)),
-                    Poll::Pending => {
-                        ready!(self.stall.poll_expired(cx));
-                        return Poll::Ready(Err(Unwritten::Silent));
-                    }
-                },
-                room => room,
-            };
-            if room == 0 {
-                continue;
-            }
+            let room = ready!(self.poll_room(cx, self.writing.len()))?;
             let piece = self.writing.split_to(room.min(self.writing.len()));
             if self.send.send_data(piece, false).is_err() {
                 return Poll::Ready(Err(Unwritten::Gone));
             }
-            self.stall.end();
         }
-        self.stall.end();
         Poll::Ready(Ok(()))
+    }
+
+    /// Resolves when all was written and the client's window has room for more.
+    fn poll_free(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwritten>> {
+        ready!(self.poll_written(cx))?;
+        self.poll_room(cx, 1).map_ok(drop)
     }
 
     /// Writes this, or resets the response.
@@ -426,7 +434,8 @@ impl Future for Delivery {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { stream, writer } = self.get_mut();
         loop {
-            match writer.poll_written(cx) {
+            // A client whose window has no room at all makes the stream read nothing.
+            match writer.poll_free(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Unwritten::Gone)) => return Poll::Ready(()),
                 Poll::Ready(Err(Unwritten::Silent)) => {

@@ -15,6 +15,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use arc_swap::ArcSwap;
+
 use crate::{
     batch::{Batch, End, Event},
     disconnected::{Disconnected, Noted},
@@ -70,7 +72,7 @@ struct Registry {
 #[derive(Debug)]
 pub struct Hub {
     registry: Mutex<Registry>,
-    tail: Mutex<Tail>,
+    tail: ArcSwap<Tail>,
     connections: AtomicUsize,
     opened: AtomicU64,
     overflows: AtomicU64,
@@ -95,7 +97,7 @@ impl Hub {
     pub fn new(queue_bytes: usize) -> Self {
         Self {
             registry: Mutex::default(),
-            tail: Mutex::default(),
+            tail: ArcSwap::default(),
             connections: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             overflows: AtomicU64::new(0),
@@ -122,20 +124,20 @@ impl Hub {
 
     /// How far the bridge has read. All that it had read has been put into the
     /// mailboxes before it shows here.
-    pub fn tail(&self) -> Tail {
-        lock(&self.tail).clone()
+    pub fn tail(&self) -> Arc<Tail> {
+        self.tail.load_full()
     }
 
     /// Below which transaction ids are on disk, as far as the bridge knows, if it
     /// still reads this history.
     pub fn safe(&self, history: History) -> Option<Xid> {
-        let tail = lock(&self.tail);
+        let tail = self.tail.load();
         (tail.history == history).then_some(tail.safe)
     }
 
     /// Begins, or begins anew: nothing is delivered.
     pub fn start(&self, tail: Tail) {
-        *lock(&self.tail) = tail;
+        self.tail.store(Arc::new(tail));
     }
 
     /// What to note before a client is identified, for [`register`](Self::register).
@@ -146,7 +148,11 @@ impl Hub {
     /// Opens a mailbox for a connection of somebody who was identified after
     /// `noted`, and tells how far the bridge had read by then. Dropping it
     /// closes it.
-    pub fn register(self: &Arc<Self>, identity: &Identity, noted: Noted) -> (Connection, Tail) {
+    pub fn register(
+        self: &Arc<Self>,
+        identity: &Identity,
+        noted: Noted,
+    ) -> (Connection, Arc<Tail>) {
         let user = identity.user.clone();
         let mailbox = Arc::new(Mailbox::default());
         let mut registry = lock(&self.registry);
@@ -186,7 +192,7 @@ impl Hub {
         for Registered { mailbox, .. } in registry.users.values().flatten() {
             mailbox.recover(recovery);
         }
-        *lock(&self.tail) = tail;
+        self.tail.store(Arc::new(tail));
     }
 
     /// Puts what was read into the mailboxes of the users concerned.
@@ -212,7 +218,7 @@ impl Hub {
         }
         // Only now: who reads the tail and then finds its mailbox empty has
         // been sent all that the tail has seen.
-        *lock(&self.tail) = tail;
+        self.tail.store(Arc::new(tail));
     }
 
     /// Tells every connection to end; those that still come, too, if the bridge
@@ -330,8 +336,8 @@ impl Drop for Connection {
     }
 }
 
-/// No code panics while it holds one of the hub's locks, so what they guard is
-/// whole even if another thread died.
+/// No code panics while it holds the lock, so what it guards is whole even if
+/// another thread died.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,6 +8,7 @@ use deadpool::{
 };
 use deadpool_postgres::ClientWrapper;
 use prometheus_client::metrics::counter::Counter;
+use scopeguard::ScopeGuard;
 use serde::Serialize;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_postgres::{
@@ -31,9 +32,24 @@ pub enum Sessions {
 /// A bounded number of connections to Postgres.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    connections: managed::Pool<Opener>,
+    /// For pages, lookups of tickets, reports.
+    shared: managed::Pool<Opener>,
+    /// For marks alone.
+    reserved: managed::Pool<Opener>,
+    purpose: Purpose,
     sessions: Sessions,
     timeouts: Counter,
+}
+
+/// Connections that only the marker uses, so that pages and lookups, which
+/// clients cause, never keep marks waiting.
+const RESERVED_FOR_MARKS: usize = 1;
+
+/// Which of the connections a handle of the pool uses.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Shared,
+    Marks,
 }
 
 /// How a pool is used.
@@ -95,32 +111,45 @@ impl Pool {
         size: usize,
         runtime: Handle,
     ) -> Result<Self, managed::BuildError> {
-        let opener = Opener {
-            url: url.clone(),
-            sessions,
-            runtime,
+        let connections = |count| {
+            let opener = Opener {
+                url: url.clone(),
+                sessions,
+                runtime: runtime.clone(),
+            };
+            managed::Pool::builder(opener)
+                .max_size(count)
+                // What was used last is still in the processor's cache.
+                .queue_mode(QueueMode::Lifo)
+                .runtime(Runtime::Tokio1)
+                .create_timeout(Some(CONNECT_LIMIT))
+                .build()
         };
-        let connections = managed::Pool::builder(opener)
-            .max_size(size)
-            // What was used last is still in the processor's cache.
-            .queue_mode(QueueMode::Lifo)
-            .runtime(Runtime::Tokio1)
-            .create_timeout(Some(CONNECT_LIMIT))
-            .build()?;
         Ok(Self {
-            connections,
+            shared: connections(size.saturating_sub(RESERVED_FOR_MARKS).max(1))?,
+            reserved: connections(RESERVED_FOR_MARKS)?,
+            purpose: Purpose::Shared,
             sessions,
             timeouts: Counter::default(),
         })
     }
 
+    /// The same pool for the marker, which has a connection reserved.
+    pub fn for_marks(&self) -> Self {
+        Self {
+            purpose: Purpose::Marks,
+            ..self.clone()
+        }
+    }
+
     /// Runs one query. It runs in a transaction of its own, with the
-    /// [settings](database::SETTINGS) that keep it on its indexes.
+    /// [settings](database::SETTINGS) that keep it on its indexes. `limit` covers
+    /// every wait: for a connection, for opening one, and for the answer.
     ///
-    /// One that fails, or isn't answered within `limit`, costs its connection:
-    /// it may be dead, and a session keeps the settings that it began with,
-    /// though they may be what is wrong (`default_transaction_read_only`, say)
-    /// and be changed since.
+    /// A query that fails, isn't answered in time, or whose future is dropped
+    /// costs its connection. It may be dead or busy, and a session keeps the
+    /// settings that it began with, which may be what is wrong
+    /// (`default_transaction_read_only`, say) and be changed since.
     ///
     /// # Errors
     ///
@@ -131,41 +160,53 @@ impl Pool {
         query: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, QueryError> {
-        let got = self.connections.get().await;
-        if let Err(managed::PoolError::Timeout(_)) = &got {
-            self.timeouts.inc();
-        }
-        let client = got?;
-        let answer = async {
-            match self.sessions {
-                Sessions::Own => query_prepared(&client, query, parameters).await,
-                Sessions::Lent => query_unnamed(&client, query, parameters).await,
-            }
-        };
-        let outcome = match timeout(limit, answer).await {
-            Ok(answer) => answer.map_err(QueryError::from),
+        let outcome = match timeout(limit, self.attempt(query, parameters)).await {
+            Ok(outcome) => outcome,
             Err(_) => {
-                // Whatever swallowed the answer has the others too: each would
-                // cost somebody the same wait.
+                // The network or server that swallowed the answer has the idle
+                // connections too: each would cost another query the same wait.
                 self.renew();
-                self.timeouts.inc();
                 Err(QueryError::TimedOut(limit))
             }
         };
-        if outcome.is_err() {
-            drop(managed::Object::take(client));
+        if let Err(QueryError::TimedOut(_) | QueryError::Connect(managed::PoolError::Timeout(_))) =
+            &outcome
+        {
+            self.timeouts.inc();
         }
         outcome
     }
 
+    async fn attempt(
+        &self,
+        query: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, QueryError> {
+        let connections = match self.purpose {
+            Purpose::Shared => &self.shared,
+            Purpose::Marks => &self.reserved,
+        };
+        // Given back while a query runs, a connection would make its next user
+        // wait for an answer that nothing reads.
+        let close = |connection| drop(managed::Object::take(connection));
+        let connection = scopeguard::guard(connections.get().await?, close);
+        let rows = match self.sessions {
+            Sessions::Own => query_prepared(&connection, query, parameters).await?,
+            Sessions::Lent => query_unnamed(&connection, query, parameters).await?,
+        };
+        drop(ScopeGuard::into_inner(connection));
+        Ok(rows)
+    }
+
     /// How it is used at the moment.
     pub fn usage(&self) -> Usage {
-        let status = self.connections.status();
+        let [shared, reserved] = [&self.shared, &self.reserved].map(managed::Pool::status);
+        let idle = shared.available + reserved.available;
         Usage {
-            most: status.max_size,
-            in_use: status.size.saturating_sub(status.available),
-            idle: status.available,
-            waiting: status.waiting,
+            most: shared.max_size + reserved.max_size,
+            in_use: (shared.size + reserved.size).saturating_sub(idle),
+            idle,
+            waiting: shared.waiting + reserved.waiting,
             timeouts: self.timeouts.get(),
         }
     }
@@ -173,12 +214,16 @@ impl Pool {
     /// Closes the connections that nobody uses: they may lead to a server that
     /// is no longer the one that the listener hears.
     pub fn renew(&self) {
-        self.connections.retain(|_, _| false);
+        for connections in [&self.shared, &self.reserved] {
+            connections.retain(|_, _| false);
+        }
     }
 
     /// Closes all connections; queries fail from now on.
     pub fn close(&self) {
-        self.connections.close();
+        for connections in [&self.shared, &self.reserved] {
+            connections.close();
+        }
     }
 }
 

@@ -33,6 +33,9 @@ pub struct PageSize {
 }
 
 impl PageSize {
+    /// Bytes of the largest text that the table's constraint allows.
+    const LARGEST_TEXT: usize = 1 << 20;
+
     /// A page of the table's tail: large enough that reading costs little a
     /// row, small enough that it is a matter of milliseconds.
     pub const TAIL: Self = Self {
@@ -52,6 +55,12 @@ impl PageSize {
             rows: (self.rows / 2).max(1),
             bytes: (self.bytes / 2).max(1),
         }
+    }
+
+    /// Bytes that a page of this size may take at most.
+    pub fn most_bytes(self) -> usize {
+        let texts = usize::try_from(self.bytes).unwrap_or(usize::MAX);
+        texts + Self::LARGEST_TEXT + self.rows * Event::MEMORY
     }
 
     /// One row more is asked for, to know whether that was all.

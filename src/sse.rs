@@ -28,6 +28,10 @@ pub enum Format {
     Json,
 }
 
+/// Bytes of a text that are encoded at once. Each may become up to seven: a line
+/// break is `\ndata: `.
+const PIECE_BYTES: usize = 2 << 10;
+
 /// A notification's event without its id, which differs from connection to
 /// connection:
 ///
@@ -38,40 +42,103 @@ pub enum Format {
 /// ```
 pub fn frame(notification: &Notification, format: Format) -> Bytes {
     let mut out = BytesMut::with_capacity(notification.text.len() + 64);
-    if let Some(name) = &notification.event {
-        put_field(&mut out, "event", name);
-    }
-    match format {
-        Format::Text => put_data(&mut out, &notification.text),
-        Format::Json => put_json(&mut out, notification),
-    }
-    out.put_u8(b'\n');
+    let rest = put_frame(&mut out, notification, format, 0, usize::MAX);
+    debug_assert!(rest.is_none(), "nothing limits it");
     out.freeze()
 }
 
-fn put_json(out: &mut BytesMut, notification: &Notification) {
-    /// The contract with clients that ask for `format=json`.
-    #[derive(Serialize)]
-    struct Row<'a> {
-        id: i64,
-        event: Option<&'a str>,
-        text: &'a str,
-        created_at: Option<&'a str>,
+/// Adds the [`frame`] of a notification to `out`, from the byte `from` of its
+/// text on, until `out` has grown to `limit` bytes. Returns where to go on, if
+/// that was not all. A text is never encoded as a whole, as it may take seven
+/// times its size.
+pub fn put_frame(
+    out: &mut BytesMut,
+    notification: &Notification,
+    format: Format,
+    mut from: usize,
+    limit: usize,
+) -> Option<usize> {
+    let text = &notification.text;
+    if from == 0 {
+        if let Some(name) = &notification.event {
+            put_field(out, "event", name);
+        }
+        out.put_slice(b"data: ");
+        if let Format::Json = format {
+            out.put_slice(br#"{"id":"#);
+            put_json(out, &notification.key.id);
+            out.put_slice(br#","event":"#);
+            put_json(out, &notification.event);
+            out.put_slice(br#","text":""#);
+        }
     }
-    let row = Row {
-        id: notification.key.id,
-        event: notification.event.as_deref(),
-        text: &notification.text,
-        created_at: notification.created_at.as_deref(),
-    };
-    put_json_data(out, &row);
+    while from < text.len() {
+        // Of the head alone a frame can't be continued.
+        if from > 0 && out.len() >= limit {
+            return Some(from);
+        }
+        from = match format {
+            Format::Text => put_lines(out, text, from),
+            Format::Json => put_escaped(out, text, from),
+        };
+    }
+    if let Format::Json = format {
+        out.put_slice(br#"","created_at":"#);
+        put_json(out, &notification.created_at);
+        out.put_u8(b'}');
+    }
+    out.put_slice(b"\n\n");
+    None
+}
+
+/// Adds a piece of a text, one `data:` line a line. The space after the colon is
+/// part of the format and protects a text's own leading space.
+fn put_lines(out: &mut BytesMut, text: &str, from: usize) -> usize {
+    let text = text.as_bytes();
+    let end = text.len().min(from + PIECE_BYTES);
+    let mut written = from;
+    while let Some(line) = text[written..end]
+        .iter()
+        .position(|byte| matches!(byte, b'\r' | b'\n'))
+    {
+        let line_end = written + line;
+        out.put_slice(&text[written..line_end]);
+        out.put_slice(b"\ndata: ");
+        let breaks = if text[line_end..].starts_with(b"\r\n") {
+            2
+        } else {
+            1
+        };
+        written = line_end + breaks;
+        if written > end {
+            return written;
+        }
+    }
+    out.put_slice(&text[written..end]);
+    end
+}
+
+/// Adds a piece of a text as the inside of a JSON string.
+fn put_escaped(out: &mut BytesMut, text: &str, from: usize) -> usize {
+    let end = text.floor_char_boundary(from + PIECE_BYTES);
+    let before = out.len();
+    put_json(out, &text[from..end]);
+    // The quotes stand around the whole text, not around each piece.
+    out.truncate(out.len() - 1);
+    out[before..].rotate_left(1);
+    out.truncate(out.len() - 1);
+    end
+}
+
+fn put_json(out: &mut BytesMut, value: &(impl Serialize + ?Sized)) {
+    let written = serde_json::to_writer(out.writer(), value);
+    debug_assert!(written.is_ok(), "texts and numbers always have a JSON form");
 }
 
 /// JSON escapes line breaks, so it is always one line.
 fn put_json_data(out: &mut BytesMut, value: &impl Serialize) {
     out.put_slice(b"data: ");
-    let written = serde_json::to_writer((&mut *out).writer(), value);
-    debug_assert!(written.is_ok(), "texts and numbers always have a JSON form");
+    put_json(out, value);
     out.put_u8(b'\n');
 }
 
@@ -80,22 +147,6 @@ fn put_field(out: &mut BytesMut, name: &str, value: &str) {
     out.put_slice(b": ");
     out.put_slice(value.as_bytes());
     out.put_u8(b'\n');
-}
-
-/// One `data:` line a line. The space after the colon is part of the format
-/// and protects a text's own leading space.
-fn put_data(out: &mut BytesMut, text: &str) {
-    let mut rest = text;
-    while let Some(end) = rest.find(['\r', '\n']) {
-        put_field(out, "data", &rest[..end]);
-        let breaks = if rest[end..].starts_with("\r\n") {
-            2
-        } else {
-            1
-        };
-        rest = &rest[end + breaks..];
-    }
-    put_field(out, "data", rest);
 }
 
 /// The line that begins an event: `id: 7-AQA`.
@@ -240,6 +291,42 @@ mod tests {
                 "\n\n"
             )
         );
+    }
+
+    #[test]
+    fn a_frame_in_pieces_is_the_frame_and_no_piece_is_large() {
+        const LIMIT: usize = 1 << 10;
+        let texts = [
+            String::new(),
+            "x".repeat(PIECE_BYTES),
+            "\r\n".repeat(PIECE_BYTES),
+            // Line breaks and characters of several bytes on every boundary.
+            format!("a{}", "\r\n".repeat(2 * PIECE_BYTES)),
+            format!("ab{}", "\u{1f600}\"\u{1}".repeat(PIECE_BYTES)),
+            "\n".repeat(10 * PIECE_BYTES),
+        ];
+        for text in &texts {
+            for format in [Format::Text, Format::Json] {
+                let notification = notification(Some("build"), text);
+                let (mut whole, mut from) = (BytesMut::new(), Some(0));
+                while let Some(begin) = from {
+                    let mut piece = BytesMut::new();
+                    from = put_frame(&mut piece, &notification, format, begin, LIMIT);
+                    assert!(from.is_none_or(|from| from > begin));
+                    assert!(
+                        piece.len() < LIMIT + 7 * PIECE_BYTES + 200,
+                        "{}",
+                        piece.len()
+                    );
+                    whole.put_slice(&piece);
+                }
+                assert!(
+                    whole == frame(&notification, format),
+                    "{format:?} {}",
+                    text.len()
+                );
+            }
+        }
     }
 
     #[test]

@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::{FutureExt, Stream, future::BoxFuture};
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt, Stream};
 use tokio::time::Instant;
 use tracing::{Span, debug};
 
@@ -29,7 +29,7 @@ use crate::{
     alarm::{Alarm, Heartbeats},
     backoff::jittered,
     batch::{Batch, End},
-    catch_up::{Page, Pages, Turn, Wanted},
+    catch_up::{Lease, Outcome, Page, Pages, Reading, Wanted},
     disconnected::Noted,
     ends::{Ended, Ends, Reason, Warning},
     handed_out::HandedOut,
@@ -101,7 +101,7 @@ pub struct EventStream {
     row: i64,
     phase: Phase,
     /// What is being written, and how far.
-    current: Option<(Arc<Batch>, usize)>,
+    current: Option<Current>,
     /// How large a page may be: smaller once one did not come in time.
     page_size: PageSize,
     /// The rows in the chunk that was last handed out.
@@ -121,9 +121,34 @@ pub struct EventStream {
 enum Phase {
     Opening(Opening),
     /// Between two pages, or waiting for one.
-    CatchingUp(Option<BoxFuture<'static, Turn>>),
+    CatchingUp(Option<Reading>),
     Live,
+    /// Of a history that has ended; the bridge is about to end the stream.
+    Outlived,
     Over,
+}
+
+/// What is being written.
+struct Current {
+    batch: Arc<Batch>,
+    /// The event that is next, or is being written.
+    index: usize,
+    /// Where its text goes on, once it has begun.
+    begun: Option<usize>,
+    /// The memory that a page takes. Of live rows all connections of a user have
+    /// the same.
+    lease: Option<Lease>,
+}
+
+impl Current {
+    fn new(batch: Arc<Batch>, lease: Option<Lease>) -> Self {
+        Self {
+            batch,
+            index: 0,
+            begun: None,
+            lease,
+        }
+    }
 }
 
 /// Whether the client has been told that it is up to date, which it is once.
@@ -159,7 +184,7 @@ impl EventStream {
             format,
             history,
             safe: tail.safe,
-            opened: tail.position,
+            opened: Arc::clone(&tail.position),
             position: None,
             replay: 0,
             row: 0,
@@ -202,6 +227,11 @@ impl EventStream {
             if let Poll::Ready(ending) = self.connection.poll_ending(cx) {
                 self.end_for(ending);
             }
+            if let Some(lease) = self.current.as_ref().and_then(|it| it.lease.as_ref())
+                && lease.poll_cut_off(cx).is_ready()
+            {
+                self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Stalled));
+            }
             if self.ends.has_come() {
                 self.phase = Phase::Over;
                 return Poll::Ready(());
@@ -240,23 +270,32 @@ impl EventStream {
                         self.begin(opening, chunk);
                     }
                 }
-                Phase::CatchingUp(page) => match page.as_mut().map(|page| page.poll_unpin(cx)) {
-                    None => self.phase = Phase::CatchingUp(Some(self.next_page())),
-                    Some(Poll::Ready(Turn::Page(page))) => self.take_page(page, chunk),
-                    Some(Poll::Ready(Turn::Over)) => {
-                        self.phase = Phase::CatchingUp(None);
-                        if let Some(recovery) = self.connection.skip_to_recovery() {
+                Phase::CatchingUp(None) => {
+                    self.phase = Phase::CatchingUp(Some(self.next_page()));
+                }
+                Phase::CatchingUp(Some(reading)) => match reading.poll_unpin(cx) {
+                    Poll::Ready(Outcome::Page(page)) => self.take_page(page, chunk),
+                    Poll::Ready(Outcome::Over) => match self.connection.skip_to_recovery() {
+                        Some(recovery) => {
+                            self.phase = Phase::CatchingUp(None);
                             self.recover(recovery);
                         }
+                        None => self.phase = Phase::Outlived,
+                    },
+                    Poll::Ready(Outcome::Failed) => {
+                        self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Failed));
                     }
-                    Some(Poll::Pending) => return self.poll_alarm(cx, chunk),
+                    Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
                 Phase::Live => match self.connection.poll_letter(cx) {
-                    Poll::Ready(Letter::Batch(batch)) => self.current = Some((batch, 0)),
+                    Poll::Ready(Letter::Batch(batch)) => {
+                        self.current = Some(Current::new(batch, None));
+                    }
                     Poll::Ready(Letter::Recovered(recovery)) => self.recover(recovery),
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
                     Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
+                Phase::Outlived => return self.poll_alarm(cx, chunk),
                 Phase::Over => return Poll::Ready(()),
             }
         }
@@ -298,25 +337,26 @@ impl EventStream {
     }
 
     /// Asks for the page after the position, or for the first one.
-    fn next_page(&self) -> BoxFuture<'static, Turn> {
+    fn next_page(&self) -> Reading {
         // What is dropped from now on is not in this page.
         self.connection.reopen();
-        let wanted = Wanted {
+        self.streams.pages.read(Wanted {
             user: self.connection.user().clone(),
             history: self.history,
             position: self.position.clone(),
             opened: Arc::clone(&self.opened),
             replay: self.replay,
             size: self.page_size,
-        };
-        let pages = Arc::clone(&self.streams.pages);
-        async move { pages.read(wanted).await }.boxed()
+        })
     }
 
     fn take_page(&mut self, page: Page, chunk: &mut BytesMut) {
         self.phase = Phase::CatchingUp(None);
         let Page {
-            start, size, page, ..
+            start,
+            size,
+            page,
+            lease,
         } = page;
         self.page_size = size;
         if let (Pruned::Unknown, Some(position)) = (&self.pruned, &self.position)
@@ -326,7 +366,7 @@ impl EventStream {
             sse::put_gap(chunk, Gap::Pruned);
         }
         self.pruned = Pruned::Settled;
-        self.current = Some((Arc::new(page.batch), 0));
+        self.current = Some(Current::new(Arc::new(page.batch), Some(lease)));
         if let Some(start) = start {
             // A client that breaks before its first event is no stranger when
             // it returns: the rows are marked, and without an id it would miss
@@ -338,19 +378,29 @@ impl EventStream {
 
     /// Writes from the current batch until the chunk is large enough.
     fn write_events(&mut self, chunk: &mut BytesMut) {
-        let Some((batch, mut index)) = self.current.take() else {
+        let Some(mut current) = self.current.take() else {
             return;
         };
+        if let Some(lease) = &current.lease {
+            lease.progress();
+        }
+        let batch = Arc::clone(&current.batch);
         let position = self.position.get_or_insert_default();
-        while let Some(event) = batch.events.get(index) {
+        while let Some(event) = batch.events.get(current.index) {
             if chunk.len() >= CHUNK_BYTES {
-                self.current = Some((batch, index));
+                self.current = Some(current);
                 return;
             }
             let notification = event.notification();
-            if position.is_new(notification.key) {
-                position.advance(notification.key, &batch.snapshot, batch.follows(index));
-                if !notification.expires.has_passed() {
+            let from = match current.begun {
+                Some(from) => from,
+                None if position.is_new(notification.key) => {
+                    let follows = batch.follows(current.index);
+                    position.advance(notification.key, &batch.snapshot, follows);
+                    if notification.expires.has_passed() {
+                        current.index += 1;
+                        continue;
+                    }
                     self.row = notification.key.id;
                     let id = EventId {
                         row: self.row,
@@ -359,14 +409,23 @@ impl EventStream {
                         safe: self.safe,
                     };
                     sse::put_id_line(chunk, &id);
-                    chunk.put_slice(event.frame(self.format));
-                    self.handed_out.add(event);
-                    if let CatchUp::Counting(rows) = &mut self.catch_up {
-                        *rows += 1;
-                    }
+                    0
                 }
+                None => {
+                    current.index += 1;
+                    continue;
+                }
+            };
+            current.begun = event.put(chunk, self.format, batch.sharing(), from, CHUNK_BYTES);
+            if current.begun.is_some() {
+                // The chunk is full in the middle of the event.
+                continue;
             }
-            index += 1;
+            current.index += 1;
+            self.handed_out.add(event);
+            if let CatchUp::Counting(rows) = &mut self.catch_up {
+                *rows += 1;
+            }
         }
         match &batch.end {
             End::MorePages => {}

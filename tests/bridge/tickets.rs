@@ -404,7 +404,7 @@ async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
         notifications: vec![(user.clone(), waiting)],
         snapshot: Arc::new(Snapshot::new(Xid(2 << 40), Vec::new())),
         cut_off: None,
-        tail: hub.tail(),
+        tail: (*hub.tail()).clone(),
     });
     hub.disconnect(&[Disconnection { user, ticket: None }]);
     let mut body = Vec::new();

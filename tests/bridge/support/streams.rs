@@ -8,7 +8,7 @@ use std::{
 use futures_util::StreamExt;
 use tidings::{
     alarm::Heartbeats,
-    catch_up::{Pages, Reads},
+    catch_up::{PageMemory, Pages, Reads, Turns},
     drained::Drained,
     ends::Ended,
     history::History,
@@ -20,7 +20,7 @@ use tidings::{
     sql::Sql,
     stream::{EventStream, Streams},
 };
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::runtime::Handle;
 
 use super::database::Database;
 
@@ -49,7 +49,9 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             sql,
             drained: drained.expect("rights"),
             health: Arc::default(),
-            permits: Semaphore::new(1),
+            turns: Arc::new(Turns::new(1)),
+            memory: Arc::new(PageMemory::default()),
+            runtime: Handle::current(),
             history: Mutex::default(),
             reads: Reads::default(),
         }),
