@@ -182,3 +182,34 @@ impl AsyncWrite for Transport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::sockets::CLIENT_LIMIT;
+
+    // The clock stands still while anything can be written, and jumps once nothing can.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_without_progress_fails_at_the_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let _client = TcpStream::connect(address).await.expect("a connection");
+        let (accepted, _) = listener.accept().await.expect("a client");
+        let mut socket = Socket::new(accepted, None);
+        let start = Instant::now();
+        let error = loop {
+            if let Err(error) = socket.write_all(&[b'x'; 1 << 16]).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() >= CLIENT_LIMIT, "{:?}", start.elapsed());
+        assert!(start.elapsed() < 2 * CLIENT_LIMIT, "{:?}", start.elapsed());
+    }
+}

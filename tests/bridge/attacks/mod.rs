@@ -1,2 +1,9 @@
 //! Denial of service: each attack of `docs/security.md` is made, and other
 //! clients must not notice. Every test asserts an upper bound for them.
+
+mod deadlines;
+mod frames;
+mod handshakes;
+mod requests;
+mod unread;
+mod windows;

@@ -1,0 +1,239 @@
+//! Too many requests in one connection over HTTP/2, and too large ones.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, StatusCode};
+use tokio::time::timeout;
+
+use super::frames::{
+    Answers, Frames, GOAWAY, HEADERS, RST_STREAM, connect_without_room, endless_request, request,
+    reset,
+};
+use crate::{
+    support::{
+        PATIENCE,
+        bystander::{Bystander, time_to_first_row},
+        database::Database,
+        process::Served,
+    },
+    tls::{
+        authority::Authority,
+        http2::Http2,
+        tunnel::{ORIGIN, Tunnel},
+    },
+};
+
+/// As many as 1.2 MB of frames hold.
+const REQUESTS: u32 = 100_000;
+
+/// What the attacker's frames are sent in.
+const AT_ONCE: u32 = 100;
+
+/// A bridge by itself may grow by so much under attack.
+const GROWTH: usize = 50 << 20;
+
+/// Streams that a connection has at once ([`tidings::http2::STREAMS`]).
+const STREAMS: usize = tidings::http2::STREAMS as usize;
+
+struct Scene {
+    database: Database,
+    authority: Arc<Authority>,
+    bridge: Served,
+    elsewhere: Tunnel,
+    bystander: Bystander,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let database = Database::migrated().await;
+        let authority = Arc::new(Authority::new());
+        let [certificate, key] = authority.issue("bridge", &[ORIGIN]).settings();
+        let bridge = Served::start(&database, &[&certificate, &key]).await;
+        let elsewhere = Tunnel::to(bridge.address(), Arc::clone(&authority)).await;
+        let stream = elsewhere.stream("bystander").await;
+        let bystander = Bystander::watch(&database, "bystander", stream).await;
+        Self {
+            database,
+            authority,
+            bridge,
+            elsewhere,
+            bystander,
+        }
+    }
+
+    async fn attack(&self) -> (Frames, Answers) {
+        connect_without_room(self.bridge.address(), &self.authority).await
+    }
+
+    /// Others get their rows as fast as before while `attack` goes on.
+    async fn unmoved_by(&mut self, attack: impl Future<Output = ()>) {
+        let undisturbed = self.bystander.receive(100).await;
+        let others = async {
+            self.bystander
+                .receive(100)
+                .await
+                .assert_close_to(&undisturbed);
+            let took = time_to_first_row(self.elsewhere.address, &self.database, "alice").await;
+            assert!(took <= Duration::from_secs(1), "{took:?}");
+        };
+        tokio::join!(attack, others);
+    }
+}
+
+/// Sends requests for nothing until all are sent, or the connection ends, or takes
+/// no more for `patience`.
+async fn flood(frames: &mut Frames, patience: Duration) {
+    for first in (0..REQUESTS).step_by(AT_ONCE as usize) {
+        let numbers = first..first + AT_ONCE;
+        let bytes: Vec<u8> = numbers
+            .flat_map(|number| request(number, super::frames::NOWHERE))
+            .collect();
+        match timeout(patience, frames.send(&bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_requests_without_room_for_answers_take_little_memory() {
+    let mut scene = Scene::set().await;
+    let (mut frames, answers) = scene.attack().await;
+    let counting = tokio::spawn(answers.count());
+    let before = scene.bridge.vitals().resident_bytes;
+    scene.unmoved_by(flood(&mut frames, PATIENCE)).await;
+    drop(frames);
+    let counts = timeout(PATIENCE, counting)
+        .await
+        .expect("an end")
+        .expect("no panic");
+    let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
+    assert!(grown < GROWTH, "{grown} bytes; {counts:?}");
+    // All that fit were answered, with what needs no room; the others were refused.
+    assert_eq!(counts.get(&HEADERS), Some(&STREAMS), "{counts:?}");
+    assert!(counts.get(&RST_STREAM) >= Some(&1_000), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_requests_of_a_client_that_reads_nothing_take_little_memory() {
+    let mut scene = Scene::set().await;
+    let (mut frames, _answers) = scene.attack().await;
+    let before = scene.bridge.vitals().resident_bytes;
+    // It stops when the bridge takes no more.
+    scene
+        .unmoved_by(flood(&mut frames, Duration::from_secs(1)))
+        .await;
+    let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
+    assert!(grown < GROWTH, "{grown} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_taken_back_at_once_end_the_connection() {
+    let mut scene = Scene::set().await;
+    let (mut frames, answers) = scene.attack().await;
+    let counting = tokio::spawn(answers.count());
+    let before = scene.bridge.vitals().resident_bytes;
+    let start = Instant::now();
+    let attack = async {
+        for first in (0..REQUESTS).step_by(AT_ONCE as usize) {
+            let bytes: Vec<u8> = (first..first + AT_ONCE)
+                .flat_map(|number| {
+                    [request(number, super::frames::NOWHERE), reset(number)].concat()
+                })
+                .collect();
+            if timeout(PATIENCE, frames.send(&bytes))
+                .await
+                .expect("a bridge that reads")
+                .is_err()
+            {
+                return;
+            }
+        }
+    };
+    scene.unmoved_by(attack).await;
+    let counts = timeout(PATIENCE, counting)
+        .await
+        .expect("an end")
+        .expect("no panic");
+    assert_eq!(counts.get(&GOAWAY), Some(&1), "{counts:?}");
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+    let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
+    assert!(grown < GROWTH, "{grown} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_never_end_end_the_connection() {
+    let mut scene = Scene::set().await;
+    let (mut frames, answers) = scene.attack().await;
+    let counting = tokio::spawn(answers.count());
+    let before = scene.bridge.vitals().resident_bytes;
+    let attack = async {
+        let (first, next) = endless_request(0);
+        frames.send(&first).await.expect("a connection");
+        while timeout(PATIENCE, frames.send(&next))
+            .await
+            .expect("a bridge that reads")
+            .is_ok()
+        {}
+    };
+    scene.unmoved_by(attack).await;
+    timeout(PATIENCE, counting)
+        .await
+        .expect("an end")
+        .expect("no panic");
+    let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
+    assert!(grown < GROWTH, "{grown} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
+    let scene = Scene::set().await;
+    let connection = Http2::connect(scene.bridge.address(), &scene.authority).await;
+    let mut stream = connection.open("alice").await;
+    for bytes in [tidings::http2::HEADER_BYTES as usize, 1 << 20] {
+        let request = Request::get("https://localhost/stream").header("x-other", "x".repeat(bytes));
+        let (answer, _request) = connection.ask(request).await;
+        match answer {
+            Ok(answer) => assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            Err(error) => assert!(error.is_reset(), "{error}"),
+        }
+    }
+    // What no browser exceeds is let in.
+    let request = Request::get("https://localhost/nowhere").header("x-other", "x".repeat(30_000));
+    let (answer, _request) = connection.ask(request).await;
+    assert_eq!(answer.expect("an answer").status(), StatusCode::NOT_FOUND);
+    scene
+        .database
+        .execute("select send_notification('alice', 'unharmed')")
+        .await;
+    stream.until("data: unharmed\n\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_streams_than_a_connection_may_have_are_refused_and_the_others_go_on() {
+    let scene = Scene::set().await;
+    let connection = Http2::connect(scene.bridge.address(), &scene.authority).await;
+    let mut streams = Vec::with_capacity(STREAMS);
+    for number in 0..STREAMS {
+        streams.push(connection.open(&format!("user{}", number % 4)).await);
+    }
+    // The client knows the limit, and waits.
+    let another = timeout(Duration::from_secs(1), connection.open("user0")).await;
+    assert!(another.is_err(), "one too many");
+    scene
+        .database
+        .execute("insert into notifications (user_id, text) values ('user1', 'still here')")
+        .await;
+    streams[1].until("data: still here\n\n").await;
+    // One that ends makes room.
+    streams.swap_remove(0).reset();
+    let another = timeout(Duration::from_secs(5), connection.open("user0")).await;
+    another.expect("a place").until("tidings.caught-up").await;
+}
