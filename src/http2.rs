@@ -44,7 +44,9 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::{line::Handover, sockets::CLIENT_LIMIT, stall::Stall, stream::EventStream};
+use crate::{
+    line::Handover, pace::Paced, sockets::CLIENT_LIMIT, stall::Stall, stream::EventStream,
+};
 
 /// Requests and streams of one connection that are open at once. A browser has
 /// one stream a tab; a client that wants more opens another connection.
@@ -111,7 +113,7 @@ pub async fn serve<I, S, B>(
         .max_pending_accept_reset_streams(RESET_EARLY)
         .max_concurrent_reset_streams(RESET_BY_US)
         .max_local_error_reset_streams(Some(BROKEN));
-    let frames = match timeout(CLIENT_LIMIT, builder.handshake(io)).await {
+    let frames = match timeout(CLIENT_LIMIT, builder.handshake(Paced::new(io))).await {
         Ok(Ok(frames)) => frames,
         Ok(Err(error)) => return debug!(%error, "no HTTP/2 connection: {error}"),
         Err(_) => return debug!("no HTTP/2 connection: the client says nothing"),
@@ -140,7 +142,7 @@ type Guarded = CatchUnwind<AssertUnwindSafe<Delivery>>;
 struct Connection<I: AsyncRead + AsyncWrite + Unpin, S> {
     answers: FuturesUnordered<LocalBoxFuture<'static, Option<Delivery>>>,
     deliveries: FuturesUnordered<Guarded>,
-    frames: server::Connection<I, Bytes>,
+    frames: server::Connection<Paced<I>, Bytes>,
     peer: Option<SocketAddr>,
     app: Rc<S>,
     answer_limit: Duration,

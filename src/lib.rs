@@ -66,6 +66,7 @@ pub mod line;
 pub mod metrics;
 pub mod operator;
 pub mod origin;
+pub mod pace;
 pub mod port;
 pub mod problem;
 pub mod process;

@@ -84,6 +84,12 @@ impl Frames {
         self.0.write_all(bytes).await?;
         self.0.flush().await
     }
+
+    /// Says no more, and closes the connection.
+    pub async fn close(mut self) {
+        // The server may have closed it already.
+        let _ = self.0.shutdown().await;
+    }
 }
 
 impl Answers {

@@ -1,12 +1,13 @@
 //! Too many requests in one connection over HTTP/2, and too large ones.
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::{Request, StatusCode};
-use tokio::time::timeout;
+use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 
 use super::frames::{
     Answers, Frames, GOAWAY, HEADERS, RST_STREAM, connect_without_room, endless_request, request,
@@ -68,9 +69,15 @@ impl Scene {
         connect_without_room(self.bridge.address(), &self.authority).await
     }
 
-    /// Others get their rows as fast as before while `attack` goes on.
-    async fn unmoved_by(&mut self, attack: impl Future<Output = ()>) {
+    /// Others get their rows as fast as before while `attack` goes on, on a thread of
+    /// its own: it must not hold up the clients of the test itself.
+    async fn unmoved_by<A>(&mut self, attack: A)
+    where
+        A: Future<Output = ()> + Send + 'static,
+    {
         let undisturbed = self.bystander.receive(100).await;
+        let here = Handle::current();
+        let attack = spawn_blocking(move || here.block_on(attack));
         let others = async {
             self.bystander
                 .receive(100)
@@ -79,13 +86,14 @@ impl Scene {
             let took = time_to_first_row(self.elsewhere.address, &self.database, "alice").await;
             assert!(took <= Duration::from_secs(1), "{took:?}");
         };
-        tokio::join!(attack, others);
+        let (attack, ()) = tokio::join!(attack, others);
+        attack.expect("no panic");
     }
 }
 
 /// Sends requests for nothing until all are sent, or the connection ends, or takes
 /// no more for `patience`.
-async fn flood(frames: &mut Frames, patience: Duration) {
+async fn flood(mut frames: Frames, patience: Duration) {
     for first in (0..REQUESTS).step_by(AT_ONCE as usize) {
         let numbers = first..first + AT_ONCE;
         let bytes: Vec<u8> = numbers
@@ -93,38 +101,40 @@ async fn flood(frames: &mut Frames, patience: Duration) {
             .collect();
         match timeout(patience, frames.send(&bytes)).await {
             Ok(Ok(())) => {}
+            // A write that was given up would be in the way of closing.
             Ok(Err(_)) | Err(_) => return,
         }
     }
+    frames.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_requests_without_room_for_answers_take_little_memory() {
     let mut scene = Scene::set().await;
-    let (mut frames, answers) = scene.attack().await;
+    let (frames, answers) = scene.attack().await;
     let counting = tokio::spawn(answers.count());
     let before = scene.bridge.vitals().resident_bytes;
-    scene.unmoved_by(flood(&mut frames, PATIENCE)).await;
-    drop(frames);
+    scene.unmoved_by(flood(frames, PATIENCE)).await;
     let counts = timeout(PATIENCE, counting)
         .await
         .expect("an end")
         .expect("no panic");
     let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
     assert!(grown < GROWTH, "{grown} bytes; {counts:?}");
-    // All that fit were answered, with what needs no room; the others were refused.
-    assert_eq!(counts.get(&HEADERS), Some(&STREAMS), "{counts:?}");
-    assert!(counts.get(&RST_STREAM) >= Some(&1_000), "{counts:?}");
+    // Those that fit were begun to be answered; the others were refused.
+    let answered = counts.get(&HEADERS).copied().unwrap_or_default();
+    assert!((STREAMS..=4 * STREAMS).contains(&answered), "{counts:?}");
+    assert!(counts.get(&RST_STREAM) >= Some(&90_000), "{counts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_requests_of_a_client_that_reads_nothing_take_little_memory() {
     let mut scene = Scene::set().await;
-    let (mut frames, _answers) = scene.attack().await;
+    let (frames, _answers) = scene.attack().await;
     let before = scene.bridge.vitals().resident_bytes;
     // It stops when the bridge takes no more.
     scene
-        .unmoved_by(flood(&mut frames, Duration::from_secs(1)))
+        .unmoved_by(flood(frames, Duration::from_secs(5)))
         .await;
     let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
     assert!(grown < GROWTH, "{grown} bytes");
@@ -137,7 +147,7 @@ async fn requests_that_are_taken_back_at_once_end_the_connection() {
     let counting = tokio::spawn(answers.count());
     let before = scene.bridge.vitals().resident_bytes;
     let start = Instant::now();
-    let attack = async {
+    let attack = async move {
         for first in (0..REQUESTS).step_by(AT_ONCE as usize) {
             let bytes: Vec<u8> = (first..first + AT_ONCE)
                 .flat_map(|number| {
@@ -174,7 +184,7 @@ async fn headers_that_never_end_end_the_connection() {
     let (mut frames, answers) = scene.attack().await;
     let counting = tokio::spawn(answers.count());
     let before = scene.bridge.vitals().resident_bytes;
-    let attack = async {
+    let attack = async move {
         let (first, next) = endless_request(0);
         frames.send(&first).await.expect("a connection");
         while timeout(PATIENCE, frames.send(&next))
@@ -197,12 +207,15 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
     let scene = Scene::set().await;
     let connection = Http2::connect(scene.bridge.address(), &scene.authority).await;
     let mut stream = connection.open("alice").await;
-    for bytes in [tidings::http2::HEADER_BYTES as usize, 1 << 20] {
+    let other = Http2::connect(scene.bridge.address(), &scene.authority).await;
+    for (connection, bytes) in [
+        (&connection, tidings::http2::HEADER_BYTES as usize),
+        // Many times more ends the connection.
+        (&other, 1 << 20),
+    ] {
         let request = Request::get("https://localhost/stream").header("x-other", "x".repeat(bytes));
-        let (answer, _request) = connection.ask(request).await;
-        match answer {
-            Ok(answer) => assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
-            Err(error) => assert!(error.is_reset(), "{error}"),
+        if let (Ok(answer), _request) = connection.ask(request).await {
+            assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
         }
     }
     // What no browser exceeds is let in.
@@ -225,15 +238,16 @@ async fn more_streams_than_a_connection_may_have_are_refused_and_the_others_go_o
         streams.push(connection.open(&format!("user{}", number % 4)).await);
     }
     // The client knows the limit, and waits.
-    let another = timeout(Duration::from_secs(1), connection.open("user0")).await;
-    assert!(another.is_err(), "one too many");
+    let mut another = pin!(connection.open("user0"));
+    let waiting = timeout(Duration::from_secs(1), &mut another).await;
+    assert!(waiting.is_err(), "one too many");
     scene
         .database
-        .execute("insert into notifications (user_id, text) values ('user1', 'still here')")
+        .execute("select send_notification('user1', 'still here')")
         .await;
     streams[1].until("data: still here\n\n").await;
     // One that ends makes room.
     streams.swap_remove(0).reset();
-    let another = timeout(Duration::from_secs(5), connection.open("user0")).await;
+    let another = timeout(Duration::from_secs(5), another).await;
     another.expect("a place").until("tidings.caught-up").await;
 }

@@ -60,10 +60,8 @@ async fn blocked(
 
 /// Waits until no more rows of alice are marked while those of others are.
 async fn until_blocked(bridge: &Bridge, database: &Database, authority: &Authority) {
-    let mut other = Http2::connect(bridge.address(), authority)
-        .await
-        .open("bob")
-        .await;
+    let connection = Http2::connect(bridge.address(), authority).await;
+    let mut other = connection.open("bob").await;
     let sent = "select id from notifications where user_id = 'alice' and sent";
     let mut before = 0;
     loop {
@@ -129,7 +127,7 @@ async fn a_stream_over_tls_that_is_not_read_ends_at_its_maximum_age() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_over_tls_that_is_not_read_does_not_hold_up_a_bridge_that_stops() {
     let (database, authority) = (Database::migrated().await, Authority::new());
-    let (bridge, _client) = blocked(&database, &authority, &["--drain=1s"], "/stream").await;
+    let (bridge, _client) = blocked(&database, &authority, &[], "/stream").await;
     timeout(ENDS, bridge.stop()).await.expect("an end");
 }
 

@@ -96,7 +96,7 @@ async fn a_stalled_stream_ends_when_its_user_is_disconnected() {
     database.execute("select disconnect_user('alice')").await;
     let ending = async {
         for stream in &mut streams {
-            stream.until_reset().await;
+            stream.until_over().await;
         }
         bridge.until_connections(0).await;
     };
@@ -121,7 +121,7 @@ async fn a_stalled_stream_ends_when_its_ticket_expires() {
     bridge.until_connections(2).await;
     let ending = async {
         for stream in &mut streams {
-            stream.until_reset().await;
+            stream.until_over().await;
         }
         bridge.until_connections(0).await;
     };
@@ -138,7 +138,7 @@ async fn a_stalled_stream_ends_at_its_maximum_age() {
     ];
     let ending = async {
         for stream in &mut streams {
-            stream.until_reset().await;
+            stream.until_over().await;
         }
         bridge.until_connections(0).await;
     };
@@ -148,7 +148,7 @@ async fn a_stalled_stream_ends_at_its_maximum_age() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_stream_does_not_hold_up_a_bridge_that_stops() {
     let (database, authority) = (Database::migrated().await, Authority::new());
-    let (bridge, connections) = stalled(&database, &authority, &["--drain=1s"]).await;
+    let (bridge, connections) = stalled(&database, &authority, &[]).await;
     let mut streams = [
         connections[0].open("alice").await,
         connections[1].open("alice").await,
@@ -157,7 +157,7 @@ async fn a_stalled_stream_does_not_hold_up_a_bridge_that_stops() {
     let ending = async {
         let resets = async {
             for stream in &mut streams {
-                stream.until_reset().await;
+                stream.until_over().await;
             }
         };
         tokio::join!(resets, bridge.stop())
@@ -176,7 +176,7 @@ async fn a_client_that_takes_nothing_is_reset_at_the_deadline_of_writes() {
     bridge.until_connections(2).await;
     let ending = async {
         for stream in &mut streams {
-            assert_eq!(stream.until_reset().await, h2::Reason::CANCEL);
+            assert_eq!(stream.until_over().await, Some(h2::Reason::CANCEL));
         }
         bridge.until_connections(0).await;
     };

@@ -140,19 +140,20 @@ impl Stream {
         self.text
     }
 
-    /// Waits until the server resets it, without reading.
-    pub async fn until_reset(&mut self) -> Reason {
+    /// Waits until the server ends it, without making room, and returns with what it
+    /// was reset, if it was.
+    pub async fn until_over(&mut self) -> Option<Reason> {
         let reading = async {
             loop {
                 match self.body.data().await {
                     // What is not released makes no room.
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => return error.reason().expect("a reset"),
-                    None => panic!("a clean end"),
+                    Some(Err(error)) => return error.reason(),
+                    None => return None,
                 }
             }
         };
-        timeout(PATIENCE, reading).await.expect("a reset")
+        timeout(PATIENCE, reading).await.expect("an end")
     }
 
     /// Closes this stream and leaves the others, as a tab does that is closed.
