@@ -10,12 +10,13 @@ use crate::{
         bridge::{Bridge, token},
         bystander::Bystander,
         database::Database,
+        process::Served,
     },
     tls::{
         authority::Authority,
         browsers::start,
         http2::Http2,
-        tunnel::{Tunnel, connect},
+        tunnel::{ORIGIN, Tunnel, connect},
     },
 };
 
@@ -54,13 +55,13 @@ async fn blocked(
     database.execute(BACKLOG).await;
     let client = ask(bridge.address(), authority, target).await;
     bridge.until_connections(1).await;
-    until_blocked(&bridge, database, authority).await;
+    until_blocked(bridge.address(), database, authority).await;
     (bridge, client)
 }
 
 /// Waits until no more rows of alice are marked while those of others are.
-async fn until_blocked(bridge: &Bridge, database: &Database, authority: &Authority) {
-    let connection = Http2::connect(bridge.address(), authority).await;
+async fn until_blocked(address: SocketAddr, database: &Database, authority: &Authority) {
+    let connection = Http2::connect(address, authority).await;
     let mut other = connection.open("bob").await;
     let sent = "select id from notifications where user_id = 'alice' and sent";
     let mut before = 0;
@@ -125,10 +126,20 @@ async fn a_stream_over_tls_that_is_not_read_ends_at_its_maximum_age() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_over_tls_that_is_not_read_does_not_hold_up_a_bridge_that_stops() {
+async fn a_stream_over_tls_that_is_not_read_ends_with_the_drain_time_when_the_bridge_stops() {
     let (database, authority) = (Database::migrated().await, Authority::new());
-    let (bridge, _client) = blocked(&database, &authority, &[], "/stream").await;
-    timeout(ENDS, bridge.stop()).await.expect("an end");
+    let [certificate, key] = authority.issue("bridge", &[ORIGIN]).settings();
+    let settings = [&certificate, &key, "--drain=1s"];
+    let environment = [("TIDINGS_LOG", "tidings=debug")];
+    let mut bridge = Served::start_in(&database, &settings, &environment).await;
+    database.execute(BACKLOG).await;
+    let _client = ask(bridge.address(), &authority, "/stream").await;
+    bridge.until_logged("DEBUG", "a stream begins").await;
+    until_blocked(bridge.address(), &database, &authority).await;
+    let lines = timeout(ENDS, bridge.log()).await.expect("an end");
+    // By itself, not with the server.
+    let ended = |line: &&String| line.contains(r#""reason":"draining""#);
+    assert_eq!(lines.iter().filter(ended).count(), 1, "{lines:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

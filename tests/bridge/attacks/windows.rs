@@ -9,8 +9,14 @@ use crate::{
         bridge::Bridge,
         bystander::{Bystander, time_to_first_row},
         database::Database,
+        process::Served,
     },
-    tls::{authority::Authority, browsers::start, http2::Http2, tunnel::Tunnel},
+    tls::{
+        authority::Authority,
+        browsers::start,
+        http2::Http2,
+        tunnel::{ORIGIN, Tunnel},
+    },
 };
 
 /// Within which a stream must end that the bridge ends: `disconnect_user` is read
@@ -146,23 +152,24 @@ async fn a_stalled_stream_ends_at_its_maximum_age() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stalled_stream_does_not_hold_up_a_bridge_that_stops() {
+async fn stalled_streams_end_with_the_drain_time_when_the_bridge_stops() {
     let (database, authority) = (Database::migrated().await, Authority::new());
-    let (bridge, connections) = stalled(&database, &authority, &[]).await;
-    let mut streams = [
-        connections[0].open("alice").await,
-        connections[1].open("alice").await,
-    ];
-    bridge.until_connections(2).await;
-    let ending = async {
-        let resets = async {
-            for stream in &mut streams {
-                stream.until_over().await;
-            }
-        };
-        tokio::join!(resets, bridge.stop())
-    };
-    timeout(ENDS, ending).await.expect("an end");
+    let [certificate, key] = authority.issue("bridge", &[ORIGIN]).settings();
+    let settings = [&certificate, &key, "--drain=1s"];
+    let environment = [("TIDINGS_LOG", "tidings=debug")];
+    let mut bridge = Served::start_in(&database, &settings, &environment).await;
+    backlog(&database, 2).await;
+    let mut stalled = Vec::new();
+    for (user, window) in [("user0", 0), ("user1", LITTLE)] {
+        let connection = Http2::with_window(bridge.address(), &authority, window).await;
+        let stream = connection.open(user).await;
+        bridge.until_logged("DEBUG", "a stream begins").await;
+        stalled.push((connection, stream));
+    }
+    let lines = timeout(ENDS, bridge.log()).await.expect("an end");
+    // By themselves, not with the server.
+    let ended = |line: &&String| line.contains(r#""reason":"draining""#);
+    assert_eq!(lines.iter().filter(ended).count(), 2, "{lines:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
