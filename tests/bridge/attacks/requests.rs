@@ -10,8 +10,7 @@ use http::{Request, StatusCode};
 use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 
 use super::frames::{
-    Answers, Frames, GOAWAY, HEADERS, RST_STREAM, connect_without_room, endless_request, request,
-    reset,
+    Answers, Frames, GOAWAY, HEADERS, RST_STREAM, connect_without_room, request, reset,
 };
 use crate::{
     support::{
@@ -174,28 +173,6 @@ async fn requests_that_are_taken_back_at_once_end_the_connection() {
         "{:?}",
         start.elapsed()
     );
-    let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
-    assert!(grown < GROWTH, "{grown} bytes");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn headers_that_never_end_end_the_connection() {
-    let mut scene = Scene::set().await;
-    let (mut frames, answers) = scene.attack().await;
-    let counting = tokio::spawn(answers.count());
-    let before = scene.bridge.vitals().resident_bytes;
-    let attack = async move {
-        let (first, next) = endless_request(0);
-        frames.send(&first).await.expect("a connection");
-        let sending = async { while frames.send(&next).await.is_ok() {} };
-        let ended = timeout(Duration::from_secs(20), sending).await;
-        ended.expect("the connection ends");
-    };
-    scene.unmoved_by(attack).await;
-    timeout(PATIENCE, counting)
-        .await
-        .expect("an end")
-        .expect("no panic");
     let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
     assert!(grown < GROWTH, "{grown} bytes");
 }

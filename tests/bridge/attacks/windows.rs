@@ -26,6 +26,9 @@ const ENDS: Duration = Duration::from_secs(8);
 /// Room for the first bytes of a stream, and not for the page that follows.
 const LITTLE: usize = 200;
 
+/// Room for less than what comes before the first page.
+const LEAST: usize = 5;
+
 async fn backlog(database: &Database, users: usize) {
     database
         .execute(&format!(
@@ -70,8 +73,8 @@ async fn a_connection_full_of_streams_without_room_delays_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_stop_in_the_middle_of_a_page_delay_nobody() {
-    stalled_streams_delay_nobody(128, LITTLE).await;
+async fn streams_that_stop_before_their_first_page_delay_nobody() {
+    stalled_streams_delay_nobody(128, LEAST).await;
 }
 
 /// A bridge with stalled streams of alice: one whose client never had any room, and
