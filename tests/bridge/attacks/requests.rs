@@ -78,15 +78,17 @@ impl Scene {
         let here = Handle::current();
         let attack = spawn_blocking(move || here.block_on(attack));
         let others = async {
-            self.bystander
-                .receive(100)
-                .await
-                .assert_close_to(&undisturbed);
+            let during = self.bystander.receive(100).await;
             let took = time_to_first_row(self.elsewhere.address, &self.database, "alice").await;
             assert!(took <= Duration::from_secs(1), "{took:?}");
+            during
         };
-        let (attack, ()) = tokio::join!(attack, others);
+        let (attack, during) = tokio::join!(attack, others);
         attack.expect("no panic");
+        // Other tests make the machine busy at times of their own.
+        let afterwards = self.bystander.receive(100).await;
+        let slower = undisturbed.p99() < afterwards.p99();
+        during.assert_close_to(if slower { &afterwards } else { &undisturbed });
     }
 }
 
