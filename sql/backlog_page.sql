@@ -34,8 +34,8 @@ with
     ) as xid
   )
 select
-  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.created_at, n.seconds_left,
-  case when n.bytes_before is null or n.bytes_before < $4 then n.text end as text
+  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
+  case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
@@ -67,9 +67,12 @@ left join lateral (
     -- Not the difference of the two: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
-    sum(octet_length(f.text)) over (
-      order by f.xid, f.id rows between unbounded preceding and 1 preceding
-    ) as bytes_before
+    coalesce(
+      sum(octet_length(f.text)) over (
+        order by f.xid, f.id rows between unbounded preceding and 1 preceding
+      ) >= $4,
+      false
+    ) as beyond
   from (
     select *
     from :"schema".notifications

@@ -9,13 +9,15 @@
 -- set_config with "is local" holds until the end of this very statement's
 -- transaction and leaves nothing behind in the session. Locked in the order of
 -- ids and skipping what is locked, bridges neither wait for each other nor
--- deadlock.
+-- deadlock. A trigger of the application that waits for a lock fails after the
+-- lock_timeout: its row is tried again alone, and the others don't wait.
 with
   ours as (
     select
     from pg_stat_bgwriter
     where
       set_config('synchronous_commit', 'off', true) = 'off'
+      and set_config('lock_timeout', '50ms', true) = '50ms'
       and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
       and stats_reset = $3
   ),

@@ -1,20 +1,28 @@
 -- The first rows, of all users, that are new since a position.
 --
--- $1 floor, $2 open transactions (ascending), $3 the last id read of each,
--- $4 rows at most, $5 bytes of text after which texts are left out.
+-- They come in two parts with limits of their own, so that a transaction with a
+-- million rows does not delay later ones:
 --
--- Written so that both arms stay on the index (xid, id) at any table size and
--- with a plan that was made while the table was empty; an OR of the two
--- conditions does not. A row at or above xmax was forged or restored: it must
--- not lift the floor. A row whose text is null lies beyond the page and only
--- tells that there is more.
+-- first the rest of each transaction of which rows have been read before, which is
+-- in the column `begun`: $1 those transactions (ascending), $2 the last id read of
+-- each, $3 rows at most, $4 bytes of text after which texts are left out, of each;
+--
+-- then everything else: $5 floor, $6 open transactions of which nothing has been
+-- read (ascending), $7 rows at most, $8 bytes of text.
+--
+-- Written so that all arms stay on the index (xid, id) at any table size and
+-- with a plan that was made while the table was empty; an OR of the conditions
+-- does not. A row at or above xmax was forged or restored: it must not lift the
+-- floor. A row that is `beyond` the bytes only tells that there is more; so do
+-- those beyond the rows. A text that the table's constraint would not allow is
+-- not transferred.
 --
 -- `inserted` and `flushed` tell how much of what the page sees is on disk, and
 -- `rings_since` whether writers ring, after the snapshot was taken (fall_asleep.sql).
 select
   s.snapshot, s.inserted, s.flushed, s.rings_since,
-  n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left,
-  case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
+  n.begun, n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left, n.beyond,
+  case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
@@ -24,36 +32,52 @@ from (
 ) as s
 left join lateral (
   select
-    f.xid, f.id, f.user_id, f.event, f.text,
+    f.begun, f.xid, f.id, f.user_id, f.event, f.text,
     to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
     -- Not the difference of the two: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
-    sum(octet_length(f.text)) over (
-      order by f.xid, f.id rows between unbounded preceding and 1 preceding
-    ) as bytes_before
+    coalesce(
+      sum(octet_length(f.text)) over (
+        partition by f.begun
+        order by f.xid, f.id rows between unbounded preceding and 1 preceding
+      ) >= case when f.begun is null then $8::bigint else $4::bigint end,
+      false
+    ) as beyond
   from (
     (
-      select m.*
-      from unnest($2::xid8[], $3::bigint[]) as o (xid, id)
+      select o.xid as begun, m.*
+      from unnest($1::xid8[], $2::bigint[]) as o (xid, id)
       cross join lateral (
         select *
         from :"schema".notifications
         where xid = o.xid and id > o.id
         order by xid, id
-        limit $4
+        limit $3
       ) as m
-      limit $4
     )
     union all
     (
-      select *
-      from :"schema".notifications
-      where xid >= $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
+      select null::xid8 as begun, m.*
+      from unnest($6::xid8[]) as o (xid)
+      cross join lateral (
+        select *
+        from :"schema".notifications
+        where xid = o.xid and id > 0
+        order by xid, id
+        limit $7
+      ) as m
+      limit $7
+    )
+    union all
+    (
+      select null::xid8 as begun, m.*
+      from :"schema".notifications as m
+      where xid >= $5 and xid < pg_snapshot_xmax(pg_current_snapshot())
       order by xid, id
-      limit $4
+      limit $7
     )
   ) as f
 ) as n on true
-order by n.xid, n.id
-limit $4
+-- Those that are null come last.
+order by n.begun, n.xid, n.id

@@ -3,12 +3,13 @@
 -- $1 floor, $2 open transactions (ascending), $3 the last id read of each,
 -- $4 rows at most, $5 bytes of text after which texts are left out, $6 user.
 --
--- The same form as tail_page.sql, on the index (user_id, xid, id).
+-- On the index (user_id, xid, id), in a form for which tail_page.sql has the
+-- reasons; `beyond` and the texts that are left out are as there.
 --
 -- `pruned` is the youngest transaction of which rows were removed, if any were.
 select
-  s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left,
-  case when n.bytes_before is null or n.bytes_before < $5 then n.text end as text
+  s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
+  case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
@@ -23,9 +24,12 @@ left join lateral (
     -- Not the difference of the two: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
-    sum(octet_length(f.text)) over (
-      order by f.xid, f.id rows between unbounded preceding and 1 preceding
-    ) as bytes_before
+    coalesce(
+      sum(octet_length(f.text)) over (
+        order by f.xid, f.id rows between unbounded preceding and 1 preceding
+      ) >= $5,
+      false
+    ) as beyond
   from (
     (
       select m.*

@@ -254,14 +254,18 @@ impl App {
             Arc::clone(&activity),
             options.safety_look,
         )
-        .await?;
+        .await?
+        .with_page_rows(options.tail_rows.into());
         let found = patiently(&parts.url, QueryError::is_passing, || {
             reader::incarnation(&pool)
         });
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
         }
-        let drained = Drained::open(pool.clone(), Arc::clone(&sql), &schema).await?;
+        let drained = patiently(&parts.url, QueryError::is_passing, || {
+            Drained::open(pool.clone(), Arc::clone(&sql), &schema)
+        })
+        .await?;
         let (reads, ended) = (Reads::default(), Ended::default());
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
@@ -335,20 +339,19 @@ impl App {
             servers::bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
         let marker = Marker {
             marks,
-            pool: pool.for_marks(),
+            pool: pool.clone(),
             sql: Arc::clone(&sql),
             health: Arc::clone(&health),
             activity: Arc::clone(&activity),
         };
-        let reporter = Reporter::open(
+        let reporter = Reporter::new(
             address.to_string(),
             activity,
             Arc::clone(&hub),
             pool.clone(),
             sql,
-            &schema,
-        )
-        .await?;
+            schema,
+        );
         Ok(Self {
             hub,
             health,

@@ -1,10 +1,12 @@
 //! Finds out who is asking, from all that a request carries.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use actix_web::{HttpRequest, http::header};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    client::Client,
     identity::{Identity, Unidentified},
     notification::UserId,
     ticket::Tickets,
@@ -41,6 +43,11 @@ impl Default for CookieName {
 /// or domains. Each costs the check of a signature, and a head has room for
 /// hundreds.
 const MOST_TOKENS: usize = 4;
+
+/// How long it may take to find out who is asking, with all that a request waits
+/// for: its turn, a connection to the database, the answer, a key set. A browser
+/// waits for its first byte.
+const LIMIT: Duration = Duration::from_secs(3);
 
 /// Where a request may say who is asking. What is not configured is not looked
 /// at: it is somebody else's.
@@ -102,7 +109,8 @@ impl Authenticator {
     /// The identity of a request.
     ///
     /// Every source that is present must be good, and all must agree: a bad one
-    /// never falls back to another.
+    /// never falls back to another. What can't be found out within a few seconds is
+    /// [`Unidentified::Unavailable`].
     ///
     /// # Errors
     ///
@@ -111,6 +119,21 @@ impl Authenticator {
         &self,
         request: &HttpRequest,
         named: Named<'_>,
+        client: Client,
+    ) -> Result<Identity, Unidentified> {
+        let deadline = Instant::now() + LIMIT;
+        let proving = self.prove(request, named, client, deadline);
+        timeout_at(deadline, proving)
+            .await
+            .unwrap_or(Err(Unidentified::Unavailable))
+    }
+
+    async fn prove(
+        &self,
+        request: &HttpRequest,
+        named: Named<'_>,
+        client: Client,
+        deadline: Instant,
     ) -> Result<Identity, Unidentified> {
         let credentials = &self.credentials;
         let mut found: Option<Identity> = None;
@@ -139,7 +162,7 @@ impl Authenticator {
             if credentials.tickets == TicketPolicy::Refused {
                 return Err(Unidentified::Ticket);
             }
-            add(self.tickets.verify(ticket).await?)?;
+            add(self.tickets.verify(ticket, client, deadline).await?)?;
         }
         found.ok_or(Unidentified::Missing)
     }

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::{
     clock::Moment,
     notification::Notification,
-    position::{Follows, Position},
+    position::{Follows, Position, RowKey, Unread},
     snapshot::{Snapshot, Xid},
     sse::{self, Format},
 };
@@ -126,24 +126,37 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// What the statement that read them could see.
     pub snapshot: Arc<Snapshot>,
-    /// The transaction of which the reading was cut off in the middle.
-    pub cut_off: Option<Xid>,
+    /// What the reading that they are of has left for later.
+    pub unread: Arc<Unread>,
+    /// The last row of a page, also if it can't be delivered; none in a live batch,
+    /// whose end says more.
+    pub last: Option<RowKey>,
     /// What holds after the last row.
     pub end: End,
 }
 
 impl Batch {
-    /// Whether the row after `index` belongs to the same transaction.
-    pub fn follows(&self, index: usize) -> Follows {
-        let xid = self.events[index].notification.key.xid;
-        let next = match self.events.get(index + 1) {
-            Some(event) => Some(event.notification.key.xid),
-            None => self.cut_off,
+    /// Moves a reader that has been sent the batch up to the row at `index` past
+    /// that one.
+    pub fn advance(&self, position: &mut Position, index: usize) {
+        let row = self.events[index].notification.key;
+        let next = self.events.get(index + 1);
+        let follows = match next {
+            Some(next) if next.notification.key.xid == row.xid => Follows::SameTransaction,
+            _ => Follows::Other,
         };
-        if next == Some(xid) {
-            Follows::SameTransaction
-        } else {
-            Follows::Other
+        position.advance(row, &self.snapshot, follows, &self.unread);
+    }
+
+    /// Moves a reader that has been sent the whole batch to its end.
+    pub fn finish(&self, position: &mut Position) {
+        if let Some(last) = self.last.filter(|&last| position.is_new(last)) {
+            position.advance(last, &self.snapshot, Follows::Other, &self.unread);
+        }
+        match &self.end {
+            End::MorePages => {}
+            End::Live(tail) => position.join(tail),
+            End::CaughtUp { top } => position.finish(*top, &self.snapshot, &self.unread),
         }
     }
 
@@ -165,3 +178,6 @@ impl Batch {
         self.bytes() + self.events.len() * Event::MEMORY
     }
 }
+
+#[cfg(test)]
+mod tests;

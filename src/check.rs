@@ -6,6 +6,7 @@
 mod clock;
 mod configuration;
 mod finding;
+mod marks;
 mod path;
 mod rights;
 mod running;
@@ -100,6 +101,10 @@ pub async fn state(
     report
         .findings
         .extend(triggers::gone(client, schema).await?);
+    report.findings.extend(marks::locks(client, schema).await?);
+    report
+        .findings
+        .extend(marks::obstacles(client, schema).await?);
     report
         .findings
         .extend(clock::skew(client, thresholds).await?);

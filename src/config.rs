@@ -192,6 +192,10 @@ pub struct BridgeOptions {
     /// do without, and see that nothing rests on it
     #[arg(long, hide = true, default_value = "1s", value_parser = duration_between::<1, 3_600>)]
     pub safety_look: Duration,
+    /// Rows of a page of the table's tail at most. So that tests can have
+    /// transactions cut that are small
+    #[arg(long, hide = true, default_value = "1000", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub tail_rows: u16,
     /// How much is let in.
     #[command(flatten)]
     pub limits: LimitOptions,

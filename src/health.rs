@@ -1,6 +1,7 @@
 //! Whether the bridge hears the database, for readiness.
 
 use std::{
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,11 +20,18 @@ const PROOF_LIMIT: Duration = Duration::from_secs(5);
 /// tried again within a fraction of a second at first.
 const PAGES_LIMIT: Duration = Duration::from_secs(5);
 
+/// Rows that can't be marked for this long are more than a hiccup: the promise
+/// is that it shows within 15 s.
+const MARKS_LIMIT: Duration = Duration::from_secs(10);
+
 /// So long after the last failure nobody waits for a page any more: each is
 /// tried again every 5 s at least.
 const PAGES_FORGOTTEN: Duration = Duration::from_secs(20);
 
 /// How the parts of the bridge get on with the database, as each of them tells.
+///
+/// Nothing is logged while the state is locked: a log that blocks would keep
+/// probes, pages and the listener waiting.
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<State>,
@@ -36,7 +44,8 @@ struct State {
     trouble: Option<String>,
     doorbell: Option<Doorbell>,
     pages: Option<Trouble>,
-    marks: Option<String>,
+    marks: Option<Stuck>,
+    ended_task: Option<&'static str>,
     draining: bool,
     listened: Listened,
 }
@@ -83,6 +92,17 @@ struct Trouble {
     since: Instant,
     last: Instant,
     reason: String,
+}
+
+/// Rows that were delivered and can't be marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// How many.
+    pub rows: usize,
+    /// Since when the first of them.
+    pub since: Instant,
+    /// Why.
+    pub reason: String,
 }
 
 /// What rings when rows are inserted.
@@ -158,6 +178,10 @@ pub enum Status {
     Deaf,
     /// It hears it, and can't read pages from it.
     Blind,
+    /// It delivers rows, and has not been able to mark some of them for a while.
+    Unmarked,
+    /// A background task has ended that must not, and the process stops.
+    Broken,
     /// It is stopping.
     Draining,
 }
@@ -172,8 +196,8 @@ pub struct Readiness {
     pub reason: Option<String>,
     /// How long ago the listener last read the table, in milliseconds.
     pub last_look_ms: Option<u64>,
-    /// Why rows that were sent can't be marked, if that is so. They are
-    /// delivered all the same.
+    /// How many rows that were sent can't be marked, for how long and why, if that
+    /// is so. They are delivered all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<String>,
 }
@@ -227,18 +251,17 @@ impl Health {
 
     /// The listener has looked after the bell.
     pub fn inspected(&self, doorbell: Doorbell) {
-        let mut state = self.state();
-        let trouble = doorbell.trouble();
-        if state.doorbell.as_ref() != Some(&doorbell) {
-            match &trouble {
-                Some(trouble) => error!(doorbell = doorbell.name(), "{trouble}"),
-                None if state.doorbell.is_some() => {
-                    info!(doorbell = doorbell.name(), "the doorbell is in order again");
-                }
-                None => {}
-            }
+        let known = self.state().doorbell.replace(doorbell.clone());
+        if known.as_ref() == Some(&doorbell) {
+            return;
         }
-        state.doorbell = Some(doorbell);
+        match doorbell.trouble() {
+            Some(trouble) => error!(doorbell = doorbell.name(), "{trouble}"),
+            None if known.is_some() => {
+                info!(doorbell = doorbell.name(), "the doorbell is in order again");
+            }
+            None => {}
+        }
     }
 
     /// The listener has lost its connection.
@@ -248,7 +271,8 @@ impl Health {
 
     /// A page was read.
     pub fn page_read(&self) {
-        if self.state().pages.take().is_some_and(|pages| pages.lasts()) {
+        let pages = self.state().pages.take();
+        if pages.is_some_and(|pages| pages.lasts()) {
             info!("pages can be read again");
         }
     }
@@ -267,21 +291,24 @@ impl Health {
             reason,
         };
         // The listener tells of a database that is away for all.
-        if pages.lasts() && !lasted && state.trouble.is_none() {
-            let reason = &pages.reason;
+        let news =
+            (pages.lasts() && !lasted && state.trouble.is_none()).then(|| pages.reason.clone());
+        state.pages = Some(pages);
+        drop(state);
+        if let Some(reason) = news {
             warn!(%reason, "clients wait for pages that can't be read: {reason}");
         }
-        state.pages = Some(pages);
     }
 
-    /// Rows were marked as sent.
-    pub fn marked(&self) {
-        self.state().marks = None;
+    /// Rows that were sent can't be marked; none if all can.
+    pub fn marks(&self, stuck: Option<Stuck>) {
+        self.state().marks = stuck;
     }
 
-    /// Rows could not be marked as sent.
-    pub fn not_marked(&self, reason: String) {
-        self.state().marks = Some(reason);
+    /// A background task has ended while the bridge serves, which is a bug. There
+    /// is no way back: the process has to be started again.
+    pub fn task_ended(&self, name: &'static str) {
+        self.state().ended_task.get_or_insert(name);
     }
 
     /// The bridge is stopping.
@@ -293,7 +320,13 @@ impl Health {
     pub fn readiness(&self) -> Readiness {
         let state = self.state();
         let age = state.last_look.map(|look| look.elapsed());
-        let (status, reason) = if state.draining {
+        let (status, reason) = if let Some(task) = state.ended_task {
+            let reason = format!(
+                "the {task} has ended unexpectedly, so the process stops and must be started \
+                 again: please report this with the log"
+            );
+            (Status::Broken, Some(reason))
+        } else if state.draining {
             (Status::Draining, None)
         } else if let Some(trouble) = &state.trouble {
             (Status::Deaf, Some(trouble.clone()))
@@ -307,6 +340,12 @@ impl Health {
         } else if let Some(pages) = state.pages.as_ref().filter(|pages| pages.lasts()) {
             let reason = format!("pages can't be read: {}", pages.reason);
             (Status::Blind, Some(reason))
+        } else if let Some(stuck) = state.marks.as_ref().filter(|stuck| stuck.lasts()) {
+            let reason = format!(
+                "rows were sent and can't be marked, so they may be sent again: {stuck}. Find the \
+                 session or the trigger with `tidings check`"
+            );
+            (Status::Unmarked, Some(reason))
         } else {
             (Status::Ready, None)
         };
@@ -314,7 +353,7 @@ impl Health {
             status,
             reason,
             last_look_ms: age.map(|age| age.as_millis() as u64),
-            marks: state.marks.clone(),
+            marks: state.marks.as_ref().map(ToString::to_string),
         }
     }
 
@@ -336,9 +375,47 @@ impl Trouble {
     }
 }
 
+impl Stuck {
+    fn lasts(&self) -> bool {
+        self.since.elapsed() >= MARKS_LIMIT
+    }
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            rows,
+            since,
+            reason,
+        } = self;
+        let (rows, seconds) = (*rows, since.elapsed().as_secs());
+        let noun = if rows == 1 { "row" } else { "rows" };
+        write!(f, "{rows} {noun} for {seconds} s: {reason}")
+    }
+}
+
 impl Readiness {
     /// Whether all is well.
     pub fn is_ready(&self) -> bool {
         self.status == Status::Ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_has_ended_is_named_and_stays_so_while_the_process_stops() {
+        let health = Health::default();
+        health.looked();
+        assert!(health.readiness().is_ready());
+        health.task_ended("marker");
+        health.task_ended("listener");
+        health.drain();
+        let readiness = health.readiness();
+        assert_eq!(readiness.status, Status::Broken);
+        let reason = readiness.reason.expect("a reason");
+        assert!(reason.starts_with("the marker has ended"), "{reason}");
     }
 }

@@ -16,7 +16,7 @@ use tracing::{debug, debug_span};
 use crate::{
     admission::Admission,
     authenticator::{Authenticator, Named},
-    client::Proxies,
+    client::{Client, Proxies},
     identity::{Identity, Unidentified},
     line::{Departure, Exit, Lines},
     origin::{self, Origins},
@@ -123,14 +123,15 @@ async fn stream(
     }
     let noted = streams.hub.note();
     // Who is asking comes first: nothing is explained to strangers.
-    let identity = match identify(&request, &authenticator).await {
+    let identity = match identify(&request, &authenticator, client).await {
         Ok(identity) => identity,
         Err(error) => {
-            refusals.count(Reason::Identity, client);
             debug!(%client, %error, "turned away {client}: {error}");
             if error == Unidentified::Unavailable {
+                refusals.count(Reason::Unavailable, client);
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
             }
+            refusals.count(Reason::Identity, client);
             return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
         }
     };
@@ -182,6 +183,7 @@ fn no_exit() -> Problem {
 async fn identify(
     request: &HttpRequest,
     authenticator: &Authenticator,
+    client: Client,
 ) -> Result<Identity, Unidentified> {
     let who = web::Query::<Who>::from_query(request.query_string());
     let who = who.map_err(|_| Unidentified::Invalid)?;
@@ -189,7 +191,7 @@ async fn identify(
         user: who.user.as_deref(),
         ticket: who.ticket.as_deref(),
     };
-    authenticator.identify(request, named).await
+    authenticator.identify(request, named, client).await
 }
 
 /// Where the client wants to begin. An id that can't be used is no reason for a

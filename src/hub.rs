@@ -24,7 +24,7 @@ use crate::{
     identity::{Disconnection, Identity, TicketHash},
     mailbox::{Ending, Letter, Mailbox, Put, Recovery},
     notification::{Notification, UserId},
-    position::Position,
+    position::{Position, Unread},
     snapshot::{Snapshot, Xid},
 };
 
@@ -47,8 +47,8 @@ pub struct Reading {
     pub notifications: Vec<(UserId, Notification)>,
     /// What the statement that read them could see.
     pub snapshot: Arc<Snapshot>,
-    /// The transaction of which the reading was cut off in the middle.
-    pub cut_off: Option<Xid>,
+    /// What the reading has left for later.
+    pub unread: Arc<Unread>,
     /// What the bridge has seen after it.
     pub tail: Tail,
 }
@@ -200,14 +200,15 @@ impl Hub {
         let Reading {
             notifications,
             snapshot,
-            cut_off,
+            unread,
             tail,
         } = reading;
         for (mailboxes, notifications) in self.addressed(notifications) {
             let batch = Arc::new(Batch {
                 events: notifications.into_iter().map(Event::from).collect(),
                 snapshot: Arc::clone(&snapshot),
-                cut_off,
+                unread: Arc::clone(&unread),
+                last: None,
                 end: End::Live(Arc::clone(&tail.position)),
             });
             for mailbox in mailboxes {

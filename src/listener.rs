@@ -31,9 +31,9 @@ use crate::{
     history::History,
     hub::{Hub, Reading, Tail},
     mailbox::{Ending, Recovery},
-    position::Position,
-    rarely::Failing,
-    reader::{self, PageSize, Rest, Rings},
+    position::{Position, Rest},
+    rarely::{Failing, Rarely},
+    reader::{self, PageSize, Rings, Unusable},
     safe_floor::SafeFloor,
     schema::SchemaName,
     snapshot::Xid,
@@ -83,8 +83,11 @@ pub struct Listener {
     position: Position,
     safe: SafeFloor,
     remembered: Remembered,
+    /// The size of a page.
+    full_page: PageSize,
     /// Smaller while the network carries no more in time.
     page_size: PageSize,
+    unusable: Rarely,
     disconnections: DisconnectionsRead,
     /// The bell can stay silent for rows that fire no trigger (loaded with
     /// `session_replication_role = replica`, say), and when a bridge died as it
@@ -131,7 +134,9 @@ impl Listener {
             position: Position::default(),
             safe: SafeFloor::new(Xid::default()),
             remembered: Remembered::default(),
+            full_page: PageSize::TAIL,
             page_size: PageSize::TAIL,
+            unusable: Rarely::default(),
             disconnections: DisconnectionsRead {
                 snapshot: NOTHING_SEEN.to_owned(),
                 at: Instant::now(),
@@ -144,6 +149,13 @@ impl Listener {
         listener.health.looked();
         listener.session = Some(session);
         Ok(listener)
+    }
+
+    /// The same with pages of so many rows.
+    pub fn with_page_rows(mut self, rows: usize) -> Self {
+        self.full_page.rows = rows;
+        self.page_size = self.full_page;
+        self
     }
 
     /// Listens until `stop`, and connects again whenever the connection is lost.
@@ -277,39 +289,53 @@ impl Listener {
         flow: &mut Flow,
     ) -> Result<(Look, Option<Rings>), ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
-        let mut page = reader::tail_page(client, query, &self.position, self.page_size).await?;
-        let (cut_off, follows) = (page.cut_off(), page.follows());
-        // The rows are in order, so moving past the last moves past them all.
-        if let Some((_, last)) = page.notifications.last() {
-            self.position.advance(last.key, &page.snapshot, follows);
-        }
-        if page.rest == Rest::Nothing {
-            self.position.finish(None, &page.snapshot);
-            self.page_size = PageSize::TAIL;
-        }
-        let found = match page.rest {
-            Rest::From(_) => Look::More,
-            Rest::Nothing if page.notifications.is_empty() => Look::Nothing,
-            Rest::Nothing => Look::Found(page.notifications.len()),
+        let page = reader::tail_page(client, query, &self.position, self.page_size).await?;
+        let found = match (page.rest(), page.rows()) {
+            (Rest::More, _) => Look::More,
+            (Rest::Nothing, 0) => Look::Nothing,
+            (Rest::Nothing, rows) => Look::Found(rows),
         };
         match found {
             Look::Nothing => flow.found_nothing(Instant::now()),
             Look::Found(_) | Look::More => flow.found(Instant::now(), page.snapshot.running()),
         }
-        debug!(rows = page.notifications.len(), "looked at the table");
-        self.safe.read_up_to(self.position.floor(), page.log);
-        let remembered = &mut self.remembered;
-        page.notifications
-            .retain(|(_, notification)| remembered.is_news(notification));
-        remembered.forget_below(self.safe.xid());
-        self.activity.read(page.notifications.len());
-        self.hub.publish(Reading {
-            cut_off,
-            notifications: page.notifications,
-            snapshot: page.snapshot,
-            tail: self.tail(),
-        });
+        if page.rest() == Rest::Nothing {
+            self.page_size = self.full_page;
+        }
+        debug!(rows = page.rows(), "looked at the table");
+        for mut run in page.runs {
+            let unread = run.pass(&mut self.position, &page.snapshot);
+            self.safe.read_up_to(self.position.floor(), page.log);
+            self.warn_of(run.unusable);
+            let remembered = &mut self.remembered;
+            run.notifications
+                .retain(|(_, notification)| remembered.is_news(notification));
+            self.activity.read(run.notifications.len());
+            self.hub.publish(Reading {
+                notifications: run.notifications,
+                snapshot: Arc::clone(&page.snapshot),
+                unread: Arc::new(unread),
+                tail: self.tail(),
+            });
+        }
+        self.remembered.forget_below(self.safe.xid());
         Ok((found, page.rings))
+    }
+
+    /// Warns of rows that were skipped, at most once in a while.
+    fn warn_of(&self, unusable: Unusable) {
+        let Some((row, flaw)) = unusable.first else {
+            return;
+        };
+        if let Some(count) = self.unusable.add(unusable.count, Instant::now().into_std()) {
+            let row = row.id;
+            warn!(
+                count, row, reason = %flaw,
+                "skipped {count} rows of the table notifications that can't be delivered, such as \
+                 the one with id {row}: {flaw}; correct or delete such rows, and restore the \
+                 check constraints of the table, which rule them out"
+            );
+        }
     }
 
     /// Reads which streams are to end since the last time, and ends them.

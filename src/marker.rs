@@ -2,7 +2,9 @@
 //!
 //! A mark that is lost only means that a row comes again on the user's next
 //! first connection, so marks are collected, written together, and never waited
-//! for.
+//! for. Which rows are tried when is decided by the [queue](queue).
+
+mod queue;
 
 use std::{
     collections::BTreeSet,
@@ -13,51 +15,38 @@ use std::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use self::queue::{Batch, Lane, Next, Outcome, Queue};
 use crate::{
     activity::Activity,
-    backoff::Backoff,
-    health::Health,
+    health::{Health, Stuck},
     history::Incarnation,
     pool::{Pool, QueryError},
     rarely::Failing,
     sql::Sql,
 };
 
-/// How long marks are collected: short enough that `sent` shows at once to a
-/// person, long enough that a busy bridge marks hundreds of rows a statement.
-const COLLECT: Duration = Duration::from_millis(20);
+/// How long one statement may take. While one for fresh rows isn't answered, no
+/// other fresh row is marked; at shutdown nobody waits for longer than this.
+const MARK_LIMIT: Duration = Duration::from_secs(3);
 
-/// Rows in one statement.
-const ROWS_AT_ONCE: usize = 1_000;
-
-/// Marks that are kept while the database is away: some 40 MB. Beyond that the
-/// oldest rows lose theirs, and may be delivered again.
-const KEPT: usize = 1_000_000;
-
-/// How long one statement may take.
-const MARK_LIMIT: Duration = Duration::from_secs(10);
-
-/// The wait after a failure, or when rows were locked by someone else.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
-
-/// How often the last flush is tried before the bridge stops without it.
-const LAST_TRIES: usize = 3;
+/// How often a database that can't be reached is tried before the bridge stops
+/// without having written the last marks.
+const LAST_TRIES: u32 = 3;
 
 /// Where connections report what they have written.
-///
-/// A row is named by the server's incarnation too: after a failover or a crash
-/// another row may bear the same id, and nobody was sent that one.
 #[derive(Debug, Default)]
 pub struct Marks {
-    written: Mutex<BTreeSet<(Incarnation, i64)>>,
-    news: Notify,
+    queue: Mutex<Queue>,
+    /// There are fresh rows.
+    fresh: Notify,
+    /// There are held rows, or the database has marked some.
+    held: Notify,
     delivered: Counter,
     failures: Counter,
     lost: Counter,
@@ -70,6 +59,8 @@ pub struct MarkCounts {
     pub delivered: u64,
     /// Rows whose marks are still to be written.
     pub unmarked: usize,
+    /// Those of them that can't be marked at the moment.
+    pub stuck: usize,
     /// Tries to write them that failed.
     pub failures: u64,
     /// Rows that go without a mark, because too many were waiting for theirs.
@@ -79,53 +70,49 @@ pub struct MarkCounts {
 impl Marks {
     /// These rows have been handed to a socket. Never waits.
     pub fn written(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) {
-        self.delivered.inc_by(self.keep(incarnation, rows));
-        self.news.notify_one();
+        let mut count = 0;
+        let counted = rows.into_iter().inspect(|_| count += 1);
+        let lost = self.queue().add(incarnation, counted);
+        self.delivered.inc_by(count);
+        self.lost.inc_by(lost);
+        self.fresh.notify_one();
     }
 
     /// What has become of them.
     pub fn counts(&self) -> MarkCounts {
+        let (unmarked, stuck) = {
+            let queue = self.queue();
+            (queue.len(), queue.stuck_rows())
+        };
         MarkCounts {
             delivered: self.delivered.get(),
-            unmarked: self.lock().len(),
+            unmarked,
+            stuck,
             failures: self.failures.get(),
             lost: self.lost.get(),
         }
     }
 
-    /// Returns how many they are.
-    fn keep(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) -> u64 {
-        let mut written = self.lock();
-        let mut count = 0;
-        written.extend(rows.into_iter().map(|row| {
-            count += 1;
-            (incarnation, row)
-        }));
-        while written.len() > KEPT {
-            written.pop_first();
-            self.lost.inc();
-        }
-        count
-    }
-
     /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<(Incarnation, i64)>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the oldest rows of one incarnation, at most [`ROWS_AT_ONCE`].
-    fn take(&self) -> Option<(Incarnation, Vec<i64>)> {
-        let mut written = self.lock();
-        let incarnation = written.first()?.0;
-        let mut rows = Vec::new();
-        while rows.len() < ROWS_AT_ONCE
-            && let Some(&(other, row)) = written.first()
-            && other == incarnation
-        {
-            written.pop_first();
-            rows.push(row);
+    /// Resolves when the lane may have something to do.
+    async fn until(&self, lane: Lane) {
+        let news = match lane {
+            Lane::Fresh => &self.fresh,
+            Lane::Held => &self.held,
+        };
+        let next = self.queue().next(lane, Instant::now());
+        match next {
+            Next::Now => {}
+            Next::Idle => news.notified().await,
+            Next::At(at) => tokio::select! {
+                () = sleep_until(at) => {}
+                () = news.notified() => {}
+            },
         }
-        Some((incarnation, rows))
     }
 }
 
@@ -138,119 +125,184 @@ pub struct Marker {
     pub pool: Pool,
     /// What to run.
     pub sql: Arc<Sql>,
-    /// Where it is told that marks can't be written.
+    /// Where it is told that rows can't be marked.
     pub health: Arc<Health>,
     /// Where they are counted.
     pub activity: Arc<Activity>,
 }
 
-/// Whether all that was asked for is marked now.
-enum Marked {
-    All,
-    /// Another session has locked some of the rows; they are kept for later.
-    ButLocked,
-}
-
 impl Marker {
-    /// Writes marks until `stop`, then what is left.
+    /// Writes marks until `stop`, then what is left and can be marked at once.
+    /// May be dropped at any time: rows that were not marked by then are
+    /// delivered again.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
-        let mut failing = Failing::default();
-        while stop
-            .run_until_cancelled(self.marks.news.notified())
-            .await
-            .is_some()
-        {
-            if stop.run_until_cancelled(sleep(COLLECT)).await.is_none() {
-                break;
-            }
-            // An error that stops the flush keeps its rows.
-            let pause = match self.flush().await {
-                Ok(Marked::All) => {
-                    self.health.marked();
-                    backoff.reset();
-                    failing.is_over();
-                    continue;
-                }
-                Ok(Marked::ButLocked) => backoff.next_delay(),
-                Err(error) => {
-                    let delay = backoff.next_delay();
-                    let reason = error.to_string();
-                    let rows = self.marks.counts().unmarked;
-                    if failing.is_news(&reason, Instant::now().into_std()) {
-                        warn!(
-                            %error, rows,
-                            "could not mark {rows} rows as sent, trying until it works: {error}"
-                        );
-                    } else {
-                        debug!(%error, rows, "could not mark {rows} rows as sent: {error}");
-                    }
-                    self.health.not_marked(reason);
-                    delay
-                }
-            };
-            self.marks.news.notify_one();
-            stop.run_until_cancelled(sleep(pause)).await;
-        }
+        let told = Mutex::default();
+        tokio::join!(self.mark_fresh(&stop, &told), self.mark_held(&stop, &told));
         self.last_flush().await;
     }
 
-    async fn last_flush(&self) {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
-        for _ in 0..LAST_TRIES {
-            match self.flush().await {
-                Ok(_) => return,
-                Err(error) => warn!(
-                    %error,
-                    "could not mark rows as sent before stopping, they may be sent again: {error}"
-                ),
+    async fn mark_fresh(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
+        let lane = Lane::Fresh;
+        while stop
+            .run_until_cancelled(self.marks.until(lane))
+            .await
+            .is_some()
+        {
+            let collect = self.marks.queue().collect();
+            if stop.run_until_cancelled(sleep(collect)).await.is_none() {
+                return;
             }
-            sleep(backoff.next_delay()).await;
+            while let Some(batch) = self.take(lane) {
+                self.mark(batch, told).await;
+                if stop.is_cancelled() {
+                    return;
+                }
+            }
         }
     }
 
-    /// Marks all that has been collected.
-    async fn flush(&self) -> Result<Marked, QueryError> {
-        let mut locked = Vec::new();
-        let outcome = loop {
-            let Some((incarnation, rows)) = self.marks.take() else {
-                break Ok(());
-            };
-            match self.mark(incarnation, &rows).await {
-                Ok(still_locked) => locked.push((incarnation, still_locked)),
-                Err(error) => {
-                    self.marks.failures.inc();
-                    self.marks.keep(incarnation, rows);
-                    break Err(error);
+    async fn mark_held(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
+        let lane = Lane::Held;
+        while stop
+            .run_until_cancelled(self.marks.until(lane))
+            .await
+            .is_some()
+        {
+            if let Some(batch) = self.take(lane) {
+                self.mark(batch, told).await;
+            }
+        }
+    }
+
+    /// Small steps, none of which waits for a row that is locked or fails.
+    async fn last_flush(&self) {
+        let told = Mutex::default();
+        let mut tries = 0;
+        self.marks.queue().hurry(Instant::now());
+        for lane in [Lane::Fresh, Lane::Held] {
+            while tries < LAST_TRIES {
+                if let Some(batch) = self.take(lane) {
+                    match self.mark(batch, &told).await {
+                        Answered::Yes => {}
+                        Answered::Refused => tries += 1,
+                        // The next would not be answered either.
+                        Answered::Never => tries = LAST_TRIES,
+                    }
+                    continue;
+                }
+                let next = self.marks.queue().next(lane, Instant::now());
+                match next {
+                    Next::Now => {}
+                    // After a failure of the database.
+                    Next::At(at) if tries > 0 && lane == Lane::Fresh => sleep_until(at).await,
+                    Next::At(_) | Next::Idle => break,
+                }
+            }
+        }
+        let left = self.marks.counts().unmarked;
+        if left > 0 {
+            warn!(
+                rows = left,
+                "stopping with {left} rows that were sent and could not be marked: they may be \
+                 sent again"
+            );
+        }
+    }
+
+    fn take(&self, lane: Lane) -> Option<Batch> {
+        self.marks.queue().take(lane, Instant::now())
+    }
+
+    /// Runs one statement, and notes what became of it.
+    async fn mark(&self, batch: Batch, told: &Mutex<Failing>) -> Answered {
+        let outcome = match self.try_mark(&batch).await {
+            Ok(locked) => Outcome::Marked { locked },
+            Err(error) => {
+                self.marks.failures.inc();
+                let reason = error.to_string();
+                match error {
+                    error if error.is_of_rows() => Outcome::RowFailed(reason),
+                    QueryError::TimedOut(_) => Outcome::TimedOut(reason),
+                    _ => Outcome::DatabaseFailed(reason),
                 }
             }
         };
-        let mut marked = Marked::All;
-        for (incarnation, rows) in locked.into_iter().filter(|(_, rows)| !rows.is_empty()) {
-            marked = Marked::ButLocked;
-            self.marks.keep(incarnation, rows);
+        let answered = match &outcome {
+            Outcome::Marked { .. } | Outcome::RowFailed(_) => Answered::Yes,
+            Outcome::DatabaseFailed(_) => Answered::Refused,
+            Outcome::TimedOut(_) => Answered::Never,
+        };
+        let failure = match &outcome {
+            Outcome::Marked { .. } => None,
+            Outcome::RowFailed(reason)
+            | Outcome::TimedOut(reason)
+            | Outcome::DatabaseFailed(reason) => Some(reason.clone()),
+        };
+        let (lost, stuck) = {
+            let mut queue = self.marks.queue();
+            let lost = queue.settle(batch, outcome, Instant::now());
+            (lost, queue.stuck())
+        };
+        self.marks.lost.inc_by(lost);
+        self.marks.held.notify_one();
+        self.tell(told, failure, stuck.as_ref());
+        self.health.marks(stuck);
+        answered
+    }
+
+    fn tell(&self, told: &Mutex<Failing>, failure: Option<String>, stuck: Option<&Stuck>) {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (is_news, is_over) = match (&failure, stuck) {
+            (Some(reason), Some(_)) => (told.is_news(reason, Instant::now().into_std()), false),
+            (_, None) => (false, told.is_over()),
+            (None, Some(_)) => (false, false),
+        };
+        drop(told);
+        if is_over {
+            info!("all rows that were sent are marked again");
         }
-        outcome.map(|()| marked)
+        let (Some(error), Some(Stuck { rows, .. })) = (failure, stuck) else {
+            return;
+        };
+        if is_news {
+            warn!(
+                error,
+                rows, "could not mark {rows} rows as sent, trying until it works: {error}"
+            );
+        } else {
+            debug!(error, rows, "could not mark {rows} rows as sent: {error}");
+        }
     }
 
     /// Returns the rows that another session has locked.
-    async fn mark(&self, of: Incarnation, rows: &[i64]) -> Result<Vec<i64>, QueryError> {
-        let answer = self
-            .pool
+    async fn try_mark(&self, batch: &Batch) -> Result<BTreeSet<i64>, QueryError> {
+        let Batch {
+            incarnation: of,
+            rows,
+            ..
+        } = batch;
+        // Rows that can't be marked must not occupy the connection of the others.
+        let pool = match batch.lane() {
+            Lane::Fresh => self.pool.for_marks(),
+            Lane::Held => self.pool.clone(),
+        };
+        let answer = pool
             .query(
                 MARK_LIMIT,
                 &self.sql.mark_sent,
                 &[
-                    (&rows, Type::INT8_ARRAY),
+                    (rows, Type::INT8_ARRAY),
                     (&of.timeline, Type::INT4),
                     (&of.since, Type::TIMESTAMPTZ),
                 ],
             )
             .await?;
-        let mut locked = Vec::new();
+        let mut locked = BTreeSet::new();
         for row in &answer {
             match (row.try_get("id")?, row.try_get::<_, Option<i64>>("marked")?) {
-                (Some(id), _) => locked.push(id),
+                (Some(id), _) => {
+                    locked.insert(id);
+                }
                 (None, Some(marked)) => self.activity.marked(marked.unsigned_abs()),
                 // The server has crashed since, or the session leads to another one:
                 // the rows go without their marks.
@@ -259,4 +311,13 @@ impl Marker {
         }
         Ok(locked)
     }
+}
+
+/// Whether the database has answered a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    Yes,
+    /// It can't be reached, or can't mark anything.
+    Refused,
+    Never,
 }

@@ -117,6 +117,11 @@ impl Collector for OfBridge {
             "Rows that were sent and whose marks are still to be written",
             now.unmarked,
         )?;
+        sheet.gauge(
+            "marks_stuck",
+            "Rows that were sent and can't be marked at the moment: locked, failing, or the database can't mark any",
+            now.marks_stuck,
+        )?;
         sheet.counter(
             "mark_failures",
             "Tries to write marks that failed",

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_postgres::{
     Row,
+    error::SqlState,
     types::{ToSql, Type},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -93,6 +94,31 @@ impl QueryError {
             Self::Postgres(error) => error.is_closed(),
         }
     }
+
+    /// Whether it is because of the rows that a statement writes: what raises is
+    /// a trigger or a constraint, and the same statement may work for other rows.
+    /// The session is as good as before.
+    pub fn is_of_rows(&self) -> bool {
+        let Self::Postgres(error) = self else {
+            return false;
+        };
+        let Some(error) = error.as_db_error() else {
+            return false;
+        };
+        // The classes of SQLSTATE (appendix A of the manual) for what an expression,
+        // a constraint, a function or another transaction has against a row.
+        const OF_ROWS: [&str; 14] = [
+            "09", "21", "22", "23", "27", "2F", "38", "39", "40", "44", "54", "55", "P0", "XX",
+        ];
+        // What is raised inside a function has a context, whatever its code: our
+        // statements call none, so it is a trigger's.
+        let code = error.code();
+        let is_the_sessions = *code == SqlState::ADMIN_SHUTDOWN
+            || *code == SqlState::CRASH_SHUTDOWN
+            || *code == SqlState::READ_ONLY_SQL_TRANSACTION;
+        let is_raised = error.where_().is_some() && !is_the_sessions;
+        is_raised || OF_ROWS.iter().any(|class| code.code().starts_with(class))
+    }
 }
 
 impl Pool {
@@ -149,7 +175,9 @@ impl Pool {
     /// A query that fails, isn't answered in time, or whose future is dropped
     /// costs its connection. It may be dead or busy, and a session keeps the
     /// settings that it began with, which may be what is wrong
-    /// (`default_transaction_read_only`, say) and be changed since.
+    /// (`default_transaction_read_only`, say) and be changed since. Only one that
+    /// fails because of the rows that it writes doesn't: the session is not to
+    /// blame.
     ///
     /// # Errors
     ///
@@ -190,12 +218,15 @@ impl Pool {
         // wait for an answer that nothing reads.
         let close = |connection| drop(managed::Object::take(connection));
         let connection = scopeguard::guard(connections.get().await?, close);
-        let rows = match self.sessions {
-            Sessions::Own => query_prepared(&connection, query, parameters).await?,
-            Sessions::Lent => query_unnamed(&connection, query, parameters).await?,
+        let answer = match self.sessions {
+            Sessions::Own => query_prepared(&connection, query, parameters).await,
+            Sessions::Lent => query_unnamed(&connection, query, parameters).await,
         };
-        drop(ScopeGuard::into_inner(connection));
-        Ok(rows)
+        let answer = answer.map_err(QueryError::from);
+        if answer.as_ref().err().is_none_or(QueryError::is_of_rows) {
+            drop(ScopeGuard::into_inner(connection));
+        }
+        answer
     }
 
     /// How it is used at the moment.

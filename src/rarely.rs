@@ -24,8 +24,13 @@ struct Untold {
 impl Rarely {
     /// It has happened: how often, if it is time to tell.
     pub fn count(&self, now: Instant) -> Option<u64> {
+        self.add(1, now)
+    }
+
+    /// It has happened so many times: how often, if it is time to tell.
+    pub fn add(&self, times: u64, now: Instant) -> Option<u64> {
         let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        untold.count += 1;
+        untold.count += times;
         let is_time = untold
             .told
             .is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
@@ -55,9 +60,9 @@ impl Failing {
         !is_known
     }
 
-    /// It works again.
-    pub fn is_over(&mut self) {
-        self.told = None;
+    /// It works again: whether the log has a line that it fails.
+    pub fn is_over(&mut self) -> bool {
+        self.told.take().is_some()
     }
 }
 
@@ -85,7 +90,7 @@ mod tests {
         assert!(!fails("refused", 1) && !fails("refused", 9));
         assert!(fails("starting up", 9) && !fails("starting up", 18));
         assert!(fails("starting up", 19));
-        failing.is_over();
+        assert!(failing.is_over() && !failing.is_over());
         assert!(failing.is_news("starting up", start + Duration::from_secs(20)));
     }
 }

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio_postgres::{Client, Error, Row, Statement, types::Type};
+use tracing::debug;
 
 use crate::{
     batch::{Batch, End, Event},
@@ -12,7 +13,7 @@ use crate::{
     identity::{Disconnection, TicketHash},
     notification::{Expiry, Notification, UserId},
     pool::{Pool, QueryError},
-    position::{Follows, Position, RowKey},
+    position::{Position, Rest, RowKey, Unread},
     safe_floor::Log,
     snapshot::{Snapshot, Xid},
     sql::Sql,
@@ -33,9 +34,6 @@ pub struct PageSize {
 }
 
 impl PageSize {
-    /// Bytes of the largest text that the table's constraint allows.
-    const LARGEST_TEXT: usize = 1 << 20;
-
     /// A page of the table's tail: large enough that reading costs little a
     /// row, small enough that it is a matter of milliseconds.
     pub const TAIL: Self = Self {
@@ -60,7 +58,25 @@ impl PageSize {
     /// Bytes that a page of this size may take at most.
     pub fn most_bytes(self) -> usize {
         let texts = usize::try_from(self.bytes).unwrap_or(usize::MAX);
-        texts + Self::LARGEST_TEXT + self.rows * Event::MEMORY
+        texts + TEXT_BYTES + self.rows * Event::MEMORY
+    }
+
+    /// What each of so many transactions gets that are read in pieces.
+    fn shared_by(self, transactions: usize) -> Self {
+        let transactions = transactions.max(1);
+        Self {
+            rows: (self.rows / transactions).max(1),
+            bytes: (self.bytes / transactions as i64).max(1),
+        }
+    }
+
+    /// What other transactions get meanwhile. It comes on top, so that the large
+    /// ones take no longer.
+    fn beside(self) -> Self {
+        Self {
+            rows: (self.rows / BESIDE).max(1),
+            bytes: (self.bytes / BESIDE as i64).max(1),
+        }
     }
 
     /// One row more is asked for, to know whether that was all.
@@ -68,6 +84,24 @@ impl PageSize {
         self.rows as i64 + 1
     }
 }
+
+/// While transactions are read in pieces, other rows get one page in this many on
+/// top: 250 rows, so that with pages that take some 20 ms more than ten thousand a
+/// second overtake a large transaction. A transaction that fits into that is never
+/// cut then, and no later one overtakes it.
+const BESIDE: usize = 4;
+
+/// Transactions that are read in pieces at once, each of which may add a text to a
+/// page: 16 MiB at most. While there are so many, one of them has to be read to its
+/// end before another begins. An event's id can name four times as many.
+pub const MOST_BEGUN: usize = 16;
+
+/// Bytes of a text at most, as the column's constraint has it. The queries leave
+/// larger ones out.
+const TEXT_BYTES: usize = 1 << 20;
+
+/// Bytes of an event's name at most, as the column's constraint has it.
+const EVENT_BYTES: usize = 100;
 
 /// How many of a user's last rows can be asked for at once (`replay=N`).
 pub const REPLAY_ROWS: u32 = 500;
@@ -81,10 +115,60 @@ pub struct Page {
     pub log: Log,
     /// What the statement could see.
     pub snapshot: Arc<Snapshot>,
-    /// In the order of delivery.
+    /// The rest of transactions that were begun before, if there are any, then
+    /// everything else: the order in which they are to be delivered.
+    pub runs: Vec<Run>,
+}
+
+/// Rows of a page in the order of delivery.
+#[derive(Debug)]
+pub struct Run {
+    part: Part,
+    /// Those that can be delivered.
     pub notifications: Vec<(UserId, Notification)>,
+    /// Those that can't.
+    pub unusable: Unusable,
+    /// How many were read.
+    pub rows: usize,
+    /// The last one that was read, whether it can be delivered or not.
+    last: Option<RowKey>,
+    /// The transactions of which rows were read, and not all.
+    cut: Unread,
     /// Whether that was all.
-    pub rest: Rest,
+    rest: Rest,
+}
+
+/// Which rows a run is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// The rest of transactions of which rows have been read before.
+    Begun,
+    /// Rows of all other transactions.
+    Others,
+}
+
+/// Rows that were read and can't be delivered, because the constraints of the
+/// table that rule them out were dropped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unusable {
+    /// How many.
+    pub count: u64,
+    /// The first of them.
+    pub first: Option<(RowKey, Flaw)>,
+}
+
+/// Why a row can't be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// No user can be identified by it.
+    #[error("user_id is not a text of 1 to {} bytes", UserId::MAX_BYTES)]
+    User,
+    /// Nothing, or too much.
+    #[error("text is null or longer than {TEXT_BYTES} bytes")]
+    Text,
+    /// It would break the stream's format.
+    #[error("event is not one line of 1 to {EVENT_BYTES} bytes")]
+    Event,
 }
 
 /// A time in which writers ring the doorbell. No two times bear the same number.
@@ -100,38 +184,37 @@ pub struct Ringing {
     pub writing: bool,
 }
 
-/// What a page leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// Nothing: the page holds all that is new.
-    Nothing,
-    /// More rows, the first of them of this transaction.
-    From(Xid),
-}
-
-impl Rest {
-    fn cuts_off(self, last: Option<Xid>) -> Option<Xid> {
-        match self {
-            Self::From(xid) => last.filter(|&last| last == xid),
-            Self::Nothing => None,
-        }
-    }
-}
-
 impl Page {
-    /// The transaction that the page's end cuts in two.
-    pub fn cut_off(&self) -> Option<Xid> {
-        let last = self.notifications.last().map(|(_, last)| last.key.xid);
-        self.rest.cuts_off(last)
+    /// How many rows were read.
+    pub fn rows(&self) -> usize {
+        self.runs.iter().map(|run| run.rows).sum()
     }
 
-    /// Whether the row after the last one belongs to the same transaction.
-    pub fn follows(&self) -> Follows {
-        if self.cut_off().is_some() {
-            Follows::SameTransaction
+    /// Whether it holds all that is new.
+    pub fn rest(&self) -> Rest {
+        if self.runs.iter().all(|run| run.rest == Rest::Nothing) {
+            Rest::Nothing
         } else {
-            Follows::Other
+            Rest::More
         }
+    }
+}
+
+impl Run {
+    /// Moves the position that the page was read from past the run, the runs one
+    /// after the other. Returns what the run leaves.
+    pub fn pass(&self, position: &mut Position, snapshot: &Snapshot) -> Unread {
+        match self.part {
+            Part::Begun => position.pass_begun(&self.cut),
+            Part::Others => position.pass_others(self.last, &self.cut, self.rest, snapshot),
+        }
+    }
+}
+
+impl Unusable {
+    fn add(&mut self, row: RowKey, flaw: Flaw) {
+        self.count += 1;
+        self.first.get_or_insert((row, flaw));
     }
 }
 
@@ -222,27 +305,50 @@ pub async fn tail_page(
     position: &Position,
     size: PageSize,
 ) -> Result<Page, Error> {
+    let (begun, not_begun) = (position.begun(), position.not_begun());
+    let share = size.shared_by(begun.len());
+    let others = match begun.len() {
+        0 => size,
+        1..MOST_BEGUN => size.beside(),
+        _ => PageSize { rows: 0, ..size },
+    };
     let rows = client
         .query(
             query,
             &[
+                &begun.xids(),
+                &begun.reads(),
+                &share.limit(),
+                &share.bytes,
                 &position.floor(),
-                &position.open_xids(),
-                &position.open_reads(),
-                &size.limit(),
-                &size.bytes,
+                &not_begun.xids(),
+                &others.limit(),
+                &others.bytes,
             ],
         )
         .await?;
     let head = head(&rows);
-    let mut notifications = Vec::new();
-    let rest = each_in_page(&rows, size.rows, |row, notification| {
-        let user: &str = row.try_get("user_id")?;
-        if let Some(user) = UserId::parse(user) {
-            notifications.push((user, notification));
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in &rows {
+        keys.extend(read_key(row)?);
+    }
+    let begun_rows = keys.partition_point(|key| key.part == Part::Begun);
+    let (begun_rows, other_rows) = keys.split_at(begun_rows);
+    let mut runs = Vec::with_capacity(2);
+    if !begun.is_empty() {
+        let mut run = Run::new(Part::Begun);
+        for rows in begun_rows.chunk_by(|a, b| a.key.xid == b.key.xid) {
+            run.read(rows, within(rows, share.rows));
         }
-        Ok(())
-    })?;
+        runs.push(run);
+    }
+    let mut run = Run::new(Part::Others);
+    let mut count = within(other_rows, others.rows);
+    if !begun.is_empty() {
+        count = whole_transactions(other_rows, count);
+    }
+    run.read(other_rows, count);
+    runs.push(run);
     Ok(Page {
         rings: read_rings(head)?,
         log: Log {
@@ -250,8 +356,7 @@ pub async fn tail_page(
             flushed: head.try_get("flushed")?,
         },
         snapshot: Arc::new(head.try_get("snapshot")?),
-        notifications,
-        rest,
+        runs,
     })
 }
 
@@ -299,7 +404,7 @@ pub async fn user_page(
             ],
         )
         .await?;
-    Ok(read_user_page(&rows, size)?)
+    Ok(read_user_page(&rows, size)?.0)
 }
 
 /// Rows that may be read in vain each time a user comes without a position: some
@@ -364,17 +469,17 @@ pub async fn backlog_page(
             ],
         )
         .await?;
-    let page = read_user_page(&rows, size)?;
+    let (page, first) = read_user_page(&rows, size)?;
     let batch = &page.batch;
     // What is still running may leave rows of before the first one.
     let ended = batch.snapshot.ended_below();
-    let drained = match batch.events.first() {
-        Some(first) => ended.min(first.notification().key.xid),
+    let drained = match first {
+        Some(first) => ended.min(first.xid),
         None => ended,
     };
     let passed: Option<Xid> = head(&rows).try_get("passed")?;
-    let start = match (batch.events.first(), &batch.end) {
-        (Some(first), _) => Position::before(first.notification().key, &batch.snapshot),
+    let start = match (first, &batch.end) {
+        (Some(first), _) => Position::before(first, &batch.snapshot),
         (None, End::CaughtUp { top }) => Position::after(*top, &batch.snapshot),
         (None, _) => Position::after(None, &batch.snapshot),
     };
@@ -387,32 +492,50 @@ pub async fn backlog_page(
     })
 }
 
-fn read_user_page(rows: &[Row], size: PageSize) -> Result<UserPage, Error> {
+/// Also the first row that was read, whether it can be delivered or not.
+fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowKey>), Error> {
     let head = head(rows);
-    let mut events = Vec::new();
-    let rest = each_in_page(rows, size.rows, |_, notification| {
-        events.push(Event::from(notification));
-        Ok(())
-    })?;
-    let last = events
-        .last()
-        .map(|event: &Event| event.notification().key.xid);
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in rows {
+        keys.extend(read_key(row)?);
+    }
+    let count = within(&keys, size.rows);
+    let (read, rest) = keys.split_at(count);
+    let (mut events, mut unusable) = (Vec::with_capacity(count), Unusable::default());
+    for read in read {
+        match read_notification(read.key, read.row) {
+            Ok(notification) => events.push(Event::from(notification)),
+            Err(flaw) => unusable.add(read.key, flaw),
+        }
+    }
+    if let Some((row, flaw)) = unusable.first {
+        // The listener has warned of them when they were new.
+        let (rows, row) = (unusable.count, row.id);
+        debug!(rows, row, %flaw, "skipped rows that can't be delivered: {flaw}");
+    }
+    let last = read.last().map(|last| last.key);
+    let cut = match (last, rest.first()) {
+        (Some(last), Some(next)) if next.key.xid == last.xid => Unread::after(last),
+        _ => Unread::NOTHING,
+    };
     let end = match rest {
-        Rest::Nothing => End::CaughtUp {
+        [] => End::CaughtUp {
             top: head.try_get("top")?,
         },
-        Rest::From(_) => End::MorePages,
+        _ => End::MorePages,
     };
-    Ok(UserPage {
+    let page = UserPage {
         incarnation: read_incarnation(head)?,
         pruned: head.try_get("pruned")?,
         batch: Batch {
             events,
             snapshot: Arc::new(head.try_get("snapshot")?),
-            cut_off: rest.cuts_off(last),
+            unread: Arc::new(cut),
+            last,
             end,
         },
-    })
+    };
+    Ok((page, read.first().map(|first| first.key)))
 }
 
 /// Every row carries what holds for the whole page; where nothing is new, a
@@ -437,32 +560,117 @@ pub fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
     })
 }
 
-/// Calls `take` for the rows of the page. A row beyond the page, by count or
-/// because its text was left out, tells that there is more.
-fn each_in_page(
-    rows: &[Row],
-    most: usize,
-    mut take: impl FnMut(&Row, Notification) -> Result<(), Error>,
-) -> Result<Rest, Error> {
-    for (index, row) in rows.iter().enumerate() {
-        let Some(xid) = row.try_get("xid")? else {
-            break;
-        };
-        let text: Option<String> = row.try_get("text")?;
-        let Some(text) = text.filter(|_| index < most) else {
-            return Ok(Rest::From(xid));
-        };
-        let notification = Notification {
-            key: RowKey {
-                xid,
-                id: row.try_get("id")?,
-            },
-            event: row.try_get("event")?,
-            text,
-            created_at: row.try_get("created_at")?,
-            expires: Expiry::from_seconds_left(row.try_get("seconds_left")?),
-        };
-        take(row, notification)?;
+/// A row that a page's statement has returned, and what is known of it before the
+/// rest of it is read.
+struct Returned<'a> {
+    key: RowKey,
+    part: Part,
+    /// It lies beyond the page's bytes.
+    is_beyond: bool,
+    row: &'a Row,
+}
+
+/// None for the row that only tells that nothing is new.
+fn read_key(row: &Row) -> Result<Option<Returned<'_>>, Error> {
+    let Some(xid) = row.try_get("xid")? else {
+        return Ok(None);
+    };
+    let begun: Option<Xid> = row.try_get("begun")?;
+    Ok(Some(Returned {
+        key: RowKey {
+            xid,
+            id: row.try_get("id")?,
+        },
+        part: if begun.is_some() {
+            Part::Begun
+        } else {
+            Part::Others
+        },
+        is_beyond: row.try_get("beyond")?,
+        row,
+    }))
+}
+
+/// How many of the rows are within the page, by count and by bytes. Those beyond
+/// tell that there is more.
+fn within(rows: &[Returned<'_>], most: usize) -> usize {
+    let rows = rows.iter().take(most);
+    rows.take_while(|row| !row.is_beyond).count()
+}
+
+/// How many of the first `count` rows to take so that no transaction is cut, unless
+/// it is the first one.
+fn whole_transactions(rows: &[Returned<'_>], count: usize) -> usize {
+    let (Some(first), Some(next)) = (rows.first(), rows.get(count)) else {
+        return count;
+    };
+    let next = next.key.xid;
+    if next == first.key.xid {
+        return count;
     }
-    Ok(Rest::Nothing)
+    rows[..count].partition_point(|row| row.key.xid < next)
+}
+
+impl Run {
+    fn new(part: Part) -> Self {
+        Self {
+            part,
+            notifications: Vec::new(),
+            unusable: Unusable::default(),
+            rows: 0,
+            last: None,
+            cut: Unread::default(),
+            rest: Rest::Nothing,
+        }
+    }
+
+    /// Reads the first `count` of these rows, which are in the order of delivery.
+    ///
+    /// A row that can't be delivered counts as read: it must not stop those after
+    /// it.
+    fn read(&mut self, rows: &[Returned<'_>], count: usize) {
+        let (read, rest) = rows.split_at(count);
+        for Returned { key, row, .. } in read {
+            match read_user(row).and_then(|user| Ok((user, read_notification(*key, row)?))) {
+                Ok(notification) => self.notifications.push(notification),
+                Err(flaw) => self.unusable.add(*key, flaw),
+            }
+        }
+        self.rows += count;
+        self.last = read.last().map(|last| last.key).or(self.last);
+        let Some(next) = rest.first() else {
+            return;
+        };
+        self.rest = Rest::More;
+        if let Some(last) = read.last()
+            && last.key.xid == next.key.xid
+        {
+            self.cut.add(last.key);
+        }
+    }
+}
+
+fn read_user(row: &Row) -> Result<UserId, Flaw> {
+    let user: Option<&str> = row.try_get("user_id").map_err(|_| Flaw::User)?;
+    user.and_then(UserId::parse).ok_or(Flaw::User)
+}
+
+fn read_notification(key: RowKey, row: &Row) -> Result<Notification, Flaw> {
+    let text: Option<String> = row.try_get("text").map_err(|_| Flaw::Text)?;
+    let event: Option<String> = row.try_get("event").map_err(|_| Flaw::Event)?;
+    if event.as_deref().is_some_and(|name| !is_one_line(name)) {
+        return Err(Flaw::Event);
+    }
+    Ok(Notification {
+        key,
+        event,
+        text: text.ok_or(Flaw::Text)?,
+        // A time that has no such form is none.
+        created_at: row.try_get("created_at").unwrap_or_default(),
+        expires: Expiry::from_seconds_left(row.try_get("seconds_left").unwrap_or_default()),
+    })
+}
+
+fn is_one_line(event: &str) -> bool {
+    (1..=EVENT_BYTES).contains(&event.len()) && !event.contains(['\r', '\n'])
 }

@@ -24,11 +24,13 @@ pub enum Reason {
     Origin,
     /// Nobody knows who it is.
     Identity,
+    /// It could not be found out in time who it is.
+    Unavailable,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::User,
         Self::Address,
@@ -36,6 +38,7 @@ impl Reason {
         Self::Sockets,
         Self::Origin,
         Self::Identity,
+        Self::Unavailable,
     ];
 
     /// Its name in the metrics.
@@ -48,6 +51,7 @@ impl Reason {
             Self::Sockets => "sockets",
             Self::Origin => "origin",
             Self::Identity => "identity",
+            Self::Unavailable => "unavailable",
         }
     }
 }
@@ -65,6 +69,10 @@ impl fmt::Display for Reason {
             }
             Self::Origin => "their page's origin is not in TIDINGS_CORS_ORIGINS",
             Self::Identity => "they did not prove who they are",
+            Self::Unavailable => {
+                "the database or the key set does not answer in time, or too many requests wait \
+                 for it"
+            }
         })
     }
 }

@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use crate::{
     activity::{Activity, Listening, Totals},
+    backoff::Backoff,
     clock::Moment,
     hub::Hub,
     pool::{Pool, QueryError},
@@ -33,6 +34,11 @@ const REPORT_LIMIT: Duration = Duration::from_secs(5);
 /// How long the last report may keep the bridge from stopping.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
 
+/// The first and the longest wait before it is asked again whether this role may
+/// tell, while the database is away.
+const ASK_FIRST: Duration = Duration::from_millis(200);
+const ASK_LONGEST: Duration = Duration::from_secs(10);
+
 /// Whether this role may tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
@@ -50,7 +56,7 @@ pub struct Reporter {
     hub: Arc<Hub>,
     pool: Pool,
     sql: Arc<Sql>,
-    right: Right,
+    schema: SchemaName,
     minute: Minute,
     told: Option<Instant>,
 }
@@ -78,35 +84,16 @@ impl Minute {
 }
 
 impl Reporter {
-    /// Of a bridge that serves at this address. Finds out whether its role may
-    /// tell: one that was given its rights by hand, before there was anything to
-    /// tell, may not, and serves all the same.
-    ///
-    /// # Errors
-    ///
-    /// [`QueryError`].
-    pub async fn open(
+    /// Of a bridge that serves at this address.
+    pub fn new(
         address: String,
         activity: Arc<Activity>,
         hub: Arc<Hub>,
         pool: Pool,
         sql: Arc<Sql>,
-        schema: &SchemaName,
-    ) -> Result<Self, QueryError> {
-        let may = include_str!("../sql/may_report.sql");
-        let parameters = [(&schema.name() as _, Type::TEXT)];
-        let rows = pool.query(REPORT_LIMIT, may, &parameters).await?;
-        let right = match reader::head(&rows).try_get(0)? {
-            Some(true) => Right::Granted,
-            Some(false) | None => Right::Missing,
-        };
-        if right == Right::Missing {
-            warn!(
-                "this role may not tell what the bridge does, so the views that show it leave it \
-                 out; `tidings check` tells what to grant"
-            );
-        }
-        Ok(Self {
+        schema: SchemaName,
+    ) -> Self {
+        Self {
             bridge: format!("{:016x}", rand::random::<u64>()),
             address,
             started: activity.clock.now(),
@@ -114,16 +101,26 @@ impl Reporter {
             hub,
             pool,
             sql,
-            right,
+            schema,
             minute: Minute::default(),
             told: None,
-        })
+        }
     }
 
-    /// Tells until `stop`, and what is left then.
+    /// Tells until `stop`, and what is left then. A role that was given its rights
+    /// by hand, before there was anything to tell, may not: then it does nothing.
     pub async fn run(mut self, stop: CancellationToken) {
-        if self.right == Right::Missing {
-            return;
+        match stop.run_until_cancelled(self.right()).await {
+            Some(Right::Granted) => {}
+            Some(Right::Missing) => {
+                warn!(
+                    "this role may not tell what the bridge does, so the views that show it leave \
+                     it out; `tidings check` tells what to grant"
+                );
+                // Without a report it still is one of the bridge's tasks.
+                return stop.cancelled().await;
+            }
+            None => return,
         }
         while !stop.is_cancelled() {
             let now = self.activity.clock.now();
@@ -142,6 +139,30 @@ impl Reporter {
         let minute = self.activity.clock.now().minute();
         let told = timeout(LAST_LIMIT, self.tell(Some(minute))).await;
         debug!(?told, "told the last of what the bridge did");
+    }
+
+    /// Whether its role may tell. Asks until the database answers.
+    async fn right(&self) -> Right {
+        let mut backoff = Backoff::new(ASK_FIRST, ASK_LONGEST);
+        loop {
+            match self.ask_for_right().await {
+                Ok(right) => return right,
+                Err(error) => {
+                    debug!(%error, "could not ask whether this role may tell what the bridge does: {error}");
+                }
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn ask_for_right(&self) -> Result<Right, QueryError> {
+        let may = include_str!("../sql/may_report.sql");
+        let parameters = [(&self.schema.name() as _, Type::TEXT)];
+        let rows = self.pool.query(REPORT_LIMIT, may, &parameters).await?;
+        Ok(match reader::head(&rows).try_get(0)? {
+            Some(true) => Right::Granted,
+            Some(false) | None => Right::Missing,
+        })
     }
 
     async fn changed(&self) {

@@ -397,8 +397,7 @@ impl EventStream {
             let from = match current.begun {
                 Some(from) => from,
                 None if position.is_new(notification.key) => {
-                    let follows = batch.follows(current.index);
-                    position.advance(notification.key, &batch.snapshot, follows);
+                    batch.advance(position, current.index);
                     if notification.expires.has_passed() {
                         current.index += 1;
                         continue;
@@ -429,13 +428,9 @@ impl EventStream {
                 *rows += 1;
             }
         }
-        match &batch.end {
-            End::MorePages => {}
-            End::Live(tail) => position.join(tail),
-            End::CaughtUp { top } => {
-                position.finish(*top, &batch.snapshot);
-                self.go_live(chunk);
-            }
+        batch.finish(position);
+        if let End::CaughtUp { .. } = batch.end {
+            self.go_live(chunk);
         }
     }
 

@@ -150,15 +150,10 @@ impl<W: Write> Tail<'_, W> {
             if !notification.expires.has_passed() {
                 self.print(notification)?;
             }
-            position.advance(notification.key, &batch.snapshot, batch.follows(index));
+            batch.advance(position, index);
         }
-        match batch.end {
-            End::CaughtUp { top } => {
-                position.finish(top, &batch.snapshot);
-                Ok(false)
-            }
-            End::MorePages | End::Live(_) => Ok(true),
-        }
+        batch.finish(position);
+        Ok(!matches!(batch.end, End::CaughtUp { .. }))
     }
 
     fn print(&mut self, notification: &Notification) -> io::Result<()> {

@@ -67,6 +67,8 @@ pub struct Figures {
     pub marked: u64,
     /// Rows whose marks are still to be written.
     pub unmarked: usize,
+    /// Those of them that can't be marked at the moment.
+    pub marks_stuck: usize,
     /// Tries to write marks that failed.
     pub mark_failures: u64,
     /// Rows that go without a mark.
@@ -128,6 +130,7 @@ impl Vitals {
             overflows: audience.overflows,
             marked: self.activity.totals().sent,
             unmarked: marks.unmarked,
+            marks_stuck: marks.stuck,
             mark_failures: marks.failures,
             lost_marks: marks.lost,
             pages_wanted: self.reads.wanted.get(),

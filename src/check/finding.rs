@@ -38,6 +38,8 @@ pub enum Topic {
     Role,
     /// A trigger is gone, or doesn't fire.
     Trigger,
+    /// Rows that are delivered may not be marked.
+    Marks,
     /// The clocks are apart.
     Clock,
     /// Nobody empties the queue of notifications.
@@ -89,6 +91,7 @@ impl Topic {
             Self::Wide => "foreign-right",
             Self::Role => "role",
             Self::Trigger => "trigger",
+            Self::Marks => "marks",
             Self::Clock => "clock",
             Self::Queue => "queue",
             Self::Horizon => "horizon",

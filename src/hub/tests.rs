@@ -17,7 +17,7 @@ fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Readin
     Reading {
         notifications: notifications.collect(),
         snapshot: Arc::default(),
-        cut_off: None,
+        unread: Arc::default(),
         tail: Tail::default(),
     }
 }

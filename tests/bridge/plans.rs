@@ -37,7 +37,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     let prepared = [
         (
             "tail_page",
-            "xid8, xid8[], bigint[], bigint, bigint",
+            "xid8[], bigint[], bigint, bigint, xid8, xid8[], bigint, bigint",
             &sql.tail_page,
         ),
         (
@@ -149,10 +149,23 @@ async fn assert_pending_is_cheap(database: &Database) {
 
 /// With an open transaction of which all has been read but what comes after
 /// its millionth row.
-fn executions(floor: &str, open: &str, id: i64) -> [String; 6] {
+fn executions(floor: &str, open: &str, id: i64) -> [String; 8] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
     [
-        format!("execute tail_page ({position}, 1001, 1048576)"),
+        format!(
+            "execute tail_page (array['{open}']::xid8[], array[{ROWS}::bigint], 1001, 1048576, \
+             '{floor}', '{{}}', 251, 262144)"
+        ),
+        // In the middle of a large transaction that is read in pieces, ...
+        format!(
+            "execute tail_page (array['{open}']::xid8[], array[{ROWS}::bigint / 2], 31, 1048576, \
+             '{floor}', '{{}}', 31, 262144)"
+        ),
+        // ... and at the beginning of one that was running before.
+        format!(
+            "execute tail_page ('{{}}', '{{}}', 1001, 1048576, '{floor}', \
+             array['{open}']::xid8[], 31, 1048576)"
+        ),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),

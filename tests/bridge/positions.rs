@@ -1,16 +1,20 @@
 //! Positions against a real server: what a position selects is what its
 //! snapshot had not seen, whatever the transactions do meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
-    batch::{Batch, End},
+    batch::{Batch, End, Event},
     history::History,
-    notification::UserId,
+    notification::{Notification, UserId},
     pool::{Pool, Sessions},
-    position::{EventId, Position},
-    reader::{self, Page, PageSize, Rest},
+    position::{EventId, Position, Rest},
+    reader::{self, MOST_BEGUN, Page, PageSize, Run},
     schema::SchemaName,
     snapshot::Snapshot,
     sql::Sql,
@@ -25,6 +29,12 @@ const WRITERS: usize = 4;
 
 /// Small, so that transactions are cut in the middle all the time.
 const SMALL: PageSize = PageSize { rows: 2, bytes: 60 };
+
+/// Beside large transactions there is room for two rows of others.
+const EIGHT: PageSize = PageSize {
+    rows: 8,
+    bytes: i64::MAX,
+};
 
 /// What happens next in a random history.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +55,9 @@ enum Step {
     ReadUser,
     /// The reader of one user breaks, and comes back with its last id.
     Break,
+    /// The live reader breaks after so many rows of what it gets next, comes back
+    /// with its last id, and reads what it has missed.
+    BreakLive(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -59,6 +72,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::ReadTail),
         4 => Just(Step::ReadUser),
         1 => Just(Step::Break),
+        1 => (0..4usize).prop_map(Step::BreakLive),
     ]
 }
 
@@ -90,6 +104,32 @@ struct Reader {
     got: BTreeMap<i64, u32>,
 }
 
+impl Reader {
+    /// As a stream does: past each of the first rows that is new.
+    fn take(&mut self, batch: &Batch, count: usize) {
+        for (index, event) in batch.events.iter().enumerate().take(count) {
+            let key = event.notification().key;
+            if self.position.is_new(key) {
+                batch.advance(&mut self.position, index);
+                *self.got.entry(key.id).or_default() += 1;
+            }
+        }
+    }
+
+    /// With its last id, by way of its text.
+    fn come_back(&mut self) {
+        let history = History::default();
+        let id = EventId {
+            row: 1,
+            history,
+            position: Cow::Borrowed(&self.position),
+            safe: self.position.floor(),
+        };
+        let id = EventId::parse(&id.to_string(), history).expect("an id of ours");
+        self.position = id.position.into_owned();
+    }
+}
+
 /// Everything a history plays with.
 struct Stage {
     writers: Vec<Writer>,
@@ -100,6 +140,10 @@ struct Stage {
     pool: Pool,
     tail: Reader,
     user: Reader,
+    /// The same user, as a live stream: given what the reader of all users reads.
+    live: Reader,
+    /// It breaks after so many rows.
+    live_breaks_after: Option<usize>,
 }
 
 impl Stage {
@@ -134,9 +178,14 @@ impl Stage {
                 got: BTreeMap::new(),
             },
             user: Reader {
+                position: start.clone(),
+                got: BTreeMap::new(),
+            },
+            live: Reader {
                 position: start,
                 got: BTreeMap::new(),
             },
+            live_breaks_after: None,
         }
     }
 
@@ -164,19 +213,8 @@ impl Stage {
             Step::ReadUser => {
                 self.read_user_page(SMALL).await;
             }
-            Step::Break => {
-                let history = History::default();
-                let position = std::borrow::Cow::Borrowed(&self.user.position);
-                let id = EventId {
-                    row: 1,
-                    history,
-                    position,
-                    safe: self.user.position.floor(),
-                }
-                .to_string();
-                let id = EventId::parse(&id, history).expect("an id of ours");
-                self.user.position = id.position.into_owned();
-            }
+            Step::Break => self.user.come_back(),
+            Step::BreakLive(rows) => self.live_breaks_after = Some(rows),
         }
     }
 
@@ -185,45 +223,77 @@ impl Stage {
         let page = reader::tail_page(&self.client, &self.tail_query, position, size)
             .await
             .expect("a page");
-        // As the listener does: past the last row in one step.
-        if let Some((_, last)) = page.notifications.last() {
-            position.advance(last.key, &page.snapshot, page.follows());
+        // As the listener does.
+        for run in &page.runs {
+            let unread = Arc::new(run.pass(&mut self.tail.position, &page.snapshot));
+            for (_, notification) in &run.notifications {
+                *self.tail.got.entry(notification.key.id).or_default() += 1;
+            }
+            let of_alice = run.notifications.iter();
+            let of_alice = of_alice.filter(|(user, _)| user.as_str() == "alice");
+            let batch = Batch {
+                events: of_alice
+                    .map(|(_, notification)| Event::from(notification.clone()))
+                    .collect(),
+                snapshot: Arc::clone(&page.snapshot),
+                unread,
+                last: None,
+                end: End::Live(Arc::new(self.tail.position.clone())),
+            };
+            // As the hub does: who has no row in it is not told of it.
+            if !batch.events.is_empty() {
+                self.take_live(&batch).await;
+            }
         }
-        if page.rest == Rest::Nothing {
-            position.finish(None, &page.snapshot);
-        }
-        for (_, notification) in &page.notifications {
-            *self.tail.got.entry(notification.key.id).or_default() += 1;
-        }
+        assert!(self.tail.position.begun().len() <= MOST_BEGUN);
         page
     }
 
+    /// As a live stream does, which may break in the middle.
+    async fn take_live(&mut self, batch: &Batch) {
+        let breaks_after = self.live_breaks_after.take();
+        let count = breaks_after.unwrap_or(usize::MAX).min(batch.events.len());
+        self.live.take(batch, count);
+        if breaks_after.is_none() {
+            batch.finish(&mut self.live.position);
+            return;
+        }
+        self.live.come_back();
+        loop {
+            let page = self.page_after(&self.live.position, SMALL).await;
+            self.live.take(&page, page.events.len());
+            page.finish(&mut self.live.position);
+            if matches!(page.end, End::CaughtUp { .. }) {
+                return;
+            }
+        }
+    }
+
     async fn read_user_page(&mut self, size: PageSize) -> Batch {
-        let alice = UserId::parse("alice").expect("a user");
-        let position = &mut self.user.position;
-        let page = reader::user_page(&self.pool, &self.sql, &alice, position, size);
-        let batch = page.await.expect("a page").batch;
-        // As a stream does: past each row.
-        for (index, event) in batch.events.iter().enumerate() {
-            let key = event.notification().key;
+        let batch = self.page_after(&self.user.position, size).await;
+        for event in &batch.events {
+            let (key, position) = (event.notification().key, &self.user.position);
             assert!(
                 position.is_new(key),
                 "{key:?} was selected, and is not new to {position:?}"
             );
-            position.advance(key, &batch.snapshot, batch.follows(index));
-            *self.user.got.entry(key.id).or_default() += 1;
         }
-        if let End::CaughtUp { top } = &batch.end {
-            position.finish(*top, &batch.snapshot);
-        }
+        self.user.take(&batch, batch.events.len());
+        batch.finish(&mut self.user.position);
         batch
+    }
+
+    async fn page_after(&self, position: &Position, size: PageSize) -> Batch {
+        let alice = UserId::parse("alice").expect("a user");
+        let page = reader::user_page(&self.pool, &self.sql, &alice, position, size);
+        page.await.expect("a page").batch
     }
 
     /// Reads to the end, and returns the snapshots of the last pages.
     async fn read_all(&mut self) -> (Snapshot, Snapshot) {
         let tail = loop {
             let page = self.read_tail_page(SMALL).await;
-            if page.rest == Rest::Nothing {
+            if page.rest() == Rest::Nothing {
                 break Snapshot::clone(&page.snapshot);
             }
         };
@@ -311,11 +381,7 @@ async fn a_position_selects_exactly_what_its_snapshot_had_not_seen() {
         };
         let expected_tail = stage.unseen(&tail_saw, "true").await;
         let page = stage.read_tail_page(all).await;
-        let selected: BTreeSet<i64> = page
-            .notifications
-            .iter()
-            .map(|(_, notification)| notification.key.id)
-            .collect();
+        let selected: BTreeSet<i64> = notifications(&page).map(|row| row.key.id).collect();
         assert_eq!(selected, expected_tail, "the tail's position");
 
         let expected_user = stage.unseen(&user_saw, "user_id = 'alice'").await;
@@ -350,6 +416,87 @@ async fn in_any_history_each_row_is_read_once() {
                 .await,
         );
         assert_eq!(stage.user.got, alices, "the user");
+        assert_eq!(stage.live.got, alices, "the live stream");
     })
     .await;
+}
+
+fn notifications(page: &Page) -> impl Iterator<Item = &Notification> {
+    let rows = page.runs.iter().flat_map(|run| &run.notifications);
+    rows.map(|(_, notification)| notification)
+}
+
+/// The texts of a run, each once and in their order.
+fn texts(run: &Run) -> Vec<&str> {
+    let mut texts: Vec<_> = run.notifications.iter().map(|(_, n)| &*n.text).collect();
+    texts.dedup();
+    texts
+}
+
+/// Rows with this text, in a transaction of their own.
+async fn insert_all(stage: &Stage, text: &str, rows: usize) {
+    let insert = format!(
+        "insert into notifications (user_id, text) \
+         select 'alice', '{text}' from generate_series(1, {rows})"
+    );
+    stage.owner.batch_execute(&insert).await.expect("rows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_large_transaction_is_read_later_ones_overtake_it_and_are_not_cut() {
+    let database = Database::migrated().await;
+    let mut stage = Stage::open(&database).await;
+    stage.writers[0].run(&insert(1)).await;
+    insert_all(&stage, "large", 100).await;
+    for (text, rows) in [("one", 1), ("two", 2), ("three", 3), ("last", 1)] {
+        insert_all(&stage, text, rows).await;
+    }
+    let page = stage.read_tail_page(EIGHT).await;
+    assert_eq!((page.rows(), texts(&page.runs[0])), (8, vec!["large"]));
+    // The large one goes on as if nothing else were there. Two would be cut, and
+    // waits.
+    let page = stage.read_tail_page(EIGHT).await;
+    assert_eq!(
+        (texts(&page.runs[0]), page.runs[0].rows),
+        (vec!["large"], 8)
+    );
+    assert_eq!(texts(&page.runs[1]), ["one"]);
+    let page = stage.read_tail_page(EIGHT).await;
+    assert_eq!((texts(&page.runs[1]), page.runs[1].rows), (vec!["two"], 2));
+    // What was running when others were read is not behind the large one either.
+    stage.writers[0].end("commit").await;
+    let page = stage.read_tail_page(EIGHT).await;
+    assert_eq!(texts(&page.runs[1]), ["x".repeat(17)]);
+    // Three is too large for that, and becomes another one that is read in pieces:
+    // its rest is in the next page.
+    let page = stage.read_tail_page(EIGHT).await;
+    assert_eq!(
+        (texts(&page.runs[1]), page.runs[1].rows),
+        (vec!["three"], 2)
+    );
+    let page = stage.read_tail_page(EIGHT).await;
+    assert_eq!(
+        (texts(&page.runs[0]), page.runs[0].rows),
+        (vec!["large", "three"], 5)
+    );
+    assert_eq!(texts(&page.runs[1]), ["last"]);
+    stage.read_all().await;
+    let all = stage.ids("select id from notifications").await;
+    assert_eq!(stage.live.got, all.into_iter().map(|id| (id, 1)).collect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_so_many_transactions_are_read_in_pieces_at_once() {
+    let database = Database::migrated().await;
+    let mut stage = Stage::open(&database).await;
+    for _ in 0..2 * MOST_BEGUN {
+        insert_all(&stage, "large", 30).await;
+    }
+    let mut most = 0;
+    while stage.read_tail_page(EIGHT).await.rest() == Rest::More {
+        most = most.max(stage.tail.position.begun().len());
+    }
+    assert_eq!(most, MOST_BEGUN);
+    let all = stage.ids("select id from notifications").await;
+    assert_eq!(stage.live.got, all.into_iter().map(|id| (id, 1)).collect());
 }

@@ -403,7 +403,7 @@ async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
     hub.publish(Reading {
         notifications: vec![(user.clone(), waiting)],
         snapshot: Arc::new(Snapshot::new(Xid(2 << 40), Vec::new())),
-        cut_off: None,
+        unread: Arc::default(),
         tail: (*hub.tail()).clone(),
     });
     hub.disconnect(&[Disconnection { user, ticket: None }]);

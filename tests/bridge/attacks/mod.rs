@@ -4,6 +4,10 @@
 mod deadlines;
 mod frames;
 mod handshakes;
+mod marks;
+mod pages;
 mod requests;
+mod tickets;
+mod transactions;
 mod unread;
 mod windows;

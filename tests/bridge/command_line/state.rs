@@ -352,3 +352,90 @@ async fn check_looks_at_the_settings_that_serve_would_have() {
     assert!(refused.out.contains("TIDINGS_TLS_KEY"), "{refused:?}");
     assert_eq!(refused.badly(), "tidings: one thing is wrong\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
+    let database = Database::migrated().await.superuser();
+    database
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    let locker = database.connect().await;
+    locker
+        .batch_execute("begin; select from notifications for update")
+        .await
+        .expect("a lock");
+    both_are_content(&database, &[]).await;
+    // Whose role may not see for how long is told of it all the same.
+    let said = run(&database.bridge(), &["check", "--json"]).await;
+    let hint = hint(
+        &said,
+        "has locked rows of public.notifications; for how long",
+    );
+    assert!(hint["mend"]["sql"].is_string(), "{hint}");
+    database
+        .until(
+            "select bool_or(clock_timestamp() - xact_start > interval '10 s') \
+             from pg_stat_activity where state = 'idle in transaction' \
+             and datname = current_database()",
+        )
+        .await;
+    let text = "has locked rows of public.notifications for 1";
+    found_and_mended(&database, &[], "marks", text).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_refuse_marks_is_named() {
+    let database = Database::migrated().await;
+    both_are_content(&database, &[]).await;
+    let superuser = database.superuser();
+    superuser
+        .execute(
+            "create function audit() returns trigger language plpgsql \
+             as $$ begin return new; end $$; \
+             create trigger of_texts before update of text on notifications \
+             for each row execute function audit(); \
+             create trigger of_inserts after insert on notifications \
+             for each row execute function audit(); \
+             alter table notifications add constraint short_texts check (length(text) < 100) \
+             not valid",
+        )
+        .await;
+    let constraint = "the constraint short_texts on public.notifications";
+    let check = || run(&database, &["check", "--json"]);
+    let said = check().await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(hint(&said, constraint).is_object());
+    assert!(!said.out.contains("of_texts") && !said.out.contains("of_inserts"));
+    superuser
+        .execute(
+            "alter table notifications validate constraint short_texts; \
+             create trigger of_all before update on notifications \
+             for each row execute function audit()",
+        )
+        .await;
+    let said = check().await;
+    assert!(!said.out.contains("short_texts"), "{said:?}");
+    let found = hint(
+        &said,
+        "the trigger of_all on public.notifications (audit()) fires",
+    );
+    assert_eq!(found["topic"], "marks");
+    superuser
+        .execute("alter table notifications disable trigger of_all")
+        .await;
+    assert!(!check().await.out.contains("of_all"));
+}
+
+/// A finding that need not be put right.
+fn hint(said: &Said, text: &str) -> Value {
+    let json = said.json();
+    let all = json["findings"].as_array().expect("findings").clone();
+    let is_it = |finding: &&Value| {
+        let found = finding["found"]
+            .as_str()
+            .is_some_and(|found| found.contains(text));
+        found && finding["severity"] == "hint"
+    };
+    let found = all.iter().find(is_it).cloned();
+    found.unwrap_or_else(|| panic!("no hint of {text}: {said:?}"))
+}

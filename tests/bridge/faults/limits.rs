@@ -1,7 +1,7 @@
 //! Postgres runs out of something, or was told to allow less. The bridge says
 //! what is wrong, and recovers by itself once it is over.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidings::cluster::Cluster;
 use tokio::time::timeout;
@@ -18,6 +18,9 @@ use crate::support::{
 
 /// Those of the cluster that has few.
 const CONNECTIONS: usize = 12;
+
+/// How soon readiness is red when rows can't be marked.
+const SHOWS_WITHIN: Duration = Duration::from_secs(15);
 
 const ALL_SENT: &str = "select bool_and(sent) from notifications";
 
@@ -149,9 +152,15 @@ async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
     let owed = insert(&control, "alice", 10, 10).await;
     // Delivered all the same.
     account.client(owed, &rows(&mut alice, 10).await);
+    let delivered = Instant::now();
     bridge.until_logged("WARN", "read-only transaction").await;
     bridge.until_unmarked("read-only transaction").await;
+    // It may be over in a moment. Otherwise it shows, within the time of promise 10.
     bridge.until_ready_is(200).await;
+    bridge.until_ready_is(503).await;
+    let red_after = delivered.elapsed();
+    assert!(red_after < SHOWS_WITHIN, "{red_after:?}");
+    bridge.until_deaf("read-only transaction").await;
     let unsent = "select not bool_or(sent) from notifications";
     let unsent: bool = control.query_one(unsent, &[]).await.expect(unsent).get(0);
     assert!(unsent, "rows were marked in a read-only session");
@@ -160,5 +169,8 @@ async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
     let reset = Instant::now();
     database.until(ALL_SENT).await;
     account.recovered_after(reset.elapsed());
+    bridge.until_ready_is(200).await;
+    let body = bridge.ready().await.text().await;
+    assert!(!body.contains("marks"), "{body}");
     account.close();
 }

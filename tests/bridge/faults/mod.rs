@@ -21,3 +21,4 @@ mod rolling;
 mod soak;
 mod standby;
 mod subscription;
+mod undeliverable;

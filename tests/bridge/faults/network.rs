@@ -3,10 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use tidings::app::{App, Parts};
+use tokio_util::sync::CancellationToken;
+
 use super::load::Load;
 use crate::support::{
     account::Account,
-    bridge::Bridge,
+    bridge::{Bridge, serve_options},
     database::Database,
     proxy::{Network, Proxy, Target},
     rows,
@@ -264,4 +267,55 @@ async fn clients_that_return_while_there_is_no_database_are_served_when_it_is_ba
         .until("select bool_and(sent) from notifications")
         .await;
     account.close();
+}
+
+/// The first session of the pool is cut off after ever more bytes, which takes it
+/// through everything that is asked before the bridge serves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_at_any_moment_of_the_start_is_opened_again() {
+    let database = Database::migrated().await;
+    let direct = ["--direct-database-url", &database.connection_string()];
+    for (cuts, bytes) in (400..).step_by(50).enumerate() {
+        let (network, reached) = database.over_network().await;
+        network.set(Network::CutAfter(bytes));
+        let options = serve_options(&reached, &direct);
+        let parts = Parts::of(&options).expect("settings");
+        let repairing = async {
+            network.until_opened(2).await;
+            network.set(Network::Pass);
+            std::future::pending::<()>().await;
+        };
+        let mut building = std::pin::pin!(App::build(parts, &options.bridge));
+        let built = tokio::select! {
+            built = &mut building => built,
+            () = repairing => unreachable!("it has no end"),
+        };
+        if let Err(error) = built {
+            panic!("cut off after {bytes} bytes: {error}");
+        }
+        if network.opened() == 1 {
+            assert!(cuts > 0, "it was cut off at least once");
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_whose_database_is_away_when_it_begins_to_serve_tells_of_itself_later() {
+    let database = Database::migrated().await;
+    let (network, reached) = database.over_network().await;
+    let direct = ["--direct-database-url", &database.connection_string()];
+    let options = serve_options(&reached, &direct);
+    let parts = Parts::of(&options).expect("settings");
+    let app = App::build(parts, &options.bridge).await.expect("a bridge");
+    network.set(Network::Refuse);
+    network.reset();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
+    network.until_opened(2).await;
+    network.set(Network::Pass);
+    let told = "select exists (select from tidings_bridges)";
+    database.until(told).await;
+    stop.cancel();
+    running.await.expect("no panic").expect("no error");
 }

@@ -207,8 +207,13 @@ pub fn number_of(text: &str) -> Result<Number, String> {
         .map_err(|_| format!("no row of the program has the text {text:?}"))
 }
 
+/// Transactions with more rows than this may be read in pieces, and later ones
+/// overtake their rest: a quarter of the smallest page (`world::TAIL`).
+const NEVER_CUT: usize = 5;
+
 /// Rows of one transaction come by id. A transaction that was visible before
-/// another one committed, and has the lower id, comes before it.
+/// another one committed, and has the lower id, comes before it, unless it is
+/// large.
 fn in_order(numbers: &[Number], table: &Rows, commits: &Commits) -> Result<(), String> {
     let mut last_of: BTreeMap<Xid, i64> = BTreeMap::new();
     // The rows at which another transaction's begin.
@@ -225,7 +230,15 @@ fn in_order(numbers: &[Number], table: &Rows, commits: &Commits) -> Result<(), S
             runs.push(number);
         }
     }
+    let mut sizes: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    for &commit in commits.values() {
+        *sizes.entry(commit).or_default() += 1;
+    }
     for (index, later) in runs.iter().enumerate() {
+        let size = commits.get(later).and_then(|commit| sizes.get(commit));
+        if size.is_some_and(|&size| size > NEVER_CUT) {
+            continue;
+        }
         for earlier in &runs[..index] {
             let (Some(&(began, _)), Some(&(_, visible))) =
                 (commits.get(earlier), commits.get(later))

@@ -24,6 +24,10 @@ use crate::support::{
 /// As small as it may be, so that mailboxes overflow.
 const QUEUE: &str = "--queue-bytes=1024";
 
+/// So small that many transactions are read in pieces. The other bridge has pages
+/// of the usual size.
+const TAIL: &str = "--tail-rows=20";
+
 /// So often that tabs break after a heartbeat, too, and before, and while rows
 /// are on their way. The other bridge has the usual one.
 const HEARTBEAT: Duration = Duration::from_millis(5);
@@ -147,7 +151,7 @@ impl World {
             return;
         }
         let running = if bridge == 0 {
-            let mut options = serve_options(&self.database, &[QUEUE]);
+            let mut options = serve_options(&self.database, &[QUEUE, TAIL]);
             options.bridge.heartbeat = HEARTBEAT;
             Running::Inside(Bridge::start_as(&options).await)
         } else if self.is_hurt() {

@@ -24,7 +24,7 @@ use super::{
 pub const SECRET: &str = "a secret of the tests, 32 bytes or more";
 
 /// A probe asks this often, to leave the processor to others.
-const ASKS_AGAIN: Duration = Duration::from_millis(20);
+pub const ASKS_AGAIN: Duration = Duration::from_millis(20);
 
 /// A running bridge. Dropping it stops it.
 pub struct Bridge {

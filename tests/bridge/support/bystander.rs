@@ -10,6 +10,9 @@ use super::{bridge::token, database::Database, event_source::EventSource, until}
 /// Promise 1 speaks of milliseconds; the rest is for a busy test machine.
 const TOLERANCE: Duration = Duration::from_millis(100);
 
+/// How often it is measured whether an attack disturbs other clients.
+const ROUNDS: usize = 3;
+
 /// One user with one open stream, and an application that inserts rows for it.
 pub struct Bystander {
     user: String,
@@ -40,6 +43,22 @@ impl Bystander {
         }
         delays.sort_unstable();
         Delays(delays)
+    }
+
+    /// Fails if rows take noticeably longer than `undisturbed` ones. The test
+    /// machine is busy with other tests, so an attack has failed to disturb if one
+    /// of a few rounds went well.
+    pub async fn expect_undisturbed(&mut self, undisturbed: &Delays) {
+        let (rows, before) = (undisturbed.0.len(), undisturbed.p99());
+        let mut during = Vec::new();
+        while during.len() < ROUNDS {
+            let p99 = self.receive(rows).await.p99();
+            if p99 <= before + TOLERANCE {
+                return;
+            }
+            during.push(p99);
+        }
+        panic!("p99 was {before:?} undisturbed and {during:?} during the attack");
     }
 
     /// Inserts one row, and measures how long it takes.
@@ -94,4 +113,18 @@ pub async fn time_to_first_row(
     let took = start.elapsed();
     until(&mut stream, "tidings.caught-up").await;
     took
+}
+
+/// The best of a few [`time_to_first_row`], each for another user.
+pub async fn best_time_to_first_row(
+    address: std::net::SocketAddr,
+    database: &Database,
+    name: &str,
+) -> Duration {
+    let mut best = Duration::MAX;
+    for round in 0..ROUNDS {
+        let user = format!("{name}{round}");
+        best = best.min(time_to_first_row(address, database, &user).await);
+    }
+    best
 }

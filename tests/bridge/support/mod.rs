@@ -14,6 +14,7 @@ pub mod page;
 pub mod pooler;
 pub mod process;
 pub mod proxy;
+pub mod stalled;
 pub mod standby;
 pub mod streams;
 

@@ -1,6 +1,7 @@
 //! `tidings serve` as a process of its own.
 
 use std::{
+    env,
     fmt::{Debug, Display},
     fs,
     net::SocketAddr,
@@ -16,15 +17,15 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     sync::mpsc,
-    time::timeout,
+    time::{interval, timeout},
 };
 
 use super::{
     PATIENCE,
-    bridge::{SECRET, refused, token},
+    bridge::{ASKS_AGAIN, SECRET, refused, token},
     database::Database,
     event_source::{EventSource, Response, get},
-    with_room,
+    until, with_room,
 };
 
 /// A bridge of its own process, and where it listens.
@@ -33,11 +34,16 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
     (served.child, served.address)
 }
 
+/// Another program to test, such as an earlier release: to see that the tests of
+/// attacks fail with it.
+const OTHER_PROGRAM: &str = "TIDINGS_TEST_PROGRAM";
+
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");
 
 fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
-    spawn_program(PROGRAM, database, more, environment)
+    let program = env::var(OTHER_PROGRAM).unwrap_or_else(|_| PROGRAM.to_owned());
+    spawn_program(&program, database, more, environment)
 }
 
 fn spawn_program(
@@ -160,6 +166,32 @@ impl Served {
         let mut headers = vec![("Authorization", bearer.as_str())];
         headers.extend(last_event_id.map(|id| ("Last-Event-ID", id)));
         EventSource::open(self.address, "/stream", &headers).await
+    }
+
+    /// A stream of `user` that has got its backlog, and is live.
+    pub async fn connect_live(&self, user: &str) -> EventSource {
+        let mut source = self.connect(user, None).await;
+        until(&mut source, "tidings.caught-up").await;
+        source
+    }
+
+    /// Waits until the metric of this name, with its labels, is as wanted, asking
+    /// all the while.
+    pub async fn until_metric(&self, name: &str, is_wanted: impl Fn(f64) -> bool) {
+        let mut last = None;
+        let asking = async {
+            let mut pace = interval(ASKS_AGAIN);
+            while !last.is_some_and(&is_wanted) {
+                pace.tick().await;
+                let metrics = get(self.admin_address, "/metrics", &[]).await;
+                let metrics = metrics.expect("an answer").text().await;
+                let value = |line: &str| line.strip_prefix(name)?.trim().parse().ok();
+                last = metrics.lines().find_map(value);
+            }
+        };
+        if timeout(PATIENCE, asking).await.is_err() {
+            panic!("{name} was {last:?}");
+        }
     }
 
     /// How many were turned away for this reason.

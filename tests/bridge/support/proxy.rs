@@ -105,6 +105,11 @@ impl Proxy {
         self.resets.send_modify(|count| *count += 1);
     }
 
+    /// How many connections have come.
+    pub fn opened(&self) -> usize {
+        *self.opened.borrow()
+    }
+
     /// Waits until so many more connections have come, whatever becomes of
     /// them.
     pub async fn until_opened(&self, more: usize) {

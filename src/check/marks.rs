@@ -1,0 +1,111 @@
+//! What keeps rows that were delivered from being marked, as far as the database
+//! shows it.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, types::Type};
+
+use super::finding::{Cure, Finding, Topic};
+use crate::schema::{SchemaError, SchemaName};
+
+/// A transaction that locks rows for longer than this holds up marks, and makes
+/// readiness red.
+const LOCKED_FOR: Duration = Duration::from_secs(10);
+
+/// Transactions that hold locks on rows for long.
+pub(super) async fn locks(
+    client: &Client,
+    schema: &SchemaName,
+) -> Result<Vec<Finding>, SchemaError> {
+    let rows = client
+        .query_typed(
+            include_str!("../../sql/row_locks.sql"),
+            &[
+                (&schema.name(), Type::TEXT),
+                (&LOCKED_FOR.as_secs_f64(), Type::FLOAT8),
+            ],
+        )
+        .await?;
+    let mut findings = Vec::new();
+    for row in &rows {
+        let text = |name: &str| row.try_get::<_, String>(name);
+        let (what, table, cure) = (text("what")?, text("table")?, text("cure")?);
+        let age = row.try_get::<_, Option<f64>>("seconds")?;
+        let expected = format!(
+            "locks for less than {} s: rows that are locked are delivered and can't be marked as \
+             sent, so they may be sent again",
+            LOCKED_FOR.as_secs()
+        );
+        let for_long = age.map_or_else(String::new, |seconds| {
+            let open = Duration::from_secs(seconds.max(0.0) as u64);
+            format!(" for {}", humantime::format_duration(open))
+        });
+        findings.push(match (age, row.try_get("locks_rows")?) {
+            (Some(_), true) => Finding::wrong(
+                Topic::Marks,
+                format!("{what} has locked rows of {table}{for_long}"),
+                expected,
+                Cure::Sql(cure),
+            ),
+            (None, true) => Finding::hint(
+                Topic::Marks,
+                format!("{what} has locked rows of {table}; for how long, this role may not see"),
+                expected,
+                Cure::Sql(cure),
+            ),
+            (_, false) => Finding::hint(
+                Topic::Marks,
+                format!(
+                    "{what} has been writing to {table}{for_long}; if it changes or deletes rows, \
+                     it has locked them"
+                ),
+                expected,
+                Cure::Sql(cure),
+            ),
+        });
+    }
+    Ok(findings)
+}
+
+/// What of the application's own takes part in each mark.
+pub(super) async fn obstacles(
+    client: &Client,
+    schema: &SchemaName,
+) -> Result<Vec<Finding>, SchemaError> {
+    let rows = client
+        .query_typed(
+            include_str!("../../sql/mark_obstacles.sql"),
+            &[(&schema.name(), Type::TEXT)],
+        )
+        .await?;
+    let mut findings = Vec::new();
+    for row in &rows {
+        let text = |name: &str| row.try_get::<_, String>(name);
+        let (name, table, function) = (text("name")?, text("table")?, text("function")?);
+        let (found, cure) = if row.try_get::<_, &str>("kind")? == "trigger" {
+            (
+                format!("the trigger {name} on {table} ({function}) fires when a row is marked"),
+                format!(
+                    "let it fire on the columns that it is about (`update of …`), or drop it: \
+                     drop trigger {name} on {table};"
+                ),
+            )
+        } else {
+            (
+                format!("the constraint {name} on {table} may refuse marks: {function}"),
+                format!(
+                    "validate or drop it: alter table {table} validate constraint {name}; or \
+                     alter table {table} drop constraint {name};"
+                ),
+            )
+        };
+        findings.push(Finding::hint(
+            Topic::Marks,
+            found,
+            "nothing that refuses or delays an update of sent_at: the row is delivered and can't \
+             be marked as sent, so it may be sent again",
+            Cure::Advice(cure),
+        ));
+    }
+    Ok(findings)
+}
