@@ -18,12 +18,11 @@ use crate::{
     authenticator::{Authenticator, Named},
     client::{Client, Proxies},
     identity::{Identity, Unidentified},
-    line::{Departure, Lines},
+    line::{Departure, Exit, Lines},
     origin::{self, Origins},
     problem::Problem,
     reader::REPLAY_ROWS,
     refusals::{Reason, Refusals},
-    sockets,
     sse::Format,
     stream::{EventStream, Start, Streams},
 };
@@ -169,15 +168,16 @@ async fn stream(
         ]))
         // nginx would buffer the stream otherwise.
         .insert_header(("x-accel-buffering", "no"));
-    Ok(match sockets::detach(&request) {
-        // Nobody reads a further request then.
-        Some(socket) => {
-            response
-                .force_close()
-                .body(Departure::new(lines.into_inner(), socket, stream))
-        }
-        None => response.streaming(stream),
-    })
+    let exit = Exit::of(&request).ok_or_else(no_exit)?;
+    Ok(response.body(Departure::new(lines.into_inner(), exit, stream)))
+}
+
+/// A server that was set up wrongly, which is a bug.
+fn no_exit() -> Problem {
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "this server can't carry streams; please report this",
+    )
 }
 
 async fn identify(

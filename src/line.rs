@@ -1,37 +1,38 @@
-//! A live stream's line to its client: the socket, without the HTTP server
+//! A live stream's line to its client: the connection, without the HTTP server
 //! around it.
 //!
 //! For as long as a response lasts the server keeps two buffers of 8 KiB, the
 //! request, and timers of its own. A stream lasts for hours, and says nothing
 //! most of the time. So once the head of the response is in the kernel's hands,
-//! a small task takes the socket over, and the server drops all it has. Streams
-//! over TLS and HTTP/2 stay where they are: what it takes to write them lives in
-//! the server.
+//! a small task takes the connection over, and the server drops all it has. The
+//! streams of an HTTP/2 connection share it, so there [`crate::http2`] takes over
+//! the stream alone.
 
 use std::{
+    cell::{Cell, RefCell},
     error::Error,
     fmt, io,
     io::Write,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use actix_web::body::{BodySize, MessageBody};
+use actix_web::{
+    HttpMessage, HttpRequest,
+    body::{BodySize, MessageBody},
+};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::Stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     runtime::Handle,
 };
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{
-    sockets::{Detached, Place},
-    stream::EventStream,
-};
+use crate::{stream::EventStream, transport::Transport};
 
 /// Bytes that a client may send after its request, which nobody reads. Who sends
 /// more has not come for a stream, and is cut off.
@@ -68,43 +69,119 @@ impl Lines {
         self.tasks.wait().await;
     }
 
-    fn open(&self, socket: Detached, stream: EventStream) {
-        // Sockets belong to the runtime in which they are made.
-        let _runtime = self.runtime.enter();
-        let (socket, place) = socket.into_parts();
-        match TcpStream::from_std(socket) {
-            Ok(socket) => {
+    fn open(&self, mut transport: Transport, stream: EventStream) {
+        match transport.move_to(&self.runtime) {
+            Ok(()) => {
                 let line = Line {
-                    socket,
                     stream: Some(stream),
                     writing: Bytes::new(),
                     unread: SENT_AFTERWARDS,
-                    _place: place,
+                    transport,
                 };
                 self.tasks.spawn_on(line, &self.runtime);
             }
-            Err(error) => debug!(%error, "could not take a socket over: {error}"),
+            Err(error) => debug!(%error, "could not take a connection over: {error}"),
         }
+    }
+}
+
+/// A connection while an HTTP/1.1 server answers the request that came by it. A
+/// stream can take it away from the server, which finds it closed then.
+#[derive(Clone)]
+pub struct Exchange(Rc<RefCell<Option<Transport>>>);
+
+impl Exchange {
+    /// By this connection.
+    pub fn new(transport: Transport) -> Self {
+        Self(Rc::new(RefCell::new(Some(transport))))
+    }
+
+    fn poll<T>(
+        &self,
+        poll: impl FnOnce(Pin<&mut Transport>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut *self.0.borrow_mut() {
+            Some(transport) => poll(Pin::new(transport)),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+}
+
+impl AsyncRead for Exchange {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.poll(|transport| transport.poll_read(cx, bytes))
+    }
+}
+
+impl AsyncWrite for Exchange {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll(|transport| transport.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(|transport| transport.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(|transport| transport.poll_shutdown(cx))
+    }
+}
+
+/// Where a stream of an HTTP/2 connection is put once its response has begun.
+#[derive(Clone, Default)]
+pub struct Handover(Rc<Cell<Option<EventStream>>>);
+
+impl Handover {
+    /// What was put there.
+    pub fn take(&self) -> Option<EventStream> {
+        self.0.take()
+    }
+}
+
+/// How a stream leaves the server that answers its request.
+pub enum Exit {
+    /// With its connection.
+    Exchange(Exchange),
+    /// Without: others share it.
+    Handover(Handover),
+}
+
+impl Exit {
+    /// That of the server which has this request. Every server of the bridge has
+    /// one.
+    pub fn of(request: &HttpRequest) -> Option<Self> {
+        let exchange = request.conn_data::<Exchange>().cloned();
+        let handover = || request.extensions().get::<Handover>().cloned();
+        exchange
+            .map(Self::Exchange)
+            .or_else(|| handover().map(Self::Handover))
     }
 }
 
 /// The body of a response whose stream leaves the server.
 ///
 /// It is polled when all earlier bytes are in the kernel's hands, which are the
-/// head of the response, and then it fails: that makes the server drop the
-/// connection and say no more. The socket stays open, as the line has a handle
-/// to it of its own.
+/// head of the response, and then it fails: that makes the server drop what it
+/// has of the response, and say no more.
 pub struct Departure {
     lines: Arc<Lines>,
-    leaving: Option<(Detached, EventStream)>,
+    leaving: Option<(Exit, EventStream)>,
 }
 
 impl Departure {
-    /// Of this stream, by this socket.
-    pub fn new(lines: Arc<Lines>, socket: Detached, stream: EventStream) -> Self {
+    /// Of this stream, by this exit.
+    pub fn new(lines: Arc<Lines>, exit: Exit, stream: EventStream) -> Self {
         Self {
             lines,
-            leaving: Some((socket, stream)),
+            leaving: Some((exit, stream)),
         }
     }
 }
@@ -121,14 +198,20 @@ impl MessageBody for Departure {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Self::Error>>> {
         let departure = self.get_mut();
-        if let Some((socket, stream)) = departure.leaving.take() {
-            departure.lines.open(socket, stream);
+        match departure.leaving.take() {
+            Some((Exit::Exchange(exchange), stream)) => {
+                if let Some(transport) = exchange.0.take() {
+                    departure.lines.open(transport, stream);
+                }
+            }
+            Some((Exit::Handover(handover), stream)) => handover.0.set(Some(stream)),
+            None => {}
         }
         Poll::Ready(Some(Err(Departed.into())))
     }
 }
 
-/// What the server is told: another has its socket now.
+/// What the server is told: its part of the response is over.
 #[derive(Debug)]
 struct Departed;
 
@@ -140,17 +223,16 @@ impl fmt::Display for Departed {
 
 impl Error for Departed {}
 
-/// Writes a stream to its socket, until one of them ends.
+/// Writes a stream to its connection, until one of them ends.
 struct Line {
-    socket: TcpStream,
-    /// None once it has ended.
+    /// None once it has ended. Dropped before the connection, whose place is given
+    /// back last.
     stream: Option<EventStream>,
     /// What has yet to be handed to the kernel.
     writing: Bytes,
     /// How much of what nobody reads may still come.
     unread: usize,
-    /// Given back after the stream.
-    _place: Place,
+    transport: Transport,
 }
 
 impl Line {
@@ -159,7 +241,7 @@ impl Line {
         let mut bytes = [0; READ_AT_ONCE];
         loop {
             let mut bytes = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut bytes))?;
+            ready!(Pin::new(&mut self.transport).poll_read(cx, &mut bytes))?;
             let count = bytes.filled().len();
             if count == 0 || count > self.unread {
                 return Poll::Ready(Ok(()));
@@ -171,11 +253,12 @@ impl Line {
     /// Resolves when all that is being written is in the kernel's hands.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.writing.is_empty() {
-            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.writing))?;
+            let count = ready!(Pin::new(&mut self.transport).poll_write(cx, &self.writing))?;
             self.writing.advance(count);
         }
         self.writing = Bytes::new();
-        Poll::Ready(Ok(()))
+        // TLS may have taken bytes that the kernel had no room for.
+        Pin::new(&mut self.transport).poll_flush(cx)
     }
 
     /// Resolves when the stream has ended and all of it is in the kernel's hands.
@@ -184,15 +267,15 @@ impl Line {
             // The stream is polled only when all its earlier bytes are in the
             // kernel's hands: that is what "sent" rests on.
             if self.poll_write(cx)?.is_pending() {
-                // The kernel ends what makes no progress; the stream may have to
-                // end before that.
+                // What makes no progress has a deadline; the stream may have to end
+                // before that.
                 return match &mut self.stream {
                     Some(stream) => stream.poll_cut_off(cx).map(Ok),
                     None => Poll::Pending,
                 };
             }
             let Some(stream) = &mut self.stream else {
-                return Poll::Ready(Ok(()));
+                return Pin::new(&mut self.transport).poll_shutdown(cx);
             };
             self.writing = match ready!(Pin::new(stream).poll_next(cx)) {
                 Some(Ok(bytes)) => chunk(&bytes),
@@ -214,7 +297,7 @@ impl Future for Line {
             Poll::Ready(gone) => gone,
             Poll::Pending => ready!(line.poll_speak(cx)),
         };
-        // The kernel has waited for as long as it was told to.
+        // The client took nothing until the deadline.
         if let (Err(error), Some(stream)) = (outcome, &mut line.stream)
             && error.kind() == io::ErrorKind::TimedOut
         {

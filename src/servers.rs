@@ -1,14 +1,21 @@
 //! The two servers, and how they are bounded.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
+use actix_server::ServerBuilder;
 use actix_web::{
-    App as ActixApp, HttpServer,
+    App as ActixApp,
     dev::Server,
     middleware::{Condition, from_fn},
     web,
 };
 use actix_web_lab::middleware::CatchPanic;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     admin,
@@ -18,8 +25,9 @@ use crate::{
     http::{self, Door},
     metrics::Metrics,
     operator::Operator,
-    sockets::{self, CLIENT_LIMIT, Sockets},
-    tls::{self, Certificate},
+    port::Port,
+    sockets::{self, Sockets},
+    tls::Certificate,
 };
 
 /// Streams have ended after the drain time; what is still open then is cut off
@@ -28,11 +36,11 @@ pub const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Connections that wait to be accepted: after a restart all browsers come
 /// back together. The kernel caps it at `net.core.somaxconn`.
-const ACCEPT_BACKLOG: u32 = 4_096;
+const ACCEPT_BACKLOG: i32 = 4_096;
 
-/// Bytes that a client may send beside its requests, over HTTP/2, before it has
-/// to wait: the least that the protocol has, as nobody reads them.
-const REQUEST_BODY_BYTES: u32 = 65_535;
+/// Connections to the admin address: probes, monitors and a few people. Beyond
+/// that, clients wait until one of them ends, which none keeps open for long.
+const ADMIN_CONNECTIONS: usize = 1_024;
 
 /// Why a server did not come to be.
 #[derive(Debug, thiserror::Error)]
@@ -64,8 +72,7 @@ pub fn bind_streams(
     demo: Option<Demo>,
     certificate: Option<&Arc<Certificate>>,
 ) -> Result<(Server, SocketAddr), ServersError> {
-    let drain = options.drain;
-    let server = HttpServer::new(move || {
+    let app = move || {
         ActixApp::new()
             .wrap(CatchPanic::default())
             .wrap(Condition::new(demo.is_some(), from_fn(demo::loopback_only)))
@@ -76,41 +83,24 @@ pub fn bind_streams(
                 }
             })
             .default_service(web::to(http::not_found))
-    })
-    // A body is polled again only when all its earlier bytes are in the
-    // kernel's hands: that is what "sent" rests on.
-    .h1_write_buffer_size(1)
-    // A browser that closes its half has gone; without this an idle stream
-    // would never notice.
-    .h1_allow_half_closed(false)
-    // Who is slower to ask than this gets a 408, after which an `EventSource`
-    // never comes back; actix's own limit is 5 s, which a device that wakes up,
-    // or a connection that a browser opened ahead, can exceed.
-    .client_request_timeout(CLIENT_LIMIT)
-    .on_connect(move |connection, extensions| sockets.take_in(connection, extensions))
-    // Above our own limit, at which a client is told, instead of never accepted.
-    .max_connections(sockets::most(&options.limits) + 1)
-    .backlog(ACCEPT_BACKLOG)
-    .shutdown_timeout((drain + STOP_GRACE).as_secs().max(1))
-    .disable_signals();
+    };
+    let server = ServerBuilder::new()
+        // Above our own limit, at which a client is told, instead of never accepted.
+        .max_concurrent_connections(sockets::most(&options.limits) + 1)
+        .shutdown_timeout((options.drain + STOP_GRACE).as_secs().max(1))
+        .disable_signals();
+    let port = Port {
+        sockets: Some(sockets),
+        tls: certificate.map(Certificate::acceptor).transpose()?,
+        stopping: server.graceful_shutdown_signal(),
+    };
     let bind = |source| ServersError::Bind {
         address: options.listen,
         setting: "TIDINGS_LISTEN",
         source,
     };
-    let server = match certificate {
-        None => server.bind(options.listen),
-        Some(certificate) => server
-            .keep_alive(tls::SIGN_OF_LIFE)
-            .tls_handshake_timeout(tls::HANDSHAKE_LIMIT)
-            .max_connection_rate(tls::HANDSHAKES)
-            // No request of ours has a body that is worth holding.
-            .h2_initial_window_size(REQUEST_BODY_BYTES)
-            .h2_initial_connection_window_size(REQUEST_BODY_BYTES)
-            .bind_rustls_0_23(options.listen, certificate.server_config()?),
-    };
-    let server = server.map_err(bind)?;
-    let address = server.addrs().first().copied().unwrap_or(options.listen);
+    let (listener, address) = listen(options.listen).map_err(bind)?;
+    let server = port.listen(server, listener, app).map_err(bind)?;
     Ok((server.run(), address))
 }
 
@@ -126,7 +116,7 @@ pub fn bind_admin(
     operator: web::Data<Operator>,
     is_dev: bool,
 ) -> Result<(Server, SocketAddr), ServersError> {
-    let server = HttpServer::new(move || {
+    let app = move || {
         ActixApp::new()
             .wrap(Condition::new(is_dev, from_fn(demo::loopback_only)))
             .app_data(health.clone())
@@ -134,19 +124,41 @@ pub fn bind_admin(
             .app_data(operator.clone())
             .configure(admin::routes)
             .default_service(web::to(http::not_found))
-    })
-    .workers(1)
-    .disable_signals();
+    };
+    let server = ServerBuilder::new()
+        .workers(1)
+        .max_concurrent_connections(ADMIN_CONNECTIONS)
+        .disable_signals();
+    let port = Port {
+        sockets: None,
+        tls: None,
+        stopping: server.graceful_shutdown_signal(),
+    };
     let bind = |source| ServersError::Bind {
         address: options.admin_listen,
         setting: "TIDINGS_ADMIN_LISTEN",
         source,
     };
-    let server = server.bind(options.admin_listen).map_err(bind)?;
-    let address = server
-        .addrs()
-        .first()
-        .copied()
-        .unwrap_or(options.admin_listen);
+    let (listener, address) = listen(options.admin_listen).map_err(bind)?;
+    let server = port.listen(server, listener, app).map_err(bind)?;
     Ok((server.run(), address))
+}
+
+/// A listener, and where it listens: with port 0 asked for, at the one that was
+/// given.
+fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // A bridge that was just replaced leaves connections behind that end by
+    // themselves.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(ACCEPT_BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }

@@ -2,17 +2,13 @@
 //! streams; those whose requests never end reach no other limit.
 
 use std::{
-    any::Any,
-    cell::Cell,
-    net::{self, IpAddr, Shutdown},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use actix_tls::accept::rustls_0_23::TlsStream;
-use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpStream;
 use tracing::warn;
 
 use crate::{
@@ -34,11 +30,6 @@ const CLIENT_BUFFER: usize = 128 << 10;
 /// that are being answered. A quarter of the streams is added to it.
 const SPARE: usize = 64;
 
-/// Sockets with a second handle, by which a stream can leave the server: those
-/// that have not asked yet, or are being answered. Each is one more open file. A
-/// stream that finds none free stays in the server.
-const SECOND_HANDLES: usize = 1_024;
-
 /// Open files beside those of clients and of the pool: the listener, the log,
 /// the servers' own.
 const OTHER_FILES: u64 = 64;
@@ -51,7 +42,6 @@ pub struct Sockets {
     proxies: Proxies,
     refusals: Arc<Refusals>,
     open: Mutex<Open>,
-    second_handles: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -68,30 +58,6 @@ pub struct Place {
     client: Option<Client>,
 }
 
-/// A connection's socket and its place, for somebody else than the server.
-pub struct Detached {
-    socket: net::TcpStream,
-    place: Place,
-    _second_handle: OwnedSemaphorePermit,
-}
-
-impl Detached {
-    /// Both. The server is about to close its own handle.
-    pub fn into_parts(self) -> (net::TcpStream, Place) {
-        (self.socket, self.place)
-    }
-}
-
-/// What can be detached from the server's connection, in which it lives.
-struct Detachable(Cell<Option<Detached>>);
-
-/// Takes the socket below a request from the server, which is to drop its
-/// connection next.
-pub fn detach(request: &HttpRequest) -> Option<Detached> {
-    let detachable: &Detachable = request.conn_data()?;
-    detachable.0.take()
-}
-
 impl Sockets {
     /// For so many streams, and some more.
     pub fn new(limits: &LimitOptions, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
@@ -101,50 +67,20 @@ impl Sockets {
             proxies,
             refusals,
             open: Mutex::default(),
-            second_handles: Arc::new(Semaphore::new(SECOND_HANDLES)),
         }
     }
 
-    /// Takes in a connection that the server has accepted, or cuts it off. A
-    /// client's `EventSource` takes that for a failure of the network, and comes
-    /// back.
-    pub fn take_in(self: &Arc<Self>, connection: &dyn Any, extensions: &mut Extensions) {
-        let Some(socket) = tcp(connection) else {
-            return;
-        };
-        bound(socket);
+    /// Bounds a connection that was just accepted, and gives it a place. None if
+    /// its client has too many, or all places are taken: it is to be closed then.
+    /// An `EventSource` takes that for a failure of the network, and comes back.
+    pub fn take_in(self: &Arc<Self>, tcp: &TcpStream) -> Option<Place> {
+        bound(tcp);
         // Without an address it has gone already.
-        let Ok(peer) = socket.peer_addr() else { return };
-        match self.place(peer.ip()) {
-            Ok(place) => match self.second_handle(connection) {
-                Some((socket, permit)) => {
-                    let detached = Detached {
-                        socket,
-                        place,
-                        _second_handle: permit,
-                    };
-                    extensions.insert(Detachable(Cell::new(Some(detached))));
-                }
-                None => {
-                    extensions.insert(place);
-                }
-            },
-            Err(client) => {
-                self.refusals.count(Reason::Sockets, client);
-                let _ = SockRef::from(socket).shutdown(Shutdown::Both);
-            }
-        }
-    }
-
-    /// What is encrypted is of no use without the server.
-    fn second_handle(
-        &self,
-        connection: &dyn Any,
-    ) -> Option<(net::TcpStream, OwnedSemaphorePermit)> {
-        let socket: &TcpStream = connection.downcast_ref()?;
-        let permit = Arc::clone(&self.second_handles).try_acquire_owned().ok()?;
-        let socket = SockRef::from(socket).try_clone().ok()?;
-        Some((socket.into(), permit))
+        let peer = tcp.peer_addr().ok()?;
+        let place = self.place(peer.ip());
+        place
+            .inspect_err(|&client| self.refusals.count(Reason::Sockets, client))
+            .ok()
     }
 
     fn place(self: &Arc<Self>, address: IpAddr) -> Result<Place, Client> {
@@ -191,7 +127,7 @@ pub fn most(limits: &LimitOptions) -> usize {
 /// Each client is an open file, and one that can't be opened can't be told why.
 pub fn warn_of_few_files(limits: &LimitOptions, pool_size: u16) {
     let sockets = u64::try_from(most(limits)).unwrap_or(u64::MAX);
-    let needed = sockets + SECOND_HANDLES as u64 + u64::from(pool_size) + OTHER_FILES;
+    let needed = sockets + u64::from(pool_size) + OTHER_FILES;
     if let Ok((allowed, _)) = rlimit::Resource::NOFILE.get()
         && allowed < needed
     {
@@ -210,17 +146,9 @@ fn with_spare(streams: u32) -> usize {
     streams + streams / 4 + SPARE
 }
 
-/// The socket below a connection of the server.
-fn tcp(connection: &dyn Any) -> Option<&TcpStream> {
-    connection.downcast_ref().or_else(|| {
-        let encrypted: &TlsStream<TcpStream> = connection.downcast_ref()?;
-        Some(encrypted.get_ref().0)
-    })
-}
-
 /// Bounds what a client that has gone silent can hold. An option that the
 /// system refuses is no reason to refuse the client.
-fn bound(socket: &TcpStream) {
+pub fn bound(socket: &TcpStream) {
     let socket = SockRef::from(socket);
     let keepalive = TcpKeepalive::new()
         .with_time(CLIENT_LIMIT)

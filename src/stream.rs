@@ -178,6 +178,7 @@ impl EventStream {
     ) -> Self {
         let (connection, tail) = streams.hub.register(identity, noted);
         let history = tail.history;
+        let ends = Ends::of_age(streams.max_age).or_expiry(identity.expires);
         Self {
             _permit: None,
             connection,
@@ -194,9 +195,10 @@ impl EventStream {
             handed_out: HandedOut::since(streams.activity.clock.now()),
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
-            ends: Ends::of_age(streams.max_age).or_expiry(identity.expires),
+            ends,
             warning: identity.expires.map(Warning::before),
-            alarm: Alarm::at(streams.heartbeats.next()),
+            // It may have to end before it is ever polled for its first bytes.
+            alarm: Alarm::at(streams.heartbeats.next().min(ends.at())),
             span: None,
             streams: Arc::clone(streams),
         }

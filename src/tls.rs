@@ -1,12 +1,6 @@
 //! HTTPS for browsers: the certificate, and its renewal while the bridge runs.
 //! With it comes HTTP/2, over which a browser has all its streams in one
 //! connection; without, the seventh tab waits for one of the six others.
-//!
-//! A body is polled again, and its rows count as sent, when all earlier bytes
-//! are on their way. Over HTTP/1.1 the TLS layer may then still hold 64 KiB that
-//! the kernel had no room for. Over HTTP/2 it is what the client has said that
-//! it has room for, of which the bridge holds 400 KiB a stream at most. A client
-//! that breaks then is sent it again when it returns, by its last id.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,6 +11,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
 use crate::certificates;
@@ -25,15 +20,8 @@ use crate::certificates;
 /// some seconds of it.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Handshakes that a worker thread has going at once. actix' own limit is 256,
-/// which as many clients that say nothing would use up; they cost a few
-/// kilobytes each.
-pub const HANDSHAKES: usize = 8_192;
-
-/// A connection over HTTP/2 is asked for a sign of life after this time, and cut
-/// off if none has come after as much again. Every stream has heartbeats beside
-/// it, so a phone need not be woken more often; actix' own 5 s would.
-pub const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
+/// The name of HTTP/2 in a handshake.
+const HTTP_2: &[u8] = b"h2";
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -61,8 +49,7 @@ impl Certificate {
         })
     }
 
-    /// What a server that shows it is set up with. Which protocols it speaks is
-    /// added by actix.
+    /// What a server that shows it is set up with, whatever it speaks.
     ///
     /// # Errors
     ///
@@ -72,6 +59,17 @@ impl Certificate {
         let builder = builder.with_safe_default_protocol_versions()?;
         let resolver: Arc<dyn ResolvesServerCert> = Arc::clone(self) as _;
         Ok(builder.with_no_client_auth().with_cert_resolver(resolver))
+    }
+
+    /// Makes the handshakes of a server that speaks HTTP/2 and HTTP/1.1.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`server_config`](Self::server_config).
+    pub fn acceptor(self: &Arc<Self>) -> Result<TlsAcceptor, rustls::Error> {
+        let mut config = self.server_config()?;
+        config.alpn_protocols = vec![HTTP_2.to_vec(), b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
     /// Looks at the files for ever. What can't be used, because only one of the
@@ -119,6 +117,11 @@ impl Certificate {
         }
         Ok(is_new)
     }
+}
+
+/// Whether client and server have agreed on HTTP/2.
+pub fn speaks_http2<I>(stream: &TlsStream<I>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP_2)
 }
 
 impl ResolvesServerCert for Certificate {

@@ -42,7 +42,7 @@ impl Stalled {
 
     async fn request(address: SocketAddr, path: &str, headers: &str) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        let size = RECEIVE_BUFFER + (OPENED.fetch_add(1, Ordering::Relaxed) % SIZES << 10);
+        let size = RECEIVE_BUFFER + ((OPENED.fetch_add(1, Ordering::Relaxed) % SIZES) << 10);
         SockRef::from(&socket)
             .set_recv_buffer_size(size)
             .expect("a small buffer");

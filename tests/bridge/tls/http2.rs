@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode, request::Builder};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,9 +30,17 @@ pub struct Stream {
 
 impl Http2 {
     pub async fn connect(address: SocketAddr, authority: &Authority) -> Self {
+        Self::with_window(address, authority, WINDOW).await
+    }
+
+    /// A client that has room for so many bytes of each stream.
+    pub async fn with_window(address: SocketAddr, authority: &Authority, window: usize) -> Self {
         let socket = connect(address, authority, "h2").await.expect("TLS");
         assert_eq!(socket.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let (requests, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+        let window = u32::try_from(window).expect("a window");
+        let mut client = h2::client::Builder::new();
+        let handshake = client.initial_window_size(window).handshake(socket);
+        let (requests, connection) = handshake.await.expect("HTTP/2");
         let driver = tokio::spawn(async move {
             // It ends with the server, or with the test.
             let _ = connection.await;
@@ -45,19 +53,37 @@ impl Http2 {
 
     pub async fn open(&self, user: &str) -> Stream {
         let request = Request::get("https://localhost/stream")
-            .header("authorization", format!("Bearer {}", token(user)))
-            .body(())
-            .expect("a request");
-        let mut requests = self.requests.clone().ready().await.expect("a connection");
-        let (response, request) = requests.send_request(request, true).expect("a stream");
-        let response = timeout(PATIENCE, response).await.expect("an answer");
-        let response = response.expect("an answer");
+            .header("authorization", format!("Bearer {}", token(user)));
+        self.open_with(request).await
+    }
+
+    /// A stream that is opened by a ticket.
+    pub async fn open_by_ticket(&self, ticket: &str) -> Stream {
+        let target = format!("https://localhost/stream?ticket={ticket}");
+        self.open_with(Request::get(target)).await
+    }
+
+    async fn open_with(&self, request: Builder) -> Stream {
+        let (answer, request) = self.ask(request).await;
+        let response = answer.expect("an answer");
         assert_eq!(response.status(), StatusCode::OK);
         Stream {
             body: response.into_body(),
             request,
             text: String::new(),
         }
+    }
+
+    /// What a request is answered with, and the request, which is to be kept.
+    pub async fn ask(
+        &self,
+        request: Builder,
+    ) -> (Result<Response<RecvStream>, h2::Error>, SendStream<Bytes>) {
+        let request = request.body(()).expect("a request");
+        let mut requests = self.requests.clone().ready().await.expect("a connection");
+        let (response, request) = requests.send_request(request, true).expect("a stream");
+        let response = timeout(PATIENCE, response).await.expect("an answer");
+        (response, request)
     }
 }
 
@@ -112,6 +138,22 @@ impl Stream {
         };
         timeout(PATIENCE, reading).await.expect("an end");
         self.text
+    }
+
+    /// Waits until the server ends it, without making room, and returns with what it
+    /// was reset, if it was.
+    pub async fn until_over(&mut self) -> Option<Reason> {
+        let reading = async {
+            loop {
+                match self.body.data().await {
+                    // What is not released makes no room.
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return error.reason(),
+                    None => return None,
+                }
+            }
+        };
+        timeout(PATIENCE, reading).await.expect("an end")
     }
 
     /// Closes this stream and leaves the others, as a tab does that is closed.

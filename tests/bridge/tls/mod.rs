@@ -2,7 +2,7 @@
 //! with HTTP/2.
 
 pub mod authority;
-mod browsers;
+pub mod browsers;
 mod database;
 mod handshakes;
 pub mod http2;

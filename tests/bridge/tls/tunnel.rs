@@ -14,6 +14,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::authority::Authority;
+use crate::support::{bridge::token, event_source::EventSource, until};
 
 /// The name that certificates of bridges are for.
 pub const ORIGIN: &str = "localhost";
@@ -31,7 +32,7 @@ pub async fn connect(
 }
 
 /// The same, by a client that has this address.
-async fn connect_from(
+pub async fn connect_from(
     client: IpAddr,
     address: SocketAddr,
     authority: &Authority,
@@ -74,5 +75,14 @@ impl Tunnel {
             address,
             _accepting: AbortOnDropHandle::new(accepting),
         }
+    }
+
+    /// A stream of `user` that is live.
+    pub async fn stream(&self, user: &str) -> EventSource {
+        let bearer = format!("Bearer {}", token(user));
+        let headers = [("Authorization", bearer.as_str())];
+        let mut source = EventSource::open(self.address, "/stream", &headers).await;
+        until(&mut source, "tidings.caught-up").await;
+        source
     }
 }
