@@ -155,7 +155,7 @@ impl Bell {
             "select coalesce(bool_or(pg_terminate_backend(pid)), false) from ( \
                select pid from pg_stat_activity \
                where datname = current_database() and application_name = 'tidings' \
-               and query ~ 'rings_since' order by random() limit 1) as one",
+               and query ~ 'first rows, of all users' order by random() limit 1) as one",
         )
         .await;
     }

@@ -78,7 +78,7 @@ impl Midway {
     /// Once a look waits for the table, holds it up behind its snapshot.
     async fn hold_up(&self, table: Client) {
         let waits = format!("select exists ({WAITS})");
-        let looks = format!("select exists ({WAITS} and query ~ 'rings_since')");
+        let looks = format!("select exists ({WAITS} and query ~ 'first rows, of all users')");
         loop {
             self.bell.until(&waits).await;
             if self.bell.is(&looks).await {
