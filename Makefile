@@ -9,11 +9,14 @@ secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
 
 deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
 
+# Every test, those that measure apart from the others.
+tests := cargo test --locked; cargo test --locked --test attacks
+
 # Tests wait far more than they compute: several a core.
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on recipes bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,19 +30,23 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
-	    cargo clippy --all-targets --locked -- -D warnings; \
+	    cargo clippy --all-targets --test attacks --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
-	    cargo test --locked'
+	    $(tests)'
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
-	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium -- cargo test --locked
+	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium -- sh -exc '$(tests)'
 
 # 15 is Debian's, and 18 the newest. Five minutes each.
 test-on: ## runs the tests with PostgreSQL 14, 16 and 17, or with PG=14 alone
 	@for release in $(or $(PG),14 16 17); do \
 	    $(with) rust "postgres-$$release" pgbouncer shell nginx caddy haproxy chromium -- \
-	        cargo test --locked || exit; \
+	        sh -exc '$(tests)' || exit; \
 	done
+
+# What others notice of an attack is measured, so no other test runs beside it.
+attacks: ## attacks the bridge, and measures what other clients notice
+	@$(with) rust postgres -- cargo test --locked --test attacks
 
 # What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
 # are not run.
@@ -87,7 +94,7 @@ bench-peers: ## measures Tidings beside what users would pick instead, into docs
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
 	    cargo fmt --all --check; \
-	    cargo clippy --all-targets --locked -- -D warnings; \
+	    cargo clippy --all-targets --test attacks --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet'
 
 fmt: ## formats the code

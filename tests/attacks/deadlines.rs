@@ -14,15 +14,13 @@ use tokio::{
 };
 
 use super::frames::{connect_without_room, endless_request};
-use crate::{
-    support::{
-        bridge::Bridge,
-        bystander::{Bystander, time_to_first_row},
-        database::Database,
-    },
+use crate::bystander::{Bystander, time_to_first_row};
+use crate::support::{
+    bridge::Bridge,
+    database::Database,
     tls::{
         authority::Authority,
-        browsers::start,
+        start,
         tunnel::{Tunnel, connect},
     },
 };

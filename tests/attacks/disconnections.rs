@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
+use crate::bystander::Bystander;
 use crate::support::{
     PATIENCE,
     bridge::Bridge,
-    bystander::Bystander,
     database::Database,
     event_source::{End, EventSource, get},
     process::Served,

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use crate::tls::{authority::Authority, tunnel::connect};
+use crate::support::tls::{authority::Authority, tunnel::connect};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

@@ -11,12 +11,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    support::{
-        bystander::{Bystander, time_to_first_row},
-        database::Database,
-        process::Served,
-    },
+use crate::bystander::{Bystander, time_to_first_row};
+use crate::support::{
+    database::Database,
+    process::Served,
     tls::{
         authority::Authority,
         tunnel::{ORIGIN, Tunnel},

@@ -14,10 +14,10 @@ use tokio::{
     time::timeout,
 };
 
+use crate::bystander::Bystander;
 use crate::support::{
     PATIENCE,
     bridge::token,
-    bystander::Bystander,
     database::Database,
     event_source::{EventSource, get},
     process::{signal, spawn},

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::{bridge::Bridge, bystander::Bystander, database::Database, rows, until};
+use crate::bystander::Bystander;
+use crate::support::{bridge::Bridge, database::Database, rows, until};
 
 /// A mark may be so much later at the 99th percentile than without the attack.
 /// Promised is none at all; the rest is for a busy test machine.

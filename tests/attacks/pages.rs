@@ -23,15 +23,10 @@ use tidings::{
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;
 
+use crate::bystander::{Bystander, best_time_to_first_row, time_to_first_row};
+use crate::stalled::Stalled;
 use crate::support::{
-    PATIENCE,
-    bystander::{Bystander, best_time_to_first_row, time_to_first_row},
-    database::Database,
-    process::Served,
-    rows,
-    stalled::Stalled,
-    streams::streams,
-    until,
+    PATIENCE, database::Database, process::Served, rows, streams::streams, until,
 };
 
 /// In which a new stream has its first row, whatever others do.

@@ -12,13 +12,11 @@ use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 use super::frames::{
     Answers, Frames, GOAWAY, HEADERS, RST_STREAM, connect_without_room, request, reset,
 };
-use crate::{
-    support::{
-        PATIENCE,
-        bystander::{Bystander, time_to_first_row},
-        database::Database,
-        process::Served,
-    },
+use crate::bystander::{Bystander, time_to_first_row};
+use crate::support::{
+    PATIENCE,
+    database::Database,
+    process::Served,
     tls::{
         authority::Authority,
         http2::Http2,

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
+use crate::bystander::{Bystander, time_to_first_row};
 use crate::support::{
     PATIENCE,
     bridge::Bridge,
-    bystander::{Bystander, time_to_first_row},
     database::{Database, start_cluster},
     event_source::get,
     frozen::Frozen,

@@ -6,10 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{
-    bystander::Bystander, database::Database, event_source::EventSource, process::Served, rows,
-    until,
-};
+use crate::bystander::Bystander;
+use crate::support::{database::Database, event_source::EventSource, process::Served, rows, until};
 
 /// How late a row of another user may be at most (issue 12, item 7).
 const LATEST: Duration = Duration::from_secs(2);

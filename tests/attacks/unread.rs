@@ -5,17 +5,15 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tokio_rustls::client::TlsStream;
 
-use crate::{
-    support::{
-        bridge::{Bridge, token},
-        bystander::Bystander,
-        database::Database,
-        process::Served,
-    },
+use crate::bystander::Bystander;
+use crate::support::{
+    bridge::{Bridge, token},
+    database::Database,
+    process::Served,
     tls::{
         authority::Authority,
-        browsers::start,
         http2::Http2,
+        start,
         tunnel::{ORIGIN, Tunnel, connect},
     },
 };

@@ -4,17 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use crate::{
-    support::{
-        bridge::Bridge,
-        bystander::{Bystander, time_to_first_row},
-        database::Database,
-        process::Served,
-    },
+use crate::bystander::{Bystander, time_to_first_row};
+use crate::support::{
+    bridge::Bridge,
+    database::Database,
+    process::Served,
     tls::{
         authority::Authority,
-        browsers::start,
         http2::Http2,
+        start,
         tunnel::{ORIGIN, Tunnel},
     },
 };

@@ -2,7 +2,6 @@
 //! browser. Tests wait for signals, never for time.
 
 mod admission;
-mod attacks;
 mod browser;
 mod cli;
 mod command_line;
@@ -39,6 +38,7 @@ mod shutdown;
 mod sockets;
 mod stream;
 mod supervision;
+#[allow(dead_code, reason = "the tests of attacks use the rest")]
 mod support;
 mod tickets;
 mod tls;

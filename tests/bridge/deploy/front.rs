@@ -15,14 +15,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::filled_in;
-use crate::{
-    support::{
-        PATIENCE,
-        bridge::{Bridge, token},
-        dev::DataFolder,
-        event_source::{EventSource, Response, get},
-    },
+use crate::support::deployment::filled_in;
+use crate::support::{
+    PATIENCE,
+    bridge::{Bridge, token},
+    dev::DataFolder,
+    event_source::{EventSource, Response, get},
     tls::{
         authority::{Authority, Certified},
         http2::Http2,

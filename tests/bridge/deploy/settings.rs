@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use clap::CommandFactory;
 use tidings::config::Cli;
 
-use super::shipped;
+use crate::support::deployment::shipped;
 
 /// How long a bridge may take to stop beside its drain time: it waits for its
 /// listener, cuts off what is left, and writes the last marks.

@@ -11,7 +11,6 @@ use crate::support::{
     PATIENCE,
     account::Account,
     database::{Database, try_connect},
-    event_source::EventSource,
     process::Served,
     rows, until,
 };
@@ -23,12 +22,6 @@ const CONNECTIONS: usize = 12;
 const SHOWS_WITHIN: Duration = Duration::from_secs(15);
 
 const ALL_SENT: &str = "select bool_and(sent) from notifications";
-
-async fn connect_live(bridge: &Served, user: &str) -> EventSource {
-    let mut source = bridge.connect(user, None).await;
-    until(&mut source, "tidings.caught-up").await;
-    source
-}
 
 /// Ends the bridge's sessions. Those that it opens next get the database's new
 /// settings.
@@ -85,11 +78,8 @@ async fn a_bridge_that_gets_no_connection_says_so_and_comes_back_when_there_is_o
     let cluster = Cluster::temporary(&few).await.expect("a cluster");
     let database = Database::migrated_in(&cluster).await;
     let mut bridge = Served::start(&database, &["--pool-size=2"]).await;
-    let mut alice = connect_live(&bridge, "alice").await;
-    let bob = connect_live(&bridge, "bob")
-        .await
-        .last_event_id()
-        .to_owned();
+    let mut alice = bridge.connect_live("alice").await;
+    let bob = bridge.connect_live("bob").await.last_event_id().to_owned();
     let control = database.superuser().connect().await;
 
     for _ in 0..3 {
@@ -123,7 +113,7 @@ async fn a_statement_timeout_of_the_database_is_not_the_bridges() {
     let database = Database::migrated().await;
     let control = database.superuser().connect().await;
     let bridge = Served::start(&database, &[]).await;
-    let mut alice = connect_live(&bridge, "alice").await;
+    let mut alice = bridge.connect_live("alice").await;
     let id = alice.last_event_id().to_owned();
     alter_database(&control, "set statement_timeout = ''1ms''").await;
     end_sessions(&control).await;
@@ -145,7 +135,7 @@ async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
     let database = Database::migrated().await;
     let control = database.superuser().connect().await;
     let mut bridge = Served::start(&database, &[]).await;
-    let mut alice = connect_live(&bridge, "alice").await;
+    let mut alice = bridge.connect_live("alice").await;
 
     alter_database(&control, "set default_transaction_read_only = on").await;
     end_sessions(&control).await;

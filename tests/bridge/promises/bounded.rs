@@ -40,12 +40,6 @@ async fn ids_of(database: &Database, user: &str) -> Vec<i64> {
     database.ids(&query).await
 }
 
-async fn connect_live(bridge: &Served, user: &str) -> EventSource {
-    let mut source = bridge.connect(user, None).await;
-    until(&mut source, "tidings.caught-up").await;
-    source
-}
-
 fn assert_bounded(before: Vitals, after: Vitals) {
     let more = after.peak_bytes.saturating_sub(before.resident_bytes);
     assert!(more < MEMORY, "{more} bytes more: {before:?}, {after:?}");
@@ -77,11 +71,11 @@ async fn a_client_that_stops_reading_holds_up_nobody_and_costs_no_memory() {
     let mut account = Account::without_repeats("a client stops reading while its rows come in");
     let database = Database::migrated().await;
     let bridge = Served::start(&database, &[]).await;
-    let mut bob = connect_live(&bridge, "bob").await;
-    let mut healthy = connect_live(&bridge, "alice").await;
+    let mut bob = bridge.connect_live("bob").await;
+    let mut healthy = bridge.connect_live("alice").await;
     // Neither is read from now on.
-    let patient = connect_live(&bridge, "alice").await;
-    let mut impatient = connect_live(&bridge, "alice").await;
+    let patient = bridge.connect_live("alice").await;
+    let mut impatient = bridge.connect_live("alice").await;
 
     let before = bridge.vitals();
     let flood = async {
@@ -126,7 +120,7 @@ async fn a_backlog_of_any_length_streams_in_flat_memory() {
     let bridge = Served::start(&database, &[]).await;
     // The first page and the first marks bring what stays: statements, buffers.
     insert(&database, "alice", 1_000, 100).await;
-    connect_live(&bridge, "alice").await;
+    bridge.connect_live("alice").await;
     database
         .until("select bool_and(sent) from notifications")
         .await;
@@ -199,7 +193,7 @@ async fn five_thousand_clients_that_return_at_once_all_catch_up_over_a_small_poo
     let mut opening = JoinSet::new();
     for n in 0..CLIENTS {
         let bridge = std::sync::Arc::clone(&bridge);
-        opening.spawn(async move { (n, connect_live(&bridge, &format!("user{n}")).await) });
+        opening.spawn(async move { (n, bridge.connect_live(&format!("user{n}")).await) });
     }
     let sources = opening.join_all().await;
     let ids: Vec<_> = sources

@@ -3,8 +3,8 @@
 
 pub mod account;
 pub mod bridge;
-pub mod bystander;
 pub mod database;
+pub mod deployment;
 pub mod dev;
 pub mod event_source;
 pub mod frozen;
@@ -14,9 +14,9 @@ pub mod page;
 pub mod pooler;
 pub mod process;
 pub mod proxy;
-pub mod stalled;
 pub mod standby;
 pub mod streams;
+pub mod tls;
 
 use std::{collections::BTreeSet, time::Duration};
 

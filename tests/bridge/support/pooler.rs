@@ -16,12 +16,12 @@ use tokio::{
     time::timeout,
 };
 
+use super::deployment::filled_in;
 use super::{
     PATIENCE,
     database::{Database, LOGINS},
     dev::DataFolder,
 };
-use crate::deploy::filled_in;
 
 /// Fewer than the bridge and the tests open to it, so that they share them.
 pub const SERVER_CONNECTIONS: usize = 3;

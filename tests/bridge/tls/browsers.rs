@@ -9,14 +9,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
+use crate::support::tls::{
     authority::Authority,
     http2::Http2,
+    start,
     tunnel::{ORIGIN, Tunnel},
 };
 use crate::support::{
     PATIENCE,
-    bridge::{Bridge, serve_options, token},
+    bridge::{serve_options, token},
     database::Database,
     event_source::EventSource,
     until,
@@ -24,14 +25,6 @@ use crate::support::{
 
 /// More than a browser opens at once to one host over HTTP/1.1, which is six.
 const STREAMS: usize = 20;
-
-/// A bridge whose certificate `authority` has signed.
-pub async fn start(database: &Database, authority: &Authority, more: &[&str]) -> Bridge {
-    let settings = authority.issue("bridge", &[ORIGIN]).settings();
-    let mut all: Vec<&str> = settings.iter().map(String::as_str).collect();
-    all.extend(more);
-    Bridge::start_with(database, &all).await
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_over_http_2_carries_many_streams() {

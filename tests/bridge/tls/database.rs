@@ -11,10 +11,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{
-    authority::Authority,
-    server::{NAME, Server, encrypts},
-};
+use super::server::{NAME, Server, encrypts};
+use crate::support::tls::authority::Authority;
 use crate::support::{
     bridge::Bridge,
     database::{Database, shared_cluster},

@@ -5,8 +5,8 @@ use std::thread::available_parallelism;
 use futures_util::future::join_all;
 use tokio::net::TcpStream;
 
-use super::{authority::Authority, browsers::start, http2::Http2};
 use crate::support::database::Database;
+use crate::support::tls::{authority::Authority, http2::Http2, start};
 
 /// Beyond what a worker thread takes at once if nothing is said about it.
 const SILENT_BY_WORKER: usize = 300;

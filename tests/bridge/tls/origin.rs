@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{authority::Authority, browsers::start, tunnel::ORIGIN};
+use crate::support::tls::{authority::Authority, start, tunnel::ORIGIN};
 use crate::{
     browser::Browser,
     support::{bridge::token, database::Database},

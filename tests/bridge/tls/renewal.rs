@@ -10,7 +10,7 @@ use std::{
 use nix::sys::signal::Signal;
 use tokio::time::{interval, timeout};
 
-use super::{
+use crate::support::tls::{
     authority::{Authority, Certified},
     http2::Http2,
     tunnel::{ORIGIN, connect},

@@ -12,8 +12,8 @@ use tidings::{
     database::{self, ConnectError},
 };
 
-use super::authority::Authority;
 use crate::support::database::Database;
+use crate::support::tls::authority::Authority;
 
 /// The name that its certificate is for. Nobody looks it up: the address is
 /// given beside it.

@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 
-use super::bridge::token;
+use crate::support::bridge::token;
 
 /// What its kernel takes for it, which is little: most of a backlog stays with the
 /// bridge. Each of a few dozen clients has a buffer of another size, so that they

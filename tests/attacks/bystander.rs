@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::{Client, types::ToSql};
 
-use super::{bridge::token, database::Database, event_source::EventSource, until};
+use crate::support::{bridge::token, database::Database, event_source::EventSource, until};
 
 /// An attack may delay other clients by this much at the 99th percentile.
 /// Promise 1 speaks of milliseconds; the rest is for a busy test machine.
@@ -13,8 +14,13 @@ const TOLERANCE: Duration = Duration::from_millis(100);
 /// How often it is measured whether an attack disturbs other clients.
 const ROUNDS: usize = 3;
 
+/// What is measured must not be disturbed by another attack that is measured.
+static MEASURING: Mutex<()> = Mutex::const_new(());
+
 /// One user with one open stream, and an application that inserts rows for it.
+/// There is one at a time.
 pub struct Bystander {
+    _measuring: MutexGuard<'static, ()>,
     user: String,
     application: Client,
     stream: EventSource,
@@ -29,6 +35,7 @@ impl Bystander {
     /// Watches a stream of `user` that is live already.
     pub async fn watch(database: &Database, user: &str, stream: EventSource) -> Self {
         Self {
+            _measuring: MEASURING.lock().await,
             user: user.to_owned(),
             application: database.connect().await,
             stream,

@@ -1,0 +1,16 @@
+//! Clients over TLS, and what they believe.
+
+pub mod authority;
+pub mod http2;
+pub mod tunnel;
+
+use self::{authority::Authority, tunnel::ORIGIN};
+use super::{bridge::Bridge, database::Database};
+
+/// A bridge that serves HTTPS, with more of the settings.
+pub async fn start(database: &Database, authority: &Authority, more: &[&str]) -> Bridge {
+    let settings = authority.issue("bridge", &[ORIGIN]).settings();
+    let mut all: Vec<&str> = settings.iter().map(String::as_str).collect();
+    all.extend(more);
+    Bridge::start_with(database, &all).await
+}
