@@ -1,6 +1,7 @@
 //! The release binary, as it is shipped: `tidings serve`, a process of its own.
 
 use std::{
+    env,
     io::{BufRead, BufReader, Write, stderr},
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -66,7 +67,10 @@ impl Bridge {
 
     /// The same, with more settings.
     pub async fn start_with(database: &Database, more: &[&str]) -> Result<Self> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidings"))
+        // Another program, such as an earlier release, is measured to compare both.
+        let program = env::var("TIDINGS_TEST_PROGRAM");
+        let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_tidings").to_owned());
+        let mut child = Command::new(program)
             .arg("serve")
             .args(SETTINGS)
             .args(more)

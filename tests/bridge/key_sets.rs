@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::support::{
     PATIENCE,
-    bridge::{Bridge, SECRET, options_without_secret, serve_options, status, token},
+    bridge::{Bridge, SECRET, final_status, options_without_secret, serve_options, status, token},
     database::Database,
     key_pair::{KeyPair, claims},
     key_server::{Answer, KeyServer},
@@ -208,7 +208,8 @@ async fn of_a_set_only_public_keys_for_signatures_are_taken_each_for_its_own_alg
         (symmetric, 401),
     ];
     let answers = join_all(cases.iter().map(async |(token, expected)| {
-        assert_eq!(status(bridge.address(), token).await, *expected, "{token}");
+        let answer = final_status(bridge.address(), token).await;
+        assert_eq!(answer, *expected, "{token}");
     }));
     answers.await;
 }

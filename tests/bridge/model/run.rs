@@ -364,8 +364,17 @@ impl<'a> Run<'a> {
             let last = self.send(Some(user), 1).await?;
             let tabs = TABS.into_iter().zip(&mut self.tabs);
             for (_, tab) in tabs.filter(|(of, tab)| *of == user && tab.is_connected()) {
-                let until = Until::Rows(usize::MAX, last);
-                tab.read(self.world.watcher(), until).await?;
+                let watcher = self.world.watcher();
+                tab.read(watcher, Until::Rows(usize::MAX, last)).await?;
+                // Rows of a large transaction may come after later ones.
+                let table = user_rows(watcher, &tab.name).await?;
+                while tab.is_connected() && !tab.has_all(&table, &self.commits) {
+                    let one_more = Until::Rows(1, Number::MAX);
+                    if tab.read(watcher, one_more).await.is_err() {
+                        // What is missing is told below.
+                        break;
+                    }
+                }
             }
         }
         let mut tabs = self.tabs.iter();

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client;
 
 use super::{
-    oracle::{Chain, Number, Opening, Received, number_of},
+    oracle::{Chain, Commits, Number, Opening, Received, Rows, number_of},
     run::user_rows,
 };
 use crate::support::{
@@ -73,6 +73,12 @@ impl Tab {
     pub fn chains(&self) -> impl Iterator<Item = (&Chain, bool)> {
         let ended = self.ended.iter().map(|chain| (chain, false));
         ended.chain(self.chain.iter().map(|chain| (chain, true)))
+    }
+
+    /// Whether its open chain has come to its end without a fault.
+    pub fn has_all(&self, table: &Rows, commits: &Commits) -> bool {
+        let judge = |chain: &Chain| chain.judge(table, commits, true).is_ok();
+        self.chain.as_ref().is_none_or(judge)
     }
 
     /// Opens a connection. A stranger's is to be `observed` before and after.

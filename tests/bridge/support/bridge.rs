@@ -245,3 +245,18 @@ pub async fn status(address: SocketAddr, token: &str) -> u16 {
     let answer = get(address, "/stream", &[("Authorization", &bearer)]).await;
     answer.expect("an answer").status()
 }
+
+/// The same, once the bridge can tell: where a key is unknown it looks for it once
+/// in a while, and puts the request off until then.
+pub async fn final_status(address: SocketAddr, token: &str) -> u16 {
+    let asking = async {
+        loop {
+            match status(address, token).await {
+                503 => {}
+                status => return status,
+            }
+        }
+    };
+    let outcome = tokio::time::timeout(PATIENCE, asking).await;
+    outcome.expect("an answer that is final")
+}
