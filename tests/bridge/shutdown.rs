@@ -157,8 +157,7 @@ async fn a_frozen_database_with_marks_to_write_holds_it_up_no_longer_than_docume
     let frozen = Frozen::freeze(&cluster).await;
     let asked = Instant::now();
     bridge.signal(Signal::SIGTERM);
-    let cut_off = bridge.until_logged("WARN", "stopping took too long").await;
-    assert!(cut_off.to_string().contains("marker"), "{cut_off}");
+    bridge.until_logged("WARN", "could not be marked").await;
     let status = bridge.ended().await;
     let took = asked.elapsed();
     assert!(status.success(), "{status}");
