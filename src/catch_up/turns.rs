@@ -32,6 +32,10 @@ const BURST: Duration = Duration::from_secs(5);
 /// user's fault.
 const LARGEST_COST: Duration = Duration::from_millis(20);
 
+/// A debt that is waited for, to forget the user when it is paid: of a user who
+/// reads a few pages and is idle then, as most are, nothing remains.
+const SMALL_DEBT: Duration = Duration::from_secs(1);
+
 /// Users whose rates are remembered before those that are at rest are dropped.
 /// An entry takes some 200 bytes.
 const REMEMBERED_USERS: usize = 1_024;
@@ -186,24 +190,31 @@ impl State {
         }
     }
 
-    /// Counts what a page took, and returns how long the user has to rest.
+    /// Counts what a page took, and returns how long it takes until the user has
+    /// paid for all of them.
     fn charge(&mut self, user: &UserId, took: Duration, now: Instant) -> Duration {
         let Some(entry) = self.users.get_mut(user) else {
             return Duration::ZERO;
         };
         entry.paid_at = entry.paid_at.max(now) + took.min(LARGEST_COST) * SHARE;
-        let debt = entry.paid_at.saturating_duration_since(now);
-        debt.saturating_sub(BURST * SHARE)
+        entry.paid_at.saturating_duration_since(now)
+    }
+
+    /// Drops what is known of a user who has nothing to pay or to wait for.
+    fn forget(&mut self, user: &UserId, now: Instant) {
+        if self.users.get(user).is_some_and(|user| user.is_idle(now)) {
+            self.users.remove(user);
+        }
+        if self.users.is_empty() {
+            self.users = HashMap::new();
+        }
     }
 
     fn give_back_place(&mut self, user: &UserId, now: Instant) {
         if let Some(entry) = self.users.get_mut(user) {
             entry.taken -= 1;
-            if entry.is_idle(now) {
-                self.users.remove(user);
-                return;
-            }
         }
+        self.forget(user, now);
         self.line_up(user);
     }
 }
@@ -212,16 +223,23 @@ impl Turn {
     /// Ends the turn after a page that took so long to read: another user's page
     /// may be read at once, and this user's once the rate limit allows it.
     pub async fn end(mut self, took: Duration) {
-        let rest = {
+        let debt = {
             let mut state = self.turns.lock();
             state.free += 1;
             self.holds = Holds::Place;
-            let rest = state.charge(&self.user, took, Instant::now());
+            let debt = state.charge(&self.user, took, Instant::now());
             state.grant(&self.turns);
-            rest
+            debt
         };
+        let rest = debt.saturating_sub(BURST * SHARE);
         if !rest.is_zero() {
             sleep(rest).await;
+        }
+        let (turns, user) = (Arc::clone(&self.turns), self.user.clone());
+        drop(self);
+        if debt <= SMALL_DEBT {
+            sleep(debt).await;
+            turns.lock().forget(&user, Instant::now());
         }
     }
 }
@@ -303,7 +321,7 @@ mod tests {
         while begin.elapsed() < minute {
             let turn = turns.take(&alice).await;
             sleep(cost).await;
-            turn.end(cost).await;
+            tokio::spawn(turn.end(cost));
             pages += 1;
         }
         let allowed = (BURST + minute / SHARE).as_millis() / cost.as_millis();
@@ -318,7 +336,7 @@ mod tests {
         // The burst is used up, and more.
         for _ in 0..BURST.as_millis() / LARGEST_COST.as_millis() {
             let turn = turns.take(&alice).await;
-            turn.end(LARGEST_COST).await;
+            tokio::spawn(turn.end(LARGEST_COST));
         }
         let turn = turns.take(&alice).await;
         let resting = tokio::spawn(turn.end(LARGEST_COST));
@@ -328,13 +346,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_a_user_who_has_read_a_few_pages_nothing_remains() {
+        let turns = Arc::new(Turns::new(1));
+        for number in 0..100 {
+            let turn = turns.take(&user(&number.to_string())).await;
+            tokio::spawn(turn.end(Duration::from_millis(number)));
+        }
+        sleep(SMALL_DEBT).await;
+        assert!(turns.lock().users.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_slow_database_is_not_held_against_its_users() {
         let turns = Arc::new(Turns::new(1));
         let alice = user("alice");
         let begin = Instant::now();
         for _ in 0..20 {
             let turn = turns.take(&alice).await;
-            turn.end(Duration::from_secs(10)).await;
+            tokio::spawn(turn.end(Duration::from_secs(10)));
         }
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
