@@ -2,7 +2,7 @@
 //!
 //! A mark that is lost only means that a row comes again on the user's next
 //! first connection, so marks are collected, written together, and never waited
-//! for. Which rows are tried when is decided by the [queue](queue).
+//! for. Which rows are tried when is decided by `queue.rs`.
 
 mod queue;
 

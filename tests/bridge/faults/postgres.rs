@@ -73,9 +73,9 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    // It is known by what it asked last: it alone asks for the log's end, the
+    // It is known by what it asked last: it alone asks for rows of all users, the
     // trigger, the bell and who was logged out.
-    let listener = "query ~ 'wal_insert_lsn|tgenabled|tidings_bell|tidings_disconnections'";
+    let listener = "query ~ 'rows, of all users|tgenabled|tidings_bell|tidings_disconnections'";
     database
         .superuser()
         .until(&format!(
