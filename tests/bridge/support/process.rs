@@ -239,16 +239,20 @@ impl Served {
     }
 
     async fn until_readiness(&self, what: impl Display, is_wanted: impl Fn(u16, &str) -> bool) {
+        let mut last = String::new();
         let asking = async {
             loop {
                 let response = self.ready().await;
-                if is_wanted(response.status(), &response.text().await) {
+                let status = response.status();
+                last = response.text().await;
+                if is_wanted(status, &last) {
                     return;
                 }
             }
         };
-        let outcome = timeout(PATIENCE, asking).await;
-        outcome.unwrap_or_else(|_| panic!("/health/ready never was {what}"));
+        if timeout(PATIENCE, asking).await.is_err() {
+            panic!("/health/ready never was {what}, but {last}");
+        }
     }
 
     /// Waits for a line of the log, of this level and with this text, past all
