@@ -241,7 +241,9 @@ impl Served {
     async fn until_readiness(&self, what: impl Display, is_wanted: impl Fn(u16, &str) -> bool) {
         let mut last = String::new();
         let asking = async {
+            let mut pace = interval(ASKS_AGAIN);
             loop {
+                pace.tick().await;
                 let response = self.ready().await;
                 let status = response.status();
                 last = response.text().await;
