@@ -163,7 +163,8 @@ impl Pages {
                 admission = admission => admission,
             };
             let begin = Instant::now();
-            let read = self.try_read(&wanted, size).await;
+            // Boxed, so that those who wait for their turn have no room for a query.
+            let read = Box::pin(self.try_read(&wanted, size)).await;
             let took = begin.elapsed();
             match read {
                 Ok(read) if read.page.incarnation == wanted.history.incarnation => {

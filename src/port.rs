@@ -128,7 +128,8 @@ impl Port {
                 match transport {
                     Transport::Tls(stream) if tls::speaks_http2(&stream) => {
                         let stopping = notified(port.stopping.clone());
-                        http2::serve(stream, peer, app, stopping, EXCHANGE_LIMIT).await;
+                        // Boxed, so that other connections have no room for it.
+                        Box::pin(http2::serve(stream, peer, app, stopping, EXCHANGE_LIMIT)).await;
                     }
                     transport => {
                         let exchange = http1.call((Exchange::new(transport), peer));

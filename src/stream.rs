@@ -100,8 +100,8 @@ pub struct EventStream {
     /// The row that was last written on this connection, or 0.
     row: i64,
     phase: Phase,
-    /// What is being written, and how far.
-    current: Option<Current>,
+    /// What is being written, and how far. Boxed, as idle streams have none.
+    current: Option<Box<Current>>,
     /// How large a page may be: smaller once one did not come in time.
     page_size: PageSize,
     /// The rows in the chunk that was last handed out.
@@ -141,13 +141,13 @@ struct Current {
 }
 
 impl Current {
-    fn new(batch: Arc<Batch>, lease: Option<Lease>) -> Self {
-        Self {
+    fn new(batch: Arc<Batch>, lease: Option<Lease>) -> Box<Self> {
+        Box::new(Self {
             batch,
             index: 0,
             begun: None,
             lease,
-        }
+        })
     }
 }
 
