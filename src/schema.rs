@@ -188,7 +188,7 @@ pub enum Fit {
 
 /// The version that this bridge brings.
 pub fn version() -> i32 {
-    runner()
+    embedded::migrations::runner()
         .get_migrations()
         .iter()
         .map(Migration::version)
@@ -196,11 +196,21 @@ pub fn version() -> i32 {
         .unwrap_or_default()
 }
 
-fn runner() -> Runner {
-    let mut runner = embedded::migrations::runner();
+/// The migrations, with the schema filled in.
+///
+/// # Errors
+///
+/// None in practice: refinery has parsed the files' names before.
+fn runner(schema: &SchemaName) -> Result<Runner, refinery::Error> {
+    let embedded = embedded::migrations::runner();
+    let filled = embedded.get_migrations().iter().map(|migration| {
+        let sql = schema.fill(migration.sql().unwrap_or_default());
+        Migration::unapplied(&migration.to_string(), &sql)
+    });
+    let mut runner = Runner::new(&filled.collect::<Result<Vec<_>, _>>()?);
     runner.set_migration_table_name(HISTORY);
     // A newer bridge may have migrated already: `fit` has decided that it may.
-    runner.set_abort_missing(false)
+    Ok(runner.set_abort_missing(false))
 }
 
 /// Compares the schema with what this bridge needs. Reads only the history.

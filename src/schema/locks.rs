@@ -27,10 +27,11 @@ pub(super) async fn apply(
 ) -> Result<(), SchemaError> {
     let timeout = format!("set lock_timeout = '{LOCK_TIMEOUT}'");
     client.batch_execute(&timeout).await?;
+    let runner = runner(schema)?;
     let give_up = Instant::now() + lock_limit;
     let mut waits = false;
     loop {
-        let outcome = runner().run_async(client).await;
+        let outcome = runner.run_async(client).await;
         let report = match &outcome {
             Ok(report) => Some(report),
             Err(error) => error.report(),

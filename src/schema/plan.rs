@@ -42,7 +42,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     let mut script = String::new();
     // To write to a String never fails.
     let _ = head(&mut script, &client, schema, &owner).await?;
-    let runner = runner();
+    let runner = runner(schema)?;
     let mut pending: Vec<_> = runner
         .get_migrations()
         .iter()
