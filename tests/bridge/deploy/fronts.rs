@@ -108,7 +108,7 @@ async fn all_tabs_of_a_browser_share_one_connection_and_who_leaves_is_noticed(ki
 async fn heartbeats_keep_a_stream_open_and_silence_ends_it(kind: Kind) {
     let database = Database::migrated().await;
     let silent = Bridge::start_with(&database, &[SILENT]).await;
-    let front = Front::with_silence(kind, [&silent, &silent], "500ms").await;
+    let front = Front::with_silence(kind, [&silent, &silent], "3s").await;
     let mut source = front.connect("alice").await;
     until(&mut source, "tidings.caught-up").await;
     // A bridge that says nothing is left.
@@ -116,10 +116,11 @@ async fn heartbeats_keep_a_stream_open_and_silence_ends_it(kind: Kind) {
     silent.until_connections(0).await;
 
     let beating = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
-    let front = Front::with_silence(kind, [&beating, &beating], "2s").await;
+    let front = Front::with_silence(kind, [&beating, &beating], "4s").await;
     let mut source = front.connect("alice").await;
     until(&mut source, "tidings.caught-up").await;
-    for _ in 0..3 {
+    // For longer than the proxy bears silence.
+    for _ in 0..6 {
         let item = source.next_item().await;
         assert!(matches!(item, Ok(Item::Id(_))), "no heartbeat: {item:?}");
     }
