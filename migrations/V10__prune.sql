@@ -6,7 +6,7 @@
 -- nothing of it, so marks stay heap-only.
 --
 -- While it is made, which reads the table once, INSERTs wait.
-create index notifications_expires_at on notifications (expires_at)
+create index notifications_expires_at on :"schema".notifications (expires_at)
 where expires_at is not null;
 
 -- Autovacuum, for a table that is written, marked and pruned without end: of
@@ -28,7 +28,7 @@ where expires_at is not null;
 -- takes the table's strongest lock, and writers would wait; and the space is
 -- needed again by the next rows. After a large clean-up, "vacuum (truncate)
 -- notifications" does it once.
-alter table notifications set (
+alter table :"schema".notifications set (
   autovacuum_vacuum_scale_factor = 0.01,
   autovacuum_vacuum_threshold = 10000,
   autovacuum_vacuum_insert_scale_factor = 0.02,
@@ -59,7 +59,7 @@ alter table notifications set (
 -- It goes by id from the oldest row, and that of the plan must not depend on
 -- what is known of the table. The rows that it passes over were not sent, or
 -- not long enough ago.
-create function tidings_prune_batch(
+create function :"schema".tidings_prune_batch(
   sent_before interval,
   after bigint default 0,
   batch int default 500
@@ -68,7 +68,7 @@ returns table (removed bigint, looked_to bigint, looked_to_created_at timestampt
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set lock_timeout to '1s'
 set enable_seqscan to off
 set enable_bitmapscan to off
@@ -98,7 +98,7 @@ begin
   sent_until := now() - sent_before;
 
   -- Who has this row is the one who removes.
-  perform from tidings_pruned where only_row for update skip locked;
+  perform from :"schema".tidings_pruned where only_row for update skip locked;
   if not found then
     return;
   end if;
@@ -107,7 +107,7 @@ begin
   into looked_to, looked_to_created_at, any_old
   from (
     select n.id, n.created_at
-    from notifications as n
+    from :"schema".notifications as n
     where n.id > coalesce(tidings_prune_batch.after, 0)
     order by n.id
     limit batch
@@ -116,7 +116,7 @@ begin
   if any_old then
     sent_ids := array(
       select n.id
-      from notifications as n
+      from :"schema".notifications as n
       where
         n.id > coalesce(tidings_prune_batch.after, 0)
         and n.id <= looked_to
@@ -129,7 +129,7 @@ begin
   end if;
   expired_ids := array(
     select n.id
-    from notifications as n
+    from :"schema".notifications as n
     where n.expires_at < expired_until and n.created_at < expired_until and n.xid < horizon
     order by n.expires_at
     limit batch
@@ -139,7 +139,7 @@ begin
   -- Who comes back is told of a gap where rows are gone that would have been
   -- delivered; one that has expired would not have been.
   with gone as (
-    delete from notifications as n
+    delete from :"schema".notifications as n
     where n.id = any (sent_ids || expired_ids)
     returning n.user_id, n.xid, n.expires_at
   )
@@ -153,21 +153,21 @@ begin
   into removed, users, youngest
   from gone as g;
 
-  update tidings_pruned as p set xid = youngest where p.only_row and p.xid < youngest;
+  update :"schema".tidings_pruned as p set xid = youngest where p.only_row and p.xid < youngest;
 
   -- How far users are drained who have no rows any more. Asked for from the
   -- youngest row, which is there as long as there is any.
-  delete from tidings_drained as d
+  delete from :"schema".tidings_drained as d
   where
     d.user_id = any (
       array(
         select e.user_id
-        from tidings_drained as e
+        from :"schema".tidings_drained as e
         where
           e.user_id = any (users)
           and (
             select n.id
-            from notifications as n
+            from :"schema".notifications as n
             where n.user_id = e.user_id
             order by n.user_id desc, n.xid desc, n.id desc
             limit 1
@@ -177,24 +177,24 @@ begin
     );
 
   -- Their own writers remove these too, as long as there are any.
-  delete from stream_tickets as t
+  delete from :"schema".stream_tickets as t
   where
     t.hash = any (
       array(
         select u.hash
-        from stream_tickets as u
+        from :"schema".stream_tickets as u
         where u.expires_at < expired_until
         order by u.expires_at
         limit batch
         for update skip locked
       )
     );
-  delete from tidings_disconnections as d
+  delete from :"schema".tidings_disconnections as d
   where
     d.id = any (
       array(
         select e.id
-        from tidings_disconnections as e
+        from :"schema".tidings_disconnections as e
         where e.created_at < now() - interval '1 day'
         order by e.created_at
         limit batch
@@ -212,51 +212,47 @@ exception
 end
 $$;
 
-revoke all on function tidings_prune_batch(interval, bigint, int) from public;
+revoke all on function :"schema".tidings_prune_batch(interval, bigint, int) from public;
 
-comment on function tidings_prune_batch(interval, bigint, int) is
+comment on function :"schema".tidings_prune_batch(interval, bigint, int) is
   'Removes one batch of rows that were sent longer ago than that, or have expired (Tidings).';
 
 -- All batches, for pg_cron and the like: call tidings_prune('30 days'). After
 -- each it rests for four times as long as that took.
 --
 -- It ends each batch's transaction, so Postgres lets it neither run with its
--- owner's rights nor keep a search path: it may do what its caller may, and names
--- the function's schema.
-do $create$
+-- owner's rights nor keep a search path: it may do what its caller may. All names
+-- in it are qualified, operators too, so that a caller's path decides nothing.
+create procedure :"schema".tidings_prune(sent_before interval, batch int default 500)
+language plpgsql
+as $$
+declare
+  began pg_catalog.timestamptz;
+  after pg_catalog.int8 := 0;
+  removed pg_catalog.int8 := 0;
+  step record;
 begin
-  execute format(
-    $text$
-      create procedure tidings_prune(sent_before interval, batch int default 500)
-      language plpgsql
-      as $body$
-      declare
-        began timestamptz;
-        after bigint := 0;
-        removed bigint := 0;
-        step record;
-      begin
-        loop
-          began := clock_timestamp();
-          select * into step from %I.tidings_prune_batch(sent_before, after, batch);
-          -- Somebody else is at it.
-          exit when not found;
-          commit;
-          removed := removed + step.removed;
-          after := step.looked_to;
-          exit when after is null;
-          perform pg_sleep(4 * extract(epoch from clock_timestamp() - began));
-        end loop;
-        raise notice 'tidings_prune: %% rows removed', removed;
-      end
-      $body$
-    $text$,
-    current_schema()
-  );
+  loop
+    began := pg_catalog.clock_timestamp();
+    select p.* into step
+    from :"schema".tidings_prune_batch(sent_before, after, batch) as p;
+    -- Somebody else is at it.
+    exit when not found;
+    commit;
+    removed := removed operator(pg_catalog.+) step.removed;
+    after := step.looked_to;
+    exit when after is null;
+    perform pg_catalog.pg_sleep(
+      4::pg_catalog.float8 operator(pg_catalog.*) pg_catalog.date_part(
+        'epoch', pg_catalog.clock_timestamp() operator(pg_catalog.-) began
+      )
+    );
+  end loop;
+  raise notice 'tidings_prune: % rows removed', removed;
 end
-$create$;
+$$;
 
-revoke all on procedure tidings_prune(interval, int) from public;
+revoke all on procedure :"schema".tidings_prune(interval, int) from public;
 
-comment on procedure tidings_prune(interval, int) is
+comment on procedure :"schema".tidings_prune(interval, int) is
   'Removes rows that were sent longer ago than that, or have expired, batch by batch (Tidings).';

@@ -2,7 +2,7 @@
 -- V12__seen_from_sql.sql. Nothing rests on it.
 
 -- What each bridge has done in each minute of the last day.
-create table tidings_activity (
+create table :"schema".tidings_activity (
   minute timestamptz not null,
   bridge text not null,
   seen bigint not null,
@@ -12,19 +12,19 @@ create table tidings_activity (
   primary key (minute, bridge)
 ) with (fillfactor = 50);
 
-comment on table tidings_activity is
+comment on table :"schema".tidings_activity is
   'What each bridge has done in each minute of the last day; tidings_throughput and tidings_delay read it (Tidings).';
-comment on column tidings_activity.minute is 'When the minute began.';
-comment on column tidings_activity.bridge is 'Which bridge.';
-comment on column tidings_activity.seen is
+comment on column :"schema".tidings_activity.minute is 'When the minute began.';
+comment on column :"schema".tidings_activity.bridge is 'Which bridge.';
+comment on column :"schema".tidings_activity.seen is
   'New notifications that it has read; each bridge reads all of them.';
-comment on column tidings_activity.sent is 'Notifications whose sent_at it has set.';
-comment on column tidings_activity.delays is
+comment on column :"schema".tidings_activity.sent is 'Notifications whose sent_at it has set.';
+comment on column :"schema".tidings_activity.delays is
   'How many were written how long after created_at, by the bounds that stand in tidings_delay.';
 
 -- Which bridges there have been in the last day. Whether one is connected is for
 -- tidings_bridges to find out.
-create table tidings_bridges_seen (
+create table :"schema".tidings_bridges_seen (
   bridge text primary key,
   version text not null,
   role text,
@@ -40,28 +40,28 @@ create table tidings_bridges_seen (
   last_seen timestamptz not null
 ) with (fillfactor = 50);
 
-comment on table tidings_bridges_seen is
+comment on table :"schema".tidings_bridges_seen is
   'Which bridges there have been in the last day; tidings_bridges tells which are connected (Tidings).';
-comment on column tidings_bridges_seen.bridge is 'A name that each start of a bridge gives itself.';
-comment on column tidings_bridges_seen.version is 'Of the program.';
-comment on column tidings_bridges_seen.role is 'As whom it listens.';
-comment on column tidings_bridges_seen.address is 'Where it serves streams.';
-comment on column tidings_bridges_seen.client_address is
+comment on column :"schema".tidings_bridges_seen.bridge is 'A name that each start of a bridge gives itself.';
+comment on column :"schema".tidings_bridges_seen.version is 'Of the program.';
+comment on column :"schema".tidings_bridges_seen.role is 'As whom it listens.';
+comment on column :"schema".tidings_bridges_seen.address is 'Where it serves streams.';
+comment on column :"schema".tidings_bridges_seen.client_address is
   'Where it connects from; null by a Unix socket.';
-comment on column tidings_bridges_seen.started_at is 'When it started.';
-comment on column tidings_bridges_seen.pid is 'The session that listens.';
-comment on column tidings_bridges_seen.backend_start is 'When that session began.';
-comment on column tidings_bridges_seen.state is
+comment on column :"schema".tidings_bridges_seen.started_at is 'When it started.';
+comment on column :"schema".tidings_bridges_seen.pid is 'The session that listens.';
+comment on column :"schema".tidings_bridges_seen.backend_start is 'When that session began.';
+comment on column :"schema".tidings_bridges_seen.state is
   'awake: it polls; asleep: it waits for the doorbell.';
-comment on column tidings_bridges_seen.since is 'Since when it is so.';
-comment on column tidings_bridges_seen.connections is 'Streams that are open.';
-comment on column tidings_bridges_seen.clock_offset is
+comment on column :"schema".tidings_bridges_seen.since is 'Since when it is so.';
+comment on column :"schema".tidings_bridges_seen.connections is 'Streams that are open.';
+comment on column :"schema".tidings_bridges_seen.clock_offset is
   'How far the database''s clock is ahead of the bridge''s.';
-comment on column tidings_bridges_seen.last_seen is 'When it told so.';
+comment on column :"schema".tidings_bridges_seen.last_seen is 'When it told so.';
 
 -- What a bridge tells. Of a minute it tells all that it has done in it, so that
 -- telling twice does no harm; without a minute there is nothing new to tell of.
-create function tidings_report(
+create function :"schema".tidings_report(
   bridge text,
   version text,
   role text,
@@ -82,11 +82,11 @@ create function tidings_report(
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  insert into tidings_bridges_seen as b
+  insert into :"schema".tidings_bridges_seen as b
   values (
     tidings_report.bridge, tidings_report.version, tidings_report.role, tidings_report.address,
     tidings_report.client_address, tidings_report.started_at, tidings_report.pid,
@@ -106,7 +106,7 @@ begin
     last_seen = excluded.last_seen;
 
   if tidings_report.minute is not null then
-    insert into tidings_activity as a
+    insert into :"schema".tidings_activity as a
     values (
       tidings_report.minute, tidings_report.bridge, tidings_report.seen, tidings_report.sent,
       tidings_report.delays
@@ -116,19 +116,19 @@ begin
   end if;
 
   -- A few of what is older than a day go each time, and nobody waits for it.
-  delete from tidings_activity
+  delete from :"schema".tidings_activity
   where (minute, bridge) in (
     select a.minute, a.bridge
-    from tidings_activity as a
+    from :"schema".tidings_activity as a
     where a.minute < now() - interval '1 day'
     order by a.minute
     limit 100
     for update skip locked
   );
-  delete from tidings_bridges_seen
+  delete from :"schema".tidings_bridges_seen
   where bridge in (
     select b.bridge
-    from tidings_bridges_seen as b
+    from :"schema".tidings_bridges_seen as b
     where b.last_seen < now() - interval '1 day'
     limit 100
     for update skip locked
@@ -136,12 +136,12 @@ begin
 end
 $$;
 
-revoke all on function tidings_report(
+revoke all on function :"schema".tidings_report(
   text, text, text, text, inet, timestamptz, int, timestamptz, text, timestamptz, bigint, interval,
   timestamptz, bigint, bigint, bigint[]
 ) from public;
 
-comment on function tidings_report(
+comment on function :"schema".tidings_report(
   text, text, text, text, inet, timestamptz, int, timestamptz, text, timestamptz, bigint, interval,
   timestamptz, bigint, bigint, bigint[]
 ) is 'Takes down what a bridge has done lately; the bridges call it (Tidings).';

@@ -8,12 +8,12 @@
 -- to the next in the index. The settings keep it there at any size of the table
 -- and whatever is known of it: without them Postgres may read the whole table
 -- for each user.
-create function tidings_pending_users()
+create function :"schema".tidings_pending_users()
 returns table (user_id text, pending bigint, oldest timestamptz)
 language sql
 stable
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off
@@ -21,11 +21,11 @@ set max_parallel_workers_per_gather = 0
 as $$
   with recursive
     users (user_id) as (
-      (select n.user_id from notifications as n order by n.user_id limit 1)
+      (select n.user_id from :"schema".notifications as n order by n.user_id limit 1)
       union all
       select (
         select n.user_id
-        from notifications as n
+        from :"schema".notifications as n
         where n.user_id > u.user_id
         order by n.user_id
         limit 1
@@ -35,7 +35,7 @@ as $$
     )
   select u.user_id, waiting.pending, waiting.oldest
   from users as u
-  left join tidings_drained as d
+  left join :"schema".tidings_drained as d
     on
       d.user_id = u.user_id
       and d.system_identifier = (select system_identifier from pg_control_system())
@@ -43,7 +43,7 @@ as $$
       and d.xid > coalesce(
         (
           select r.xid
-          from tidings_reopened as r
+          from :"schema".tidings_reopened as r
           where r.xid < pg_snapshot_xmax(pg_current_snapshot())
           order by r.xid desc
           limit 1
@@ -52,7 +52,7 @@ as $$
       )
   cross join lateral (
     select count(*) as pending, min(n.created_at) as oldest
-    from notifications as n
+    from :"schema".notifications as n
     where
       n.user_id = u.user_id
       and n.xid >= coalesce(d.xid, '0')
@@ -62,43 +62,43 @@ as $$
   where u.user_id is not null and waiting.pending > 0
 $$;
 
-revoke all on function tidings_pending_users() from public;
+revoke all on function :"schema".tidings_pending_users() from public;
 
-comment on function tidings_pending_users() is
+comment on function :"schema".tidings_pending_users() is
   'The users for whom notifications are waiting, and how many; tidings_pending reads it (Tidings).';
 
-create view tidings_pending as
+create view :"schema".tidings_pending as
 select
   p.user_id,
   p.pending,
   p.oldest,
   -- An infinite time has no age.
   case when isfinite(p.oldest) then now() - p.oldest end as age
-from tidings_pending_users() as p;
+from :"schema".tidings_pending_users() as p;
 
-comment on view tidings_pending is
+comment on view :"schema".tidings_pending is
   'Notifications that are neither sent nor expired, by user; a row for each user who has some (Tidings).';
-comment on column tidings_pending.user_id is 'Whom they concern.';
-comment on column tidings_pending.pending is 'How many there are.';
-comment on column tidings_pending.oldest is 'When the oldest of them was created.';
-comment on column tidings_pending.age is 'How long ago that was.';
+comment on column :"schema".tidings_pending.user_id is 'Whom they concern.';
+comment on column :"schema".tidings_pending.pending is 'How many there are.';
+comment on column :"schema".tidings_pending.oldest is 'When the oldest of them was created.';
+comment on column :"schema".tidings_pending.age is 'How long ago that was.';
 
-create view tidings_pending_total as
+create view :"schema".tidings_pending_total as
 select
   coalesce(sum(p.pending), 0)::bigint as pending,
   count(*) as users,
   min(p.oldest) as oldest,
   case when isfinite(min(p.oldest)) then now() - min(p.oldest) end as age
-from tidings_pending_users() as p;
+from :"schema".tidings_pending_users() as p;
 
-comment on view tidings_pending_total is
+comment on view :"schema".tidings_pending_total is
   'Notifications that are neither sent nor expired, in all; one row (Tidings).';
-comment on column tidings_pending_total.pending is 'How many there are.';
-comment on column tidings_pending_total.users is 'How many users they concern.';
-comment on column tidings_pending_total.oldest is 'When the oldest of them was created.';
-comment on column tidings_pending_total.age is 'How long ago that was.';
+comment on column :"schema".tidings_pending_total.pending is 'How many there are.';
+comment on column :"schema".tidings_pending_total.users is 'How many users they concern.';
+comment on column :"schema".tidings_pending_total.oldest is 'When the oldest of them was created.';
+comment on column :"schema".tidings_pending_total.age is 'How long ago that was.';
 
-create view tidings_throughput as
+create view :"schema".tidings_throughput as
 select
   m.minute,
   -- Each bridge reads all rows; one that came in between has read fewer.
@@ -110,19 +110,19 @@ from
     date_trunc('minute', now(), 'UTC'),
     interval '1 minute'
   ) as m (minute)
-left join tidings_activity as a on a.minute = m.minute
+left join :"schema".tidings_activity as a on a.minute = m.minute
 group by m.minute
 order by m.minute;
 
-comment on view tidings_throughput is
+comment on view :"schema".tidings_throughput is
   'Notifications of the last hour, by minute; the bridges tell every ten seconds (Tidings).';
-comment on column tidings_throughput.minute is 'When the minute began.';
-comment on column tidings_throughput.inserted is
+comment on column :"schema".tidings_throughput.minute is 'When the minute began.';
+comment on column :"schema".tidings_throughput.inserted is
   'How many became visible, as the bridge saw them that saw most.';
-comment on column tidings_throughput.sent is 'How many were marked as sent, by all bridges.';
+comment on column :"schema".tidings_throughput.sent is 'How many were marked as sent, by all bridges.';
 
 -- The bounds are those of src/activity.rs.
-create view tidings_delay as
+create view :"schema".tidings_delay as
 with
   bounds (bucket, low, high) as (
     values
@@ -148,7 +148,7 @@ with
   ),
   counted as (
     select a.minute, d.bucket, sum(d.count)::float8 as count
-    from tidings_activity as a
+    from :"schema".tidings_activity as a
     cross join lateral unnest(a.delays) with ordinality as d (count, bucket)
     where a.minute > date_trunc('minute', now(), 'UTC') - interval '1 hour'
     group by a.minute, d.bucket
@@ -179,24 +179,24 @@ left join summed as s on s.minute = m.minute
 group by m.minute
 order by m.minute;
 
-comment on view tidings_delay is
+comment on view :"schema".tidings_delay is
   'How long notifications of users who were connected took from created_at to the connection, in the last hour by minute (Tidings).';
-comment on column tidings_delay.minute is 'When the minute began.';
-comment on column tidings_delay.sent is
+comment on column :"schema".tidings_delay.minute is 'When the minute began.';
+comment on column :"schema".tidings_delay.sent is
   'How often one was written to a connection that had been open before it was created.';
-comment on column tidings_delay.p50 is
+comment on column :"schema".tidings_delay.p50 is
   'Half of them took no longer, by the database''s clock; as exact as 1, 2, 5, 10 and so on are apart.';
-comment on column tidings_delay.p99 is
+comment on column :"schema".tidings_delay.p99 is
   '99 of 100 took no longer. created_at is when the transaction began that inserted it.';
 
 -- Who may not see others' sessions (pg_read_all_stats) sees their numbers all
 -- the same, and no more; the number of a session that is gone may be given to
 -- another one then.
-create view tidings_bridges as
+create view :"schema".tidings_bridges as
 select
   b.bridge, b.version, b.role, b.address, b.client_address, b.started_at,
   b.state, b.since, b.connections, b.clock_offset, b.last_seen
-from tidings_bridges_seen as b
+from :"schema".tidings_bridges_seen as b
 join pg_stat_activity as a on a.pid = b.pid
 where
   a.datid = (select oid from pg_database where datname = current_database())
@@ -208,25 +208,25 @@ where
     )
   );
 
-comment on view tidings_bridges is
+comment on view :"schema".tidings_bridges is
   'The bridges that are connected; each tells every ten seconds how it is (Tidings).';
-comment on column tidings_bridges.bridge is 'A name that each start of a bridge gives itself.';
-comment on column tidings_bridges.version is 'Of the program.';
-comment on column tidings_bridges.role is 'As whom it listens.';
-comment on column tidings_bridges.address is 'Where it serves streams.';
-comment on column tidings_bridges.client_address is
+comment on column :"schema".tidings_bridges.bridge is 'A name that each start of a bridge gives itself.';
+comment on column :"schema".tidings_bridges.version is 'Of the program.';
+comment on column :"schema".tidings_bridges.role is 'As whom it listens.';
+comment on column :"schema".tidings_bridges.address is 'Where it serves streams.';
+comment on column :"schema".tidings_bridges.client_address is
   'Where it connects from; null by a Unix socket.';
-comment on column tidings_bridges.started_at is 'When it started.';
-comment on column tidings_bridges.state is
+comment on column :"schema".tidings_bridges.started_at is 'When it started.';
+comment on column :"schema".tidings_bridges.state is
   'awake: it polls, and writers need not ring; asleep: it waits for the doorbell.';
-comment on column tidings_bridges.since is 'Since when it is so.';
-comment on column tidings_bridges.connections is 'Streams that are open.';
-comment on column tidings_bridges.clock_offset is
+comment on column :"schema".tidings_bridges.since is 'Since when it is so.';
+comment on column :"schema".tidings_bridges.connections is 'Streams that are open.';
+comment on column :"schema".tidings_bridges.clock_offset is
   'How far the database''s clock is ahead of the bridge''s.';
-comment on column tidings_bridges.last_seen is
+comment on column :"schema".tidings_bridges.last_seen is
   'When it told so; more than half a minute ago, it hangs or may not write.';
 
-create view tidings_size as
+create view :"schema".tidings_size as
 select
   c.relname::text as name,
   case c.relkind when 'r' then 'table' else 'index' end as kind,
@@ -259,27 +259,27 @@ cross join lateral (
   select case c.relkind when 'r' then pg_table_size(c.oid) else pg_relation_size(c.oid) end as bytes
 ) as size
 where
-  ours.oid = 'notifications'::regclass
+  ours.oid = :'"schema".notifications'::regclass
   and (t.relname in ('notifications', 'stream_tickets') or t.relname like 'tidings\_%')
 order by t.relname, c.relkind = 'i', c.relname;
 
-comment on view tidings_size is
+comment on view :"schema".tidings_size is
   'How large each table of Tidings is, and each of its indexes (Tidings).';
-comment on column tidings_size.name is 'What it is called.';
-comment on column tidings_size.kind is 'table or index.';
-comment on column tidings_size."table" is 'The table that it belongs to.';
-comment on column tidings_size.rows is
+comment on column :"schema".tidings_size.name is 'What it is called.';
+comment on column :"schema".tidings_size.kind is 'table or index.';
+comment on column :"schema".tidings_size."table" is 'The table that it belongs to.';
+comment on column :"schema".tidings_size.rows is
   'As of the last vacuum or analyze; null if there was none.';
-comment on column tidings_size.live is 'Rows of a table, as the statistics count them.';
-comment on column tidings_size.dead is 'Versions of rows that wait for vacuum.';
-comment on column tidings_size.bytes is 'On disk; of a table with its long texts.';
-comment on column tidings_size.size is 'The same, to read.';
-comment on column tidings_size.bytes_per_row is
+comment on column :"schema".tidings_size.live is 'Rows of a table, as the statistics count them.';
+comment on column :"schema".tidings_size.dead is 'Versions of rows that wait for vacuum.';
+comment on column :"schema".tidings_size.bytes is 'On disk; of a table with its long texts.';
+comment on column :"schema".tidings_size.size is 'The same, to read.';
+comment on column :"schema".tidings_size.bytes_per_row is
   'Of these, for each row. Where it keeps growing while the rows stay alike, the rest is bloat.';
-comment on column tidings_size.last_vacuum is 'By hand or by autovacuum.';
-comment on column tidings_size.last_analyze is 'By hand or by autovacuum.';
+comment on column :"schema".tidings_size.last_vacuum is 'By hand or by autovacuum.';
+comment on column :"schema".tidings_size.last_analyze is 'By hand or by autovacuum.';
 
-create view tidings_queue as
+create view :"schema".tidings_queue as
 select
   pg_notification_queue_usage() as usage,
   h.held_by,
@@ -322,19 +322,19 @@ left join lateral (
   limit 1
 ) as h on true;
 
-comment on view tidings_queue is
+comment on view :"schema".tidings_queue is
   'How full the queue of NOTIFY is, and what keeps vacuum in this database from removing dead rows; one row (Tidings).';
-comment on column tidings_queue.usage is
+comment on column :"schema".tidings_queue.usage is
   'Of the cluster''s queue, from 0 to 1; at 1 every commit that rings fails.';
-comment on column tidings_queue.held_by is
+comment on column :"schema".tidings_queue.held_by is
   'session, prepared transaction or replication slot; null if nothing is running.';
-comment on column tidings_queue.pid is 'The session, if it is one.';
-comment on column tidings_queue.name is
+comment on column :"schema".tidings_queue.pid is 'The session, if it is one.';
+comment on column :"schema".tidings_queue.name is
   'Its application_name, or what the prepared transaction or the slot is called.';
-comment on column tidings_queue.transactions is
+comment on column :"schema".tidings_queue.transactions is
   'How many transactions have begun since; dead rows of these stay.';
-comment on column tidings_queue.since is
+comment on column :"schema".tidings_queue.since is
   'When it began; null for whoever may not see it (pg_read_all_stats).';
-comment on column tidings_queue.age is 'How long ago that was.';
-comment on column tidings_queue.state is
+comment on column :"schema".tidings_queue.age is 'How long ago that was.';
+comment on column :"schema".tidings_queue.state is
   'Of the session; idle in transaction has been forgotten by somebody.';

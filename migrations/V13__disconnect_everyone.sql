@@ -26,7 +26,7 @@
 --
 -- The settings keep both scans on the index (xid, id), whatever is known of the
 -- table.
-create function tidings_disconnections_page(
+create function :"schema".tidings_disconnections_page(
   after xid8,
   open xid8[],
   read_to bigint[],
@@ -36,7 +36,7 @@ returns table (xid xid8, id bigint, user_id text, ticket bytea)
 language plpgsql
 stable
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set enable_seqscan to off
 set enable_bitmapscan to off
 set plan_cache_mode to force_generic_plan
@@ -49,7 +49,7 @@ begin
   if after is null
     or exists (
       select
-      from tidings_disconnections as d
+      from :"schema".tidings_disconnections as d
       where
         d.user_id is null
         and d.ticket is null
@@ -59,13 +59,13 @@ begin
     or exists (
       select
       from unnest(open, read_to) as o (xid, id)
-      join tidings_disconnections as d on d.xid = o.xid and d.id > o.id
+      join :"schema".tidings_disconnections as d on d.xid = o.xid and d.id > o.id
       where d.user_id is null and d.ticket is null
     )
   then
     return query
     select d.xid, d.id, null::text, null::bytea
-    from tidings_disconnections as d
+    from :"schema".tidings_disconnections as d
     where d.xid < horizon
     order by d.xid desc, d.id desc
     limit 1;
@@ -81,7 +81,7 @@ begin
       from unnest(open, read_to) as o (xid, id)
       cross join lateral (
         select d.xid, d.id, d.user_id, d.ticket
-        from tidings_disconnections as d
+        from :"schema".tidings_disconnections as d
         where d.xid = o.xid and d.id > o.id
         order by d.xid, d.id
         limit most
@@ -91,7 +91,7 @@ begin
     union all
     (
       select d.xid, d.id, d.user_id, d.ticket
-      from tidings_disconnections as d
+      from :"schema".tidings_disconnections as d
       where d.xid >= after and d.xid < horizon
       order by d.xid, d.id
       limit most
@@ -102,9 +102,9 @@ begin
 end
 $$;
 
-revoke all on function tidings_disconnections_page(xid8, xid8[], bigint[], int) from public;
+revoke all on function :"schema".tidings_disconnections_page(xid8, xid8[], bigint[], int) from public;
 
-comment on function tidings_disconnections_page(xid8, xid8[], bigint[], int) is
+comment on function :"schema".tidings_disconnections_page(xid8, xid8[], bigint[], int) is
   'Which streams were to end since a position, a page at a time; the bridges call it (Tidings).';
 
 -- A role that was granted the earlier function by name reads the same with this
@@ -116,13 +116,14 @@ begin
   for statement in
     select
       format(
-        'grant execute on function tidings_disconnections_page(xid8, xid8[], bigint[], int) to %s',
+        'grant execute on function %I.tidings_disconnections_page(xid8, xid8[], bigint[], int) to %s',
+        :'schema',
         a.grantee::regrole
       )
     from pg_proc as p
     cross join aclexplode(p.proacl) as a
     where
-      p.oid = 'tidings_disconnections_since(pg_snapshot)'::regprocedure
+      p.oid = :'"schema".tidings_disconnections_since(pg_snapshot)'::regprocedure
       and a.grantee not in (0, p.proowner)
       and a.privilege_type = 'EXECUTE'
   loop
@@ -133,21 +134,21 @@ $$;
 
 -- Removes some of the rows that are older than a day, which every bridge has
 -- read; skips those that another session is removing.
-create function tidings_prune_disconnections(batch int) returns void
+create function :"schema".tidings_prune_disconnections(batch int) returns void
 language sql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set enable_seqscan to off
 set enable_bitmapscan to off
 set enable_sort to off
 as $$
-  delete from tidings_disconnections as d
+  delete from :"schema".tidings_disconnections as d
   where
     d.id = any (
       array(
         select e.id
-        from tidings_disconnections as e
+        from :"schema".tidings_disconnections as e
         where e.created_at < now() - interval '1 day'
         order by e.created_at
         limit batch
@@ -156,19 +157,19 @@ as $$
     )
 $$;
 
-revoke all on function tidings_prune_disconnections(int) from public;
+revoke all on function :"schema".tidings_prune_disconnections(int) from public;
 
-comment on function tidings_prune_disconnections(int) is
+comment on function :"schema".tidings_prune_disconnections(int) is
   'Removes rows of tidings_disconnections that are older than a day (Tidings).';
 
 -- A plan that was made while the tables were empty is kept for the session, and
 -- one statement may call this for millions of users: without the setting each
 -- call could read a whole table.
-create or replace function disconnect_user(user_id text) returns void
+create or replace function :"schema".disconnect_user(user_id text) returns void
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set enable_seqscan to off
 as $$
 begin
@@ -179,15 +180,15 @@ begin
   -- Once a transaction: a statement that calls this for a million users would
   -- pass over all that it has removed before each time.
   if not exists (
-    select from tidings_disconnections as d where d.xid = pg_current_xact_id()
+    select from :"schema".tidings_disconnections as d where d.xid = pg_current_xact_id()
   )
   then
-    perform tidings_prune_disconnections(100);
+    perform :"schema".tidings_prune_disconnections(100);
   end if;
-  delete from stream_tickets as t where t.user_id = disconnect_user.user_id;
+  delete from :"schema".stream_tickets as t where t.user_id = disconnect_user.user_id;
   -- No stream is of a user whose name is longer.
   if octet_length(disconnect_user.user_id) between 1 and 255 then
-    insert into tidings_disconnections (user_id) values (disconnect_user.user_id);
+    insert into :"schema".tidings_disconnections (user_id) values (disconnect_user.user_id);
   end if;
 end
 $$;
@@ -198,32 +199,32 @@ $$;
 -- Tokens that the application has signed stay good until they expire, so the
 -- streams that were opened with them come back: change the signing secret first
 -- if they must not.
-create function disconnect_everyone() returns void
+create function :"schema".disconnect_everyone() returns void
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform tidings_prune_disconnections(100);
+  perform :"schema".tidings_prune_disconnections(100);
   -- First, so that removing the tickets adds no rows.
-  insert into tidings_disconnections (user_id) values (null);
-  delete from stream_tickets;
+  insert into :"schema".tidings_disconnections (user_id) values (null);
+  delete from :"schema".stream_tickets;
 end
 $$;
 
-revoke all on function disconnect_everyone() from public;
+revoke all on function :"schema".disconnect_everyone() from public;
 
-comment on function disconnect_everyone() is
+comment on function :"schema".disconnect_everyone() is
   'Ends every stream on every bridge within seconds and removes all tickets (Tidings).';
 
 -- A statement that removes or changes tickets adds a thousand rows at most.
 -- Beyond, the streams that other tickets of the same users opened end too, and
 -- come back with their tickets.
-create or replace function tidings_end_ticket_streams() returns trigger
+create or replace function :"schema".tidings_end_ticket_streams() returns trigger
 language plpgsql
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set enable_seqscan to off
 as $$
 declare
@@ -233,7 +234,7 @@ begin
   -- A row of this transaction ends everyone's streams already.
   if exists (
     select
-    from tidings_disconnections as d
+    from :"schema".tidings_disconnections as d
     where d.xid = pg_current_xact_id() and d.user_id is null and d.ticket is null
   )
   then
@@ -241,9 +242,9 @@ begin
   end if;
 
   if tg_op = 'TRUNCATE' then
-    insert into tidings_disconnections (user_id, ticket)
+    insert into :"schema".tidings_disconnections (user_id, ticket)
     select null, ''
-    where exists (select from stream_tickets as t where t.expires_at > clock_timestamp());
+    where exists (select from :"schema".stream_tickets as t where t.expires_at > clock_timestamp());
     return null;
   end if;
 
@@ -252,7 +253,7 @@ begin
   into counted
   from (select from gone as g where g.expires_at > clock_timestamp() limit most + 1) as few;
   if counted <= most then
-    insert into tidings_disconnections (user_id, ticket)
+    insert into :"schema".tidings_disconnections (user_id, ticket)
     select g.user_id, g.hash from gone as g where g.expires_at > clock_timestamp();
     return null;
   end if;
@@ -266,10 +267,10 @@ begin
     limit most + 1
   ) as few;
   if counted <= most then
-    insert into tidings_disconnections (user_id, ticket)
+    insert into :"schema".tidings_disconnections (user_id, ticket)
     select distinct g.user_id, ''::bytea from gone as g where g.expires_at > clock_timestamp();
   else
-    insert into tidings_disconnections (user_id, ticket) values (null, '');
+    insert into :"schema".tidings_disconnections (user_id, ticket) values (null, '');
   end if;
   return null;
 end
@@ -279,12 +280,12 @@ $$;
 -- transaction, because a statement that makes a million tickets would pass over all
 -- that it has removed before each time. A caller who forges the setting leaves them
 -- to the bridges.
-create or replace function create_stream_ticket(user_id text, ttl interval default '1 hour')
+create or replace function :"schema".create_stream_ticket(user_id text, ttl interval default '1 hour')
 returns text
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 set enable_seqscan to off
 as $$
 declare
@@ -310,10 +311,10 @@ begin
 
   if current_setting('tidings.tickets_pruned', true) is distinct from pg_current_xact_id()::text
   then
-    delete from stream_tickets
+    delete from :"schema".stream_tickets
     where hash in (
       select t.hash
-      from stream_tickets as t
+      from :"schema".stream_tickets as t
       where t.expires_at < created
       order by t.expires_at
       limit 10
@@ -322,7 +323,7 @@ begin
     perform set_config('tidings.tickets_pruned', pg_current_xact_id()::text, true);
   end if;
 
-  insert into stream_tickets (hash, user_id, created_at, expires_at)
+  insert into :"schema".stream_tickets (hash, user_id, created_at, expires_at)
   values (
     sha256(convert_to(ticket, 'UTF8')),
     create_stream_ticket.user_id,
@@ -335,7 +336,7 @@ $$;
 
 -- As in V11__activity.sql; also removes old disconnections and tickets that have
 -- expired, since nobody else may do it after millions were added at once.
-create or replace function tidings_report(
+create or replace function :"schema".tidings_report(
   bridge text,
   version text,
   role text,
@@ -356,11 +357,11 @@ create or replace function tidings_report(
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
-  insert into tidings_bridges_seen as b
+  insert into :"schema".tidings_bridges_seen as b
   values (
     tidings_report.bridge, tidings_report.version, tidings_report.role, tidings_report.address,
     tidings_report.client_address, tidings_report.started_at, tidings_report.pid,
@@ -380,7 +381,7 @@ begin
     last_seen = excluded.last_seen;
 
   if tidings_report.minute is not null then
-    insert into tidings_activity as a
+    insert into :"schema".tidings_activity as a
     values (
       tidings_report.minute, tidings_report.bridge, tidings_report.seen, tidings_report.sent,
       tidings_report.delays
@@ -390,31 +391,31 @@ begin
   end if;
 
   -- A few of what is older than a day go each time, and nobody waits for it.
-  delete from tidings_activity
+  delete from :"schema".tidings_activity
   where (minute, bridge) in (
     select a.minute, a.bridge
-    from tidings_activity as a
+    from :"schema".tidings_activity as a
     where a.minute < now() - interval '1 day'
     order by a.minute
     limit 100
     for update skip locked
   );
-  delete from tidings_bridges_seen
+  delete from :"schema".tidings_bridges_seen
   where bridge in (
     select b.bridge
-    from tidings_bridges_seen as b
+    from :"schema".tidings_bridges_seen as b
     where b.last_seen < now() - interval '1 day'
     limit 100
     for update skip locked
   );
   -- Every ten seconds: a million of each in 17 minutes.
-  perform tidings_prune_disconnections(10000);
-  delete from stream_tickets
+  perform :"schema".tidings_prune_disconnections(10000);
+  delete from :"schema".stream_tickets
   where
     hash = any (
       array(
         select t.hash
-        from stream_tickets as t
+        from :"schema".stream_tickets as t
         where t.expires_at < now() - interval '1 hour'
         order by t.expires_at
         limit 10000
@@ -427,20 +428,20 @@ $$;
 -- Logging somebody out waits while these are made: a second for each million
 -- users that were logged out within the last day. Nothing on `notifications`
 -- waits.
-create index tidings_disconnections_xid_id on tidings_disconnections (xid, id);
-create index tidings_disconnections_everyone on tidings_disconnections (xid)
+create index tidings_disconnections_xid_id on :"schema".tidings_disconnections (xid, id);
+create index tidings_disconnections_everyone on :"schema".tidings_disconnections (xid)
 where user_id is null;
 
 -- For an instant, reading waits too.
-alter table tidings_disconnections
+alter table :"schema".tidings_disconnections
   alter column user_id drop not null,
   add constraint tidings_disconnections_whose
     check (user_id is not null or ticket is null or ticket = '') not valid;
 
 -- The new one serves the same queries.
-drop index tidings_disconnections_xid;
+drop index :"schema".tidings_disconnections_xid;
 
-comment on column tidings_disconnections.user_id is
+comment on column :"schema".tidings_disconnections.user_id is
   'Whose streams end; null means everyone''s.';
-comment on column tidings_disconnections.ticket is
+comment on column :"schema".tidings_disconnections.ticket is
   'Hash of the ticket whose streams end; empty means any ticket, null means every stream.';

@@ -5,7 +5,7 @@
 -- stay heap-only (100 %, against 43 % at 70), which touches no index.
 --
 -- sent_at is in no index and no predicate, for the same reason.
-create table notifications (
+create table :"schema".notifications (
   id bigint generated always as identity primary key,
   user_id text not null,
   text text not null,
@@ -32,19 +32,19 @@ create table notifications (
 ) with (fillfactor = 45);
 
 -- The bridge's own reading of the tail.
-create index notifications_xid_id on notifications (xid, id);
+create index notifications_xid_id on :"schema".notifications (xid, id);
 
 -- One user's catch-up and resume.
-create index notifications_user_id_xid_id on notifications (user_id, xid, id);
+create index notifications_user_id_xid_id on :"schema".notifications (user_id, xid, id);
 
-comment on table notifications is
+comment on table :"schema".notifications is
   'Insert a row to notify a user: every browser that the user has open shows it (Tidings).';
-comment on column notifications.user_id is 'Whom it concerns, 1 to 255 bytes.';
-comment on column notifications.text is 'What it says, up to 1 MiB; may be JSON.';
-comment on column notifications.event is 'Name of the browser event; null means message.';
-comment on column notifications.expires_at is 'Not delivered after this.';
-comment on column notifications.sent_at is
+comment on column :"schema".notifications.user_id is 'Whom it concerns, 1 to 255 bytes.';
+comment on column :"schema".notifications.text is 'What it says, up to 1 MiB; may be JSON.';
+comment on column :"schema".notifications.event is 'Name of the browser event; null means message.';
+comment on column :"schema".notifications.expires_at is 'Not delivered after this.';
+comment on column :"schema".notifications.sent_at is
   'When it was first written to a connection of its user; set by the bridge alone.';
-comment on column notifications.sent is 'Whether it was written to a connection of its user.';
-comment on column notifications.xid is
+comment on column :"schema".notifications.sent is 'Whether it was written to a connection of its user.';
+comment on column :"schema".notifications.xid is
   'The transaction that wrote the row; set by its default alone.';

@@ -6,10 +6,10 @@
 --
 -- It runs with its owner's rights, so that an INSERT doesn't fail where the
 -- writer may not call pg_notify.
-create function tidings_ring_doorbell() returns trigger
+create function :"schema".tidings_ring_doorbell() returns trigger
 language plpgsql
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_catalog.pg_notify('tidings_' || tg_relid::text, '');
@@ -17,12 +17,12 @@ begin
 end
 $$;
 
-revoke all on function tidings_ring_doorbell() from public;
+revoke all on function :"schema".tidings_ring_doorbell() from public;
 
-comment on function tidings_ring_doorbell() is
+comment on function :"schema".tidings_ring_doorbell() is
   'Tells the bridges that there are new notifications (Tidings).';
 
 create trigger tidings_ring_doorbell
-after insert on notifications
+after insert on :"schema".notifications
 for each statement
-execute function tidings_ring_doorbell();
+execute function :"schema".tidings_ring_doorbell();

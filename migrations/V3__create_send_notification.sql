@@ -2,33 +2,33 @@
 --
 -- It runs with its owner's rights, so that a role may send without any right
 -- on the table; who may call it may write to every user.
-create function send_notification(user_id text, text text, event text default null)
+create function :"schema".send_notification(user_id text, text text, event text default null)
 returns bigint
 language sql
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
-  insert into notifications (user_id, text, event)
+  insert into :"schema".notifications (user_id, text, event)
   values (send_notification.user_id, send_notification.text, send_notification.event)
   returning id
 $$;
 
 -- For applications whose users have numbers.
-create function send_notification(user_id bigint, text text, event text default null)
+create function :"schema".send_notification(user_id bigint, text text, event text default null)
 returns bigint
 language sql
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
-  insert into notifications (user_id, text, event)
+  insert into :"schema".notifications (user_id, text, event)
   values (send_notification.user_id::text, send_notification.text, send_notification.event)
   returning id
 $$;
 
-revoke all on function send_notification(text, text, text) from public;
-revoke all on function send_notification(bigint, text, text) from public;
+revoke all on function :"schema".send_notification(text, text, text) from public;
+revoke all on function :"schema".send_notification(bigint, text, text) from public;
 
-comment on function send_notification(text, text, text) is
+comment on function :"schema".send_notification(text, text, text) is
   'Notifies a user and returns the notification''s id (Tidings).';
-comment on function send_notification(bigint, text, text) is
+comment on function :"schema".send_notification(bigint, text, text) is
   'Notifies a user and returns the notification''s id (Tidings).';

@@ -4,16 +4,16 @@
 -- by now. It is told so, instead of silently missing them: whoever removes rows
 -- writes down here, in the same transaction, the youngest transaction of which
 -- rows were removed.
-create table tidings_pruned (
+create table :"schema".tidings_pruned (
   only_row boolean primary key default true,
   xid xid8 not null,
 
   constraint tidings_pruned_only_row check (only_row)
 );
 
-insert into tidings_pruned (xid) values ('0');
+insert into :"schema".tidings_pruned (xid) values ('0');
 
-comment on table tidings_pruned is
+comment on table :"schema".tidings_pruned is
   'How far notifications have been removed; who removes some moves it on (Tidings).';
-comment on column tidings_pruned.xid is
+comment on column :"schema".tidings_pruned.xid is
   'The youngest transaction of which notifications were removed.';

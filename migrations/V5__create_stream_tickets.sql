@@ -3,7 +3,7 @@
 --
 -- A ticket is the value that create_stream_ticket returns, and it is not kept:
 -- whoever reads this table, or a dump of it, can open no stream.
-create table stream_tickets (
+create table :"schema".stream_tickets (
   hash bytea primary key,
   user_id text not null,
   created_at timestamptz not null,
@@ -18,16 +18,16 @@ create table stream_tickets (
 );
 
 -- All tickets of a user, when the user is disconnected.
-create index stream_tickets_user_id on stream_tickets (user_id);
+create index stream_tickets_user_id on :"schema".stream_tickets (user_id);
 
 -- The expired ones, which are removed while new ones are made.
-create index stream_tickets_expires_at on stream_tickets (expires_at);
+create index stream_tickets_expires_at on :"schema".stream_tickets (expires_at);
 
-comment on table stream_tickets is
+comment on table :"schema".stream_tickets is
   'Who may open whose stream with ?ticket=; removing a row ends the streams that it opened (Tidings).';
-comment on column stream_tickets.hash is 'SHA-256 of the ticket, which is kept nowhere.';
-comment on column stream_tickets.user_id is 'Whose stream it opens.';
-comment on column stream_tickets.expires_at is
+comment on column :"schema".stream_tickets.hash is 'SHA-256 of the ticket, which is kept nowhere.';
+comment on column :"schema".stream_tickets.user_id is 'Whose stream it opens.';
+comment on column :"schema".stream_tickets.expires_at is
   'When it opens no more streams, and those that it opened end.';
 
 -- Makes a ticket and returns it, this once.
@@ -37,12 +37,12 @@ comment on column stream_tickets.expires_at is
 --
 -- 244 random bits from Postgres' own generator of UUIDs, so that no extension
 -- is needed.
-create function create_stream_ticket(user_id text, ttl interval default '1 hour')
+create function :"schema".create_stream_ticket(user_id text, ttl interval default '1 hour')
 returns text
 language plpgsql
 volatile
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   ticket text := replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '');
@@ -66,17 +66,17 @@ begin
   seconds := extract(epoch from ttl);
 
   -- A few of those that have expired go for each that comes.
-  delete from stream_tickets
+  delete from :"schema".stream_tickets
   where hash in (
     select t.hash
-    from stream_tickets as t
+    from :"schema".stream_tickets as t
     where t.expires_at < created
     order by t.expires_at
     limit 10
     for update skip locked
   );
 
-  insert into stream_tickets (hash, user_id, created_at, expires_at)
+  insert into :"schema".stream_tickets (hash, user_id, created_at, expires_at)
   values (
     sha256(convert_to(ticket, 'UTF8')),
     create_stream_ticket.user_id,
@@ -87,7 +87,7 @@ begin
 end
 $$;
 
-revoke all on function create_stream_ticket(text, interval) from public;
+revoke all on function :"schema".create_stream_ticket(text, interval) from public;
 
-comment on function create_stream_ticket(text, interval) is
+comment on function :"schema".create_stream_ticket(text, interval) is
   'Returns a ticket that opens the user''s stream with ?ticket= until it expires (Tidings).';

@@ -2,16 +2,16 @@
 --
 -- Null if nothing was removed. Stable, so that it sees what the page sees that
 -- it is read with.
-create function tidings_pruned_through() returns xid8
+create function :"schema".tidings_pruned_through() returns xid8
 language sql
 stable
 security definer
-set search_path from current
+set search_path = pg_catalog, pg_temp
 as $$
-  select xid from tidings_pruned where only_row and xid > '0'
+  select xid from :"schema".tidings_pruned where only_row and xid > '0'
 $$;
 
-revoke all on function tidings_pruned_through() from public;
+revoke all on function :"schema".tidings_pruned_through() from public;
 
-comment on function tidings_pruned_through() is
+comment on function :"schema".tidings_pruned_through() is
   'The youngest transaction of which notifications were removed, if any were (Tidings).';

@@ -14,13 +14,13 @@
 -- while it holds the lock that every INSERT takes on the table, until its rows
 -- are visible. A bridge has writers ring first, then waits until none of those
 -- holds that lock who may not have, then looks once more.
-create sequence tidings_bell;
+create sequence :"schema".tidings_bell;
 
-comment on sequence tidings_bell is
+comment on sequence :"schema".tidings_bell is
   'Has a last value while a bridge sleeps, so that INSERTs ring the doorbell (Tidings).';
 
 -- The trigger's condition is evaluated with the rights of whoever inserts.
-grant select on sequence tidings_bell to public;
+grant select on sequence :"schema".tidings_bell to public;
 
 -- Equal rings in one transaction are delivered as one. The channel carries the
 -- table's OID: two installations in one database don't hear each other.
@@ -31,7 +31,7 @@ grant select on sequence tidings_bell to public;
 -- It is the same function, so that its owner and rights stay. It keeps no search
 -- path, which would cost more than the rest of it: all names in it are qualified,
 -- operators too, so that a caller's path decides nothing.
-create or replace function tidings_ring_doorbell() returns trigger
+create or replace function :"schema".tidings_ring_doorbell() returns trigger
 language plpgsql
 security definer
 as $$
@@ -44,17 +44,17 @@ begin
 end
 $$;
 
-comment on function tidings_ring_doorbell() is
+comment on function :"schema".tidings_ring_doorbell() is
   'Tells the bridges that there are new notifications (Tidings).';
 
 -- As a condition, the sequence is read without a function being called.
 --
 -- A bridge of before this file, for which nobody rings, finds rows once a second
 -- until it is replaced.
-drop trigger tidings_ring_doorbell on notifications;
+drop trigger tidings_ring_doorbell on :"schema".notifications;
 
 create trigger tidings_ring_doorbell
-after insert on notifications
+after insert on :"schema".notifications
 for each statement
-when (pg_catalog.pg_sequence_last_value('tidings_bell'::regclass) is not null)
-execute function tidings_ring_doorbell();
+when (pg_catalog.pg_sequence_last_value(:'"schema".tidings_bell'::regclass) is not null)
+execute function :"schema".tidings_ring_doorbell();

@@ -23,9 +23,10 @@ from (
   where relnamespace = to_regnamespace(quote_ident($1)) and relname = any($2::text[])
   union all
   select format(
-    'a %s %s',
+    'a %s %s(%s)',
     case prokind when 'p' then 'procedure' else 'function' end,
-    oid::regprocedure
+    proname,
+    pg_get_function_identity_arguments(oid)
   )
   from pg_proc
   where pronamespace = to_regnamespace(quote_ident($1)) and proname = any($2::text[])

@@ -4,6 +4,8 @@
 -- $1 schema. A role that may insert the columns that an application writes, and
 -- select ids, has no more than tidings_writer, and is left out. `reads` tells of
 -- those who can read notifications thereby: from the table, or with a ticket.
+-- `creates` tells of those who can make objects in the schema: every role but the owner
+-- of what is ours and the owner of the schema.
 with
   place as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname = $1),
   owner (oid) as (
@@ -68,11 +70,10 @@ with
         or proname like 'tidings\_%'
       )
     union all
-    -- Whoever may create here can put a function in the way of somebody else's.
-    select grantee, 'create', format('schema %I', nspname), false
+    select grantee, 'create', format('schema %I', nspname), null
     from place
     cross join aclexplode(coalesce(nspacl, acldefault('n', nspowner)))
-    where privilege_type = 'CREATE' and grantee = 0
+    where privilege_type = 'CREATE' and grantee <> nspowner
   ),
   -- What the tables and functions of later migrations will be born with. What
   -- PUBLIC gets by default on functions, migrations take away.
@@ -112,7 +113,8 @@ select
   g.name as grantee,
   what,
   statement || g.name || ';' as cure,
-  reads
+  reads is true as reads,
+  reads is null as creates
 from found
 cross join lateral (
   select case when grantee = 0 then 'public' else grantee::regrole::text end
@@ -123,9 +125,10 @@ where
     select oid
     from pg_roles
     where
-      rolname in (
-        current_user,
-        'tidings_owner', 'tidings_bridge', 'tidings_writer', 'tidings_issuer', 'tidings_monitor'
+      rolname = 'tidings_owner'
+      or reads is not null
+      and rolname in (
+        current_user, 'tidings_bridge', 'tidings_writer', 'tidings_issuer', 'tidings_monitor'
       )
   )
-order by reads desc, what, grantee
+order by reads desc nulls last, what, grantee

@@ -14,7 +14,8 @@
 -- None of them logs in: grant them to the roles that do (`grant tidings_bridge
 -- to bridge`). It may run before `tidings migrate` or after it, and as often as
 -- you like; what an earlier `tidings migrate` made is handed over to
--- tidings_owner. It is all or nothing.
+-- tidings_owner. It is all or nothing. If another role than this one or the owner of
+-- the schema ran that `tidings migrate`, name it (-v from=app).
 --
 -- It takes no superuser, but a role that has CREATEROLE and owns the schema (or
 -- may create it) and what is in there of Tidings. That role becomes a member of
@@ -25,11 +26,16 @@
 \else
   \set schema public
 \endif
+\if :{?from}
+\else
+  \set from ''
+\endif
 
 begin;
 set local search_path to pg_catalog, pg_temp;
 set local client_min_messages to notice;
 set local tidings.schema to :"schema";
+set local tidings.handed_over_by to :'from';
 
 -- The groups.
 do $$
@@ -102,7 +108,16 @@ exception
 end
 $$;
 
--- What is there already. What doesn't belong to the history's owner isn't ours.
+-- What is there already is handed over to tidings_owner: what this release makes, with
+-- exactly these arguments, and belongs to the owner of the history. Rights on it that
+-- others were given are taken away; those of the groups are given at the end.
+--
+-- Any role with CREATE on the schema could have made a table that has the history's
+-- name, and a function of one of our names that would run as tidings_owner from now on.
+-- So the history must belong to this role, the owner of the schema, a superuser, or the
+-- role that you name:
+--
+--     psql -v schema=public -v from=app -f sql/roles.sql
 do $$
 declare
   schema constant text := current_setting('tidings.schema');
@@ -111,43 +126,115 @@ declare
     from pg_class
     where oid = to_regclass(format('%I.tidings_schema_history', schema))
   );
-  handover text;
+  -- From PostgreSQL 15 on public belongs to the owner of the database.
+  schema_owner constant regrole := (
+    select case
+      when nspowner = to_regrole('pg_database_owner')
+      then (select datdba from pg_database where datname = current_database())
+      else nspowner
+    end
+    from pg_namespace
+    where nspname = schema
+  );
+  handover record;
+  grantee text;
 begin
-  if owner = 'tidings_owner'::regrole then
+  if owner is null or owner = 'tidings_owner'::regrole then
     return;
   end if;
+  if owner not in (to_regrole(quote_ident(current_user)), schema_owner)
+    and not (select rolsuper from pg_roles where oid = owner)
+    and owner is distinct from to_regrole(quote_ident(current_setting('tidings.handed_over_by')))
+  then
+    raise exception using
+      message = format(
+        'the history of Tidings in the schema %s belongs to %s, who is neither the owner of the '
+        'schema (%s) nor the role that runs this (%I)',
+        schema, owner, schema_owner, current_user
+      ),
+      hint = format(
+        'If %1$s installed Tidings here, repeat with -v from=%1$s. If not, remove it: '
+        'drop table %2$I.tidings_schema_history;',
+        owner, schema
+      );
+  end if;
   for handover in
-    select format('alter table %s owner to tidings_owner', oid::regclass)
-    from pg_class
+    select
+      format('%s %s', kind, oid::regclass) as object,
+      case kind when 'sequence' then 'sequence' else 'table' end || ' ' || oid::regclass::text
+        as granted,
+      coalesce(relacl, acldefault(case kind when 'sequence' then 's' else 'r' end::"char", relowner))
+        || array(
+          select a
+          from pg_attribute
+          cross join unnest(attacl) as a
+          where attrelid = pg_class.oid and attacl is not null
+        ) as acl
+    from (
+      values
+        ('table', 'notifications'),
+        ('table', 'stream_tickets'),
+        ('table', 'tidings_activity'),
+        ('table', 'tidings_bridges_seen'),
+        ('table', 'tidings_disconnections'),
+        ('table', 'tidings_drained'),
+        ('table', 'tidings_pruned'),
+        ('table', 'tidings_reopened'),
+        ('table', 'tidings_schema_history'),
+        ('view', 'tidings_bridges'),
+        ('view', 'tidings_delay'),
+        ('view', 'tidings_pending'),
+        ('view', 'tidings_pending_total'),
+        ('view', 'tidings_queue'),
+        ('view', 'tidings_size'),
+        ('view', 'tidings_throughput'),
+        ('sequence', 'tidings_bell')
+    ) as made (kind, name)
+    join pg_class on oid = to_regclass(format('%I.%I', schema, name))
     where
-      relnamespace = to_regnamespace(quote_ident(schema))
-      and relkind in ('r', 'v')
-      and relowner = owner
-      and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
+      relowner = owner
+      and relkind = case kind when 'table' then 'r' when 'view' then 'v' else 'S' end
     union all
-    select format('alter sequence %s owner to tidings_owner', oid::regclass)
-    from pg_class
-    where
-      relnamespace = to_regnamespace(quote_ident(schema))
-      and relkind = 'S'
-      and relowner = owner
-      and relname = 'tidings_bell'
-    union all
-    select format('alter routine %s owner to tidings_owner', oid::regprocedure)
-    from pg_proc
-    where
-      pronamespace = to_regnamespace(quote_ident(schema))
-      and prokind in ('f', 'p')
-      and proowner = owner
-      and (
-        proname in (
-          'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone'
-        )
-        or proname like 'tidings\_%'
-      )
+    select
+      format('routine %s', oid::regprocedure),
+      format('routine %s', oid::regprocedure),
+      coalesce(proacl, acldefault('f', proowner))
+    from (
+      values
+        ('create_stream_ticket(text, interval)'),
+        ('disconnect_everyone()'),
+        ('disconnect_user(bigint)'),
+        ('disconnect_user(text)'),
+        ('send_notification(bigint, text, text)'),
+        ('send_notification(text, text, text)'),
+        ('tidings_disconnections_page(xid8, xid8[], bigint[], integer)'),
+        ('tidings_disconnections_since(pg_snapshot)'),
+        ('tidings_end_ticket_streams()'),
+        ('tidings_pending_users()'),
+        ('tidings_prune(interval, integer)'),
+        ('tidings_prune_batch(interval, bigint, integer)'),
+        ('tidings_prune_disconnections(integer)'),
+        ('tidings_pruned_through()'),
+        ('tidings_reopen()'),
+        (
+          'tidings_report(text, text, text, text, inet, timestamptz, integer, timestamptz, text, '
+          'timestamptz, bigint, interval, timestamptz, bigint, bigint, bigint[])'
+        ),
+        ('tidings_ring_doorbell()')
+    ) as made (signature)
+    join pg_proc on oid = to_regprocedure(format('%I.%s', schema, signature))
+    where proowner = owner and prokind in ('f', 'p')
   loop
-    execute handover;
-    raise notice '% (it was %''s)', handover, owner;
+    execute format('alter %s owner to tidings_owner', handover.object);
+    raise notice 'alter % owner to tidings_owner (it was %''s)', handover.object, owner;
+    for grantee in
+      select distinct
+        case when r.grantee = 0 then 'public' else r.grantee::regrole::text end
+      from aclexplode(handover.acl) as r
+      where r.grantee <> 'tidings_owner'::regrole
+    loop
+      execute format('revoke all on %s from %s cascade', handover.granted, grantee);
+    end loop;
   end loop;
 exception
   when insufficient_privilege then
@@ -180,6 +267,7 @@ begin
         ('tidings_owner', 'gen_random_uuid()'),
         ('tidings_owner', 'sha256(bytea)'),
         ('tidings_owner', 'hashtextextended(text, bigint)'),
+        ('tidings_owner', 'set_config(text, text, boolean)'),
         ('tidings_owner', 'pg_try_advisory_lock(bigint)'),
         -- The column xid.
         ('tidings_owner', 'pg_current_xact_id()'),

@@ -13,7 +13,6 @@ mod running;
 mod schema;
 mod triggers;
 
-use tokio_postgres::Client;
 use tracing::warn;
 
 pub use self::{
@@ -23,7 +22,7 @@ pub use self::{
 };
 use crate::{
     config::Thresholds,
-    database::{self, DatabaseUrl},
+    database::{Borrowed, DatabaseUrl},
     schema::{SchemaError, SchemaName},
 };
 
@@ -46,7 +45,7 @@ pub struct Place<'a> {
 pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report, SchemaError> {
     let mut report = Report::default();
     report.findings.extend(path::direct(place.direct).await);
-    let (client, _driver) = match database::connect(place.direct, |_| ()).await {
+    let client = match Borrowed::connect(place.direct).await {
         Ok(connected) => connected,
         // It is among the findings.
         Err(_) if report.wrong() > 0 => {
@@ -85,7 +84,7 @@ pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report
 ///
 /// [`SchemaError`], if it can't be found out.
 pub async fn state(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
     thresholds: &Thresholds,
 ) -> Result<Report, SchemaError> {
@@ -120,17 +119,26 @@ pub async fn state(
     Ok(report)
 }
 
-/// Warns of what lets others read notifications.
+/// Warns of what lets others read notifications, or create objects in the schema.
 ///
 /// # Errors
 ///
 /// [`SchemaError`], if it can't be found out.
 pub async fn warn_of_readers(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), SchemaError> {
-    let (client, _driver) = database::connect(url, |_| ()).await?;
+    let client = Borrowed::connect(url).await?;
     let findings = rights::foreign(&client, schema).await?;
-    let readers = findings.iter().filter(|found| found.topic == Topic::Read);
-    for Finding { found, cure, .. } in readers {
-        warn!("{found}, and so can read notifications; if that is not meant: {cure}");
+    for finding in &findings {
+        let Finding { found, cure, .. } = finding;
+        match finding.topic {
+            Topic::Read => {
+                warn!("{found}, and so can read notifications; if that is not meant: {cure}");
+            }
+            Topic::Create => warn!(
+                "{found}, and so can create objects beside those of Tidings; if that is not \
+                 meant: {cure}"
+            ),
+            _ => {}
+        }
     }
     Ok(())
 }

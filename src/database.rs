@@ -1,5 +1,6 @@
 //! Connections to Postgres: where it is, and how one is opened.
 
+mod borrowed;
 mod conninfo;
 mod tls;
 mod url;
@@ -22,7 +23,10 @@ use tokio_postgres::{
     AsyncMessage, Client, Connection, NoTls, config::SslMode, error::SqlState, tls::MakeTlsConnect,
 };
 
-pub use self::url::DatabaseUrl;
+pub use self::{
+    borrowed::{Borrowed, Queries, in_transaction},
+    url::DatabaseUrl,
+};
 use self::{
     tls::{Attempt, Mode},
     url::{Place, Target},
@@ -41,6 +45,39 @@ const KEEPALIVE_RETRIES: u32 = 2;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
 
+/// What a database or a role may set for its applications and would change what our
+/// statements mean, whom they conflict with, or whether they work at all.
+///
+/// Of names, only those of `pg_catalog` are found without a schema: in any other, a
+/// function that somebody made could take precedence over one of Postgres with less
+/// exact argument types. Where row-level security would hide rows, Postgres reports
+/// an error instead.
+///
+/// Left to the database on purpose: `role`, which decides about rights,
+/// `synchronous_commit`, which decides how durable a mark is, and what only a superuser
+/// may set (`session_replication_role`).
+const PINNED: &[(&str, &str)] = &[
+    ("search_path", "pg_catalog, pg_temp"),
+    ("row_security", "off"),
+    ("default_transaction_isolation", "'read committed'"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_deferrable", "off"),
+    ("standard_conforming_strings", "on"),
+    ("transform_null_equals", "off"),
+    ("quote_all_identifiers", "off"),
+    ("datestyle", "'ISO, MDY'"),
+    ("intervalstyle", "'postgres'"),
+    ("timezone", "'UTC'"),
+    ("bytea_output", "'hex'"),
+    ("extra_float_digits", "1"),
+    ("lock_timeout", "0"),
+    ("statement_timeout", "'60s'"),
+    ("idle_in_transaction_session_timeout", "0"),
+];
+
+/// The same for settings that only newer servers have: 14 and 17.
+const PINNED_IF_KNOWN: [&str; 2] = ["idle_session_timeout", "transaction_timeout"];
+
 /// The queries must stay on their indexes at any table size, also with plans
 /// made while the table was empty or never analysed: without these settings
 /// Postgres then reads the whole table. The penalties that they set on other
@@ -52,16 +89,26 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
 ///
 /// What our sessions do to the table never makes an earlier row one that is to be
 /// delivered (the trigger of `V9__drained.sql`).
-pub const SETTINGS: &[(&str, &str)] = &[
+const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "'10s'"),
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("enable_sort", "off"),
+    ("enable_indexscan", "on"),
+    ("enable_indexonlyscan", "on"),
+    ("enable_nestloop", "on"),
+    ("enable_hashjoin", "on"),
+    ("enable_mergejoin", "on"),
+    ("enable_hashagg", "on"),
+    ("enable_material", "on"),
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
     ("plan_cache_mode", "force_generic_plan"),
     ("tidings.marking", "on"),
 ];
+
+/// Begins a transaction that means the same whatever the database's defaults are.
+pub const BEGIN: &str = "begin isolation level read committed, read write, not deferrable;";
 
 /// Bounds for how long the server keeps a session whose bridge is frozen or
 /// gone: it would pin the notification queue of the whole cluster. They act on
@@ -168,7 +215,7 @@ pub type Driver = JoinHandle<Option<tokio_postgres::Error>>;
 /// cluster.
 ///
 /// Of several hosts the first primary that answers is taken. Nothing is set in
-/// the session.
+/// the session, so names must be qualified.
 ///
 /// # Errors
 ///
@@ -212,7 +259,7 @@ pub async fn connect(
 }
 
 async fn is_standby(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    let row = client.query_typed_one("select pg_is_in_recovery()", &[]);
+    let row = client.query_typed_one("select pg_catalog.pg_is_in_recovery()", &[]);
     row.await?.try_get(0)
 }
 
@@ -356,13 +403,25 @@ fn bound(socket: &TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
 }
 
-/// Gives a session of our own the settings that its queries need.
+/// Opens a connection for commands that need a session of their own, with what is
+/// pinned in every session.
+///
+/// # Errors
+///
+/// As [`connect`].
+pub async fn connect_pinned(url: &DatabaseUrl) -> Result<(Client, Driver), ConnectError> {
+    let (client, driver) = connect(url, |_| ()).await?;
+    client.batch_execute(&pinned(Scope::Session)).await?;
+    Ok((client, driver))
+}
+
+/// Gives a session of our own the settings that the bridge's queries need.
 ///
 /// # Errors
 ///
 /// What Postgres answers.
 pub async fn settle(client: &Client) -> Result<(), tokio_postgres::Error> {
-    client.batch_execute(&settings("set")).await
+    client.batch_execute(&settings(Scope::Session)).await
 }
 
 /// The same for the session that listens.
@@ -375,10 +434,39 @@ pub async fn settle_listener(client: &Client) -> Result<(), tokio_postgres::Erro
     client.batch_execute(LISTENER_SETTINGS).await
 }
 
-/// All [`SETTINGS`] in one text; `set` for the session or `set local` for the
-/// transaction.
-pub fn settings(set: &str) -> String {
-    let lines = SETTINGS.iter();
+/// How long a setting holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Until the session ends.
+    Session,
+    /// Until the transaction ends: a pooler lends sessions for one at a time.
+    Transaction,
+}
+
+/// The statements that give a session, or a transaction, all that the bridge's
+/// queries need.
+pub fn settings(scope: Scope) -> String {
+    pinned(scope) + &set(scope, SETTINGS)
+}
+
+/// The statements that pin what must not depend on the database's defaults.
+fn pinned(scope: Scope) -> String {
+    let is_local = scope == Scope::Transaction;
+    let known = PINNED_IF_KNOWN.iter().map(|name| {
+        format!(
+            "select set_config('{name}', '0', {is_local}) \
+             where current_setting('{name}', true) <> '0';"
+        )
+    });
+    set(scope, PINNED) + &known.collect::<String>()
+}
+
+fn set(scope: Scope, settings: &[(&str, &str)]) -> String {
+    let set = match scope {
+        Scope::Session => "set",
+        Scope::Transaction => "set local",
+    };
+    let lines = settings.iter();
     lines
         .map(|(name, value)| format!("{set} {name} = {value};"))
         .collect()

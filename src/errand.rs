@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use tokio_postgres::{Client, Row, error::SqlState, types::Type};
+use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use crate::{
     config::{DatabaseOptions, SendOptions, TicketOptions},
-    database::{self, ConnectError, DatabaseUrl, describe},
+    database::{Borrowed, ConnectError, DatabaseUrl, Queries, describe},
     pool::Parameter,
     schema::SchemaName,
 };
@@ -138,7 +138,7 @@ impl Errand<'_> {
     /// Through a pooler as well: the statement has no name, and nothing stays.
     async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, ErrandError> {
         let url: DatabaseUrl = self.database.url()?;
-        let (client, _driver) = database::connect(&url, |_| ()).await?;
+        let client = Borrowed::connect(&url).await?;
         let query = self.database.schema.fill(query);
         match client.query_typed_one(&query, parameters).await {
             Ok(row) => Ok(row),
@@ -146,7 +146,7 @@ impl Errand<'_> {
         }
     }
 
-    async fn meaning(&self, client: &Client, error: tokio_postgres::Error) -> ErrandError {
+    async fn meaning(&self, client: &Borrowed, error: tokio_postgres::Error) -> ErrandError {
         let reason = describe(&error);
         match error.code() {
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {

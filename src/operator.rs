@@ -14,7 +14,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     config::BridgeOptions,
-    database::{self, DatabaseUrl},
+    database::{Borrowed, DatabaseUrl},
     schema::SchemaName,
     survey::Survey,
     telemetry::{self, Line},
@@ -110,10 +110,10 @@ impl Operator {
             return Arc::clone(survey);
         }
         let mut pause = SURVEY_AGE;
-        let taken = Arc::new(match database::connect(&self.url, |_| ()).await {
-            Ok((client, _driver)) => {
+        let taken = Arc::new(match Borrowed::connect(&self.url).await {
+            Ok(client) => {
                 let began = Instant::now();
-                let taken = Survey::take(&client, &self.schema).await;
+                let taken = Survey::take(client, &self.schema).await;
                 let earned = began.elapsed() * SURVEY_PAUSE;
                 pause = earned.clamp(SURVEY_AGE, SURVEY_LONGEST_PAUSE);
                 taken

@@ -18,7 +18,9 @@ use tokio_postgres::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe};
+use crate::database::{
+    self, BEGIN, CONNECT_LIMIT, ConnectError, DatabaseUrl, Scope, describe, in_transaction,
+};
 
 /// Whose sessions the connections lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +171,7 @@ impl Pool {
     }
 
     /// Runs one query. It runs in a transaction of its own, with the
-    /// [settings](database::SETTINGS) that keep it on its indexes. `limit` covers
+    /// [settings](database::settings) that keep it on its indexes. `limit` covers
     /// every wait: for a connection, for opening one, and for the answer.
     ///
     /// A query that fails, isn't answered in time, or whose future is dropped
@@ -273,18 +275,8 @@ async fn query_unnamed(
     query: &str,
     parameters: &[Parameter<'_>],
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let begin = format!("begin;{}", database::settings("set local"));
-    // Polled in this order at first, so they are sent as one and no pooler can
-    // tear them apart, also if nobody waits for the answer.
-    let (begun, rows, committed) = tokio::join!(
-        client.batch_execute(&begin),
-        client.query_typed(query, parameters),
-        client.batch_execute("commit"),
-    );
-    begun?;
-    let rows = rows?;
-    committed?;
-    Ok(rows)
+    let begin = BEGIN.to_owned() + &database::settings(Scope::Transaction);
+    in_transaction(client, &begin, client.query_typed(query, parameters)).await
 }
 
 /// Opens the pool's connections.

@@ -236,7 +236,7 @@ pub async fn prunable(
     schema: &SchemaName,
     sent_for: Duration,
 ) -> Result<Prunable, PruneError> {
-    let (client, _driver) = database::connect(url, |_| ()).await?;
+    let (client, _driver) = database::connect_pinned(url).await?;
     let count = schema.fill(include_str!("../sql/prunable.sql"));
     let counting = async {
         client.batch_execute(PATIENT).await?;

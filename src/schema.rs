@@ -16,7 +16,7 @@ use tracing::info;
 
 use self::ownership::Owner;
 pub use self::{error::SchemaError, locks::LockHolder, plan::plan, removal::Removal};
-use crate::database::{self, DatabaseUrl};
+use crate::database::{self, DatabaseUrl, Queries};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -41,59 +41,70 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 /// need (expand and contract, see `migrations/README.md`).
 const CONTRACTING: &str = "contract_";
 
+/// What bears a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A table, a view, or a sequence of its own.
+    Relation,
+    /// One or more functions, or a procedure.
+    Function,
+    /// An index or sequence of a table.
+    Part,
+}
+
 /// The names that migrations take in the schema, with the version that does.
 /// Whatever else bears one of them is not ours and is never touched.
-const NAMES: &[(i32, &str)] = &[
-    (1, "notifications"),
-    (1, "notifications_id_seq"),
-    (1, "notifications_pkey"),
-    (1, "notifications_xid_id"),
-    (1, "notifications_user_id_xid_id"),
-    (2, "tidings_ring_doorbell"),
-    (3, "send_notification"),
-    (4, "tidings_pruned"),
-    (4, "tidings_pruned_pkey"),
-    (5, "stream_tickets"),
-    (5, "stream_tickets_pkey"),
-    (5, "stream_tickets_user_id"),
-    (5, "stream_tickets_expires_at"),
-    (5, "create_stream_ticket"),
-    (6, "tidings_disconnections"),
-    (6, "tidings_disconnections_id_seq"),
-    (6, "tidings_disconnections_pkey"),
-    (6, "tidings_disconnections_xid"),
-    (6, "tidings_disconnections_created_at"),
-    (6, "tidings_disconnections_since"),
-    (6, "disconnect_user"),
-    (6, "tidings_end_ticket_streams"),
-    (7, "tidings_pruned_through"),
-    (8, "tidings_bell"),
-    (9, "tidings_drained"),
-    (9, "tidings_drained_pkey"),
-    (9, "tidings_reopened"),
-    (9, "tidings_reopened_pkey"),
-    (9, "tidings_reopen"),
-    (10, "notifications_expires_at"),
-    (10, "tidings_prune_batch"),
-    (10, "tidings_prune"),
-    (11, "tidings_activity"),
-    (11, "tidings_activity_pkey"),
-    (11, "tidings_bridges_seen"),
-    (11, "tidings_bridges_seen_pkey"),
-    (11, "tidings_report"),
-    (12, "tidings_pending_users"),
-    (12, "tidings_pending"),
-    (12, "tidings_pending_total"),
-    (12, "tidings_throughput"),
-    (12, "tidings_delay"),
-    (12, "tidings_bridges"),
-    (12, "tidings_size"),
-    (12, "tidings_queue"),
-    (13, "tidings_disconnections_page"),
-    (13, "tidings_prune_disconnections"),
-    (13, "disconnect_everyone"),
-    (13, "tidings_disconnections_xid_id"),
-    (13, "tidings_disconnections_everyone"),
+const NAMES: &[(i32, Kind, &str)] = &[
+    (1, Kind::Relation, "notifications"),
+    (1, Kind::Part, "notifications_id_seq"),
+    (1, Kind::Part, "notifications_pkey"),
+    (1, Kind::Part, "notifications_xid_id"),
+    (1, Kind::Part, "notifications_user_id_xid_id"),
+    (2, Kind::Function, "tidings_ring_doorbell"),
+    (3, Kind::Function, "send_notification"),
+    (4, Kind::Relation, "tidings_pruned"),
+    (4, Kind::Part, "tidings_pruned_pkey"),
+    (5, Kind::Relation, "stream_tickets"),
+    (5, Kind::Part, "stream_tickets_pkey"),
+    (5, Kind::Part, "stream_tickets_user_id"),
+    (5, Kind::Part, "stream_tickets_expires_at"),
+    (5, Kind::Function, "create_stream_ticket"),
+    (6, Kind::Relation, "tidings_disconnections"),
+    (6, Kind::Part, "tidings_disconnections_id_seq"),
+    (6, Kind::Part, "tidings_disconnections_pkey"),
+    (6, Kind::Part, "tidings_disconnections_xid"),
+    (6, Kind::Part, "tidings_disconnections_created_at"),
+    (6, Kind::Function, "tidings_disconnections_since"),
+    (6, Kind::Function, "disconnect_user"),
+    (6, Kind::Function, "tidings_end_ticket_streams"),
+    (7, Kind::Function, "tidings_pruned_through"),
+    (8, Kind::Relation, "tidings_bell"),
+    (9, Kind::Relation, "tidings_drained"),
+    (9, Kind::Part, "tidings_drained_pkey"),
+    (9, Kind::Relation, "tidings_reopened"),
+    (9, Kind::Part, "tidings_reopened_pkey"),
+    (9, Kind::Function, "tidings_reopen"),
+    (10, Kind::Part, "notifications_expires_at"),
+    (10, Kind::Function, "tidings_prune_batch"),
+    (10, Kind::Function, "tidings_prune"),
+    (11, Kind::Relation, "tidings_activity"),
+    (11, Kind::Part, "tidings_activity_pkey"),
+    (11, Kind::Relation, "tidings_bridges_seen"),
+    (11, Kind::Part, "tidings_bridges_seen_pkey"),
+    (11, Kind::Function, "tidings_report"),
+    (12, Kind::Function, "tidings_pending_users"),
+    (12, Kind::Relation, "tidings_pending"),
+    (12, Kind::Relation, "tidings_pending_total"),
+    (12, Kind::Relation, "tidings_throughput"),
+    (12, Kind::Relation, "tidings_delay"),
+    (12, Kind::Relation, "tidings_bridges"),
+    (12, Kind::Relation, "tidings_size"),
+    (12, Kind::Relation, "tidings_queue"),
+    (13, Kind::Function, "tidings_disconnections_page"),
+    (13, Kind::Function, "tidings_prune_disconnections"),
+    (13, Kind::Function, "disconnect_everyone"),
+    (13, Kind::Part, "tidings_disconnections_xid_id"),
+    (13, Kind::Part, "tidings_disconnections_everyone"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.
@@ -116,10 +127,19 @@ impl SchemaName {
         quoted(&self.0)
     }
 
-    /// A text of `sql/`, with this schema where it has the variable, as a name or
-    /// as a text.
+    /// A text of `sql/` or `migrations/`, with this schema where it has the variable:
+    /// as a name (`:"schema"`), as a text (`:'schema'`), or as a text that names
+    /// something in it (`:'"schema".notifications'`).
     pub fn fill(&self, text: &str) -> String {
-        text.replace(":\"schema\"", &self.quoted())
+        let mut pieces = text.split(":'\"schema\".");
+        let mut filled = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let (name, rest) = piece.split_once('\'').unwrap_or((piece, ""));
+            filled += &literal(&self.qualified(name));
+            filled += rest;
+        }
+        filled
+            .replace(":\"schema\"", &self.quoted())
             .replace(":'schema'", &literal(&self.0))
     }
 
@@ -157,6 +177,8 @@ impl FromStr for SchemaName {
             0 => Err("a schema's name can't be empty"),
             64.. => Err("a schema's name has at most 63 bytes"),
             _ if text.contains('\0') => Err("a schema's name can't hold NUL"),
+            // Functions name it between dollar quotes.
+            _ if text.contains("$$") => Err("a schema's name can't hold $$"),
             _ if text.starts_with("pg_") => Err("names that begin with pg_ belong to Postgres"),
             _ => Ok(Self(text.to_owned())),
         }
@@ -208,9 +230,10 @@ fn runner(schema: &SchemaName) -> Result<Runner, refinery::Error> {
         Migration::unapplied(&migration.to_string(), &sql)
     });
     let mut runner = Runner::new(&filled.collect::<Result<Vec<_>, _>>()?);
-    runner.set_migration_table_name(HISTORY);
-    // A newer bridge may have migrated already: `fit` has decided that it may.
-    Ok(runner.set_abort_missing(false))
+    runner.set_migration_table_name(schema.qualified(HISTORY));
+    // A newer bridge may have migrated already: `fit` has decided that it may. The files
+    // of earlier releases did not name the schema, so their checksums differ.
+    Ok(runner.set_abort_missing(false).set_abort_divergent(false))
 }
 
 /// Compares the schema with what this bridge needs. Reads only the history.
@@ -218,7 +241,7 @@ fn runner(schema: &SchemaName) -> Result<Runner, refinery::Error> {
 /// # Errors
 ///
 /// [`SchemaError`], also if the history's name is taken by something else.
-pub async fn fit(client: &Client, schema: &SchemaName) -> Result<Fit, SchemaError> {
+pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, SchemaError> {
     let history = schema.qualified(HISTORY);
     let exists: bool = client
         .query_typed_one(
@@ -261,7 +284,7 @@ pub async fn fit(client: &Client, schema: &SchemaName) -> Result<Fit, SchemaErro
 }
 
 /// The version that the schema is at, as far as this role may see it.
-pub async fn found(client: &Client, schema: &SchemaName) -> Option<i32> {
+pub async fn found(client: &impl Queries, schema: &SchemaName) -> Option<i32> {
     let history = schema.qualified(HISTORY);
     let query = format!("select max(version) from {history}");
     let row = client.query_typed_one(&query, &[]).await.ok()?;
@@ -283,19 +306,16 @@ pub async fn migrate(
     schema: &SchemaName,
     lock_limit: Duration,
 ) -> Result<(), SchemaError> {
-    let (mut client, _driver) = database::connect(url, |_| ()).await?;
+    let (mut client, _driver) = database::connect_pinned(url).await?;
     check_server(&client).await?;
     let owner = Owner::find(&client, schema).await?;
     create_schema(&client, schema, &owner).await?;
     owner.act(&client).await?;
-    // Migrations name no schema, and their functions keep this path. With
-    // pg_temp at its end a caller's temporary table can't stand in for ours.
-    client
-        .batch_execute(&format!("set search_path to {}, pg_temp", schema.quoted()))
-        .await?;
     // Held until the session ends.
     take_lock(&client, schema).await?;
-    match fit(&client, schema).await? {
+    let fit = fit(&client, schema).await?;
+    refuse_incomplete(&client, schema, fit).await?;
+    match fit {
         Fit::Serves => info!(schema = %schema, "the schema {schema} is up to date"),
         Fit::TooNew { found } => {
             return Err(SchemaError::TooNew {
@@ -325,7 +345,7 @@ pub async fn prepare(
     schema: &SchemaName,
     may_migrate: bool,
 ) -> Result<(), SchemaError> {
-    let (client, _driver) = database::connect(url, |_| ()).await?;
+    let (client, _driver) = database::connect_pinned(url).await?;
     check_server(&client).await?;
     match fit(&client, schema).await? {
         Fit::Serves => {
@@ -355,7 +375,7 @@ pub async fn prepare(
 /// # Errors
 ///
 /// [`SchemaError`], also on a standby.
-pub async fn check_server(client: &Client) -> Result<(), SchemaError> {
+pub async fn check_server(client: &impl Queries) -> Result<(), SchemaError> {
     let row = client
         .query_typed_one(include_str!("../sql/server.sql"), &[])
         .await?;
@@ -423,14 +443,49 @@ async fn take_lock(client: &Client, schema: &SchemaName) -> Result<(), SchemaErr
     }
 }
 
+/// Refuses a history that tells of migrations whose objects are missing or belong to
+/// others: it was restored without them, or put there by somebody else.
+async fn refuse_incomplete(
+    client: &Client,
+    schema: &SchemaName,
+    fit: Fit,
+) -> Result<(), SchemaError> {
+    let found = match fit {
+        Fit::Serves => version(),
+        Fit::TooOld { found: Some(found) } => found,
+        Fit::TooOld { found: None } | Fit::TooNew { .. } => return Ok(()),
+    };
+    let names = |kind| {
+        let made = NAMES
+            .iter()
+            .filter(move |&&(version, of, _)| version <= found && of == kind);
+        made.map(|&(.., name)| name).collect::<Vec<_>>()
+    };
+    let query = include_str!("../sql/missing_object.sql");
+    let (relations, functions) = (names(Kind::Relation), names(Kind::Function));
+    let missing = client
+        .query_opt(query, &[&schema.0, &relations, &functions])
+        .await?;
+    match missing {
+        None => Ok(()),
+        Some(row) => Err(SchemaError::Incomplete {
+            schema: schema.clone(),
+            version: found,
+            owner: row.try_get("owner")?,
+            name: row.try_get("name")?,
+            owners: row.try_get("owners")?,
+        }),
+    }
+}
+
 /// Refuses if a migration that is still to come would meet its name.
 async fn refuse_foreign(
     client: &Client,
     schema: &SchemaName,
     found: Option<i32>,
 ) -> Result<(), SchemaError> {
-    let pending = NAMES.iter().filter(|&&(version, _)| Some(version) > found);
-    let pending = pending.map(|&(_, name)| name).collect::<Vec<_>>();
+    let pending = NAMES.iter().filter(|&&(version, ..)| Some(version) > found);
+    let pending = pending.map(|&(.., name)| name).collect::<Vec<_>>();
     let foreign = include_str!("../sql/foreign_object.sql");
     match client.query_opt(foreign, &[&schema.0, &pending]).await? {
         None => Ok(()),

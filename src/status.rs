@@ -8,7 +8,7 @@ use tokio_postgres::{Row, types::Type};
 use crate::{
     check::{self, Report},
     config::{Form, StatusOptions},
-    database::{self, describe},
+    database::{self, Borrowed, Queries, describe},
     schema::{self, SchemaError},
     survey::{Bridge, Found, Pending, Survey},
     terminal::{Bytes, Colour, Count, Span, print_report},
@@ -35,7 +35,7 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let mut report = Report::default();
     report.findings.extend(check::direct(&url).await);
-    let (client, _driver) = database::connect(&url, |_| ()).await?;
+    let client = Borrowed::connect(&url).await?;
     let state = check::state(&client, schema, &options.thresholds).await?;
     report.findings.extend(state.findings);
     report.unseen.extend(state.unseen);
@@ -49,7 +49,7 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
         schema: schema.to_string(),
         version: schema::found(&client, schema).await,
         facts,
-        survey: Survey::take(&client, schema).await,
+        survey: Survey::take(client, schema).await,
         report,
     })
 }

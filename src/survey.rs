@@ -4,9 +4,12 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio_postgres::{Client, Error, Row, error::SqlState};
+use tokio_postgres::{Error, Row, error::SqlState};
 
-use crate::{database::describe, schema::SchemaName};
+use crate::{
+    database::{Borrowed, Queries, describe},
+    schema::SchemaName,
+};
 
 /// How long each answer may take. It follows the number of users
 /// (`V12__seen_from_sql.sql`); while floors are void, what is kept.
@@ -93,12 +96,9 @@ impl Survey {
         }
     }
 
-    /// Looks, in a session that is nobody else's: its `statement_timeout` is set.
-    pub async fn take(client: &Client, schema: &SchemaName) -> Self {
-        let limit = format!("set statement_timeout = {}", LIMIT.as_millis());
-        if let Err(error) = client.batch_execute(&limit).await {
-            return Self::unknown(&describe(&error));
-        }
+    /// Looks.
+    pub async fn take(client: Borrowed, schema: &SchemaName) -> Self {
+        let client = &client.limited(LIMIT);
         let pending = schema.fill(include_str!("../sql/pending.sql"));
         let bridges = schema.fill(include_str!("../sql/bridges.sql"));
         Self {
@@ -108,7 +108,7 @@ impl Survey {
     }
 }
 
-async fn waiting(client: &Client, query: &str) -> Result<Pending, Error> {
+async fn waiting(client: &Borrowed, query: &str) -> Result<Pending, Error> {
     let row = client.query_typed_one(query, &[]).await?;
     Ok(Pending {
         rows: row.try_get("pending")?,
@@ -117,7 +117,7 @@ async fn waiting(client: &Client, query: &str) -> Result<Pending, Error> {
     })
 }
 
-async fn serving(client: &Client, query: &str) -> Result<Vec<Bridge>, Error> {
+async fn serving(client: &Borrowed, query: &str) -> Result<Vec<Bridge>, Error> {
     let rows = client.query_typed(query, &[]).await?;
     rows.iter().map(bridge).collect()
 }

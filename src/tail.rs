@@ -16,7 +16,7 @@ use tokio::{runtime::Handle, time::sleep};
 use crate::{
     batch::End,
     config::{ConfigError, Form, TailOptions},
-    database::{self, ConnectError, describe},
+    database::{Borrowed, ConnectError, Queries, describe},
     history::Incarnation,
     notification::Notification,
     pool::{Pool, QueryError, Sessions},
@@ -102,7 +102,7 @@ struct Seen {
 impl<W: Write> Tail<'_, W> {
     /// What a connection without a position gets first.
     async fn begin(&mut self) -> Result<Seen, TailError> {
-        let (client, _driver) = database::connect(&self.options.database.url()?, |_| ()).await?;
+        let client = Borrowed::connect(&self.options.database.url()?).await?;
         let identity = "select system_identifier from pg_control_system()";
         let row = client.query_typed_one(identity, &[]).await?;
         let now = client.query_typed_one(&self.sql.tail_start, &[]).await?;

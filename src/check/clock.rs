@@ -2,10 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio_postgres::Client;
-
 use super::finding::{Cure, Finding, Topic};
-use crate::{config::Thresholds, schema::SchemaError};
+use crate::{
+    config::Thresholds,
+    database::{Borrowed, Queries},
+    schema::SchemaError,
+};
 
 /// How far two clocks are apart.
 fn apart(one: SystemTime, other: SystemTime) -> Duration {
@@ -16,7 +18,7 @@ fn apart(one: SystemTime, other: SystemTime) -> Duration {
 /// The database is asked for its time in the middle between asking and answer,
 /// as far as anybody can tell.
 pub(super) async fn skew(
-    client: &Client,
+    client: &Borrowed,
     thresholds: &Thresholds,
 ) -> Result<Option<Finding>, SchemaError> {
     let asked = SystemTime::now();

@@ -34,6 +34,8 @@ pub enum Topic {
     Read,
     /// Somebody else may do something that is only ours.
     Wide,
+    /// Another role may create objects in the schema.
+    Create,
     /// The bridge may do more than it has to.
     Role,
     /// A trigger is gone, or doesn't fire.
@@ -89,6 +91,7 @@ impl Topic {
             Self::Missing => "missing-right",
             Self::Read => "foreign-reader",
             Self::Wide => "foreign-right",
+            Self::Create => "create",
             Self::Role => "role",
             Self::Trigger => "trigger",
             Self::Marks => "marks",

@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::types::Type;
 
 use super::finding::{Cure, Finding, Topic};
-use crate::schema::{SchemaError, SchemaName};
+use crate::{
+    database::{Borrowed, Queries},
+    schema::{SchemaError, SchemaName},
+};
 
 /// A transaction that locks rows for longer than this holds up marks, and makes
 /// readiness red.
@@ -14,7 +17,7 @@ const LOCKED_FOR: Duration = Duration::from_secs(10);
 
 /// Transactions that hold locks on rows for long.
 pub(super) async fn locks(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Vec<Finding>, SchemaError> {
     let rows = client
@@ -69,7 +72,7 @@ pub(super) async fn locks(
 
 /// What of the application's own takes part in each mark.
 pub(super) async fn obstacles(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Vec<Finding>, SchemaError> {
     let rows = client

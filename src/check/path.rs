@@ -1,13 +1,11 @@
 //! Whether the URLs lead where a bridge can listen, read and write.
 
-use tokio_postgres::Client;
-
 use super::{
     finding::{Cure, Finding, Topic},
     rights::{self, Who},
 };
 use crate::{
-    database::{self, DatabaseUrl},
+    database::{Borrowed, DatabaseUrl, Queries},
     direct::{self, DirectError},
     schema::{SchemaError, SchemaName},
 };
@@ -52,7 +50,7 @@ pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
 
 /// What is wrong with the other URL: where it leads, and what may be done there.
 pub(super) async fn pooled(
-    direct: &Client,
+    direct: &Borrowed,
     url: &DatabaseUrl,
     schema: &SchemaName,
 ) -> Result<Vec<Finding>, SchemaError> {
@@ -62,7 +60,7 @@ pub(super) async fn pooled(
         let cure = "let both lead to the primary of the same server, and to the same database";
         Finding::wrong(Topic::Path, found, expected, Cure::Advice(cure.to_owned()))
     };
-    let (client, _driver) = match database::connect(url, |_| ()).await {
+    let client = match Borrowed::connect(url).await {
         Ok(connected) => connected,
         Err(error) => {
             return Ok(vec![wrong(format!(
@@ -91,7 +89,7 @@ struct Identity {
     role: String,
 }
 
-async fn identity(client: &Client) -> Result<Identity, SchemaError> {
+async fn identity(client: &Borrowed) -> Result<Identity, SchemaError> {
     let query = include_str!("../../sql/server_identity.sql");
     let row = client.query_typed_one(query, &[]).await?;
     Ok(Identity {

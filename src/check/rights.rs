@@ -1,9 +1,12 @@
 //! What the bridge may not do and has to, and what others may do and should not.
 
-use tokio_postgres::{Client, Row, types::Type};
+use tokio_postgres::{Row, types::Type};
 
 use super::finding::{Cure, Finding, Topic};
-use crate::schema::{SchemaError, SchemaName};
+use crate::{
+    database::{Borrowed, Queries},
+    schema::{SchemaError, SchemaName},
+};
 
 /// Who lacks something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +19,7 @@ pub(super) enum Who {
 
 /// What the session's role, and writers, lack.
 pub(super) async fn missing(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Vec<(Who, Finding)>, SchemaError> {
     let query = include_str!("../../sql/missing_rights.sql");
@@ -43,7 +46,7 @@ pub(super) async fn missing(
 
 /// What those may who are none of ours.
 pub(super) async fn foreign(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Vec<Finding>, SchemaError> {
     let query = include_str!("../../sql/foreign_rights.sql");
@@ -52,6 +55,9 @@ pub(super) async fn foreign(
         .await?;
     let finding = |row: &Row| {
         let (grantee, what): (String, String) = (row.try_get("grantee")?, row.try_get("what")?);
+        if row.try_get("creates")? {
+            return creates(&grantee, &what, row.try_get("cure")?);
+        }
         let (topic, expected) = if row.try_get("reads")? {
             (
                 Topic::Read,
@@ -74,9 +80,22 @@ pub(super) async fn foreign(
     rows.iter().map(finding).collect()
 }
 
+/// Nothing of ours looks there for functions of others. What applications run may: by
+/// default `public` is on the search path of every session.
+fn creates(grantee: &str, what: &str, cure: String) -> Result<Finding, SchemaError> {
+    let found = format!("{grantee} has {what}");
+    let expected = "nobody but the owner creates objects beside those of Tidings, where they can \
+                    take a name that a later release needs, or stand in for what an application \
+                    calls";
+    Ok(match grantee {
+        "public" => Finding::wrong(Topic::Create, found, expected, Cure::Sql(cure)),
+        _ => Finding::hint(Topic::Create, found, expected, Cure::Sql(cure)),
+    })
+}
+
 /// A bridge that was broken into could do what its role can.
 pub(super) async fn too_mighty(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Option<Finding>, SchemaError> {
     let query = include_str!("../../sql/session_role.sql");

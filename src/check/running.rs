@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Row, types::Type};
+use tokio_postgres::{Row, types::Type};
 
 use super::finding::{Cure, Finding, Topic};
 use crate::{
     config::Thresholds,
+    database::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
 };
 
@@ -20,7 +21,7 @@ const UNFROZEN: f64 = 1.5;
 
 /// Whether somebody keeps the queue of notifications from being emptied.
 pub(super) async fn queue(
-    client: &Client,
+    client: &Borrowed,
     thresholds: &Thresholds,
 ) -> Result<Option<Finding>, SchemaError> {
     let row = client
@@ -56,7 +57,7 @@ pub(super) async fn queue(
 
 /// Who keeps VACUUM from removing what is dead; and what could not be seen.
 pub(super) async fn horizon(
-    client: &Client,
+    client: &Borrowed,
     thresholds: &Thresholds,
 ) -> Result<(Vec<Finding>, Option<String>), SchemaError> {
     let rows = client
@@ -107,7 +108,7 @@ fn held(row: &Row) -> Result<String, tokio_postgres::Error> {
 
 /// Whether dead rows are removed, and old ones frozen, in time.
 pub(super) async fn vacuum(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
     thresholds: &Thresholds,
 ) -> Result<Vec<Finding>, SchemaError> {

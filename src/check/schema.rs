@@ -1,12 +1,15 @@
 //! Whether the schema, and the server that it is in, serve this bridge.
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::error::SqlState;
 
 use super::finding::{Cure, Finding, Topic};
-use crate::schema::{self, Fit, SchemaError, SchemaName};
+use crate::{
+    database::Borrowed,
+    schema::{self, Fit, SchemaError, SchemaName},
+};
 
 pub(super) async fn misfit(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Option<Finding>, SchemaError> {
     match schema::check_server(client).await {

@@ -1,12 +1,15 @@
 //! Whether the triggers are there and fire.
 
-use tokio_postgres::{Client, Row, types::Type};
+use tokio_postgres::{Row, types::Type};
 
 use super::finding::{Cure, Finding, Topic};
-use crate::schema::{SchemaError, SchemaName};
+use crate::{
+    database::{Borrowed, Queries},
+    schema::{SchemaError, SchemaName},
+};
 
 pub(super) async fn gone(
-    client: &Client,
+    client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Vec<Finding>, SchemaError> {
     let query = include_str!("../../sql/triggers.sql");

@@ -50,6 +50,48 @@ pub enum SchemaError {
         /// The statement that lets the role do it.
         cure: String,
     },
+    /// What is there belongs to a role that nobody has to trust.
+    #[error(
+        "the history of Tidings in the schema {schema} belongs to {owner}, which is neither \
+             tidings_owner nor the owner of the schema ({schema_owner}) nor the role that you log \
+             in as ({role}), and would own the notifications. If {owner} installed Tidings here, \
+             log in as {owner}, or hand it over first: psql -v schema={schema} -v from={owner} -f \
+             sql/roles.sql. If not, remove it: drop table {}.tidings_schema_history;",
+        schema.quoted()
+    )]
+    Stranger {
+        /// Where.
+        schema: SchemaName,
+        /// Whose the history is.
+        owner: String,
+        /// Who tried.
+        role: String,
+        /// Whose the schema is.
+        schema_owner: String,
+    },
+    /// The history tells of objects that are not there.
+    #[error(
+        "the history of Tidings in the schema {schema} says version {version}, but {}: restore \
+             the whole schema from one backup, or, if it was put there by mistake, remove it: drop \
+             table {}.tidings_schema_history;",
+        match owners {
+            None => format!("{name} is missing"),
+            Some(owners) => format!("{name} belongs to {owners}, and the history to {owner}"),
+        },
+        schema.quoted()
+    )]
+    Incomplete {
+        /// Where.
+        schema: SchemaName,
+        /// What the history says.
+        version: i32,
+        /// Whose the history is.
+        owner: String,
+        /// What is missing.
+        name: String,
+        /// Whose objects of that name there are.
+        owners: Option<String>,
+    },
     /// Something that is not ours bears one of our names.
     #[error(
         "the schema {schema} already holds {what} that Tidings did not make, and Tidings needs \

@@ -16,15 +16,28 @@ pub(super) enum Owner {
 }
 
 impl Owner {
+    /// # Errors
+    ///
+    /// [`SchemaError::Stranger`], if what is there belongs to a role that could have
+    /// put it there to own what migrations make.
     pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Self, SchemaError> {
         let find = include_str!("../../sql/migration_owner.sql");
         let Some(row) = client.query_opt(find, &[&schema.0]).await? else {
             return Ok(Self::Nobody);
         };
         let name = row.try_get("owner")?;
+        let is_there = row.try_get("is_there")?;
+        if is_there && !row.try_get("is_trusted")? {
+            return Err(SchemaError::Stranger {
+                schema: schema.clone(),
+                owner: name,
+                role: row.try_get("role")?,
+                schema_owner: row.try_get("schema_owner")?,
+            });
+        }
         Ok(if row.try_get("may_act")? {
             Self::Reachable(name)
-        } else if row.try_get("is_there")? {
+        } else if is_there {
             Self::Other(name)
         } else {
             // The group serves another database of this cluster.

@@ -20,7 +20,7 @@ use crate::database::{self, DatabaseUrl};
 /// [`SchemaError`], for what would keep `migrate` from beginning. That this role
 /// may not migrate is told in the script.
 pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, SchemaError> {
-    let (client, _driver) = database::connect(url, |_| ()).await?;
+    let (client, _driver) = database::connect_pinned(url).await?;
     check_server(&client).await?;
     let found = match fit(&client, schema).await? {
         Fit::Serves => {
@@ -52,7 +52,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     // second.
     pending.sort_by_key(|migration| migration.version());
     for migration in pending {
-        let _ = step(&mut script, migration);
+        let _ = step(&mut script, schema, migration);
     }
     let grants = schema.fill(include_str!("../../sql/grants.sql"));
     let _ = write!(
@@ -99,7 +99,7 @@ async fn head(
             )?;
         }
         writeln!(script, "set role {};", quoted(acting))?;
-        writeln!(script, "set search_path to {}, pg_temp;", schema.quoted())?;
+        writeln!(script, "set search_path to pg_catalog, pg_temp;")?;
         writeln!(
             script,
             "-- Writers wait for whoever waits for a table. If this is too short, begin again.\n\
@@ -107,22 +107,24 @@ async fn head(
         )?;
         writeln!(
             script,
-            "create table if not exists {HISTORY} (version int4 primary key, name varchar(255), \
-             applied_on varchar(255), checksum varchar(255));\n"
+            "create table if not exists {} (version int4 primary key, name varchar(255), \
+             applied_on varchar(255), checksum varchar(255));\n",
+            schema.qualified(HISTORY)
         )
     };
     Ok(write())
 }
 
 /// As refinery does it: what is done, and that it was done, in one transaction.
-fn step(script: &mut String, migration: &Migration) -> std::fmt::Result {
+fn step(script: &mut String, schema: &SchemaName, migration: &Migration) -> std::fmt::Result {
     writeln!(script, "-- {migration}")?;
     writeln!(script, "begin;")?;
     writeln!(script, "{}", migration.sql().unwrap_or_default().trim_end())?;
     writeln!(
         script,
-        "insert into {HISTORY} (version, name, applied_on, checksum) values ({}, {}, \
+        "insert into {} (version, name, applied_on, checksum) values ({}, {}, \
          to_char(now() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}');",
+        schema.qualified(HISTORY),
         migration.version(),
         literal(migration.name()),
         migration.checksum()

@@ -34,10 +34,10 @@ impl Removal {
     ///
     /// [`SchemaError`], also if there is nothing, or it is somebody else's.
     pub async fn find(url: &DatabaseUrl, schema: &SchemaName) -> Result<Self, SchemaError> {
-        let (client, driver) = database::connect(url, |_| ()).await?;
+        let (client, driver) = database::connect_pinned(url).await?;
         let names: Vec<&str> = NAMES
             .iter()
-            .map(|&(_, name)| name)
+            .map(|&(.., name)| name)
             .chain([HISTORY])
             .collect();
         let installed = include_str!("../../sql/installed.sql");

@@ -12,7 +12,9 @@ mod doorbell;
 mod drained;
 mod faults;
 mod fuzz;
+mod hijack;
 mod identity;
+mod inherited;
 mod install;
 mod key_sets;
 mod life;
@@ -36,6 +38,7 @@ mod secrets;
 mod seen_from_sql;
 mod shutdown;
 mod sockets;
+mod squatting;
 mod stream;
 mod supervision;
 #[allow(dead_code, reason = "the tests of attacks use the rest")]

@@ -75,7 +75,7 @@ async fn a_name_that_is_taken_is_an_error_that_names_the_setting_and_touches_not
         ),
         (
             "create function send_notification(mine int) returns int language sql as 'select 1'",
-            "a function send_notification(integer)",
+            "a function send_notification(mine integer)",
         ),
         (
             "create table tidings_schema_history (mine int)",
@@ -374,7 +374,7 @@ async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
         if function != "tidings_ring_doorbell()" && !row.get::<_, bool>(3) {
             let path = config.into_iter().flatten().next();
             let path = path.as_deref();
-            assert_eq!(path, Some("search_path=public, pg_temp"), "{function}");
+            assert_eq!(path, Some("search_path=pg_catalog, pg_temp"), "{function}");
         }
         assert!(
             !row.get::<_, bool>(2),

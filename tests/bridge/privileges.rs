@@ -196,7 +196,7 @@ async fn every_function_keeps_its_path_and_strangers_may_call_none() {
         if function != "tidings_ring_doorbell()" && !is_procedure {
             let path = config.into_iter().flatten().next();
             let path = path.as_deref();
-            assert_eq!(path, Some("search_path=public, pg_temp"), "{function}");
+            assert_eq!(path, Some("search_path=pg_catalog, pg_temp"), "{function}");
         }
         assert_ne!(
             row.get::<_, bool>(2),
@@ -453,11 +453,14 @@ async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_an
         .superuser()
         .execute("alter schema other owner to dba")
         .await;
-    let said = as_dba
-        .as_role("dba")
-        .run_roles("other")
-        .await
-        .expect("handed over");
+    let dba = as_dba.as_role("dba");
+    let refused = dba.run_roles("other").await.expect_err("app is unknown");
+    assert!(
+        refused.contains("belongs to app") && refused.contains("-v from=app"),
+        "{refused}"
+    );
+    let said = dba.run_roles_with(&["schema=other", "from=app"]).await;
+    let said = said.expect("handed over");
     assert!(
         said.contains("other.notifications owner to tidings_owner (it was app's)"),
         "{said}"

@@ -14,9 +14,9 @@ async fn what_it_prints_is_what_migrate_does() {
         .well();
     for expected in [
         "logged in as migrator, acting as tidings_owner",
-        "set search_path to \"public\", pg_temp;",
+        "set search_path to pg_catalog, pg_temp;",
         "-- V1__create_notifications",
-        "create table notifications",
+        "create table \"public\".notifications",
     ] {
         assert!(script.contains(expected), "{expected}: {script}");
     }

@@ -169,9 +169,14 @@ impl Database {
     /// Runs `sql/roles.sql`, and returns what psql said: as an error, if it
     /// failed.
     pub async fn run_roles(&self, schema: &str) -> Result<String, String> {
+        self.run_roles_with(&[&format!("schema={schema}")]).await
+    }
+
+    /// The same with these variables.
+    pub async fn run_roles_with(&self, variables: &[&str]) -> Result<String, String> {
         let mut psql = Command::new(psql());
         psql.args(["-X", "-q", "-d", &self.string_of(APPLICATION)])
-            .args(["-v", &format!("schema={schema}")])
+            .args(variables.iter().flat_map(|variable| ["-v", *variable]))
             .args(["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/sql/roles.sql")]);
         let running = tokio::task::spawn_blocking(move || psql.output());
         let output = running.await.expect("no panic").expect("psql");

@@ -1,0 +1,201 @@
+//! Whoever may create objects in the schema can't have the owner or the bridge call
+//! them.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use clap::Parser;
+use tidings::{
+    check::{self, Place},
+    config::{Cli, Command},
+    schema::SchemaName,
+};
+use tokio_postgres::Client;
+
+use crate::support::{bridge::Bridge, database::Database};
+
+/// Makes, as the role that runs it, functions and operators with which those of
+/// `pg_catalog` could be confused: for each of theirs whose name is among $1, and for
+/// each combination of concrete types that it takes by a polymorphic argument or an
+/// implicit cast. Each call is counted, also if its transaction is rolled back.
+const PLANT: &str = include_str!("hijack/plant.sql");
+
+/// All words and all operators in our SQL, of files and of functions.
+async fn vocabulary(client: &Client) -> Vec<String> {
+    let mut texts = Vec::new();
+    for folder in ["sql", "migrations"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("a file").path();
+            if path.extension().is_some_and(|extension| extension == "sql") {
+                texts.push(fs::read_to_string(path).expect("a file"));
+            }
+        }
+    }
+    let functions = "select prosrc from pg_catalog.pg_proc where pronamespace = \
+                     (select oid from pg_catalog.pg_namespace where nspname = 'public')";
+    let rows = client.query(functions, &[]).await.expect("functions");
+    texts.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_operator = |c: char| "+-*/<>=~!@#%^&|`?".contains(c);
+    let mut found = BTreeSet::new();
+    for text in &texts {
+        found.extend(text.split(|c| !is_word(c)).map(str::to_owned));
+        found.extend(text.split(|c| !is_operator(c)).map(str::to_owned));
+    }
+    // By syntax: like, between, extract, at time zone.
+    let by_syntax = [
+        "~~",
+        "!~~",
+        "extract",
+        "date_part",
+        "timezone",
+        "overlay",
+        "position",
+    ];
+    found.extend(by_syntax.map(str::to_owned));
+    found.remove("");
+    found.into_iter().collect()
+}
+
+/// As a role that may do no more than create in the schema, as everybody could by
+/// default before PostgreSQL 15.
+async fn plant(database: &Database) -> i64 {
+    let superuser = database.superuser().connect().await;
+    superuser
+        .batch_execute(
+            "do $$ begin if to_regrole('mallory') is null then create role mallory login; \
+             end if; end $$; \
+             create schema plants authorization mallory; \
+             grant create on schema public to public",
+        )
+        .await
+        .expect("a role");
+    let words = vocabulary(&superuser).await;
+    let mallory = database.as_role("mallory").connect().await;
+    mallory.batch_execute(PLANT).await.expect("the means");
+    let planted = "select plants.plant('public', $1)";
+    let row = mallory.query_one(planted, &[&words]).await.expect(planted);
+    row.get(0)
+}
+
+async fn assert_none_was_called(database: &Database) {
+    let superuser = database.superuser().connect().await;
+    let called = "select coalesce(string_agg(name, ', '), '') from plants.called()";
+    let row = superuser.query_one(called, &[]).await.expect(called);
+    assert_eq!(row.get::<_, String>(0), "");
+}
+
+/// A session whose own statements mean what they say.
+async fn careful(database: &Database) -> Client {
+    let client = database.connect().await;
+    client
+        .batch_execute("set search_path to pg_catalog")
+        .await
+        .expect("a path");
+    client
+}
+
+/// All that applications, the bridge, the command line and dashboards do.
+async fn use_everything(database: &Database) {
+    let bridge = Bridge::start(database).await;
+    let mut alice = bridge.connect_live("alice").await;
+    let application = careful(database).await;
+    application
+        .batch_execute(
+            "insert into public.notifications (user_id, text) values ('alice', 'first'); \
+             select public.send_notification('alice', 'second', 'named'); \
+             select public.send_notification(7, 'third'); \
+             select public.create_stream_ticket('bob'); \
+             select public.create_stream_ticket('bob'); \
+             delete from public.stream_tickets; \
+             select public.disconnect_user('carol'); \
+             select public.disconnect_user(7); \
+             select public.create_stream_ticket('bob'); \
+             select public.disconnect_everyone()",
+        )
+        .await
+        .expect("what applications do");
+    for text in ["first", "second"] {
+        assert_eq!(alice.next_event().await.data, text);
+    }
+    drop(alice);
+    let mut returning = bridge.connect("7").await;
+    while returning.next_event().await.data != "third" {}
+    drop(returning);
+    let superuser = careful(&database.superuser()).await;
+    let marked = "select bool_and(sent) from public.notifications";
+    while !superuser
+        .query_one(marked, &[])
+        .await
+        .expect(marked)
+        .get::<_, bool>(0)
+    {}
+    superuser
+        .batch_execute(
+            "update public.notifications set created_at = now() - interval '2 days', \
+                sent_at = now() - interval '2 days', expires_at = null; \
+             insert into public.notifications (user_id, text, created_at, expires_at) \
+               values ('dora', 'late', now() - interval '3 days', now() - interval '2 days')",
+        )
+        .await
+        .expect("old rows");
+    superuser
+        .batch_execute("call public.tidings_prune('1 day')")
+        .await
+        .expect("pruning");
+    let monitor = careful(&database.monitor()).await;
+    for view in [
+        "pending",
+        "pending_total",
+        "throughput",
+        "delay",
+        "bridges",
+        "size",
+        "queue",
+    ] {
+        let read = format!("select * from public.tidings_{view}");
+        monitor.query(&read, &[]).await.expect(view);
+    }
+    // The reporter tells when it begins.
+    let told = "select count(*) > 0 from public.tidings_bridges_seen";
+    while !superuser
+        .query_one(told, &[])
+        .await
+        .expect(told)
+        .get::<_, bool>(0)
+    {}
+    let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
+        panic!("not check")
+    };
+    let place = Place {
+        direct: &database.url(),
+        pooled: None,
+        schema: &SchemaName::public(),
+    };
+    check::examine(place, &options.thresholds)
+        .await
+        .expect("findings");
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_function_or_operator_of_another_role_is_called_where_it_was_there_first() {
+    let database = Database::empty().await;
+    // What the functions will call is not known yet, but it is in the files.
+    let planted = plant(&database).await;
+    assert!(planted > 500, "{planted}");
+    database.migrate().await;
+    database.prepare("public").await;
+    use_everything(&database).await;
+    database.migrate().await;
+    assert_none_was_called(&database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_function_or_operator_of_another_role_is_called_where_it_came_later() {
+    let database = Database::migrated().await;
+    let planted = plant(&database).await;
+    assert!(planted > 500, "{planted}");
+    use_everything(&database).await;
+    assert_none_was_called(&database).await;
+}

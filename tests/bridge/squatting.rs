@@ -1,0 +1,216 @@
+//! Objects that another role put there before Tidings was installed gain it nothing.
+
+use clap::Parser;
+use tidings::{
+    check::{self, Place},
+    cluster::Cluster,
+    config::{Cli, Command},
+    schema::{self, SchemaError, SchemaName},
+};
+
+use crate::support::database::{Database, start_cluster};
+
+async fn migrate(database: &Database) -> Result<(), SchemaError> {
+    schema::migrate(&database.url(), &SchemaName::public(), schema::LOCK_LIMIT).await
+}
+
+async fn text(database: &Database, query: &str) -> Option<String> {
+    let client = database.superuser().connect().await;
+    let row = client.query_opt(query, &[]).await.expect(query);
+    row.and_then(|row| row.get(0))
+}
+
+const OWNER: &str =
+    "select relowner::regrole::text from pg_class where oid = to_regclass('public.notifications')";
+
+const HISTORY: &str = "create table public.tidings_schema_history (version int4 primary key, \
+                       name varchar(255), applied_on varchar(255), checksum varchar(255))";
+
+/// A database in a cluster of its own, in which mallory may create objects, and no role of
+/// Tidings exists.
+async fn with_mallory(cluster: &Cluster) -> (Database, Database) {
+    let database = Database::bare(cluster, "shared").await;
+    // By default PUBLIC has it before PostgreSQL 15.
+    let make = "create role mallory login; grant create on schema public to public";
+    database.superuser().execute(make).await;
+    let mallory = database.as_role("mallory");
+    (database, mallory)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_another_role_made_makes_it_the_owner_of_nothing() {
+    let cluster = start_cluster().await;
+    let (database, mallory) = with_mallory(&cluster).await;
+    mallory.execute(HISTORY).await;
+    let superuser = database.superuser();
+    let refused = migrate(&superuser)
+        .await
+        .expect_err("a refusal")
+        .to_string();
+    for part in [
+        "belongs to mallory",
+        "-v from=mallory",
+        "drop table \"public\".tidings_schema_history;",
+    ] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    let dry_run = schema::plan(&superuser.url(), &SchemaName::public()).await;
+    assert!(matches!(dry_run, Err(SchemaError::Stranger { .. })));
+    let refused = superuser.run_roles("public").await.expect_err("a refusal");
+    assert!(refused.contains("belongs to mallory"), "{refused}");
+    assert_eq!(text(&database, OWNER).await, None);
+    // As it says.
+    superuser
+        .execute("drop table \"public\".tidings_schema_history;")
+        .await;
+    assert_eq!(superuser.run_roles("public").await, Ok(String::new()));
+    migrate(&superuser).await.expect("the migrations");
+    assert_eq!(
+        text(&database, OWNER).await.as_deref(),
+        Some("tidings_owner")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_without_its_additions()
+{
+    let cluster = start_cluster().await;
+    let (database, mallory) = with_mallory(&cluster).await;
+    let superuser = database.superuser();
+    superuser.execute("create role eve login").await;
+    // It is mallory's own to install.
+    migrate(&mallory).await.expect("the migrations");
+    mallory
+        .execute(
+            "grant all on notifications to eve with grant option; \
+             grant select (text) on notifications to public; \
+             grant execute on function create_stream_ticket(text, interval) to eve; \
+             grant select on tidings_pending to eve; \
+             create function tidings_shell(what text) returns void language plpgsql \
+               security definer as 'begin execute what; end'; \
+             create function send_notification(what text) returns void language plpgsql \
+               security definer as 'begin execute what; end'",
+        )
+        .await;
+    assert!(matches!(
+        migrate(&superuser).await,
+        Err(SchemaError::Stranger { .. })
+    ));
+    let refused = superuser.run_roles("public").await.expect_err("a refusal");
+    assert!(refused.contains("-v from=mallory"), "{refused}");
+    assert_eq!(text(&database, OWNER).await.as_deref(), Some("mallory"));
+
+    let handed = superuser
+        .run_roles_with(&["schema=public", "from=mallory"])
+        .await;
+    handed.expect("a handover");
+    let of_mallory = "select string_agg(oid::regprocedure::text, ' ' order by 1) from pg_proc \
+                      where pronamespace = 'public'::regnamespace \
+                        and proowner <> 'tidings_owner'::regrole";
+    assert_eq!(
+        text(&database, of_mallory).await.as_deref(),
+        Some("send_notification(text) tidings_shell(text)")
+    );
+    let relations = "select string_agg(oid::regclass::text, ' ') from pg_class \
+                     where relnamespace = 'public'::regnamespace \
+                       and relowner <> 'tidings_owner'::regrole";
+    assert_eq!(text(&database, relations).await, None);
+    for role in ["eve", "mallory"] {
+        let rights = format!(
+            "select string_agg(what, ' ') from ( \
+               select oid::regclass::text as what from pg_class \
+               where relnamespace = 'public'::regnamespace and relkind in ('r', 'v') \
+                 and (has_table_privilege('{role}', oid, 'select, insert, update, delete') \
+                   or has_any_column_privilege('{role}', oid, 'select, insert, update')) \
+               union all \
+               select oid::regprocedure::text from pg_proc \
+               where pronamespace = 'public'::regnamespace \
+                 and proowner = 'tidings_owner'::regrole \
+                 and has_function_privilege('{role}', oid, 'execute')) r"
+        );
+        assert_eq!(text(&database, &rights).await, None, "{role}");
+    }
+    migrate(&superuser).await.expect("the migrations");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_without_its_objects_is_refused() {
+    let cluster = start_cluster().await;
+    let database = Database::bare(&cluster, "partial").await;
+    let superuser = database.superuser();
+    migrate(&superuser).await.expect("the migrations");
+    let copied = "create schema elsewhere; \
+                  create table elsewhere.tidings_schema_history as table tidings_schema_history";
+    superuser.execute(copied).await;
+    let elsewhere: SchemaName = "elsewhere".parse().expect("a name");
+    let refused = schema::migrate(&superuser.url(), &elsewhere, schema::LOCK_LIMIT).await;
+    let refused = refused.expect_err("a refusal").to_string();
+    assert!(
+        refused.contains("create_stream_ticket is missing")
+            && refused.contains("drop table \"elsewhere\".tidings_schema_history;"),
+        "{refused}"
+    );
+    // One object that belongs to another role.
+    superuser
+        .execute("create role mallory login; alter table public.stream_tickets owner to mallory")
+        .await;
+    let refused = migrate(&superuser)
+        .await
+        .expect_err("a refusal")
+        .to_string();
+    assert!(
+        refused.contains("stream_tickets belongs to mallory"),
+        "{refused}"
+    );
+}
+
+/// Every object that migrations make is on the list of `sql/roles.sql`.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_migrations_make_is_handed_over() {
+    let cluster = start_cluster().await;
+    let database = Database::bare(&cluster, "handed").await;
+    let superuser = database.superuser();
+    migrate(&superuser).await.expect("the migrations");
+    superuser.run_roles("public").await.expect("the roles");
+    let left = "select string_agg(what, ' ') from ( \
+                  select oid::regclass::text as what from pg_class \
+                  where relnamespace = 'public'::regnamespace \
+                    and relowner <> 'tidings_owner'::regrole \
+                  union all \
+                  select oid::regprocedure::text from pg_proc \
+                  where pronamespace = 'public'::regnamespace \
+                    and proowner <> 'tidings_owner'::regrole) as others";
+    assert_eq!(text(&database, left).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_may_create_in_the_schema_are_listed_with_the_statement_that_ends_it() {
+    let database = Database::migrated().await;
+    let superuser = database.superuser();
+    superuser
+        .execute(
+            "do $$ begin if to_regrole('django') is null then create role django; end if; end $$; \
+             grant create on schema public to public, django, tidings_writer, bridge",
+        )
+        .await;
+    let place = Place {
+        direct: &database.url(),
+        pooled: None,
+        schema: &SchemaName::public(),
+    };
+    let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
+        panic!("not check")
+    };
+    let examine = || check::examine(place, &options.thresholds);
+    let report = examine().await.expect("findings");
+    let found: Vec<_> = report.findings.iter().map(|it| it.found.as_str()).collect();
+    assert_eq!(
+        found,
+        ["bridge", "django", "public", "tidings_writer"]
+            .map(|role| format!("{role} has create on schema public"))
+    );
+    for finding in &report.findings {
+        superuser.execute(&finding.cure.to_string()).await;
+    }
+    assert_eq!(examine().await.expect("findings").findings, []);
+}
