@@ -8,7 +8,7 @@ select
   text,
   to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
   to_char(sent_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as sent_at
-from notifications
+from :"schema".notifications
 where user_id = $1 and event is distinct from 'clock'
 order by id desc
 limit 50

@@ -4,13 +4,13 @@
 -- $1 users.
 with
   pruned as (
-    delete from notifications
+    delete from :"schema".notifications
     where
       user_id = any($1::text[])
       and event = 'clock'
       and created_at < now() - interval '10 seconds'
   )
-insert into notifications (user_id, event, text, expires_at)
+insert into :"schema".notifications (user_id, event, text, expires_at)
 select
   u.user_id,
   'clock',

@@ -45,7 +45,7 @@ pub struct Place<'a> {
 pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report, SchemaError> {
     let mut report = Report::default();
     report.findings.extend(path::direct(place.direct).await);
-    let client = match Borrowed::connect(place.direct).await {
+    let client = match Borrowed::to_read(place.direct).await {
         Ok(connected) => connected,
         // It is among the findings.
         Err(_) if report.wrong() > 0 => {
@@ -125,7 +125,7 @@ pub async fn state(
 ///
 /// [`SchemaError`], if it can't be found out.
 pub async fn warn_of_readers(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), SchemaError> {
-    let client = Borrowed::connect(url).await?;
+    let client = Borrowed::to_read(url).await?;
     let findings = rights::foreign(&client, schema).await?;
     for finding in &findings {
         let Finding { found, cure, .. } = finding;

@@ -110,6 +110,9 @@ const SETTINGS: &[(&str, &str)] = &[
 /// Begins a transaction that means the same whatever the database's defaults are.
 pub const BEGIN: &str = "begin isolation level read committed, read write, not deferrable;";
 
+/// The same for what only reads, which a standby lets begin, too.
+const BEGIN_READING: &str = "begin isolation level read committed, read only, not deferrable;";
+
 /// Bounds for how long the server keeps a session whose bridge is frozen or
 /// gone: it would pin the notification queue of the whole cluster. They act on
 /// TCP alone. What it writes is written again if it is lost, so no commit waits

@@ -18,6 +18,7 @@ use tracing::debug;
 use crate::{
     pool::{Pool, QueryError},
     problem::Problem,
+    schema::SchemaName,
 };
 
 /// The users who get the server's time once a second.
@@ -94,7 +95,7 @@ impl Demo {
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             second.tick().await;
-            let query = include_str!("../sql/demo_tick.sql");
+            let query = &SchemaName::public().fill(include_str!("../sql/demo_tick.sql"));
             let users = USERS.as_slice();
             let inserted = self
                 .pool
@@ -178,7 +179,7 @@ struct Listed {
 
 /// The newest notifications of a user, as the table has them.
 async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpResponse, Problem> {
-    let query = include_str!("../sql/demo_notifications.sql");
+    let query = &SchemaName::public().fill(include_str!("../sql/demo_notifications.sql"));
     let parameters = [(&whose.user as _, Type::TEXT)];
     let rows = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
     let listed = rows
@@ -213,7 +214,7 @@ async fn send(
     draft: web::Json<Draft>,
 ) -> Result<HttpResponse, Problem> {
     same_origin(&request)?;
-    let query = "select send_notification($1, $2)";
+    let query = "select public.send_notification($1, $2)";
     let parameters = [
         (&draft.user_id as _, Type::TEXT),
         (&draft.text as _, Type::TEXT),

@@ -138,7 +138,7 @@ impl Errand<'_> {
     /// Through a pooler as well: the statement has no name, and nothing stays.
     async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, ErrandError> {
         let url: DatabaseUrl = self.database.url()?;
-        let client = Borrowed::connect(&url).await?;
+        let client = Borrowed::to_write(&url).await?;
         let query = self.database.schema.fill(query);
         match client.query_typed_one(&query, parameters).await {
             Ok(row) => Ok(row),

@@ -110,7 +110,7 @@ impl Operator {
             return Arc::clone(survey);
         }
         let mut pause = SURVEY_AGE;
-        let taken = Arc::new(match Borrowed::connect(&self.url).await {
+        let taken = Arc::new(match Borrowed::to_read(&self.url).await {
             Ok(client) => {
                 let began = Instant::now();
                 let taken = Survey::take(client, &self.schema).await;

@@ -35,7 +35,7 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let mut report = Report::default();
     report.findings.extend(check::direct(&url).await);
-    let client = Borrowed::connect(&url).await?;
+    let client = Borrowed::to_read(&url).await?;
     let state = check::state(&client, schema, &options.thresholds).await?;
     report.findings.extend(state.findings);
     report.unseen.extend(state.unseen);

@@ -102,7 +102,7 @@ struct Seen {
 impl<W: Write> Tail<'_, W> {
     /// What a connection without a position gets first.
     async fn begin(&mut self) -> Result<Seen, TailError> {
-        let client = Borrowed::connect(&self.options.database.url()?).await?;
+        let client = Borrowed::to_read(&self.options.database.url()?).await?;
         let identity = "select system_identifier from pg_control_system()";
         let row = client.query_typed_one(identity, &[]).await?;
         let now = client.query_typed_one(&self.sql.tail_start, &[]).await?;

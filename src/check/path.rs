@@ -60,7 +60,7 @@ pub(super) async fn pooled(
         let cure = "let both lead to the primary of the same server, and to the same database";
         Finding::wrong(Topic::Path, found, expected, Cure::Advice(cure.to_owned()))
     };
-    let client = match Borrowed::connect(url).await {
+    let client = match Borrowed::to_read(url).await {
         Ok(connected) => connected,
         Err(error) => {
             return Ok(vec![wrong(format!(

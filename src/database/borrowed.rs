@@ -8,7 +8,7 @@ use tokio_postgres::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BEGIN, ConnectError, DatabaseUrl, Scope, connect, pinned};
+use super::{BEGIN, BEGIN_READING, ConnectError, DatabaseUrl, Scope, connect, pinned};
 
 /// Queries that don't depend on the database's settings: what runs them has pinned
 /// these ([`connect_pinned`](super::connect_pinned)), or does so for each.
@@ -56,16 +56,29 @@ pub struct Borrowed {
 }
 
 impl Borrowed {
-    /// Connects.
+    /// Connects, to read.
     ///
     /// # Errors
     ///
     /// As [`connect`].
-    pub async fn connect(url: &DatabaseUrl) -> Result<Self, ConnectError> {
+    pub async fn to_read(url: &DatabaseUrl) -> Result<Self, ConnectError> {
+        Self::connect(url, BEGIN_READING).await
+    }
+
+    /// Connects, to write, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`].
+    pub async fn to_write(url: &DatabaseUrl) -> Result<Self, ConnectError> {
+        Self::connect(url, BEGIN).await
+    }
+
+    async fn connect(url: &DatabaseUrl, begin: &str) -> Result<Self, ConnectError> {
         let (client, driver) = connect(url, |_| ()).await?;
         Ok(Self {
             client,
-            begin: BEGIN.to_owned() + &pinned(Scope::Transaction),
+            begin: begin.to_owned() + &pinned(Scope::Transaction),
             _driver: AbortOnDropHandle::new(driver),
         })
     }

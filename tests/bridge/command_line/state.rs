@@ -417,7 +417,7 @@ async fn what_may_refuse_marks_is_named() {
     assert!(!said.out.contains("short_texts"), "{said:?}");
     let found = hint(
         &said,
-        "the trigger of_all on public.notifications (audit()) fires",
+        "the trigger of_all on public.notifications (public.audit()) fires",
     );
     assert_eq!(found["topic"], "marks");
     superuser

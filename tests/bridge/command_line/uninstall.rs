@@ -78,7 +78,7 @@ async fn what_others_have_built_on_it_stops_it() {
     for (making, name, undoing) in [
         (
             "create view app_view as select id from notifications",
-            "view app_view",
+            "view public.app_view",
             "drop view app_view",
         ),
         (

@@ -130,32 +130,40 @@ async fn a_statement_timeout_of_the_database_is_not_the_bridges() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_read_only_gets_its_marks_when_it_is_not_any_more() {
-    let mut account = Account::without_repeats("sessions are read-only: marks can't be written");
+async fn a_bridge_that_may_not_mark_writes_its_marks_once_it_may() {
+    let mut account =
+        Account::without_repeats("the right to mark is taken away: marks can't be written");
     let database = Database::migrated().await;
     let control = database.superuser().connect().await;
     let mut bridge = Served::start(&database, &[]).await;
     let mut alice = bridge.connect_live("alice").await;
 
-    alter_database(&control, "set default_transaction_read_only = on").await;
-    end_sessions(&control).await;
+    let revoke = "revoke update (sent_at) on notifications from tidings_bridge";
+    control.batch_execute(revoke).await.expect(revoke);
     let owed = insert(&control, "alice", 10, 10).await;
     // Delivered all the same.
     account.client(owed, &rows(&mut alice, 10).await);
     let delivered = Instant::now();
-    bridge.until_logged("WARN", "read-only transaction").await;
-    bridge.until_unmarked("read-only transaction").await;
+    bridge
+        .until_logged("WARN", "permission denied for table notifications")
+        .await;
+    bridge
+        .until_unmarked("permission denied for table notifications")
+        .await;
     // It may be over in a moment. Otherwise it shows, within the time of promise 10.
     bridge.until_ready_is(200).await;
     bridge.until_ready_is(503).await;
     let red_after = delivered.elapsed();
     assert!(red_after < SHOWS_WITHIN, "{red_after:?}");
-    bridge.until_deaf("read-only transaction").await;
+    bridge
+        .until_deaf("permission denied for table notifications")
+        .await;
     let unsent = "select not bool_or(sent) from notifications";
     let unsent: bool = control.query_one(unsent, &[]).await.expect(unsent).get(0);
-    assert!(unsent, "rows were marked in a read-only session");
+    assert!(unsent, "rows were marked without the right to");
 
-    alter_database(&control, "reset default_transaction_read_only").await;
+    let grant = "grant update (sent_at) on notifications to tidings_bridge";
+    control.batch_execute(grant).await.expect(grant);
     let reset = Instant::now();
     database.until(ALL_SENT).await;
     account.recovered_after(reset.elapsed());
