@@ -5,12 +5,19 @@ use clap::Parser;
 use futures_util::future::join_all;
 use tidings::{
     check::{self, Place},
+    cluster::Cluster,
     config::{Cli, Command},
     schema::SchemaName,
 };
 use tokio_postgres::error::SqlState;
 
-use crate::support::{bridge::Bridge, database::Database, until};
+use crate::support::{
+    bridge::Bridge,
+    database::{Database, shared_cluster},
+    event_source::EventSource,
+    pooler::Pooler,
+    until,
+};
 
 /// Settings that roles begin their sessions with, each as far from its default as can be.
 /// Those that the server doesn't know are left out.
@@ -44,7 +51,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("parallel_tuple_cost", "0"),
     ("min_parallel_table_scan_size", "0"),
     ("max_parallel_workers_per_gather", "8"),
-    ("session_replication_role", "replica"),
     ("plpgsql.variable_conflict", "use_variable"),
     ("plpgsql.extra_errors", "all"),
     ("plpgsql.extra_warnings", "all"),
@@ -87,6 +93,8 @@ async fn inherit(database: &Database, roles: &[&str], more: &[(&str, &str)]) {
 /// An application's own sessions feel these.
 const OURS_ALONE: &[(&str, &str)] = &[
     ("default_transaction_read_only", "on"),
+    // An application's rows would ring no bell.
+    ("session_replication_role", "replica"),
     ("statement_timeout", "2s"),
     ("idle_in_transaction_session_timeout", "1s"),
     ("idle_session_timeout", "1s"),
@@ -95,11 +103,29 @@ const OURS_ALONE: &[(&str, &str)] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_of_the_database_for_its_applications_change_nothing() {
-    let database = Database::empty().await;
-    inherit(&database, &["migrator", "bridge", "dashboard"], OURS_ALONE).await;
-    inherit(&database, &["application"], &[]).await;
+    change_nothing(&Database::empty().await, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_the_database_change_nothing_through_a_pooler() {
+    change_nothing(&Database::empty().await, Some(shared_cluster())).await;
+}
+
+async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
+    inherit(database, &["migrator", "bridge", "dashboard"], OURS_ALONE).await;
+    inherit(database, &["application"], &[]).await;
     database.migrate().await;
-    let bridge = Bridge::start(&database).await;
+    let pooler = match pooled_before {
+        None => None,
+        Some(cluster) => Some(Pooler::before(cluster).await),
+    };
+    let bridge = match &pooler {
+        None => Bridge::start(database).await,
+        Some(pooler) => {
+            let direct = ["--direct-database-url", &database.connection_string()];
+            Bridge::start_with(&pooler.database(database), &direct).await
+        }
+    };
     let mut alice = bridge.connect_live("alice").await;
     let application = database.connect().await;
     let write = "insert into public.notifications (user_id, text, event, expires_at) \
@@ -133,8 +159,7 @@ async fn settings_of_the_database_for_its_applications_change_nothing() {
         .expect(ticket)
         .get(0);
     let path = format!("/stream?ticket={ticket}");
-    let mut carol =
-        crate::support::event_source::EventSource::open(bridge.address(), &path, &[]).await;
+    let mut carol = EventSource::open(bridge.address(), &path, &[]).await;
     until(&mut carol, "tidings.caught-up").await;
     for call in [
         "select public.disconnect_user('bob')",
