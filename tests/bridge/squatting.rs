@@ -104,7 +104,7 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
         .run_roles_with(&["schema=public", "from=mallory"])
         .await;
     handed.expect("a handover");
-    let of_mallory = "select string_agg(oid::regprocedure::text, ' ' order by 1) from pg_proc \
+    let of_mallory = "select string_agg(oid::regprocedure::text, ' ' order by oid::regprocedure::text) from pg_proc \
                       where pronamespace = 'public'::regnamespace \
                         and proowner <> 'tidings_owner'::regrole";
     assert_eq!(
