@@ -2,7 +2,8 @@
 -- role than the history does.
 --
 -- $1 schema, $2 names of tables, views and sequences, $3 names of functions. `owners`:
--- whose the objects of that name are, null if there is none.
+-- whose the objects of that name are, null if there is none. `cure`: what gives one of
+-- them to the owner of the history.
 with
   place as (select oid from pg_namespace where nspname = $1),
   history (owner) as (
@@ -15,12 +16,17 @@ with
     union all
     select name, true from unnest($3::text[]) as name
   ),
-  present (name, is_function, owner) as (
-    select relname, false, relowner
+  present (name, is_function, owner, object) as (
+    select
+      relname,
+      false,
+      relowner,
+      case relkind when 'v' then 'view' when 'S' then 'sequence' else 'table' end
+        || ' ' || oid::regclass
     from pg_class
     where relnamespace = (select oid from place) and relkind in ('r', 'p', 'v', 'S')
     union all
-    select proname, true, proowner
+    select proname, true, proowner, 'routine ' || oid::regprocedure
     from pg_proc
     where pronamespace = (select oid from place)
   )
@@ -31,7 +37,13 @@ select
     select string_agg(distinct p.owner::regrole::text, ', ')
     from present as p
     where p.name = w.name and p.is_function = w.is_function
-  ) as owners
+  ) as owners,
+  (
+    select format('alter %s owner to %s;', min(p.object), (select owner::regrole from history))
+    from present as p
+    where p.name = w.name and p.is_function = w.is_function
+    having count(*) > 0
+  ) as cure
 from wanted as w
 where not exists (
   select

@@ -92,6 +92,9 @@ pub async fn state(
     report
         .findings
         .extend(schema::misfit(client, schema).await?);
+    report
+        .findings
+        .extend(schema::stranger(client, schema).await?);
     let missing = rights::missing(client, schema).await?;
     let writers = missing
         .into_iter()

@@ -445,8 +445,8 @@ async fn take_lock(client: &Client, schema: &SchemaName) -> Result<(), SchemaErr
 
 /// Refuses a history that tells of migrations whose objects are missing or belong to
 /// others: it was restored without them, or put there by somebody else.
-async fn refuse_incomplete(
-    client: &Client,
+pub(crate) async fn refuse_incomplete(
+    client: &impl Queries,
     schema: &SchemaName,
     fit: Fit,
 ) -> Result<(), SchemaError> {
@@ -464,9 +464,16 @@ async fn refuse_incomplete(
     let query = include_str!("../sql/missing_object.sql");
     let (relations, functions) = (names(Kind::Relation), names(Kind::Function));
     let missing = client
-        .query_opt(query, &[&schema.0, &relations, &functions])
+        .query_typed(
+            query,
+            &[
+                (&schema.0, Type::TEXT),
+                (&relations, Type::TEXT_ARRAY),
+                (&functions, Type::TEXT_ARRAY),
+            ],
+        )
         .await?;
-    match missing {
+    match missing.first() {
         None => Ok(()),
         Some(row) => Err(SchemaError::Incomplete {
             schema: schema.clone(),
@@ -474,6 +481,7 @@ async fn refuse_incomplete(
             owner: row.try_get("owner")?,
             name: row.try_get("name")?,
             owners: row.try_get("owners")?,
+            cure: row.try_get("cure")?,
         }),
     }
 }

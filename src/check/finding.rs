@@ -34,6 +34,8 @@ pub enum Topic {
     Read,
     /// Somebody else may do something that is only ours.
     Wide,
+    /// What is ours belongs to another role.
+    Owner,
     /// Another role may create objects in the schema.
     Create,
     /// The bridge may do more than it has to.
@@ -91,6 +93,7 @@ impl Topic {
             Self::Missing => "missing-right",
             Self::Read => "foreign-reader",
             Self::Wide => "foreign-right",
+            Self::Owner => "owner",
             Self::Create => "create",
             Self::Role => "role",
             Self::Trigger => "trigger",

@@ -1,10 +1,10 @@
 //! Whether the schema, and the server that it is in, serve this bridge.
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{error::SqlState, types::Type};
 
 use super::finding::{Cure, Finding, Topic};
 use crate::{
-    database::Borrowed,
+    database::{Borrowed, Queries},
     schema::{self, Fit, SchemaError, SchemaName},
 };
 
@@ -37,6 +37,12 @@ pub(super) async fn misfit(
         fit => fit?,
     };
     let command = |text: &str| Cure::Command(format!("{text} --schema '{schema}'"));
+    match schema::refuse_incomplete(client, schema, fit).await {
+        Err(error @ SchemaError::Incomplete { .. }) => {
+            return Ok(Some(incomplete(error)));
+        }
+        outcome => outcome?,
+    }
     let (found, cure) = match fit {
         Fit::Serves => return Ok(None),
         Fit::TooOld { found: None } => (
@@ -60,5 +66,43 @@ pub(super) async fn misfit(
         found,
         format!("version {needed}, which this tidings brings, or one that still serves it"),
         cure,
+    )))
+}
+
+/// An object of ours is missing, or belongs to a role that could change it at will.
+fn incomplete(error: SchemaError) -> Finding {
+    let cure = match &error {
+        SchemaError::Incomplete {
+            cure: Some(cure), ..
+        } => Cure::Sql(cure.clone()),
+        _ => Cure::Advice("restore the whole schema from one backup".to_owned()),
+    };
+    let expected = "all objects of Tidings are there and belong to the owner of its history";
+    Finding::wrong(Topic::Owner, error.to_string(), expected, cure)
+}
+
+/// The history belongs to a role that could have put it there to own the rest.
+pub(super) async fn stranger(
+    client: &Borrowed,
+    schema: &SchemaName,
+) -> Result<Option<Finding>, SchemaError> {
+    let query = include_str!("../../sql/migration_owner.sql");
+    let rows = client
+        .query_typed(query, &[(&schema.name(), Type::TEXT)])
+        .await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    if !row.try_get::<_, bool>("is_there")? || row.try_get("is_trusted")? {
+        return Ok(None);
+    }
+    let owner: String = row.try_get("owner")?;
+    Ok(Some(Finding::hint(
+        Topic::Owner,
+        format!("{owner} owns Tidings in the schema {schema}, and can read and change all of it"),
+        "it belongs to tidings_owner, the owner of the schema, or the role that migrates",
+        Cure::Command(format!(
+            "psql -v schema='{schema}' -v from='{owner}' -f sql/roles.sql"
+        )),
     )))
 }

@@ -71,13 +71,13 @@ pub enum SchemaError {
     },
     /// The history tells of objects that are not there.
     #[error(
-        "the history of Tidings in the schema {schema} says version {version}, but {}: restore \
+        "the history of Tidings in the schema {schema} says version {version}, but {}: {}restore \
              the whole schema from one backup, or, if it was put there by mistake, remove it: drop \
              table {}.tidings_schema_history;",
-        match owners {
-            None => format!("{name} is missing"),
-            Some(owners) => format!("{name} belongs to {owners}, and the history to {owner}"),
-        },
+        incomplete(name, owner, owners.as_deref()),
+        cure.as_ref().map_or_else(String::new, |cure| {
+            format!("if you trust that role, {cure} Otherwise ")
+        }),
         schema.quoted()
     )]
     Incomplete {
@@ -91,6 +91,8 @@ pub enum SchemaError {
         name: String,
         /// Whose objects of that name there are.
         owners: Option<String>,
+        /// What gives such an object to the owner of the history.
+        cure: Option<String>,
     },
     /// Something that is not ours bears one of our names.
     #[error(
@@ -195,6 +197,14 @@ impl SchemaError {
     /// Whether waiting may help.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Connect(error) if error.is_passing())
+    }
+}
+
+/// What is wrong with an object that the history tells of.
+fn incomplete(name: &str, owner: &str, owners: Option<&str>) -> String {
+    match owners {
+        None => format!("{name} is missing"),
+        Some(owners) => format!("{name} belongs to {owners}, and the history to {owner}"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use tidings::{
-    check::{self, Place},
+    check::{self, Cure, Finding, Place, Topic},
     cluster::Cluster,
     config::{Cli, Command},
     schema::{self, SchemaError, SchemaName},
@@ -12,6 +12,19 @@ use crate::support::database::{Database, start_cluster};
 
 async fn migrate(database: &Database) -> Result<(), SchemaError> {
     schema::migrate(&database.url(), &SchemaName::public(), schema::LOCK_LIMIT).await
+}
+
+async fn findings(database: &Database) -> Vec<Finding> {
+    let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
+        panic!("not check")
+    };
+    let place = Place {
+        direct: &database.url(),
+        pooled: None,
+        schema: &SchemaName::public(),
+    };
+    let report = check::examine(place, &options.thresholds).await;
+    report.expect("findings").findings
 }
 
 async fn text(database: &Database, query: &str) -> Option<String> {
@@ -100,6 +113,13 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
     assert!(refused.contains("-v from=mallory"), "{refused}");
     assert_eq!(text(&database, OWNER).await.as_deref(), Some("mallory"));
 
+    let found = findings(&superuser).await;
+    let cure = found
+        .iter()
+        .find(|found| found.topic == Topic::Owner)
+        .map(|it| it.cure.clone());
+    let command = "psql -v schema='public' -v from='mallory' -f sql/roles.sql";
+    assert_eq!(cure, Some(Cure::Command(command.to_owned())));
     let handed = superuser
         .run_roles_with(&["schema=public", "from=mallory"])
         .await;
@@ -162,6 +182,18 @@ async fn a_history_without_its_objects_is_refused() {
         refused.contains("stream_tickets belongs to mallory"),
         "{refused}"
     );
+    let found = findings(&superuser).await;
+    let is_owner = |found: &&Finding| found.topic == Topic::Owner;
+    let cure = found.iter().find(is_owner).expect("a finding").cure.clone();
+    let given = "alter table public.stream_tickets owner to tidings;";
+    assert_eq!(cure, Cure::Sql(given.to_owned()));
+    superuser.execute(given).await;
+    assert!(
+        !findings(&superuser)
+            .await
+            .iter()
+            .any(|found| is_owner(&found))
+    );
 }
 
 /// Every object that migrations make is on the list of `sql/roles.sql`.
@@ -193,24 +225,15 @@ async fn roles_that_may_create_in_the_schema_are_listed_with_the_statement_that_
              grant create on schema public to public, django, tidings_writer, bridge",
         )
         .await;
-    let place = Place {
-        direct: &database.url(),
-        pooled: None,
-        schema: &SchemaName::public(),
-    };
-    let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
-        panic!("not check")
-    };
-    let examine = || check::examine(place, &options.thresholds);
-    let report = examine().await.expect("findings");
-    let found: Vec<_> = report.findings.iter().map(|it| it.found.as_str()).collect();
+    let found = findings(&database).await;
+    let texts: Vec<_> = found.iter().map(|it| it.found.as_str()).collect();
     assert_eq!(
-        found,
+        texts,
         ["bridge", "django", "public", "tidings_writer"]
             .map(|role| format!("{role} has create on schema public"))
     );
-    for finding in &report.findings {
+    for finding in &found {
         superuser.execute(&finding.cure.to_string()).await;
     }
-    assert_eq!(examine().await.expect("findings").findings, []);
+    assert_eq!(findings(&database).await, []);
 }
