@@ -3,15 +3,12 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use clap::Parser;
-use tidings::{
-    check::{self, Place},
-    config::{Cli, Command},
-    schema::SchemaName,
-};
 use tokio_postgres::Client;
 
-use crate::support::{bridge::Bridge, database::Database};
+use crate::{
+    command_line::run,
+    support::{bridge::Bridge, database::Database},
+};
 
 /// Makes, as the role that runs it, functions and operators with which those of
 /// `pg_catalog` could be confused: for each of theirs whose name is among $1, and for
@@ -168,17 +165,27 @@ async fn use_everything(database: &Database) {
         .expect(told)
         .get::<_, bool>(0)
     {}
-    let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
-        panic!("not check")
-    };
-    let place = Place {
-        direct: &database.url(),
-        pooled: None,
-        schema: &SchemaName::public(),
-    };
-    check::examine(place, &options.thresholds)
-        .await
-        .expect("findings");
+    let application = database.as_role("application");
+    for (role, arguments) in [
+        (&application, &["send", "alice", "by hand"][..]),
+        (
+            &application,
+            &["send", "alice", "soon over", "--expires=1h"],
+        ),
+        (&application, &["ticket", "alice", "--ttl=5m"]),
+        (&database.owner(), &["migrate", "--dry-run"]),
+        (
+            &database.owner(),
+            &["prune", "--sent-before=1d", "--dry-run"],
+        ),
+    ] {
+        run(role, arguments).await.well();
+    }
+    // These find that everybody may create objects.
+    for arguments in [["check", "--json"], ["status", "--json"]] {
+        let findings = run(database, &arguments).await.json();
+        assert!(findings.is_object(), "{findings}");
+    }
     bridge.stop().await;
 }
 
@@ -192,6 +199,7 @@ async fn no_function_or_operator_of_another_role_is_called_where_it_was_there_fi
     database.prepare("public").await;
     use_everything(&database).await;
     database.migrate().await;
+    run(&database.owner(), &["uninstall", "--yes"]).await.well();
     assert_none_was_called(&database).await;
 }
 

@@ -19,7 +19,7 @@ use crate::support::{PATIENCE, database::Database};
 
 /// What a command printed, and how it ended.
 #[derive(Debug)]
-struct Said {
+pub struct Said {
     code: Option<i32>,
     out: String,
     error: String,
@@ -27,7 +27,7 @@ struct Said {
 
 impl Said {
     /// It ended well, and this is what it printed.
-    fn well(self) -> String {
+    pub fn well(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.out
     }
@@ -39,7 +39,7 @@ impl Said {
         self.error
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
     }
 }
@@ -75,7 +75,7 @@ async fn said(mut command: Command, input: &str) -> Said {
 }
 
 /// Runs a command as the role that `database` is entered as.
-async fn run(database: &Database, arguments: &[&str]) -> Said {
+pub async fn run(database: &Database, arguments: &[&str]) -> Said {
     let mut command = command(arguments);
     command.env("DATABASE_URL", database.connection_string());
     said(command, "").await
