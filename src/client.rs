@@ -99,10 +99,16 @@ impl Proxies {
     /// Whose request it is.
     pub fn client_of(&self, request: &HttpRequest) -> Client {
         match peer(request) {
-            Some(peer) => self.farthest(peer, request.headers()).into(),
+            Some(peer) => self.farthest(peer, request.headers()).0.into(),
             // It had gone before anybody looked.
             None => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
         }
+    }
+
+    /// How many proxies are known for sure to have handed a request over, each of which noted
+    /// who spoke to it.
+    pub fn hops(&self, request: &HttpRequest) -> usize {
+        peer(request).map_or(0, |peer| self.farthest(peer, request.headers()).1)
     }
 
     /// Whether a request names a way that it came by, and its peer is not
@@ -111,29 +117,30 @@ impl Proxies {
         request.headers().contains_key(FORWARDED_FOR) && !self.handed_over(request)
     }
 
-    /// The farthest hop that is known for sure. Each proxy adds who spoke to it
+    /// The farthest hop that is known for sure, and how far away it is. Each proxy adds who spoke to it
     /// at the end, so the way back is walked from there, for as long as those
     /// who speak are believed; what stands before that, anybody could have
     /// written.
-    fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, usize) {
         let lines: Vec<_> = headers.get_all(FORWARDED_FOR).collect();
         let mut hops = lines.iter().rev().flat_map(|line| {
             // What is no text is no address either.
             line.to_str().unwrap_or("?").rsplit(',')
         });
-        let mut farthest = peer;
+        let (mut farthest, mut distance) = (peer, 0);
         while self.trust(farthest) {
-            match hops.next().and_then(hop) {
-                Some(address) => farthest = address,
-                None => break,
-            }
+            let Some(address) = hops.next().and_then(hop) else {
+                break;
+            };
+            farthest = address;
+            distance += 1;
         }
-        farthest
+        (farthest, distance)
     }
 }
 
 /// An address as proxies write it; some add the port.
-fn hop(text: &str) -> Option<IpAddr> {
+pub fn hop(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text
         .strip_prefix('[')

@@ -23,7 +23,7 @@ use actix_web::{
     HttpMessage,
     body::{BodySize, BoxBody, MessageBody},
     http::header::{
-        CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HttpDate, TRANSFER_ENCODING,
+        CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, HttpDate, TRANSFER_ENCODING,
         TryIntoHeaderValue, UPGRADE,
     },
 };
@@ -45,7 +45,8 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    line::Handover, pace::Paced, sockets::CLIENT_LIMIT, stall::Stall, stream::EventStream,
+    field::trimmed, line::Handover, pace::Paced, sockets::CLIENT_LIMIT, stall::Stall,
+    stream::EventStream,
 };
 
 /// Requests and streams of one connection that are open at once. A browser has
@@ -296,7 +297,18 @@ where
     None
 }
 
-fn request(parts: Parts, peer: Option<SocketAddr>) -> Request {
+/// The request as HTTP/1.1 would have it. The parser of that removes the whitespace around a
+/// field's value; here it would be a mistake of the client (RFC 9113, section 8.2.1) that each
+/// reader of a field had to know of.
+fn request(mut parts: Parts, peer: Option<SocketAddr>) -> Request {
+    for value in parts.headers.values_mut() {
+        let trimmed = trimmed(value.as_bytes());
+        if trimmed.len() < value.len()
+            && let Ok(trimmed) = HeaderValue::from_bytes(trimmed)
+        {
+            *value = trimmed;
+        }
+    }
     let mut head = Message::<RequestHead>::new();
     head.method = parts.method;
     head.uri = parts.uri;

@@ -1,0 +1,222 @@
+//! The text formats in which metrics are told, and which of them a monitor asks for.
+
+use std::{collections::HashMap, fmt::Write};
+
+use actix_web::{
+    HttpRequest,
+    http::header::{ACCEPT, Quality, QualityItem},
+};
+use mime::Mime;
+
+/// A text format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0.0, in which metrics are written.
+    OpenMetrics,
+    /// The format of Prometheus itself, which `promtool check metrics` reads.
+    Prometheus,
+}
+
+impl Exposition {
+    /// Which one a request asks for: OpenMetrics unless it prefers the other.
+    pub fn of(request: &HttpRequest) -> Self {
+        let accepted: Vec<QualityItem<Mime>> = request
+            .headers()
+            .get_all(ACCEPT)
+            // What can't be understood accepts nothing, and nothing is lost by it.
+            .filter_map(|line| line.to_str().ok())
+            .flat_map(|line| line.split(','))
+            .filter_map(|item| without_spaces(item).parse().ok())
+            .collect();
+        if Self::Prometheus.quality(&accepted) > Self::OpenMetrics.quality(&accepted) {
+            Self::Prometheus
+        } else {
+            Self::OpenMetrics
+        }
+    }
+
+    /// The type of the text.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    /// Metrics in this format.
+    pub fn write(self, open_metrics: String) -> String {
+        match self {
+            Self::OpenMetrics => open_metrics,
+            Self::Prometheus => prometheus(&open_metrics),
+        }
+    }
+
+    /// How much it is wanted: the most specific item that means it decides (RFC 9110, section
+    /// 12.5.1).
+    fn quality(self, accepted: &[QualityItem<Mime>]) -> Quality {
+        let meant = accepted
+            .iter()
+            .filter_map(|item| Some((self.specificity(&item.item)?, item.quality)));
+        meant.max().map_or(Quality::ZERO, |(_, quality)| quality)
+    }
+
+    /// How precisely a media range means this format; `None` if it means another.
+    fn specificity(self, range: &Mime) -> Option<u8> {
+        let (kind, form, versions): (_, _, &[&str]) = match self {
+            // Whoever reads the draft reads 1.0.0 too.
+            Self::OpenMetrics => ("application", "openmetrics-text", &["1.0.0", "0.0.1"]),
+            Self::Prometheus => ("text", "plain", &["0.0.4"]),
+        };
+        if range.type_() == mime::STAR {
+            return Some(0);
+        }
+        if range.type_() != kind {
+            return None;
+        }
+        if range.subtype() == mime::STAR {
+            return Some(1);
+        }
+        // A suffix makes it another type.
+        if range.subtype() != form || range.suffix().is_some() {
+            return None;
+        }
+        match range.get_param("version") {
+            None => Some(2),
+            Some(version) => versions.contains(&version.as_str()).then_some(3),
+        }
+    }
+}
+
+/// The same metrics in the format 0.0.4, where a family has the name of its samples (in
+/// OpenMetrics a counter's samples end in `_total`, and its family doesn't), and which knows
+/// neither units nor a last line. The registry has no exemplars and no times of creation,
+/// which this format has no place for.
+fn prometheus(open_metrics: &str) -> String {
+    let kinds: HashMap<&str, &str> = open_metrics.lines().filter_map(kind_of).collect();
+    let renamed = |name: &str| match kinds.get(name) {
+        Some(&"counter") => format!("{name}_total"),
+        Some(&"info") => format!("{name}_info"),
+        _ => name.to_owned(),
+    };
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        let written = if let Some((name, help)) = help_of(line) {
+            writeln!(text, "# HELP {} {help}", renamed(name))
+        } else if let Some((name, kind)) = kind_of(line) {
+            let kind = match kind {
+                kind @ ("counter" | "gauge" | "histogram" | "summary") => kind,
+                "info" | "stateset" => "gauge",
+                _ => "untyped",
+            };
+            writeln!(text, "# TYPE {} {kind}", renamed(name))
+        } else if line.starts_with('#') {
+            Ok(())
+        } else {
+            writeln!(text, "{line}")
+        };
+        debug_assert!(written.is_ok(), "a string takes everything");
+    }
+    text
+}
+
+/// The same item without the optional whitespace around its parameters, which the parser
+/// doesn't know of.
+fn without_spaces(item: &str) -> String {
+    let parts: Vec<&str> = item.split(';').map(str::trim).collect();
+    parts.join(";")
+}
+
+/// The family that a line describes, and its kind.
+fn kind_of(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("# TYPE ")?.split_once(' ')
+}
+
+/// The family that a line describes, and its description.
+fn help_of(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("# HELP ")?.split_once(' ')
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn wanted(lines: &[&str]) -> Exposition {
+        let request = lines.iter().fold(TestRequest::get(), |request, line| {
+            request.append_header((ACCEPT, *line))
+        });
+        Exposition::of(&request.to_http_request())
+    }
+
+    #[test]
+    fn the_plain_format_is_written_for_those_who_prefer_it() {
+        for lines in [
+            &["text/plain"][..],
+            &["Text/Plain ; Version=0.0.4"],
+            &["text/plain;version=0.0.4;charset=utf-8;q=0.1"],
+            &["text/*"],
+            &["text/html", "text/plain"],
+            &["text/plain;q=0.5, application/openmetrics-text;q=0.4"],
+            &["application/openmetrics-text;q=0, */*;q=0.1"],
+            &[
+                "application/openmetrics-text;version=1.0.0;q=0.3",
+                "text/*;q=0.4",
+            ],
+            &["\u{e9}", "text/plain"],
+            &["x;;, text/plain"],
+        ] {
+            assert_eq!(wanted(lines), Exposition::Prometheus, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn open_metrics_is_written_for_all_others() {
+        for lines in [
+            &[][..],
+            &[""],
+            &["*/*"],
+            &["application/*"],
+            &["application/json"],
+            &["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"],
+            &["text/plain;version=1.0.0"],
+            &["text/plain;q=0, */*"],
+            &["text/plain;q=0"],
+            &["text/plain, application/openmetrics-text"],
+            // Prometheus 2 and 3.
+            &[
+                "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
+               version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            ],
+            &[
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+               application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;\
+               escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            ],
+            &["application/openmetrics-text;version=0.0.1,text/plain;version=0.0.4;q=0.5"],
+            &["text/plain;q=x"],
+        ] {
+            assert_eq!(wanted(lines), Exposition::OpenMetrics, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn families_have_the_names_of_their_samples() {
+        let open_metrics = "# HELP a_build Which.\n# TYPE a_build info\na_build_info{v=\"1\"} 1\n\
+             # HELP b_seconds Time, and # TYPE b.\n# TYPE b_seconds counter\n# UNIT b_seconds seconds\n\
+             b_seconds_total{x=\"# TYPE\"} 2.5\n\
+             # HELP c Now.\n# TYPE c gauge\nc +Inf\n\
+             # HELP d Long.\n# TYPE d histogram\nd_sum 1.0\nd_count 1\nd_bucket{le=\"+Inf\"} 1\n\
+             # HELP e What.\n# TYPE e unknown\ne 1\n# EOF\n";
+        let expected = "# HELP a_build_info Which.\n# TYPE a_build_info gauge\na_build_info{v=\"1\"} 1\n\
+             # HELP b_seconds_total Time, and # TYPE b.\n# TYPE b_seconds_total counter\n\
+             b_seconds_total{x=\"# TYPE\"} 2.5\n\
+             # HELP c Now.\n# TYPE c gauge\nc +Inf\n\
+             # HELP d Long.\n# TYPE d histogram\nd_sum 1.0\nd_count 1\nd_bucket{le=\"+Inf\"} 1\n\
+             # HELP e What.\n# TYPE e untyped\ne 1\n";
+        let text = Exposition::Prometheus.write(open_metrics.to_owned());
+        assert_eq!(text, expected);
+        let same = Exposition::OpenMetrics.write(open_metrics.to_owned());
+        assert_eq!(same, open_metrics);
+    }
+}

@@ -1,0 +1,67 @@
+//! Resources that clients read, and the answer to methods that they don't have.
+
+use actix_web::{
+    FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
+    http::{
+        StatusCode,
+        header::{ALLOW, HeaderValue},
+    },
+    web,
+};
+
+use crate::problem::Problem;
+
+/// The methods of what can only be read.
+const READ: &str = "GET, HEAD";
+
+/// What is read at `path`: `handler` answers GET, and HEAD, whose answer goes without its body.
+/// Every other method gets a 405.
+pub fn readable<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
+        .default_service(web::to(|request| not_allowed(request, READ)))
+}
+
+/// The same, where something can be posted too.
+pub fn postable<F, Args, P, PostArgs>(path: &str, read: F, post: P) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+    P: Handler<PostArgs>,
+    PostArgs: FromRequest + 'static,
+    P::Output: Responder + 'static,
+{
+    readable(path, read)
+        .route(web::post().to(post))
+        .default_service(web::to(|request| not_allowed(request, "GET, HEAD, POST")))
+}
+
+/// Answers where there is nothing; `detail` says what there is. The target `*` stands for the
+/// whole server (`OPTIONS *`), which has methods and is no resource.
+pub fn missing(request: &HttpRequest, detail: &str) -> HttpResponse {
+    if request.path() == "*" {
+        return method_not_allowed(request, READ);
+    }
+    Problem::new(StatusCode::NOT_FOUND, detail).error_response()
+}
+
+async fn not_allowed(request: HttpRequest, allowed: &'static str) -> HttpResponse {
+    method_not_allowed(&request, allowed)
+}
+
+/// See RFC 9110, section 15.5.6.
+fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -> HttpResponse {
+    let method = request.method();
+    let detail = format!("{method} is not supported here: use one of {allowed}");
+    let mut response = Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).error_response();
+    let allowed = HeaderValue::from_static(allowed);
+    response.headers_mut().insert(ALLOW, allowed);
+    response
+}
