@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    str::FromStr,
+    str::{self, FromStr},
 };
 
 use actix_web::{HttpRequest, http::header::HeaderMap};
@@ -123,13 +123,15 @@ impl Proxies {
     /// written.
     fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, usize) {
         let lines: Vec<_> = headers.get_all(FORWARDED_FOR).collect();
-        let mut hops = lines.iter().rev().flat_map(|line| {
-            // What is no text is no address either.
-            line.to_str().unwrap_or("?").rsplit(',')
-        });
+        // As bytes: what a client wrote that is no text must not hide what a proxy added to it.
+        let mut hops = lines
+            .iter()
+            .rev()
+            .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','))
+            .map(|hop| str::from_utf8(hop).ok());
         let (mut farthest, mut distance) = (peer, 0);
         while self.trust(farthest) {
-            let Some(address) = hops.next().and_then(hop) else {
+            let Some(address) = hops.next().flatten().and_then(hop) else {
                 break;
             };
             farthest = address;
@@ -196,6 +198,11 @@ mod tests {
             ("fd00::1", &["[2001:db8:1:2:3::4]:443"], "2001:db8:1:2::/64"),
             ("fd00::1", &["[2001:db8:1:2:3::4]"], "2001:db8:1:2::/64"),
             ("2001:db8:1:2:ffff::1", &[], "2001:db8:1:2::/64"),
+            // What a client wrote is cut off before it is read.
+            ("10.0.0.1", &["\u{e9}, 198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["\u{e9}", "198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["\"1, 198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["1.1.1.1,\t198.51.100.7\t"], "198.51.100.7"),
         ] {
             assert_eq!(client(peer, forwarded), expected, "{peer} {forwarded:?}");
         }

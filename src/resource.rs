@@ -43,10 +43,10 @@ where
         .default_service(web::to(|request| not_allowed(request, "GET, HEAD, POST")))
 }
 
-/// Answers where there is nothing; `detail` says what there is. The target `*` stands for the
-/// whole server (`OPTIONS *`), which has methods and is no resource.
+/// Answers where there is nothing; `detail` says what there is. The target of `OPTIONS *` and of
+/// CONNECT is the server as a whole, which exists and doesn't have these methods.
 pub fn missing(request: &HttpRequest, detail: &str) -> HttpResponse {
-    if request.path() == "*" {
+    if matches!(request.path(), "*" | "") {
         return method_not_allowed(request, READ);
     }
     Problem::new(StatusCode::NOT_FOUND, detail).error_response()

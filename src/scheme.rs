@@ -1,6 +1,6 @@
 //! Whether a client came by http or https, also if a proxy in front ends TLS.
 
-use std::fmt;
+use std::{fmt, str};
 
 use actix_web::{
     HttpRequest,
@@ -76,26 +76,27 @@ impl Scheme {
 /// or the outermost has set the only one.
 fn in_forwarded_proto(headers: &HeaderMap, hops: usize) -> Option<Scheme> {
     let lines: Vec<_> = headers.get_all(FORWARDED_PROTO).collect();
+    // As bytes: what a client wrote that is no text must not hide what a proxy added to it.
     let values = lines
         .iter()
         .rev()
-        .flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+        .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let farthest = values.take(hops.max(1)).last()?;
-    Scheme::parse(farthest)
+    Scheme::parse(str::from_utf8(farthest).ok()?)
 }
 
 /// Each proxy adds an element at the end which says who asked it, and how.
 fn in_forwarded(headers: &HeaderMap, proxies: &Proxies) -> Option<Scheme> {
     let lines: Vec<_> = headers.get_all(header::FORWARDED).collect();
     let elements = lines.iter().rev().flat_map(|line| {
-        let line = line.to_str().unwrap_or_default();
-        let elements: Vec<_> = split_unquoted(line, ',').collect();
+        let line = String::from_utf8_lossy(line.as_bytes());
+        let elements: Vec<_> = split_unquoted(&line, ',').map(str::to_owned).collect();
         elements.into_iter().rev()
     });
     let mut scheme = None;
     for element in elements {
         let parameter = |wanted: &str| {
-            let mut pairs = split_unquoted(element, ';').filter_map(|pair| pair.split_once('='));
+            let mut pairs = split_unquoted(&element, ';').filter_map(|pair| pair.split_once('='));
             let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case(wanted))?;
             Some(value.trim().trim_matches('"'))
         };
@@ -177,6 +178,8 @@ mod tests {
             ],
             &[(FORWARDED, "for=\"_x,;proto=http\";proto=https")],
             &[(FORWARDED, "proto=http"), (PROTO, "https")],
+            &[(PROTO, "\u{e9}, https")],
+            &[(FORWARDED, "\u{e9}, for=\u{e9};proto=https")],
         ] {
             let scheme = scheme("10.0.0.1", Scheme::Http, lines);
             assert_eq!(scheme, Scheme::Https, "{lines:?}");

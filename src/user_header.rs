@@ -5,7 +5,7 @@ use actix_web::{
     http::header::{HeaderName, HeaderValue},
 };
 
-use crate::{client::Proxies, field::trimmed, notification::UserId};
+use crate::{client::Proxies, notification::UserId};
 
 /// Why such a header is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,5 +48,5 @@ impl UserHeader {
 }
 
 fn user(value: &HeaderValue) -> Option<UserId> {
-    UserId::parse(std::str::from_utf8(trimmed(value.as_bytes())).ok()?)
+    UserId::parse(std::str::from_utf8(value.as_bytes()).ok()?)
 }

@@ -1,6 +1,6 @@
 //! The text formats in which metrics are told, and which of them a monitor asks for.
 
-use std::{collections::HashMap, fmt::Write};
+use std::{collections::HashMap, fmt::Write, str};
 
 use actix_web::{
     HttpRequest,
@@ -23,10 +23,9 @@ impl Exposition {
         let accepted: Vec<QualityItem<Mime>> = request
             .headers()
             .get_all(ACCEPT)
-            // What can't be understood accepts nothing, and nothing is lost by it.
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(','))
-            .filter_map(|item| without_spaces(item).parse().ok())
+            // What can't be understood asks for nothing.
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|item| without_spaces(str::from_utf8(item).ok()?).parse().ok())
             .collect();
         if Self::Prometheus.quality(&accepted) > Self::OpenMetrics.quality(&accepted) {
             Self::Prometheus
@@ -63,7 +62,7 @@ impl Exposition {
     /// How precisely a media range means this format; `None` if it means another.
     fn specificity(self, range: &Mime) -> Option<u8> {
         let (kind, form, versions): (_, _, &[&str]) = match self {
-            // Whoever reads the draft reads 1.0.0 too.
+            // A reader of the draft can read 1.0.0 too.
             Self::OpenMetrics => ("application", "openmetrics-text", &["1.0.0", "0.0.1"]),
             Self::Prometheus => ("text", "plain", &["0.0.4"]),
         };
@@ -164,6 +163,7 @@ mod tests {
                 "text/*;q=0.4",
             ],
             &["\u{e9}", "text/plain"],
+            &["\u{e9}, text/plain"],
             &["x;;, text/plain"],
         ] {
             assert_eq!(wanted(lines), Exposition::Prometheus, "{lines:?}");

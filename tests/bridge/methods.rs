@@ -79,8 +79,10 @@ async fn the_admin_address_answers_head_as_get_and_refuses_other_methods() {
         );
     }
     assert_eq!(ask(address, "HEAD", "/nothing", "").await.0.status, 404);
-    let (head, body) = ask(address, "OPTIONS", "*", "").await;
-    refuses(&head, &body, "GET, HEAD", "OPTIONS");
+    for (method, target) in [("OPTIONS", "*"), ("CONNECT", &address.to_string())] {
+        let (head, body) = ask(address, method, target, "").await;
+        refuses(&head, &body, "GET, HEAD", method);
+    }
     bridge.stop().await;
 }
 
@@ -161,8 +163,10 @@ async fn the_stream_refuses_other_methods_and_keeps_its_preflight() {
             refuses(&head, &body, "GET, HEAD", method);
         }
     }
-    let (head, body) = ask(bridge.address(), "OPTIONS", "*", "").await;
-    refuses(&head, &body, "GET, HEAD", "OPTIONS");
+    for (method, target) in [("OPTIONS", "*"), ("CONNECT", "localhost:80")] {
+        let (head, body) = ask(bridge.address(), method, target, "").await;
+        refuses(&head, &body, "GET, HEAD", method);
+    }
     let preflight = "Origin: https://app.example.org\r\nAccess-Control-Request-Method: GET\r\n";
     let (head, _) = ask(bridge.address(), "OPTIONS", "/stream", preflight).await;
     assert_eq!(head.status, 200);
@@ -186,9 +190,13 @@ async fn methods_are_the_same_over_http_2() {
     let connection = Http2::connect(bridge.address(), &authority).await;
     let bearer = format!("Bearer {}", token("alice"));
     let ask = async |method: &str| {
+        let target = match method {
+            "CONNECT" => "localhost:443",
+            _ => "https://localhost/stream",
+        };
         let request = http::Request::builder()
             .method(Method::from_bytes(method.as_bytes()).expect("a method"))
-            .uri("https://localhost/stream")
+            .uri(target)
             .header("authorization", &bearer);
         let (answer, _request) = connection.ask(request).await;
         answer.expect("an answer")
@@ -198,7 +206,7 @@ async fn methods_are_the_same_over_http_2() {
     assert_eq!(head.headers()["content-type"], "text/event-stream");
     assert_eq!(head.headers()["x-accel-buffering"], "no");
     assert!(head.body().is_end_stream());
-    for method in OTHERS {
+    for method in OTHERS.into_iter().chain(["CONNECT"]) {
         let answer = ask(method).await;
         assert_eq!(answer.status(), 405, "{method}");
         assert_eq!(answer.headers()["allow"], "GET, HEAD");
