@@ -21,7 +21,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(readable("/database", operator::database));
 }
 
-/// Answers where there is nothing.
+/// The response for paths without a resource.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
     let detail = "there is nothing here: this is the admin address, which has /, /health/live, \
                   /health/ready and /metrics";
@@ -49,7 +49,7 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
         .json(readiness)
 }
 
-/// What a monitor reads, in the format that it asks for.
+/// The metrics, in the format that the client prefers.
 async fn measured(request: HttpRequest, metrics: web::Data<Metrics>) -> HttpResponse {
     let exposition = Exposition::of(&request);
     HttpResponse::Ok()

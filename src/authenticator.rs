@@ -5,7 +5,6 @@ use std::{str, sync::Arc, time::Duration};
 use actix_web::{
     HttpRequest,
     http::header::{self, HeaderMap},
-    web,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -63,8 +62,8 @@ pub enum QueryUser {
     Ignored,
 }
 
-/// What a request's query says of who is asking. It is read apart from the other parameters,
-/// so that a mistake in those is explained only to a client that is known.
+/// The credentials in a request's query. They are parsed separately from the other parameters,
+/// so that errors in those are explained to authenticated clients only.
 #[derive(Clone, Debug, Default)]
 pub struct Named {
     /// Each `?user=`.
@@ -74,16 +73,15 @@ pub struct Named {
 }
 
 impl Named {
-    /// What this query says. A parameter may be there several times, as what is not looked at
-    /// may be anything.
+    /// Reads a query. Repeated parameters are no error here, because a parameter that is not
+    /// configured is ignored.
     pub fn of(query: &str) -> Self {
-        // Pairs of texts are read from any query; what is not UTF-8 is replaced.
-        let pairs = web::Query::<Vec<(String, String)>>::from_query(query);
         let mut named = Self::default();
-        for (name, value) in pairs.map(web::Query::into_inner).unwrap_or_default() {
-            match name.as_str() {
-                "user" => named.users.push(value),
-                "ticket" => named.tickets.push(value),
+        // Any bytes can be parsed: what is not UTF-8 is replaced.
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "user" => named.users.push(value.into_owned()),
+                "ticket" => named.tickets.push(value.into_owned()),
                 _ => {}
             }
         }
@@ -166,7 +164,7 @@ impl Authenticator {
                 return Err(Unidentified::Ticket);
             }
             [ticket] => add(self.tickets.verify(ticket, client, deadline).await?)?,
-            // Each would be a lookup.
+            // Each one would cost a lookup.
             [_, _, ..] => return Err(Unidentified::Disagree),
         }
         found.ok_or(Unidentified::Missing)
@@ -182,8 +180,8 @@ impl From<Disbelief> for Unidentified {
     }
 }
 
-/// Every token that a request carries. What is meant for others, such as the credentials of
-/// another scheme or another application's cookie, is not looked at, whatever bytes it has.
+/// Every token that a request carries. Other authorization schemes and other applications'
+/// cookies are ignored, whatever bytes they contain.
 fn tokens_in<'a>(
     headers: &'a HeaderMap,
     cookie: &'a CookieName,
@@ -201,8 +199,9 @@ fn tokens_in<'a>(
     Ok(tokens)
 }
 
-/// The token of a field, which has one scheme (RFC 9110, section 11.4) in any case of letters.
-/// Without a token after it, `Bearer` is a bad token, and not a missing one.
+/// The token in a value of `Authorization`, which has exactly one scheme (RFC 9110, section
+/// 11.4), compared without regard to case. `Bearer` without a token is an invalid token, not a
+/// missing one.
 fn bearer(field: &[u8]) -> Option<&[u8]> {
     let field = trimmed(field);
     let is_end = |byte: &u8| matches!(byte, b' ' | b'\t');

@@ -105,8 +105,8 @@ impl Proxies {
         }
     }
 
-    /// How many proxies are known for sure to have handed a request over, each of which noted
-    /// who spoke to it.
+    /// How many entries of `X-Forwarded-For` are believed, each of which a trusted proxy
+    /// appended.
     pub fn hops(&self, request: &HttpRequest) -> usize {
         peer(request).map_or(0, |peer| self.farthest(peer, request.headers()).1)
     }
@@ -123,7 +123,7 @@ impl Proxies {
     /// written.
     fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, usize) {
         let lines: Vec<_> = headers.get_all(FORWARDED_FOR).collect();
-        // As bytes: what a client wrote that is no text must not hide what a proxy added to it.
+        // As bytes: invalid text from a client must not hide what a proxy appended to it.
         let mut hops = lines
             .iter()
             .rev()
@@ -198,7 +198,7 @@ mod tests {
             ("fd00::1", &["[2001:db8:1:2:3::4]:443"], "2001:db8:1:2::/64"),
             ("fd00::1", &["[2001:db8:1:2:3::4]"], "2001:db8:1:2::/64"),
             ("2001:db8:1:2:ffff::1", &[], "2001:db8:1:2::/64"),
-            // What a client wrote is cut off before it is read.
+            // Invalid text from the client doesn't hide the proxy's entry.
             ("10.0.0.1", &["\u{e9}, 198.51.100.7"], "198.51.100.7"),
             ("10.0.0.1", &["\u{e9}", "198.51.100.7"], "198.51.100.7"),
             ("10.0.0.1", &["\"1, 198.51.100.7"], "198.51.100.7"),

@@ -1,4 +1,4 @@
-//! The cookie that carries a token, as RFC 6265 has it on the wire.
+//! The cookie that carries a token, parsed as RFC 6265 defines the header `Cookie`.
 
 use std::str::FromStr;
 
@@ -35,16 +35,16 @@ impl CookieName {
     /// The values of all cookies of exactly this name, in the order in which they were sent.
     ///
     /// The header is split as bytes, and nothing is decoded. Browsers enforce the rules of
-    /// `__Host-` and `__Secure-` for names that begin with these bytes. A cookie whose name
-    /// only reads the same once it is decoded or stripped of exotic whitespace is not subject
-    /// to those rules, so any subdomain can set it; it is a different cookie. The content of
-    /// other cookies never matters.
+    /// `__Host-` and `__Secure-` for names that begin with exactly these bytes. A cookie whose
+    /// name is the same only after decoding, or after removing Unicode whitespace, is not subject
+    /// to those rules: any subdomain can set it, so it is a different cookie. The content of
+    /// other cookies is irrelevant.
     ///
-    /// Over HTTP/2 the pairs may be in several header fields (RFC 9113, section 8.2.3).
+    /// Over HTTP/2 the pairs may be spread over several header fields (RFC 9113, section 8.2.3).
     pub fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a [u8]> {
         headers
             .get_all(header::COOKIE)
-            // Not even quotes protect a semicolon (RFC 6265, section 4.1.1).
+            // A semicolon separates cookies even inside quotes (RFC 6265, section 4.1.1).
             .flat_map(|field| field.as_bytes().split(|byte| *byte == b';'))
             .filter_map(pair)
             .filter(|(name, _)| *name == self.0.as_bytes())
@@ -52,14 +52,15 @@ impl CookieName {
     }
 }
 
-/// The name and the value of a cookie. What has no `=` is no cookie.
+/// The name and the value of a cookie; `None` without a `=`. Whitespace between the name and
+/// the `=` is part of the name, as browsers never send any there.
 fn pair(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = trimmed(text);
     let at = text.iter().position(|byte| *byte == b'=')?;
     Some((&text[..at], unquoted(trimmed(&text[at + 1..]))))
 }
 
-/// A value may stand in quotes, and some libraries write every value that way.
+/// A value may be quoted, which some libraries do for every value.
 fn unquoted(value: &[u8]) -> &[u8] {
     match value {
         [b'"', inside @ .., b'"'] => inside,
@@ -127,7 +128,7 @@ mod tests {
             (&[b"t=\"\""], &[""]),
             (&[b"t=x=y"], &["x=y"]),
             (&[b"t=%78"], &["%78"]),
-            // Quotes protect nothing.
+            // A quoted semicolon is a separator too.
             (&[b"a=\"1; t=x\""], &["x\""]),
             (&[b"a=\xff\xfe; \xc3=\x80; t=x; =; \xff"], &["x"]),
             (&[b"t=\xff"], &["\u{fffd}"]),

@@ -1,4 +1,4 @@
-//! The host that a request is for, by its own account.
+//! The host that a request names as its destination.
 
 use std::net::IpAddr;
 
@@ -12,20 +12,20 @@ use actix_web::{
 
 use crate::problem::Problem;
 
-/// What a request says of the host that it is for.
+/// The host that a request names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// Nothing, as HTTP/1.0 allows.
+    /// None, which HTTP/1.0 allows.
     Missing,
-    /// This, with a port if it is not the default.
+    /// A host, with a port if it is not the default.
     Named(Authority),
-    /// What is no host, or several.
+    /// An invalid value, or several different ones.
     Unclear,
 }
 
 impl Host {
-    /// That of a request: from its target, where HTTP/2 and clients of proxies name it, and
-    /// from the header `Host`. Both must agree, however often they are there.
+    /// The host in the request's target (HTTP/2, absolute form) and in all its `Host` headers,
+    /// which must agree.
     pub fn of(head: &RequestHead) -> Self {
         let in_header = head.headers.get_all(HOST).map(|host| host.to_str().ok());
         let in_target = head.uri.authority().map(|host| Some(host.as_str()));
@@ -35,7 +35,7 @@ impl Host {
                 return Self::Unclear;
             };
             match &host {
-                // Authorities are compared without regard to case.
+                // Authorities compare without regard to case.
                 Self::Named(other) if *other != named => return Self::Unclear,
                 _ => host = Self::Named(named),
             }
@@ -45,7 +45,7 @@ impl Host {
 }
 
 fn parse(text: &str) -> Option<Authority> {
-    // A user has no place there.
+    // Credentials are not allowed there.
     if text.contains('@') {
         return None;
     }
@@ -54,10 +54,10 @@ fn parse(text: &str) -> Option<Authority> {
 
 /// Lets a request pass only if it names a loopback host.
 ///
-/// A page of the open web can have its own name point to 127.0.0.1 and then speak to a server
-/// there as its own origin (DNS rebinding); its requests still carry that name. Forwarding
-/// headers are not looked at, as a page can set them. A request that names no host at all is
-/// no browser's, but a health check over HTTP/1.0.
+/// A web page can make its own name resolve to 127.0.0.1 and then access a server there as its
+/// own origin (DNS rebinding); its requests still carry that name. Forwarding headers are ignored,
+/// because a page can set them. A request over HTTP/1.0 without a host is accepted: browsers never
+/// send one, but health checks do.
 ///
 /// # Errors
 ///

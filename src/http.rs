@@ -34,7 +34,7 @@ use crate::{
 /// The header that a returning `EventSource` sends.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// What stands for an id that is not even text: it is as good as any other that isn't ours.
+/// Replaces an id that can't be used; no valid id equals it.
 const NO_ID: &str = "?";
 
 /// What the route of the stream works with.
@@ -77,7 +77,7 @@ impl Door {
     }
 }
 
-/// Answers where there is nothing.
+/// The response for paths without a resource.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
     resource::missing(&request, "there is nothing here: the stream is at /stream")
 }
@@ -91,8 +91,8 @@ struct Parameters {
     last_event_id: Option<String>,
 }
 
-/// Answers GET with a stream. HEAD is answered with the same status and headers, and opens
-/// none: nothing is read, and nothing is marked as sent.
+/// Answers GET with a stream. HEAD gets the same status and headers and opens no stream: no row
+/// is read or marked as sent.
 async fn answer(
     request: HttpRequest,
     streams: web::Data<Streams>,
@@ -139,7 +139,7 @@ async fn answer(
         // nginx would buffer the stream otherwise.
         .insert_header(("x-accel-buffering", "no"));
     let mut response = if request.method() == Method::HEAD {
-        // The place is given back; that there was one is part of the answer.
+        // A place was available, which is part of the answer. It is released again.
         drop(permit);
         builder.body(BodyStream::new(stream::empty::<Result<Bytes, Infallible>>()))
     } else {
@@ -187,8 +187,7 @@ fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
     }
 }
 
-/// What the header says. Of two ids that differ, neither is taken: the wrong one would skip
-/// rows.
+/// The id in the header. Two different ids are rejected, because the wrong one would skip rows.
 fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     let mut ids = headers.get_all(LAST_EVENT_ID);
     let id = ids.next()?;

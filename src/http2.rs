@@ -297,9 +297,9 @@ where
     None
 }
 
-/// The request as HTTP/1.1 would have it. The parser of that removes the whitespace around a
-/// field's value; here it would be a mistake of the client (RFC 9113, section 8.2.1) that each
-/// reader of a field had to know of.
+/// Converts a request. Whitespace around header values is removed, as HTTP/1.1 parsers do: HTTP/2
+/// forbids it (RFC 9113, section 8.2.1) but transports it, and no reader of a header should have
+/// to deal with it.
 fn request(mut parts: Parts, peer: Option<SocketAddr>) -> Request {
     for value in parts.headers.values_mut() {
         let trimmed = trimmed(value.as_bytes());

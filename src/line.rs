@@ -48,17 +48,17 @@ const FRAME_BYTES: usize = 2 * size_of::<usize>() + 4;
 /// What ends a response that is sent in chunks.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// How a client of HTTP/1 is told where a stream ends.
+/// How the end of a stream is marked over HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// By a last chunk.
+    /// Chunked transfer coding, which has a last chunk.
     Chunks,
-    /// By the end of the connection: HTTP/1.0 knows no chunks.
+    /// The end of the connection: HTTP/1.0 has no chunked coding.
     Close,
 }
 
 impl Framing {
-    /// That of the answer to a request of this version.
+    /// The framing of a response to a request of this version.
     pub fn of(version: Version) -> Self {
         if version < Version::HTTP_11 {
             Self::Close
@@ -67,7 +67,7 @@ impl Framing {
         }
     }
 
-    /// A piece of a stream, as it is written.
+    /// Frames a piece of a stream.
     fn piece(self, bytes: Bytes) -> Bytes {
         match self {
             Self::Chunks => chunk(&bytes),
@@ -75,7 +75,7 @@ impl Framing {
         }
     }
 
-    /// What is written when a stream has ended, before the connection is closed.
+    /// What is written at the end of a stream, before the connection is closed.
     fn end(self) -> Bytes {
         match self {
             Self::Chunks => Bytes::from_static(LAST_CHUNK),

@@ -57,14 +57,14 @@ fn origin(text: &str) -> Result<String, String> {
         "*" => "it would let every page read with its visitor's cookie; list the origins",
         "null" => "it is the origin of files and sandboxed frames, which can be anybody's",
         _ => match normalised(text) {
-            Some(origin) if !has_scheme(&origin, &ANYBODYS) => return Ok(origin),
+            Some(origin) if !has_scheme(&origin, &FORBIDDEN_SCHEMES) => return Ok(origin),
             _ if has_scheme(text, &["file"]) => {
                 "it is the origin of every file, which can be anybody's"
             }
             _ if has_scheme(text, &["ws", "wss"]) => {
                 "browsers send the origin of the page, which begins with http or https"
             }
-            _ if has_scheme(text, &ANYBODYS) => {
+            _ if has_scheme(text, &FORBIDDEN_SCHEMES) => {
                 "no page of such an address has an origin of its own"
             }
             _ => {
@@ -76,8 +76,8 @@ fn origin(text: &str) -> Result<String, String> {
     Err(format!("{text:?} can't be allowed: {because}"))
 }
 
-/// Schemes that can't be allowed: no origin has them, or everybody's.
-const ANYBODYS: [&str; 8] = [
+/// Schemes that can't be allowed, because no origin has them or any file could have them.
+const FORBIDDEN_SCHEMES: [&str; 8] = [
     "about",
     "blob",
     "data",
@@ -96,9 +96,9 @@ fn has_scheme(text: &str, schemes: &[&str]) -> bool {
     })
 }
 
-/// The form that browsers send: lower case, without the default port. Pages of extensions
-/// and of apps have schemes of their own (`chrome-extension`, `capacitor`, `tauri`), whose
-/// origins have the same form.
+/// The form that browsers send: lower case, without the default port. Pages of extensions and
+/// apps have their own schemes (`chrome-extension`, `capacitor`, `tauri`), and origins of the
+/// same form.
 fn normalised(origin: &str) -> Option<String> {
     let (scheme, authority) = origin.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
@@ -145,8 +145,7 @@ impl Origins {
         cors.allowed_origin_fn(move |origin, _| origins.list(origin))
     }
 
-    /// Whether a request is no page's of somebody else. It was made to this host, by this
-    /// scheme.
+    /// Accepts a request for this scheme and host unless a page of another origin made it.
     fn judge(&self, headers: &HeaderMap, scheme: Scheme, host: &Host) -> Result<(), Refused> {
         let mut origins = headers.get_all(header::ORIGIN);
         let origin = match (origins.next(), origins.next()) {
@@ -179,7 +178,8 @@ impl Origins {
         }
     }
 
-    /// Browsers keep the case of the letters after schemes that they don't know.
+    /// Whether an origin is in the list. Case is ignored, because browsers don't normalise it
+    /// after schemes that they don't know.
     fn list(&self, origin: &HeaderValue) -> bool {
         let is_listed = |listed: &String| listed.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
         self.0.iter().any(is_listed)
@@ -191,8 +191,8 @@ impl Origins {
 enum Refused {
     /// A page of another origin made it.
     Origin,
-    /// A page of this host made it which was loaded by the other scheme than this one. A page
-    /// that came by http can be anybody's who is in the way.
+    /// A page of this host made it that was loaded by the other scheme. An attacker in the
+    /// network can replace a page that is loaded by http.
     Scheme(Scheme),
 }
 
@@ -205,9 +205,9 @@ impl Refused {
             Self::Scheme(asked) => {
                 let page = asked.other();
                 format!(
-                    "the page was loaded by {page} and the stream was asked for by {asked}, which \
-                     makes it another origin; where a proxy ends TLS, it must send \
-                     X-Forwarded-Proto and be in TIDINGS_TRUSTED_PROXIES, or the page's origin be in \
+                    "the page was loaded by {page} and requested the stream by {asked}, so their \
+                     origins differ; if a proxy terminates TLS, have it send X-Forwarded-Proto and \
+                     list it in TIDINGS_TRUSTED_PROXIES, or list the page's origin in \
                      TIDINGS_CORS_ORIGINS"
                 )
             }

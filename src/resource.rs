@@ -1,4 +1,4 @@
-//! Resources that clients read, and the answer to methods that they don't have.
+//! Resources that support GET and HEAD, and the response to other methods.
 
 use actix_web::{
     FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
@@ -11,11 +11,11 @@ use actix_web::{
 
 use crate::problem::Problem;
 
-/// The methods of what can only be read.
+/// The methods of a read-only resource.
 const READ: &str = "GET, HEAD";
 
-/// What is read at `path`: `handler` answers GET, and HEAD, whose answer goes without its body.
-/// Every other method gets a 405.
+/// A resource at `path` whose `handler` answers GET and HEAD; the server sends no body for the
+/// latter. Every other method gets a 405.
 pub fn readable<F, Args>(path: &str, handler: F) -> Resource
 where
     F: Handler<Args>,
@@ -28,7 +28,7 @@ where
         .default_service(web::to(|request| not_allowed(request, READ)))
 }
 
-/// The same, where something can be posted too.
+/// The same with POST.
 pub fn postable<F, Args, P, PostArgs>(path: &str, read: F, post: P) -> Resource
 where
     F: Handler<Args>,
@@ -43,8 +43,8 @@ where
         .default_service(web::to(|request| not_allowed(request, "GET, HEAD, POST")))
 }
 
-/// Answers where there is nothing; `detail` says what there is. The target of `OPTIONS *` and of
-/// CONNECT is the server as a whole, which exists and doesn't have these methods.
+/// The response for a path without a resource: a 404 with this detail. `OPTIONS *` and CONNECT
+/// have no path and get a 405.
 pub fn missing(request: &HttpRequest, detail: &str) -> HttpResponse {
     if matches!(request.path(), "*" | "") {
         return method_not_allowed(request, READ);

@@ -1,4 +1,4 @@
-//! Whether a client came by http or https, also if a proxy in front ends TLS.
+//! Whether a client connected by http or https, also if a proxy in front terminates TLS.
 
 use std::{fmt, str};
 
@@ -12,13 +12,13 @@ use crate::{
     field::split_unquoted,
 };
 
-/// The header in which proxies note how they were asked.
+/// The header in which a proxy passes on the scheme of the request that it received.
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
-/// How a client reaches the bridge.
+/// How a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// In the clear.
+    /// Unencrypted.
     Http,
     /// Over TLS.
     Https,
@@ -34,11 +34,12 @@ impl fmt::Display for Scheme {
 }
 
 impl Scheme {
-    /// How the client of a request came, which was accepted on a port of `own` scheme.
+    /// The scheme that the client of a request used. `own` is the scheme of the port that
+    /// accepted it.
     ///
-    /// A proxy that is trusted may say so, in `X-Forwarded-Proto` or, where that is missing,
-    /// in `Forwarded` (RFC 7239). Of several values the one counts that was written by the
-    /// farthest proxy that is trusted. Anybody else is not believed.
+    /// Only a trusted proxy can override that, with `X-Forwarded-Proto` or, where that header is
+    /// missing, `Forwarded` (RFC 7239). Of several values, the one from the farthest trusted proxy
+    /// counts. A value other than http and https is ignored.
     pub fn of(request: &HttpRequest, own: Self, proxies: &Proxies) -> Self {
         if !proxies.handed_over(request) {
             return own;
@@ -72,11 +73,11 @@ impl Scheme {
     }
 }
 
-/// Each proxy that is trusted has added one value at the end, as it did in `X-Forwarded-For`;
-/// or the outermost has set the only one.
+/// Each proxy has appended one value, as it did to `X-Forwarded-For`, or the outermost one has
+/// set a single value.
 fn in_forwarded_proto(headers: &HeaderMap, hops: usize) -> Option<Scheme> {
     let lines: Vec<_> = headers.get_all(FORWARDED_PROTO).collect();
-    // As bytes: what a client wrote that is no text must not hide what a proxy added to it.
+    // As bytes: invalid text from a client must not hide what a proxy appended to it.
     let values = lines
         .iter()
         .rev()
@@ -85,7 +86,7 @@ fn in_forwarded_proto(headers: &HeaderMap, hops: usize) -> Option<Scheme> {
     Scheme::parse(str::from_utf8(farthest).ok()?)
 }
 
-/// Each proxy adds an element at the end which says who asked it, and how.
+/// Each proxy has appended one element, with its client's address and the scheme.
 fn in_forwarded(headers: &HeaderMap, proxies: &Proxies) -> Option<Scheme> {
     let lines: Vec<_> = headers.get_all(header::FORWARDED).collect();
     let elements = lines.iter().rev().flat_map(|line| {
@@ -101,7 +102,7 @@ fn in_forwarded(headers: &HeaderMap, proxies: &Proxies) -> Option<Scheme> {
             Some(value.trim().trim_matches('"'))
         };
         scheme = parameter("proto").and_then(Scheme::parse);
-        // What stands before this, its own client could have written.
+        // An untrusted client could have written everything before this element.
         let asker = parameter("for").and_then(hop);
         if !asker.is_some_and(|asker| proxies.trust(asker)) {
             break;
@@ -137,7 +138,7 @@ mod tests {
         let line = ("x-forwarded-proto", "http");
         assert_eq!(scheme("10.0.0.1", Https, &[line]), Http);
         assert_eq!(scheme("203.0.113.9", Https, &[line]), Https);
-        // Without a word, the connection's own.
+        // Without a header, the connection's own.
         assert_eq!(scheme("10.0.0.1", Http, &[]), Http);
         assert_eq!(scheme("10.0.0.1", Https, &[]), Https);
     }
@@ -150,11 +151,11 @@ mod tests {
         for lines in [
             &[(PROTO, "HTTPS")][..],
             &[(PROTO, " https\t")],
-            // The peer's own word, after its client's.
+            // The peer's value follows its client's.
             &[(PROTO, "http, https")],
             &[(PROTO, "http"), (PROTO, "https")],
             &[(PROTO, "http, https"), (FOR, "10.9.9.9, 198.51.100.7")],
-            // Two proxies of ours, of which the outer one ends TLS.
+            // Two trusted proxies, of which the outer one terminates TLS.
             &[(PROTO, "https, http"), (FOR, "198.51.100.7, 10.2.3.4")],
             &[(PROTO, "https"), (FOR, "198.51.100.7, 10.2.3.4")],
             &[
@@ -184,7 +185,7 @@ mod tests {
             let scheme = scheme("10.0.0.1", Scheme::Http, lines);
             assert_eq!(scheme, Scheme::Https, "{lines:?}");
         }
-        // What can't be understood says nothing.
+        // Invalid values are ignored.
         for lines in [
             &[(PROTO, "")][..],
             &[(PROTO, "wss")],

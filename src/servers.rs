@@ -127,7 +127,7 @@ pub fn bind_admin(
         source,
     };
     let (listener, address) = listen(options.admin_listen).map_err(bind)?;
-    // There only this machine reaches it, with all browsers on it and the pages that they show.
+    // Only this machine can connect, but so can web pages in a browser on it.
     let is_loopback = address.ip().to_canonical().is_loopback();
     let app = move || {
         ActixApp::new()

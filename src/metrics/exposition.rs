@@ -1,4 +1,4 @@
-//! The text formats in which metrics are told, and which of them a monitor asks for.
+//! The text formats of metrics, and the choice between them by `Accept`.
 
 use std::{collections::HashMap, fmt::Write, str};
 
@@ -11,19 +11,19 @@ use mime::Mime;
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exposition {
-    /// OpenMetrics 1.0.0, in which metrics are written.
+    /// OpenMetrics 1.0.0.
     OpenMetrics,
-    /// The format of Prometheus itself, which `promtool check metrics` reads.
+    /// Prometheus' own format 0.0.4, which `promtool check metrics` reads.
     Prometheus,
 }
 
 impl Exposition {
-    /// Which one a request asks for: OpenMetrics unless it prefers the other.
+    /// The format that a request prefers; OpenMetrics if it has no preference.
     pub fn of(request: &HttpRequest) -> Self {
         let accepted: Vec<QualityItem<Mime>> = request
             .headers()
             .get_all(ACCEPT)
-            // What can't be understood asks for nothing.
+            // Invalid items are ignored.
             .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
             .filter_map(|item| without_spaces(str::from_utf8(item).ok()?).parse().ok())
             .collect();
@@ -34,7 +34,7 @@ impl Exposition {
         }
     }
 
-    /// The type of the text.
+    /// The media type.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -42,7 +42,7 @@ impl Exposition {
         }
     }
 
-    /// Metrics in this format.
+    /// Converts metrics to this format.
     pub fn write(self, open_metrics: String) -> String {
         match self {
             Self::OpenMetrics => open_metrics,
@@ -50,8 +50,8 @@ impl Exposition {
         }
     }
 
-    /// How much it is wanted: the most specific item that means it decides (RFC 9110, section
-    /// 12.5.1).
+    /// The quality that a client gives it: that of the most specific matching item (RFC 9110,
+    /// section 12.5.1).
     fn quality(self, accepted: &[QualityItem<Mime>]) -> Quality {
         let meant = accepted
             .iter()
@@ -59,7 +59,7 @@ impl Exposition {
         meant.max().map_or(Quality::ZERO, |(_, quality)| quality)
     }
 
-    /// How precisely a media range means this format; `None` if it means another.
+    /// How specifically a media range matches this format; `None` if it doesn't match.
     fn specificity(self, range: &Mime) -> Option<u8> {
         let (kind, form, versions): (_, _, &[&str]) = match self {
             // A reader of the draft can read 1.0.0 too.
@@ -75,7 +75,7 @@ impl Exposition {
         if range.subtype() == mime::STAR {
             return Some(1);
         }
-        // A suffix makes it another type.
+        // With a suffix it is another type.
         if range.subtype() != form || range.suffix().is_some() {
             return None;
         }
@@ -86,10 +86,9 @@ impl Exposition {
     }
 }
 
-/// The same metrics in the format 0.0.4, where a family has the name of its samples (in
-/// OpenMetrics a counter's samples end in `_total`, and its family doesn't), and which knows
-/// neither units nor a last line. The registry has no exemplars and no times of creation,
-/// which this format has no place for.
+/// The same metrics in the format 0.0.4, in which a family has the name of its samples (the
+/// family of an OpenMetrics counter lacks `_total`), and which has neither `# UNIT` nor `# EOF`.
+/// The registry has no exemplars and no creation times, which this format doesn't support.
 fn prometheus(open_metrics: &str) -> String {
     let kinds: HashMap<&str, &str> = open_metrics.lines().filter_map(kind_of).collect();
     let renamed = |name: &str| match kinds.get(name) {
@@ -118,8 +117,7 @@ fn prometheus(open_metrics: &str) -> String {
     text
 }
 
-/// The same item without the optional whitespace around its parameters, which the parser
-/// doesn't know of.
+/// Removes the optional whitespace around parameters, which the parser rejects.
 fn without_spaces(item: &str) -> String {
     let parts: Vec<&str> = item.split(';').map(str::trim).collect();
     parts.join(";")
@@ -149,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plain_format_is_written_for_those_who_prefer_it() {
+    fn clients_that_prefer_plain_text_get_it() {
         for lines in [
             &["text/plain"][..],
             &["Text/Plain ; Version=0.0.4"],
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_written_for_all_others() {
+    fn all_other_clients_get_open_metrics() {
         for lines in [
             &[][..],
             &[""],

@@ -1,5 +1,5 @@
-//! For which names a bridge answers: a page of the open web that has its own name lead to this
-//! machine (DNS rebinding) learns nothing from the admin address.
+//! Which `Host` values the admin address accepts: a web page whose own name resolves to this
+//! machine (DNS rebinding) must not read it.
 
 use crate::support::{
     bridge::{Bridge, serve_options},
@@ -19,7 +19,7 @@ const PATHS: [&str; 7] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_loopback_the_admin_address_answers_for_this_machine_alone() {
+async fn a_loopback_admin_address_accepts_loopback_hosts_only() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let address = bridge.admin_address();
@@ -77,9 +77,9 @@ async fn on_loopback_the_admin_address_answers_for_this_machine_alone() {
     );
 }
 
-/// Probes of Kubernetes ask for the pod's address, monitors for a name.
+/// Kubernetes probes name the pod's address, monitoring systems a host name.
 #[tokio::test(flavor = "multi_thread")]
-async fn on_other_addresses_the_admin_address_answers_for_every_name() {
+async fn other_admin_addresses_accept_every_host() {
     let database = Database::migrated().await;
     let mut options = serve_options(&database, &[]);
     options.bridge.admin_listen = "0.0.0.0:0".parse().expect("an address");

@@ -280,10 +280,9 @@ async fn status_over_http2(connection: &Http2, path: &str, lines: Lines<'_>) -> 
     answer.expect("an answer").status().as_u16()
 }
 
-/// Cookies of other applications, passwords for proxies: whatever bytes they have, what is ours
-/// beside them counts, and nothing else does.
+/// Other applications' cookies and other authorization schemes may contain any bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_meant_for_others_is_not_looked_at() {
+async fn other_cookies_and_authorization_schemes_are_ignored() {
     let database = Database::migrated().await;
     let authority = Authority::new();
     let setting = "--cookie-name=__Host-t";
@@ -348,16 +347,16 @@ async fn what_is_meant_for_others_is_not_looked_at() {
             "{cookie:?}"
         );
     }
-    // Parameters that mean nothing here may be there twice.
+    // Parameters that are not configured may be repeated.
     let path = "/stream?user=bob&user=carol&x=%ff&%";
     assert_eq!(ask(path, &[bearer]).await, 200);
     assert_eq!(ask(&format!("{ticket}&ticket=x"), &[]).await, 401);
     assert_eq!(ask(&format!("{ticket}&ticket="), &[bearer]).await, 401);
 }
 
-/// A subdomain can set such cookies for the whole domain: browsers protect the exact name alone.
+/// A subdomain can set such cookies for the whole domain: browsers protect only the exact name.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cookie_whose_name_only_looks_like_ours_is_another_one() {
+async fn cookie_names_are_compared_byte_for_byte() {
     let database = Database::migrated().await;
     let authority = Authority::new();
     let setting = "--cookie-name=__Host-t";
@@ -384,7 +383,7 @@ async fn a_cookie_whose_name_only_looks_like_ours_is_another_one() {
         assert_eq!(status_of(&bridge, "/stream", &lines).await, 401, "{name:?}");
         let status = status_over_http2(&connection, "/stream", &lines).await;
         assert_eq!(status, 401, "{name:?}");
-        // It doesn't get in the way of ours either.
+        // It doesn't interfere with the real cookie either.
         let both = format!("{lookalike}; {ours}");
         let lines = [("Cookie", both.as_bytes())];
         assert_eq!(status_of(&bridge, "/stream", &lines).await, 200, "{name:?}");
@@ -397,9 +396,8 @@ async fn a_cookie_whose_name_only_looks_like_ours_is_another_one() {
     }
 }
 
-/// What is ours and bad never falls back to something else, however it is written.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_ours_and_bad_is_refused_however_it_is_written() {
+async fn an_invalid_credential_never_falls_back_to_another_however_it_is_written() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let (alice, bob) = (token("alice"), token("bob"));

@@ -1,5 +1,4 @@
-//! Methods: what can be read with GET answers HEAD the same way without a body, and all other
-//! methods are refused with what is allowed.
+//! Methods: every GET route supports HEAD, and other methods get a 405 with `Allow`.
 
 use http::Method;
 use serde_json::Value;
@@ -37,7 +36,7 @@ async fn ask(
     (head, wire.rest().await)
 }
 
-/// Whether it is a refusal of a method that tells which ones there are.
+/// Checks that a response rejects the method and lists the allowed ones.
 fn refuses(head: &Head, body: &str, allowed: &str, method: &str) {
     assert_eq!(head.status, 405, "{method}: {body}");
     assert_eq!(head.header("allow"), allowed, "{method}");
@@ -86,9 +85,9 @@ async fn the_admin_address_answers_head_as_get_and_refuses_other_methods() {
     bridge.stop().await;
 }
 
-/// HAProxy, wget --spider and uptime monitors see the same as a client of GET.
+/// Health checks of `HAProxy`, `wget --spider` and uptime monitors use HEAD.
 #[tokio::test(flavor = "multi_thread")]
-async fn head_tells_a_bridge_that_is_not_ready() {
+async fn head_reports_readiness() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     database
@@ -144,7 +143,7 @@ async fn head_of_the_stream_answers_as_get_and_opens_and_marks_nothing() {
     let sent = "select id from notifications where sent";
     assert_eq!(database.ids(sent).await, [0; 0]);
 
-    // No place is kept, and that there is none is told.
+    // The limit of connections applies, and HEAD itself takes no connection.
     let _stream = bridge.connect_live("alice").await;
     let (head, body) = ask(address, "HEAD", "/stream", &bearer).await;
     assert_eq!((head.status, body.as_str()), (429, ""));
@@ -171,7 +170,7 @@ async fn the_stream_refuses_other_methods_and_keeps_its_preflight() {
     let (head, _) = ask(bridge.address(), "OPTIONS", "/stream", preflight).await;
     assert_eq!(head.status, 200);
     assert_eq!(head.header("access-control-allow-methods"), "GET");
-    // Refused to a page of an allowed origin, which can see that.
+    // A page of an allowed origin can read the response.
     let origin = "Origin: https://app.example.org\r\n";
     let (head, body) = ask(bridge.address(), "PUT", "/stream", origin).await;
     refuses(&head, &body, "GET, HEAD", "PUT");
@@ -216,7 +215,7 @@ async fn methods_are_the_same_over_http_2() {
     let metrics = bridge.admin("/metrics").await.text().await;
     let opened = "tidings_connections_opened_total 0";
     assert!(metrics.lines().any(|line| line == opened), "{metrics}");
-    // The connection is in order.
+    // The connection still works.
     let mut stream = connection.open("alice").await;
     stream.until("data: a secret\n\n").await;
 }

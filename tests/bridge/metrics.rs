@@ -210,7 +210,7 @@ fn check_plain(text: &str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_plain_format_is_told_to_those_who_ask_for_it() {
+async fn clients_that_prefer_plain_text_get_the_prometheus_format() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let _tab = bridge.connect_live("alice").await;
@@ -257,7 +257,7 @@ async fn the_plain_format_is_told_to_those_who_ask_for_it() {
         assert_eq!(kind, openmetrics, "{accept:?}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
-    // Both tell the same.
+    // Both have the same samples.
     let samples = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let names = lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned()));
@@ -270,7 +270,7 @@ async fn the_plain_format_is_told_to_those_who_ask_for_it() {
     promtool(&one).await;
 }
 
-/// Has Prometheus' own tool check a text, where that is installed.
+/// Checks a text with Prometheus' own tool, where that is installed.
 async fn promtool(text: &str) {
     let promtool = env::var("PROMTOOL").unwrap_or_else(|_| "promtool".to_owned());
     let spawned = Command::new(&promtool)

@@ -178,7 +178,7 @@ async fn pages_of_apps_and_extensions_can_be_allowed() {
         let answer = ask(&bridge, &[bearer, ("Origin", origin)]).await;
         assert_eq!(answer.status(), 200, "{origin}");
         for answer in [preflight, answer] {
-            // To the letter, or the browser keeps the answer from its page.
+            // Exactly as sent, or the browser withholds the response from the page.
             let allowed = answer.header("access-control-allow-origin");
             assert_eq!(allowed, Some(origin));
             let credentials = answer.header("access-control-allow-credentials");
@@ -200,9 +200,9 @@ async fn pages_of_apps_and_extensions_can_be_allowed() {
     }
 }
 
-/// A page that came without TLS can be anybody's who is between the browser and the host.
+/// A page that was loaded without TLS may come from an attacker in the network.
 #[tokio::test(flavor = "multi_thread")]
-async fn over_tls_a_page_of_the_same_host_that_came_without_it_opens_nothing() {
+async fn the_same_origin_check_includes_the_scheme() {
     let database = Database::migrated().await;
     let authority = Arc::new(Authority::new());
     let bridge = tls::start(&database, &authority, &[]).await;
@@ -239,7 +239,7 @@ async fn over_tls_a_page_of_the_same_host_that_came_without_it_opens_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_a_page_came_is_believed_of_a_proxy_alone() {
+async fn the_original_scheme_is_taken_from_trusted_proxies_only() {
     let database = Database::migrated().await;
     let proxy = "--trusted-proxies=127.0.0.1";
     let bridge = Bridge::start_with(&database, &[proxy]).await;
@@ -267,7 +267,7 @@ async fn how_a_page_came_is_believed_of_a_proxy_alone() {
     ] {
         assert_eq!(ask("127.0.0.1", https, said).await, 200, "{said:?}");
         assert_eq!(ask("127.0.0.1", http, said).await, 403, "{said:?}");
-        // Whoever is no proxy came as they came.
+        // From any other client the headers are ignored.
         assert_eq!(ask("127.0.0.2", https, said).await, 403, "{said:?}");
         assert_eq!(ask("127.0.0.2", http, said).await, 200, "{said:?}");
     }

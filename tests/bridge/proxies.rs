@@ -104,9 +104,9 @@ async fn a_name_that_is_no_text_is_nobodys() {
     }
 }
 
-/// The parser of HTTP/1.1 removes the whitespace around a name. HTTP/2 has it all.
+/// HTTP/1.1 parsers remove the whitespace around a header's value; HTTP/2 delivers it.
 #[tokio::test(flavor = "multi_thread")]
-async fn whitespace_around_a_name_is_no_part_of_it_over_http_2_either() {
+async fn whitespace_around_header_values_is_removed_over_http_2_too() {
     let database = Database::migrated().await;
     let authority = Authority::new();
     let bridge = tls::start(&database, &authority, &[HEADER, PROXY]).await;

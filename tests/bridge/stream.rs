@@ -262,8 +262,8 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
         .await;
     assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
 
-    // An empty header says nothing, and one that was doubled on the way says it once. Of two
-    // that differ the later would skip a row.
+    // An empty header counts as missing, and a duplicated one as one. Two different ids are
+    // rejected, as the later one could skip a row.
     let id = |id: &'static str| ("Last-Event-ID", id);
     let (good, newest) = (good.leak(), newest.leak());
     for (query, headers, expected) in [

@@ -10,8 +10,7 @@ use crate::support::{
     wire::Wire,
 };
 
-/// A stream, from the head of its answer to its end. What is between them are the events and
-/// nothing else.
+/// Reads a stream to its end and checks that it consists of events, without chunk headers.
 async fn stream(database: &Database, bridge: &Bridge, mut wire: Wire) {
     let head = wire.head().await;
     assert_eq!((head.version.as_str(), head.status), ("HTTP/1.0", 200));

@@ -124,7 +124,7 @@ impl Front {
         ask(&tunnel, "alice", &[("X-Forwarded-For", forwarded)]).await
     }
 
-    /// What a page of this origin is answered with, which says that it came without TLS.
+    /// The response to a page of this origin that claims to have connected without TLS.
     pub async fn ask_of_page(&self, origin: &str) -> Response {
         let more = [("Origin", origin), ("X-Forwarded-Proto", "http")];
         ask(&self.tunnel, "alice", &more).await

@@ -157,7 +157,7 @@ async fn an_address_is_the_clients_own(kind: Kind) {
     until(&mut other, "tidings.caught-up").await;
 }
 
-/// TLS ends at the proxy, and the origin of the pages is one of https all the same.
+/// The proxy terminates TLS and must forward the original scheme.
 async fn a_page_of_the_streams_own_origin_is_let_in(kind: Kind) {
     let database = Database::migrated().await;
     let bridge = Bridge::start_with(&database, &[PROXY]).await;

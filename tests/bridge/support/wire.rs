@@ -1,5 +1,5 @@
-//! A connection on which a test writes a request byte for byte: what no well-behaved client
-//! sends.
+//! A connection on which a test writes a request byte for byte, including requests that no
+//! well-behaved client sends.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
