@@ -20,7 +20,7 @@ use crate::{
     authenticator::Authenticator,
     client::Proxies,
     identity::Unidentified,
-    line::{Departure, Exit, Framing, Lines},
+    line::{Departure, Exit, Lines},
     origin::{self, Origins},
     problem::Problem,
     reader::REPLAY_ROWS,
@@ -138,33 +138,29 @@ async fn answer(
         ]))
         // nginx would buffer the stream otherwise.
         .insert_header(("x-accel-buffering", "no"));
-    let mut response = if request.method() == Method::HEAD {
+    if request.method() == Method::HEAD {
         // A place was available, which is part of the answer. It is released again.
         drop(permit);
-        builder.body(BodyStream::new(stream::empty::<Result<Bytes, Infallible>>()))
-    } else {
-        let start = start(&request, &parameters);
-        let stream = EventStream::open(
-            &streams.into_inner(),
-            &identity,
-            noted,
-            &start,
-            parameters.format,
-        );
-        // Of no cost unless the log is to be that talkative: a span that is kept takes half
-        // a kilobyte, and an idle stream some two.
-        let span = debug_span!(
-            "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
-        );
-        span.in_scope(|| debug!("a stream begins"));
-        let stream = stream.holding(permit).within(span);
-        let exit = Exit::of(&request).ok_or_else(no_exit)?;
-        builder.body(Departure::new(lines.into_inner(), exit, stream))
-    };
-    if Framing::of(request.version()) == Framing::Close {
-        response.head_mut().no_chunking(true);
+        let empty = stream::empty::<Result<Bytes, Infallible>>();
+        return Ok(builder.body(BodyStream::new(empty)));
     }
-    Ok(response)
+    let start = start(&request, &parameters);
+    let stream = EventStream::open(
+        &streams.into_inner(),
+        &identity,
+        noted,
+        &start,
+        parameters.format,
+    );
+    // Of no cost unless the log is to be that talkative: a span that is kept takes half
+    // a kilobyte, and an idle stream some two.
+    let span = debug_span!(
+        "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
+    );
+    span.in_scope(|| debug!("a stream begins"));
+    let stream = stream.holding(permit).within(span);
+    let exit = Exit::of(&request).ok_or_else(no_exit)?;
+    Ok(builder.body(Departure::new(lines.into_inner(), exit, stream)))
 }
 
 /// A server that was set up wrongly, which is a bug.

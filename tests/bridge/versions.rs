@@ -1,5 +1,5 @@
-//! Clients of HTTP/1.0, which knows neither chunks nor the header `Host`: old proxies, health
-//! checks, scripts.
+//! Clients of HTTP/1.0, which has neither chunks nor a required `Host`, and clients that ask for a
+//! newer version.
 
 use std::sync::Arc;
 
@@ -108,5 +108,41 @@ async fn every_other_answer_over_http_1_0_has_a_length_and_ends_with_the_connect
         assert!(!head.headers.contains_key("transfer-encoding"), "{head:?}");
         let length: usize = head.header("content-length").parse().expect("a length");
         assert_eq!(wire.rest().await.len(), length, "{target} {more}");
+    }
+}
+
+/// Java's `HttpClient` and `curl --http2` ask to upgrade to HTTP/2, which a server may ignore.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_to_upgrade_gets_an_ordinary_response() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let bearer = format!("Authorization: Bearer {}\r\n", token("alice"));
+    for upgrade in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+        "Connection: keep-alive\r\n",
+        "",
+    ] {
+        let ask = async |address, path: &str, more: &str| {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{upgrade}{more}\r\n");
+            let mut wire = Wire::plain(address, request).await;
+            let head = wire.head().await;
+            assert_eq!(head.header("connection"), "close", "{upgrade}");
+            assert!(!head.headers.contains_key("upgrade"), "{upgrade}");
+            (head, wire)
+        };
+        for (address, path, status) in [
+            (bridge.address(), "/stream", 401),
+            (bridge.address(), "/nothing", 404),
+            (bridge.admin_address(), "/health/ready", 200),
+        ] {
+            let (head, wire) = ask(address, path, "").await;
+            assert_eq!(head.status, status, "{upgrade}");
+            let length: usize = head.header("content-length").parse().expect("a length");
+            assert_eq!(wire.rest().await.len(), length);
+        }
+        let (head, mut wire) = ask(bridge.address(), "/stream", &bearer).await;
+        assert_eq!(head.header("transfer-encoding"), "chunked");
+        wire.until("event: tidings.caught-up").await;
     }
 }
