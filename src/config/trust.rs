@@ -110,3 +110,32 @@ impl TrustOptions {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_that_the_bridge_reads_for_another_reason_names_no_user() {
+        for name in [
+            "Accept",
+            "Authorization",
+            "Connection",
+            "Cookie",
+            "Forwarded",
+            "Host",
+            "Last-Event-ID",
+            "Origin",
+            "Sec-Fetch-Site",
+            "X-Forwarded-For",
+            "x-forwarded-PROTO",
+        ] {
+            let error = name.parse::<UserHeaderName>().expect_err(name);
+            assert!(error.contains("X-User-Id"), "{name}: {error}");
+        }
+        for name in ["X-User-Id", "Remote-User", ""] {
+            assert!(name.parse::<UserHeaderName>().is_ok(), "{name}");
+        }
+        assert!("X User".parse::<UserHeaderName>().is_err());
+    }
+}
