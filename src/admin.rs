@@ -1,23 +1,31 @@
 //! What probes and monitors ask for, on an address of its own.
 
-use actix_web::{HttpResponse, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
 
 use crate::{
     health::Health,
-    metrics::{self, Metrics},
+    metrics::{Exposition, Metrics},
     operator,
+    resource::{self, readable},
 };
 
 /// The routes of the admin address. Need `Data<Health>`, `Data<Metrics>` and
 /// `Data<Operator>`.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
-        .route("/health/live", web::get().to(live))
-        .route("/health/ready", web::get().to(ready))
-        .route("/metrics", web::get().to(measured))
-        .route("/", web::get().to(operator::page))
-        .route("/overview", web::get().to(operator::overview))
-        .route("/database", web::get().to(operator::database));
+        .service(readable("/health/live", live))
+        .service(readable("/health/ready", ready))
+        .service(readable("/metrics", measured))
+        .service(readable("/", operator::page))
+        .service(readable("/overview", operator::overview))
+        .service(readable("/database", operator::database));
+}
+
+/// The response for paths without a resource.
+pub async fn not_found(request: HttpRequest) -> HttpResponse {
+    let detail = "there is nothing here: this is the admin address, which has /, /health/live, \
+                  /health/ready and /metrics";
+    resource::missing(&request, detail)
 }
 
 /// The process runs and answers. A database that is away is no reason to kill
@@ -41,10 +49,12 @@ async fn ready(health: web::Data<Health>) -> HttpResponse {
         .json(readiness)
 }
 
-/// What a monitor reads.
-async fn measured(metrics: web::Data<Metrics>) -> HttpResponse {
+/// The metrics, in the format that the client prefers.
+async fn measured(request: HttpRequest, metrics: web::Data<Metrics>) -> HttpResponse {
+    let exposition = Exposition::of(&request);
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .content_type(metrics::CONTENT_TYPE)
-        .body(metrics.text())
+        .insert_header((header::VARY, "accept"))
+        .content_type(exposition.content_type())
+        .body(metrics.text(exposition))
 }

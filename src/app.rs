@@ -361,7 +361,6 @@ impl App {
                 direct_url.clone(),
                 schema.clone(),
             )),
-            parts.demo.is_some(),
         )?;
         let proxies = web::Data::new(parts.proxies.clone());
         let sockets = Sockets::new(

@@ -1,43 +1,23 @@
 //! Finds out who is asking, from all that a request carries.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{str, sync::Arc, time::Duration};
 
-use actix_web::{HttpRequest, http::header};
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap},
+};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     client::Client,
+    cookie::CookieName,
+    field::trimmed,
     identity::{Identity, Unidentified},
     notification::UserId,
     ticket::Tickets,
     token::Tokens,
     user_header::{Disbelief, UserHeader},
 };
-
-/// The name of the cookie that carries a token where no header can be set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CookieName(String);
-
-impl FromStr for CookieName {
-    type Err = &'static str;
-
-    /// A token of RFC 6265: `__Host-` and the like are part of a name.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let is_token =
-            |byte: u8| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte);
-        if !text.is_empty() && text.bytes().all(is_token) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err("a cookie's name has letters, digits, - and _ in it, such as __Host-tidings")
-        }
-    }
-}
-
-impl Default for CookieName {
-    fn default() -> Self {
-        Self("tidings_token".to_owned())
-    }
-}
 
 /// A request has one token, or a header's and those of cookies for several paths
 /// or domains. Each costs the check of a signature, and a head has room for
@@ -82,13 +62,31 @@ pub enum QueryUser {
     Ignored,
 }
 
-/// What a request's query says of who is asking.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Named<'a> {
-    /// `?user=`.
-    pub user: Option<&'a str>,
-    /// `?ticket=`.
-    pub ticket: Option<&'a str>,
+/// The credentials in a request's query. They are parsed separately from the other parameters,
+/// so that errors in those are explained to authenticated clients only.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// Each `?user=`.
+    users: Vec<String>,
+    /// Each `?ticket=`.
+    tickets: Vec<String>,
+}
+
+impl Named {
+    /// Reads a query. Repeated parameters are no error here, because a parameter that is not
+    /// configured is ignored.
+    pub fn of(query: &str) -> Self {
+        let mut named = Self::default();
+        // Any bytes can be parsed: what is not UTF-8 is replaced.
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "user" => named.users.push(value.into_owned()),
+                "ticket" => named.tickets.push(value.into_owned()),
+                _ => {}
+            }
+        }
+        named
+    }
 }
 
 /// Finds out who is asking.
@@ -118,11 +116,11 @@ impl Authenticator {
     pub async fn identify(
         &self,
         request: &HttpRequest,
-        named: Named<'_>,
         client: Client,
     ) -> Result<Identity, Unidentified> {
         let deadline = Instant::now() + LIMIT;
-        let proving = self.prove(request, named, client, deadline);
+        let named = Named::of(request.query_string());
+        let proving = self.prove(request, &named, client, deadline);
         timeout_at(deadline, proving)
             .await
             .unwrap_or(Err(Unidentified::Unavailable))
@@ -131,7 +129,7 @@ impl Authenticator {
     async fn prove(
         &self,
         request: &HttpRequest,
-        named: Named<'_>,
+        named: &Named,
         client: Client,
         deadline: Instant,
     ) -> Result<Identity, Unidentified> {
@@ -144,8 +142,10 @@ impl Authenticator {
             });
             Ok(())
         };
-        if let (QueryUser::Believed, Some(user)) = (credentials.query, named.user) {
-            add(UserId::parse(user).ok_or(Unidentified::User)?.into())?;
+        if credentials.query == QueryUser::Believed {
+            for user in &named.users {
+                add(UserId::parse(user).ok_or(Unidentified::User)?.into())?;
+            }
         }
         if let Some(header) = &credentials.user_header
             && let Some(user) = header.user(request)?
@@ -153,16 +153,19 @@ impl Authenticator {
             add(user.into())?;
         }
         if let Some(tokens) = &credentials.tokens {
-            for token in tokens_in(request, &credentials.cookie)? {
-                add(tokens.verify(&token).await?.into())?;
+            for token in tokens_in(request.headers(), &credentials.cookie)? {
+                add(tokens.verify(token).await?.into())?;
             }
         }
         // Last, because it asks the database.
-        if let Some(ticket) = named.ticket {
-            if credentials.tickets == TicketPolicy::Refused {
+        match named.tickets.as_slice() {
+            [] => {}
+            [_, ..] if credentials.tickets == TicketPolicy::Refused => {
                 return Err(Unidentified::Ticket);
             }
-            add(self.tickets.verify(ticket, client, deadline).await?)?;
+            [ticket] => add(self.tickets.verify(ticket, client, deadline).await?)?,
+            // Each one would cost a lookup.
+            [_, _, ..] => return Err(Unidentified::Disagree),
         }
         found.ok_or(Unidentified::Missing)
     }
@@ -177,28 +180,69 @@ impl From<Disbelief> for Unidentified {
     }
 }
 
-/// Every token that a request carries.
-fn tokens_in(request: &HttpRequest, cookie_name: &CookieName) -> Result<Vec<String>, Unidentified> {
-    let mut tokens = Vec::new();
-    for value in request.headers().get_all(header::AUTHORIZATION) {
-        let value = value.to_str().map_err(|_| Unidentified::Invalid)?;
-        // RFC 9110, section 11.1: the scheme's case doesn't matter. Other
-        // schemes are for somebody else, a proxy's password for instance.
-        if let Some((scheme, token)) = value.split_once(' ')
-            && scheme.eq_ignore_ascii_case("bearer")
-        {
-            tokens.push(token.trim().to_owned());
-        }
-    }
-    let cookies = request.cookies().map_err(|_| Unidentified::Invalid)?;
-    tokens.extend(
-        cookies
-            .iter()
-            .filter(|cookie| cookie.name() == cookie_name.0)
-            .map(|cookie| cookie.value().to_owned()),
-    );
+/// Every token that a request carries. Other authorization schemes and other applications'
+/// cookies are ignored, whatever bytes they contain.
+fn tokens_in<'a>(
+    headers: &'a HeaderMap,
+    cookie: &'a CookieName,
+) -> Result<Vec<&'a str>, Unidentified> {
+    let authorizations = headers.get_all(header::AUTHORIZATION);
+    let bearers = authorizations.filter_map(|field| bearer(field.as_bytes()));
+    let all = bearers.chain(cookie.values(headers)).take(MOST_TOKENS + 1);
+    let tokens: Vec<&str> = all
+        .map(str::from_utf8)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Unidentified::Invalid)?;
     if tokens.len() > MOST_TOKENS {
         return Err(Unidentified::Invalid);
     }
     Ok(tokens)
+}
+
+/// The token in a value of `Authorization`, which has exactly one scheme (RFC 9110, section
+/// 11.4), compared without regard to case. `Bearer` without a token is an invalid token, not a
+/// missing one.
+fn bearer(field: &[u8]) -> Option<&[u8]> {
+    let field = trimmed(field);
+    let is_end = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let end = field.iter().position(is_end).unwrap_or(field.len());
+    let (scheme, token) = field.split_at(end);
+    scheme
+        .eq_ignore_ascii_case(b"bearer")
+        .then(|| trimmed(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_found_whatever_the_whitespace_and_case() {
+        for (field, expected) in [
+            (&b"Bearer x"[..], Some(&b"x"[..])),
+            (b"bEARER x", Some(b"x")),
+            (b"\tBearer \t x\t", Some(b"x")),
+            (b"Bearer\tx", Some(b"x")),
+            (b"Bearer x y", Some(b"x y")),
+            (b"Bearer", Some(b"")),
+            (b"Bearer \xff", Some(b"\xff")),
+            (b"", None),
+            (b"Basic Bearer x", None),
+            (b"Bearerx", None),
+            (b"Bearer\xc2\xa0x", None),
+            (b"\xc2\xa0Bearer x", None),
+            (b"\xff Bearer x", None),
+        ] {
+            assert_eq!(bearer(field), expected, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_read_however_it_is_written() {
+        let named = Named::of("ticket=%41&user=a%2Bb+c&x=%ff&ticket=b&=&&user&%75ser=d&ticket=%ff");
+        assert_eq!(named.tickets, ["A", "b", "\u{fffd}"]);
+        assert_eq!(named.users, ["a+b c", "", "d"]);
+        let named = Named::of("tickets=a&Ticket=b&ticket%20=c&%=ticket");
+        assert!(named.tickets.is_empty() && named.users.is_empty());
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    str::FromStr,
+    str::{self, FromStr},
 };
 
 use actix_web::{HttpRequest, http::header::HeaderMap};
@@ -99,10 +99,16 @@ impl Proxies {
     /// Whose request it is.
     pub fn client_of(&self, request: &HttpRequest) -> Client {
         match peer(request) {
-            Some(peer) => self.farthest(peer, request.headers()).into(),
+            Some(peer) => self.farthest(peer, request.headers()).0.into(),
             // It had gone before anybody looked.
             None => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
         }
+    }
+
+    /// How many entries of `X-Forwarded-For` are believed, each of which a trusted proxy
+    /// appended.
+    pub fn hops(&self, request: &HttpRequest) -> usize {
+        peer(request).map_or(0, |peer| self.farthest(peer, request.headers()).1)
     }
 
     /// Whether a request names a way that it came by, and its peer is not
@@ -111,29 +117,32 @@ impl Proxies {
         request.headers().contains_key(FORWARDED_FOR) && !self.handed_over(request)
     }
 
-    /// The farthest hop that is known for sure. Each proxy adds who spoke to it
+    /// The farthest hop that is known for sure, and how far away it is. Each proxy adds who spoke to it
     /// at the end, so the way back is walked from there, for as long as those
     /// who speak are believed; what stands before that, anybody could have
     /// written.
-    fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, usize) {
         let lines: Vec<_> = headers.get_all(FORWARDED_FOR).collect();
-        let mut hops = lines.iter().rev().flat_map(|line| {
-            // What is no text is no address either.
-            line.to_str().unwrap_or("?").rsplit(',')
-        });
-        let mut farthest = peer;
+        // As bytes: invalid text from a client must not hide what a proxy appended to it.
+        let mut hops = lines
+            .iter()
+            .rev()
+            .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','))
+            .map(|hop| str::from_utf8(hop).ok());
+        let (mut farthest, mut distance) = (peer, 0);
         while self.trust(farthest) {
-            match hops.next().and_then(hop) {
-                Some(address) => farthest = address,
-                None => break,
-            }
+            let Some(address) = hops.next().flatten().and_then(hop) else {
+                break;
+            };
+            farthest = address;
+            distance += 1;
         }
-        farthest
+        (farthest, distance)
     }
 }
 
 /// An address as proxies write it; some add the port.
-fn hop(text: &str) -> Option<IpAddr> {
+pub fn hop(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text
         .strip_prefix('[')
@@ -189,6 +198,11 @@ mod tests {
             ("fd00::1", &["[2001:db8:1:2:3::4]:443"], "2001:db8:1:2::/64"),
             ("fd00::1", &["[2001:db8:1:2:3::4]"], "2001:db8:1:2::/64"),
             ("2001:db8:1:2:ffff::1", &[], "2001:db8:1:2::/64"),
+            // Invalid text from the client doesn't hide the proxy's entry.
+            ("10.0.0.1", &["\u{e9}, 198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["\u{e9}", "198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["\"1, 198.51.100.7"], "198.51.100.7"),
+            ("10.0.0.1", &["1.1.1.1,\t198.51.100.7\t"], "198.51.100.7"),
         ] {
             assert_eq!(client(peer, forwarded), expected, "{peer} {forwarded:?}");
         }

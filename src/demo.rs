@@ -1,13 +1,10 @@
 //! The demo page of `tidings dev`, and what it asks for.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use actix_web::{
-    Error, HttpRequest, HttpResponse,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
-    http::{StatusCode, Uri, header},
-    middleware::Next,
+    HttpRequest, HttpResponse,
+    http::{StatusCode, header},
     web,
 };
 use serde::{Deserialize, Serialize};
@@ -18,6 +15,7 @@ use tracing::debug;
 use crate::{
     pool::{Pool, QueryError},
     problem::Problem,
+    resource::{postable, readable},
     schema::SchemaName,
 };
 
@@ -64,28 +62,20 @@ impl Demo {
         config
             .app_data(web::Data::new(self.clone()))
             .app_data(json)
-            .route(
-                "/",
-                web::get()
-                    .to(async || page("text/html; charset=utf-8", include_str!("demo/index.html"))),
-            )
-            .route(
-                "/demo.css",
-                web::get()
-                    .to(async || page("text/css; charset=utf-8", include_str!("demo/demo.css"))),
-            )
-            .route(
-                "/demo.js",
-                web::get().to(async || {
-                    page(
-                        "text/javascript; charset=utf-8",
-                        include_str!("demo/demo.js"),
-                    )
-                }),
-            )
-            .route("/demo/about", web::get().to(about))
-            .route("/demo/notifications", web::get().to(list))
-            .route("/demo/notifications", web::post().to(send));
+            .service(readable("/", async || {
+                page("text/html; charset=utf-8", include_str!("demo/index.html"))
+            }))
+            .service(readable("/demo.css", async || {
+                page("text/css; charset=utf-8", include_str!("demo/demo.css"))
+            }))
+            .service(readable("/demo.js", async || {
+                page(
+                    "text/javascript; charset=utf-8",
+                    include_str!("demo/demo.js"),
+                )
+            }))
+            .service(readable("/demo/about", about))
+            .service(postable("/demo/notifications", list, send));
     }
 
     /// Inserts the server's time once a second for each of the page's users,
@@ -107,45 +97,6 @@ impl Demo {
             }
         }
     }
-}
-
-/// Lets a request pass only if it names a loopback host.
-///
-/// A page of the open web can have its own name point to 127.0.0.1 and then
-/// speak to this server as its own origin (DNS rebinding); its requests still
-/// carry that name. Forwarding headers are not looked at, a page can set them.
-///
-/// # Errors
-///
-/// 403 for any other host.
-pub async fn loopback_only(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let named = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let target = request.uri().host();
-    if named.is_some_and(is_loopback) && target.is_none_or(is_loopback) {
-        next.call(request).await
-    } else {
-        let detail = "tidings dev answers only requests for localhost or 127.0.0.1";
-        Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
-    }
-}
-
-/// Whether `host[:port]` is this machine, by name or by number.
-fn is_loopback(authority: &str) -> bool {
-    let Ok(uri) = authority.parse::<Uri>() else {
-        return false;
-    };
-    let Some(host) = uri.host() else { return false };
-    let number = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || number.is_ok_and(|number| number.is_loopback())
 }
 
 fn page(content_type: &str, text: &'static str) -> HttpResponse {
@@ -257,32 +208,4 @@ fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
 
 fn unavailable(error: QueryError) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_and_numbers_of_this_machine_are_loopback() {
-        for host in [
-            "localhost",
-            "LOCALHOST:8080",
-            "127.0.0.1:8080",
-            "127.9.9.9",
-            "[::1]:8080",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "example.org",
-            "localhost.example.org",
-            "127.0.0.1.example.org",
-            "10.0.0.1",
-            "[::2]",
-            "",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 }

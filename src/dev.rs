@@ -17,10 +17,11 @@ use tracing::{info, warn};
 
 use crate::{
     app::{self, App, Parts, RunError, StartError},
-    authenticator::{CookieName, Credentials, QueryUser, TicketPolicy},
+    authenticator::{Credentials, QueryUser, TicketPolicy},
     client::Proxies,
     cluster::{self, Cluster, ClusterError, PostgresBinaries},
     config::{BridgeOptions, DevOptions, MigratePolicy},
+    cookie::CookieName,
     database::{self, DatabaseUrl},
     demo::Demo,
     origin::Origins,

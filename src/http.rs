@@ -1,34 +1,41 @@
 //! What browsers ask for: `GET /stream`.
 
+use std::convert::Infallible;
+
 use actix_web::{
-    HttpRequest, HttpResponse, ResponseError,
-    http::{
-        StatusCode,
-        header::{self, HeaderValue},
-    },
+    HttpRequest, HttpResponse,
+    body::BodyStream,
+    http::{Method, StatusCode, header::HeaderMap},
     middleware::from_fn,
     web,
 };
 use actix_web_lab::header::{CacheControl, CacheDirective};
+use bytes::Bytes;
+use futures_util::stream;
 use serde::Deserialize;
 use tracing::{debug, debug_span};
 
 use crate::{
     admission::Admission,
-    authenticator::{Authenticator, Named},
-    client::{Client, Proxies},
-    identity::{Identity, Unidentified},
+    authenticator::Authenticator,
+    client::Proxies,
+    identity::Unidentified,
     line::{Departure, Exit, Lines},
     origin::{self, Origins},
     problem::Problem,
     reader::REPLAY_ROWS,
     refusals::{Reason, Refusals},
+    resource::{self, readable},
+    scheme::Scheme,
     sse::Format,
     stream::{EventStream, Start, Streams},
 };
 
 /// The header that a returning `EventSource` sends.
 const LAST_EVENT_ID: &str = "last-event-id";
+
+/// Replaces an id that can't be used; no valid id equals it.
+const NO_ID: &str = "?";
 
 /// What the route of the stream works with.
 #[derive(Clone)]
@@ -50,8 +57,8 @@ pub struct Door {
 }
 
 impl Door {
-    /// Adds the route of the stream.
-    pub fn routes(&self, config: &mut web::ServiceConfig) {
+    /// Adds the route of the stream to the application of a port of this scheme.
+    pub fn routes(&self, scheme: Scheme, config: &mut web::ServiceConfig) {
         config
             .app_data(self.streams.clone())
             .app_data(self.lines.clone())
@@ -60,43 +67,19 @@ impl Door {
             .app_data(self.origins.clone())
             .app_data(self.proxies.clone())
             .app_data(self.refusals.clone())
+            .app_data(web::Data::new(scheme))
             .service(
-                web::resource("/stream")
+                readable("/stream", answer)
                     .wrap(self.origins.cors())
                     // The last is asked first.
-                    .wrap(from_fn(origin::check))
-                    .route(web::get().to(stream))
-                    .default_service(web::to(only_get)),
+                    .wrap(from_fn(origin::check)),
             );
     }
 }
 
-/// Answers where there is nothing.
-pub async fn not_found() -> Result<HttpResponse, Problem> {
-    Err(Problem::new(
-        StatusCode::NOT_FOUND,
-        "there is nothing here: the stream is at /stream",
-    ))
-}
-
-async fn only_get() -> HttpResponse {
-    let problem = Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "the stream is read with GET",
-    );
-    let mut response = problem.error_response();
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static("GET"));
-    response
-}
-
-/// Who the query says is asking. It is read apart from the rest, which is not
-/// looked at before that is known.
-#[derive(Default, Deserialize)]
-struct Who {
-    user: Option<String>,
-    ticket: Option<String>,
+/// The response for paths without a resource.
+pub async fn not_found(request: HttpRequest) -> HttpResponse {
+    resource::missing(&request, "there is nothing here: the stream is at /stream")
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -108,7 +91,9 @@ struct Parameters {
     last_event_id: Option<String>,
 }
 
-async fn stream(
+/// Answers GET with a stream. HEAD gets the same status and headers and opens no stream: no row
+/// is read or marked as sent.
+async fn answer(
     request: HttpRequest,
     streams: web::Data<Streams>,
     lines: web::Data<Lines>,
@@ -123,7 +108,7 @@ async fn stream(
     }
     let noted = streams.hub.note();
     // Who is asking comes first: nothing is explained to strangers.
-    let identity = match identify(&request, &authenticator, client).await {
+    let identity = match authenticator.identify(&request, client).await {
         Ok(identity) => identity,
         Err(error) => {
             debug!(%client, %error, "turned away {client}: {error}");
@@ -144,6 +129,21 @@ async fn stream(
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
     };
+    let mut builder = HttpResponse::Ok();
+    builder
+        .content_type("text/event-stream")
+        .insert_header(CacheControl(vec![
+            CacheDirective::NoCache,
+            CacheDirective::NoTransform,
+        ]))
+        // nginx would buffer the stream otherwise.
+        .insert_header(("x-accel-buffering", "no"));
+    if request.method() == Method::HEAD {
+        // A place was available, which is part of the answer. It is released again.
+        drop(permit);
+        let empty = stream::empty::<Result<Bytes, Infallible>>();
+        return Ok(builder.body(BodyStream::new(empty)));
+    }
     let start = start(&request, &parameters);
     let stream = EventStream::open(
         &streams.into_inner(),
@@ -159,17 +159,8 @@ async fn stream(
     );
     span.in_scope(|| debug!("a stream begins"));
     let stream = stream.holding(permit).within(span);
-    let mut response = HttpResponse::Ok();
-    response
-        .content_type("text/event-stream")
-        .insert_header(CacheControl(vec![
-            CacheDirective::NoCache,
-            CacheDirective::NoTransform,
-        ]))
-        // nginx would buffer the stream otherwise.
-        .insert_header(("x-accel-buffering", "no"));
     let exit = Exit::of(&request).ok_or_else(no_exit)?;
-    Ok(response.body(Departure::new(lines.into_inner(), exit, stream)))
+    Ok(builder.body(Departure::new(lines.into_inner(), exit, stream)))
 }
 
 /// A server that was set up wrongly, which is a bug.
@@ -180,33 +171,26 @@ fn no_exit() -> Problem {
     )
 }
 
-async fn identify(
-    request: &HttpRequest,
-    authenticator: &Authenticator,
-    client: Client,
-) -> Result<Identity, Unidentified> {
-    let who = web::Query::<Who>::from_query(request.query_string());
-    let who = who.map_err(|_| Unidentified::Invalid)?;
-    let named = Named {
-        user: who.user.as_deref(),
-        ticket: who.ticket.as_deref(),
-    };
-    authenticator.identify(request, named, client).await
-}
-
 /// Where the client wants to begin. An id that can't be used is no reason for a
 /// 400, which would end an `EventSource` for good.
 fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
-    let header = request.headers().get(LAST_EVENT_ID).map(|value| {
-        // Not even text: as good as any other id that isn't ours.
-        value.to_str().unwrap_or("?")
-    });
+    let header = last_event_id(request.headers()).filter(|id| !id.is_empty());
     match header.or(parameters.last_event_id.as_deref()) {
         None | Some("") => Start::Backlog {
             replay: parameters.replay,
         },
         Some(id) => Start::Resume(id.to_owned()),
     }
+}
+
+/// The id in the header. Two different ids are rejected, because the wrong one would skip rows.
+fn last_event_id(headers: &HeaderMap) -> Option<&str> {
+    let mut ids = headers.get_all(LAST_EVENT_ID);
+    let id = ids.next()?;
+    if ids.any(|other| other != id) {
+        return Some(NO_ID);
+    }
+    Some(id.to_str().unwrap_or(NO_ID))
 }
 
 fn bad_parameters(error: impl ToString) -> Problem {

@@ -23,7 +23,7 @@ use actix_web::{
     HttpMessage,
     body::{BodySize, BoxBody, MessageBody},
     http::header::{
-        CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HttpDate, TRANSFER_ENCODING,
+        CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, HttpDate, TRANSFER_ENCODING,
         TryIntoHeaderValue, UPGRADE,
     },
 };
@@ -45,7 +45,8 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    line::Handover, pace::Paced, sockets::CLIENT_LIMIT, stall::Stall, stream::EventStream,
+    field::trimmed, line::Handover, pace::Paced, sockets::CLIENT_LIMIT, stall::Stall,
+    stream::EventStream,
 };
 
 /// Requests and streams of one connection that are open at once. A browser has
@@ -296,7 +297,18 @@ where
     None
 }
 
-fn request(parts: Parts, peer: Option<SocketAddr>) -> Request {
+/// Converts a request. Whitespace around header values is removed, as HTTP/1.1 parsers do: HTTP/2
+/// forbids it (RFC 9113, section 8.2.1) but transports it, and no reader of a header should have
+/// to deal with it.
+fn request(mut parts: Parts, peer: Option<SocketAddr>) -> Request {
+    for value in parts.headers.values_mut() {
+        let trimmed = trimmed(value.as_bytes());
+        if trimmed.len() < value.len()
+            && let Ok(trimmed) = HeaderValue::from_bytes(trimmed)
+        {
+            *value = trimmed;
+        }
+    }
     let mut head = Message::<RequestHead>::new();
     head.method = parts.method;
     head.uri = parts.uri;

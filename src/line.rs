@@ -22,6 +22,7 @@ use std::{
 use actix_web::{
     HttpMessage, HttpRequest,
     body::{BodySize, MessageBody},
+    http::Version,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::Stream;
@@ -47,6 +48,42 @@ const FRAME_BYTES: usize = 2 * size_of::<usize>() + 4;
 /// What ends a response that is sent in chunks.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
+/// How the end of a stream is marked over HTTP/1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Chunked transfer coding, which has a last chunk.
+    Chunks,
+    /// The end of the connection: HTTP/1.0 has no chunked coding.
+    Close,
+}
+
+impl Framing {
+    /// The framing of a response to a request of this version.
+    pub fn of(version: Version) -> Self {
+        if version < Version::HTTP_11 {
+            Self::Close
+        } else {
+            Self::Chunks
+        }
+    }
+
+    /// Frames a piece of a stream.
+    fn piece(self, bytes: Bytes) -> Bytes {
+        match self {
+            Self::Chunks => chunk(&bytes),
+            Self::Close => bytes,
+        }
+    }
+
+    /// What is written at the end of a stream, before the connection is closed.
+    fn end(self) -> Bytes {
+        match self {
+            Self::Chunks => Bytes::from_static(LAST_CHUNK),
+            Self::Close => Bytes::new(),
+        }
+    }
+}
+
 /// All lines, and where they run.
 #[derive(Debug)]
 pub struct Lines {
@@ -69,13 +106,14 @@ impl Lines {
         self.tasks.wait().await;
     }
 
-    fn open(&self, mut transport: Transport, stream: EventStream) {
+    fn open(&self, mut transport: Transport, framing: Framing, stream: EventStream) {
         match transport.move_to(&self.runtime) {
             Ok(()) => {
                 let line = Line {
                     stream: Some(stream),
                     writing: Bytes::new(),
                     unread: SENT_AFTERWARDS,
+                    framing,
                     transport,
                 };
                 self.tasks.spawn_on(line, &self.runtime);
@@ -149,7 +187,7 @@ impl Handover {
 /// How a stream leaves the server that answers its request.
 pub enum Exit {
     /// With its connection.
-    Exchange(Exchange),
+    Exchange(Exchange, Framing),
     /// Without: others share it.
     Handover(Handover),
 }
@@ -161,7 +199,7 @@ impl Exit {
         let exchange = request.conn_data::<Exchange>().cloned();
         let handover = || request.extensions().get::<Handover>().cloned();
         exchange
-            .map(Self::Exchange)
+            .map(|exchange| Self::Exchange(exchange, Framing::of(request.version())))
             .or_else(|| handover().map(Self::Handover))
     }
 }
@@ -199,9 +237,9 @@ impl MessageBody for Departure {
     ) -> Poll<Option<Result<Bytes, Self::Error>>> {
         let departure = self.get_mut();
         match departure.leaving.take() {
-            Some((Exit::Exchange(exchange), stream)) => {
+            Some((Exit::Exchange(exchange, framing), stream)) => {
                 if let Some(transport) = exchange.0.take() {
-                    departure.lines.open(transport, stream);
+                    departure.lines.open(transport, framing, stream);
                 }
             }
             Some((Exit::Handover(handover), stream)) => handover.0.set(Some(stream)),
@@ -232,6 +270,7 @@ struct Line {
     writing: Bytes,
     /// How much of what nobody reads may still come.
     unread: usize,
+    framing: Framing,
     transport: Transport,
 }
 
@@ -278,10 +317,10 @@ impl Line {
                 return Pin::new(&mut self.transport).poll_shutdown(cx);
             };
             self.writing = match ready!(Pin::new(stream).poll_next(cx)) {
-                Some(Ok(bytes)) => chunk(&bytes),
+                Some(Ok(bytes)) => self.framing.piece(bytes),
                 None => {
                     self.stream = None;
-                    Bytes::from_static(LAST_CHUNK)
+                    self.framing.end()
                 }
             };
         }

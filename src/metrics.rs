@@ -1,5 +1,7 @@
-//! What a monitor reads, in the OpenMetrics text format. `docs/operations/metrics.md`
-//! says what each of them is for.
+//! What a monitor reads, in the OpenMetrics text format or in that of Prometheus.
+//! `docs/operations/metrics.md` says what each of them is for.
+
+mod exposition;
 
 use std::{fmt, sync::Arc};
 
@@ -14,8 +16,7 @@ use prometheus_client::{
 
 use crate::{activity::Delays, ends::Ended, health::Watching, process, telemetry, vitals::Vitals};
 
-/// The type of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use self::exposition::Exposition;
 
 /// What is measured.
 #[derive(Debug)]
@@ -51,12 +52,12 @@ impl Metrics {
         Self(registry)
     }
 
-    /// All of it, as it is now.
-    pub fn text(&self) -> String {
+    /// All of it, as it is now, in this format.
+    pub fn text(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         let written = text::encode(&mut text, &self.0);
         debug_assert!(written.is_ok(), "a string takes everything");
-        text
+        exposition.write(text)
     }
 }
 

@@ -13,7 +13,7 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
-        header::{self, HeaderMap},
+        header::{self, HeaderMap, HeaderValue},
         uri::Authority,
     },
     middleware::Next,
@@ -22,8 +22,10 @@ use actix_web::{
 
 use crate::{
     client::Proxies,
+    host::Host,
     problem::Problem,
     refusals::{Reason, Refusals},
+    scheme::Scheme,
 };
 
 /// What a browser says of where a request comes from, also where it sends no
@@ -55,24 +57,63 @@ fn origin(text: &str) -> Result<String, String> {
         "*" => "it would let every page read with its visitor's cookie; list the origins",
         "null" => "it is the origin of files and sandboxed frames, which can be anybody's",
         _ => match normalised(text) {
-            Some(origin) => return Ok(origin),
-            None => {
+            Some(origin) if !has_scheme(&origin, &FORBIDDEN_SCHEMES) => return Ok(origin),
+            _ if has_scheme(text, &["file"]) => {
+                "it is the origin of every file, which can be anybody's"
+            }
+            _ if has_scheme(text, &["ws", "wss"]) => {
+                "browsers send the origin of the page, which begins with http or https"
+            }
+            _ if has_scheme(text, &FORBIDDEN_SCHEMES) => {
+                "no page of such an address has an origin of its own"
+            }
+            _ => {
                 "it must be a scheme and a host, with a port if that is not the default, and \
-                 nothing after it: https://app.example.org"
+                 nothing after it: https://app.example.org, capacitor://localhost"
             }
         },
     };
     Err(format!("{text:?} can't be allowed: {because}"))
 }
 
-/// The only form that browsers send: lower case, without the default port.
+/// Schemes that can't be allowed, because no origin has them or any file could have them.
+const FORBIDDEN_SCHEMES: [&str; 8] = [
+    "about",
+    "blob",
+    "data",
+    "file",
+    "ftp",
+    "javascript",
+    "ws",
+    "wss",
+];
+
+fn has_scheme(text: &str, schemes: &[&str]) -> bool {
+    text.split_once(':').is_some_and(|(scheme, _)| {
+        schemes
+            .iter()
+            .any(|other| other.eq_ignore_ascii_case(scheme))
+    })
+}
+
+/// The form that browsers send: lower case, without the default port. Pages of extensions and
+/// apps have their own schemes (`chrome-extension`, `capacitor`, `tauri`), and origins of the
+/// same form.
 fn normalised(origin: &str) -> Option<String> {
     let (scheme, authority) = origin.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
+    // RFC 3986, section 3.1.
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_lowercase())
+        && scheme
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    if !is_scheme {
+        return None;
+    }
     let default_port = match scheme.as_str() {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
     };
     let authority: Authority = authority.parse().ok()?;
     let host = authority.host().to_ascii_lowercase();
@@ -81,7 +122,7 @@ fn normalised(origin: &str) -> Option<String> {
     let is_whole = !host.is_empty() && (rest.is_empty() || port.is_some_and(|port| port > 0));
     let is_bare = !authority.as_str().contains('@') && !host.contains('*');
     (is_whole && is_bare).then(|| match port {
-        Some(port) if port != default_port => format!("{scheme}://{host}:{port}"),
+        Some(port) if Some(port) != default_port => format!("{scheme}://{host}:{port}"),
         _ => format!("{scheme}://{host}"),
     })
 }
@@ -100,42 +141,82 @@ impl Origins {
             .expose_headers([header::RETRY_AFTER])
             .supports_credentials()
             .max_age(PREFLIGHT_SECONDS);
-        self.0
-            .iter()
-            .fold(cors, |cors, origin| cors.allowed_origin(origin))
+        let origins = self.clone();
+        cors.allowed_origin_fn(move |origin, _| origins.list(origin))
     }
 
-    /// Whether a request is no page's of somebody else.
-    fn allow(&self, headers: &HeaderMap, host: Option<&str>) -> bool {
+    /// Accepts a request for this scheme and host unless a page of another origin made it.
+    fn judge(&self, headers: &HeaderMap, scheme: Scheme, host: &Host) -> Result<(), Refused> {
         let mut origins = headers.get_all(header::ORIGIN);
-        match (origins.next(), origins.next()) {
-            (None, _) => headers
-                .get_all(FETCH_SITE)
-                .all(|site| site == "same-origin" || site == "none"),
-            (Some(origin), None) => origin
-                .to_str()
-                .is_ok_and(|origin| self.list(origin) || is_own(origin, host)),
-            (Some(_), Some(_)) => false,
+        let origin = match (origins.next(), origins.next()) {
+            (None, _) => {
+                let is_ours = |site: &HeaderValue| site == "same-origin" || site == "none";
+                return match headers.get_all(FETCH_SITE).all(is_ours) {
+                    true => Ok(()),
+                    false => Err(Refused::Origin),
+                };
+            }
+            (Some(origin), None) => origin,
+            (Some(_), Some(_)) => return Err(Refused::Origin),
+        };
+        if self.list(origin) {
+            return Ok(());
+        }
+        let origin = origin.to_str().ok().and_then(normalised);
+        let own = |scheme| match host {
+            Host::Named(host) => normalised(&format!("{scheme}://{host}")),
+            Host::Missing | Host::Unclear => None,
+        };
+        if origin.is_none() {
+            Err(Refused::Origin)
+        } else if origin == own(scheme) {
+            Ok(())
+        } else if origin == own(scheme.other()) {
+            Err(Refused::Scheme(scheme))
+        } else {
+            Err(Refused::Origin)
         }
     }
 
-    fn list(&self, origin: &str) -> bool {
-        self.0.iter().any(|listed| listed == origin)
+    /// Whether an origin is in the list. Case is ignored, because browsers don't normalise it
+    /// after schemes that they don't know.
+    fn list(&self, origin: &HeaderValue) -> bool {
+        let is_listed = |listed: &String| listed.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
+        self.0.iter().any(is_listed)
     }
 }
 
-/// Whether an origin is that of the host which was asked. A proxy in front may
-/// have changed the scheme.
-fn is_own(origin: &str, host: Option<&str>) -> bool {
-    let Some((scheme, _)) = origin.split_once("://") else {
-        return false;
-    };
-    let own = host.and_then(|host| normalised(&format!("{scheme}://{host}")));
-    own.is_some() && own == normalised(origin)
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// A page of another origin made it.
+    Origin,
+    /// A page of this host made it that was loaded by the other scheme. An attacker in the
+    /// network can replace a page that is loaded by http.
+    Scheme(Scheme),
+}
+
+impl Refused {
+    fn detail(self) -> String {
+        match self {
+            Self::Origin => "pages of this origin may not read the stream; whoever runs it can \
+                             allow them, in TIDINGS_CORS_ORIGINS"
+                .to_owned(),
+            Self::Scheme(asked) => {
+                let page = asked.other();
+                format!(
+                    "the page was loaded by {page} and requested the stream by {asked}, so their \
+                     origins differ; if a proxy terminates TLS, have it send X-Forwarded-Proto and \
+                     list it in TIDINGS_TRUSTED_PROXIES, or list the page's origin in \
+                     TIDINGS_CORS_ORIGINS"
+                )
+            }
+        }
+    }
 }
 
 /// Lets a request pass unless a page of somebody else made it. Needs
-/// `Data<Origins>`, `Data<Proxies>` and `Data<Refusals>`.
+/// `Data<Origins>`, `Data<Proxies>`, `Data<Refusals>`, and the port's `Data<Scheme>`.
 ///
 /// # Errors
 ///
@@ -144,22 +225,19 @@ pub async fn check(
     origins: web::Data<Origins>,
     proxies: web::Data<Proxies>,
     refusals: web::Data<Refusals>,
+    own: web::Data<Scheme>,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let headers = request.headers();
-    // HTTP/2 names the host in the target.
-    let host = match headers.get(header::HOST) {
-        Some(host) => host.to_str().ok(),
-        None => request.uri().authority().map(Authority::as_str),
-    };
-    if origins.allow(headers, host) {
-        return next.call(request).await;
+    let scheme = Scheme::of(request.request(), **own, &proxies);
+    let host = Host::of(request.head());
+    match origins.judge(request.headers(), scheme, &host) {
+        Ok(()) => next.call(request).await,
+        Err(refused) => {
+            refusals.count(Reason::Origin, proxies.client_of(request.request()));
+            Err(Problem::new(StatusCode::FORBIDDEN, refused.detail()).into())
+        }
     }
-    refusals.count(Reason::Origin, proxies.client_of(request.request()));
-    let detail = "pages of this origin may not read the stream; whoever runs it can allow them, in \
-                  TIDINGS_CORS_ORIGINS";
-    Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
 }
 
 #[cfg(test)]
@@ -180,13 +258,22 @@ mod tests {
     #[test]
     fn origins_are_listed_as_browsers_write_them() {
         let origins: Origins =
-            "https://App.Example.org:443, http://localhost:3000,HTTP://[::1]:80,"
+            "https://App.Example.org:443, http://localhost:3000,HTTP://[::1]:80,\
+             capacitor://localhost,Ionic://localhost , tauri://localhost:1430, app://-,\
+             chrome-extension://abcdefghijklmnopabcdefghijklmnop,\
+             safari-web-extension://2E1B5A5F-0B5A-4F3B-9C0A-8F0A5B5C5D5E"
                 .parse()
                 .expect("origins");
         let expected = [
             "https://app.example.org",
             "http://localhost:3000",
             "http://[::1]",
+            "capacitor://localhost",
+            "ionic://localhost",
+            "tauri://localhost:1430",
+            "app://-",
+            "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+            "safari-web-extension://2e1b5a5f-0b5a-4f3b-9c0a-8f0a5b5c5d5e",
         ];
         assert_eq!(origins.0, expected);
     }
@@ -211,7 +298,20 @@ mod tests {
             "https://b\u{fc}cher.example",
             "app.example.org",
             "file:///x",
+            "file://",
+            "FILE://host",
             "wss://app.example.org",
+            "data:text/html",
+            "blob:https://app.example.org/x",
+            "javascript://app",
+            "capacitor://",
+            "capacitor:localhost",
+            "capacitor://localhost/",
+            "chrome-extension://*",
+            "://localhost",
+            "1app://localhost",
+            "a_b://localhost",
+            "capacitor://localhost:0",
         ] {
             let error = text.parse::<Origins>().expect_err(text);
             assert!(error.contains(&format!("{text:?}")), "{error}");
@@ -221,21 +321,30 @@ mod tests {
 
     #[test]
     fn a_request_passes_unless_a_page_of_somebody_else_made_it() {
-        let origins: Origins = "https://app.example.org".parse().expect("an origin");
-        let host = Some("tidings.example.org");
+        let origins = "https://app.example.org,capacitor://localhost";
+        let origins: Origins = origins.parse().expect("origins");
+        let judge = |lines: &[(&'static str, &'static str)], scheme, host: &str| {
+            let host = match host {
+                "" => Host::Missing,
+                host => Host::Named(host.parse().expect("an authority")),
+            };
+            origins.judge(&headers(lines), scheme, &host)
+        };
+        let host = "tidings.example.org";
         for lines in [
             &[][..],
             &[("origin", "https://app.example.org")],
+            &[("origin", "HTTPS://App.Example.org")],
+            &[("origin", "capacitor://localhost")],
             &[
                 ("origin", "https://app.example.org"),
                 ("sec-fetch-site", "cross-site"),
             ],
             &[("origin", "https://tidings.example.org")],
-            &[("origin", "http://tidings.example.org")],
             &[("sec-fetch-site", "same-origin")],
             &[("sec-fetch-site", "none")],
         ] {
-            assert!(origins.allow(&headers(lines), host), "{lines:?}");
+            assert_eq!(judge(lines, Scheme::Https, host), Ok(()), "{lines:?}");
         }
         for lines in [
             &[("origin", "https://evil.example.org")][..],
@@ -243,6 +352,10 @@ mod tests {
             &[("origin", "https://app.example.org:8443")],
             &[("origin", "https://app.example.org.evil.example")],
             &[("origin", "https://tidings.example.org:8443")],
+            &[("origin", "capacitor://tidings.example.org")],
+            &[("origin", "capacitor://localhost.example.org")],
+            &[("origin", "ionic://localhost")],
+            &[("origin", "https://localhost")],
             &[("origin", "null")],
             &[("origin", "")],
             &[("origin", "tidings.example.org")],
@@ -257,13 +370,34 @@ mod tests {
                 ("sec-fetch-site", "cross-site"),
             ],
         ] {
-            assert!(!origins.allow(&headers(lines), host), "{lines:?}");
+            let refused = judge(lines, Scheme::Https, host);
+            assert_eq!(refused, Err(Refused::Origin), "{lines:?}");
         }
-        let own = headers(&[("origin", "http://localhost:8080")]);
-        assert!(origins.allow(&own, Some("LOCALHOST:8080")));
-        assert!(!origins.allow(&own, Some("localhost")));
-        assert!(!origins.allow(&own, None));
-        let own = headers(&[("origin", "https://tidings.example.org")]);
-        assert!(origins.allow(&own, Some("tidings.example.org:443")));
+        let own = [("origin", "http://localhost:8080")];
+        assert_eq!(judge(&own, Scheme::Http, "LOCALHOST:8080"), Ok(()));
+        for host in ["localhost", ""] {
+            let refused = judge(&own, Scheme::Http, host);
+            assert_eq!(refused, Err(Refused::Origin), "{host}");
+        }
+        let own = [("origin", "https://tidings.example.org")];
+        assert_eq!(
+            judge(&own, Scheme::Https, "tidings.example.org:443"),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn a_page_of_the_same_host_and_another_scheme_is_of_another_origin() {
+        let origins = Origins::default();
+        for (origin, scheme, host) in [
+            ("http://a.example", Scheme::Https, "a.example"),
+            ("https://a.example", Scheme::Http, "a.example"),
+            ("http://a.example:80", Scheme::Https, "a.example"),
+            ("http://a.example:8080", Scheme::Https, "a.example:8080"),
+        ] {
+            let host = Host::Named(host.parse().expect("an authority"));
+            let refused = origins.judge(&headers(&[("origin", origin)]), scheme, &host);
+            assert_eq!(refused, Err(Refused::Scheme(scheme)), "{origin}");
+        }
     }
 }

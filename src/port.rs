@@ -3,7 +3,7 @@
 
 use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
-use actix_http::{HttpService, KeepAlive, Request, Response};
+use actix_http::{ConnectionType, HttpService, KeepAlive, Request, Response, ResponseHead};
 use actix_server::{GracefulShutdownSignal, ServerBuilder};
 use actix_service::{
     IntoService, IntoServiceFactory, Service, ServiceFactory, fn_factory, fn_service, map_config,
@@ -19,7 +19,7 @@ use tracing::debug;
 
 use crate::{
     http2,
-    line::Exchange,
+    line::{Exchange, Framing},
     sockets::{self, CLIENT_LIMIT, Sockets},
     tls,
     transport::{Socket, Transport},
@@ -113,7 +113,8 @@ impl Port {
             })
             .h1(fn_factory(move || {
                 let app = Rc::clone(&shared);
-                async move { Ok::<_, ()>(app) }
+                let answer = move |request| answer_http1(Rc::clone(&app), request);
+                async move { Ok::<_, ()>(fn_service(answer)) }
             }))
             .new_service(())
             .await?;
@@ -176,6 +177,33 @@ impl Port {
                 }
             },
             () = self.stopping.notified() => Err(()),
+        }
+    }
+}
+
+/// Answers a request over HTTP/1, in the framing of its version. A connection serves one request,
+/// and the response says so, also to a client that asked to upgrade the protocol.
+async fn answer_http1<S, B>(app: Rc<S>, request: Request) -> Result<Response<B>, Response<BoxBody>>
+where
+    S: Service<Request>,
+    S::Error: Into<Response<BoxBody>>,
+    S::Response: Into<Response<B>>,
+{
+    let framing = Framing::of(request.version());
+    let set = |head: &mut ResponseHead| {
+        head.no_chunking(framing == Framing::Close);
+        head.set_connection_type(ConnectionType::Close);
+    };
+    match app.call(request).await {
+        Ok(response) => {
+            let mut response = response.into();
+            set(response.head_mut());
+            Ok(response)
+        }
+        Err(error) => {
+            let mut response = error.into();
+            set(response.head_mut());
+            Err(response)
         }
     }
 }

@@ -20,12 +20,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     admin,
     config::BridgeOptions,
-    demo::{self, Demo},
+    demo::Demo,
     health::Health,
+    host,
     http::{self, Door},
     metrics::Metrics,
     operator::Operator,
     port::Port,
+    scheme::Scheme,
     sockets::{self, Sockets},
     tls::Certificate,
 };
@@ -72,11 +74,15 @@ pub fn bind_streams(
     demo: Option<Demo>,
     certificate: Option<&Arc<Certificate>>,
 ) -> Result<(Server, SocketAddr), ServersError> {
+    let scheme = match certificate {
+        Some(_) => Scheme::Https,
+        None => Scheme::Http,
+    };
     let app = move || {
         ActixApp::new()
             .wrap(CatchPanic::default())
-            .wrap(Condition::new(demo.is_some(), from_fn(demo::loopback_only)))
-            .configure(|config| door.routes(config))
+            .wrap(Condition::new(demo.is_some(), from_fn(host::loopback_only)))
+            .configure(|config| door.routes(scheme, config))
             .configure(|config| {
                 if let Some(demo) = &demo {
                     demo.routes(config);
@@ -114,16 +120,23 @@ pub fn bind_admin(
     health: web::Data<Health>,
     metrics: web::Data<Metrics>,
     operator: web::Data<Operator>,
-    is_dev: bool,
 ) -> Result<(Server, SocketAddr), ServersError> {
+    let bind = |source| ServersError::Bind {
+        address: options.admin_listen,
+        setting: "TIDINGS_ADMIN_LISTEN",
+        source,
+    };
+    let (listener, address) = listen(options.admin_listen).map_err(bind)?;
+    // Only this machine can connect, but so can web pages in a browser on it.
+    let is_loopback = address.ip().to_canonical().is_loopback();
     let app = move || {
         ActixApp::new()
-            .wrap(Condition::new(is_dev, from_fn(demo::loopback_only)))
+            .wrap(Condition::new(is_loopback, from_fn(host::loopback_only)))
             .app_data(health.clone())
             .app_data(metrics.clone())
             .app_data(operator.clone())
             .configure(admin::routes)
-            .default_service(web::to(http::not_found))
+            .default_service(web::to(admin::not_found))
     };
     let server = ServerBuilder::new()
         .workers(1)
@@ -134,12 +147,6 @@ pub fn bind_admin(
         tls: None,
         stopping: server.graceful_shutdown_signal(),
     };
-    let bind = |source| ServersError::Bind {
-        address: options.admin_listen,
-        setting: "TIDINGS_ADMIN_LISTEN",
-        source,
-    };
-    let (listener, address) = listen(options.admin_listen).map_err(bind)?;
     let server = port.listen(server, listener, app).map_err(bind)?;
     Ok((server.run(), address))
 }

@@ -6,13 +6,14 @@ use actix_web::http::header::{self, HeaderName};
 use clap::{Args, ValueEnum};
 
 use super::ConfigError;
-use crate::{authenticator::CookieName, client::Proxies, origin::Origins, user_header::UserHeader};
+use crate::{client::Proxies, cookie::CookieName, origin::Origins, user_header::UserHeader};
 
 /// What of a request is believed.
 #[derive(Clone, Debug, Args)]
 pub struct TrustOptions {
     /// The proxies in front, as addresses and networks with commas between them
-    /// (10.0.0.5,10.1.0.0/16): their X-Forwarded-For tells whose request it is
+    /// (10.0.0.5,10.1.0.0/16): their X-Forwarded-For tells whose request it is, and
+    /// their X-Forwarded-Proto or Forwarded whether it came by http or https
     #[arg(
         long,
         env = "TIDINGS_TRUSTED_PROXIES",
@@ -33,7 +34,8 @@ pub struct TrustOptions {
     #[arg(long, env = "TIDINGS_TICKETS")]
     pub tickets: Option<Tickets>,
     /// The origins whose pages may read streams with the user's cookie, exact
-    /// and with commas between them (`https://app.example.org`); pages of the
+    /// and with commas between them (`https://app.example.org`, or of an app or
+    /// extension `capacitor://localhost`, `chrome-extension://…`); pages of the
     /// stream's own origin always may
     #[arg(
         long,
@@ -66,14 +68,23 @@ impl FromStr for UserHeaderName {
         }
         let name = HeaderName::from_str(text)
             .map_err(|_| "it is no name of a header, such as X-User-Id".to_owned())?;
-        // What every client sends would be taken for a name.
+        // What clients and proxies send for other reasons would be taken for a name.
         let taken = [
+            header::ACCEPT,
             header::AUTHORIZATION,
+            header::CONNECTION,
             header::COOKIE,
+            header::FORWARDED,
             header::HOST,
             header::ORIGIN,
         ];
-        if taken.contains(&name) || name == "x-forwarded-for" {
+        let taken_too = [
+            "last-event-id",
+            "sec-fetch-site",
+            "x-forwarded-for",
+            "x-forwarded-proto",
+        ];
+        if taken.contains(&name) || taken_too.contains(&name.as_str()) {
             return Err("that header has another meaning: take X-User-Id, for instance".to_owned());
         }
         Ok(Self(Some(name)))
@@ -97,5 +108,34 @@ impl TrustOptions {
             name: name.clone(),
             proxies: self.trusted_proxies.clone(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_that_the_bridge_reads_for_another_reason_names_no_user() {
+        for name in [
+            "Accept",
+            "Authorization",
+            "Connection",
+            "Cookie",
+            "Forwarded",
+            "Host",
+            "Last-Event-ID",
+            "Origin",
+            "Sec-Fetch-Site",
+            "X-Forwarded-For",
+            "x-forwarded-PROTO",
+        ] {
+            let error = name.parse::<UserHeaderName>().expect_err(name);
+            assert!(error.contains("X-User-Id"), "{name}: {error}");
+        }
+        for name in ["X-User-Id", "Remote-User", ""] {
+            assert!(name.parse::<UserHeaderName>().is_ok(), "{name}");
+        }
+        assert!("X User".parse::<UserHeaderName>().is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! `tidings dev`: it works at once, survives being killed, and is safe on a
 //! shared machine.
 
+use std::net::SocketAddr;
+
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -9,9 +11,18 @@ use crate::support::{
     PATIENCE,
     database::Database,
     dev::{DataFolder, Dev, command, shell},
-    event_source::{EventSource, get, post},
+    event_source::{EventSource, get, options, post},
     until,
+    wire::{Head, Wire},
 };
+
+async fn head(address: SocketAddr, path: &str) -> Head {
+    let request = format!("HEAD {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    let mut wire = Wire::plain(address, request).await;
+    let head = wire.head().await;
+    assert_eq!(wire.rest().await, "", "{path}");
+    head
+}
 
 /// The next event that is no clock's.
 async fn next(source: &mut EventSource) -> String {
@@ -140,6 +151,24 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
     assert_eq!(send(&[json], "{").await, 400);
     let nobody = json!({ "user_id": "", "text": "hi" }).to_string();
     assert_eq!(send(&[json], &nobody).await, 400);
+    for path in ["/", "/demo.css", "/demo.js", "/demo/about"] {
+        let head = head(dev.address, path).await;
+        assert_eq!((head.status, head.header("allow")), (200, ""), "{path}");
+    }
+    let refused = post(dev.address, "/demo/about", &[], "{}").await;
+    let refused = refused.expect("an answer");
+    assert_eq!(
+        (refused.status(), refused.header("allow")),
+        (405, Some("GET, HEAD"))
+    );
+    let notifications = "/demo/notifications?user=alice";
+    assert_eq!(head(dev.address, notifications).await.status, 200);
+    let refused = options(dev.address, notifications, &[]).await;
+    let refused = refused.expect("an answer");
+    assert_eq!(
+        (refused.status(), refused.header("allow")),
+        (405, Some("GET, HEAD, POST"))
+    );
     // Without a user there is no stream, and no other identity.
     let stream = get(dev.address, "/stream", &[]).await.expect("an answer");
     assert_eq!(stream.status(), 401);

@@ -10,6 +10,8 @@ use crate::support::{
     bridge::{Bridge, SECRET, serve_options, token},
     database::Database,
     event_source::{EventSource, get},
+    tls::{self, authority::Authority, http2::Http2},
+    wire::Wire,
 };
 
 fn sign(algorithm: Algorithm, claims: &Value, secret: &str) -> String {
@@ -248,4 +250,194 @@ async fn a_name_is_only_a_name() {
     }
     let alices = "select id from notifications where user_id = 'alice' and sent";
     assert_eq!(database.ids(alices).await, [0; 0]);
+}
+
+/// Lines of a request's head, as bytes.
+type Lines<'a> = &'a [(&'a str, &'a [u8])];
+
+/// What a request with these lines is answered with, over plain HTTP/1.1.
+async fn status_of(bridge: &Bridge, path: &str, lines: Lines<'_>) -> u16 {
+    let mut request = format!("GET {path} HTTP/1.1\r\nHost: tidings\r\n").into_bytes();
+    for (name, value) in lines {
+        request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
+    }
+    request.extend(b"\r\n");
+    Wire::plain(bridge.address(), request)
+        .await
+        .head()
+        .await
+        .status
+}
+
+/// The same over HTTP/2.
+async fn status_over_http2(connection: &Http2, path: &str, lines: Lines<'_>) -> u16 {
+    let request = http::Request::get(format!("https://localhost{path}"));
+    let request = lines.iter().fold(request, |request, (name, value)| {
+        let value = http::HeaderValue::from_bytes(value).expect("a value");
+        request.header(*name, value)
+    });
+    let (answer, _request) = connection.ask(request).await;
+    answer.expect("an answer").status().as_u16()
+}
+
+/// Other applications' cookies and other authorization schemes may contain any bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_cookies_and_authorization_schemes_are_ignored() {
+    let database = Database::migrated().await;
+    let authority = Authority::new();
+    let setting = "--cookie-name=__Host-t";
+    let bridge = Bridge::start_with(&database, &[setting]).await;
+    let secure = tls::start(&database, &authority, &[setting]).await;
+    let connection = Http2::connect(secure.address(), &authority).await;
+    let ask = async |path: &str, lines: Lines<'_>| {
+        let status = status_of(&bridge, path, lines).await;
+        let other = status_over_http2(&connection, path, lines).await;
+        assert_eq!(status, other, "{path} {lines:?}");
+        status
+    };
+    let alice = token("alice");
+    let bearer = format!("Bearer {alice}");
+    let bearer = ("Authorization", bearer.as_bytes());
+    let ticket = database.connect().await;
+    let ticket = ticket.query_one("select create_stream_ticket('alice')", &[]);
+    let ticket: String = ticket.await.expect("a ticket").get(0);
+    let ticket = format!("/stream?ticket={ticket}");
+    let ours = format!("__Host-t={alice}");
+    let ours = ("Cookie", ours.as_bytes());
+
+    let foreign: [Lines<'_>; 8] = [
+        &[("Cookie", b"theme=\xff\xfe")],
+        &[("Cookie", b"\xff")],
+        &[("Cookie", b"a=%ff; =; ;;a; b=\xc3")],
+        &[("Cookie", b"__Host-T=x; __Host-t2=x; __Host-t")],
+        &[("Cookie", b"a=1"), ("Cookie", b"\xff=\xff")],
+        &[("Authorization", b"Basic \xff\xfe")],
+        &[
+            ("Authorization", b"Negotiate"),
+            ("Authorization", b"\xff Bearer x"),
+        ],
+        &[(
+            "Authorization",
+            b"Digest username=\"Bearer x\", uri=\"\xff\"",
+        )],
+    ];
+    for foreign in foreign {
+        assert_eq!(ask("/stream", foreign).await, 401, "{foreign:?}");
+        for (path, own) in [
+            ("/stream", &[bearer][..]),
+            ("/stream", &[ours]),
+            ("/stream", &[bearer, ours]),
+            (&ticket, &[]),
+        ] {
+            let before = [foreign, own].concat();
+            assert_eq!(ask(path, &before).await, 200, "{path} {before:?}");
+            let after = [own, foreign].concat();
+            assert_eq!(ask(path, &after).await, 200, "{path} {after:?}");
+        }
+    }
+    // In one field with others, and in quotes.
+    for cookie in [
+        &[b"theme=\xff; __Host-t=", alice.as_bytes(), b"; lang=\xfe"].concat(),
+        &[b"a=1;__Host-t=", alice.as_bytes()].concat(),
+        &[b"a=1;\t __Host-t=\"", alice.as_bytes(), b"\" ; b=2"].concat(),
+    ] {
+        assert_eq!(
+            ask("/stream", &[("Cookie", cookie)]).await,
+            200,
+            "{cookie:?}"
+        );
+    }
+    // Parameters that are not configured may be repeated.
+    let path = "/stream?user=bob&user=carol&x=%ff&%";
+    assert_eq!(ask(path, &[bearer]).await, 200);
+    assert_eq!(ask(&format!("{ticket}&ticket=x"), &[]).await, 401);
+    assert_eq!(ask(&format!("{ticket}&ticket="), &[bearer]).await, 401);
+}
+
+/// A subdomain can set such cookies for the whole domain: browsers protect only the exact name.
+#[tokio::test(flavor = "multi_thread")]
+async fn cookie_names_are_compared_byte_for_byte() {
+    let database = Database::migrated().await;
+    let authority = Authority::new();
+    let setting = "--cookie-name=__Host-t";
+    let bridge = Bridge::start_with(&database, &[setting]).await;
+    let secure = tls::start(&database, &authority, &[setting]).await;
+    let connection = Http2::connect(secure.address(), &authority).await;
+    let (alice, mallory) = (token("alice"), token("mallory"));
+    let ours = format!("__Host-t={alice}");
+    for name in [
+        "%5F%5FHost-t",
+        "__Host%2Dt",
+        "\u{a0}__Host-t",
+        "\u{2003}__Host-t",
+        "\u{3000}__Host-t",
+        "\u{feff}__Host-t",
+        "__Host-t\u{a0}",
+        "__Host-t ",
+        "__host-t",
+        "\"__Host-t\"",
+        "=__Host-t",
+    ] {
+        let lookalike = format!("{name}={mallory}");
+        let lines = [("Cookie", lookalike.as_bytes())];
+        assert_eq!(status_of(&bridge, "/stream", &lines).await, 401, "{name:?}");
+        let status = status_over_http2(&connection, "/stream", &lines).await;
+        assert_eq!(status, 401, "{name:?}");
+        // It doesn't interfere with the real cookie either.
+        let both = format!("{lookalike}; {ours}");
+        let lines = [("Cookie", both.as_bytes())];
+        assert_eq!(status_of(&bridge, "/stream", &lines).await, 200, "{name:?}");
+        let lines = [
+            ("Cookie", lookalike.as_bytes()),
+            ("Cookie", ours.as_bytes()),
+        ];
+        let status = status_over_http2(&connection, "/stream", &lines).await;
+        assert_eq!(status, 200, "{name:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_credential_never_falls_back_to_another_however_it_is_written() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let (alice, bob) = (token("alice"), token("bob"));
+    let good = format!("Bearer {alice}");
+    let good = ("Authorization", good.as_bytes());
+    let bobs = format!("tidings_token={bob}");
+    let twice = format!("tidings_token={alice}; tidings_token={bob}");
+    for bad in [
+        ("Authorization", &b"Bearer"[..]),
+        ("Authorization", b"bearer\t"),
+        ("Authorization", b"Bearer\tx"),
+        ("Authorization", b"Bearer \xff"),
+        ("Authorization", b"Bearer x, Basic eDp5"),
+        ("Cookie", b"tidings_token="),
+        ("Cookie", b"a=\xff; tidings_token=\"\"; b=1"),
+        ("Cookie", b"tidings_token=\xff"),
+        ("Cookie", bobs.as_bytes()),
+        ("Cookie", twice.as_bytes()),
+    ] {
+        for lines in [&[bad][..], &[bad, good], &[good, bad]] {
+            // Another user's cookie is good alone.
+            let expected = if lines == [("Cookie", bobs.as_bytes())] {
+                200
+            } else {
+                401
+            };
+            let status = status_of(&bridge, "/stream", lines).await;
+            assert_eq!(status, expected, "{lines:?}");
+        }
+    }
+    for value in [
+        format!("BEARER {alice}"),
+        format!("Bearer\t{alice}\t"),
+        format!("  Bearer   {alice}  "),
+    ] {
+        let lines = [("Authorization", value.as_bytes())];
+        assert_eq!(
+            status_of(&bridge, "/stream", &lines).await,
+            200,
+            "{value:?}"
+        );
+    }
 }

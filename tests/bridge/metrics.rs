@@ -1,9 +1,15 @@
 //! What monitors read: it is counted, documented, and what alerts and dashboards ask
 //! for exists.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    io::ErrorKind,
+    process::Stdio,
+};
 
 use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{bridge::Bridge, database::Database, event_source::get};
 
@@ -162,4 +168,126 @@ async fn what_passes_is_counted() {
     // Nobody is named.
     let metrics = get(bridge.admin_address(), "/metrics", &[]).await;
     assert!(!metrics.expect("an answer").text().await.contains("alice"));
+}
+
+/// Checks a text in the format 0.0.4: each family is described and typed once, before its
+/// samples, which follow at once and have names and values as its type demands.
+fn check_plain(text: &str) -> BTreeMap<String, String> {
+    let mut kinds = BTreeMap::new();
+    let mut family: Option<(&str, &str)> = None;
+    let mut described = "";
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').expect(line);
+            assert!(!help.is_empty(), "{line}");
+            (described, family) = (name, None);
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').expect(line);
+            assert_eq!(name, described, "{line}");
+            let known = ["counter", "gauge", "histogram", "summary", "untyped"];
+            assert!(known.contains(&kind), "{line}");
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+            let before = kinds.insert(name.to_owned(), kind.to_owned());
+            assert_eq!(before, None, "{line}");
+            family = Some((name, kind));
+        } else {
+            assert!(!line.starts_with('#') && !line.is_empty(), "{line:?}");
+            let (sample, value) = line.rsplit_once(' ').expect(line);
+            let name = sample.split('{').next().unwrap_or_default();
+            let (family, kind) = family.expect(line);
+            let suffix = name.strip_prefix(family).expect(line);
+            let suffixes: &[&str] = match kind {
+                "histogram" => &["_bucket", "_sum", "_count"],
+                _ => &[""],
+            };
+            assert!(suffixes.contains(&suffix), "{line}");
+            let number = value.trim_start_matches('+').to_lowercase();
+            assert!(number.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+    assert!(text.ends_with('\n'));
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_prefer_plain_text_get_the_prometheus_format() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let _tab = bridge.connect_live("alice").await;
+    let ask = async |accept: &[&str]| {
+        let headers: Vec<_> = accept.iter().map(|value| ("Accept", *value)).collect();
+        let answer = get(bridge.admin_address(), "/metrics", &headers).await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.header("vary"), Some("accept"));
+        let kind = answer.header("content-type").map(str::to_owned);
+        (kind.expect("a type"), answer.text().await)
+    };
+    let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let plain = "text/plain; version=0.0.4; charset=utf-8";
+    for accept in [
+        &["text/plain"][..],
+        &["text/plain; version=0.0.4"],
+        &["application/json, text/plain;q=0.2"],
+        &["application/openmetrics-text;q=0.4, text/*;q=0.5"],
+        &["application/openmetrics-text;q=0.4", "text/plain;q=0.5"],
+    ] {
+        let (kind, text) = ask(accept).await;
+        assert_eq!(kind, plain, "{accept:?}");
+        let kinds = check_plain(&text);
+        assert_eq!(kinds["tidings_connections"], "gauge");
+        assert_eq!(kinds["tidings_connections_opened_total"], "counter");
+        assert_eq!(kinds["tidings_refused_total"], "counter");
+        assert_eq!(kinds["tidings_build_info"], "gauge");
+        assert_eq!(kinds["tidings_delay_seconds"], "histogram");
+        for line in [
+            "tidings_connections 1",
+            "tidings_connections_opened_total 1",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}: {text}");
+        }
+    }
+    for accept in [
+        &[][..],
+        &["*/*"],
+        &["text/plain;q=0"],
+        &["application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"],
+    ] {
+        let (kind, text) = ask(accept).await;
+        assert_eq!(kind, openmetrics, "{accept:?}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+    // Both have the same samples.
+    let samples = |text: &str| -> BTreeSet<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let names = lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned()));
+        names.collect()
+    };
+    let (_, one) = ask(&["text/plain"]).await;
+    let (_, other) = ask(&[]).await;
+    assert_eq!(samples(&one), samples(&other));
+
+    promtool(&one).await;
+}
+
+/// Checks a text with Prometheus' own tool, where that is installed.
+async fn promtool(text: &str) {
+    let promtool = env::var("PROMTOOL").unwrap_or_else(|_| "promtool".to_owned());
+    let spawned = Command::new(&promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = match spawned {
+        Err(error) if error.kind() == ErrorKind::NotFound => return,
+        spawned => spawned.expect(&promtool),
+    };
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(text.as_bytes()).await.expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().await.expect("an end");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{promtool}: {said}");
 }

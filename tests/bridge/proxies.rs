@@ -7,6 +7,7 @@ use crate::support::{
     database::Database,
     event_source::{EventSource, get, get_from},
     process::{Served, refusal},
+    tls::{self, authority::Authority, http2::Http2},
 };
 
 const HEADER: &str = "--trusted-user-header=X-User-Id";
@@ -100,6 +101,29 @@ async fn a_name_that_is_no_text_is_nobodys() {
         stream.read_exact(&mut answer).await.expect("an answer");
         let answer = String::from_utf8_lossy(&answer);
         assert_eq!(answer, format!("HTTP/1.1 {expected}"));
+    }
+}
+
+/// HTTP/1.1 parsers remove the whitespace around a header's value; HTTP/2 delivers it.
+#[tokio::test(flavor = "multi_thread")]
+async fn whitespace_around_header_values_is_removed_over_http_2_too() {
+    let database = Database::migrated().await;
+    let authority = Authority::new();
+    let bridge = tls::start(&database, &authority, &[HEADER, PROXY]).await;
+    let connection = Http2::connect(bridge.address(), &authority).await;
+    let bearer = format!("Bearer {}", token("alice"));
+    for (name, expected) in [
+        ("\talice ", 200),
+        ("alice", 200),
+        (" ", 401),
+        ("al ice", 401),
+    ] {
+        // Both must be of the same user.
+        let request = http::Request::get("https://localhost/stream")
+            .header("x-user-id", name)
+            .header("authorization", &bearer);
+        let (answer, _request) = connection.ask(request).await;
+        assert_eq!(answer.expect("an answer").status(), expected, "{name:?}");
     }
 }
 

@@ -261,6 +261,34 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
         .connect_with("alice", &query, &[("Last-Event-ID", &newest)])
         .await;
     assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
+
+    // An empty header counts as missing, and a duplicated one as one. Two different ids are
+    // rejected, as the later one could skip a row.
+    let id = |id: &'static str| ("Last-Event-ID", id);
+    let (good, newest) = (good.leak(), newest.leak());
+    for (query, headers, expected) in [
+        (
+            query.as_str(),
+            &[id("")][..],
+            &["message", "tidings.caught-up"][..],
+        ),
+        ("", &[id(good), id(good)], &["message", "tidings.caught-up"]),
+        (
+            "",
+            &[id(good), id(newest)],
+            &["tidings.gap", "tidings.caught-up"],
+        ),
+        (
+            "",
+            &[id(newest), id(good)],
+            &["tidings.gap", "tidings.caught-up"],
+        ),
+    ] {
+        let mut source = bridge.connect_with("alice", query, headers).await;
+        for name in expected {
+            assert_eq!(source.next_event().await.name, *name, "{headers:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,6 +124,12 @@ impl Front {
         ask(&tunnel, "alice", &[("X-Forwarded-For", forwarded)]).await
     }
 
+    /// The response to a page of this origin that claims to have connected without TLS.
+    pub async fn ask_of_page(&self, origin: &str) -> Response {
+        let more = [("Origin", origin), ("X-Forwarded-Proto", "http")];
+        ask(&self.tunnel, "alice", &more).await
+    }
+
     /// A browser's one connection for all its tabs.
     pub async fn connect_http2(&self) -> Http2 {
         Http2::connect(self.address, &self.authority).await

@@ -52,6 +52,7 @@ behind_each!(
     all_tabs_of_a_browser_share_one_connection_and_who_leaves_is_noticed,
     heartbeats_keep_a_stream_open_and_silence_ends_it,
     an_address_is_the_clients_own,
+    a_page_of_the_streams_own_origin_is_let_in,
     a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none,
     a_real_browsers_streams_are_all_open_and_outlive_the_bridge,
 );
@@ -155,6 +156,21 @@ async fn an_address_is_the_clients_own(kind: Kind) {
     assert_eq!(bridge.refused("address").await, 1);
     let mut other = front.ask_from(two, "192.0.2.1").await.into_events().await;
     until(&mut other, "tidings.caught-up").await;
+}
+
+/// The proxy terminates TLS and must forward the original scheme.
+async fn a_page_of_the_streams_own_origin_is_let_in(kind: Kind) {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &[PROXY]).await;
+    let front = Front::before(kind, [&bridge, &bridge]).await;
+    for (origin, expected) in [
+        ("https://localhost", 200),
+        ("http://localhost", 403),
+        ("https://localhost:8443", 403),
+    ] {
+        let answer = front.ask_of_page(origin).await;
+        assert_eq!(answer.status(), expected, "{origin}");
+    }
 }
 
 async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(kind: Kind) {

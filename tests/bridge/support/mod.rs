@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod standby;
 pub mod streams;
 pub mod tls;
+pub mod wire;
 
 use std::{collections::BTreeSet, time::Duration};
 
