@@ -27,6 +27,10 @@ use crate::config::{LogFormat, LogOptions};
 /// say so each time ([`crate::line`]).
 const DEPARTURES: &str = "actix_http::h1::dispatcher=off";
 
+/// The migrations of earlier releases did not name the schema, so the checksums of what
+/// they applied differ (`docs/decisions/0011-names-are-qualified-in-all-sql.md`).
+const CHECKSUMS: &str = "refinery_core::traits::divergent=off";
+
 /// How often it is told how many lines are missing.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -56,7 +60,8 @@ pub enum LogError {
 pub fn install(options: &LogOptions) -> Result<(), LogError> {
     let filter = EnvFilter::builder()
         .parse(&options.log)?
-        .add_directive(DEPARTURES.parse()?);
+        .add_directive(DEPARTURES.parse()?)
+        .add_directive(CHECKSUMS.parse()?);
     let output = match OUTPUT.get() {
         Some(output) => output,
         None => {
