@@ -32,7 +32,10 @@ COPY --from=build /image /
 # A number, so that a cluster can tell that it is not root's.
 USER 10001:10001
 EXPOSE 8080 8081
+ENV PATH=/usr/local/bin
 # On SIGTERM the bridge closes its streams, so that browsers reconnect elsewhere.
 STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=6s --start-period=40s --retries=3 \
+    CMD ["/usr/local/bin/tidings", "health"]
 ENTRYPOINT ["/usr/local/bin/tidings"]
 CMD ["serve"]

@@ -4,8 +4,8 @@
 
 with := scripts/tools
 
-# What `make compose-check` puts in for the secrets, which have no defaults on purpose.
-secrets := POSTGRES_PASSWORD=checked TIDINGS_JWT_SECRET=checked
+# The secrets of docker-compose.yml, which have no defaults on purpose.
+secrets := POSTGRES_PASSWORD OWNER_PASSWORD BRIDGE_PASSWORD TIDINGS_JWT_SECRET
 
 deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
 
@@ -24,6 +24,7 @@ help: ## lists the targets
 # Each step replaces the one before, so that the service is make's own child: Ctrl-C and
 # SIGTERM reach it, and make waits until it has closed its connections.
 dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, the demo page
+	@scripts/ports $(ARGS)
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
 test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and a browser
@@ -103,9 +104,9 @@ fmt: ## formats the code
 # It must be refused when one of the secrets is empty (unset would let an .env file speak).
 compose-check: ## checks docker-compose.yml, no engine needed
 	@$(with) compose -- sh -ec ' \
-	    export $(secrets); \
+	    export $(addsuffix =checked,$(secrets)); \
 	    $$COMPOSE config -q; \
-	    for secret in POSTGRES_PASSWORD TIDINGS_JWT_SECRET; do \
+	    for secret in $(secrets); do \
 	        env "$$secret=" $$COMPOSE config -q 2>&1 | \
 	            grep -q "$$secret must be set" || \
 	            { echo "docker-compose.yml does not insist on $$secret" >&2; exit 1; }; \

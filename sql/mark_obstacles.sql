@@ -34,5 +34,9 @@ union all
 select 'constraint', quote_ident(k.conname), t.name, pg_get_constraintdef(k.oid)
 from t
 join pg_constraint as k on k.conrelid = t.oid
-where k.contype = 'c' and (not k.convalidated or t.attnum = any (k.conkey))
+where
+  k.contype = 'c'
+  and (not k.convalidated or t.attnum = any (k.conkey))
+  -- Ours, which every row of before meets by the way it is made (V18).
+  and k.conname <> 'notifications_event_printable'
 order by 1, 2

@@ -1,6 +1,6 @@
 //! Certificates and keys in PEM files, and the cryptography behind them.
 
-use std::{path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use rustls::{
     RootCertStore,
@@ -25,7 +25,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// A text that names the file; also if the two don't belong together.
 pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let chain = certificates(certificate)?;
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+    let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| match error {
         pem::Error::NoItemsFound => format!(
             "{} holds no key that can be read: it must be PEM, and not encrypted",
             key.display()
@@ -81,8 +81,8 @@ pub fn system_authorities() -> Result<RootCertStore, String> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let certificates = CertificateDer::pem_slice_iter(&read(path)?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unreadable(path, &error))?;
     if certificates.is_empty() {
         return Err(format!(
@@ -93,9 +93,18 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(certificates)
 }
 
-fn unreadable(path: &Path, error: &pem::Error) -> String {
-    match error {
-        pem::Error::Io(error) => format!("{} can't be read: {error}", path.display()),
-        error => format!("{} can't be read as PEM: {error}", path.display()),
+/// A file without the mark that editors of Windows put at its beginning, which would
+/// hide the first line.
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
+    let mut bytes =
+        fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+    if bytes.starts_with(UTF_8_MARK) {
+        bytes.drain(..UTF_8_MARK.len());
     }
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, error: &pem::Error) -> String {
+    format!("{} can't be read as PEM: {error}", path.display())
 }

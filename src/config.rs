@@ -1,6 +1,7 @@
 //! The settings: each is a flag and an environment variable.
 
 mod commands;
+mod environment;
 mod jwt;
 mod limits;
 mod problems;
@@ -10,16 +11,21 @@ mod thresholds;
 mod tls;
 mod trust;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::{
     commands::{
-        CheckOptions, CompletionsOptions, ConfigOptions, Form, FormOptions, ManOptions,
-        MigrateOptions, SendOptions, StatusOptions, TailOptions, TicketOptions, TokenOptions,
-        UninstallOptions,
+        CheckOptions, CompletionsOptions, ConfigOptions, Form, FormOptions, HealthOptions,
+        ManOptions, MigrateOptions, SendOptions, StatusOptions, TailOptions, TicketOptions,
+        TokenOptions, UninstallOptions,
     },
+    environment::Environment,
     jwt::{JwtOptions, RuleOptions, SecretOptions},
     limits::LimitOptions,
     retention::{PruneOptions, RetentionOptions},
@@ -76,6 +82,9 @@ pub enum Command {
     Ticket(TicketOptions),
     /// Print the settings that `serve` would have here, and where each comes from
     Config(Box<ConfigOptions>),
+    /// Ask the bridge on this machine whether it is ready, for health checks of
+    /// containers
+    Health(HealthOptions),
     /// Remove all of it from the database, after having asked
     Uninstall(UninstallOptions),
     /// Print what lets a shell complete this command's line
@@ -86,6 +95,9 @@ pub enum Command {
 
 const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints), with 1 if \
                           something is, and with 2 if a setting can't be understood.";
+
+/// What is logged unless `TIDINGS_LOG` says otherwise.
+pub const DEFAULT_LOG: &str = "warn,tidings=info";
 
 /// How to log.
 #[derive(Debug, Args)]
@@ -103,7 +115,7 @@ pub struct LogOptions {
         long,
         env = "TIDINGS_LOG",
         global = true,
-        default_value = "warn,tidings=info"
+        default_value = DEFAULT_LOG
     )]
     pub log: String,
 }
@@ -167,12 +179,13 @@ pub struct ServeOptions {
 /// What `serve` and `dev` have in common.
 #[derive(Clone, Debug, Args)]
 pub struct BridgeOptions {
-    /// Where browsers connect
-    #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080")]
+    /// Where browsers connect: 127.0.0.1:8080, localhost:8080, or :8080 for every
+    /// IPv4 address of this machine (`[::]:8080` for IPv6, too)
+    #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     pub listen: SocketAddr,
     /// Where probes, monitors and operators connect: /health/live, /health/ready,
     /// /metrics, and a page at /
-    #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081")]
+    #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_parser = listen_address)]
     pub admin_listen: SocketAddr,
     /// The silence after which a stream gets a heartbeat; proxies cut idle
     /// streams, many after 30 s
@@ -230,8 +243,9 @@ pub struct DevOptions {
 pub enum ConfigError {
     /// No database.
     #[error(
-        "set DATABASE_URL (or --database-url) to postgres://user:password@host/database; to try \
-             Tidings without one, run `tidings dev`"
+        "set DATABASE_URL (or --database-url) to postgres://user:password@host/database (of libpq's \
+             own variables only PGPASSWORD and PGPASSFILE are read, and no pg_service.conf); to try \
+             Tidings without a database, run `tidings dev`"
     )]
     NoDatabase,
     /// A URL that can't be used.
@@ -293,6 +307,34 @@ pub enum ConfigError {
     /// A certificate or key that can't be used.
     #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used: {0}")]
     Tls(String),
+    /// A variable with a line break or another control character in it.
+    #[error(
+        "{name} is {value:?}, which has a control character in it: the file that it comes from may \
+             have the line ends of Windows (convert it, for example with dos2unix)"
+    )]
+    ControlCharacter {
+        /// The setting.
+        name: String,
+        /// What it is. It is no secret.
+        value: String,
+    },
+    /// Somebody else could reach `dev`.
+    #[error(
+        "tidings dev believes whoever asks, so it listens on loopback addresses only: set \
+             {setting} to 127.0.0.1:{}, not {address}", address.port()
+    )]
+    NotLoopback {
+        /// The setting.
+        setting: &'static str,
+        /// What it says.
+        address: SocketAddr,
+    },
+    /// `dev` has nowhere to keep its data.
+    #[error("there is no folder to keep the data in: set TIDINGS_DEV_DATA (or --data)")]
+    NoDataFolder,
+    /// There is no such page.
+    #[error("there is no command {0}, so there is no page for it: `tidings help` lists them")]
+    NoCommand(String),
 }
 
 impl DatabaseOptions {
@@ -334,8 +376,27 @@ impl DatabaseOptions {
 
 fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError> {
     url.reveal()
+        .trim()
         .parse()
         .map_err(|reason| ConfigError::Database { name, reason })
+}
+
+/// Where to listen, as people write it. Names are not looked up: what they lead to may
+/// change, and may be an address of another machine.
+fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
+    let text = text.trim();
+    let port = |port: &str| port.parse::<u16>().ok();
+    let address = match text.rsplit_once(':') {
+        Some(("", rest)) => port(rest).map(|port| (Ipv4Addr::UNSPECIFIED, port).into()),
+        Some((name, rest)) if name.eq_ignore_ascii_case("localhost") => {
+            port(rest).map(|port| (Ipv4Addr::LOCALHOST, port).into())
+        }
+        _ => text.parse().ok(),
+    };
+    address.ok_or(
+        "it is an address and a port: 127.0.0.1:8080, localhost:8080, [::1]:8080, or :8080 for \
+         every address of this machine",
+    )
 }
 
 fn user(text: &str) -> Result<UserId, &'static str> {
@@ -360,6 +421,40 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_to_listen_on_may_be_written_as_elsewhere() {
+        for (text, expected) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            (" 10.0.0.1:0 ", "10.0.0.1:0"),
+            ("[::1]:8080", "[::1]:8080"),
+            ("[::]:8080", "[::]:8080"),
+            ("localhost:8080", "127.0.0.1:8080"),
+            ("LocalHost:1", "127.0.0.1:1"),
+            (":8080", "0.0.0.0:8080"),
+        ] {
+            let expected: SocketAddr = expected.parse().expect(expected);
+            assert_eq!(listen_address(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "",
+            ":",
+            "8080",
+            "localhost",
+            "localhost:",
+            "localhost:65536",
+            ":-1",
+            "127.0.0.1",
+            "::1:8080",
+            "example.org:8080",
+            "localhost.example.org:8080",
+            "*:8080",
+            "http://127.0.0.1:8080",
+        ] {
+            let error = listen_address(text).expect_err(text);
+            assert!(error.contains("localhost:8080"), "{text}: {error}");
+        }
     }
 
     #[test]

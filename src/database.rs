@@ -2,6 +2,7 @@
 
 mod borrowed;
 mod conninfo;
+mod password;
 mod tls;
 mod url;
 
@@ -28,9 +29,11 @@ pub use self::{
     url::DatabaseUrl,
 };
 use self::{
+    password::{Found, Missing},
     tls::{Attempt, Mode},
     url::{Place, Target},
 };
+use crate::escape;
 
 /// How long connecting may take in all: name look-up, TCP, the server's answer
 /// and the session's settings, of all hosts that the URL names. tokio-postgres'
@@ -160,6 +163,28 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
+    /// The server asks for a password, and there is none.
+    #[error(
+        "the server at {host} asks for a password for the role {role}, and there is none: put it \
+         into DATABASE_URL, or set PGPASSWORD, or add a line for it to ~/.pgpass or the file that \
+         PGPASSFILE names ({reason})"
+    )]
+    NoPassword {
+        /// Where.
+        host: String,
+        /// Whose.
+        role: String,
+        /// Why none was found.
+        reason: String,
+    },
+    /// The server refuses a password that is not from the connection string.
+    #[error("{} (the password is from {password})", describe(.error))]
+    Password {
+        /// What it says.
+        error: tokio_postgres::Error,
+        /// Where the password is from.
+        password: String,
+    },
     /// Nothing answered.
     #[error("no answer within {} s", .0.as_secs())]
     TimedOut(Duration),
@@ -178,34 +203,50 @@ fn list(hosts: &[(String, ConnectError)]) -> String {
 
 impl ConnectError {
     /// Whether waiting may help: the server is not there yet, or is starting
-    /// or stopping (class 57P of SQLSTATE), or has no room (class 53).
+    /// or stopping (class 57P of SQLSTATE), or has no room (class 53), or the
+    /// connection broke. A password, role or database that it doesn't know is
+    /// nothing to wait for.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::TimedOut(_) | Self::Network { .. } | Self::Standby => true,
             Self::Postgres(error) => match error.code() {
                 Some(code) => code.code().starts_with("57P") || code.code().starts_with("53"),
-                None => true,
+                None => is_broken(error),
             },
-            Self::Unencrypted { .. } | Self::Tls { .. } => false,
+            Self::Unencrypted { .. }
+            | Self::Tls { .. }
+            | Self::NoPassword { .. }
+            | Self::Password { .. } => false,
             Self::NoHost(hosts) => hosts.iter().any(|(_, error)| error.is_passing()),
         }
     }
 }
 
+/// Whether the connection broke, rather than that the two could not agree, which
+/// tokio-postgres reports with an [`io::Error`] of its own, too.
+fn is_broken(error: &tokio_postgres::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|source| source.downcast_ref::<io::Error>());
+    let is_disagreement = |error: &io::Error| {
+        use io::ErrorKind::{InvalidData, InvalidInput, Other};
+        matches!(error.kind(), InvalidData | InvalidInput | Other)
+    };
+    error.is_closed() || source.is_some_and(|error| !is_disagreement(error))
+}
+
 /// An error with its cause: tokio-postgres' own text says only "db error" or
 /// "error connecting to server".
 pub fn describe(error: &tokio_postgres::Error) -> String {
-    if let Some(database) = error.as_db_error() {
-        let hint = database
-            .hint()
-            .map(|hint| format!(" ({hint})"))
-            .unwrap_or_default();
-        return format!("{}{hint}", database.message());
-    }
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
+    let text = match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(database), _) => {
+            let hint = database.hint().map(|hint| format!(" ({hint})"));
+            format!("{}{}", database.message(), hint.unwrap_or_default())
+        }
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    };
+    // It may quote names of roles and objects, and raise what an application wrote.
+    escape::line(&text).into_owned()
 }
 
 /// The task that drives a connection. It ends with its client or with the
@@ -304,6 +345,11 @@ async fn open_once(
         reason,
     };
     let mut config = url.config.clone();
+    let password = url.password(host);
+    if let Some(Ok(found)) = &password {
+        config.password(&found.password);
+    }
+    let explained = |error| explained(error, url, host, password.as_ref());
     config.ssl_mode(match attempt {
         Attempt::Clear => SslMode::Disable,
         Attempt::EncryptedIfOffered => SslMode::Prefer,
@@ -313,7 +359,8 @@ async fn open_once(
         Place::Unix { folder, port } => {
             let path = folder.join(format!(".s.PGSQL.{port}"));
             let socket = UnixStream::connect(path).await.map_err(unreachable)?;
-            let (client, connection) = config.connect_raw(socket, NoTls).await?;
+            let connecting = config.connect_raw(socket, NoTls).await;
+            let (client, connection) = connecting.map_err(explained)?;
             return Ok((client, drive(connection, on_message)));
         }
         Place::Tcp {
@@ -326,7 +373,8 @@ async fn open_once(
         }
     };
     if attempt == Attempt::Clear {
-        let (client, connection) = config.connect_raw(socket, NoTls).await?;
+        let connecting = config.connect_raw(socket, NoTls).await;
+        let (client, connection) = connecting.map_err(explained)?;
         return Ok((client, drive(connection, on_message)));
     }
     let refused = |reason| ConnectError::Tls {
@@ -343,8 +391,33 @@ async fn open_once(
         }),
         Err(error) => Err(match tls::failure(&error) {
             Some(reason) => refused(reason),
-            None => error.into(),
+            None => explained(error),
         }),
+    }
+}
+
+/// Why the server does not let us in, where the password has to do with it.
+fn explained(
+    error: tokio_postgres::Error,
+    url: &Target,
+    host: &Place,
+    password: Option<&Result<Found, Missing>>,
+) -> ConnectError {
+    // tokio-postgres says so in a text alone.
+    let source = std::error::Error::source(&error);
+    let is_missing = source.is_some_and(|source| source.to_string() == "password missing");
+    let is_wrong = error.code() == Some(&SqlState::INVALID_PASSWORD);
+    match password {
+        Some(Err(missing)) if is_missing => ConnectError::NoPassword {
+            host: host.to_string(),
+            role: url.user().to_owned(),
+            reason: missing.to_string(),
+        },
+        Some(Ok(found)) if is_wrong => ConnectError::Password {
+            error,
+            password: found.source.clone(),
+        },
+        _ => error.into(),
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_postgres::types::Type;
 use tracing::debug;
 
 use crate::{
+    explanation,
     pool::{Pool, QueryError},
     problem::Problem,
     resource::{postable, readable},
@@ -174,7 +175,11 @@ async fn send(
     match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
         Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
         Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
-            let detail = crate::database::describe(&error);
+            let said = crate::database::describe(&error);
+            let detail = match explanation::of(&error) {
+                Some(explanation) => format!("{said}; {explanation}"),
+                None => said,
+            };
             Err(Problem::new(StatusCode::BAD_REQUEST, detail))
         }
         Err(error) => Err(unavailable(error)),

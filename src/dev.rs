@@ -6,7 +6,6 @@
 use std::{
     env,
     io::{self, IsTerminal, Write},
-    net::SocketAddr,
     path::{Path, PathBuf},
     thread,
 };
@@ -20,13 +19,14 @@ use crate::{
     authenticator::{Credentials, QueryUser, TicketPolicy},
     client::Proxies,
     cluster::{self, Cluster, ClusterError, PostgresBinaries},
-    config::{BridgeOptions, DevOptions, MigratePolicy},
+    config::{BridgeOptions, ConfigError, DevOptions, MigratePolicy},
     cookie::CookieName,
     database::{self, DatabaseUrl},
     demo::Demo,
     origin::Origins,
     pool::{Pool, Sessions},
     schema::SchemaName,
+    servers::{self, ServersError},
     shutdown::Shutdown,
 };
 
@@ -39,22 +39,12 @@ const PAGE_CONNECTIONS: usize = 2;
 /// Why `dev` did not run, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
-    /// Somebody else could reach it.
-    #[error(
-        "tidings dev believes whoever asks, so it listens on loopback addresses only: set \
-             {setting} to 127.0.0.1:{port}, not {address}"
-    )]
-    NotLoopback {
-        /// The setting.
-        setting: &'static str,
-        /// What it says.
-        address: SocketAddr,
-        /// The port in it.
-        port: u16,
-    },
-    /// There is nowhere to keep the data.
-    #[error("there is no folder to keep the data in: set TIDINGS_DEV_DATA (or --data)")]
-    NoDataFolder,
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// An address that is in use.
+    #[error("{0}")]
+    Servers(#[from] ServersError),
     /// The private PostgreSQL.
     #[error("{0}")]
     Cluster(#[from] ClusterError),
@@ -80,6 +70,8 @@ pub enum DevError {
 /// [`DevError`].
 pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevError> {
     check_loopback(&options.bridge)?;
+    // Told at once, and not after a PostgreSQL was set up.
+    servers::check_ports(&options.bridge)?;
     // An exported production URL must never be migrated and written to.
     if env::var_os("DATABASE_URL").is_some() {
         warn!("DATABASE_URL is set and ignored: tidings dev has a PostgreSQL of its own");
@@ -87,7 +79,7 @@ pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevErro
     let data = options
         .data
         .or_else(data_folder)
-        .ok_or(DevError::NoDataFolder)?;
+        .ok_or(ConfigError::NoDataFolder)?;
     let binaries = PostgresBinaries::find()?;
     // What is half made is removed by whoever starts it the next time.
     let starting = Cluster::start(&binaries, &data, &[]);
@@ -206,7 +198,7 @@ fn psql_command(binaries: &PostgresBinaries) -> String {
     }
 }
 
-fn check_loopback(options: &BridgeOptions) -> Result<(), DevError> {
+fn check_loopback(options: &BridgeOptions) -> Result<(), ConfigError> {
     let addresses = [
         ("TIDINGS_LISTEN", options.listen),
         ("TIDINGS_ADMIN_LISTEN", options.admin_listen),
@@ -216,11 +208,7 @@ fn check_loopback(options: &BridgeOptions) -> Result<(), DevError> {
         .find(|(_, address)| !address.ip().is_loopback())
     {
         None => Ok(()),
-        Some((setting, address)) => Err(DevError::NotLoopback {
-            setting,
-            address,
-            port: address.port(),
-        }),
+        Some((setting, address)) => Err(ConfigError::NotLoopback { setting, address }),
     }
 }
 

@@ -178,8 +178,18 @@ impl Errand<'_> {
 
 /// All of it, but for the line break that ends what `echo` writes.
 fn read_input() -> io::Result<String> {
-    let mut text = String::new();
-    io::stdin().take(INPUT_BYTES).read_to_string(&mut text)?;
+    const NOT_UTF_8: &str =
+        "it is not UTF-8: convert it, for example with iconv -f latin1 -t utf-8";
+    let mut bytes = Vec::new();
+    io::stdin().take(INPUT_BYTES).read_to_end(&mut bytes)?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        // It was cut, and the database says that it is too long.
+        Err(error) if error.as_bytes().len() as u64 == INPUT_BYTES => {
+            String::from_utf8_lossy(error.as_bytes()).into_owned()
+        }
+        Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, NOT_UTF_8)),
+    };
     let shorter = text.strip_suffix('\n').map(str::to_owned);
     Ok(shorter.unwrap_or(text))
 }

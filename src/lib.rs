@@ -13,6 +13,7 @@
 //!
 //! The modules stand in the order in which a notification passes them.
 
+pub mod escape;
 pub mod history;
 pub mod identity;
 pub mod notification;
@@ -92,7 +93,9 @@ pub mod app;
 pub mod backoff;
 pub mod config;
 pub mod errand;
+pub mod explanation;
 pub mod manual;
+pub mod probe;
 pub mod reload;
 pub mod settings;
 pub mod shutdown;

@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    fmt,
     io::{self, Write},
     process::ExitCode,
     time::Duration,
@@ -12,17 +13,20 @@ use tidings::{
     app::{self, App, Parts},
     check::{self, Place, Report},
     config::{
-        CheckOptions, Cli, Command, Form, MigrateOptions, PruneOptions, ServeOptions,
-        StatusOptions, TokenOptions,
+        CheckOptions, Cli, Command, ConfigError, ConfigOptions, Environment, Form, MigrateOptions,
+        PruneOptions, ServeOptions, StatusOptions, TokenOptions, UninstallOptions,
     },
-    dev, direct, errand, manual,
+    database::ConnectError,
+    dev, direct, errand, explanation, manual, probe,
     prune::{self, Outcome, Progress},
     retention::{self, Prune},
     schema, settings,
     shutdown::Shutdown,
-    status, tail, telemetry,
-    terminal::{self, Colour},
-    token, uninstall,
+    status, tail,
+    telemetry::{self, LogError},
+    terminal::{self, Colour, Screen},
+    token,
+    uninstall::{self, UninstallError},
 };
 use tokio::runtime::Runtime;
 use tracing::info;
@@ -36,6 +40,11 @@ const STOPPED: i32 = 0;
 /// What `prune` exits with if it is cut off: there may be more to remove.
 const UNFINISHED: i32 = 1;
 
+/// What everything exits with if a setting is missing or can't be used, as it does for
+/// bad arguments: another try won't help, and process managers can be told so
+/// (`RestartPreventExitStatus=2`).
+const BAD_SETTING: u8 = 2;
+
 /// How long `prune` may take to finish its batch when it is asked to stop: as long as
 /// a statement may run, and some more.
 const BATCH_LIMIT: Duration = Duration::from_secs(12);
@@ -44,11 +53,28 @@ const BATCH_LIMIT: Duration = Duration::from_secs(12);
 /// done: they may also never end.
 const RUNTIME_LIMIT: Duration = Duration::from_millis(100);
 
+/// Settings that `serve` would refuse were found and printed, so it is not repeated
+/// which.
+#[derive(Debug)]
+struct BadSettings(String);
+
+impl fmt::Display for BadSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for BadSettings {}
+
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let environment = Environment::of_process();
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return refuse(&error, &environment),
+    };
     let outcome = match Runtime::new() {
         Ok(runtime) => {
-            let outcome = runtime.block_on(run(matches));
+            let outcome = runtime.block_on(run(matches, &environment));
             runtime.shutdown_timeout(RUNTIME_LIMIT);
             outcome
         }
@@ -56,13 +82,35 @@ fn main() -> ExitCode {
     };
     let code = match outcome {
         Err(error) if !nobody_reads(&*error) => {
-            telemetry::say(&format!("tidings: {error}"));
-            ExitCode::FAILURE
+            match explanation::of(&*error) {
+                Some(explanation) => telemetry::say(&format!("tidings: {error}; {explanation}")),
+                None => telemetry::say(&format!("tidings: {error}")),
+            }
+            if is_of_settings(&*error) {
+                ExitCode::from(BAD_SETTING)
+            } else {
+                ExitCode::FAILURE
+            }
         }
         Ok(()) | Err(_) => ExitCode::SUCCESS,
     };
     telemetry::flush();
     code
+}
+
+/// What can't be parsed; or help, which was asked for.
+fn refuse(error: &clap::Error, environment: &Environment) -> ExitCode {
+    // Nothing can be done if nobody reads it.
+    let _ = error.print();
+    if error.kind() == clap::error::ErrorKind::InvalidValue
+        || error.kind() == clap::error::ErrorKind::ValueValidation
+    {
+        let unreadable = environment.check().err().map(|error| error.to_string());
+        for hint in unreadable.into_iter().chain(environment.warnings()) {
+            telemetry::say(&format!("tidings: {hint}"));
+        }
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_SETTING))
 }
 
 /// As in `tidings status | head`: whoever reads has enough.
@@ -71,31 +119,91 @@ fn nobody_reads(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref().is_some_and(is_closed) || error.source().is_some_and(nobody_reads)
 }
 
-async fn run(matches: ArgMatches) -> Result<(), Failure> {
+/// Whether a setting is missing or can't be used.
+fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
+    let lacks_password = |error: &ConnectError| matches!(error, ConnectError::NoPassword { .. });
+    let is_filter = |error: &LogError| matches!(error, LogError::Filter(_));
+    error.is::<ConfigError>()
+        || error.is::<BadSettings>()
+        || error.downcast_ref().is_some_and(lacks_password)
+        || error.downcast_ref().is_some_and(is_filter)
+        || error.source().is_some_and(is_of_settings)
+}
+
+/// A verdict counts also if nobody reads what it rests on.
+fn unless_nobody_reads(printed: Result<(), Failure>) -> Result<(), Failure> {
+    match printed {
+        Err(error) if !nobody_reads(&*error) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+async fn run(matches: ArgMatches, environment: &Environment) -> Result<(), Failure> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    environment.check()?;
     telemetry::install(&cli.log)?;
+    match &cli.command {
+        // They print it themselves, or need no settings.
+        Command::Check(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {}
+        _ => {
+            for warning in environment.warnings() {
+                tracing::warn!("{warning}");
+            }
+        }
+    }
     // Each stream is a file to the system, and a fresh shell allows 1,024. What
     // can't be had is felt only by the streams beyond it.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let output = &mut io::stdout();
+    let output = &mut Screen::new(io::stdout());
     match cli.command {
         Command::Serve(options) => Box::pin(serve(options)).await,
-        Command::Migrate(options) => migrate(options).await,
-        Command::Check(options) => check(&options).await,
-        Command::Status(options) => status(&options).await,
-        Command::Prune(options) => prune(options).await,
+        Command::Migrate(options) => migrate(output, options).await,
+        Command::Check(options) => check(output, &options, environment).await,
+        Command::Status(options) => status(output, &options).await,
+        Command::Prune(options) => prune(output, options).await,
         Command::Dev(options) => Ok(dev::run(options, &Shutdown::watch(STOPPED)?).await?),
-        Command::Token(options) => token(&options),
+        Command::Token(options) => token(output, &options),
         Command::Send(options) => Ok(writeln!(output, "{}", errand::send(&options).await?)?),
         Command::Ticket(options) => Ok(writeln!(output, "{}", errand::issue(&options).await?)?),
         Command::Tail(options) => Ok(tail::run(output, &options).await?),
-        Command::Uninstall(options) => Ok(uninstall::run(output, &options).await?),
+        Command::Health(options) => {
+            probe::run(&options).await?;
+            Ok(writeln!(output, "ready")?)
+        }
+        Command::Uninstall(options) => remove(output, &options).await,
         Command::Config(options) => {
             let matches = matches.subcommand_matches("config").unwrap_or(&matches);
-            Ok(settings::print(output, &options, &settings::of(matches))?)
+            config(output, &options, matches, environment)
         }
         Command::Completions(options) => Ok(manual::complete(output, options.shell)?),
         Command::Man(options) => Ok(manual::page(output, options.command.as_deref())?),
+    }
+}
+
+fn config(
+    output: &mut impl Write,
+    options: &ConfigOptions,
+    matches: &ArgMatches,
+    environment: &Environment,
+) -> Result<(), Failure> {
+    let printed = settings::print(output, options, &settings::of(matches), environment);
+    unless_nobody_reads(printed.map_err(Failure::from))?;
+    match options.serve.problems().len() {
+        0 => Ok(()),
+        count => Err(BadSettings(format!(
+            "`tidings serve` would refuse to start with these settings ({count} to put right)"
+        ))
+        .into()),
+    }
+}
+
+async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(), Failure> {
+    match uninstall::run(output, options).await {
+        // Whoever doesn't read what is about to be removed has not agreed to it.
+        Err(UninstallError::Terminal(error)) => {
+            Err(format!("nothing was removed: can't print what would be: {error}").into())
+        }
+        outcome => Ok(outcome?),
     }
 }
 
@@ -118,19 +226,24 @@ async fn serve(options: ServeOptions) -> Result<(), Failure> {
     Ok(app.run_until(shutdown.requested()).await?)
 }
 
-async fn migrate(options: MigrateOptions) -> Result<(), Failure> {
+async fn migrate(output: &mut impl Write, options: MigrateOptions) -> Result<(), Failure> {
     let url = options.database.session_url()?;
     if options.dry_run {
         let script = schema::plan(&url, &options.database.schema).await?;
-        return Ok(write!(io::stdout(), "{script}")?);
+        write!(output, "{script}")?;
+        return Ok(output.flush()?);
     }
     direct::prove(&url).await?;
     Ok(schema::migrate(&url, &options.database.schema, options.lock_limit).await?)
 }
 
-async fn check(options: &CheckOptions) -> Result<(), Failure> {
+async fn check(
+    output: &mut impl Write,
+    options: &CheckOptions,
+    environment: &Environment,
+) -> Result<(), Failure> {
     let mut report = Report {
-        findings: check::configuration(&options.serve),
+        findings: check::configuration(&options.serve, environment),
         unseen: Vec::new(),
     };
     let database = &options.serve.database;
@@ -145,37 +258,43 @@ async fn check(options: &CheckOptions) -> Result<(), Failure> {
         report.findings.extend(found.findings);
         report.unseen.extend(found.unseen);
     }
-    let mut output = io::stdout();
-    match options.form.form() {
-        Form::Json => writeln!(output, "{:#}", report.json())?,
-        Form::Text => {
-            let colour = Colour::of_stdout();
-            terminal::print_report(&mut output, &report, colour)?;
-            if report.wrong() == 0 {
-                let calm = colour.calm("in order:");
-                let schema = &database.schema;
-                writeln!(
-                    output,
-                    "{calm} the schema {schema}, the rights in it, and how it runs"
-                )?;
-            }
-        }
+    unless_nobody_reads(print_check(output, options, &report).map_err(Failure::from))?;
+    match report.verdict() {
+        Err(verdict) if report.has_bad_settings() => Err(BadSettings(verdict).into()),
+        verdict => Ok(verdict?),
     }
-    Ok(report.verdict()?)
 }
 
-async fn status(options: &StatusOptions) -> Result<(), Failure> {
+fn print_check(output: &mut impl Write, options: &CheckOptions, report: &Report) -> io::Result<()> {
+    if options.form.form() == Form::Json {
+        return terminal::print_json(output, &report.json());
+    }
+    let colour = Colour::of_stdout();
+    terminal::print_report(output, report, colour)?;
+    if report.wrong() == 0 {
+        let calm = colour.calm("in order:");
+        let schema = &options.serve.database.schema;
+        writeln!(
+            output,
+            "{calm} the schema {schema}, the rights in it, and how it runs"
+        )?;
+    }
+    Ok(())
+}
+
+async fn status(output: &mut impl Write, options: &StatusOptions) -> Result<(), Failure> {
     let status = status::look(options).await?;
-    status.print(&mut io::stdout(), options.form.form())?;
+    let printed = status.print(output, options.form.form());
+    unless_nobody_reads(printed.map_err(Failure::from))?;
     Ok(status.report.verdict()?)
 }
 
-async fn prune(options: PruneOptions) -> Result<(), Failure> {
+async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Failure> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let sent_for = options.sent_before;
     if options.dry_run {
         let prunable = retention::prunable(&url, schema, sent_for).await?;
-        return Ok(writeln!(io::stdout(), "{prunable}")?);
+        return Ok(writeln!(output, "{prunable}")?);
     }
     let shutdown = Shutdown::watch(UNFINISHED)?;
     let opening = Prune::open(&url, schema, sent_for);
@@ -187,7 +306,7 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
         }
     };
     match outcome {
-        Outcome::Done(rows) => Ok(writeln!(io::stdout(), "{} removed", prune::rows(rows))?),
+        Outcome::Done(rows) => Ok(writeln!(output, "{} removed", prune::rows(rows))?),
         Outcome::Stopped(rows) => {
             let rows = prune::rows(rows);
             Err(format!("stopped with {rows} removed; there may be more to remove").into())
@@ -195,8 +314,8 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
     }
 }
 
-fn token(options: &TokenOptions) -> Result<(), Failure> {
+fn token(output: &mut impl Write, options: &TokenOptions) -> Result<(), Failure> {
     let (secret, rules) = options.secret()?;
     let token = token::sign(&secret, &rules, &options.user, options.ttl.as_secs())?;
-    Ok(writeln!(io::stdout(), "{token}")?)
+    Ok(writeln!(output, "{token}")?)
 }

@@ -7,14 +7,14 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::config::Cli;
+use crate::config::{Cli, ConfigError};
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
 pub enum ManualError {
-    /// There is no such command.
-    #[error("there is no command {0}, so there is no page for it: `tidings help` lists them")]
-    NoCommand(String),
+    /// An argument.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
     /// Nobody reads it.
     #[error("{0}")]
     Output(#[from] io::Error),
@@ -44,7 +44,7 @@ pub fn page(output: &mut impl Write, name: Option<&str>) -> Result<(), ManualErr
         None => all,
         Some(name) => match all.find_subcommand(name) {
             Some(command) => command.clone(),
-            None => return Err(ManualError::NoCommand(name.to_owned())),
+            None => return Err(ConfigError::NoCommand(name.to_owned()).into()),
         },
     };
     Ok(Man::new(command).render(output)?)

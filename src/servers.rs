@@ -51,7 +51,7 @@ pub enum ServersError {
     #[error("HTTPS can't be had: {0}")]
     Tls(#[from] rustls::Error),
     /// An address.
-    #[error("can't listen on {address} ({setting}): {source}")]
+    #[error("can't listen on {address} ({setting}): {source}{}", advice(.source))]
     Bind {
         /// What was asked for.
         address: SocketAddr,
@@ -60,6 +60,38 @@ pub enum ServersError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; end the program that listens there (`ss -ltnp` names it), or choose another port"
+        }
+        io::ErrorKind::AddrNotAvailable => "; it is no address of this machine",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 are for root, as a rule: choose another port"
+        }
+        _ => "",
+    }
+}
+
+/// Whether both addresses are free at the moment: listens there, and stops at once.
+///
+/// # Errors
+///
+/// [`ServersError`].
+pub fn check_ports(options: &BridgeOptions) -> Result<(), ServersError> {
+    for (setting, address) in [
+        ("TIDINGS_LISTEN", options.listen),
+        ("TIDINGS_ADMIN_LISTEN", options.admin_listen),
+    ] {
+        listen(address).map_err(|source| ServersError::Bind {
+            address,
+            setting,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// Binds the address where browsers connect.

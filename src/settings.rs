@@ -7,8 +7,9 @@ use clap::{Arg, ArgMatches, CommandFactory, parser::ValueSource};
 use serde_json::{Value, json};
 
 use crate::{
-    config::{Cli, ConfigOptions, Form},
-    terminal::Colour,
+    config::{Cli, ConfigOptions, Environment, Form},
+    escape,
+    terminal::{Colour, print_json},
 };
 
 /// The flag of `config` itself.
@@ -105,7 +106,8 @@ fn setting(argument: &Arg, matches: &ArgMatches) -> Setting {
     }
 }
 
-/// Prints the settings, and all for which `serve` would refuse them.
+/// Prints the settings, all for which `serve` would refuse them, and what may be a
+/// mistake.
 ///
 /// # Errors
 ///
@@ -114,20 +116,23 @@ pub fn print(
     output: &mut impl Write,
     options: &ConfigOptions,
     settings: &[Setting],
+    environment: &Environment,
 ) -> io::Result<()> {
-    let problems: Vec<String> = options
-        .serve
-        .problems()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let problems = options.serve.problems();
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let mut warnings = environment.warnings();
+    warnings.extend(options.serve.warnings());
     match options.form.form() {
         Form::Json => {
             let settings: Vec<Value> = settings.iter().map(Setting::json).collect();
-            let all = json!({ "settings": settings, "problems": problems });
-            writeln!(output, "{all:#}")
+            let all = json!({
+                "settings": settings,
+                "problems": problems,
+                "warnings": warnings,
+            });
+            print_json(output, &all)
         }
-        Form::Text => print_text(output, settings, &problems),
+        Form::Text => print_text(output, settings, &problems, &warnings),
     }
 }
 
@@ -135,6 +140,7 @@ fn print_text(
     output: &mut impl Write,
     settings: &[Setting],
     problems: &[String],
+    warnings: &[String],
 ) -> io::Result<()> {
     let colour = Colour::of_stdout();
     let name = |setting: &Setting| match &setting.variable {
@@ -146,13 +152,29 @@ fn print_text(
     for setting in settings {
         let (name, source) = (name(setting), colour.faint(setting.source.name()));
         match &setting.value {
-            Shown::Text(text) => writeln!(output, "{name:width$}  {text}  {source}")?,
+            Shown::Text(text) => {
+                let text = escape::line(text);
+                writeln!(output, "{name:width$}  {text}  {source}")?;
+            }
             Shown::Secret => writeln!(output, "{name:width$}  {HIDDEN}  {source}")?,
             Shown::Unset => writeln!(output, "{name:width$}  {}", colour.faint("not set"))?,
         }
     }
     for problem in problems {
-        writeln!(output, "{} {problem}", colour.alarm("wrong:"))?;
+        writeln!(
+            output,
+            "{} {}",
+            colour.alarm("wrong:"),
+            escape::line(problem)
+        )?;
+    }
+    for warning in warnings {
+        writeln!(
+            output,
+            "{} {}",
+            colour.notice("hint:"),
+            escape::line(warning)
+        )?;
     }
     Ok(())
 }

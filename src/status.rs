@@ -9,9 +9,10 @@ use crate::{
     check::{self, Report},
     config::{Form, StatusOptions},
     database::{self, Borrowed, Queries, describe},
+    escape,
     schema::{self, SchemaError},
     survey::{Bridge, Found, Pending, Survey},
-    terminal::{Bytes, Colour, Count, Span, print_report},
+    terminal::{Bytes, Colour, Count, Span, print_json, print_report},
 };
 
 /// What is so.
@@ -79,15 +80,17 @@ impl Status {
     /// [`PrintError`].
     pub fn print(&self, output: &mut impl Write, form: Form) -> Result<(), PrintError> {
         match form {
-            Form::Json => Ok(writeln!(output, "{:#}", self.json()?)?),
+            Form::Json => Ok(print_json(output, &self.json()?)?),
             Form::Text => self.print_text(output, Colour::of_stdout()),
         }
     }
 
     fn print_text(&self, output: &mut impl Write, colour: Colour) -> Result<(), PrintError> {
         let facts = &self.facts;
+        // Roles, programs and bridges name themselves as they like.
         let mut line = |name: &str, text: String| {
-            writeln!(output, "{} {text}", colour.faint(&format!("{name:12}")))
+            let (name, text) = (colour.faint(&format!("{name:12}")), escape::line(&text));
+            writeln!(output, "{name} {text}")
         };
         let server: String = facts.try_get("server")?;
         let role: String = facts.try_get("role")?;

@@ -17,6 +17,7 @@ use crate::{
     batch::End,
     config::{ConfigError, Form, TailOptions},
     database::{Borrowed, ConnectError, Queries, describe},
+    escape,
     history::Incarnation,
     notification::Notification,
     pool::{Pool, QueryError, Sessions},
@@ -24,6 +25,7 @@ use crate::{
     reader::{self, Backlog, PageSize, UserPage},
     snapshot::Snapshot,
     sql::Sql,
+    terminal,
 };
 
 /// How often it looks: a person doesn't feel it, and a look is a fraction of a
@@ -63,12 +65,20 @@ struct Tail<'a, W> {
     sql: Arc<Sql>,
 }
 
-/// Prints what waits for the user and then what comes, for ever.
+/// Prints what waits for the user and then what comes, until nobody reads standard
+/// output any more.
 ///
 /// # Errors
 ///
 /// [`TailError`]. A database that goes away is waited for.
 pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
+    tokio::select! {
+        outcome = follow(output, options) => outcome,
+        () = terminal::closed_stdout() => Ok(()),
+    }
+}
+
+async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
     let url = options.database.url()?;
     let sql = Arc::new(Sql::new(&options.database.schema));
     let pool = Pool::new(&url, Sessions::Lent, 1, Handle::current())?;
@@ -160,33 +170,24 @@ impl<W: Write> Tail<'_, W> {
         let (id, event) = (notification.key.id, notification.event.as_deref());
         let created_at = notification.created_at.as_deref();
         match self.options.form.form() {
-            Form::Json => writeln!(
-                self.output,
-                "{}",
-                json!({
+            Form::Json => {
+                let line = json!({
                     "id": id,
                     "created_at": created_at,
                     "event": event.unwrap_or("message"),
                     "text": notification.text,
-                })
-            )?,
+                });
+                writeln!(self.output, "{}", escape::json(&line.to_string()))?;
+            }
+            // Both may hold what a terminal takes for commands.
             Form::Text => writeln!(
                 self.output,
                 "{id}  {}  {}  {}",
                 created_at.unwrap_or("-"),
-                event.unwrap_or("message"),
-                harmless(&notification.text)
+                escape::line(event.unwrap_or("message")),
+                escape::line(&notification.text)
             )?,
         }
         self.output.flush()
     }
-}
-
-/// A text may hold what a terminal takes for commands, and it is to stay one line.
-fn harmless(text: &str) -> String {
-    let shown = text.chars().map(|c| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    });
-    shown.collect()
 }

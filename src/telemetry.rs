@@ -1,35 +1,43 @@
 //! Logging: text for people, JSON for machines. `docs/operations/logs.md` says what
 //! the levels and fields mean.
 
+mod filter;
 mod flood;
 mod output;
 mod panics;
 mod recent;
 
 use std::{
+    fmt::Debug,
     io::{self, IsTerminal, stderr},
     sync::OnceLock,
     time::Duration,
 };
 
 use tokio::time::interval;
-use tracing::warn;
+use tracing::{field::Field, warn};
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::ParseError, fmt, layer::SubscriberExt, registry,
+    Layer,
+    field::MakeExt,
+    filter::filter_fn,
+    fmt::{
+        self,
+        format::{Writer, debug_fn},
+    },
+    layer::SubscriberExt,
+    registry,
     util::SubscriberInitExt,
 };
 
-pub use self::recent::{Line, counted, recent};
+pub use self::{
+    filter::FilterError,
+    recent::{Line, counted, recent},
+};
 use self::{flood::Flood, output::Output, recent::Recent};
-use crate::config::{LogFormat, LogOptions};
-
-/// To the server a stream that leaves it is a response that failed, and it would
-/// say so each time ([`crate::line`]).
-const DEPARTURES: &str = "actix_http::h1::dispatcher=off";
-
-/// The migrations of earlier releases did not name the schema, so the checksums of what
-/// they applied differ (`docs/decisions/0011-names-are-qualified-in-all-sql.md`).
-const CHECKSUMS: &str = "refinery_core::traits::divergent=off";
+use crate::{
+    config::{LogFormat, LogOptions},
+    escape,
+};
 
 /// How often it is told how many lines are missing.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -45,7 +53,7 @@ static OUTPUT: OnceLock<Output> = OnceLock::new();
 pub enum LogError {
     /// `TIDINGS_LOG` can't be understood.
     #[error("{0}")]
-    Filter(#[from] ParseError),
+    Filter(#[from] FilterError),
     /// The system refuses a thread.
     #[error("can't start the thread that writes the log: {0}")]
     Thread(#[from] io::Error),
@@ -58,10 +66,7 @@ pub enum LogError {
 ///
 /// [`LogError`].
 pub fn install(options: &LogOptions) -> Result<(), LogError> {
-    let filter = EnvFilter::builder()
-        .parse(&options.log)?
-        .add_directive(DEPARTURES.parse()?)
-        .add_directive(CHECKSUMS.parse()?);
+    let filter = filter::parse(&options.log)?;
     let output = match OUTPUT.get() {
         Some(output) => output,
         None => {
@@ -70,21 +75,31 @@ pub fn install(options: &LogOptions) -> Result<(), LogError> {
         }
     };
     let is_terminal = stderr().is_terminal();
-    let mut lines = fmt::layer().with_writer(|| output.clone());
-    lines.set_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()));
-    let lines = match options.log_format {
-        LogFormat::Text => lines.boxed(),
-        LogFormat::Auto if is_terminal => lines.boxed(),
-        LogFormat::Json | LogFormat::Auto => lines
+    let is_text = match options.log_format {
+        LogFormat::Text => true,
+        LogFormat::Auto => is_terminal,
+        LogFormat::Json => false,
+    };
+    let lines = if is_text {
+        let mut lines = fmt::layer()
+            .with_writer(|| output.clone())
+            .fmt_fields(debug_fn(write_field).delimited(" "));
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+        lines.set_ansi(is_terminal && !unwanted);
+        lines.boxed()
+    } else {
+        fmt::layer()
+            .with_writer(|| output.as_json())
             .json()
             .flatten_event(true)
             .with_span_list(false)
-            .boxed(),
+            .boxed()
     };
     // Installing fails only where a subscriber is there already, which serves
     // as well.
     let _ = registry()
         .with(filter)
+        .with(filter_fn(filter::is_public))
         .with(Flood)
         .with(Recent)
         .with(lines)
@@ -93,13 +108,31 @@ pub fn install(options: &LogOptions) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Writes a line to standard error as it is, after those of the log.
-pub fn say(line: &str) {
+/// Writes a field as the subscriber does by default, without anything that a terminal
+/// would take for a command: what Postgres and clients say is in messages and fields.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> std::fmt::Result {
+    let value = format!("{value:?}");
+    let value = escape::line(&value);
+    match field.name() {
+        "message" => write!(writer, "{value}"),
+        // What `log` says of itself is in the line already.
+        name if name.starts_with("log.") => Ok(()),
+        name if writer.has_ansi_escapes() => {
+            write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}")
+        }
+        name => write!(writer, "{name}={value}"),
+    }
+}
+
+/// Writes a text to standard error, after the lines of the log, without anything that
+/// a terminal would take for a command.
+pub fn say(text: &str) {
+    let text = format!("{}\n", escape::lines(text));
     match OUTPUT.get() {
-        Some(output) => output.line(format!("{line}\n").as_bytes()),
+        Some(output) => output.line(text.as_bytes()),
         // Nothing runs yet that could be held up.
         None => {
-            let _ = io::Write::write_all(&mut stderr(), format!("{line}\n").as_bytes());
+            let _ = io::Write::write_all(&mut stderr(), text.as_bytes());
         }
     }
 }

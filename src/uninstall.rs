@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::{
     config::{ConfigError, UninstallOptions},
+    escape,
     schema::{Removal, SchemaError},
     terminal::Count,
 };
@@ -43,7 +44,7 @@ pub async fn run(
     let removal = Removal::find(&url, schema).await?;
     writeln!(output, "This removes from the schema {schema} in {url}:")?;
     for object in &removal.objects {
-        writeln!(output, "  {object}")?;
+        writeln!(output, "  {}", escape::line(object))?;
     }
     writeln!(
         output,
@@ -64,13 +65,14 @@ pub async fn run(
     }
     let groups = removal.groups.join(", ");
     removal.carry_out().await?;
-    writeln!(output, "Removed.")?;
+    // It is done, also if nobody reads so.
+    let _ = writeln!(output, "Removed.");
     if !groups.is_empty() {
-        writeln!(
+        let _ = writeln!(
             output,
             "The groups stay, which other schemas and databases may use. If none does, let a DBA \
              run, as a superuser:\n  drop owned by {groups};\n  drop role {groups};"
-        )?;
+        );
     }
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! What `serve` would refuse here.
 
 use super::finding::{Cure, Finding, Topic};
-use crate::config::{ConfigError, ServeOptions};
+use crate::config::{ConfigError, Environment, ServeOptions};
 
 /// What `serve` would refuse with these settings, and what may be a mistake.
 ///
 /// Whoever looks from where the bridge doesn't run may well have no key: that
 /// nobody would be let in is a hint.
-pub fn configuration(options: &ServeOptions) -> Vec<Finding> {
+pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<Finding> {
     const EXPECTED: &str = "the settings of the bridge, as `tidings config` shows them";
     let refused = options.problems().into_iter().map(|problem| match problem {
         ConfigError::NoAuthentication => Finding::hint(
@@ -34,5 +34,14 @@ pub fn configuration(options: &ServeOptions) -> Vec<Finding> {
             Cure::Advice(warning),
         )
     });
-    refused.chain(doubtful).collect()
+    let ineffective = environment.warnings().into_iter().map(|warning| {
+        Finding::hint(
+            Topic::Configuration,
+            "a variable looks like a setting and is none".to_owned(),
+            "no variables but those that `tidings config` lists: one that is mistyped leaves its \
+             setting at the default",
+            Cure::Advice(warning),
+        )
+    });
+    refused.chain(doubtful).chain(ineffective).collect()
 }

@@ -174,6 +174,12 @@ impl Report {
             .count()
     }
 
+    /// Whether `serve` would refuse its settings.
+    pub fn has_bad_settings(&self) -> bool {
+        let mut wrong = self.findings.iter().filter(|found| found.is_wrong());
+        wrong.any(|found| found.topic == Topic::Configuration)
+    }
+
     /// As programs read it.
     pub fn json(&self) -> Value {
         let findings: Vec<Value> = self.findings.iter().map(Finding::json).collect();

@@ -1,6 +1,6 @@
 //! The settings of the commands for people: they ask and tell, and don't serve.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 use clap_complete::Shell;
@@ -9,7 +9,7 @@ use super::{
     ConfigError, DatabaseOptions, RuleOptions, SecretOptions, ServeOptions, Thresholds,
     duration_between,
     jwt::{SECRET, unusable},
-    user,
+    listen_address, user,
 };
 use crate::{
     key::Kind,
@@ -157,6 +157,14 @@ pub struct ConfigOptions {
     /// For whom.
     #[command(flatten)]
     pub form: FormOptions,
+}
+
+/// The settings of `tidings health`.
+#[derive(Debug, Args)]
+pub struct HealthOptions {
+    /// Where the bridge answers probes
+    #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_parser = listen_address)]
+    pub admin_listen: SocketAddr,
 }
 
 /// The settings of `tidings completions`.

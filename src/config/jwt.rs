@@ -133,6 +133,7 @@ impl JwtOptions {
             Some(url) => {
                 let url = url
                     .reveal()
+                    .trim()
                     .parse()
                     .map_err(|reason| unusable(KEY_SET, reason))?;
                 Some(KeySet::new(url, rules.accepted.clone()))

@@ -60,12 +60,23 @@ fn read(path: &Path) -> Result<Hidden, String> {
     use std::io::Read;
 
     let file = fs::File::open(path).map_err(|error| error.to_string())?;
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     file.take(FILE_BYTES)
-        .read_to_string(&mut text)
+        .read_to_end(&mut bytes)
         .map_err(|error| error.to_string())?;
-    match text.trim() {
+    match text(&bytes)?.trim() {
         "" => Err("it is empty".to_owned()),
         text => Ok(Hidden(text.to_owned())),
     }
+}
+
+/// What a file says, without the mark that editors of Windows put at its beginning.
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
+    const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
+    if UTF_16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+        return Err("it is UTF-16, as Windows PowerShell writes it: save it as UTF-8".to_owned());
+    }
+    let bytes = bytes.strip_prefix(UTF_8_MARK).unwrap_or(bytes);
+    str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }

@@ -17,6 +17,7 @@ use tokio_postgres::{
 
 use super::{
     conninfo::Parameters,
+    password::{self, Found, Login, Missing},
     tls::{Reach, Tls},
 };
 
@@ -36,6 +37,7 @@ const USED: &[&str] = &[
     "host",
     "hostaddr",
     "options",
+    "passfile",
     "password",
     "port",
     "ssl_max_protocol_version",
@@ -76,19 +78,18 @@ const BOUND: &[(&str, &[&str])] = &[
     ("target_session_attrs", &["any", "read-write", "primary"]),
 ];
 
+const NO_SERVICES: &str = "service files (pg_service.conf) are not read: write out the host, the \
+                           database and the role that the service stands for";
+
 /// What libpq knows and can't be had, and what to do instead.
 const REFUSED: &[(&str, &str)] = &[
-    (
-        "passfile",
-        "put the password into the URL, and that into a file",
-    ),
     ("require_auth", "channel_binding=require can be had"),
     (
         "requirepeer",
         "the folder of the socket should be its owner's alone",
     ),
-    ("service", "write out what it stands for"),
-    ("servicefile", "write out what it stands for"),
+    ("service", NO_SERVICES),
+    ("servicefile", NO_SERVICES),
     ("sslcrl", "certificates that are taken back are not known"),
     (
         "sslcrldir",
@@ -109,6 +110,8 @@ pub(super) struct Target {
     pub(super) config: Config,
     pub(super) hosts: Vec<Place>,
     pub(super) tls: Tls,
+    /// Where the password is looked up if there is none in the configuration.
+    passfile: Option<PathBuf>,
     /// The host that answered last, to begin with: after a failover each
     /// connection would otherwise first try the one that is gone.
     pub(super) answered: AtomicUsize,
@@ -124,6 +127,49 @@ impl DatabaseUrl {
     /// it names. Those that are open stay.
     pub fn replace_by(&self, other: &Self) {
         self.0.store(other.target());
+    }
+}
+
+impl Target {
+    /// The database, which by default has the role's name.
+    fn database(&self) -> &str {
+        let database = self.config.get_dbname().or(self.config.get_user());
+        database.unwrap_or_default()
+    }
+
+    /// As whom it connects.
+    pub(super) fn user(&self) -> &str {
+        self.config.get_user().unwrap_or_default()
+    }
+
+    /// The password for this host from outside the connection string, unless that has
+    /// one.
+    pub(super) fn password(&self, host: &Place) -> Option<Result<Found, Missing>> {
+        if self.config.get_password().is_some() {
+            return None;
+        }
+        let (name, port) = match host {
+            Place::Tcp { name, port, .. } => (name.clone(), *port),
+            // As libpq does, with the folder that it was built with.
+            Place::Unix { folder, port } => {
+                let is_default = SOCKET_FOLDERS
+                    .iter()
+                    .any(|known| folder == Path::new(known));
+                let name = if is_default {
+                    "localhost".to_owned()
+                } else {
+                    folder.display().to_string()
+                };
+                (name, *port)
+            }
+        };
+        let login = Login {
+            host: &name,
+            port,
+            database: self.database(),
+            user: self.user(),
+        };
+        Some(password::find(login, self.passfile.as_deref()))
     }
 }
 
@@ -303,6 +349,7 @@ impl FromStr for DatabaseUrl {
             config,
             hosts,
             tls,
+            passfile: given.get("passfile").map(PathBuf::from),
             answered: AtomicUsize::default(),
         }))))
     }
@@ -325,8 +372,7 @@ impl fmt::Display for DatabaseUrl {
                 Place::Unix { folder, .. } => write!(f, "{comma}{}", folder.display())?,
             }
         }
-        let database = target.config.get_dbname().or(target.config.get_user());
-        write!(f, "/{}", database.unwrap_or_default())
+        write!(f, "/{}", target.database())
     }
 }
 
@@ -399,6 +445,7 @@ mod tests {
             "connect_timeout=5 keepalives_count=2 gssencmode=prefer target_session_attrs=primary",
             "application_name=a options='-c x=y' channel_binding=disable sslcompression=0",
             "gssencmode='' passfile='' replication=''",
+            "passfile=/run/secrets/pgpass",
         ] {
             let text = format!("user=u {good}");
             text.parse::<DatabaseUrl>().expect(good);
@@ -407,8 +454,7 @@ mod tests {
             ("gssencmode=require", "gssencmode"),
             ("target_session_attrs=standby", "target_session_attrs"),
             ("sslcertmode=require", "sslcertmode"),
-            ("passfile=x", "passfile"),
-            ("service=x", "service"),
+            ("service=x", "pg_service.conf"),
             ("sslcrl=x", "sslcrl"),
             ("require_auth=md5", "require_auth"),
             ("channel_binding=yes", "channel_binding"),

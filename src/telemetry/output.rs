@@ -19,6 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::escape;
+
 /// Bytes of lines that wait to be written: some thousand lines, which is a burst of
 /// some milliseconds at the level `trace`, and minutes of `info`. As much again may
 /// be with the system at the same time.
@@ -30,6 +32,11 @@ const KEPT_BYTES: usize = 16 << 10;
 /// Writes whole lines. Its clones write to the same queue.
 #[derive(Clone, Debug)]
 pub struct Output(Arc<Shared>);
+
+/// The same for lines of JSON, which has no escapes of its own for all that a terminal
+/// would take for a command.
+#[derive(Clone, Debug)]
+pub struct JsonOutput(Output);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -56,6 +63,11 @@ impl Output {
     /// If the system refuses a thread.
     pub fn start() -> io::Result<Self> {
         Self::start_with(stderr())
+    }
+
+    /// For lines of JSON.
+    pub fn as_json(&self) -> JsonOutput {
+        JsonOutput(self.clone())
     }
 
     fn start_with(target: impl Write + Send + 'static) -> io::Result<Self> {
@@ -143,6 +155,20 @@ impl Shared {
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Write for JsonOutput {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match str::from_utf8(line) {
+            Ok(text) => self.0.line(escape::json(text).as_bytes()),
+            Err(_) => self.0.line(line),
+        }
         Ok(line.len())
     }
 

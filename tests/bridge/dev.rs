@@ -1,7 +1,7 @@
 //! `tidings dev`: it works at once, survives being killed, and is safe on a
 //! shared machine.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -173,4 +173,24 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
     let stream = get(dev.address, "/stream", &[]).await.expect("an answer");
     assert_eq!(stream.status(), 401);
     dev.stop().await;
+}
+
+/// Before it makes a PostgreSQL of its own, which takes seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_in_use_is_told_before_anything_is_made() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = listener.local_addr().expect("an address").to_string();
+    for setting in ["TIDINGS_LISTEN", "TIDINGS_ADMIN_LISTEN"] {
+        let folder = DataFolder::new();
+        let mut dev = command(&folder);
+        dev.env(setting, &taken);
+        let ended = timeout(PATIENCE, dev.output()).await.expect("an end");
+        let output = ended.expect("the binary");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for expected in [setting, taken.as_str(), "choose another port"] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        assert!(!folder.path().exists(), "{said}");
+    }
 }

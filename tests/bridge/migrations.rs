@@ -546,3 +546,73 @@ async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start()
         .await;
     assert_eq!(source.next_event().await.data, "after");
 }
+
+/// Names of events that a terminal executes, or that are no names.
+const UNPRINTABLE: [&str; 6] = ["\t", "\x1b[2J", "a\x07", "\x7f", "\u{9b}2J", "a\u{85}"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_printable_from_now_on_and_those_of_before_are_delivered_and_marked() {
+    let database = at_version(17).await;
+    let insert = "insert into notifications (user_id, text, event) values ('alice', 'old', $1)";
+    // The groups have no rights yet.
+    let writer = database.owner().connect().await;
+    for event in UNPRINTABLE {
+        writer
+            .execute(insert, &[&event])
+            .await
+            .expect("a row of before");
+    }
+    // Of a dump that brought ids and left the sequence behind.
+    database
+        .owner()
+        .execute(
+            "insert into notifications (id, user_id, text, event) overriding system value \
+             values (1000, 'alice', 'old', e'\\x1b[2J')",
+        )
+        .await;
+    database.migrate().await;
+
+    let paths = [
+        "insert into notifications (user_id, text, event) values ('alice', 'new', $1)",
+        "select send_notification('alice', 'new', $1)",
+        "select send_notification(7, 'new', $1)",
+    ];
+    // As whoever restored the ids has to do.
+    let set = "select setval('notifications_id_seq', 1000)";
+    database.owner().execute(set).await;
+    // In an empty table, the first row is no exception.
+    let empty = Database::migrated().await;
+    for database in [&empty, &database] {
+        let writer = database.connect().await;
+        for (statement, event) in paths
+            .iter()
+            .flat_map(|path| UNPRINTABLE.map(|event| (path, event)))
+        {
+            let error = writer.query(*statement, &[&event]).await.expect_err(event);
+            let constraint = error.as_db_error().and_then(|error| error.constraint());
+            assert_eq!(
+                constraint,
+                Some("notifications_event_printable"),
+                "{statement} {event:?}"
+            );
+        }
+        for event in ["build", "étape", "構築", "🎉", "a b"] {
+            for path in &paths {
+                writer.query(*path, &[&event]).await.expect(event);
+            }
+        }
+    }
+    let bridge = Bridge::start(&database).await;
+    let mut alice = bridge.connect("alice").await;
+    let mut old = Vec::new();
+    for event in until(&mut alice, "tidings.caught-up").await {
+        if event.data == "old" {
+            old.push(event.name);
+        }
+    }
+    assert_eq!(old[..UNPRINTABLE.len()], UNPRINTABLE);
+    assert_eq!(old[UNPRINTABLE.len()..], ["\x1b[2J"]);
+    database
+        .until("select bool_and(sent) from notifications where user_id = 'alice'")
+        .await;
+}

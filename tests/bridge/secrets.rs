@@ -10,6 +10,7 @@ use crate::support::{
     database::Database,
     event_source::{EventSource, get},
     process::Served,
+    tls::{authority::Authority, http2::Http2, tunnel::ORIGIN},
     until,
 };
 
@@ -69,6 +70,112 @@ async fn no_log_holds_a_secret_a_token_a_ticket_or_a_query() {
         assert!(!command_line.contains(secret), "{command_line}");
         let lines = log.iter().filter(|line| line.contains(secret));
         assert_eq!(lines.collect::<Vec<_>>(), [""; 0], "{secret}");
+    }
+}
+
+/// The library that speaks to Postgres writes the parameters of each query, where it is
+/// asked to.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_holds_a_parameter_of_a_query() {
+    const USER: &str = "a-user-whom-no-log-names";
+    for level in [
+        "debug",
+        "trace",
+        "info,tokio_postgres=trace,tokio_postgres::query=trace",
+        "trace,tokio_postgres::query[connection]=trace",
+    ] {
+        let database = Database::migrated().await;
+        let bridge = Served::start(&database, &["--log", level]).await;
+        let client = database.connect().await;
+        let made = client
+            .query_one("select create_stream_ticket($1)", &[&USER])
+            .await;
+        let ticket: String = made.expect("a ticket").get(0);
+        let path = format!("/stream?ticket={ticket}");
+        let mut by_ticket = EventSource::open(bridge.address(), &path, &[]).await;
+        until(&mut by_ticket, "tidings.caught-up").await;
+        let mut by_token = bridge.connect(USER, None).await;
+        until(&mut by_token, "tidings.caught-up").await;
+        let sent = client
+            .query_one(
+                "select send_notification($1, 'a-text-that-no-log-holds')",
+                &[&USER],
+            )
+            .await;
+        sent.expect("a row");
+        for source in [&mut by_ticket, &mut by_token] {
+            assert_eq!(source.next_event().await.data, "a-text-that-no-log-holds");
+        }
+        database
+            .until("select bool_and(sent) from notifications")
+            .await;
+        drop((by_ticket, by_token));
+        let hash: Vec<u8> = database
+            .superuser()
+            .connect()
+            .await
+            .query_one("select hash from stream_tickets", &[])
+            .await
+            .expect("a hash")
+            .get(0);
+        let log = bridge.log().await;
+        let of_library = log.iter().any(|line| line.contains("tokio_postgres"));
+        assert!(of_library, "{level}: the rest of the library is logged");
+        let shown = format!("{hash:?}");
+        let shown = shown.trim_matches(['[', ']']);
+        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        for private in [USER, "a-text-that", &ticket, shown, &hex, "with parameters"] {
+            let lines = log.iter().filter(|line| line.contains(private));
+            assert_eq!(lines.collect::<Vec<_>>(), [""; 0], "{level}: {private}");
+        }
+    }
+}
+
+/// The libraries that speak HTTP/2 and TLS write what they read and compress.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_holds_a_header_or_a_path_of_http_2() {
+    const USER: &str = "a-user-whom-no-log-names";
+    let database = Database::migrated().await;
+    let authority = Authority::new();
+    let own = authority.issue("bridge", &[ORIGIN]).settings();
+    let mut settings = vec!["--log=trace"];
+    settings.extend(own.iter().map(String::as_str));
+    let bridge = Served::start(&database, &settings).await;
+    let client = database.connect().await;
+    let made = client
+        .query_one("select create_stream_ticket($1)", &[&USER])
+        .await;
+    let ticket: String = made.expect("a ticket").get(0);
+    let connection = Http2::connect(bridge.address(), &authority).await;
+    let mut by_token = connection.open(USER).await;
+    by_token.until("event: tidings.caught-up").await;
+    let mut by_ticket = connection.open_by_ticket(&ticket).await;
+    by_ticket.until("event: tidings.caught-up").await;
+    let cookie = format!("tidings_token={}", token(USER));
+    let request = http::Request::get("https://localhost/stream").header("cookie", &cookie);
+    let mut by_cookie = connection.open_with(request).await;
+    by_cookie.until("event: tidings.caught-up").await;
+    let sent = client
+        .query_one(
+            "select send_notification($1, 'a-text-that-no-log-holds')",
+            &[&USER],
+        )
+        .await;
+    sent.expect("a row");
+    for stream in [&mut by_token, &mut by_ticket, &mut by_cookie] {
+        stream.until("data: a-text-that-no-log-holds").await;
+    }
+    drop((by_token, by_ticket, by_cookie, connection));
+    let log = bridge.log().await;
+    assert!(
+        log.iter().any(|line| line.contains("\"h2::")),
+        "it is logged"
+    );
+    let signature = token(USER);
+    let signature = signature.rsplit('.').next().expect("a signature");
+    for private in [USER, "a-text-that", &ticket, signature, SECRET] {
+        let lines = log.iter().filter(|line| line.contains(private));
+        assert_eq!(lines.collect::<Vec<_>>(), [""; 0], "{private}");
     }
 }
 

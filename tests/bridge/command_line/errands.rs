@@ -71,3 +71,54 @@ async fn who_may_not_is_told_who_may() {
     let told = run(&empty, &["send", "alice", "hello"]).await.badly();
     assert!(told.contains("tidings migrate"), "{told}");
 }
+
+/// What Postgres refuses is told with what to do about it, and not only in its words.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_postgres_refuses_is_explained() {
+    let database = Database::migrated().await;
+    let application = database.as_role("application");
+    let long = "x".repeat(101);
+    for (event, reason) in [
+        ("", "1 to 100 bytes"),
+        (long.as_str(), "1 to 100 bytes"),
+        ("two\nlines", "one line"),
+        ("a\tb", "no control characters"),
+        ("\x1b[2J", "no control characters"),
+        ("open", "choose another one"),
+        ("tidings.gap", "choose another one"),
+    ] {
+        let event = format!("--event={event}");
+        let told = run(&application, &["send", "alice", "hello", &event]).await;
+        let told = told.badly();
+        assert!(told.contains(reason), "{event}: {told}");
+    }
+    let send = |text: String| {
+        let mut piped = command(&["send", "alice", "-"]);
+        piped
+            .env("DATABASE_URL", application.connection_string())
+            .stdin(Stdio::piped());
+        async move { said(piped, &text).await.badly() }
+    };
+    let told = send("a\0b".to_owned()).await;
+    assert!(told.contains("NUL"), "{told}");
+    let told = send("x".repeat((1 << 20) + 1)).await;
+    assert!(told.contains("at most 1 MiB"), "{told}");
+
+    // An application's own rules.
+    database
+        .superuser()
+        .execute("alter table notifications add constraint theirs check (user_id <> 'alice')")
+        .await;
+    let told = run(&application, &["send", "alice", "hello"]).await.badly();
+    assert!(
+        told.contains("\"theirs\"") && told.contains("none of Tidings' own"),
+        "{told}"
+    );
+
+    // Of the other commands.
+    let elsewhere = ["tail", "alice", "--schema=elsewhere"];
+    let told = run(&database, &elsewhere).await.badly();
+    assert!(told.contains("TIDINGS_SCHEMA"), "{told}");
+    let told = run(&application, &["tail", "alice"]).await.badly();
+    assert!(told.contains("tidings check"), "{told}");
+}

@@ -6,6 +6,7 @@ use clap::CommandFactory;
 use tidings::config::Cli;
 
 use super::{command, said};
+use crate::support::bridge::SECRET;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_and_pages_tell_of_each_command() {
@@ -27,8 +28,9 @@ async fn completions_and_pages_tell_of_each_command() {
     let page = said(command(&["man", "check"]), "").await.well();
     assert!(page.contains(".TH tidings-check 1"), "{page}");
     assert!(page.contains("max\\-clock\\-skew"), "{page}");
-    let told = said(command(&["man", "nothing"]), "").await.badly();
-    assert!(told.contains("tidings help"), "{told}");
+    let unknown = said(command(&["man", "nothing"]), "").await;
+    assert_eq!(unknown.code, Some(2), "{unknown:?}");
+    assert!(unknown.error.contains("tidings help"), "{unknown:?}");
 }
 
 /// As in `tidings man | head -1`: the reader is gone before anything is written.
@@ -38,7 +40,10 @@ async fn a_reader_that_has_enough_is_no_error() {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
         let mut command = command(arguments);
-        command.stdout(Stdio::from(writer));
+        command
+            .env("DATABASE_URL", "host=db user=u")
+            .env("TIDINGS_JWT_SECRET", SECRET)
+            .stdout(Stdio::from(writer));
         let said = said(command, "").await;
         assert_eq!(
             (said.code, said.error.as_str()),

@@ -1,13 +1,17 @@
 //! The command line as people and scripts meet it: the program is run, and what
 //! it prints and how it ends is looked at.
 
+mod bad_settings;
 mod dry_run;
 mod errands;
+mod health;
 mod manual;
+mod passwords;
 mod rights;
 mod settings;
 mod state;
 mod tail;
+mod terminals;
 mod uninstall;
 
 use std::process::Stdio;

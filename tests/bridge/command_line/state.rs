@@ -350,7 +350,8 @@ async fn check_looks_at_the_settings_that_serve_would_have() {
     assert!(content.contains("in order: the schema public"), "{content}");
     let refused = check("TIDINGS_TLS_CERT", "cert.pem").await;
     assert!(refused.out.contains("TIDINGS_TLS_KEY"), "{refused:?}");
-    assert_eq!(refused.badly(), "tidings: one thing is wrong\n");
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert_eq!(refused.error, "tidings: one thing is wrong\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,4 +3,5 @@
 
 mod front;
 mod fronts;
+mod hardening;
 mod settings;

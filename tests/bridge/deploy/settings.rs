@@ -11,11 +11,12 @@ use crate::support::deployment::shipped;
 /// listener, cuts off what is left, and writes the last marks.
 const STOPPING: Duration = Duration::from_secs(10);
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "deploy/nginx.conf",
     "deploy/Caddyfile",
     "deploy/haproxy.cfg",
     "deploy/pgbouncer.ini",
+    "deploy/compose/roles.sh",
     "deploy/systemd/tidings.service",
     "deploy/kubernetes/tidings.yaml",
     "Dockerfile",

@@ -63,7 +63,8 @@ impl Http2 {
         self.open_with(Request::get(target)).await
     }
 
-    async fn open_with(&self, request: Builder) -> Stream {
+    /// A stream that is opened by any request.
+    pub async fn open_with(&self, request: Builder) -> Stream {
         let (answer, request) = self.ask(request).await;
         let response = answer.expect("an answer");
         assert_eq!(response.status(), StatusCode::OK);

@@ -1,0 +1,270 @@
+//! The password of a connection string that has none: as libpq finds it, in
+//! `PGPASSWORD` or in a password file.
+
+use std::{
+    env, fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// A password file may have at most this many bytes: thousands of lines. A device would
+/// never end.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// Whom a line of a password file is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Login<'a> {
+    /// The name of the host; `localhost` for the default socket.
+    pub(super) host: &'a str,
+    pub(super) port: u16,
+    pub(super) database: &'a str,
+    pub(super) user: &'a str,
+}
+
+/// A password, and where it is from, for a message that the server refused it.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) password: String,
+    pub(super) source: String,
+}
+
+/// Why there is no password.
+#[derive(Debug)]
+pub(super) enum Missing {
+    /// No file is named, and there is no folder for the default one.
+    NoFile,
+    /// There is no such file.
+    NotThere(PathBuf),
+    /// It can't be read.
+    Unreadable(PathBuf, io::Error),
+    /// A folder, or a device.
+    NotPlain(PathBuf),
+    /// Others may read it, so libpq does not use it, either.
+    Open(PathBuf, u32),
+    /// No line is for this login.
+    NoLine(PathBuf),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFile => f.write_str("there is no password file"),
+            Self::NotThere(path) => write!(f, "there is no password file {}", path.display()),
+            Self::Unreadable(path, error) => {
+                write!(
+                    f,
+                    "the password file {} can't be read: {error}",
+                    path.display()
+                )
+            }
+            Self::NotPlain(path) => {
+                write!(
+                    f,
+                    "the password file {} is not a plain file",
+                    path.display()
+                )
+            }
+            Self::Open(path, mode) => write!(
+                f,
+                "the password file {path} is ignored, since its permissions ({mode:04o}) let \
+                 others read it: chmod 600 {path}",
+                path = path.display()
+            ),
+            Self::NoLine(path) => write!(
+                f,
+                "no line of the password file {} is for this host, port, database and role",
+                path.display()
+            ),
+        }
+    }
+}
+
+/// What `PGPASSWORD` says, or else the first line for this login in the file `named` by
+/// the connection string, in that of `PGPASSFILE`, or in `~/.pgpass`.
+///
+/// It is read for each connection, so that a new password needs no restart.
+pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<Found, Missing> {
+    let is_given = |value: &std::ffi::OsString| !value.is_empty();
+    if let Some(password) = env::var_os("PGPASSWORD").filter(is_given)
+        && let Ok(password) = password.into_string()
+    {
+        let source = "PGPASSWORD".to_owned();
+        return Ok(Found { password, source });
+    }
+    let variable = || {
+        env::var_os("PGPASSFILE")
+            .filter(is_given)
+            .map(PathBuf::from)
+    };
+    let home = || Some(Path::new(&env::var_os("HOME").filter(is_given)?).join(".pgpass"));
+    let file = named.map(Path::to_owned).or_else(variable).or_else(home);
+    in_file(file.ok_or(Missing::NoFile)?, login)
+}
+
+fn in_file(path: PathBuf, login: Login<'_>) -> Result<Found, Missing> {
+    use std::io::Read;
+
+    // Asked before it is opened: a pipe would wait for a writer.
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Missing::NotThere(path));
+        }
+        Err(error) => return Err(Missing::Unreadable(path, error)),
+    };
+    if !metadata.is_file() {
+        return Err(Missing::NotPlain(path));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(Missing::Open(path, metadata.mode() & 0o777));
+    }
+    let mut bytes = Vec::new();
+    let read = fs::File::open(&path).and_then(|file| file.take(FILE_BYTES).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        return Err(Missing::Unreadable(path, error));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    // As some editors of Windows write it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    match text.lines().find_map(|line| password(line, login)) {
+        Some(password) => Ok(Found {
+            password,
+            source: format!("the password file {}", path.display()),
+        }),
+        None => Err(Missing::NoLine(path)),
+    }
+}
+
+/// The password of a line, if it is for this login:
+/// `host:port:database:role:password`, where `*` is anything, and `\` takes a `:` or a
+/// `\` as it is.
+fn password(line: &str, login: Login<'_>) -> Option<String> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let port = login.port.to_string();
+    let mut rest = line;
+    for wanted in [login.host, &port, login.database, login.user] {
+        rest = match rest.strip_prefix("*:") {
+            Some(rest) => rest,
+            None => {
+                let (field, rest) = field(rest);
+                // Behind a field there is another one.
+                if field != wanted {
+                    return None;
+                }
+                rest?
+            }
+        };
+    }
+    let (password, _) = field(rest);
+    Some(password).filter(|password| !password.is_empty())
+}
+
+/// The first field without its escapes, and what is behind its `:`.
+fn field(text: &str) -> (String, Option<&str>) {
+    let mut field = String::new();
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            ':' => return (field, Some(characters.as_str())),
+            // One at the end of the line stands for itself.
+            '\\' => field.push(characters.next().unwrap_or('\\')),
+            c => field.push(c),
+        }
+    }
+    (field, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const LOGIN: Login<'_> = Login {
+        host: "db.internal",
+        port: 5432,
+        database: "app",
+        user: "notifier",
+    };
+
+    #[test]
+    fn lines_match_as_in_libpq() {
+        for (line, expected) in [
+            ("db.internal:5432:app:notifier:secret", Some("secret")),
+            ("*:*:*:*:secret", Some("secret")),
+            ("db.internal:*:*:notifier:se:cret", Some("se")),
+            (r"*:*:*:*:a\:b\\c\d", Some(r"a:b\cd")),
+            (r"db\.internal:5432:app:notifier:x", Some("x")),
+            (r"*:*:*:*:x\", Some(r"x\")),
+            ("*:*:*:*:with space ", Some("with space ")),
+            ("*:*:*:*:", None),
+            ("*:*:*:*", None),
+            ("*:*:*:", None),
+            ("", None),
+            ("# *:*:*:*:secret", None),
+            ("#:*:*:*:secret", None),
+            ("db:5432:app:notifier:secret", None),
+            ("db.internal.evil:5432:app:notifier:secret", None),
+            ("db.internal:5433:app:notifier:secret", None),
+            ("db.internal:5432:other:notifier:secret", None),
+            ("db.internal:5432:app:owner:secret", None),
+            (r"\*:*:*:*:secret", None),
+            ("**:*:*:*:secret", None),
+        ] {
+            assert_eq!(password(line, LOGIN).as_deref(), expected, "{line}");
+        }
+        let odd = Login {
+            database: r"a:b\c",
+            user: "*",
+            ..LOGIN
+        };
+        assert_eq!(password(r"*:*:a\:b\\c:*:x", odd).as_deref(), Some("x"));
+        assert_eq!(password(r"*:*:a\:b\\c:\*:x", odd).as_deref(), Some("x"));
+        assert_eq!(password(r"*:*:a:b\\c:*:x", odd), None);
+    }
+
+    #[test]
+    fn a_file_is_used_if_it_is_its_owners_alone_and_the_first_line_that_matches_counts() {
+        let folder = env::temp_dir().join(format!("tidings-pgpass-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join("pgpass");
+        let lines = "\u{feff}# of the tests\r\nother:*:*:*:no\r\ndb.internal:*:*:*:first\r\n*:*:*:*:second\n";
+        fs::write(&file, lines).expect("a file");
+        let allow = |mode| {
+            let mode = fs::Permissions::from_mode(mode);
+            fs::set_permissions(&file, mode).expect("a mode");
+        };
+        let found = |login| in_file(file.clone(), login).map(|found| found.password);
+        for mode in [0o600, 0o400] {
+            allow(mode);
+            assert_eq!(found(LOGIN).expect("a line"), "first");
+            let elsewhere = Login { host: "x", ..LOGIN };
+            assert_eq!(found(elsewhere).expect("a line"), "second");
+        }
+        for mode in [0o640, 0o604, 0o610] {
+            allow(mode);
+            let error = found(LOGIN).expect_err("it is open").to_string();
+            assert!(
+                error.contains("chmod 600") && error.contains(&format!("{mode:o}")),
+                "{error}"
+            );
+        }
+        allow(0o600);
+        fs::write(&file, "other:*:*:*:no\n").expect("a file");
+        let error = found(LOGIN).expect_err("no line").to_string();
+        assert!(error.contains("no line"), "{error}");
+        let error = in_file(folder.clone(), LOGIN)
+            .err()
+            .expect("a folder")
+            .to_string();
+        assert!(error.contains("not a plain file"), "{error}");
+        let error = in_file(folder.join("none"), LOGIN)
+            .err()
+            .expect("nothing")
+            .to_string();
+        assert!(error.contains("there is no password file"), "{error}");
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+}

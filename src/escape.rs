@@ -1,0 +1,98 @@
+//! Text from elsewhere (the database, the environment, clients), made safe to show.
+//!
+//! A terminal executes escape sequences: they set its title, move the cursor, hide
+//! what was printed before, or type an answer into the shell. Whoever may write an
+//! event's name, name a role or set `application_name` would otherwise control the
+//! terminal of the operator who looks.
+
+use std::borrow::Cow;
+
+/// Whether a terminal may do anything but show this character: the control
+/// characters of C0 (ESC, CR, BEL …) and C1 (U+009B is CSI), DEL, the separators that
+/// some terminals treat as line breaks, and the characters that reorder a line.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// The text on one line, with every unsafe character as Rust writes it (`\n`,
+/// `\u{1b}`).
+pub fn line(text: &str) -> Cow<'_, str> {
+    replaced(text, |_| false)
+}
+
+/// The same, for text that may have several lines: line breaks and tabs stay.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    replaced(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn replaced(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let is_replaced = |c: char| is_unsafe(c) && !stays(c);
+    if !text.contains(is_replaced) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_replaced(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// JSON that means the same. JSON itself escapes C0 alone; the other unsafe
+/// characters occur in its strings only, where `\u009b` stands for them.
+pub fn json(text: &str) -> Cow<'_, str> {
+    let is_replaced = |c: char| is_unsafe(c) && !c.is_ascii_whitespace();
+    if !text.contains(is_replaced) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_replaced(c) {
+            // None of them is beyond the basic plane.
+            shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What controls a terminal: an OSC, a CSI of one character, a carriage return,
+    /// DEL, and an override of the direction.
+    const HOSTILE: &str = "a\x1b]0;t\x07\u{9b}2Jb\rc\x7f\u{202e}d\ne";
+
+    #[test]
+    fn nothing_that_controls_a_terminal_is_left() {
+        let shown = r"a\u{1b}]0;t\u{7}\u{9b}2Jb\rc\u{7f}\u{202e}d";
+        assert_eq!(line(HOSTILE), format!(r"{shown}\ne"));
+        assert_eq!(lines(HOSTILE), format!("{shown}\ne"));
+        for plain in ["", "Grüße, שלום, 日本 🎉"] {
+            assert!(matches!(line(plain), Cow::Borrowed(text) if text == plain));
+        }
+    }
+
+    #[test]
+    fn json_means_the_same() {
+        let value = serde_json::json!({ "text": HOSTILE });
+        for text in [value.to_string(), format!("{value:#}")] {
+            let shown = json(&text);
+            assert!(
+                !shown.contains(|c: char| is_unsafe(c) && c != '\n'),
+                "{shown}"
+            );
+            let read: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+            assert_eq!(read, value);
+        }
+    }
+}
