@@ -209,9 +209,12 @@ begin
         ('tidings_bridge', 'pg_current_wal_insert_lsn()'),
         ('tidings_bridge', 'pg_current_wal_flush_lsn()'),
         ('tidings_bridge', 'pg_walfile_name(pg_lsn)'),
+        -- Of bridges before version 15 of the schema.
         ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
         ('tidings_bridge', 'pg_stat_get_subscription(oid)'),
         ('tidings_bridge', 'set_config(text, text, boolean)'),
+        -- Whether there is room for notifications.
+        ('tidings_owner', 'pg_notification_queue_usage()'),
         -- What the views tell.
         ('tidings_bridge', 'pg_notification_queue_usage()'),
         ('tidings_monitor', 'pg_notification_queue_usage()')

@@ -19,7 +19,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Connection, NoTls, config::SslMode, error::SqlState, tls::MakeTlsConnect,
+    AsyncMessage, Client, Connection, NoTls,
+    config::SslMode,
+    error::{DbError, SqlState},
+    tls::MakeTlsConnect,
 };
 
 pub use self::url::DatabaseUrl;
@@ -50,6 +53,9 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
 /// timeout, which the database may have for its applications, would only make
 /// deaf.
 ///
+/// Where row-level security applies to the bridge's role, rows would be left out
+/// silently: with `row_security = off` Postgres refuses the query.
+///
 /// What our sessions do to the table never makes an earlier row one that is to be
 /// delivered (the trigger of `V9__drained.sql`).
 pub const SETTINGS: &[(&str, &str)] = &[
@@ -60,6 +66,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
     ("plan_cache_mode", "force_generic_plan"),
+    ("row_security", "off"),
     ("tidings.marking", "on"),
 ];
 
@@ -150,12 +157,36 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
             .hint()
             .map(|hint| format!(" ({hint})"))
             .unwrap_or_default();
-        return format!("{}{hint}", database.message());
+        let advice = if is_row_security(error) {
+            ROW_SECURITY
+        } else {
+            ""
+        };
+        return format!("{}{hint}{advice}", database.message());
     }
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
+}
+
+/// What to do where row-level security applies to a query.
+const ROW_SECURITY: &str = ": row-level security would hide rows from this role; `tidings check` \
+                            has the statement that ends it";
+
+/// Whether Postgres refused a query because row-level security applies to it
+/// (`row_security = off`). The code is that of every missing privilege, and the
+/// message may be translated; the place in the server's source is neither.
+pub fn is_row_security(error: &tokio_postgres::Error) -> bool {
+    let database = error.as_db_error();
+    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+        && database.and_then(DbError::routine) == Some("check_enable_rls")
+}
+
+/// Whether a transaction could not commit because the server's notification queue is
+/// full. What it wrote to sequences stays.
+pub fn is_queue_full(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::PROGRAM_LIMIT_EXCEEDED)
 }
 
 /// The task that drives a connection. It ends with its client or with the

@@ -94,6 +94,9 @@ const NAMES: &[(i32, &str)] = &[
     (13, "disconnect_everyone"),
     (13, "tidings_disconnections_xid_id"),
     (13, "tidings_disconnections_everyone"),
+    (15, "tidings_incarnation"),
+    (15, "tidings_incarnation_pkey"),
+    (15, "tidings_report_readiness"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.

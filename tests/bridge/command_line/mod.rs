@@ -1,6 +1,7 @@
 //! The command line as people and scripts meet it: the program is run, and what
 //! it prints and how it ends is looked at.
 
+mod bridges;
 mod dry_run;
 mod errands;
 mod manual;
@@ -9,6 +10,7 @@ mod settings;
 mod state;
 mod tail;
 mod uninstall;
+mod visibility;
 
 use std::process::Stdio;
 
