@@ -40,7 +40,7 @@ from (
   select
     pg_current_snapshot() as snapshot,
     ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-    (select stats_reset from pg_stat_bgwriter) as since,
+    (select since from :"schema".tidings_incarnation where single) as since,
     (
       select xid
       from :"schema".notifications

@@ -4,12 +4,12 @@
 -- $1 floor, null to begin at the present; $2 open transactions (ascending), $3 the
 -- last id read of each, $4 rows at most. Always a row, for the snapshot of this
 -- reading; without a key if there is none. `timeline` and `since` tell in which
--- incarnation of the server it was read (session.sql), `inserted` and `flushed`
+-- incarnation of the server it was read (incarnation.sql), `inserted` and `flushed`
 -- how much of what it sees is on disk. `clock` is what the time was there.
 select
   pg_current_snapshot() as snapshot,
   ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-  (select stats_reset from pg_stat_bgwriter) as since,
+  (select since from :"schema".tidings_incarnation where single) as since,
   pg_current_wal_insert_lsn() as inserted,
   pg_current_wal_flush_lsn() as flushed,
   clock_timestamp() as clock,

@@ -3,7 +3,7 @@
 -- $1 user, $2 the transaction: at most the oldest that was running in the
 -- snapshot that saw it, so that no row of before it can still become visible;
 -- $3 the cluster's system identifier, $4 and $5 the incarnation of the server
--- that it was seen in (session.sql). After a crash or a failover marks may be
+-- that it was seen in (incarnation.sql). After a crash or a failover marks may be
 -- lost and transaction ids handed out again: then nothing is noted.
 --
 -- Whether it survives a crash doesn't matter, so the commit need not wait for
@@ -17,10 +17,11 @@ from (
 where
   exists (
     select
-    from pg_stat_bgwriter
+    from :"schema".tidings_incarnation
     where
-      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $4
-      and stats_reset = $5
+      single
+      and since = $5
+      and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $4
   )
 on conflict (user_id) do update
 set xid = excluded.xid, system_identifier = excluded.system_identifier

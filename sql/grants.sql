@@ -78,6 +78,9 @@ begin
           -- Removes what has had its time, and nothing else.
           ('tidings_bridge', 'execute', 'tidings_prune_batch'),
           ('tidings_bridge', 'execute', 'tidings_report'),
+          ('tidings_bridge', 'execute', 'tidings_report_readiness'),
+          -- Notices that the server has crashed.
+          ('tidings_bridge', 'select, insert', 'tidings_incarnation'),
           -- Whoever inserts reads whether to ring, and bridges say.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),

@@ -1,8 +1,9 @@
--- Marks rows as sent; returns those that another session has locked, to be
--- tried again, and in a row without an id how many were marked.
+-- Marks rows as sent; returns those that another session has locked, or whose update
+-- a trigger has suppressed, to be tried again, and in a row without an id how many
+-- were marked.
 --
 -- $1 ids, $2 and $3 the incarnation of the server that they belong to
--- (session.sql). After a failover or a crash another row may bear the same id:
+-- (incarnation.sql). After a failover or a crash another row may bear the same id:
 -- then nothing is marked, and `marked` is null.
 --
 -- A lost mark is only a repeat, so the commit need not wait for the disk:
@@ -14,12 +15,13 @@
 with
   ours as (
     select
-    from pg_stat_bgwriter
+    from :"schema".tidings_incarnation
     where
-      set_config('synchronous_commit', 'off', true) = 'off'
+      single
+      and since = $3
+      and set_config('synchronous_commit', 'off', true) = 'off'
       and set_config('lock_timeout', '50ms', true) = '50ms'
       and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
-      and stats_reset = $3
   ),
   locked as (
     select id
@@ -40,7 +42,7 @@ from :"schema".notifications as n
 where
   n.id = any($1::bigint[])
   and n.sent_at is null
-  and n.id not in (select id from locked)
+  and n.id not in (select id from marked)
   and exists (select from ours)
   -- Mostly all are marked: then nothing is read for a third time.
   and (select count(*) from marked) < cardinality($1)

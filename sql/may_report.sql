@@ -1,8 +1,8 @@
 -- Whether this role may tell what its bridge does (report.sql).
 --
 -- $1 schema.
-select bool_or(has_function_privilege(oid, 'execute'))
+select bool_and(has_function_privilege(oid, 'execute'))
 from pg_proc
 where
   pronamespace = to_regnamespace(quote_ident($1))
-  and proname = 'tidings_report'
+  and proname in ('tidings_report', 'tidings_report_readiness')

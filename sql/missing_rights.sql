@@ -15,6 +15,8 @@ with
       ('tidings_drained', 'insert'),
       ('tidings_drained', 'update'),
       ('tidings_reopened', 'select'),
+      ('tidings_incarnation', 'select'),
+      ('tidings_incarnation', 'insert'),
       ('tidings_bell', 'select'),
       ('tidings_bell', 'update')
   ),
@@ -25,7 +27,10 @@ with
     from place
     join pg_proc as f on pronamespace = place.oid
     where
-      proname in ('tidings_pruned_through', 'tidings_disconnections_page', 'tidings_report')
+      proname in (
+        'tidings_pruned_through', 'tidings_disconnections_page', 'tidings_report',
+        'tidings_report_readiness'
+      )
     union all
     select format('pg_catalog.%s', name), name::regprocedure
     from unnest(
@@ -41,7 +46,6 @@ with
         'pg_current_wal_insert_lsn()',
         'pg_current_wal_flush_lsn()',
         'pg_walfile_name(pg_lsn)',
-        'pg_stat_get_bgwriter_stat_reset_time()',
         'pg_stat_get_subscription(oid)',
         'pg_notify(text, text)',
         'pg_try_advisory_xact_lock(integer, integer)',
@@ -49,7 +53,8 @@ with
         'setval(regclass, bigint)',
         'setval(regclass, bigint, boolean)',
         'pg_lock_status()',
-        'set_config(text, text, boolean)'
+        'set_config(text, text, boolean)',
+        'pg_notification_queue_usage()'
       ]
     ) as name
   )

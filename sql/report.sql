@@ -4,7 +4,8 @@
 -- when it started, $6 the session that listens, $7 awake or asleep, $8 since
 -- when, $9 open streams, $10 microseconds that the database's clock is ahead of
 -- its own; and of the minute $11 how many rows it has $12 seen and $13 marked,
--- and $14 how many it wrote after how long.
+-- and $14 how many it wrote after how long; $15 the status of its readiness, and $16
+-- why it is not ready. The second function finds the row that the first has written.
 --
 -- Whether it survives a crash doesn't matter, so the commit need not wait for
 -- the disk.
@@ -26,7 +27,8 @@ select
     seen => $12,
     sent => $13,
     delays => $14
-  )
+  ),
+  :"schema".tidings_report_readiness(bridge => $1, readiness => $15, reason => $16)
 from (
   select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '1s', true)
 ) as hurried

@@ -178,6 +178,7 @@ begin
         ('table', 'tidings_bridges_seen'),
         ('table', 'tidings_disconnections'),
         ('table', 'tidings_drained'),
+        ('table', 'tidings_incarnation'),
         ('table', 'tidings_pruned'),
         ('table', 'tidings_reopened'),
         ('table', 'tidings_schema_history'),
@@ -220,6 +221,7 @@ begin
           'tidings_report(text, text, text, text, inet, timestamptz, integer, timestamptz, text, '
           'timestamptz, bigint, interval, timestamptz, bigint, bigint, bigint[])'
         ),
+        ('tidings_report_readiness(text, text, text)'),
         ('tidings_ring_doorbell()')
     ) as made (signature)
     join pg_proc on oid = to_regprocedure(format('%I.%s', schema, signature))
@@ -297,9 +299,12 @@ begin
         ('tidings_bridge', 'pg_current_wal_insert_lsn()'),
         ('tidings_bridge', 'pg_current_wal_flush_lsn()'),
         ('tidings_bridge', 'pg_walfile_name(pg_lsn)'),
+        -- Of bridges before version 15 of the schema.
         ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
         ('tidings_bridge', 'pg_stat_get_subscription(oid)'),
         ('tidings_bridge', 'set_config(text, text, boolean)'),
+        -- Whether there is room for notifications.
+        ('tidings_owner', 'pg_notification_queue_usage()'),
         -- What the views tell.
         ('tidings_bridge', 'pg_notification_queue_usage()'),
         ('tidings_monitor', 'pg_notification_queue_usage()')

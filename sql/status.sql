@@ -1,5 +1,5 @@
--- What is so, in one row: the server, the table, the bell, the queue of
--- notifications, and the longest transaction.
+-- What is so, in one row: the server, the table, the bell, and the longest
+-- transaction.
 --
 -- $1 the table's qualified name, $2 that of tidings_bell. It costs the same at any
 -- size of the table. What this role may not see, or isn't there, is null.
@@ -21,7 +21,6 @@ select
   case
     when has_sequence_privilege(t.bell, 'select') then pg_sequence_last_value(t.bell) is not null
   end as rings,
-  pg_notification_queue_usage() as queue,
   x.who as longest,
   x.seconds as longest_seconds
 from (select to_regclass($1) as oid, to_regclass($2) as bell) as t

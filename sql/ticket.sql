@@ -4,7 +4,7 @@
 -- has expired.
 select
   ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-  (select stats_reset from pg_stat_bgwriter) as since,
+  (select since from :"schema".tidings_incarnation where single) as since,
   t.user_id,
   t.seconds_left
 from (select) as one

@@ -28,6 +28,7 @@ use crate::{
     check,
     client::Proxies,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
+    crash_sign::CrashSign,
     database::DatabaseUrl,
     demo::Demo,
     direct::{self, DirectError},
@@ -274,6 +275,10 @@ impl App {
         })
         .await?;
         let schema = parts.schema;
+        let sign = patiently(direct_url, SchemaError::is_passing, || {
+            CrashSign::of_listener(direct_url, &schema)
+        })
+        .await?;
         let pruned = Arc::new(Pruned::default());
         let pruner = match options.retention.prune_sent_after {
             Retention::Forever => None,
@@ -285,12 +290,22 @@ impl App {
                 pruned: Arc::clone(&pruned),
             }),
         };
-        let sql = Arc::new(Sql::new(&schema));
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let marks = Arc::new(Marks::default());
         let activity = Arc::new(Activity::default());
         let size = options.pool_size.into();
         let pool = Pool::new(&parts.url, sessions, size, Handle::current())?;
+        let sign = patiently(&parts.url, QueryError::is_passing, || {
+            sign.and_of_pool(&pool, &schema)
+        })
+        .await?;
+        if sign == CrashSign::Statistics {
+            warn!(
+                "this role may not use the table tidings_incarnation, so a reset of the server's \
+                 statistics is taken for a crash of Postgres; `tidings check` tells what to grant"
+            );
+        }
+        let sql = Arc::new(Sql::going_by(sign, &schema));
         // Before any connection is taken: what becomes visible from now on
         // reaches it.
         let listener = Listener::start(
@@ -305,7 +320,7 @@ impl App {
         .await?
         .with_page_rows(options.tail_rows.into());
         let found = patiently(&parts.url, QueryError::is_passing, || {
-            reader::incarnation(&pool)
+            reader::incarnation(&pool, &sql)
         });
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
@@ -402,6 +417,7 @@ impl App {
             address.to_string(),
             activity,
             Arc::clone(&hub),
+            Arc::clone(&health),
             pool.clone(),
             sql,
             schema,

@@ -3,6 +3,7 @@
 //! Each part looks at one thing and knows nothing of the others. All of it reads,
 //! and nothing is left in the session: it may be a pooler's.
 
+mod bridges;
 mod clock;
 mod configuration;
 mod finding;
@@ -12,6 +13,7 @@ mod rights;
 mod running;
 mod schema;
 mod triggers;
+mod visibility;
 
 use tracing::warn;
 
@@ -103,6 +105,12 @@ pub async fn state(
     report
         .findings
         .extend(triggers::gone(client, schema).await?);
+    report
+        .findings
+        .extend(visibility::hidden(client, schema).await?);
+    let (bridges, unseen) = bridges::bridges(client, schema, thresholds).await?;
+    report.findings.extend(bridges);
+    report.unseen.extend(unseen);
     report.findings.extend(marks::locks(client, schema).await?);
     report
         .findings
@@ -110,9 +118,9 @@ pub async fn state(
     report
         .findings
         .extend(clock::skew(client, thresholds).await?);
-    report
-        .findings
-        .extend(running::queue(client, thresholds).await?);
+    let (queue, unseen) = running::queue(client, thresholds).await?;
+    report.findings.extend(queue);
+    report.unseen.extend(unseen);
     let (held, unseen) = running::horizon(client, thresholds).await?;
     report.findings.extend(held);
     report.unseen.extend(unseen);

@@ -21,7 +21,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Connection, NoTls, config::SslMode, error::SqlState, tls::MakeTlsConnect,
+    AsyncMessage, Client, Connection, NoTls,
+    config::SslMode,
+    error::{DbError, SqlState},
+    tls::MakeTlsConnect,
 };
 
 pub use self::{
@@ -240,13 +243,38 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     let text = match (error.as_db_error(), std::error::Error::source(error)) {
         (Some(database), _) => {
             let hint = database.hint().map(|hint| format!(" ({hint})"));
-            format!("{}{}", database.message(), hint.unwrap_or_default())
+            let advice = if is_row_security(error) {
+                ROW_SECURITY
+            } else {
+                ""
+            };
+            let hint = hint.unwrap_or_default();
+            format!("{}{hint}{advice}", database.message())
         }
         (None, Some(source)) => format!("{error}: {source}"),
         (None, None) => error.to_string(),
     };
     // It may quote names of roles and objects, and raise what an application wrote.
     escape::line(&text).into_owned()
+}
+
+/// What to do where row-level security applies to a query.
+const ROW_SECURITY: &str = ": row-level security would hide rows from this role; `tidings check` \
+                            has the statement that ends it";
+
+/// Whether Postgres refused a query because row-level security applies to it
+/// (`row_security = off`). The code is that of every missing privilege, and the
+/// message may be translated; the place in the server's source is neither.
+pub fn is_row_security(error: &tokio_postgres::Error) -> bool {
+    let database = error.as_db_error();
+    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+        && database.and_then(DbError::routine) == Some("check_enable_rls")
+}
+
+/// Whether a transaction could not commit because the server's notification queue is
+/// full. What it wrote to sequences stays.
+pub fn is_queue_full(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::PROGRAM_LIMIT_EXCEEDED)
 }
 
 /// The task that drives a connection. It ends with its client or with the

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{error, info, warn};
 
-use crate::schema::SchemaName;
+use crate::{schema::SchemaName, visibility::Hidden};
 
 /// Older than this, the last look proves nothing: the listener looks at least
 /// once a second while it hears the database.
@@ -28,6 +28,10 @@ const MARKS_LIMIT: Duration = Duration::from_secs(10);
 /// tried again every 5 s at least.
 const PAGES_FORGOTTEN: Duration = Duration::from_secs(20);
 
+/// Above this share of the server's notification queue, INSERTs don't ring
+/// (`V15__notice_crashes_and_full_queues.sql`), and the log warns.
+const QUEUE_LIMIT: f64 = 0.5;
+
 /// How the parts of the bridge get on with the database, as each of them tells.
 ///
 /// Nothing is logged while the state is locked: a log that blocks would keep
@@ -43,6 +47,7 @@ struct State {
     last_look: Option<Instant>,
     trouble: Option<String>,
     doorbell: Option<Doorbell>,
+    queue_usage: Option<f64>,
     pages: Option<Trouble>,
     marks: Option<Stuck>,
     ended_task: Option<&'static str>,
@@ -123,6 +128,8 @@ pub enum Doorbell {
     /// There are rows of another cluster, and the bridge may not take them
     /// over.
     Restored,
+    /// Rows are hidden from the bridge, or it would not notice a crash.
+    Hidden(Hidden),
 }
 
 impl Doorbell {
@@ -134,6 +141,7 @@ impl Doorbell {
             Self::Disabled(_) => "disabled",
             Self::Bypassed { .. } => "bypassed",
             Self::Restored => "restored",
+            Self::Hidden(_) => "hidden",
         }
     }
 
@@ -164,6 +172,7 @@ impl Doorbell {
                  migrate` as the table's owner"
                     .to_owned(),
             ),
+            Self::Hidden(hidden) => Some(hidden.to_string()),
         }
     }
 }
@@ -184,6 +193,20 @@ pub enum Status {
     Broken,
     /// It is stopping.
     Draining,
+}
+
+impl Status {
+    /// As `/health/ready` and the view `tidings_bridges` have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Deaf => "deaf",
+            Self::Blind => "blind",
+            Self::Unmarked => "unmarked",
+            Self::Broken => "broken",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// The body of `/health/ready`.
@@ -262,6 +285,32 @@ impl Health {
             }
             None => {}
         }
+    }
+
+    /// The listener has looked how full the server's notification queue is (0 to 1).
+    pub fn queue_used(&self, usage: f64) {
+        let before = self.state().queue_usage.replace(usage);
+        let was_full = before.is_some_and(|before| before > QUEUE_LIMIT);
+        let percent = usage * 100.0;
+        if usage > QUEUE_LIMIT && !was_full {
+            warn!(
+                usage,
+                "the server's notification queue is {percent:.0} % full, so INSERTs no longer ring \
+                 and rows are found up to a second late; at 100 % every commit that notifies fails, \
+                 in all applications of this server: end the session that listens and doesn't read, \
+                 which `tidings check` and the server's log name"
+            );
+        } else if usage <= QUEUE_LIMIT && was_full {
+            info!(
+                usage,
+                "the server's notification queue is {percent:.0} % full, INSERTs ring again"
+            );
+        }
+    }
+
+    /// How full the server's notification queue was lately, if that is known.
+    pub fn queue_usage(&self) -> Option<f64> {
+        self.state().queue_usage
     }
 
     /// The listener has lost its connection.

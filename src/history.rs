@@ -27,13 +27,10 @@ pub struct Incarnation {
     pub since: Since,
 }
 
-/// When the server's statistics began (`stats_reset` of `pg_stat_bgwriter`), in
-/// microseconds: each crash recovery throws them away, a clean restart keeps
-/// them. Postgres has no better public mark of a crash: when a single backend is
-/// killed, `pg_postmaster_start_time()` stays.
-///
-/// A superuser who resets these statistics is taken for a crash, which costs
-/// some repeated reading and loses nothing.
+/// When a bridge first found the unlogged table `tidings_incarnation` empty, in
+/// microseconds: crash recovery empties it, also after a single backend was killed,
+/// and a restart in order keeps it. `docs/decisions/0010` compares it with other signs
+/// of a crash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Since(pub i64);
 
@@ -53,6 +50,10 @@ impl History {
 }
 
 impl Since {
+    /// The table is empty: Postgres has crashed, and no bridge has begun the next
+    /// incarnation yet. A time that no bridge ever finds the table empty at.
+    pub const NONE: Self = Self(i64::MIN);
+
     /// Mixed into 21 bits, which are three bytes in an id: one crash in two
     /// million goes unnoticed by an id that a client brings back.
     pub fn short(self) -> u32 {

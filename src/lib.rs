@@ -25,11 +25,13 @@ pub mod safe_floor;
 
 pub mod certificates;
 pub mod check;
+pub mod crash_sign;
 pub mod database;
 pub mod direct;
 pub mod pool;
 pub mod schema;
 pub mod sql;
+pub mod visibility;
 
 pub mod batch;
 pub mod reader;

@@ -13,6 +13,7 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_postgres::{Client, error::SqlState};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
@@ -41,6 +42,7 @@ use crate::{
     schema::SchemaName,
     snapshot::Xid,
     sql::Sql,
+    visibility::{self, Hidden, Readers},
 };
 
 /// The trigger that rings the bell.
@@ -368,6 +370,8 @@ impl Listener {
         if found != Some(session.table) {
             return Err(ListenError::OtherTable);
         }
+        let hidden = visibility::examine(client, &self.schema, Readers::Session).await?;
+        self.look_at_queue(client).await?;
         let fires: Option<i8> = row.try_get("trigger")?;
         let subscription: Option<String> = row.try_get("subscription")?;
         let mut doorbell = match fires.map(|fires| fires as u8) {
@@ -378,6 +382,9 @@ impl Listener {
             Some(b'O' | b'A') => Doorbell::Hung,
             Some(_) => Doorbell::Disabled(self.schema.clone()),
         };
+        if let Some(hidden) = hidden.into_iter().find(Hidden::stops_delivery) {
+            doorbell = Doorbell::Hidden(hidden);
+        }
         let mut again = DOORBELL_LOOK;
         if row.try_get("restored")? {
             match client.execute(&self.sql.restamp_restored_rows, &[]).await {
@@ -393,6 +400,19 @@ impl Listener {
         }
         self.health.inspected(doorbell);
         Ok(again)
+    }
+
+    /// How full the server's notification queue is. Not every role may know.
+    async fn look_at_queue(&self, client: &Client) -> Result<(), ListenError> {
+        let query = include_str!("../sql/queue_usage.sql");
+        match client.query_typed_one(query, &[]).await {
+            Ok(row) => self.health.queue_used(row.try_get("usage")?),
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                debug!(%error, "can't see how full the notification queue is: {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Opens a session that continues where the last one ended.

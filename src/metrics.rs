@@ -179,6 +179,11 @@ impl Collector for OfBridge {
             u64::from(listener.doorbell_in_order),
         )?;
         sheet.gauge(
+            "notify_queue_usage",
+            "How full the server's notification queue is, from 0 to 1",
+            listener.queue_usage.unwrap_or(f64::NAN),
+        )?;
+        sheet.gauge(
             "doorbell_awake",
             "Whether the bridge polls, so that writers need not ring",
             u64::from(is_awake),

@@ -113,7 +113,7 @@ impl Operator {
         let taken = Arc::new(match Borrowed::to_read(&self.url).await {
             Ok(client) => {
                 let began = Instant::now();
-                let taken = Survey::take(client, &self.schema).await;
+                let taken = Survey::take(&client, &self.schema).await;
                 let earned = began.elapsed() * SURVEY_PAUSE;
                 pause = earned.clamp(SURVEY_AGE, SURVEY_LONGEST_PAUSE);
                 taken

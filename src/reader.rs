@@ -9,7 +9,7 @@ use tracing::debug;
 use crate::{
     batch::{Batch, End, Event},
     clock::Moment,
-    history::Incarnation,
+    history::{Incarnation, Since},
     identity::Disconnection,
     notification::{Expiry, Notification, UserId},
     pool::{Pool, QueryError},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long one page of a user may take.
-const PAGE_LIMIT: Duration = Duration::from_secs(10);
+pub const PAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How large a page may be.
 #[derive(Clone, Copy, Debug)]
@@ -332,8 +332,8 @@ pub async fn tail_start(client: &Client, query: &str) -> Result<(Position, Xid),
 /// # Errors
 ///
 /// [`QueryError`], also on a standby.
-pub async fn incarnation(pool: &Pool) -> Result<Incarnation, QueryError> {
-    let rows = pool.query(PAGE_LIMIT, include_str!("../sql/incarnation.sql"), &[]);
+pub async fn incarnation(pool: &Pool, sql: &Sql) -> Result<Incarnation, QueryError> {
+    let rows = pool.query(PAGE_LIMIT, &sql.incarnation, &[]);
     Ok(read_incarnation(head(&rows.await?))?)
 }
 
@@ -588,7 +588,8 @@ pub fn head(rows: &[Row]) -> &Row {
 }
 
 /// In which incarnation of the server a statement ran, from its columns
-/// `timeline` and `since`.
+/// `timeline` and `since`. After a crash, until the first bridge has begun the next
+/// incarnation, it is one that no other equals.
 ///
 /// # Errors
 ///
@@ -596,7 +597,9 @@ pub fn head(rows: &[Row]) -> &Row {
 pub fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
     Ok(Incarnation {
         timeline: head.try_get("timeline")?,
-        since: head.try_get("since")?,
+        since: head
+            .try_get::<_, Option<_>>("since")?
+            .unwrap_or(Since::NONE),
     })
 }
 

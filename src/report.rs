@@ -13,6 +13,7 @@ use crate::{
     activity::{Activity, Listening, Totals},
     backoff::Backoff,
     clock::Moment,
+    health::Health,
     hub::Hub,
     pool::{Pool, QueryError},
     reader,
@@ -54,6 +55,7 @@ pub struct Reporter {
     started: Moment,
     activity: Arc<Activity>,
     hub: Arc<Hub>,
+    health: Arc<Health>,
     pool: Pool,
     sql: Arc<Sql>,
     schema: SchemaName,
@@ -89,6 +91,7 @@ impl Reporter {
         address: String,
         activity: Arc<Activity>,
         hub: Arc<Hub>,
+        health: Arc<Health>,
         pool: Pool,
         sql: Arc<Sql>,
         schema: SchemaName,
@@ -99,6 +102,7 @@ impl Reporter {
             started: activity.clock.now(),
             activity,
             hub,
+            health,
             pool,
             sql,
             schema,
@@ -200,6 +204,7 @@ impl Reporter {
             Some((begins, seen, sent, delays)) => (Some(begins), seen, sent, delays),
             None => (None, 0, 0, Vec::new()),
         };
+        let readiness = self.health.readiness();
         self.pool
             .query(
                 REPORT_LIMIT,
@@ -219,6 +224,8 @@ impl Reporter {
                     (&seen, Type::INT8),
                     (&sent, Type::INT8),
                     (&delays, Type::INT8_ARRAY),
+                    (&readiness.status.name(), Type::TEXT),
+                    (&readiness.reason, Type::TEXT),
                 ],
             )
             .await?;

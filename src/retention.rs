@@ -217,6 +217,8 @@ impl Prune {
     fn explain(&self, error: tokio_postgres::Error) -> PruneError {
         let schema = self.schema.clone();
         match error.code() {
+            // It has the right to call it, and the function doesn't see all rows.
+            _ if database::is_row_security(&error) => PruneError::Postgres(error),
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => PruneError::Right { schema, error },
             Some(&SqlState::UNDEFINED_FUNCTION | &SqlState::INVALID_SCHEMA_NAME) => {
                 PruneError::TooOld(schema)

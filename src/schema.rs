@@ -105,6 +105,9 @@ const NAMES: &[(i32, Kind, &str)] = &[
     (13, Kind::Function, "disconnect_everyone"),
     (13, Kind::Part, "tidings_disconnections_xid_id"),
     (13, Kind::Part, "tidings_disconnections_everyone"),
+    (15, Kind::Relation, "tidings_incarnation"),
+    (15, Kind::Part, "tidings_incarnation_pkey"),
+    (15, Kind::Function, "tidings_report_readiness"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.

@@ -4,7 +4,7 @@
 //! (`psql -v schema=public`), and so that no session state decides which
 //! table is meant.
 
-use crate::schema::SchemaName;
+use crate::{crash_sign::CrashSign, schema::SchemaName};
 
 /// What a role that may not read how far users are drained reads instead:
 /// nothing is known of anybody.
@@ -22,6 +22,8 @@ const WITHOUT_DRAINED: [(&str, &str); 2] = [
 /// The texts, for one schema.
 #[derive(Debug)]
 pub struct Sql {
+    /// By what they notice that Postgres has crashed.
+    pub sign: CrashSign,
     /// Where a bridge begins.
     pub tail_start: String,
     /// New rows of all users.
@@ -44,6 +46,10 @@ pub struct Sql {
     pub doorbell: String,
     /// Which streams are to end.
     pub disconnections: String,
+    /// The incarnation of the server.
+    pub incarnation: String,
+    /// Begins one, if a crash has ended the one before.
+    pub begin_incarnation: String,
     /// Has writers ring.
     pub fall_asleep: String,
     /// Has them leave the bell unrung.
@@ -57,7 +63,12 @@ pub struct Sql {
 impl Sql {
     /// Fills in the schema.
     pub fn new(schema: &SchemaName) -> Self {
-        let fill = |text| schema.fill(text);
+        Self::going_by(CrashSign::default(), schema)
+    }
+
+    /// The same, with this sign of crashes.
+    pub fn going_by(sign: CrashSign, schema: &SchemaName) -> Self {
+        let fill = |text: &str| schema.fill(&sign.adapt(text));
         let backlog_page = include_str!("../sql/backlog_page.sql");
         let without_drained = WITHOUT_DRAINED
             .iter()
@@ -65,6 +76,7 @@ impl Sql {
                 text.replace(table, nothing)
             });
         Self {
+            sign,
             tail_start: fill(include_str!("../sql/tail_start.sql")),
             tail_page: fill(include_str!("../sql/tail_page.sql")),
             user_page: fill(include_str!("../sql/user_page.sql")),
@@ -76,6 +88,8 @@ impl Sql {
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
             disconnections: fill(include_str!("../sql/disconnections.sql")),
+            incarnation: fill(include_str!("../sql/incarnation.sql")),
+            begin_incarnation: fill(include_str!("../sql/begin_incarnation.sql")),
             fall_asleep: fill(include_str!("../sql/fall_asleep.sql")),
             wake: fill(include_str!("../sql/wake.sql")),
             ticket: fill(include_str!("../sql/ticket.sql")),

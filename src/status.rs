@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use tokio_postgres::{Row, types::Type};
+use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use crate::{
     check::{self, Report},
@@ -22,6 +22,8 @@ pub struct Status {
     schema: String,
     version: Option<i32>,
     facts: Row,
+    /// How full the queue of notifications is, if this role may know.
+    queue: Option<f64>,
     survey: Survey,
     /// What is wrong with it.
     pub report: Report,
@@ -45,12 +47,18 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     let facts = client
         .query_typed_one(include_str!("../sql/status.sql"), &names)
         .await?;
+    let usage = include_str!("../sql/queue_usage.sql");
+    let queue = match client.query_typed_one(usage, &[]).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
+        row => Some(row?.try_get("usage")?),
+    };
     Ok(Status {
+        queue,
         place: url.to_string(),
         schema: schema.to_string(),
         version: schema::found(&client, schema).await,
         facts,
-        survey: Survey::take(client, schema).await,
+        survey: Survey::take(&client, schema).await,
         report,
     })
 }
@@ -138,8 +146,13 @@ impl Status {
                 None => "not known".to_owned(),
             },
         )?;
-        let queue: f64 = facts.try_get("queue")?;
-        line("queue", format!("{:.4} % full", queue * 100.0))?;
+        line(
+            "queue",
+            match self.queue {
+                Some(usage) => format!("{:.4} % full", usage * 100.0),
+                None => "not known".to_owned(),
+            },
+        )?;
         let longest: Option<String> = facts.try_get("longest")?;
         line(
             "transaction",
@@ -181,7 +194,7 @@ impl Status {
             "pending": self.survey.pending,
             "bridges": self.survey.bridges,
             "writers_ring": facts.try_get::<_, Option<bool>>("rings")?,
-            "queue_usage": facts.try_get::<_, f64>("queue")?,
+            "queue_usage": self.queue,
             "longest_transaction": {
                 "who": facts.try_get::<_, Option<String>>("longest")?,
                 "seconds": facts.try_get::<_, Option<f64>>("longest_seconds")?,

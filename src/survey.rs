@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio_postgres::{Error, Row, error::SqlState};
 
 use crate::{
-    database::{Borrowed, Queries, describe},
+    database::{Borrowed, describe},
     schema::SchemaName,
 };
 
@@ -97,8 +97,7 @@ impl Survey {
     }
 
     /// Looks.
-    pub async fn take(client: Borrowed, schema: &SchemaName) -> Self {
-        let client = &client.limited(LIMIT);
+    pub async fn take(client: &Borrowed, schema: &SchemaName) -> Self {
         let pending = schema.fill(include_str!("../sql/pending.sql"));
         let bridges = schema.fill(include_str!("../sql/bridges.sql"));
         Self {
@@ -109,7 +108,7 @@ impl Survey {
 }
 
 async fn waiting(client: &Borrowed, query: &str) -> Result<Pending, Error> {
-    let row = client.query_typed_one(query, &[]).await?;
+    let row = client.query_one_within(LIMIT, query).await?;
     Ok(Pending {
         rows: row.try_get("pending")?,
         users: row.try_get("users")?,
@@ -118,7 +117,7 @@ async fn waiting(client: &Borrowed, query: &str) -> Result<Pending, Error> {
 }
 
 async fn serving(client: &Borrowed, query: &str) -> Result<Vec<Bridge>, Error> {
-    let rows = client.query_typed(query, &[]).await?;
+    let rows = client.query_within(LIMIT, query).await?;
     rows.iter().map(bridge).collect()
 }
 

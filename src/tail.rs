@@ -16,6 +16,7 @@ use tokio::{runtime::Handle, time::sleep};
 use crate::{
     batch::End,
     config::{ConfigError, Form, TailOptions},
+    crash_sign::CrashSign,
     database::{Borrowed, ConnectError, Queries, describe},
     escape,
     history::Incarnation,
@@ -80,8 +81,11 @@ pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), T
 
 async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
     let url = options.database.url()?;
-    let sql = Arc::new(Sql::new(&options.database.schema));
     let pool = Pool::new(&url, Sessions::Lent, 1, Handle::current())?;
+    // Somebody may read the table who is no bridge.
+    let schema = &options.database.schema;
+    let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
+    let sql = Arc::new(Sql::going_by(sign, schema));
     let mut tail = Tail {
         options,
         output,

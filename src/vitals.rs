@@ -102,6 +102,8 @@ pub struct Listener {
     pub watching: Watching,
     /// Whether what rings when rows are inserted is in order.
     pub doorbell_in_order: bool,
+    /// How full the server's notification queue is, if that is known.
+    pub queue_usage: Option<f64>,
     /// Looks at the table.
     pub looks: u64,
     /// Bells that it woke up by.
@@ -146,6 +148,7 @@ impl Vitals {
                 hears: self.health.hears(),
                 watching: listened.watching,
                 doorbell_in_order: self.health.is_doorbell_hung(),
+                queue_usage: self.health.queue_usage(),
                 looks: listened.looks,
                 rings: listened.rings,
                 changes: listened.changes,

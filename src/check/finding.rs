@@ -42,6 +42,10 @@ pub enum Topic {
     Role,
     /// A trigger is gone, or doesn't fire.
     Trigger,
+    /// Rows are hidden from bridges.
+    Hidden,
+    /// No bridge is connected, or one is not ready.
+    Bridges,
     /// Rows that are delivered may not be marked.
     Marks,
     /// The clocks are apart.
@@ -97,6 +101,8 @@ impl Topic {
             Self::Create => "create",
             Self::Role => "role",
             Self::Trigger => "trigger",
+            Self::Hidden => "hidden-rows",
+            Self::Bridges => "bridges",
             Self::Marks => "marks",
             Self::Clock => "clock",
             Self::Queue => "queue",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Row, types::Type};
+use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use super::finding::{Cure, Finding, Topic};
 use crate::{
@@ -19,17 +19,24 @@ const BEHIND: f64 = 3.0;
 /// `autovacuum_freeze_max_age`, which this is a multiple of.
 const UNFROZEN: f64 = 1.5;
 
-/// Whether somebody keeps the queue of notifications from being emptied.
+/// Whether somebody keeps the queue of notifications from being emptied; and that it
+/// could not be seen.
 pub(super) async fn queue(
     client: &Borrowed,
     thresholds: &Thresholds,
-) -> Result<Option<Finding>, SchemaError> {
-    let row = client
-        .query_typed_one(include_str!("../../sql/queue.sql"), &[])
-        .await?;
+) -> Result<(Option<Finding>, Option<String>), SchemaError> {
+    let query = include_str!("../../sql/queue.sql");
+    let row = match client.query_typed_one(query, &[]).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let unseen = "how full the queue of notifications is: this role may not call \
+                          pg_notification_queue_usage()";
+            return Ok((None, Some(unseen.to_owned())));
+        }
+        row => row?,
+    };
     let percent = row.try_get::<_, f64>("usage")? * 100.0;
     if percent <= thresholds.max_queue {
-        return Ok(None);
+        return Ok((None, None));
     }
     let holder: Option<String> = row.try_get("holder")?;
     let cure = match (row.try_get("cure")?, &holder) {
@@ -43,16 +50,18 @@ pub(super) async fn queue(
     let holder = holder.map_or_else(String::new, |holder| {
         format!("; the oldest transaction, which may be who holds it, is {holder}")
     });
-    Ok(Some(Finding::wrong(
+    let finding = Finding::wrong(
         Topic::Queue,
         format!("the server's queue of notifications is {percent:.4} % full{holder}"),
         format!(
-            "{} % at most: one that is read is empty within milliseconds, and when it is full, \
-             INSERTs that ring fail",
+            "{} % at most: one that is read is empty within milliseconds. Above 50 % INSERTs don't \
+             ring, so rows are found up to a second late; at 100 % every commit that notifies \
+             fails, in all applications of the server",
             thresholds.max_queue
         ),
         cure,
-    )))
+    );
+    Ok((Some(finding), None))
 }
 
 /// Who keeps VACUUM from removing what is dead; and what could not be seen.

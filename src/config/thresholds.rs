@@ -15,7 +15,8 @@ pub struct Thresholds {
     #[arg(long, default_value = "5s", value_parser = duration_between::<0, 3_600>)]
     pub max_clock_skew: Duration,
     /// How full the server's queue of notifications may be, in percent. One that
-    /// is read is empty within milliseconds; one that is full fails INSERTs
+    /// is read is empty within milliseconds; above 50 rows are found late, and at 100
+    /// every commit that notifies fails
     #[arg(long, default_value_t = 1.0, value_parser = percent)]
     pub max_queue: f64,
     /// How long a transaction may stay open: as long as it does, VACUUM removes
@@ -31,6 +32,9 @@ pub struct Thresholds {
     /// those of a busy minute
     #[arg(long, default_value_t = 100_000)]
     pub max_dead_rows: i64,
+    /// How long rows may wait while no bridge is connected: longer than a restart
+    #[arg(long, default_value = "10m", value_parser = duration_between::<0, 31_536_000>)]
+    pub max_wait: Duration,
     /// How far this machine's clock is set forward. So that a test need not set it
     #[arg(long, hide = true, default_value = "0s", value_parser = duration_between::<0, 3_600>)]
     pub clock_ahead: Duration,

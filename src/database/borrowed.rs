@@ -83,10 +83,34 @@ impl Borrowed {
         })
     }
 
-    /// The same with queries that the server ends after this time.
-    pub fn limited(mut self, limit: Duration) -> Self {
-        self.begin += &format!("set local statement_timeout = {};", limit.as_millis());
-        self
+    /// Runs a query that always returns one row, and that the server ends after this time.
+    ///
+    /// # Errors
+    ///
+    /// What Postgres answers.
+    pub async fn query_one_within(&self, limit: Duration, query: &str) -> Result<Row, Error> {
+        let begin = self.begin_within(limit);
+        in_transaction(
+            &self.client,
+            &begin,
+            self.client.query_typed_one(query, &[]),
+        )
+        .await
+    }
+
+    /// The same for a query that returns any number of rows.
+    ///
+    /// # Errors
+    ///
+    /// What Postgres answers.
+    pub async fn query_within(&self, limit: Duration, query: &str) -> Result<Vec<Row>, Error> {
+        let begin = self.begin_within(limit);
+        in_transaction(&self.client, &begin, self.client.query_typed(query, &[])).await
+    }
+
+    fn begin_within(&self, limit: Duration) -> String {
+        let limit = limit.as_millis();
+        format!("{}set local statement_timeout = {limit};", self.begin)
     }
 }
 

@@ -12,16 +12,22 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::watch::Watch;
 use crate::{
+    crash_sign::CrashSign,
     database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
-    history::{History, Incarnation},
+    history::{History, Incarnation, Since},
     reader::{self, Ringing},
     schema::SchemaName,
     sql::Sql,
+    visibility::{self, Hidden, Readers},
 };
 
 /// A look that takes longer than this costs the connection: it is a matter of
 /// milliseconds, so the server or the network is gone.
 pub const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Tables without which no session begins. What hides rows of others is found by the
+/// look after the doorbell.
+const NEEDED: [&str; 2] = ["notifications", "tidings_incarnation"];
 
 /// Why a session ended or did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +65,31 @@ pub enum ListenError {
         /// Who is connected.
         role: String,
     },
+    /// Nothing tells that the server has crashed.
+    #[error(
+        "there is no table tidings_incarnation in the schema {0}, which `tidings migrate` made: \
+         restore it"
+    )]
+    NoIncarnation(SchemaName),
+    /// This role may not read it, or not begin an incarnation.
+    #[error(
+        "{role} may not use the table {table}, which tells that Postgres has crashed: `grant \
+         select, insert on table {table} to {role}`"
+    )]
+    MayNotNotice {
+        /// The table.
+        table: String,
+        /// Who is connected.
+        role: String,
+    },
+    /// Rows of a table are hidden from the bridge.
+    #[error("{0}")]
+    Hidden(Hidden),
     /// The table is not the one that the session listens for.
     #[error("the table notifications was made anew")]
     OtherTable,
     /// The session outlived what it was opened in.
-    #[error("the server's statistics were reset, which is taken for a crash")]
+    #[error("the table tidings_incarnation was emptied, which is taken for a crash of Postgres")]
     OtherIncarnation,
 }
 
@@ -116,15 +142,19 @@ impl Session {
         database::settle_listener(&client).await?;
         let table = schema.qualified("notifications");
         let sequence = schema.qualified("tidings_bell");
+        let incarnation = schema.qualified("tidings_incarnation");
         let row = client
-            .query_one(include_str!("../../sql/session.sql"), &[&table, &sequence])
+            .query_one(
+                include_str!("../../sql/session.sql"),
+                &[&table, &sequence, &incarnation],
+            )
             .await?;
         if row.try_get("standby")? {
             return Err(ListenError::Standby(url.to_string()));
         }
         let table: Option<u32> = row.try_get("table_oid")?;
         let table = table.ok_or_else(|| ListenError::NoTable(schema.clone()))?;
-        let role = row.try_get("role")?;
+        let role: String = row.try_get("role")?;
         match row.try_get("may_ring")? {
             Some(true) => {}
             Some(false) => {
@@ -132,12 +162,25 @@ impl Session {
             }
             None => return Err(ListenError::NoBell(schema.clone())),
         }
+        match row.try_get("may_notice")? {
+            _ if sql.sign == CrashSign::Statistics => {}
+            Some(true) => {}
+            Some(false) => {
+                let table = incarnation;
+                return Err(ListenError::MayNotNotice { table, role });
+            }
+            None => return Err(ListenError::NoIncarnation(schema.clone())),
+        }
+        // Before the first statement that it would fail or deceive.
+        let hidden = visibility::examine(&client, schema, Readers::Session).await?;
+        let is_needed =
+            |hidden: &Hidden| hidden.stops_delivery() && NEEDED.contains(&hidden.relation.as_str());
+        if let Some(hidden) = hidden.into_iter().find(is_needed) {
+            return Err(ListenError::Hidden(hidden));
+        }
         let history = History {
             system_identifier: row.try_get("system_identifier")?,
-            incarnation: Incarnation {
-                timeline: row.try_get("timeline")?,
-                since: row.try_get("since")?,
-            },
+            incarnation: begin_incarnation(&client, sql).await?,
         };
         // The trigger names the channel after the table, so that two
         // installations in one database don't hear each other.
@@ -167,9 +210,14 @@ impl Session {
     }
 
     /// Has writers leave the bell unrung, as far as this bridge is concerned.
+    ///
+    /// If the server's notification queue is full, the bridges that sleep are not
+    /// rung for: they find what has changed within a second.
     pub async fn wake(&self) -> Result<(), tokio_postgres::Error> {
-        self.client.query(&self.wake, &[&self.table]).await?;
-        Ok(())
+        match self.client.query(&self.wake, &[&self.table]).await {
+            Err(error) if !database::is_queue_full(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Waits for the bell. Who is awake needs none.
@@ -184,6 +232,12 @@ impl Session {
     /// query's.
     pub async fn failed(self, error: ListenError, schema: &SchemaName) -> ListenError {
         match error {
+            ListenError::Postgres(error) if database::is_row_security(&error) => {
+                match self.hidden(schema).await {
+                    Some(hidden) => ListenError::Hidden(hidden),
+                    None => ListenError::Postgres(error),
+                }
+            }
             ListenError::Postgres(_) if self.client.is_closed() => {
                 ListenError::Lost(self.driver.await.ok().flatten())
             }
@@ -193,4 +247,26 @@ impl Session {
             error => error,
         }
     }
+}
+
+impl Session {
+    /// What keeps this bridge from seeing all rows, as far as that can be found out.
+    async fn hidden(&self, schema: &SchemaName) -> Option<Hidden> {
+        let examining = visibility::examine(&self.client, schema, Readers::Session);
+        let hidden = timeout(LOOK_LIMIT, examining).await.ok()?.ok()?;
+        hidden.into_iter().find(Hidden::stops_delivery)
+    }
+}
+
+/// The incarnation of the server; begins one, if a crash has ended the one before.
+async fn begin_incarnation(
+    client: &Client,
+    sql: &Sql,
+) -> Result<Incarnation, tokio_postgres::Error> {
+    let known = reader::read_incarnation(&client.query_one(&sql.incarnation, &[]).await?)?;
+    if known.since != Since::NONE {
+        return Ok(known);
+    }
+    client.execute(&sql.begin_incarnation, &[]).await?;
+    reader::read_incarnation(&client.query_one(&sql.incarnation, &[]).await?)
 }

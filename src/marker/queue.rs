@@ -53,6 +53,9 @@ const COLLECT_DOUBLINGS: u32 = 4;
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
+/// Why rows that can't be marked are stuck, where no statement has failed.
+const LOCKED: &str = "other sessions have locked them, or a trigger suppresses the update";
+
 /// Rows that are due within this time are tried together: thousands that were
 /// locked one after the other would else cost a statement each.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -384,7 +387,7 @@ impl Queue {
         let (locked, rows) = (self.locked.count, self.held.len());
         let error = self.error.as_deref().unwrap_or_default();
         let reason = match (locked, rows - locked) {
-            (_, 0) => "other sessions have locked them".to_owned(),
+            (_, 0) => LOCKED.to_owned(),
             (0, _) => error.to_owned(),
             (_, failing) => format!("other sessions have locked {locked}; {failing} fail: {error}"),
         };
@@ -824,7 +827,7 @@ mod tests {
         world.run_for(RETRY_LONGEST);
         assert_eq!(world.marked.len(), 4_999);
         let stuck = world.queue.stuck().expect("the locked one");
-        assert_eq!(stuck.reason, "other sessions have locked them");
+        assert_eq!(stuck.reason, LOCKED);
     }
 
     #[test]

@@ -110,13 +110,16 @@ impl Stage {
         let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
         let system = "select system_identifier from pg_control_system()";
         let system = owner.query_one(system, &[]).await.expect(system);
+        let sql = Sql::new(&SchemaName::public());
         Self {
             writers,
             owner,
             bridge: database.bridge().connect().await,
-            incarnation: reader::incarnation(&pool).await.expect("an incarnation"),
+            incarnation: reader::incarnation(&pool, &sql)
+                .await
+                .expect("an incarnation"),
             pool,
-            sql: Sql::new(&SchemaName::public()),
+            sql,
             system_identifier: system.get(0),
             opened: None,
             seen: Vec::new(),

@@ -280,6 +280,43 @@ async fn at_version(version: i32) -> Database {
     database
 }
 
+/// A role that was granted by name what bridges used before, and not `tidings_bridge`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_was_granted_its_rights_by_name_gets_those_of_new_migrations() {
+    let database = at_version(14).await;
+    database
+        .superuser()
+        .execute(
+            "create role bridge_by_name login; \
+             grant select on notifications, stream_tickets, tidings_schema_history \
+               to bridge_by_name; \
+             grant execute on function tidings_disconnections_page, tidings_pruned_through \
+               to bridge_by_name; \
+             grant update (sent_at) on notifications to bridge_by_name; \
+             grant select, update on sequence tidings_bell to bridge_by_name",
+        )
+        .await;
+    database.migrate().await;
+    // What earlier bridges know as the present incarnation is that of new ones.
+    database
+        .until(
+            "select (select since from tidings_incarnation) \
+             = (select stats_reset from pg_stat_bgwriter)",
+        )
+        .await;
+    database
+        .until(
+            "select has_table_privilege('bridge_by_name', 'tidings_incarnation', 'select') \
+               and has_table_privilege('bridge_by_name', 'tidings_incarnation', 'insert') \
+               and not has_table_privilege('bridge_by_name', 'tidings_incarnation', 'update, delete') \
+               and has_function_privilege('bridge_by_name', \
+                 'tidings_report_readiness(text, text, text)', 'execute')",
+        )
+        .await;
+    let bridge = Bridge::start(&database.as_role("bridge_by_name")).await;
+    bridge.until_ready_is(200).await;
+}
+
 /// Until a session waits for a lock.
 const WAITS: &str = "select exists (select from pg_locks where not granted and database = \
     (select oid from pg_database where datname = current_database()))";

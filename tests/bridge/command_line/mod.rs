@@ -2,6 +2,7 @@
 //! it prints and how it ends is looked at.
 
 mod bad_settings;
+mod bridges;
 mod dry_run;
 mod errands;
 mod health;
@@ -13,6 +14,7 @@ mod state;
 mod tail;
 mod terminals;
 mod uninstall;
+mod visibility;
 
 use std::process::Stdio;
 

@@ -140,6 +140,22 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "select on table public.tidings_reopened",
         ),
         (
+            "revoke execute on function tidings_report_readiness from tidings_bridge",
+            "tidings_report_readiness",
+        ),
+        (
+            "revoke insert on tidings_incarnation from tidings_bridge",
+            "insert on table public.tidings_incarnation",
+        ),
+        (
+            "revoke select on tidings_incarnation from tidings_bridge",
+            "select on table public.tidings_incarnation",
+        ),
+        (
+            "revoke execute on function pg_notification_queue_usage() from public, tidings_bridge",
+            "pg_notification_queue_usage()",
+        ),
+        (
             "revoke execute on function pg_control_system() from public, tidings_bridge",
             "pg_control_system()",
         ),

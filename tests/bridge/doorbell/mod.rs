@@ -9,6 +9,7 @@ mod bell;
 mod bridges;
 mod flapping;
 mod midway;
+mod queue;
 mod rings;
 mod strangers;
 mod transactions;

@@ -1,59 +1,84 @@
-//! What the bridge recognises a crash of Postgres by: `stats_reset` of
-//! `pg_stat_bgwriter` is another one after each crash recovery, and the same
-//! after a restart in order.
+//! What the bridge recognizes a crash of Postgres by: crash recovery empties an
+//! unlogged table, and neither a restart in order nor a reset of the server's
+//! statistics does.
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::cluster::{Cluster, Shutdown};
+use tidings::cluster::Shutdown;
 
-use crate::support::database::{Database, start_cluster};
+use crate::support::{
+    bridge::Bridge,
+    database::{Database, start_cluster},
+};
 
-const INCARNATION: &str = "select stats_reset::text from pg_stat_bgwriter";
-
-async fn incarnation(cluster: &Cluster) -> String {
-    let client = Database::at(cluster.url("postgres"))
-        .superuser()
-        .connect()
-        .await;
-    let row = client.query_one(INCARNATION, &[]).await;
-    row.expect(INCARNATION).get(0)
+/// Begins an incarnation, if there is none, and tells it, as bridges do.
+async fn incarnation(database: &Database) -> String {
+    let client = database.bridge().connect().await;
+    let begin = include_str!("../../../sql/begin_incarnation.sql").replace(":\"schema\"", "public");
+    client.batch_execute(&begin).await.expect("an incarnation");
+    let read = "select since::text from tidings_incarnation";
+    client.query_one(read, &[]).await.expect(read).get(0)
 }
 
 fn kill_hard(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
 }
 
+/// Everything that throws statistics away, as far as this server has it.
+const RESET_ALL: &str = "do $$
+    declare
+      kind text;
+    begin
+      foreach kind in array array[
+        'bgwriter', 'archiver', 'wal', 'io', 'checkpointer', 'slru', 'recovery_prefetch'
+      ] loop
+        begin
+          perform pg_stat_reset_shared(kind);
+        exception
+          when invalid_parameter_value then null;
+        end;
+      end loop;
+      if current_setting('server_version_num')::int >= 170000 then
+        execute 'select pg_stat_reset_shared()';
+      end if;
+      perform pg_stat_reset_slru(null);
+      perform pg_stat_reset();
+    end $$";
+
 #[tokio::test(flavor = "multi_thread")]
-async fn each_crash_recovery_shows_and_a_restart_in_order_does_not() {
+async fn each_crash_recovery_shows_and_neither_a_restart_in_order_nor_a_reset_does() {
     let mut cluster = start_cluster().await;
-    let first = incarnation(&cluster).await;
+    let database = Database::migrated_in(&cluster).await;
+    let first = incarnation(&database).await;
     cluster.restart(Shutdown::Fast).await.expect("a restart");
-    assert_eq!(incarnation(&cluster).await, first, "a fast restart");
+    assert_eq!(incarnation(&database).await, first, "a fast restart");
+    database.superuser().execute(RESET_ALL).await;
+    assert_eq!(incarnation(&database).await, first, "a reset of statistics");
 
     cluster
         .restart(Shutdown::Immediate)
         .await
         .expect("a restart");
-    let second = incarnation(&cluster).await;
+    let second = incarnation(&database).await;
     assert_ne!(second, first, "an immediate restart");
 
     kill_hard(cluster.postmaster_pid().expect("a server"));
     cluster.restart(Shutdown::Fast).await.expect("a restart");
-    let third = incarnation(&cluster).await;
+    let third = incarnation(&database).await;
     assert_ne!(third, second, "a killed server");
 
     // The server itself goes on and starts anew at the same time: it says so
     // by ending every other session.
-    let database = Database::at(cluster.url("postgres")).superuser();
+    let superuser = database.superuser();
     let (client, connection) =
-        tokio_postgres::connect(&database.connection_string(), tokio_postgres::NoTls)
+        tokio_postgres::connect(&superuser.connection_string(), tokio_postgres::NoTls)
             .await
             .expect("a witness");
     let witness = tokio::spawn(connection);
     let own = "select pg_backend_pid()";
-    let victim = database.connect().await;
+    let victim = superuser.connect().await;
     let pid: i32 = victim.query_one(own, &[]).await.expect(own).get(0);
     kill_hard(pid);
     assert!(
@@ -63,9 +88,81 @@ async fn each_crash_recovery_shows_and_a_restart_in_order_does_not() {
     drop(client);
     // Accepts connections again.
     database.until_accepts().await;
-    let fourth = incarnation(&cluster).await;
+    let fourth = incarnation(&database).await;
     assert_ne!(fourth, third, "a killed session");
 
     cluster.restart(Shutdown::Fast).await.expect("a restart");
-    assert_eq!(incarnation(&cluster).await, fourth, "a fast restart");
+    assert_eq!(incarnation(&database).await, fourth, "a fast restart");
+}
+
+/// All bridges agree on the incarnation that one of them has begun.
+#[tokio::test(flavor = "multi_thread")]
+async fn bridges_that_come_back_from_a_crash_at_once_begin_one_incarnation() {
+    let mut cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
+    let bridges = [
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+    ];
+    cluster
+        .restart(Shutdown::Immediate)
+        .await
+        .expect("a restart");
+    let mut tabs = Vec::new();
+    for bridge in &bridges {
+        bridge.until_ready_is(200).await;
+        tabs.push(bridge.connect_live("alice").await);
+    }
+    database
+        .execute("select send_notification('alice', 'after')")
+        .await;
+    for tab in &mut tabs {
+        assert_eq!(tab.next_event().await.data, "after");
+    }
+    database
+        .until("select bool_and(sent) and count(*) = 1 from notifications")
+        .await;
+    assert_eq!(
+        database
+            .ids("select count(*) from tidings_incarnation")
+            .await,
+        [1]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_of_statistics_ends_no_stream_and_loses_no_mark() {
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    // Of a user who has logged out and in again that day.
+    let first = bridge.connect_live("alice").await;
+    database.execute("select disconnect_user('alice')").await;
+    bridge.until_connections(0).await;
+    drop(first);
+    let mut tab = bridge.connect_live("alice").await;
+    for n in 0..20 {
+        // Beside rows whose marks are being written.
+        database
+            .execute(&format!("select send_notification('alice', 'row {n}')"))
+            .await;
+        database.superuser().execute(RESET_ALL).await;
+        assert_eq!(tab.next_event().await.data, format!("row {n}"));
+    }
+    database
+        .until("select bool_and(sent) and count(*) = 20 from notifications")
+        .await;
+    // The next logout is read all the same; until then nothing has ended.
+    assert_eq!(bridge.connections(), 1);
+    let metrics = bridge.admin("/metrics").await.text().await;
+    for line in [
+        "tidings_listener_reconnects_total 0",
+        "tidings_lost_marks_total 0",
+        "tidings_connections_opened_total 2",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    database.execute("select disconnect_user('alice')").await;
+    bridge.until_connections(0).await;
 }

@@ -22,3 +22,4 @@ mod soak;
 mod standby;
 mod subscription;
 mod undeliverable;
+mod visibility;

@@ -52,9 +52,9 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
     database
         .execute("select send_notification('alice', 'hello'), send_notification('bob', 'hello')")
         .await;
-    let client = database.connect().await;
+    let client = database.bridge().connect().await;
     let since: Since = client
-        .query_one("select stats_reset from pg_stat_bgwriter", &[])
+        .query_one("select since from tidings_incarnation", &[])
         .await
         .expect("a time")
         .get(0);

@@ -33,7 +33,9 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
     hub.start(Tail {
         history: History {
             system_identifier: 7,
-            incarnation: reader::incarnation(&pool).await.expect("an incarnation"),
+            incarnation: reader::incarnation(&pool, &sql)
+                .await
+                .expect("an incarnation"),
         },
         position: Arc::new(start.expect("a start").0),
         safe: Xid::default(),

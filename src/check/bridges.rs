@@ -1,0 +1,133 @@
+//! Whether bridges are connected, and do what they are for.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+use super::finding::{Cure, Finding, Topic};
+use crate::{
+    config::Thresholds,
+    database::{Borrowed, Queries},
+    schema::{SchemaError, SchemaName},
+};
+
+/// A bridge reports every ten seconds. One that has been silent for so long hangs, or
+/// can't write.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
+/// How long counting what waits may take: it follows the number of users
+/// (`V12__seen_from_sql.sql`).
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is wrong with the bridges that are connected, or that none is; and what could
+/// not be found out.
+pub(super) async fn bridges(
+    client: &Borrowed,
+    schema: &SchemaName,
+    thresholds: &Thresholds,
+) -> Result<(Vec<Finding>, Option<String>), SchemaError> {
+    let connected = schema.fill(include_str!("../../sql/bridges_readiness.sql"));
+    let connected = match client.query_typed(&connected, &[]).await {
+        Ok(connected) => connected,
+        Err(error) if is_out_of_sight(&error) => {
+            let unseen = "which bridges are connected: this role may not read tidings_bridges, or \
+                          the schema is too old";
+            return Ok((Vec::new(), Some(unseen.to_owned())));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if connected.is_empty() {
+        return nobody(client, schema, thresholds).await;
+    }
+    let mut findings = Vec::new();
+    for row in &connected {
+        let (address, silent): (String, f64) = (row.try_get("address")?, row.try_get("silent")?);
+        let readiness: Option<String> = row.try_get("readiness")?;
+        let silent = Duration::try_from_secs_f64(silent).unwrap_or_default();
+        if silent > SILENT_FOR {
+            let silent = humantime::format_duration(Duration::from_secs(silent.as_secs()));
+            findings.push(Finding::wrong(
+                Topic::Bridges,
+                format!("the bridge at {address} is connected and has not reported for {silent}"),
+                "a report every 10 s: a bridge that is silent hangs, or its role can't write",
+                Cure::Advice(
+                    "look at its log and at GET /health/ready of its admin address; restart it if \
+                     it doesn't answer"
+                        .to_owned(),
+                ),
+            ));
+        } else if let Some(readiness) = readiness.filter(|readiness| is_trouble(readiness)) {
+            let reason: Option<String> = row.try_get("reason")?;
+            let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+            findings.push(Finding::wrong(
+                Topic::Bridges,
+                format!("the bridge at {address} is not ready ({readiness}){reason}"),
+                "bridges that are ready: others don't deliver all rows, or can't mark what they \
+                 have delivered, so that it is sent again",
+                Cure::Advice(
+                    "do what the reason, the other findings, and docs/operations/runbooks.md say; \
+                     the bridge goes on by itself then"
+                        .to_owned(),
+                ),
+            ));
+        }
+    }
+    Ok((findings, None))
+}
+
+/// No bridge is connected: whether rows wait for one.
+async fn nobody(
+    client: &Borrowed,
+    schema: &SchemaName,
+    thresholds: &Thresholds,
+) -> Result<(Vec<Finding>, Option<String>), SchemaError> {
+    let pending = schema.fill(include_str!("../../sql/pending.sql"));
+    let pending = match client.query_one_within(COUNT_LIMIT, &pending).await {
+        Ok(pending) => pending,
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+            let limit = COUNT_LIMIT.as_secs();
+            let unseen = format!(
+                "no bridge is connected, and what waits for one could not be counted within {limit} s"
+            );
+            return Ok((Vec::new(), Some(unseen)));
+        }
+        Err(error) if is_out_of_sight(&error) => {
+            let unseen = "no bridge is connected, and this role may not see what waits for one";
+            return Ok((Vec::new(), Some(unseen.to_owned())));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (rows, age): (i64, Option<f64>) = (pending.try_get("pending")?, pending.try_get("age")?);
+    let age = Duration::try_from_secs_f64(age.unwrap_or_default()).unwrap_or_default();
+    if rows == 0 || age < thresholds.max_wait {
+        return Ok((Vec::new(), None));
+    }
+    let found = format!(
+        "no bridge is connected, and {rows} rows wait, the oldest for {}",
+        humantime::format_duration(Duration::from_secs(age.as_secs()))
+    );
+    let expected = format!(
+        "a bridge: nothing is delivered without one, and rows that are younger than {} may wait \
+         while it is restarted",
+        humantime::format_duration(thresholds.max_wait)
+    );
+    let cure = Cure::Command("tidings serve   # or: systemctl start tidings".to_owned());
+    let finding = Finding::wrong(Topic::Bridges, found, expected, cure);
+    Ok((vec![finding], None))
+}
+
+/// Whether a status of `/health/ready` calls for somebody.
+fn is_trouble(readiness: &str) -> bool {
+    !["ready", "draining"].contains(&readiness)
+}
+
+/// Whether this role may not read it, or it isn't there: both are told elsewhere.
+fn is_out_of_sight(error: &tokio_postgres::Error) -> bool {
+    let codes = [
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::INVALID_SCHEMA_NAME,
+    ];
+    error.code().is_some_and(|code| codes.contains(code))
+}

@@ -1,0 +1,44 @@
+//! Whether bridges see every row of their tables.
+
+use super::finding::{Cure, Finding, Topic};
+use crate::{
+    database::Borrowed,
+    schema::{SchemaError, SchemaName},
+    visibility::{self, Hidden, Kind, Readers},
+};
+
+/// What hides rows from bridges, or from the functions that they call.
+pub(super) async fn hidden(
+    client: &Borrowed,
+    schema: &SchemaName,
+) -> Result<Vec<Finding>, SchemaError> {
+    let hidden = visibility::examine(client, schema, Readers::Bridges).await?;
+    Ok(hidden.iter().map(finding).collect())
+}
+
+fn finding(hidden: &Hidden) -> Finding {
+    let expected = match hidden.kind {
+        Kind::RowSecurity => {
+            "no row-level security for the bridge's role and for the tables' owner: nothing is \
+             delivered, or no ticket is valid. `disable row level security` leaves access to GRANT; \
+             to keep it for other roles, a superuser can exempt these instead: alter role … \
+             bypassrls. A policy is not enough, because the bridge refuses to read through policies"
+        }
+        Kind::Relation => {
+            "the tables that `tidings migrate` made: something else may leave rows out"
+        }
+        Kind::Logged => {
+            "an UNLOGGED table: a crash empties it, and so bridges know that what was not on disk \
+             must be read again"
+        }
+        Kind::Rule => {
+            "no rule that rewrites what is inserted, updated or deleted there: with one, rows don't \
+             arrive, can't be marked, or are never removed"
+        }
+    };
+    let cure = match &hidden.cure {
+        Some(cure) => Cure::Sql(cure.clone()),
+        None => Cure::Advice(hidden.advice()),
+    };
+    Finding::wrong(Topic::Hidden, hidden.found(), expected, cure)
+}

@@ -1,0 +1,104 @@
+//! `check` and `status` find what hides rows from bridges; the statement that they
+//! give ends it.
+
+use super::state::{both_are_content, both_find, found_and_mended};
+use crate::support::database::Database;
+
+/// Tables of ours that the bridge's role reads itself.
+const READ_BY_BRIDGES: [&str; 5] = [
+    "notifications",
+    "stream_tickets",
+    "tidings_drained",
+    "tidings_reopened",
+    "tidings_incarnation",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_is_found_for_every_table_and_mended() {
+    let database = Database::migrated().await;
+    both_are_content(&database, &[]).await;
+    for table in READ_BY_BRIDGES {
+        let enable = format!("alter table {table} enable row level security");
+        database.superuser().execute(&enable).await;
+        let text = format!("row-level security on public.{table} applies to bridge");
+        found_and_mended(&database, &[], "hidden-rows", &text).await;
+    }
+}
+
+/// The owner, as whom the functions run, is exempt unless it is forced.
+#[tokio::test(flavor = "multi_thread")]
+async fn forced_row_level_security_is_found_for_every_table_and_mended() {
+    let database = Database::migrated().await;
+    let tables = "select relname::text from pg_class \
+                  where relnamespace = 'public'::regnamespace and relkind = 'r' \
+                  and relname <> 'tidings_schema_history'";
+    let client = database.superuser().connect().await;
+    let tables = client.query(tables, &[]).await.expect("tables");
+    assert!(tables.len() >= 9, "{}", tables.len());
+    for row in tables {
+        let table: String = row.get(0);
+        let force =
+            format!("alter table {table} enable row level security, force row level security");
+        database.superuser().execute(&force).await;
+        let text = format!("row-level security on public.{table} applies to");
+        found_and_mended(&database, &[], "hidden-rows", &text).await;
+    }
+}
+
+/// Whoever looks: it is about the bridges' roles, not about the one that asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hides_rows_from_the_bridge_is_found_by_a_superuser_too() {
+    let database = Database::migrated().await;
+    database
+        .superuser()
+        .execute(
+            "alter table notifications enable row level security; \
+             create policy bridges on notifications to tidings_bridge using (true)",
+        )
+        .await;
+    let text = "row-level security on public.notifications applies to bridge";
+    found_and_mended(&database.superuser(), &[], "hidden-rows", text).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_in_place_of_the_table_is_found_and_the_table_put_back() {
+    let database = Database::migrated().await;
+    database
+        .owner()
+        .execute(
+            "alter table notifications rename to notifications_kept; \
+             create view notifications as select * from notifications_kept where user_id <> 'alice'; \
+             grant select, update on notifications to tidings_bridge",
+        )
+        .await;
+    let text = "public.notifications is a view";
+    let cures = both_find(&database, &[], "hidden-rows", text).await;
+    for cure in cures.iter().filter(|cure| cure.contains(" rename to ")) {
+        database.superuser().execute(cure).await;
+    }
+    both_are_content(&database, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_rewrite_what_is_written_are_found_and_mended() {
+    let database = Database::migrated().await;
+    for rule in [
+        "on update to notifications do instead nothing",
+        "on insert to notifications do instead nothing",
+        "on delete to notifications do instead nothing",
+    ] {
+        let create = format!("create rule quiet as {rule}");
+        database.superuser().execute(&create).await;
+        let text = "the rule quiet on public.notifications";
+        found_and_mended(&database, &[], "hidden-rows", text).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_of_crashes_that_survives_them_is_found_and_mended() {
+    let database = Database::migrated().await;
+    let set = "alter table tidings_incarnation set logged";
+    database.superuser().execute(set).await;
+    let text = "public.tidings_incarnation is not UNLOGGED";
+    found_and_mended(&database, &[], "hidden-rows", text).await;
+}

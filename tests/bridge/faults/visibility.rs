@@ -1,0 +1,213 @@
+//! What hides rows from the bridge turns readiness red with a reason that ends it,
+//! and nothing is lost meanwhile.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{
+    bridge::{Bridge, serve_options},
+    database::Database,
+    event_source::get,
+    process::{Served, refusal},
+};
+
+/// How soon readiness must be red.
+const RED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Breaks something, and returns the statement that readiness then gives, which is
+/// the first between backquotes.
+async fn cure_after(bridge: &Bridge, database: &Database, breaking: &str, found: &str) -> String {
+    let broken_at = Instant::now();
+    database.superuser().execute(breaking).await;
+    loop {
+        let body = bridge.until_ready_is(503).await.text().await;
+        assert!(broken_at.elapsed() < RED_WITHIN, "{breaking}: {body}");
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        let reason = body["reason"].as_str().expect("a reason");
+        // At first it may only know that the query failed.
+        if let Some(cure) = reason.split('`').nth(1).filter(|_| reason.contains(found)) {
+            assert_eq!(body["status"], "deaf", "{body}");
+            return cure.to_owned();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_on_any_table_of_the_bridge_is_told_of_and_loses_nothing() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut tab = bridge.connect_live("alice").await;
+    for (round, table) in [
+        "notifications",
+        "stream_tickets",
+        "tidings_drained",
+        "tidings_reopened",
+        "tidings_incarnation",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let enable = format!("alter table {table} enable row level security");
+        let found = format!("row-level security on public.{table} applies to bridge");
+        let cure = cure_after(&bridge, &database, &enable, &found).await;
+        database
+            .owner()
+            .execute(&format!("select send_notification('alice', 'row {round}')"))
+            .await;
+        database.owner().execute(&cure).await;
+        assert_eq!(tab.next_event().await.data, format!("row {round}"));
+        bridge.until_ready_is(200).await;
+    }
+    database
+        .until("select bool_and(sent) from notifications")
+        .await;
+}
+
+/// A policy that lets all rows pass doesn't help: the bridge can't know that.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_with_a_policy_is_told_of_as_well() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let secure = "alter table notifications enable row level security; \
+                  create policy bridges on notifications to tidings_bridge using (user_id <> 'alice')";
+    let found = "row-level security on public.notifications applies to bridge";
+    let cure = cure_after(&bridge, &database, secure, found).await;
+    database.owner().execute(&cure).await;
+    bridge.until_ready_is(200).await;
+}
+
+/// It applies to the owner then, as whom the functions run.
+#[tokio::test(flavor = "multi_thread")]
+async fn forced_row_level_security_is_told_of() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    for table in ["tidings_disconnections", "tidings_pruned", "notifications"] {
+        let force =
+            format!("alter table {table} enable row level security, force row level security");
+        let found = format!("row-level security on public.{table} applies to");
+        let cure = cure_after(&bridge, &database, &force, &found).await;
+        database.owner().execute(&cure).await;
+        bridge.until_ready_is(200).await;
+    }
+}
+
+/// Who bypasses it, or owns the tables, sees all rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_that_does_not_apply_to_the_bridge_is_no_trouble() {
+    let database = Database::migrated().await;
+    let enable = "alter table notifications enable row level security; \
+                  alter table stream_tickets enable row level security";
+    database.superuser().execute(enable).await;
+    let bridge = Bridge::start(&database.owner()).await;
+    let mut tab = bridge.connect_live("alice").await;
+    database
+        .owner()
+        .execute("select send_notification('alice', 'seen')")
+        .await;
+    assert_eq!(tab.next_event().await.data, "seen");
+    bridge.until_ready_is(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_in_place_of_the_table_is_told_of_and_what_it_hid_is_delivered_after() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut tab = bridge.connect_live("alice").await;
+    let replace = "alter table notifications rename to notifications_kept; \
+                   create view notifications as \
+                     select * from notifications_kept where user_id <> 'alice'; \
+                   grant select, update on notifications to tidings_bridge; \
+                   insert into notifications_kept (user_id, text) values ('alice', 'hidden')";
+    let found = "public.notifications is a view";
+    let cure = cure_after(&bridge, &database, replace, found).await;
+    database.superuser().execute(&cure).await;
+    assert_eq!(tab.next_event().await.data, "hidden");
+    bridge.until_ready_is(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_of_crashes_that_would_survive_them_is_told_of() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut tab = bridge.connect_live("alice").await;
+    let set = "alter table tidings_incarnation set logged";
+    let found = "public.tidings_incarnation is not UNLOGGED";
+    let cure = cure_after(&bridge, &database, set, found).await;
+    database.superuser().execute(&cure).await;
+    bridge.until_ready_is(200).await;
+    // Emptied, it is taken for a crash, which costs no row.
+    database
+        .execute("select send_notification('alice', 'after')")
+        .await;
+    assert_eq!(tab.next_event().await.data, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_would_not_see_all_rows_says_so_instead_of_starting() {
+    let database = Database::migrated().await;
+    let enable = "alter table notifications enable row level security";
+    database.superuser().execute(enable).await;
+    let refused = refusal(&database, &[]).await;
+    assert!(
+        refused.contains("`tidings check` has the statement"),
+        "{refused}"
+    );
+    assert!(refused.contains("notifications"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_why_tickets_cannot_be_looked_up() {
+    let database = Database::migrated().await;
+    let mut bridge = Served::start(&database, &["--tickets=on"]).await;
+    let client = database.connect().await;
+    let ticket = "select create_stream_ticket('alice')";
+    let ticket: String = client.query_one(ticket, &[]).await.expect(ticket).get(0);
+    let enable = "alter table stream_tickets enable row level security";
+    database.superuser().execute(enable).await;
+    let path = format!("/stream?ticket={ticket}");
+    let answer = get(bridge.address(), &path, &[]).await.expect("an answer");
+    // Not a 401, after which a browser would give up.
+    assert_eq!(answer.status(), 503);
+    let line = bridge.until_logged("WARN", "could not look up").await;
+    let line = line.to_string();
+    assert!(
+        line.contains("row-level security would hide rows"),
+        "{line}"
+    );
+    bridge
+        .until_logged(
+            "ERROR",
+            "alter table public.stream_tickets disable row level security",
+        )
+        .await;
+    let disable = "alter table stream_tickets disable row level security";
+    database.superuser().execute(disable).await;
+    bridge.until_ready_is(200).await;
+    let answer = get(bridge.address(), &path, &[]).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+}
+
+/// What removes old rows must not take hidden rows for none.
+#[tokio::test(flavor = "multi_thread")]
+async fn pruning_says_that_row_level_security_hides_rows() {
+    let database = Database::migrated().await;
+    let force = "alter table notifications enable row level security, force row level security";
+    database.superuser().execute(force).await;
+    let options = serve_options(&database, &[]);
+    let url = options.database.url().expect("a URL");
+    let month = Duration::from_secs(30 * 24 * 60 * 60);
+    let schema = tidings::schema::SchemaName::public();
+    let prune = tidings::retention::Prune::open(&url, &schema, month).await;
+    let error = prune
+        .expect("a session")
+        .batch()
+        .await
+        .expect_err("hidden rows");
+    let error = error.to_string();
+    assert!(
+        error.contains("row-level security would hide rows"),
+        "{error}"
+    );
+    assert!(!error.contains("grant execute"), "{error}");
+}
