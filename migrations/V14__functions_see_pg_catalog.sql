@@ -211,7 +211,7 @@ exception
 end
 $$;
 
--- It keeps no search path, since it ends its transactions: all names in it are
+-- It has no search path of its own, since it ends its transactions: all names in it are
 -- qualified, operators too.
 create or replace procedure :"schema".tidings_prune(sent_before interval, batch int default 500)
 language plpgsql
