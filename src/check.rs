@@ -6,8 +6,10 @@
 mod clock;
 mod configuration;
 mod finding;
+mod locks;
 mod marks;
 mod path;
+mod prune;
 mod rights;
 mod running;
 mod schema;
@@ -105,6 +107,12 @@ pub async fn state(
     report
         .findings
         .extend(marks::obstacles(client, schema).await?);
+    report
+        .findings
+        .extend(locks::strangers(client, schema).await?);
+    report
+        .findings
+        .extend(prune::obstacles(client, schema).await?);
     report
         .findings
         .extend(clock::skew(client, thresholds).await?);

@@ -17,7 +17,7 @@ use tidings::{
     },
     dev, direct, errand, manual,
     prune::{self, Outcome, Progress},
-    retention::{self, Prune},
+    retention::{self, Prune, Retry},
     schema, settings,
     shutdown::Shutdown,
     status, tail, telemetry,
@@ -178,7 +178,7 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
         return Ok(writeln!(io::stdout(), "{prunable}")?);
     }
     let shutdown = Shutdown::watch(UNFINISHED)?;
-    let opening = Prune::open(&url, schema, sent_for);
+    let opening = Prune::open(&url, schema, sent_for, Retry::All);
     let outcome = match shutdown.unless_requested(opening).await {
         None => Outcome::Stopped(0),
         Some(prune) => {
@@ -187,7 +187,12 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
         }
     };
     match outcome {
-        Outcome::Done(rows) => Ok(writeln!(io::stdout(), "{} removed", prune::rows(rows))?),
+        Outcome::Done { removed, failures } => {
+            if let Some(complaint) = prune::complaint(&failures) {
+                tracing::warn!("{complaint}");
+            }
+            Ok(writeln!(io::stdout(), "{} removed", prune::rows(removed))?)
+        }
         Outcome::Stopped(rows) => {
             let rows = prune::rows(rows);
             Err(format!("stopped with {rows} removed; there may be more to remove").into())

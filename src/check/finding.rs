@@ -40,6 +40,10 @@ pub enum Topic {
     Trigger,
     /// Rows that are delivered may not be marked.
     Marks,
+    /// Somebody else holds a lock of ours.
+    Lock,
+    /// Old rows may not be removed.
+    Prune,
     /// The clocks are apart.
     Clock,
     /// Nobody empties the queue of notifications.
@@ -92,6 +96,8 @@ impl Topic {
             Self::Role => "role",
             Self::Trigger => "trigger",
             Self::Marks => "marks",
+            Self::Lock => "lock",
+            Self::Prune => "prune",
             Self::Clock => "clock",
             Self::Queue => "queue",
             Self::Horizon => "horizon",

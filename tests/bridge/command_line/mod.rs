@@ -3,7 +3,9 @@
 
 mod dry_run;
 mod errands;
+mod locks;
 mod manual;
+mod prune;
 mod rights;
 mod settings;
 mod state;

@@ -12,14 +12,14 @@ use crate::support::{
 };
 
 /// What both commands say.
-async fn both(database: &Database, more: &[&str]) -> [(&'static str, Said); 2] {
+pub(super) async fn both(database: &Database, more: &[&str]) -> [(&'static str, Said); 2] {
     let arguments = ["check", "status"].map(|command| [&[command, "--json"], more].concat());
     let [check, status] = &arguments;
     let (check, status) = tokio::join!(run(database, check), run(database, status));
     [("check", check), ("status", status)]
 }
 
-fn findings(said: &Said) -> Vec<Value> {
+pub(super) fn findings(said: &Said) -> Vec<Value> {
     let json = said.json();
     let report = if json["check"].is_object() {
         &json["check"]
@@ -33,7 +33,12 @@ fn findings(said: &Said) -> Vec<Value> {
 
 /// Both find this, and each time it is told what was expected. Returns what
 /// mends all that is wrong.
-async fn both_find(database: &Database, more: &[&str], topic: &str, text: &str) -> Vec<String> {
+pub(super) async fn both_find(
+    database: &Database,
+    more: &[&str],
+    topic: &str,
+    text: &str,
+) -> Vec<String> {
     let mut cures = Vec::new();
     for (command, said) in both(database, more).await {
         assert_eq!(said.code, Some(1), "{command}: {said:?}");
@@ -62,14 +67,14 @@ async fn both_find(database: &Database, more: &[&str], topic: &str, text: &str) 
     cures
 }
 
-async fn both_are_content(database: &Database, more: &[&str]) {
+pub(super) async fn both_are_content(database: &Database, more: &[&str]) {
     for (command, said) in both(database, more).await {
         assert_eq!(said.code, Some(0), "{command}: {said:?}");
         assert_eq!(findings(&said), Vec::<Value>::new(), "{command}");
     }
 }
 
-async fn found_and_mended(database: &Database, more: &[&str], topic: &str, text: &str) {
+pub(super) async fn found_and_mended(database: &Database, more: &[&str], topic: &str, text: &str) {
     let cures = both_find(database, more, topic, text).await;
     assert!(!cures.is_empty(), "{text}");
     for cure in cures {
@@ -427,7 +432,7 @@ async fn what_may_refuse_marks_is_named() {
 }
 
 /// A finding that need not be put right.
-fn hint(said: &Said, text: &str) -> Value {
+pub(super) fn hint(said: &Said, text: &str) -> Value {
     let json = said.json();
     let all = json["findings"].as_array().expect("findings").clone();
     let is_it = |finding: &&Value| {
