@@ -66,6 +66,9 @@ set search_path = pg_catalog, pg_temp
 -- A trigger or a cascade that waits for a lock fails, and its row is tried again
 -- after a minute.
 set lock_timeout = '100ms'
+-- The settings of tidings_prune_batch make Postgres overrate the cost of reading a
+-- referencing table without an index, and compile each such query for 100 ms.
+set jit = off
 as $$
 #variable_conflict use_variable
 declare

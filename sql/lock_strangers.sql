@@ -73,8 +73,14 @@ select
   end as cure
 from held
 left join pg_catalog.pg_stat_activity as a on a.pid = held.pid
-left join pg_catalog.pg_prepared_xacts as p
-  on held.pid is null and held.virtualtransaction = '-1/' || p.transaction::text
+-- A prepared transaction has no session, and keeps a lock on its own id.
+left join pg_catalog.pg_locks as own
+  on
+    held.pid is null
+    and own.pid is null
+    and own.locktype = 'transactionid'
+    and own.virtualtransaction = held.virtualtransaction
+left join pg_catalog.pg_prepared_xacts as p on p.transaction = own.transactionid
 left join pg_catalog.pg_roles as r on r.oid = coalesce(a.usesysid, to_regrole(quote_ident(p.owner)))
 where
   r.oid is not null

@@ -27,8 +27,14 @@ left join lateral (
   from pg_catalog.pg_locks as k
   left join pg_catalog.pg_stat_activity as a on a.pid = k.pid
   left join pg_catalog.pg_roles as r on r.oid = a.usesysid
-  left join pg_catalog.pg_prepared_xacts as p
-    on k.pid is null and k.virtualtransaction = '-1/' || p.transaction::text
+  -- A prepared transaction has no session, and keeps a lock on its own id.
+  left join pg_catalog.pg_locks as own
+    on
+      k.pid is null
+      and own.pid is null
+      and own.locktype = 'transactionid'
+      and own.virtualtransaction = k.virtualtransaction
+  left join pg_catalog.pg_prepared_xacts as p on p.transaction = own.transactionid
   where
     not l.taken
     and k.locktype = 'advisory'

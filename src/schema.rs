@@ -321,6 +321,7 @@ pub async fn migrate(
         }
         taken => taken?,
     }
+    owner.act(&client).await?;
     match fit(&client, schema).await? {
         Fit::Serves => info!(schema = %schema, "the schema {schema} is up to date"),
         Fit::TooNew { found } => {
