@@ -65,6 +65,7 @@ as $$
     on
       d.user_id = u.user_id
       and d.system_identifier = (select system_identifier from pg_control_system())
+      and d.xid <= pg_snapshot_xmax(pg_current_snapshot())
       and (
         select count(*) = 2
         from pg_trigger as t

@@ -24,6 +24,7 @@ with
         where
           d.user_id = $1
           and d.system_identifier = $8
+          and d.xid <= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
           and (
             select count(*) = 2
             from pg_catalog.pg_trigger as t

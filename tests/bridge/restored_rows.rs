@@ -225,3 +225,29 @@ async fn floors_do_not_count_while_what_guards_them_may_not_fire() {
         bridge.stop().await;
     }
 }
+
+/// A dump of a copy of this cluster that was further, with the same identifier.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_floor_of_the_future_hides_nothing_also_once_the_future_has_come() {
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
+    let owner = database.owner();
+    let future = "insert into tidings_drained (user_id, xid, system_identifier) \
+                  select 'alice', (pg_current_xact_id()::text::bigint + 500)::text::xid8, \
+                    system_identifier from pg_control_system()";
+    owner.execute(future).await;
+    database
+        .execute("select send_notification('alice', 'unsent')")
+        .await;
+    let waits = "select pending from tidings_pending where user_id = 'alice'";
+    assert_eq!(database.ids(waits).await, [1]);
+    Bridge::start(&database).await.stop().await;
+    let transactions = "do $$ begin for n in 1..1000 loop \
+                          perform pg_current_xact_id(); commit; end loop; end $$";
+    owner.execute(transactions).await;
+    assert_eq!(database.ids(waits).await, [1]);
+    let bridge = Bridge::start(&database).await;
+    assert_eq!(backlog(&bridge, "alice").await, ["unsent"]);
+    bridge.stop().await;
+    cluster.stop().await.expect("an end");
+}
