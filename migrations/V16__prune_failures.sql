@@ -304,6 +304,8 @@ begin
     limit batch
   ) as w;
 
+  -- The sum keeps the condition off the index on retry_at, by which each row's look-up
+  -- would read all of the failures.
   if any_old then
     sent_ids := array(
       select n.id
@@ -319,7 +321,7 @@ begin
           from :"schema".tidings_prune_failures as f
           where
             f.id = n.id
-            and f.retry_at > now()
+            and f.retry_at + interval '0' > now()
             and f.obstacles is not distinct from obstacles_now
         )
       order by n.id
@@ -340,7 +342,7 @@ begin
         from :"schema".tidings_prune_failures as f
         where
           f.id = n.id
-          and f.retry_at > now()
+          and f.retry_at + interval '0' > now()
           and f.obstacles is not distinct from obstacles_now
       )
     order by n.expires_at
