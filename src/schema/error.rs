@@ -74,7 +74,7 @@ pub enum SchemaError {
         /// For how long it was tried.
         waited: Duration,
         /// Who holds the lock.
-        holder: MigrationLockHolder,
+        holder: Box<MigrationLockHolder>,
     },
     /// Transactions that are open for long are in the way.
     #[error(

@@ -40,13 +40,13 @@ pub(super) async fn take(
             return Err(SchemaError::Locked {
                 schema: schema.clone(),
                 waited: limit,
-                holder: MigrationLockHolder {
+                holder: Box::new(MigrationLockHolder {
                     pid: row.try_get("pid")?,
                     role: row.try_get("role")?,
                     application: row.try_get("application")?,
                     since: row.try_get("since")?,
                     prepared: row.try_get("prepared")?,
-                },
+                }),
             });
         }
         sleep(POLL).await;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use tokio::process::Command;
-use tokio_postgres::SimpleQueryMessage;
 
 use crate::support::{
     bridge::Bridge,
@@ -360,43 +359,4 @@ async fn tickets_floors_and_disconnections_that_stay_keep_no_rows() {
     let stay = "select count(*) from stream_tickets \
                 union all select count(*) from tidings_disconnections";
     assert_eq!(database.ids(stay).await, [1, 1]);
-}
-
-/// Each row costs a look-up, however many are recorded, also where nothing is known of
-/// the tables.
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_that_are_recorded_are_passed_over_without_reading_the_record() {
-    let database = Database::migrated().await;
-    let owner = database.owner().connect().await;
-    owner
-        .batch_execute(
-            "alter table notifications set (autovacuum_enabled = off); \
-             alter table tidings_prune_failures set (autovacuum_enabled = off); \
-             select tidings_prune_batch('1 hour'); \
-             insert into notifications (user_id, text, created_at, sent_at, expires_at) \
-             select 'bob', 'sent', now() - interval '3 hours', now() - interval '2 hours', \
-               now() - interval '2 hours' \
-             from generate_series(1, 20000); \
-             insert into tidings_prune_failures (id, tries, retry_at, sqlstate, reason) \
-             select id, 1, now() + interval '1 hour', '23503', 'kept' from notifications",
-        )
-        .await
-        .expect("rows that stay");
-    let explain = "explain (analyze, buffers, format json) \
-                   select * from tidings_prune_batch('1 hour', 0, 100)";
-    let messages = owner.simple_query(explain).await.expect(explain);
-    let lines = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    let plan: serde_json::Value = serde_json::from_str(&lines.collect::<String>()).expect("a plan");
-    let plan = &plan[0]["Plan"];
-    let touched = ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| plan[name].as_u64());
-    let touched: u64 = touched.into_iter().flatten().sum();
-    // The expired rows are all passed over, 20,000 times some three buffers.
-    assert!(touched < 150_000, "{touched} buffers");
-    assert_eq!(
-        database.ids("select count(*) from notifications").await,
-        [20_000]
-    );
 }

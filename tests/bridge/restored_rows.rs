@@ -72,12 +72,11 @@ async fn a_row_that_comes_with_an_older_transaction_is_delivered_live_and_as_bac
            ('alice', 'restored', '5'), ('bob', 'restored', '5')"
             .to_owned(),
         // A row as it was, with its id.
-        format!(
-            "with old as (delete from notifications returning *) \
-             insert into notifications (id, user_id, text, created_at, xid) \
-             overriding system value \
-             select id, user_id, 'restored', created_at, xid from old"
-        ),
+        "with old as (delete from notifications returning *) \
+         insert into notifications (id, user_id, text, created_at, xid) \
+         overriding system value \
+         select id, user_id, 'restored', created_at, xid from old"
+            .to_owned(),
         format!("begin; set local session_replication_role = replica; {insert}; commit"),
         format!("begin; savepoint s; {insert}; release savepoint s; commit"),
         format!("begin; set local tidings.doorbell = off; {insert}; commit"),
