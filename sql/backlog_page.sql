@@ -12,7 +12,8 @@
 -- up to where everything counts as seen once this page has been read.
 --
 -- It begins at the first row that may be among them. Before `drained` nothing is
--- unsent, unless a younger transaction has changed that (V9__drained.sql).
+-- unsent, unless a younger transaction has changed that (V9__drained.sql), or the
+-- triggers that would have noted it may not have fired (V17__restamp_inserted.sql).
 -- `passed` is the transaction of the row after those, from there on.
 with
   drained as materialized (
@@ -23,6 +24,15 @@ with
         where
           d.user_id = $1
           and d.system_identifier = $8
+          and d.xid <= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+          and (
+            select count(*) = 2
+            from pg_catalog.pg_trigger as t
+            where
+              t.tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.notifications', :'schema'))
+              and t.tgname in ('tidings_reopen', 'tidings_restamp')
+              and t.tgenabled = 'A'
+          )
           and not exists (
             select
             from :"schema".tidings_reopened as r

@@ -77,6 +77,7 @@ begin
           ('tidings_bridge', 'select', 'tidings_reopened'),
           -- Removes what has had its time, and nothing else.
           ('tidings_bridge', 'execute', 'tidings_prune_batch'),
+          ('tidings_bridge', 'select', 'tidings_prune_failures'),
           ('tidings_bridge', 'execute', 'tidings_report'),
           ('tidings_bridge', 'execute', 'tidings_report_readiness'),
           -- Notices that the server has crashed.
@@ -103,6 +104,7 @@ begin
             'notifications'
           ),
           ('tidings_monitor', 'select', 'tidings_pruned'),
+          ('tidings_monitor', 'select', 'tidings_prune_failures'),
           ('tidings_monitor', 'select', 'tidings_schema_history'),
           ('tidings_monitor', 'execute', 'tidings_pending_users'),
           ('tidings_bridge', 'execute', 'tidings_pending_users')

@@ -179,6 +179,7 @@ begin
         ('table', 'tidings_disconnections'),
         ('table', 'tidings_drained'),
         ('table', 'tidings_incarnation'),
+        ('table', 'tidings_prune_failures'),
         ('table', 'tidings_pruned'),
         ('table', 'tidings_reopened'),
         ('table', 'tidings_schema_history'),
@@ -215,6 +216,7 @@ begin
         ('tidings_prune(interval, integer)'),
         ('tidings_prune_batch(interval, bigint, integer)'),
         ('tidings_prune_disconnections(integer)'),
+        ('tidings_prune_rows(bigint[], bigint, interval)'),
         ('tidings_pruned_through()'),
         ('tidings_reopen()'),
         (
@@ -222,6 +224,7 @@ begin
           'timestamptz, bigint, interval, timestamptz, bigint, bigint, bigint[])'
         ),
         ('tidings_report_readiness(text, text, text)'),
+        ('tidings_restamp()'),
         ('tidings_ring_doorbell()')
     ) as made (signature)
     join pg_proc on oid = to_regprocedure(format('%I.%s', schema, signature))

@@ -1,14 +1,15 @@
--- The triggers that migrations made and that don't fire: what that costs, and what
--- mends it.
+-- The triggers that migrations made and that don't fire, or not in every session where
+-- they are enabled ALWAYS (V17__restamp_inserted.sql): what that costs, and what mends it.
 --
 -- $1 schema. `fires` is pg_trigger.tgenabled, and null where there is none.
 with
   place as (select oid, nspname from pg_namespace where nspname = $1),
-  wanted ("table", name, effect, "create") as (
+  wanted ("table", name, always, effect, "create") as (
     values
       (
         'notifications',
         'tidings_ring_doorbell',
+        false,
         'it rings for bridges that sleep; without it rows wait for up to a second',
         'after insert on %1$I.notifications for each statement '
         'when (pg_catalog.pg_sequence_last_value(%2$L::regclass) is not null) '
@@ -17,15 +18,29 @@ with
       (
         'notifications',
         'tidings_reopen',
-        'it notes that rows of before are to be delivered; without it those whose mark is taken '
-        'away may be passed over',
+        true,
+        'enabled always: it notes that rows of before are to be delivered; as long as it may not '
+        'fire, each new connection reads all rows of its user that are kept',
         'before update of user_id, expires_at, sent_at, xid on %1$I.notifications for each '
         'statement when (current_setting(''tidings.marking'', true) is distinct from ''on'') '
         'execute function %1$I.tidings_reopen()'
       ),
       (
+        'notifications',
+        'tidings_restamp',
+        true,
+        'enabled always: it makes rows new that are inserted with a transaction id of before, as a '
+        'restore does; as long as it may not fire, such rows come only to connections that are '
+        'opened without a last event id, and each of those reads all rows of its user that are kept',
+        'after insert on %1$I.notifications for each row '
+        'when (new.xid operator(pg_catalog.<>) pg_catalog.pg_current_xact_id() '
+        'and new.sent_at is null) '
+        'execute function %1$I.tidings_restamp()'
+      ),
+      (
         'stream_tickets',
         'tidings_end_streams_of_deleted',
+        false,
         'it ends the streams of tickets that are removed; without it they stay open',
         'after delete on %1$I.stream_tickets referencing old table as gone for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
@@ -33,6 +48,7 @@ with
       (
         'stream_tickets',
         'tidings_end_streams_of_changed',
+        false,
         'it ends the streams of tickets that are changed; without it they stay open',
         'after update on %1$I.stream_tickets referencing old table as gone for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
@@ -40,6 +56,7 @@ with
       (
         'stream_tickets',
         'tidings_end_streams_of_truncated',
+        false,
         'it ends the streams of tickets that are removed; without it they stay open',
         'before truncate on %1$I.stream_tickets for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
@@ -50,21 +67,37 @@ select
   format('%I.%I', nspname, relname) as "table",
   w.effect,
   t.tgenabled::text as fires,
-  case
-    when t.oid is null then
-      format(
-        'create trigger %I %s;',
-        w.name,
-        format(w."create", nspname, format('%I.tidings_bell', nspname))
-      )
-    else format('alter table %I.%I enable trigger %I;', nspname, relname, w.name)
-  end as cure
+  concat(
+    case when w.always then 'begin; ' end,
+    case
+      when t.oid is null then
+        format(
+          'create trigger %I %s;',
+          w.name,
+          format(w."create", nspname, format('%I.tidings_bell', nspname))
+        )
+      when not w.always then
+        format('alter table %I.%I enable trigger %I;', nspname, relname, w.name)
+    end,
+    -- What was written without it is to be found: floors of before no longer count.
+    case
+      when w.always then
+        format(
+          ' alter table %1$I.%2$I enable always trigger %3$I; '
+          'insert into %1$I.tidings_reopened (xid) values (pg_catalog.pg_current_xact_id()) '
+          'on conflict do nothing; commit;',
+          nspname,
+          relname,
+          w.name
+        )
+    end
+  ) as cure
 from place
 join pg_class as c on relnamespace = place.oid and relkind = 'r'
 join wanted as w on w."table" = relname
 left join pg_trigger as t on tgrelid = c.oid and tgname = w.name and not tgisinternal
 where
-  (t.oid is null or t.tgenabled not in ('O', 'A'))
+  (t.oid is null or t.tgenabled <> 'A' and (w.always or t.tgenabled <> 'O'))
   -- One that an older schema does not have yet is not gone.
   and exists (
     select

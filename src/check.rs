@@ -7,8 +7,10 @@ mod bridges;
 mod clock;
 mod configuration;
 mod finding;
+mod locks;
 mod marks;
 mod path;
+mod prune;
 mod rights;
 mod running;
 mod schema;
@@ -115,6 +117,12 @@ pub async fn state(
     report
         .findings
         .extend(marks::obstacles(client, schema).await?);
+    report
+        .findings
+        .extend(locks::strangers(client, schema).await?);
+    report
+        .findings
+        .extend(prune::obstacles(client, schema).await?);
     report
         .findings
         .extend(clock::skew(client, thresholds).await?);

@@ -78,6 +78,10 @@ impl Drained {
             true => Right::Granted,
             false => Right::Missing,
         };
+        if right == Right::Granted {
+            let void = schema.fill(include_str!("../sql/void_future_floors.sql"));
+            pool.query(NOTE_LIMIT, &void, &[]).await?;
+        }
         if right == Right::Missing {
             warn!(
                 "this role may not note what has all been sent, so a new connection of a user \

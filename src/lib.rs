@@ -49,6 +49,7 @@ pub mod listener;
 pub mod mailbox;
 pub mod marker;
 pub mod prune;
+pub mod prune_failure;
 pub mod pruner;
 pub mod rarely;
 pub mod report;

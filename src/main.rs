@@ -19,7 +19,7 @@ use tidings::{
     database::ConnectError,
     dev, direct, errand, explanation, manual, probe,
     prune::{self, Outcome, Progress},
-    retention::{self, Prune},
+    retention::{self, Prune, Retry},
     schema, settings,
     shutdown::Shutdown,
     status, tail,
@@ -297,7 +297,7 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
         return Ok(writeln!(output, "{prunable}")?);
     }
     let shutdown = Shutdown::watch(UNFINISHED)?;
-    let opening = Prune::open(&url, schema, sent_for);
+    let opening = Prune::open(&url, schema, sent_for, Retry::All);
     let outcome = match shutdown.unless_requested(opening).await {
         None => Outcome::Stopped(0),
         Some(prune) => {
@@ -306,7 +306,12 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
         }
     };
     match outcome {
-        Outcome::Done(rows) => Ok(writeln!(output, "{} removed", prune::rows(rows))?),
+        Outcome::Done { removed, failures } => {
+            if let Some(complaint) = prune::complaint(&failures) {
+                tracing::warn!("{complaint}");
+            }
+            Ok(writeln!(output, "{} removed", prune::rows(removed))?)
+        }
         Outcome::Stopped(rows) => {
             let rows = prune::rows(rows);
             Err(format!("stopped with {rows} removed; there may be more to remove").into())

@@ -139,6 +139,11 @@ impl Collector for OfBridge {
             now.pruned,
         )?;
         sheet.gauge(
+            "prune_failed_rows",
+            "Rows that have had their time and can't be removed at the moment",
+            now.prune_failures,
+        )?;
+        sheet.gauge(
             "pages_wanted",
             "Streams that wait for a page of what they missed",
             now.pages_wanted,

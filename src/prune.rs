@@ -8,7 +8,10 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use crate::retention::{Batch, Left, Pace, Prunable, Prune, PruneError};
+use crate::{
+    prune_failure::PruneFailure,
+    retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
+};
 
 /// It works for a fifth of the time, so that others have the processor, the disk
 /// and the log in between: some 40,000 rows a second on a small machine.
@@ -23,10 +26,15 @@ const BUSY_LIMIT: Duration = Duration::from_secs(60);
 const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
 /// What was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything that has had its time is gone: so many rows.
-    Done(u64),
+    /// Everything that has had its time is gone, except for rows that can't be removed.
+    Done {
+        /// How many rows were removed.
+        removed: u64,
+        /// The rows that could not be removed.
+        failures: Vec<PruneFailure>,
+    },
     /// It was asked to stop after so many; there may be more.
     Stopped(u64),
 }
@@ -54,7 +62,8 @@ pub async fn run(
                 match left {
                     Left::Nothing => {
                         progress.end();
-                        return Ok(Outcome::Done(removed));
+                        let failures = prune.failures().await?;
+                        return Ok(Outcome::Done { removed, failures });
                     }
                     Left::Time(time) => progress.show(removed, time),
                 }
@@ -141,6 +150,16 @@ pub fn rows(number: u64) -> String {
         1 => "1 row".to_owned(),
         _ => format!("{number} rows"),
     }
+}
+
+/// The rows that could not be removed, in words; `None` if there are none.
+pub fn complaint(failures: &[PruneFailure]) -> Option<String> {
+    let first = failures.first()?;
+    Some(format!(
+        "{} could not be removed: {}; `tidings check` names what keeps them and what to do",
+        rows(PruneFailure::total(failures)),
+        first.reason
+    ))
 }
 
 impl fmt::Display for Prunable {

@@ -18,7 +18,9 @@ use tracing::{debug, info, warn};
 use crate::{
     backoff::{Backoff, jittered},
     database::DatabaseUrl,
-    retention::{Batch, Left, Pace, Prune, PruneError},
+    prune::complaint,
+    prune_failure::PruneFailure,
+    retention::{Batch, Left, Pace, Prune, PruneError, Retry, Turn},
     schema::SchemaName,
 };
 
@@ -29,14 +31,26 @@ const PACE: Pace = Pace { rest: 9 };
 /// The longest wait after a failure, which may last until a DBA has time.
 const RETRY_LONGEST: Duration = Duration::from_secs(60 * 60);
 
+/// The log is told at most once in this time that rows can't be removed for the same
+/// reason.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60 * 60);
+
 /// How many rows this bridge has removed.
 #[derive(Debug, Default)]
-pub struct Pruned(AtomicU64);
+pub struct Pruned {
+    removed: AtomicU64,
+    failed: AtomicU64,
+}
 
 impl Pruned {
     /// Since it started.
     pub fn rows(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// Rows that it could not remove, at the moment.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -89,15 +103,28 @@ impl Pruner {
 
     /// Returns at once if another bridge does it; else only with an error.
     async fn take_turn(&self, backoff: &mut Backoff) -> Result<(), PruneError> {
-        let mut prune = Prune::open(&self.url, &self.schema, self.sent_for).await?;
-        if !prune.take_turn().await? {
-            debug!("another bridge removes old rows");
-            return Ok(());
+        let mut prune = Prune::open(&self.url, &self.schema, self.sent_for, Retry::WhenDue).await?;
+        match prune.take_turn().await? {
+            Turn::Ours => {}
+            Turn::Another => {
+                debug!("another bridge removes old rows");
+                return Ok(());
+            }
+            Turn::Obstructed(holder) => warn!(
+                "{holder} holds the advisory lock by which one of several bridges removes old \
+                 rows, and may not remove any: this bridge removes them without it; \
+                 `tidings check` has the statement that ends that session"
+            ),
         }
+        let mut complaints = Complaints::default();
         loop {
             let begin = Instant::now();
             let rows = self.walk(&mut prune).await?;
             backoff.reset();
+            let failures = prune.failures().await?;
+            let failed = PruneFailure::total(&failures);
+            self.pruned.failed.store(failed, Ordering::Relaxed);
+            complaints.tell(&failures);
             if rows > 0 {
                 let seconds = begin.elapsed().as_secs();
                 debug!(rows, seconds, "removed {rows} old rows in {seconds} s");
@@ -113,7 +140,7 @@ impl Pruner {
             let begin = Instant::now();
             match prune.batch().await? {
                 Batch::Removed { rows, left } => {
-                    self.pruned.0.fetch_add(rows, Ordering::Relaxed);
+                    self.pruned.removed.fetch_add(rows, Ordering::Relaxed);
                     removed += rows;
                     if left == Left::Nothing {
                         return Ok(removed);
@@ -123,6 +150,29 @@ impl Pruner {
                 Batch::Busy => return Ok(removed),
             }
             sleep(PACE.after(begin)).await;
+        }
+    }
+}
+
+/// What the log was told of rows that can't be removed.
+#[derive(Debug, Default)]
+struct Complaints {
+    told: Option<(Option<String>, Instant)>,
+}
+
+impl Complaints {
+    /// Tells the log, unless it was told of the same lately.
+    fn tell(&mut self, failures: &[PruneFailure]) {
+        let (Some(complaint), Some(first)) = (complaint(failures), failures.first()) else {
+            self.told = None;
+            return;
+        };
+        let is_known = self.told.as_ref().is_some_and(|(constraint, at)| {
+            *constraint == first.constraint && at.elapsed() < COMPLAIN_EVERY
+        });
+        if !is_known {
+            warn!(rows = PruneFailure::total(failures), "{complaint}");
+            self.told = Some((first.constraint.clone(), Instant::now()));
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     database::{self, ConnectError, DatabaseUrl, describe},
+    prune_failure::PruneFailure,
     schema::SchemaName,
 };
 
@@ -22,7 +23,12 @@ pub const MOST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// What a batch writes is written again if it is lost, so its commit need not
 /// wait for the disk.
-const HURRIED: &str = "set synchronous_commit = off";
+///
+/// A batch takes a second, unless the delete of a single row takes longer: a foreign
+/// key whose column has no index makes each one read the whole referencing table. Up
+/// to a minute of that is slow and makes progress; with the limit of other queries
+/// each try would be rolled back.
+const SESSION: &str = "set synchronous_commit = off; set statement_timeout = '1min'";
 
 /// To count what could be removed the whole table is read, which takes what it
 /// takes.
@@ -131,6 +137,26 @@ pub struct Prunable {
     pub expired: u64,
 }
 
+/// Which of several bridges removes rows by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// This one.
+    Ours,
+    /// Another one.
+    Another,
+    /// This one, although somebody else holds the lock who may not remove rows: who.
+    Obstructed(String),
+}
+
+/// When rows are tried again that could not be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// At once: somebody may have removed what kept them.
+    All,
+    /// After an hour at first, and once a day later.
+    WhenDue,
+}
+
 /// A session that removes rows, from the oldest on.
 #[derive(Debug)]
 pub struct Prune {
@@ -139,8 +165,9 @@ pub struct Prune {
     schema: SchemaName,
     batch: String,
     sent_for: Duration,
-    /// The last row that was looked at.
-    looked_to: i64,
+    /// The last row that was looked at; `None` before all, if rows that could not be
+    /// removed are to be tried again.
+    looked_to: Option<i64>,
 }
 
 impl Prune {
@@ -154,6 +181,7 @@ impl Prune {
         url: &DatabaseUrl,
         schema: &SchemaName,
         sent_for: Duration,
+        retry: Retry,
     ) -> Result<Self, PruneError> {
         let (client, driver) = database::connect(url, |_| ()).await?;
         let prune = Self {
@@ -162,11 +190,14 @@ impl Prune {
             schema: schema.clone(),
             batch: schema.fill(include_str!("../sql/prune_batch.sql")),
             sent_for,
-            looked_to: 0,
+            looked_to: match retry {
+                Retry::All => None,
+                Retry::WhenDue => Some(0),
+            },
         };
         let settled = database::settle(&prune.client).await;
         settled.map_err(PruneError::Postgres)?;
-        let hurried = prune.client.batch_execute(HURRIED).await;
+        let hurried = prune.client.batch_execute(SESSION).await;
         hurried.map_err(PruneError::Postgres)?;
         Ok(prune)
     }
@@ -174,16 +205,31 @@ impl Prune {
     /// Whether this is the one bridge that removes rows by itself, from now on
     /// until the session ends.
     ///
+    /// A role that may not remove rows can hold the lock and doesn't count: batches
+    /// exclude each other by a lock that only their function can take, so that several
+    /// bridges at once only read more than they would have to.
+    ///
     /// # Errors
     ///
     /// [`PruneError`].
-    pub async fn take_turn(&self) -> Result<bool, PruneError> {
+    pub async fn take_turn(&self) -> Result<Turn, PruneError> {
+        self.try_turn().await.map_err(|error| self.explain(error))
+    }
+
+    async fn try_turn(&self) -> Result<Turn, tokio_postgres::Error> {
         let query = include_str!("../sql/prune_turn.sql");
         let table = self.schema.qualified("notifications");
-        let row = self.client.query_one(query, &[&table]).await;
-        row.and_then(|row| row.try_get::<_, Option<bool>>("taken"))
-            .map(|taken| taken == Some(true))
-            .map_err(|error| self.explain(error))
+        let row = self.client.query_one(query, &[&table]).await?;
+        if row.try_get::<_, Option<bool>>("taken")? == Some(true) {
+            return Ok(Turn::Ours);
+        }
+        let strangers = include_str!("../sql/lock_strangers.sql");
+        for row in self.client.query(strangers, &[&self.schema.name()]).await? {
+            if row.try_get::<_, &str>("lock")? == "prune" {
+                return Ok(Turn::Obstructed(row.try_get("what")?));
+            }
+        }
+        Ok(Turn::Another)
     }
 
     /// Removes one batch, in a transaction of its own. After the last one it
@@ -206,12 +252,23 @@ impl Prune {
             Ok((rows.unsigned_abs(), looked_to, seconds))
         };
         let (rows, looked_to, seconds) = read().map_err(PruneError::Postgres)?;
-        self.looked_to = looked_to.unwrap_or(0);
+        self.looked_to = Some(looked_to.unwrap_or(0));
         let left = match looked_to {
             Some(_) => Left::Time(Duration::try_from_secs_f64(seconds).unwrap_or_default()),
             None => Left::Nothing,
         };
         Ok(Batch::Removed { rows, left })
+    }
+
+    /// Which rows could not be removed, and why, as far as this role may read it.
+    ///
+    /// # Errors
+    ///
+    /// [`PruneError`].
+    pub async fn failures(&self) -> Result<Vec<PruneFailure>, PruneError> {
+        let failures = PruneFailure::read(&self.client, &self.schema).await;
+        let failures = failures.map_err(PruneError::Postgres)?;
+        Ok(failures.unwrap_or_default())
     }
 
     fn explain(&self, error: tokio_postgres::Error) -> PruneError {

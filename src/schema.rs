@@ -3,6 +3,7 @@
 
 mod error;
 mod locks;
+mod migration_lock;
 mod ownership;
 mod plan;
 mod removal;
@@ -10,12 +11,14 @@ mod removal;
 use std::{fmt, str::FromStr, time::Duration};
 
 use refinery::{Migration, Runner};
-use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, error::SqlState, types::Type};
-use tracing::info;
+use tracing::{info, warn};
 
 use self::ownership::Owner;
-pub use self::{error::SchemaError, locks::LockHolder, plan::plan, removal::Removal};
+pub use self::{
+    error::SchemaError, locks::LockHolder, migration_lock::MigrationLockHolder, plan::plan,
+    removal::Removal,
+};
 use crate::database::{self, DatabaseUrl, Queries};
 
 mod embedded {
@@ -33,9 +36,9 @@ const OLDEST_SERVER: i32 = 13_00_00;
 /// tries to get locks that others hold.
 pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
-/// The lock is polled, not waited for: a waiting session would hold a snapshot
-/// that blocks `create index concurrently`.
-const LOCK_POLL: Duration = Duration::from_millis(50);
+/// The same, if there is nothing to migrate: as long as another bridge's migration
+/// takes as a rule.
+const CURRENT_LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A migration whose name begins so takes something away that older bridges
 /// need (expand and contract, see `migrations/README.md`).
@@ -108,6 +111,11 @@ const NAMES: &[(i32, Kind, &str)] = &[
     (15, Kind::Relation, "tidings_incarnation"),
     (15, Kind::Part, "tidings_incarnation_pkey"),
     (15, Kind::Function, "tidings_report_readiness"),
+    (16, Kind::Relation, "tidings_prune_failures"),
+    (16, Kind::Part, "tidings_prune_failures_pkey"),
+    (16, Kind::Part, "tidings_prune_failures_retry_at"),
+    (16, Kind::Function, "tidings_prune_rows"),
+    (17, Kind::Function, "tidings_restamp"),
 ];
 
 /// The name of the schema that everything lives in, 1 to 63 bytes.
@@ -314,8 +322,27 @@ pub async fn migrate(
     let owner = Owner::find(&client, schema).await?;
     create_schema(&client, schema, &owner).await?;
     owner.act(&client).await?;
+    // Any role can hold the lock, and must not keep a current schema from being used:
+    // `tidings migrate` often runs before each start of a bridge.
+    let is_current = matches!(fit(&client, schema).await?, Fit::Serves);
+    let limit = if is_current {
+        lock_limit.min(CURRENT_LOCK_LIMIT)
+    } else {
+        lock_limit
+    };
     // Held until the session ends.
-    take_lock(&client, schema).await?;
+    match migration_lock::take(&client, schema, limit).await {
+        Err(error @ SchemaError::Locked { .. }) if is_current => {
+            warn!(
+                schema = %schema,
+                "the schema {schema} is up to date, and the rights of the groups were not renewed: \
+                 {error}"
+            );
+            return restamp_restored(&client, schema).await;
+        }
+        taken => taken?,
+    }
+    owner.act(&client).await?;
     let fit = fit(&client, schema).await?;
     refuse_incomplete(&client, schema, fit).await?;
     match fit {
@@ -424,25 +451,6 @@ async fn create_schema(
         // Another bridge created it at the same time.
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-async fn take_lock(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
-    let give_up = Instant::now() + LOCK_LIMIT;
-    let key = format!("tidings migrate {schema}");
-    loop {
-        let row = client
-            .query_one(include_str!("../sql/migration_lock.sql"), &[&key])
-            .await?;
-        if row.try_get("taken")? {
-            return Ok(());
-        }
-        if Instant::now() > give_up {
-            return Err(SchemaError::Locked {
-                pid: row.try_get("holder")?,
-            });
-        }
-        sleep(LOCK_POLL).await;
     }
 }
 

@@ -81,6 +81,8 @@ pub struct Figures {
     pub page_failures: u64,
     /// Rows that this bridge has removed because they had had their time.
     pub pruned: u64,
+    /// Rows that have had their time and that this bridge could not remove.
+    pub prune_failures: u64,
     /// How many seconds the database's clock is ahead, once that is known.
     pub clock_offset: Option<f64>,
     /// The listener.
@@ -139,6 +141,7 @@ impl Vitals {
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
             pruned: self.pruned.rows(),
+            prune_failures: self.pruned.failed(),
             clock_offset: self
                 .activity
                 .clock

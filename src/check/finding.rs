@@ -48,6 +48,10 @@ pub enum Topic {
     Bridges,
     /// Rows that are delivered may not be marked.
     Marks,
+    /// Somebody else holds a lock of ours.
+    Lock,
+    /// Old rows may not be removed.
+    Prune,
     /// The clocks are apart.
     Clock,
     /// Nobody empties the queue of notifications.
@@ -104,6 +108,8 @@ impl Topic {
             Self::Hidden => "hidden-rows",
             Self::Bridges => "bridges",
             Self::Marks => "marks",
+            Self::Lock => "lock",
+            Self::Prune => "prune",
             Self::Clock => "clock",
             Self::Queue => "queue",
             Self::Horizon => "horizon",

@@ -22,6 +22,10 @@ pub(super) async fn gone(
         let found = match row.try_get::<_, Option<&str>>("fires")? {
             None => format!("the trigger {trigger} on {table} is gone"),
             Some("D") => format!("the trigger {trigger} on {table} is disabled"),
+            Some("O") => format!(
+                "the trigger {trigger} on {table} is not enabled always: it was disabled and enabled \
+                 again, as `pg_restore --disable-triggers` does"
+            ),
             Some(_) => format!("the trigger {trigger} on {table} fires for replicas alone"),
         };
         Ok(Finding::wrong(

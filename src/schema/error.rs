@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LOCK_LIMIT, SchemaName, locks::LockHolder, quoted};
+use super::{MigrationLockHolder, SchemaName, locks::LockHolder, quoted};
 use crate::database::{ConnectError, describe};
 
 /// Why the schema can't be used.
@@ -106,10 +106,19 @@ pub enum SchemaError {
         what: String,
     },
     /// Somebody else is migrating, or holds the lock.
-    #[error("another migration has been running for {} s (backend {pid:?}); wait for it to end", LOCK_LIMIT.as_secs())]
+    #[error(
+        "the advisory lock around migrations of the schema {schema} was not free for \
+         {} s. {holder}. If that is another `tidings migrate`, wait for it to end; any role can hold \
+         this lock, so if it is something else, end it{}",
+        waited.as_secs(), holder.cure()
+    )]
     Locked {
-        /// The backend that holds the lock.
-        pid: Option<i32>,
+        /// Where.
+        schema: SchemaName,
+        /// For how long it was tried.
+        waited: Duration,
+        /// Who holds the lock.
+        holder: Box<MigrationLockHolder>,
     },
     /// Transactions that are open for long are in the way.
     #[error(

@@ -36,6 +36,8 @@ const ALL: PageSize = PageSize {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Insert(usize),
+    /// Rows that are copied back with a transaction id of before.
+    InsertOld(usize),
     /// Rows that end soon, or have ended.
     InsertExpired(usize),
     Commit(usize),
@@ -65,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
     let writer = || 0..WRITERS;
     prop_oneof![
         6 => writer().prop_map(Step::Insert),
+        2 => writer().prop_map(Step::InsertOld),
         1 => writer().prop_map(Step::InsertExpired),
         5 => writer().prop_map(Step::Commit),
         1 => writer().prop_map(Step::RollBack),
@@ -151,6 +154,12 @@ impl Stage {
             Step::Insert(writer) => {
                 let insert = "insert into notifications (user_id, text) \
                               select unnest(array['alice', 'alice', 'bob']), 'x'";
+                self.write(writer, insert).await;
+            }
+            Step::InsertOld(writer) => {
+                let insert = "insert into notifications (user_id, text, xid) \
+                              select u, 'x', coalesce((select min(xid) from notifications), '5') \
+                              from unnest(array['alice', 'alice', 'bob']) as u";
                 self.write(writer, insert).await;
             }
             Step::InsertExpired(writer) => {

@@ -547,6 +547,11 @@ async fn two_installations_in_one_database_do_not_hear_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start() {
     let database = Database::migrated().await;
+    // As a dump is restored before its triggers are.
+    database
+        .owner()
+        .execute("alter table notifications disable trigger tidings_restamp")
+        .await;
     // As a restored dump has them: transaction ids of a cluster that was further.
     database
         .owner()

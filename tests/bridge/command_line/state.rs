@@ -90,6 +90,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
     for (table, trigger) in [
         ("notifications", "tidings_ring_doorbell"),
         ("notifications", "tidings_reopen"),
+        ("notifications", "tidings_restamp"),
         ("stream_tickets", "tidings_end_streams_of_deleted"),
         ("stream_tickets", "tidings_end_streams_of_changed"),
         ("stream_tickets", "tidings_end_streams_of_truncated"),
@@ -109,11 +110,22 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
         // As migrations made it.
         assert_eq!(trigger_definition(&database, trigger).await, made);
     }
+    // What `pg_restore --disable-triggers` leaves behind.
+    database
+        .superuser()
+        .execute(
+            "alter table notifications disable trigger all; \
+             alter table notifications enable trigger all",
+        )
+        .await;
+    let text = "tidings_restamp on public.notifications is not enabled always";
+    found_and_mended(&database, &[], "trigger", text).await;
 }
 
 async fn trigger_definition(database: &Database, trigger: &str) -> String {
     let client = database.superuser().connect().await;
-    let query = "select pg_get_triggerdef(oid) from pg_trigger where tgname = $1";
+    let query = "select pg_get_triggerdef(oid) || ' ' || tgenabled::text from pg_trigger \
+                 where tgname = $1";
     client
         .query_one(query, &[&trigger])
         .await
@@ -433,7 +445,7 @@ async fn what_may_refuse_marks_is_named() {
 }
 
 /// A finding that need not be put right.
-fn hint(said: &Said, text: &str) -> Value {
+pub(super) fn hint(said: &Said, text: &str) -> Value {
     let json = said.json();
     let all = json["findings"].as_array().expect("findings").clone();
     let is_it = |finding: &&Value| {

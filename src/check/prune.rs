@@ -1,0 +1,139 @@
+//! What keeps rows that have had their time from being removed, or makes each
+//! removal slow: foreign keys, triggers and rules of the application.
+
+use tokio_postgres::types::Type;
+
+use super::finding::{Cure, Finding, Topic};
+use crate::{
+    database::{Borrowed, Queries},
+    prune_failure::PruneFailure,
+    schema::{SchemaError, SchemaName},
+};
+
+/// Foreign keys, triggers and rules that take part in each delete, and rows that could
+/// not be removed for any other reason.
+pub(super) async fn obstacles(
+    client: &Borrowed,
+    schema: &SchemaName,
+) -> Result<Vec<Finding>, SchemaError> {
+    let rows = client
+        .query_typed(
+            include_str!("../../sql/prune_obstacles.sql"),
+            &[(&schema.name(), Type::TEXT)],
+        )
+        .await?;
+    let mut failures = PruneFailure::read(client, schema)
+        .await?
+        .unwrap_or_default();
+    let mut findings = Vec::new();
+    for row in &rows {
+        let text = |name: &str| row.try_get::<_, String>(name);
+        let (name, table, target, cure) = (
+            text("name")?,
+            text("table")?,
+            text("target")?,
+            text("cure")?,
+        );
+        let is_ours_alone = !row.try_get::<_, bool>("is_notifications")?;
+        match row.try_get::<_, &str>("kind")? {
+            "index" => findings.push(Finding::wrong(
+                Topic::Prune,
+                format!(
+                    "the foreign key {name} of {table} refers to {target}, and {table} has no index \
+                     on its columns"
+                ),
+                format!(
+                    "an index on the columns of the foreign key: without it each row that is \
+                     removed from {target} makes Postgres read all of {table}"
+                ),
+                Cure::Sql(cure),
+            )),
+            "reference" => {
+                let kept = take(&mut failures, |failure| {
+                    failure.constraint.as_ref() == Some(&name_of(&table, &name))
+                });
+                let found = format!(
+                    "the foreign key {name} of {table} keeps rows of {target} from being removed{}",
+                    so_far(kept)
+                );
+                let expected = format!(
+                    "a foreign key with `on delete cascade` or `on delete set null`: rows of {target} \
+                     are removed once they have had their time, and those that {table} refers to \
+                     stay for ever"
+                );
+                findings.push(judged(kept > 0 || is_ours_alone, found, expected, cure));
+            }
+            kind => {
+                // A trigger may raise anything; what another constraint refused is not
+                // its doing.
+                let kept = if is_ours_alone {
+                    0
+                } else {
+                    take(&mut failures, |failure| failure.constraint.is_none())
+                };
+                let function = row.try_get::<_, Option<String>>("function")?;
+                let function = function.map_or_else(String::new, |name| format!(" ({name})"));
+                let found = format!(
+                    "the {kind} {name} on {table}{function} takes part when a row is removed{}",
+                    so_far(kept)
+                );
+                let expected = format!(
+                    "nothing that keeps rows of {target} from being removed once they have had their \
+                     time: let the {kind} raise no error and skip no row, or remove it"
+                );
+                findings.push(judged(kept > 0, found, expected, cure));
+            }
+        }
+    }
+    for failure in failures {
+        findings.push(Finding::wrong(
+            Topic::Prune,
+            format!(
+                "{} could not be removed although they have had their time: {}",
+                crate::prune::rows(failure.rows),
+                failure.reason
+            ),
+            "rows that are removed once they have had their time",
+            Cure::Advice(
+                "remove what the message names; then `tidings prune` tries these rows again at once, \
+                 and `serve` within a day"
+                    .to_owned(),
+            ),
+        ));
+    }
+    Ok(findings)
+}
+
+/// As in the record of what was violated, which has no quotes.
+fn name_of(table: &str, constraint: &str) -> String {
+    format!("{table}.{constraint}").replace('"', "")
+}
+
+/// How many rows failed for such reasons, which are explained thereby.
+fn take(failures: &mut Vec<PruneFailure>, is_explained: impl Fn(&PruneFailure) -> bool) -> u64 {
+    let mut rows = 0;
+    failures.retain(|failure| {
+        let explained = is_explained(failure);
+        if explained {
+            rows += failure.rows;
+        }
+        !explained
+    });
+    rows
+}
+
+fn so_far(rows: u64) -> String {
+    match rows {
+        0 => String::new(),
+        rows => format!(": {} could not be removed so far", crate::prune::rows(rows)),
+    }
+}
+
+/// What has kept rows must be changed; what only may do so is worth a look.
+fn judged(is_wrong: bool, found: String, expected: String, cure: String) -> Finding {
+    if is_wrong {
+        Finding::wrong(Topic::Prune, found, expected, Cure::Sql(cure))
+    } else {
+        Finding::hint(Topic::Prune, found, expected, Cure::Sql(cure))
+    }
+}
