@@ -16,7 +16,10 @@ use tracing::{info, warn};
 
 use self::ownership::Owner;
 pub use self::{
-    error::SchemaError, locks::LockHolder, migration_lock::MigrationLockHolder, plan::plan,
+    error::{MissingObject, SchemaError},
+    locks::LockHolder,
+    migration_lock::MigrationLockHolder,
+    plan::plan,
     removal::Removal,
 };
 use crate::database::{self, DatabaseUrl, Queries};
@@ -489,10 +492,12 @@ pub(crate) async fn refuse_incomplete(
         Some(row) => Err(SchemaError::Incomplete {
             schema: schema.clone(),
             version: found,
-            owner: row.try_get("owner")?,
-            name: row.try_get("name")?,
-            owners: row.try_get("owners")?,
-            cure: row.try_get("cure")?,
+            missing: Box::new(MissingObject {
+                owner: row.try_get("owner")?,
+                name: row.try_get("name")?,
+                owners: row.try_get("owners")?,
+                cure: row.try_get("cure")?,
+            }),
         }),
     }
 }

@@ -72,10 +72,12 @@ pub(super) async fn misfit(
 /// An object of ours is missing, or belongs to a role that could change it at will.
 fn incomplete(error: SchemaError) -> Finding {
     let cure = match &error {
-        SchemaError::Incomplete {
-            cure: Some(cure), ..
-        } => Cure::Sql(cure.clone()),
-        _ => Cure::Advice("restore the whole schema from one backup".to_owned()),
+        SchemaError::Incomplete { missing, .. } => missing.cure(),
+        _ => None,
+    };
+    let cure = match cure {
+        Some(cure) => Cure::Sql(cure.to_owned()),
+        None => Cure::Advice("restore the whole schema from one backup".to_owned()),
     };
     let expected = "all objects of Tidings are there and belong to the owner of its history";
     Finding::wrong(Topic::Owner, error.to_string(), expected, cure)

@@ -1,6 +1,6 @@
 //! Why the schema can't be used.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use super::{MigrationLockHolder, SchemaName, locks::LockHolder, quoted};
 use crate::database::{ConnectError, describe};
@@ -71,13 +71,9 @@ pub enum SchemaError {
     },
     /// The history tells of objects that are not there.
     #[error(
-        "the history of Tidings in the schema {schema} says version {version}, but {}: {}restore \
+        "the history of Tidings in the schema {schema} says version {version}, but {missing}restore \
              the whole schema from one backup, or, if it was put there by mistake, remove it: drop \
              table {}.tidings_schema_history;",
-        incomplete(name, owner, owners.as_deref()),
-        cure.as_ref().map_or_else(String::new, |cure| {
-            format!("if you trust that role, {cure} Otherwise ")
-        }),
         schema.quoted()
     )]
     Incomplete {
@@ -85,14 +81,8 @@ pub enum SchemaError {
         schema: SchemaName,
         /// What the history says.
         version: i32,
-        /// Whose the history is.
-        owner: String,
         /// What is missing.
-        name: String,
-        /// Whose objects of that name there are.
-        owners: Option<String>,
-        /// What gives such an object to the owner of the history.
-        cure: Option<String>,
+        missing: Box<MissingObject>,
     },
     /// Something that is not ours bears one of our names.
     #[error(
@@ -209,11 +199,40 @@ impl SchemaError {
     }
 }
 
-/// What is wrong with an object that the history tells of.
-fn incomplete(name: &str, owner: &str, owners: Option<&str>) -> String {
-    match owners {
-        None => format!("{name} is missing"),
-        Some(owners) => format!("{name} belongs to {owners}, and the history to {owner}"),
+/// An object that the history tells of, and that is not there or belongs to another role.
+#[derive(Debug)]
+pub struct MissingObject {
+    /// Whose the history is.
+    pub(super) owner: String,
+    /// What it is called.
+    pub(super) name: String,
+    /// Whose objects of that name there are.
+    pub(super) owners: Option<String>,
+    /// What gives such an object to the owner of the history.
+    pub(super) cure: Option<String>,
+}
+
+impl MissingObject {
+    /// The statement that gives an object of that name to the owner of the history.
+    pub fn cure(&self) -> Option<&str> {
+        self.cure.as_deref()
+    }
+}
+
+impl fmt::Display for MissingObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, name, .. } = self;
+        match &self.owners {
+            None => write!(f, "{name} is missing: ")?,
+            Some(owners) => write!(
+                f,
+                "{name} belongs to {owners}, and the history to {owner}: "
+            )?,
+        }
+        match &self.cure {
+            None => Ok(()),
+            Some(cure) => write!(f, "if you trust that role, {cure} Otherwise "),
+        }
     }
 }
 
