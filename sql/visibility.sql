@@ -7,7 +7,7 @@
 --   row-security  row-level security applies to `affected`
 --   relation      something else than a table, `affected`, bears a table's name
 --   logged        tidings_incarnation survives crashes, so that none is noticed
---   rule          the rule `affected` rewrites statements on notifications
+--   rule          the rule `affected` rewrites INSERTs or UPDATEs of notifications
 --
 -- With row_security = off Postgres refuses a query to which row-level security
 -- applies, whatever the policies say. So it is looked for in the catalogs. `cure` is
@@ -24,7 +24,7 @@ with
       c.relname in (
         'notifications', 'stream_tickets', 'tidings_schema_history', 'tidings_pruned',
         'tidings_disconnections', 'tidings_drained', 'tidings_reopened', 'tidings_activity',
-        'tidings_bridges_seen', 'tidings_incarnation'
+        'tidings_bridges_seen', 'tidings_incarnation', 'tidings_prune_failures'
       )
   ),
   readers as (
@@ -141,6 +141,6 @@ where
   t.relname = 'notifications'
   and t.relkind in ('r', 'p')
   and w.ev_enabled <> 'D'
-  -- UPDATE, and what replaces INSERT or DELETE.
-  and (w.ev_type = '2' or (w.ev_type in ('3', '4') and w.is_instead))
+  -- UPDATE, and what replaces INSERT. Those of DELETE are in prune_obstacles.sql.
+  and (w.ev_type = '2' or (w.ev_type = '3' and w.is_instead))
 order by 1, 2, 4

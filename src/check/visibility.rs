@@ -32,8 +32,8 @@ fn finding(hidden: &Hidden) -> Finding {
              must be read again"
         }
         Kind::Rule => {
-            "no rule that rewrites what is inserted, updated or deleted there: with one, rows don't \
-             arrive, can't be marked, or are never removed"
+            "no rule that rewrites what is inserted or updated there: with one, rows don't \
+             arrive or can't be marked"
         }
     };
     let cure = match &hidden.cure {

@@ -33,7 +33,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     owner
         .batch_execute(
             "alter table notifications set (autovacuum_enabled = off); \
-             create function since() returns timestamptz language sql security definer \
+             create function public.since() returns timestamptz language sql security definer \
                as 'select since from public.tidings_incarnation'",
         )
         .await
@@ -107,7 +107,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     );
     let (first, _) = explain(&client, &heavy).await;
     assert!(first > u64::from(ROWS / 2) / 100, "{first} buffers");
-    let note = format!("execute drain ('{HEAVY}', '{floor}', 7, 1, since())");
+    let note = format!("execute drain ('{HEAVY}', '{floor}', 7, 1, public.since())");
     client.batch_execute(&note).await.expect(&note);
     let (second, plan) = explain(&client, &heavy).await;
     assert!(second <= BUFFERS, "{second} buffers: {plan:#}");
@@ -229,7 +229,7 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 8] {
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),
-        format!("execute mark_sent (array[{id}::bigint], 1, since())"),
+        format!("execute mark_sent (array[{id}::bigint], 1, public.since())"),
         "execute doorbell ('notifications', 'tidings_ring_doorbell')".to_owned(),
     ]
 }

@@ -125,7 +125,7 @@ async fn triggers_and_rules_that_keep_rows_are_found_and_mended() {
                raise exception 'kept'; end $$; \
              create trigger \"the keeper\" before delete on notifications \
                for each row execute function keep()",
-            "the trigger \"the keeper\" on public.notifications (keep()) takes part",
+            "the trigger \"the keeper\" on public.notifications (public.keep()) takes part",
         ),
         (
             "create rule keep as on delete to notifications do instead nothing",

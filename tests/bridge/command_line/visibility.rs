@@ -85,7 +85,6 @@ async fn rules_that_rewrite_what_is_written_are_found_and_mended() {
     for rule in [
         "on update to notifications do instead nothing",
         "on insert to notifications do instead nothing",
-        "on delete to notifications do instead nothing",
     ] {
         let create = format!("create rule quiet as {rule}");
         database.superuser().execute(&create).await;

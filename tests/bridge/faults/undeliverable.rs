@@ -22,6 +22,7 @@ async fn allow_everything(database: &Database) {
         drop constraint notifications_text_length, \
         drop constraint notifications_event_length, \
         drop constraint notifications_event_one_line, \
+        drop constraint notifications_event_printable, \
         drop constraint notifications_id_positive, \
         alter user_id drop not null, alter text drop not null, alter created_at drop not null";
     database.owner().execute(alter).await;
