@@ -390,7 +390,7 @@ begin
       end if;
   end;
 
-  -- Their own writers remove these too, as long as there are any.
+  -- Bridges remove these too, as long as there are any.
   begin
     delete from :"schema".stream_tickets as t
     where

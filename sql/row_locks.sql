@@ -52,7 +52,13 @@ from (
       'commit prepared %1$L; or rollback prepared %1$L; as its coordinator says', p.gid
     )
   from holders as h
-  join pg_prepared_xacts as p on h.virtualtransaction = '-1/' || p.transaction::text
+  -- A prepared transaction has no session, and keeps a lock on its own id.
+  join pg_locks as own
+    on
+      own.pid is null
+      and own.locktype = 'transactionid'
+      and own.virtualtransaction = h.virtualtransaction
+  join pg_prepared_xacts as p on p.transaction = own.transactionid
   where h.pid is null
 ) as found
 where case when seconds is null then locks_rows else seconds >= $2 end

@@ -558,3 +558,28 @@ async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), Sc
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stands_in_a_text_as_a_name_a_text_or_part_of_one() {
+        let schema: SchemaName = "o'ne \"two\"".parse().expect("a name");
+        let filled = schema.fill(
+            "select :'schema', :'\"schema\".notes', :'\"schema\".f(int)' from :\"schema\".notes",
+        );
+        assert_eq!(
+            filled,
+            "select 'o''ne \"two\"', '\"o''ne \"\"two\"\"\".notes', '\"o''ne \"\"two\"\"\".f(int)' \
+             from \"o'ne \"\"two\"\"\".notes"
+        );
+    }
+
+    #[test]
+    fn names_that_would_end_a_functions_body_are_refused() {
+        for name in ["", "pg_mine", "a\0b", "a$$b", &"n".repeat(64)] {
+            assert!(SchemaName::from_str(name).is_err(), "{name:?}");
+        }
+    }
+}

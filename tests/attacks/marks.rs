@@ -247,7 +247,7 @@ async fn a_mark_that_waits_for_a_lock_of_the_application_delays_no_other() {
         .await;
     refuse(
         &database,
-        "if new.text = 'counted' then update counters set n = n + 1; end if;",
+        "if new.text = 'counted' then update public.counters set n = n + 1; end if;",
     )
     .await;
     let bridge = Bridge::start(&database).await;

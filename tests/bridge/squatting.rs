@@ -8,7 +8,10 @@ use tidings::{
     schema::{self, SchemaError, SchemaName},
 };
 
-use crate::support::database::{Database, start_cluster};
+use crate::support::{
+    database::{Database, start_cluster},
+    process::Served,
+};
 
 async fn migrate(database: &Database) -> Result<(), SchemaError> {
     schema::migrate(&database.url(), &SchemaName::public(), schema::LOCK_LIMIT).await
@@ -224,6 +227,10 @@ async fn roles_that_may_create_in_the_schema_are_listed_with_the_statement_that_
             "do $$ begin if to_regrole('django') is null then create role django; end if; end $$; \
              grant create on schema public to public, django, tidings_writer, bridge",
         )
+        .await;
+    let mut bridge = Served::start(&database, &[]).await;
+    bridge
+        .until_logged("WARN", "django has create on schema public")
         .await;
     let found = findings(&database).await;
     let texts: Vec<_> = found.iter().map(|it| it.found.as_str()).collect();

@@ -2,6 +2,7 @@
 //! it; and when that was done they are content.
 
 use serde_json::Value;
+use tidings::cluster::Cluster;
 
 use super::{Said, command, run, said};
 use crate::support::{
@@ -399,6 +400,37 @@ async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
         .await;
     let text = "has locked rows of public.notifications for 1";
     found_and_mended(&database, &[], "marks", text).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_that_has_locked_rows_for_long_is_found() {
+    let settings = [
+        ("max_connections", "100"),
+        ("max_prepared_transactions", "10"),
+    ];
+    let cluster = Cluster::temporary(&settings).await.expect("a PostgreSQL");
+    let database = Database::migrated_in(&cluster).await;
+    let superuser = database.superuser();
+    superuser
+        .execute("select send_notification('alice', 'hello')")
+        .await;
+    let prepare = "begin; select from notifications for update; prepare transaction 'forgotten'";
+    superuser.execute(prepare).await;
+    superuser
+        .until(
+            "select bool_or(clock_timestamp() - prepared > interval '10 s') \
+             from pg_prepared_xacts",
+        )
+        .await;
+    let said = run(&database, &["check", "--json"]).await;
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(
+        said.out.contains("the prepared transaction 'forgotten'"),
+        "{said:?}"
+    );
+    superuser.execute("rollback prepared 'forgotten'").await;
+    run(&database, &["check"]).await.well();
+    cluster.stop().await.expect("an end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
