@@ -7,6 +7,7 @@ use tidings::{
     check::{self, Place},
     cluster::Cluster,
     config::{Cli, Command},
+    database,
     schema::SchemaName,
 };
 use tokio_postgres::error::SqlState;
@@ -186,6 +187,19 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
     database.migrate().await;
     bridge.until_ready_is(200).await;
     bridge.stop().await;
+}
+
+/// On a large table, making an index takes longer than any query of a bridge may.
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_may_take_as_long_as_they_need() {
+    let database = Database::empty().await;
+    inherit(&database, &["migrator"], OURS_ALONE).await;
+    let connected = database::connect_pinned(&database.owner().url()).await;
+    let (session, _driver) = connected.expect("a session");
+    for timeout in ["statement_timeout", "lock_timeout"] {
+        let shown = session.query_one(&format!("show {timeout}"), &[]).await;
+        assert_eq!(shown.expect(timeout).get::<_, &str>(0), "0", "{timeout}");
+    }
 }
 
 /// A database in which every transaction is serializable by default.
