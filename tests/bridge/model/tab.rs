@@ -169,6 +169,7 @@ impl Tab {
                 });
                 Ok(Some(number))
             }
+            "tidings.open" | "tidings.heartbeat" => Ok(None),
             "tidings.caught-up" => {
                 chain.catch_up();
                 Ok(None)
