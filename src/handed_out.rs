@@ -48,11 +48,10 @@ impl HandedOut {
     }
 
     /// Postgres has crashed: nothing is to be marked of what was written or handed out
-    /// before.
-    pub fn forget(&mut self) {
+    /// before, as another row may have the same id now.
+    pub fn forget(&mut self, marks: &Marks) {
         self.rows = Vec::new();
-        self.close(Closed::ByClient);
-        self.recipient = None;
+        self.close(Closed::ByClient, marks);
     }
 
     /// The chunk has been written.
@@ -89,9 +88,9 @@ impl HandedOut {
 
     /// The connection has closed. What was handed out last and not reported was not
     /// written as a whole.
-    pub fn close(&mut self, how: Closed) {
-        if let Some(recipient) = &self.recipient {
-            recipient.close(how);
+    pub fn close(&mut self, how: Closed, marks: &Marks) {
+        if let Some(recipient) = self.recipient.take() {
+            marks.closed(&recipient, how);
         }
     }
 }

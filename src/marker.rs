@@ -89,6 +89,8 @@ pub struct Marks {
     in_flight: Mutex<InFlight>,
     /// There are writes in flight.
     written: Notify,
+    /// The bridge has ended a stream with writes in flight.
+    ended: Notify,
     acknowledged: Mutex<Acknowledgements>,
     /// There are acknowledgements.
     returned: Notify,
@@ -131,6 +133,7 @@ impl Marks {
             settle,
             in_flight: Mutex::new(InFlight::new(settle)),
             written: Notify::new(),
+            ended: Notify::new(),
             acknowledged: Mutex::default(),
             returned: Notify::new(),
             notes: Mutex::default(),
@@ -165,6 +168,15 @@ impl Marks {
             self.written.notify_one();
         }
         self.settled(early, at);
+    }
+
+    /// This connection has closed.
+    pub fn closed(&self, recipient: &Arc<Recipient>, how: Closed) {
+        recipient.close(how);
+        let is_shared = Arc::strong_count(recipient) > 1;
+        if how == Closed::ByBridge && is_shared {
+            self.ended.notify_one();
+        }
     }
 
     /// A client has returned with this. Never waits.
@@ -233,6 +245,12 @@ impl Marks {
             }
             self.settled(settled, now);
         }
+    }
+
+    /// Moves the writes to streams that the bridge has ended to the queue.
+    fn settle_ended(&self) {
+        let ended = lock(&self.in_flight).take_ended();
+        self.settled(ended, Instant::now());
     }
 
     /// The bridge stops, and with it all connections.
@@ -312,13 +330,20 @@ impl Marker {
     }
 
     async fn settle(&self, stop: &CancellationToken) {
-        while stop
-            .run_until_cancelled(self.marks.until_settled())
-            .await
-            .is_some()
-        {
-            self.marks.settle();
-        }
+        let marks = &self.marks;
+        let working = async {
+            loop {
+                tokio::select! {
+                    () = marks.until_settled() => marks.settle(),
+                    () = marks.ended.notified() => {
+                        // Each time all writes are looked at.
+                        sleep(marks.together()).await;
+                        marks.settle_ended();
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(working).await;
     }
 
     /// Looks for the unmarked rows that returning clients have received.

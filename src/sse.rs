@@ -324,7 +324,7 @@ mod tests {
             concat!(
                 "event: build\n",
                 r#"data: {"id":7,"event":"build","text":"a\r\nb\"c","created_at":"2026-11-22T11:33:21.123456Z"}"#,
-                "\n\n"
+                "\n"
             )
         );
     }

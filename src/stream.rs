@@ -353,7 +353,7 @@ impl EventStream {
             position.fall_to(recovery.safe);
         }
         // Another row may bear the id of one that is gone.
-        self.handed_out.forget();
+        self.handed_out.forget(&self.streams.marks);
     }
 
     /// Asks for the page after the position, or for the first one.
@@ -582,7 +582,7 @@ impl Drop for EventStream {
             Phase::Over => self.ends.reason(),
             _ => Reason::Left,
         };
-        self.handed_out.close(reason.closed());
+        self.handed_out.close(reason.closed(), &self.streams.marks);
         self.streams.ended.count(reason);
         let _entered = self.span.as_deref().map(Span::enter);
         let reason = reason.name();

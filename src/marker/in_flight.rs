@@ -69,6 +69,15 @@ impl InFlight {
         self.take(count)
     }
 
+    /// Takes the writes to streams that the bridge has ended.
+    pub(super) fn take_ended(&mut self) -> Vec<Write> {
+        let writes = std::mem::take(&mut self.writes).into_iter();
+        let (ended, others): (VecDeque<_>, _) =
+            writes.partition(|write| write.recipient.is_ended());
+        self.writes = others;
+        ended.into()
+    }
+
     /// Takes all writes: the bridge stops, and no connection outlives it.
     pub(super) fn take_all(&mut self) -> Vec<Write> {
         self.take(self.writes.len())
@@ -174,7 +183,9 @@ mod tests {
         }
         ended.close(Closed::ByBridge);
         left.close(Closed::ByClient);
-        assert_eq!(rows(world.in_flight.take_all()), [1, 3]);
+        assert_eq!(rows(world.in_flight.take_ended()), [1]);
+        // When the bridge stops, so do all others.
+        assert_eq!(rows(world.in_flight.take_all()), [3]);
     }
 
     #[test]

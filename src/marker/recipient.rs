@@ -43,7 +43,7 @@ impl Recipient {
     }
 
     /// The connection has closed.
-    pub fn close(&self, how: Closed) {
+    pub(super) fn close(&self, how: Closed) {
         let state = match how {
             Closed::ByClient => CLOSED,
             Closed::ByBridge => ENDED,
@@ -54,5 +54,10 @@ impl Recipient {
     /// Whether the client was there for as long as the connection could last.
     pub(super) fn stayed(&self) -> bool {
         self.state.load(Ordering::Acquire) != CLOSED
+    }
+
+    /// Whether the bridge has ended the stream.
+    pub(super) fn is_ended(&self) -> bool {
+        self.state.load(Ordering::Acquire) == ENDED
     }
 }

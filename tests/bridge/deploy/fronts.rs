@@ -97,7 +97,7 @@ async fn all_tabs_of_a_browser_share_one_connection_and_who_leaves_is_noticed(ki
         ))
         .await;
     for (number, tab) in tabs.iter_mut().enumerate() {
-        tab.until(&format!("data: for user{number}\n\n")).await;
+        tab.until(&format!("data: for user{number}\nid: ")).await;
     }
     // One tab is closed, then the browser.
     tabs.pop().expect("a tab").reset();
