@@ -22,7 +22,11 @@ const TEXT: usize = 1 << 20;
 async fn within_an_event(
     database: &Database,
     lifetime: Option<Duration>,
-) -> (std::sync::Arc<tidings::stream::Streams>, EventStream, String) {
+) -> (
+    std::sync::Arc<tidings::stream::Streams>,
+    EventStream,
+    String,
+) {
     database
         .execute(&format!(
             "insert into notifications (user_id, text) values ('alice', repeat('x', {TEXT}))"
@@ -59,7 +63,11 @@ async fn a_stream_that_ends_in_the_middle_of_an_event_leaves_it_incomplete() {
     }
     let (_, event) = written.split_once("data: x").expect("the event");
     // A client drops what no blank line has ended, and gets it again.
-    assert!(event.bytes().all(|byte| byte == b'x'), "{:?}", &event[event.len() - 40..]);
+    assert!(
+        event.bytes().all(|byte| byte == b'x'),
+        "{:?}",
+        &event[event.len() - 40..]
+    );
     assert!(event.len() < TEXT - 1, "{}", event.len());
 }
 
@@ -74,8 +82,14 @@ async fn a_warning_that_falls_into_an_event_follows_it() {
     while !written.contains("event: tidings.expiring") {
         written += &next(&mut stream).await.expect("a warning");
     }
-    let (before, _) = written.split_once("event: tidings.expiring").expect("a warning");
+    let (before, _) = written
+        .split_once("event: tidings.expiring")
+        .expect("a warning");
     let text = format!("data: {}\nid: 1-", "x".repeat(TEXT));
     assert!(before.contains(&text), "{:?}", &before[before.len() - 80..]);
-    assert!(before.ends_with("\n\n"), "{:?}", &before[before.len() - 80..]);
+    assert!(
+        before.ends_with("\n\n"),
+        "{:?}",
+        &before[before.len() - 80..]
+    );
 }

@@ -367,7 +367,10 @@ async fn what_is_asked_wrongly_is_refused_with_what_to_do() {
         assert_eq!(status, 400, "{path}");
         let (name, value) = path["/stream?".len()..].split_once('=').expect("a value");
         assert!(detail.starts_with(name), "{path}: {detail}");
-        assert!(detail.ends_with(&format!("not {value:?}")), "{path}: {detail}");
+        assert!(
+            detail.ends_with(&format!("not {value:?}")),
+            "{path}: {detail}"
+        );
     }
     let (status, detail) = ask("/nothing").await;
     assert_eq!(status, 404);

@@ -14,7 +14,10 @@ use crate::support::{
 async fn stream(database: &Database, bridge: &Bridge, mut wire: Wire) {
     let head = wire.head().await;
     assert_eq!((head.version.as_str(), head.status), ("HTTP/1.0", 200));
-    assert_eq!(head.header("content-type"), "text/event-stream");
+    assert_eq!(
+        head.header("content-type"),
+        "text/event-stream; charset=utf-8"
+    );
     for name in ["transfer-encoding", "content-length"] {
         assert!(!head.headers.contains_key(name), "{head:?}");
     }
