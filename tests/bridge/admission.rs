@@ -68,7 +68,7 @@ async fn a_library_with_a_token_is_told_to_retry_and_one_that_wants_the_status_g
         for query in ["", "?errors=retry"] {
             let path = format!("/stream{query}");
             let source = EventSource::open(bridge.address(), &path, &headers).await;
-            expect_deferral(source, "TIDINGS_MAX_CONNECTIONS_PER_USER").await;
+            expect_deferral(source, "too many streams").await;
         }
         let answer = get(bridge.address(), "/stream?errors=status", &headers).await;
         expect_refusal(answer.expect("an answer"), 429).await;
