@@ -27,8 +27,8 @@ dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, th
 	@scripts/ports $(ARGS)
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
-test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and a browser
-	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium -- sh -exc ' \
+test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and two browsers
+	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
 	    cargo clippy --all-targets --test attacks --locked -- -D warnings; \
@@ -36,12 +36,12 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	    $(tests)'
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
-	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium -- sh -exc '$(tests)'
+	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc '$(tests)'
 
 # 15 is Debian's, and 18 the newest. Five minutes each.
 test-on: ## runs the tests with PostgreSQL 14, 16 and 17, or with PG=14 alone
 	@for release in $(or $(PG),14 16 17); do \
-	    $(with) rust "postgres-$$release" pgbouncer shell nginx caddy haproxy chromium -- \
+	    $(with) rust "postgres-$$release" pgbouncer shell nginx caddy haproxy chromium firefox -- \
 	        sh -exc '$(tests)' || exit; \
 	done
 
