@@ -2,9 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::{
-    browser::Browser,
-    support::{bridge::Bridge, database::Database, event_source::get, proxy::Network},
+use crate::support::{
+    bridge::Bridge, browser::Browser, database::Database, event_source::get, proxy::Network,
 };
 
 async fn ask(browser: &Browser, script: &str) -> Value {

@@ -5,13 +5,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::interval;
 
-use crate::{
+use crate::support::{
+    bridge::{Bridge, token},
     browser::Browser,
-    support::{
-        bridge::{Bridge, token},
-        database::Database,
-        page::Page,
-    },
+    database::Database,
+    page::Page,
 };
 
 /// Opens a page with a user's cookie, which a browser sends to every port of

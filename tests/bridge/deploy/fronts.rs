@@ -13,15 +13,13 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::front::{Front, Kind, Upstream};
-use crate::{
+use crate::support::{
+    PATIENCE,
+    bridge::{Bridge, serve_options, token},
     browser::Browser,
-    support::{
-        PATIENCE,
-        bridge::{Bridge, serve_options, token},
-        database::Database,
-        event_source::{EventSource, Item, Response, get},
-        no_repeats, rows, until,
-    },
+    database::Database,
+    event_source::{EventSource, Item, Response, get},
+    no_repeats, rows, until,
 };
 
 const ROWS: usize = 2_000;

@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod bridge;
+pub mod browser;
 pub mod database;
 pub mod deployment;
 pub mod dev;

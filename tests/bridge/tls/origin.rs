@@ -4,10 +4,7 @@
 use serde_json::json;
 
 use crate::support::tls::{authority::Authority, start, tunnel::ORIGIN};
-use crate::{
-    browser::Browser,
-    support::{bridge::token, database::Database},
-};
+use crate::support::{bridge::token, browser::Browser, database::Database};
 
 const STREAMS: usize = 10;
 
