@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    browser::Browser,
+    browser::{Browser, Kind},
     dev::{DataFolder, Dev, command, shell},
 };
 
@@ -57,7 +57,7 @@ fn texts(side: &str) -> String {
 async fn the_demo_page_shows_each_user_their_own_notifications() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(Kind::Chromium).await;
     browser.open_page(&dev).await;
 
     // Sent by the page, and shown as text whatever it says.
@@ -126,7 +126,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
 async fn a_hidden_tab_closes_its_streams_and_misses_nothing() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(Kind::Chromium).await;
     browser.open_page(&dev).await;
     browser.send("left", "seen").await;
     browser
@@ -163,7 +163,7 @@ async fn a_hidden_tab_closes_its_streams_and_misses_nothing() {
 async fn a_browsers_own_event_source_resumes_by_itself_when_the_bridge_comes_back() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(Kind::Chromium).await;
     browser.open_page(&dev).await;
     // No page of ours: a bare EventSource, and everything that it is told.
     let listen = "window.heard = []; const source = new EventSource('/stream?user=dora'); \

@@ -3,7 +3,11 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    bridge::Bridge, browser::Browser, database::Database, event_source::get, proxy::Network,
+    bridge::Bridge,
+    browser::{Browser, Kind},
+    database::Database,
+    event_source::get,
+    proxy::Network,
 };
 
 async fn ask(browser: &Browser, script: &str) -> Value {
@@ -22,7 +26,7 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
     let database = Database::migrated().await;
     let (network, reached) = database.over_network().await;
     let bridge = Bridge::start(&reached).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(Kind::Chromium).await;
     let origin = format!("http://{}/", bridge.admin_address());
     browser.client.goto(&origin).await.expect("the page");
     until_reads(&browser, "status", "ready").await;

@@ -7,10 +7,18 @@ use tokio::time::interval;
 
 use crate::support::{
     bridge::{Bridge, token},
-    browser::Browser,
+    browser::{Browser, Kind, in_each_browser},
     database::Database,
     page::Page,
 };
+
+in_each_browser!(
+    a_browser_comes_back_by_itself_from_every_refusal_and_misses_nothing,
+    a_browser_that_asks_too_often_is_slowed_down_and_comes_back,
+    a_browser_goes_on_after_the_end_of_an_old_stream_and_misses_nothing,
+    a_browser_that_was_turned_away_still_knows_what_it_has_seen,
+    a_page_that_is_not_listed_gets_nothing_and_marks_nothing,
+);
 
 /// Opens a page with a user's cookie, which a browser sends to every port of
 /// this host, and with an `EventSource` that writes down everything it is told.
@@ -38,10 +46,9 @@ async fn send(database: &Database, user: &str, text: &str) {
     database.execute(&send).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_comes_back_by_itself_from_every_refusal_and_misses_nothing() {
+async fn a_browser_comes_back_by_itself_from_every_refusal_and_misses_nothing(kind: Kind) {
     let database = Database::migrated().await;
-    let (browser, page) = (Browser::start().await, Page::serve().await);
+    let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
     for (limit, in_the_way) in [
         ("--max-connections=1", "bob"),
@@ -69,10 +76,9 @@ async fn a_browser_comes_back_by_itself_from_every_refusal_and_misses_nothing() 
     browser.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_that_asks_too_often_is_slowed_down_and_comes_back() {
+async fn a_browser_that_asks_too_often_is_slowed_down_and_comes_back(kind: Kind) {
     let database = Database::migrated().await;
-    let (browser, page) = (Browser::start().await, Page::serve().await);
+    let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
     let settings = [origin.as_str(), "--connection-rate=1", "--come-back=1s"];
     let bridge = Bridge::start_with(&database, &settings).await;
@@ -110,10 +116,9 @@ async fn a_browser_that_asks_too_often_is_slowed_down_and_comes_back() {
     browser.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_goes_on_after_the_end_of_an_old_stream_and_misses_nothing() {
+async fn a_browser_goes_on_after_the_end_of_an_old_stream_and_misses_nothing(kind: Kind) {
     let database = Database::migrated().await;
-    let (browser, page) = (Browser::start().await, Page::serve().await);
+    let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
     let settings = [origin.as_str(), "--max-stream-age=1s"];
     let bridge = Bridge::start_with(&database, &settings).await;
@@ -131,10 +136,9 @@ async fn a_browser_goes_on_after_the_end_of_an_old_stream_and_misses_nothing() {
     browser.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen() {
+async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen(kind: Kind) {
     let database = Database::migrated().await;
-    let (browser, page) = (Browser::start().await, Page::serve().await);
+    let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
     // A stream lives for six seconds at least, and a browser comes back after
     // three at most.
@@ -165,10 +169,9 @@ async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen() {
     browser.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_is_not_listed_gets_nothing_and_marks_nothing() {
+async fn a_page_that_is_not_listed_gets_nothing_and_marks_nothing(kind: Kind) {
     let database = Database::migrated().await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(kind).await;
     let (page, evil) = (Page::serve().await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
     let bridge = Bridge::start_with(&database, &[&origin]).await;
@@ -179,10 +182,10 @@ async fn a_page_that_is_not_listed_gets_nothing_and_marks_nothing() {
     // No request of a page's own has to ask before it is made.
     let others = "window.failed = 0; \
          const image = new Image(); \
-         image.onerror = () => failed += 1; \
+         image.onerror = () => window.failed += 1; \
          image.src = arguments[0]; \
          fetch(arguments[0], { mode: 'no-cors', credentials: 'include' }) \
-             .then((answer) => answer.text()).then(() => failed += 1)";
+             .then((answer) => answer.text()).then(() => window.failed += 1)";
     let stream = format!("http://{}/stream", bridge.address());
     run(&browser, others, vec![json!(stream)]).await;
     browser.until("failed === 2").await;

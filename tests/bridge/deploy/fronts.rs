@@ -16,7 +16,7 @@ use super::front::{Front, Kind, Upstream};
 use crate::support::{
     PATIENCE,
     bridge::{Bridge, serve_options, token},
-    browser::Browser,
+    browser::{self, Browser},
     database::Database,
     event_source::{EventSource, Item, Response, get},
     no_repeats, rows, until,
@@ -449,7 +449,7 @@ async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind)
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let front = Front::before(kind, [&bridge, &bridge]).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(browser::Kind::Chromium).await;
     // There is no such page, but it is on the streams' origin.
     let page = front.url("/nothing");
     browser.client.goto(&page).await.expect("the proxy");

@@ -1,85 +1,193 @@
 //! A real browser.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use fantoccini::{Client, ClientBuilder, Locator, elements::Element};
 use hyper_util::client::legacy::connect::HttpConnector;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rand::random_range;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{PATIENCE, dev::DataFolder};
 
-/// A browser and the program that drives it.
+/// A browser that the tests can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Chromium,
+    Firefox,
+}
+
+/// Defines each test once per browser. The named function takes the [`Kind`].
+macro_rules! in_each_browser {
+    ($(#[$attribute:meta])* $($test:ident),+ $(,)?) => {
+        $crate::support::browser::in_each_browser!(@ chromium Chromium [$(#[$attribute])*] $($test)+);
+        $crate::support::browser::in_each_browser!(@ firefox Firefox [$(#[$attribute])*] $($test)+);
+    };
+    (@ $name:ident $kind:ident $attributes:tt $($test:ident)+) => {
+        mod $name {
+            $($crate::support::browser::in_each_browser!(@ $kind $attributes $test);)+
+        }
+    };
+    (@ $kind:ident [$(#[$attribute:meta])*] $test:ident) => {
+        #[tokio::test(flavor = "multi_thread")]
+        $(#[$attribute])*
+        async fn $test() {
+            super::$test($crate::support::browser::Kind::$kind).await;
+        }
+    };
+}
+pub(crate) use in_each_browser;
+
+/// A browser and the program that drives it. Dropping it ends both.
 pub struct Browser {
     pub client: Client,
     profile: DataFolder,
-    driver: Child,
+    driver: Driver,
 }
 
-/// The program that drives it and its port, unless that is taken.
-async fn start_driver(program: &str, port: u16) -> Option<(Child, String)> {
-    let mut driver = Command::new(program)
-        .arg(format!("--port={port}"))
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs it"));
-    let mut lines = BufReader::new(driver.stdout.take().expect("its output")).lines();
-    while let Some(line) = lines.next_line().await.expect("its output") {
-        if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
-            return Some((driver, port.trim_end_matches('.').to_owned()));
+/// The program that drives a browser.
+struct Driver {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Driver {
+    /// Both drivers end their browser on SIGTERM. SIGKILL would leave it running.
+    fn drop(&mut self) {
+        let id = Pid::from_raw(self.child.id().cast_signed());
+        let _ = kill(id, Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+impl Driver {
+    /// Starts the program, unless its port is taken.
+    async fn start(
+        program: &str,
+        arguments: &[String],
+        port_follows: &'static str,
+    ) -> Option<Self> {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            // Firefox reports failures of its background services here.
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs it"));
+        let output = BufReader::new(child.stdout.take().expect("its output"));
+        let (sender, port) = oneshot::channel();
+        // A thread outlives the test's runtime: the program fails when nobody reads what it
+        // writes, also while it ends.
+        thread::spawn(move || {
+            let mut sender = Some(sender);
+            for line in output.lines().map_while(Result::ok) {
+                let port = line.rsplit_once(port_follows).map(|(_, port)| port);
+                if let Some((port, sender)) = port.and_then(|port| Some((port, sender.take()?))) {
+                    let _ = sender.send(port.trim_end_matches('.').parse().expect("a port"));
+                }
+            }
+        });
+        let started = timeout(PATIENCE, port).await.expect("it starts or ends");
+        Some(Self {
+            child,
+            port: started.ok()?,
+        })
+    }
+
+    async fn of(kind: Kind, profile: &Path) -> Self {
+        match kind {
+            Kind::Chromium => {
+                let program = program("CHROMEDRIVER", "chromedriver");
+                // Left to itself it takes any port that is free for IPv4 and gives up if
+                // the same one is not free for IPv6, as it often is where thousands of
+                // clients come and go: theirs are from 32768 on.
+                for _ in 0..20 {
+                    let port = format!("--port={}", random_range(10_000..32_000));
+                    let started = "started successfully on port ";
+                    if let Some(driver) = Self::start(&program, &[port], started).await {
+                        return driver;
+                    }
+                }
+                panic!("{program} finds no port");
+            }
+            Kind::Firefox => {
+                let program = program("GECKODRIVER", "geckodriver");
+                fs::create_dir_all(profile).expect("a folder");
+                let profiles = format!("--profile-root={}", profile.display());
+                // Its second port has a fixed default, which several would compete for.
+                let arguments = ["--port=0", "--websocket-port=0", &profiles].map(str::to_owned);
+                let started = Self::start(&program, &arguments, "Listening on 127.0.0.1:").await;
+                started.unwrap_or_else(|| panic!("{program} does not listen"))
+            }
         }
     }
-    None
+}
+
+fn program(variable: &str, name: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| name.to_owned())
+}
+
+impl Kind {
+    fn capabilities(self, profile: &Path) -> Value {
+        match self {
+            Self::Chromium => {
+                let arguments = json!([
+                    "--headless=new",
+                    // Chromium refuses to run as root otherwise; it loads nothing but
+                    // our own page.
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-dev-shm-usage",
+                    "--disable-background-networking",
+                    "--disable-component-update",
+                    "--disable-sync",
+                    "--no-first-run",
+                    format!("--user-data-dir={}", profile.display()),
+                ]);
+                let mut options = json!({ "args": arguments });
+                if let Ok(binary) = env::var("CHROME") {
+                    options["binary"] = json!(binary);
+                }
+                json!({
+                    "goog:chromeOptions": options,
+                    "goog:loggingPrefs": { "browser": "ALL" },
+                })
+            }
+            Self::Firefox => {
+                let mut options = json!({ "args": ["-headless"] });
+                if let Ok(binary) = env::var("FIREFOX") {
+                    options["binary"] = json!(binary);
+                }
+                json!({ "moz:firefoxOptions": options })
+            }
+        }
+    }
 }
 
 impl Browser {
-    pub async fn start() -> Self {
-        let program = std::env::var("CHROMEDRIVER").unwrap_or_else(|_| "chromedriver".to_owned());
-        // Left to itself it takes any port that is free for IPv4 and gives up if
-        // the same one is not free for IPv6, as it often is where thousands of
-        // clients come and go: theirs are from 32768 on.
-        let mut tries = 20;
-        let (driver, port) = loop {
-            if let Some(started) = start_driver(&program, random_range(10_000..32_000)).await {
-                break started;
-            }
-            tries -= 1;
-            assert!(tries > 0, "{program} finds no port");
-        };
+    pub async fn start(kind: Kind) -> Self {
         let profile = DataFolder::new();
-        let arguments = json!([
-            "--headless=new",
-            // Chromium refuses to run as root otherwise; it loads nothing but
-            // our own page.
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-            format!("--user-data-dir={}", profile.path().display()),
-        ]);
-        let mut options = json!({ "args": arguments });
-        if let Ok(binary) = std::env::var("CHROME") {
-            options["binary"] = json!(binary);
-        }
-        let Value::Object(capabilities) = json!({
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": { "browser": "ALL" },
-            // Of the tests' own authorities.
-            "acceptInsecureCerts": true,
-        }) else {
+        let driver = Driver::of(kind, profile.path()).await;
+        let mut capabilities = kind.capabilities(profile.path());
+        // Of the tests' own authorities.
+        capabilities["acceptInsecureCerts"] = json!(true);
+        let Value::Object(capabilities) = capabilities else {
             unreachable!("an object")
         };
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities)
-            .connect(&format!("http://127.0.0.1:{port}"))
+            .connect(&format!("http://127.0.0.1:{}", driver.port))
             .await
             .expect("a browser");
         Self {
@@ -103,6 +211,9 @@ impl Browser {
     }
 
     /// Waits until a script answers true.
+    ///
+    /// Firefox runs scripts in a scope before the page's own: to set a variable of the page,
+    /// write `window.name = …`.
     pub async fn until(&self, script: &str) {
         let asking = async {
             let script = format!("return Boolean({script})");
@@ -116,9 +227,8 @@ impl Browser {
         }
     }
 
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.client.close().await.expect("the browser's end");
-        self.driver.kill().await.expect("the driver's end");
-        drop(self.profile);
+        drop((self.driver, self.profile));
     }
 }

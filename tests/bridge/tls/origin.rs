@@ -4,7 +4,11 @@
 use serde_json::json;
 
 use crate::support::tls::{authority::Authority, start, tunnel::ORIGIN};
-use crate::support::{bridge::token, browser::Browser, database::Database};
+use crate::support::{
+    bridge::token,
+    browser::{Browser, Kind},
+    database::Database,
+};
 
 const STREAMS: usize = 10;
 
@@ -13,7 +17,7 @@ async fn a_browser_has_ten_streams_of_one_origin_at_once() {
     let database = Database::migrated().await;
     let authority = Authority::new();
     let bridge = start(&database, &authority, &[]).await;
-    let browser = Browser::start().await;
+    let browser = Browser::start(Kind::Chromium).await;
     // Some page of the same origin.
     let page = format!("https://{ORIGIN}:{}/", bridge.address().port());
     browser.client.goto(&page).await.expect("a page");
