@@ -51,8 +51,8 @@ attacks: ## attacks the bridge, and measures what other clients notice
 
 # What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
 # are not run.
-recipes: ## runs the code of docs/recipes, each page with its framework
-	@$(with) rust postgres recipes -- sh -exc ' \
+recipes: ## runs the code of docs/recipes, each page with its framework, and the flow of forms in browsers
+	@$(with) rust postgres nginx chromium firefox recipes -- sh -exc ' \
 	    scripts/recipes install; \
 	    cargo test --locked --test bridge -- --include-ignored recipes::'
 

@@ -31,6 +31,9 @@ use crate::support::{
 /// The longest silence, in each of the files.
 const SILENCE: &str = "60s";
 
+/// Where nginx.conf leaves room for an application.
+const APPLICATION: &str = "# location / { … your application … }";
+
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     Nginx,
@@ -72,15 +75,26 @@ impl Front {
 
     /// One that takes a bridge for frozen that is silent for so long.
     pub async fn with_silence(kind: Kind, bridges: [&Bridge; 2], silence: &str) -> Self {
-        Self::to(kind, bridges.map(Upstream::from), silence).await
+        Self::to(kind, bridges.map(Upstream::from), silence, None).await
     }
 
     /// One that leads to something else.
     pub async fn before_others(kind: Kind, upstreams: [Upstream; 2]) -> Self {
-        Self::to(kind, upstreams, SILENCE).await
+        Self::to(kind, upstreams, SILENCE, None).await
     }
 
-    async fn to(kind: Kind, upstreams: [Upstream; 2], silence: &str) -> Self {
+    /// nginx, with an application on the bridges' origin.
+    pub async fn before_application(bridges: [&Bridge; 2], application: SocketAddr) -> Self {
+        let upstreams = bridges.map(Upstream::from);
+        Self::to(Kind::Nginx, upstreams, SILENCE, Some(application)).await
+    }
+
+    async fn to(
+        kind: Kind,
+        upstreams: [Upstream; 2],
+        silence: &str,
+        application: Option<SocketAddr>,
+    ) -> Self {
         let authority = Arc::new(Authority::new());
         let certified = authority.issue("front", &[ORIGIN]);
         let folder = DataFolder::new();
@@ -89,7 +103,14 @@ impl Front {
         let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = unused.local_addr().expect("an address");
         drop(unused);
-        let mut command = kind.command(folder.path(), address, &certified, upstreams, silence);
+        let mut command = kind.command(
+            folder.path(),
+            address,
+            &certified,
+            upstreams,
+            silence,
+            application,
+        );
         let process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -187,6 +208,7 @@ impl Kind {
         certified: &Certified,
         [one, two]: [Upstream; 2],
         silence: &str,
+        application: Option<SocketAddr>,
     ) -> Command {
         let own = folder.display().to_string();
         let certificate = certified.certificate.display().to_string();
@@ -209,7 +231,15 @@ impl Kind {
         match self {
             Self::Nginx => {
                 let listen = format!("listen {address} ssl http2;");
+                let elsewhere = application.map_or(APPLICATION.to_owned(), |application| {
+                    format!(
+                        "location / {{ proxy_pass http://{application}; \
+                         proxy_set_header Host $http_host; \
+                         proxy_set_header X-Forwarded-Proto $scheme; }}"
+                    )
+                });
                 let more = [
+                    (APPLICATION, elsewhere.as_str()),
                     ("listen 443 ssl http2;", listen.as_str()),
                     ("/etc/ssl/app.example.com.crt", &certificate),
                     ("/etc/ssl/app.example.com.key", &key),

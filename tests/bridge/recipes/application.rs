@@ -32,11 +32,16 @@ impl Application {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("recipes")
             .join(&page.name);
-        page.write_to(&folder);
+        Self::start_in(&folder, page, &page.name, database_url).await
+    }
+
+    /// Starts the page's code beside files of another name, in a folder of its own.
+    pub async fn start_in(folder: &Path, page: &Page, name: &str, database_url: &str) -> Self {
+        page.write_to(folder);
         let errors = folder.join("errors.log");
         let mut child = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/recipes"))
-            .args(["start", &page.name])
-            .arg(&folder)
+            .args(["start", name])
+            .arg(folder)
             .env("DATABASE_URL", database_url)
             .env("TIDINGS_JWT_SECRET", SECRET)
             .env("PSQL", psql())

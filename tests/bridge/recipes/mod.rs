@@ -2,7 +2,8 @@
 //! with an application's rights and against a running bridge.
 
 mod application;
-mod page;
+mod form_flow;
+pub mod page;
 mod shop;
 
 use tokio::time::timeout;

@@ -46,16 +46,32 @@ const NO_UNICORNS: &str = "\
     deferrable initially deferred \
     for each row when (new.item = 'unicorn') execute function refuse()";
 
+/// Of a bridge for such a database.
+pub const SETTINGS: [&str; 2] = ["--schema=tidings", "--migrate=never"];
+
+/// A database with Tidings in a schema of its own, in which the application may
+/// create tables.
+pub async fn database() -> Database {
+    let database = Database::empty().await;
+    database.prepare("tidings").await;
+    let schema: SchemaName = "tidings".parse().expect("a name");
+    let migrated = schema::migrate(&database.owner().url(), &schema, schema::LOCK_LIMIT).await;
+    migrated.expect("the migrations");
+    let create = "grant create on schema public to application";
+    database.superuser().execute(create).await;
+    database
+}
+
+/// The database as an application takes it, over this network.
+pub fn database_url(database: &Database, network: &Proxy) -> String {
+    let name = database.name();
+    format!("postgresql://application@{}/{name}", network.address())
+}
+
 impl Shop {
     pub async fn open() -> Self {
-        let database = Database::empty().await;
-        database.prepare("tidings").await;
-        let schema: SchemaName = "tidings".parse().expect("a name");
-        let migrated = schema::migrate(&database.owner().url(), &schema, schema::LOCK_LIMIT).await;
-        migrated.expect("the migrations");
-        let create = "grant create on schema public to application";
-        database.superuser().execute(create).await;
-        let bridge = Bridge::start_with(&database, &["--schema=tidings", "--migrate=never"]).await;
+        let database = database().await;
+        let bridge = Bridge::start_with(&database, &SETTINGS).await;
         let (network, _) = database.over_network().await;
         Self {
             database,
@@ -70,8 +86,7 @@ impl Shop {
 
     /// As an application takes it.
     pub fn database_url(&self) -> String {
-        let name = self.database.name();
-        format!("postgresql://application@{}/{name}", self.network.address())
+        database_url(&self.database, &self.network)
     }
 
     /// Opens: from now on there are orders.
