@@ -5,6 +5,7 @@ mod admission;
 mod browser;
 mod cli;
 mod command_line;
+mod cross_origin;
 mod deploy;
 mod dev;
 mod documented;
