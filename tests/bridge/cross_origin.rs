@@ -13,7 +13,7 @@ use crate::{
     deploy::front::{self, Front},
     recipes::page::Page as Recipe,
     support::{
-        bridge::{Bridge, final_status, serve_options, token, token_that_ends_in},
+        bridge::{Bridge, serve_options, status, token, token_that_ends_in},
         browser::{Browser, Kind, in_each_browser},
         database::Database,
         page::Page,
@@ -258,8 +258,7 @@ async fn the_module_recovers_when_the_token_has_expired(kind: Kind) {
     // The device slept until after the token had expired.
     let expired = token_that_ends_in(0);
     // It is good through the second in which it expires.
-    let status = async || final_status(bridge.address(), &expired).await;
-    while status().await != 401 {
+    while status(bridge.address(), &expired).await != 401 {
         tokio::task::yield_now().await;
     }
     let turned_away = bridge.refused("identity").await;

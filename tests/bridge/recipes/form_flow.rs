@@ -248,7 +248,7 @@ async fn what_a_form_causes_is_shown_on_the_next_page_behind_nginx(kind: Kind) {
 async fn flows(kind: Kind, way: Way, folder: &str) {
     let site = Site::open(kind, way, SETTLE, folder).await;
     let mut number = 0;
-    let mut marked = Vec::new();
+    let mut marked: Vec<Duration> = Vec::new();
     for round in 0..ROUNDS {
         let item = format!("lamp {round}");
         site.order(&item).await;
@@ -258,11 +258,7 @@ async fn flows(kind: Kind, way: Way, folder: &str) {
         let shown_at = site.now().await;
         site.until_all_are_sent().await;
         let marked_after = site.now().await - shown_at;
-        let limit = i64::try_from((SETTLE + MARKED_WITHIN).as_millis()).expect("milliseconds");
-        assert!(
-            marked_after <= limit,
-            "{item}: marked after {marked_after} ms"
-        );
+        marked.push(Duration::from_millis(marked_after.unsigned_abs()));
         // The time of a write: of that to the page that shows it, or of the one before.
         let late = format!(
             "select id from tidings.notifications \
