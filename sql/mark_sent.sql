@@ -2,8 +2,8 @@
 -- a trigger has suppressed, to be tried again, and in a row without an id how many
 -- were marked.
 --
--- $1 ids, $2 and $3 the incarnation of the server that they belong to
--- (incarnation.sql). After a failover or a crash another row may bear the same id:
+-- $1 ids, $4 when each was written to a connection, $2 and $3 the incarnation of the
+-- server that they belong to (incarnation.sql). After a failover or a crash another row may bear the same id:
 -- then nothing is marked, and `marked` is null.
 --
 -- A lost mark is only a repeat, so the commit need not wait for the disk:
@@ -24,15 +24,16 @@ with
       and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
   ),
   locked as (
-    select id
-    from :"schema".notifications
-    where id = any($1::bigint[]) and sent_at is null and exists (select from ours)
-    order by id
-    for no key update skip locked
+    select n.id, written.at
+    from unnest($1::bigint[], $4::timestamptz[]) as written (id, at)
+    join :"schema".notifications as n on n.id = written.id
+    where n.sent_at is null and exists (select from ours)
+    order by n.id
+    for no key update of n skip locked
   ),
   marked as (
     update :"schema".notifications as n
-    set sent_at = clock_timestamp()
+    set sent_at = locked.at
     from locked
     where n.id = locked.id
     returning n.id

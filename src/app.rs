@@ -291,8 +291,8 @@ impl App {
             }),
         };
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
-        let marks = Arc::new(Marks::default());
         let activity = Arc::new(Activity::default());
+        let marks = Arc::new(Marks::new(options.settle, Arc::clone(&activity)));
         let size = options.pool_size.into();
         let pool = Pool::new(&parts.url, sessions, size, Handle::current())?;
         let sign = patiently(&parts.url, QueryError::is_passing, || {
@@ -329,6 +329,7 @@ impl App {
             Drained::open(pool.clone(), Arc::clone(&sql), &schema)
         })
         .await?;
+        let drained = Arc::new(drained);
         let (reads, ended) = (Reads::default(), Ended::default());
         let streams = web::Data::new(Streams {
             hub: Arc::clone(&hub),
@@ -338,7 +339,7 @@ impl App {
                 hub: Arc::clone(&hub),
                 pool: pool.clone(),
                 sql: Arc::clone(&sql),
-                drained,
+                drained: Arc::clone(&drained),
                 health: Arc::clone(&health),
                 turns: Arc::new(Turns::new(pages_at_once(options.pool_size))),
                 memory: Arc::new(PageMemory::default()),
@@ -411,7 +412,7 @@ impl App {
             pool: pool.clone(),
             sql: Arc::clone(&sql),
             health: Arc::clone(&health),
-            activity: Arc::clone(&activity),
+            drained,
         };
         let reporter = Reporter::new(
             address.to_string(),

@@ -52,7 +52,7 @@ pub struct Pages {
     /// What to run.
     pub sql: Arc<Sql>,
     /// Where it is noted what need not be read again.
-    pub drained: Drained,
+    pub drained: Arc<Drained>,
     /// Where it is told that they can't be read.
     pub health: Arc<Health>,
     /// How many are read at once, and whose is next: ten thousand clients that

@@ -191,6 +191,11 @@ pub struct BridgeOptions {
     /// streams, many after 30 s
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "15s", value_parser = duration_between::<1, 300>)]
     pub heartbeat: Duration,
+    /// How long a connection must stay open after a row was written to it until the
+    /// row is marked as sent: a page that is being unloaded shows it no more. Longer
+    /// than the next page takes to load; 0s marks rows when they are written
+    #[arg(long, env = "TIDINGS_SETTLE", default_value = "2s", value_parser = duration_between::<0, 60>)]
+    pub settle: Duration,
     /// The time over which streams are ended when the bridge stops
     #[arg(long, env = "TIDINGS_DRAIN", default_value = "2s", value_parser = duration_between::<0, 600>)]
     pub drain: Duration,

@@ -6,18 +6,19 @@ use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{
         StatusCode,
-        header::{self, HeaderValue},
+        header::{self, Accept, Header, HeaderValue, Quality},
     },
 };
 use bytes::BytesMut;
 
-use crate::{problem::Problem, sse};
+use crate::{parameters::Refusal, problem::Problem, sse};
 
-/// Why a request is turned away that may be let in another time.
+/// Why a request is refused now that may succeed later.
 ///
-/// A browser's `EventSource` gives up for good on any status but 200 and knows
-/// nothing of `Retry-After`: it gets a stream that says when to come back, and
-/// ends. Other clients can be told the truth.
+/// Browsers' `EventSource` and most libraries give up for good on any status but 200,
+/// and ignore `Retry-After`. So a request that accepts an event stream is answered with
+/// a stream that says when to retry, and ends. Other requests, and those with
+/// [`errors=status`](Refusal::Status), get the real status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deferral {
     status: StatusCode,
@@ -40,12 +41,13 @@ impl Deferral {
 
     /// The answer to `request`.
     pub fn answer(&self, request: &HttpRequest) -> HttpResponse {
+        let wanted = Refusal::wanted(request.query_string());
         let delay = self.span.mul_f64(rand::random_range(0.25..=1.0));
-        if is_event_source(request) {
+        if accepts_event_stream(request) && wanted == Refusal::Retry {
             let mut body = BytesMut::new();
             sse::put_come_back(&mut body, delay, &self.detail);
             return HttpResponse::Ok()
-                .content_type("text/event-stream")
+                .content_type(sse::CONTENT_TYPE)
                 .insert_header((header::CACHE_CONTROL, "no-store"))
                 .body(body.freeze());
         }
@@ -57,15 +59,14 @@ impl Deferral {
     }
 }
 
-/// Whether it is a browser's own `EventSource`, as far as can be told: that asks
-/// for nothing but an event stream, and can't set the header `Authorization`.
-fn is_event_source(request: &HttpRequest) -> bool {
-    let headers = request.headers();
-    let mut accepted = headers.get_all(header::ACCEPT);
-    let is_only = accepted
-        .next()
-        .is_some_and(|value| value == "text/event-stream");
-    is_only && accepted.next().is_none() && !headers.contains_key(header::AUTHORIZATION)
+/// Whether the request names the media type; `*/*` is what every other client sends.
+fn accepts_event_stream(request: &HttpRequest) -> bool {
+    let Ok(accepted) = Accept::parse(request) else {
+        return false;
+    };
+    accepted
+        .iter()
+        .any(|item| item.item.essence_str() == "text/event-stream" && item.quality > Quality::ZERO)
 }
 
 #[cfg(test)]
@@ -76,10 +77,10 @@ mod tests {
 
     const SPAN: Duration = Duration::from_secs(60);
 
-    fn answer(headers: &[(&'static str, &'static str)]) -> HttpResponse {
+    fn answer(query: &str, headers: &[(&'static str, &'static str)]) -> HttpResponse {
         let request = headers
             .iter()
-            .fold(TestRequest::get(), |request, &header| {
+            .fold(TestRequest::get().uri(query), |request, &header| {
                 request.append_header(header)
             })
             .to_http_request();
@@ -92,36 +93,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_event_source_gets_a_stream_that_says_when_to_come_back_and_ends() {
-        let answer = answer(&[("accept", "text/event-stream"), ("last-event-id", "7-A")]);
-        assert_eq!(answer.status(), StatusCode::OK);
-        assert_eq!(header(&answer, "content-type"), "text/event-stream");
-        let body = to_bytes(answer.into_body()).await.expect("a body");
-        let body = std::str::from_utf8(&body).expect("text");
-        // No blank line: it would make the client forget its last id.
-        let (retry, comment) = body.split_once('\n').expect("two lines");
-        assert_eq!(comment, ": it is full\n");
-        let delay: u64 = retry
-            .strip_prefix("retry: ")
-            .and_then(|delay| delay.parse().ok())
-            .expect("a delay");
-        assert!((15_000..=60_000).contains(&delay), "{delay}");
-    }
-
-    #[tokio::test]
-    async fn all_others_get_the_status_and_when_to_come_back() {
+    async fn a_client_that_accepts_a_stream_gets_one_that_says_when_to_retry_and_ends() {
         for headers in [
-            &[][..],
-            &[("accept", "*/*")],
+            &[("accept", "text/event-stream"), ("last-event-id", "7-A")][..],
             &[("accept", "text/event-stream, */*")],
-            &[("accept", "text/event-stream"), ("accept", "text/html")],
+            &[("accept", "text/event-stream;charset=utf-8;q=0.5")],
+            &[
+                ("accept", "application/json"),
+                ("accept", "Text/Event-Stream"),
+            ],
             &[
                 ("accept", "text/event-stream"),
                 ("authorization", "Bearer x"),
             ],
         ] {
-            let answer = answer(headers);
-            assert_eq!(answer.status(), 503, "{headers:?}");
+            let answer = answer("/stream?errors=retry", headers);
+            assert_eq!(answer.status(), StatusCode::OK, "{headers:?}");
+            assert_eq!(
+                header(&answer, "content-type"),
+                "text/event-stream; charset=utf-8"
+            );
+            let body = to_bytes(answer.into_body()).await.expect("a body");
+            let body = std::str::from_utf8(&body).expect("text");
+            // No blank line: it would make the client forget its last id.
+            let (retry, comment) = body.split_once('\n').expect("two lines");
+            assert_eq!(comment, ": it is full\n");
+            let delay: u64 = retry
+                .strip_prefix("retry: ")
+                .and_then(|delay| delay.parse().ok())
+                .expect("a delay");
+            assert!((15_000..=60_000).contains(&delay), "{delay}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_others_get_the_status_and_when_to_retry() {
+        for (query, headers) in [
+            ("/stream", &[][..]),
+            ("/stream", &[("accept", "*/*")]),
+            ("/stream", &[("accept", "text/*")]),
+            ("/stream", &[("accept", "text/event-stream;q=0, */*")]),
+            ("/stream", &[("accept", "?")]),
+            ("/stream?errors=status", &[("accept", "text/event-stream")]),
+        ] {
+            let answer = answer(query, headers);
+            assert_eq!(answer.status(), 503, "{query} {headers:?}");
             assert_eq!(header(&answer, "content-type"), "application/problem+json");
             let seconds: u64 = header(&answer, "retry-after").parse().expect("a number");
             assert!((15..=60).contains(&seconds), "{seconds}");

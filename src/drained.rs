@@ -31,9 +31,6 @@ const NOTE_LIMIT: Duration = Duration::from_secs(5);
 /// connections. Who finds it busy leaves it to the user's next connection.
 const AT_ONCE: usize = 1;
 
-/// How many of those are noted at once who are connected.
-const LIVE_AT_ONCE: usize = 1;
-
 /// After noting one of them, so many times as long as that took none is noted: a
 /// flood of rows is delivered, and noted later.
 const LIVE_PAUSE: u32 = 20;
@@ -56,7 +53,6 @@ pub struct Drained {
     sql: Arc<Sql>,
     right: Right,
     turn: Arc<Semaphore>,
-    live_turn: Arc<Semaphore>,
 }
 
 impl Drained {
@@ -93,7 +89,6 @@ impl Drained {
             sql,
             right,
             turn: Arc::new(Semaphore::new(AT_ONCE)),
-            live_turn: Arc::new(Semaphore::new(LIVE_AT_ONCE)),
         })
     }
 
@@ -142,35 +137,38 @@ impl Drained {
 
     /// Notes how far nothing is left to deliver of a user who is connected, so
     /// that whoever looks for what is waiting need not pass over all that was sent
-    /// since the first page. Nobody waits for it; tells whether it will be done,
-    /// else somebody else is being noted.
-    pub fn note_live(&self, user: &UserId) -> bool {
+    /// since the first page. Returns when it is time to note the next one.
+    pub async fn note_live(&self, user: &UserId) {
         if self.right == Right::Missing {
-            return true;
+            return;
         }
-        let Ok(live_turn) = Arc::clone(&self.live_turn).try_acquire_owned() else {
-            return false;
-        };
-        let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() else {
-            return false;
-        };
-        let (pool, sql, user) = (self.pool.clone(), Arc::clone(&self.sql), user.clone());
-        tokio::spawn(async move {
-            let _live_turn = live_turn;
+        let began = {
+            let Ok(_turn) = self.turn.acquire().await else {
+                return;
+            };
             let began = Instant::now();
-            let noted = pool
+            let noted = self
+                .pool
                 .query(
                     NOTE_LIMIT,
-                    &sql.drain_live,
+                    &self.sql.drain_live,
                     &[(&user.as_str(), Type::TEXT), (&LIVE_ROWS, Type::INT8)],
                 )
                 .await;
-            drop(turn);
             if let Err(error) = noted {
                 debug!(%error, "could not note what has all been sent: {error}");
             }
-            sleep(began.elapsed() * LIVE_PAUSE).await;
-        });
-        true
+            began
+        };
+        sleep(began.elapsed() * LIVE_PAUSE).await;
+    }
+
+    /// The query for the rows that returning clients have received, if it may begin
+    /// there.
+    pub fn acknowledged(&self) -> Option<&str> {
+        match self.right {
+            Right::Granted => Some(&self.sql.acknowledged),
+            Right::Missing => None,
+        }
     }
 }

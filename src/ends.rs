@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::time::Instant;
 
-use crate::mailbox::Ending;
+use crate::{mailbox::Ending, marker::Closed};
 
 /// How long before the end of its identity a client is told.
 const WARNING: Duration = Duration::from_secs(30);
@@ -44,6 +44,22 @@ impl Reason {
         Self::Told(Ending::AnotherHistory),
         Self::Told(Ending::Disconnected),
     ];
+
+    /// Whether the client returns with its last event id. One that has left may have
+    /// been a page that was unloaded, one that took nothing may not have received what
+    /// was written last, and one that was disconnected is logged out.
+    pub fn closed(self) -> Closed {
+        match self {
+            Self::Age | Self::Expired | Self::Told(Ending::Draining | Ending::AnotherHistory) => {
+                Closed::ByBridge
+            }
+            Self::Left
+            | Self::Silent
+            | Self::Stalled
+            | Self::Failed
+            | Self::Told(Ending::Disconnected) => Closed::ByClient,
+        }
+    }
 
     /// Its name in the metrics and in the log.
     pub fn name(self) -> &'static str {

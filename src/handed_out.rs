@@ -1,9 +1,16 @@
-//! The rows that a connection has handed to its socket, and what is told of them
-//! once they are written.
+//! The rows in the chunks that a connection hands out: they are in flight once they are
+//! written.
+
+use std::sync::Arc;
 
 use crate::{
-    activity::Activity, batch::Event, clock::Moment, drained::Drained, history::Incarnation,
-    marker::Marks, notification::UserId, reader::READ_IN_VAIN,
+    activity::Activity,
+    batch::Event,
+    clock::Moment,
+    history::Incarnation,
+    marker::{Closed, Marks, Recipient},
+    notification::UserId,
+    reader::READ_IN_VAIN,
 };
 
 /// After so many rows on one connection it is noted that they need not be looked
@@ -19,6 +26,8 @@ pub struct HandedOut {
     since: Moment,
     /// How many were written and not noted.
     unnoted: u32,
+    /// The connection, as long as rows of it may be in flight.
+    recipient: Option<Arc<Recipient>>,
 }
 
 impl HandedOut {
@@ -28,6 +37,7 @@ impl HandedOut {
             rows: Vec::new(),
             since,
             unnoted: 0,
+            recipient: None,
         }
     }
 
@@ -37,9 +47,11 @@ impl HandedOut {
             .push((event.notification().key.id, event.created()));
     }
 
-    /// What was in the chunk is not to be told.
-    pub fn forget(&mut self) {
+    /// Postgres has crashed: nothing is to be marked of what was written or handed out
+    /// before, as another row may have the same id now.
+    pub fn forget(&mut self, marks: &Marks) {
         self.rows = Vec::new();
+        self.close(Closed::ByClient, marks);
     }
 
     /// The chunk has been written.
@@ -49,7 +61,6 @@ impl HandedOut {
         incarnation: Incarnation,
         marks: &Marks,
         activity: &Activity,
-        drained: &Drained,
     ) {
         if self.rows.is_empty() {
             return;
@@ -59,9 +70,27 @@ impl HandedOut {
         let created = rows.iter().filter_map(|&(_, created)| created);
         activity.written(self.since, created);
         self.unnoted += rows.len() as u32;
-        marks.written(incarnation, rows.into_iter().map(|(row, _)| row));
-        if self.unnoted >= NOTE_AFTER && drained.note_live(user) {
+        let recipient = self
+            .recipient
+            .get_or_insert_with(|| Arc::new(Recipient::new(incarnation)));
+        marks.written(recipient, rows.into_iter().map(|(row, _)| row));
+        if self.unnoted >= NOTE_AFTER && marks.note_drained(user) {
             self.unnoted = 0;
+        }
+    }
+
+    /// The connection has been silent for long: if all of its rows have settled, it keeps
+    /// no memory of them.
+    pub fn rest(&mut self) {
+        self.recipient
+            .take_if(|recipient| Arc::strong_count(recipient) == 1);
+    }
+
+    /// The connection has closed. What was handed out last and not reported was not
+    /// written as a whole.
+    pub fn close(&mut self, how: Closed, marks: &Marks) {
+        if let Some(recipient) = self.recipient.take() {
+            marks.closed(&recipient, how);
         }
     }
 }

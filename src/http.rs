@@ -12,7 +12,6 @@ use actix_web::{
 use actix_web_lab::header::{CacheControl, CacheDirective};
 use bytes::Bytes;
 use futures_util::stream;
-use serde::Deserialize;
 use tracing::{debug, debug_span};
 
 use crate::{
@@ -22,12 +21,12 @@ use crate::{
     identity::Unidentified,
     line::{Departure, Exit, Lines},
     origin::{self, Origins},
+    parameters::{BadParameter, Parameters},
     problem::Problem,
-    reader::REPLAY_ROWS,
     refusals::{Reason, Refusals},
     resource::{self, readable},
     scheme::Scheme,
-    sse::Format,
+    sse,
     stream::{EventStream, Start, Streams},
 };
 
@@ -82,15 +81,6 @@ pub async fn not_found(request: HttpRequest) -> HttpResponse {
     resource::missing(&request, "there is nothing here: the stream is at /stream")
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Parameters {
-    #[serde(default)]
-    format: Format,
-    #[serde(default)]
-    replay: u32,
-    last_event_id: Option<String>,
-}
-
 /// Answers GET with a stream. HEAD gets the same status and headers and opens no stream: no row
 /// is read or marked as sent.
 async fn answer(
@@ -120,18 +110,14 @@ async fn answer(
             return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
         }
     };
-    let parameters = web::Query::<Parameters>::from_query(request.query_string());
-    let parameters = parameters.map_err(bad_parameters)?.into_inner();
-    if parameters.replay > REPLAY_ROWS {
-        return Err(bad_parameters(format!("replay is at most {REPLAY_ROWS}")));
-    }
+    let parameters = Parameters::read(request.query_string()).map_err(bad_parameter)?;
     let permit = match admission.into_inner().admit(&identity.user, client) {
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
     };
     let mut builder = HttpResponse::Ok();
     builder
-        .content_type("text/event-stream")
+        .content_type(sse::CONTENT_TYPE)
         .insert_header(CacheControl(vec![
             CacheDirective::NoCache,
             CacheDirective::NoTransform,
@@ -176,7 +162,7 @@ fn no_exit() -> Problem {
 fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
     let header = last_event_id(request.headers()).filter(|id| !id.is_empty());
     match header.or(parameters.last_event_id.as_deref()) {
-        None | Some("") => Start::Backlog {
+        None => Start::Backlog {
             replay: parameters.replay,
         },
         Some(id) => Start::Resume(id.to_owned()),
@@ -193,10 +179,6 @@ fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     Some(id.to_str().unwrap_or(NO_ID))
 }
 
-fn bad_parameters(error: impl ToString) -> Problem {
-    let detail = format!(
-        "{}; the parameters are format=json, replay=0 to {REPLAY_ROWS}, and last_event_id",
-        error.to_string()
-    );
-    Problem::new(StatusCode::BAD_REQUEST, detail)
+fn bad_parameter(error: BadParameter) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, error.to_string())
 }

@@ -74,6 +74,7 @@ pub mod metrics;
 pub mod operator;
 pub mod origin;
 pub mod pace;
+pub mod parameters;
 pub mod port;
 pub mod problem;
 pub mod process;

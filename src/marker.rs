@@ -1,13 +1,21 @@
-//! Marks rows as sent once they have been written to a socket.
+//! Marks rows as sent once they have settled.
+//!
+//! A row that was written to a connection is in flight (`in_flight.rs`) until that
+//! connection has stayed open for `TIDINGS_SETTLE`, or its client acknowledges the row by
+//! returning with a later id (`acknowledged.rs`). Then it waits in the queue (`queue.rs`),
+//! which decides what is tried when.
 //!
 //! A mark that is lost only means that a row comes again on the user's next
 //! first connection, so marks are collected, written together, and never waited
-//! for. Which rows are tried when is decided by `queue.rs`.
+//! for.
 
+mod acknowledged;
+mod in_flight;
 mod queue;
+mod recipient;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,11 +29,21 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::queue::{Batch, Lane, Next, Outcome, Queue};
+pub use self::{
+    acknowledged::Acknowledgement,
+    recipient::{Closed, Recipient},
+};
+use self::{
+    acknowledged::Acknowledgements,
+    in_flight::{InFlight, Write},
+    queue::{Batch, Lane, Next, Outcome, Queue},
+};
 use crate::{
     activity::Activity,
+    backoff::Backoff,
+    drained::Drained,
     health::{Health, Stuck},
-    history::Incarnation,
+    notification::UserId,
     pool::{Pool, QueryError},
     rarely::Failing,
     sql::Sql,
@@ -39,9 +57,48 @@ const MARK_LIMIT: Duration = Duration::from_secs(3);
 /// without having written the last marks.
 const LAST_TRIES: u32 = 3;
 
+/// How much longer than `TIDINGS_SETTLE` a row may be in flight, so that the rows of many
+/// connections settle together and share a statement: a twentieth of that time, and
+/// [`TOGETHER`] at most.
+const TOGETHER_PART: u32 = 20;
+const TOGETHER: Duration = Duration::from_millis(100);
+
+/// Writes that settle at once: some milliseconds, in which no connection waits to report
+/// what it has written.
+const SETTLED_AT_ONCE: usize = 10_000;
+
+/// After a statement that looks for acknowledged rows, so many times as long as it took
+/// there is none: when thousands of clients return together, their pages come first.
+const ACKNOWLEDGE_PAUSE: u32 = 4;
+
+/// The first and the longest wait before such a statement is tried again.
+const ACKNOWLEDGE_FIRST: Duration = Duration::from_millis(100);
+const ACKNOWLEDGE_LONGEST: Duration = Duration::from_secs(5);
+
+/// How long after a row has settled it is marked, as a rule.
+const MARKED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Users whose drained floor is to be noted. A user that finds no place tries again with
+/// the next row.
+const NOTES: usize = 1_000;
+
 /// Where connections report what they have written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Marks {
+    settle: Duration,
+    in_flight: Mutex<InFlight>,
+    /// There are writes in flight.
+    written: Notify,
+    /// The bridge has ended a stream with writes in flight.
+    ended: Notify,
+    acknowledged: Mutex<Acknowledgements>,
+    /// There are acknowledgements.
+    returned: Notify,
+    /// Who is to be noted as drained when.
+    notes: Mutex<VecDeque<(Instant, UserId)>>,
+    /// There are such users.
+    noted: Notify,
+    activity: Arc<Activity>,
     queue: Mutex<Queue>,
     /// There are fresh rows.
     fresh: Notify,
@@ -57,7 +114,9 @@ pub struct Marks {
 pub struct MarkCounts {
     /// Rows that were written to a socket; a row counts for each.
     pub delivered: u64,
-    /// Rows whose marks are still to be written.
+    /// Rows that have not settled; a row counts for each connection.
+    pub in_flight: usize,
+    /// Rows that have settled and whose marks are still to be written.
     pub unmarked: usize,
     /// Those of them that can't be marked at the moment.
     pub stuck: usize,
@@ -68,14 +127,136 @@ pub struct MarkCounts {
 }
 
 impl Marks {
-    /// These rows have been handed to a socket. Never waits.
-    pub fn written(&self, incarnation: Incarnation, rows: impl IntoIterator<Item = i64>) {
-        let mut count = 0;
-        let counted = rows.into_iter().inspect(|_| count += 1);
-        let lost = self.queue().add(incarnation, counted);
+    /// Rows settle after this time, and are counted there.
+    pub fn new(settle: Duration, activity: Arc<Activity>) -> Self {
+        Self {
+            settle,
+            in_flight: Mutex::new(InFlight::new(settle)),
+            written: Notify::new(),
+            ended: Notify::new(),
+            acknowledged: Mutex::default(),
+            returned: Notify::new(),
+            notes: Mutex::default(),
+            noted: Notify::new(),
+            activity,
+            queue: Mutex::default(),
+            fresh: Notify::new(),
+            held: Notify::new(),
+            delivered: Counter::default(),
+            failures: Counter::default(),
+            lost: Counter::default(),
+        }
+    }
+
+    /// These rows have been handed to the socket of this connection. Never waits.
+    pub fn written(&self, recipient: &Arc<Recipient>, rows: impl IntoIterator<Item = i64>) {
+        let at = Instant::now();
+        let (mut count, mut early) = (0, Vec::new());
+        let mut in_flight = lock(&self.in_flight);
+        let was_idle = in_flight.len() == 0;
+        for row in rows {
+            count += 1;
+            early.extend(in_flight.add(Write {
+                at,
+                row,
+                recipient: Arc::clone(recipient),
+            }));
+        }
+        drop(in_flight);
         self.delivered.inc_by(count);
+        if was_idle {
+            self.written.notify_one();
+        }
+        self.settled(early, at);
+    }
+
+    /// This connection has closed.
+    pub fn closed(&self, recipient: &Arc<Recipient>, how: Closed) {
+        recipient.close(how);
+        let is_shared = Arc::strong_count(recipient) > 1;
+        if how == Closed::ByBridge && is_shared {
+            self.ended.notify_one();
+        }
+    }
+
+    /// A client has returned with this. Never waits.
+    pub fn acknowledge(&self, acknowledgement: Acknowledgement) {
+        lock(&self.acknowledged).add(acknowledgement);
+        self.returned.notify_one();
+    }
+
+    /// So many rows were written to this user's connection that it is to be noted, once
+    /// they are marked, that they need not be looked for. Returns whether it will be.
+    pub fn note_drained(&self, user: &UserId) -> bool {
+        let at = Instant::now() + self.settle + MARKED_WITHIN;
+        let mut notes = lock(&self.notes);
+        if notes.len() >= NOTES {
+            return false;
+        }
+        notes.push_back((at, user.clone()));
+        drop(notes);
+        self.noted.notify_one();
+        true
+    }
+
+    /// These writes have settled by now.
+    fn settled(&self, writes: Vec<Write>, now: Instant) {
+        if writes.is_empty() {
+            return;
+        }
+        let clock = self.activity.clock.now();
+        let mut queue = self.queue();
+        let lost: u64 = writes
+            .iter()
+            .map(|write| {
+                let written = clock.before(now.saturating_duration_since(write.at));
+                queue.add(write.recipient.incarnation(), write.row, written)
+            })
+            .sum();
+        drop(queue);
         self.lost.inc_by(lost);
         self.fresh.notify_one();
+    }
+
+    /// How long to wait for rows that settle a little later.
+    fn together(&self) -> Duration {
+        (self.settle / TOGETHER_PART).min(TOGETHER)
+    }
+
+    /// Resolves when writes have settled.
+    async fn until_settled(&self) {
+        let next = lock(&self.in_flight).next();
+        match next {
+            Some(at) => sleep_until(at + self.together()).await,
+            None => self.written.notified().await,
+        }
+    }
+
+    /// Moves the writes that have settled to the queue.
+    fn settle(&self) {
+        let now = Instant::now();
+        loop {
+            let mut in_flight = lock(&self.in_flight);
+            let is_due = in_flight.next().is_some_and(|at| at <= now);
+            let settled = in_flight.take_settled(now, SETTLED_AT_ONCE);
+            drop(in_flight);
+            if !is_due {
+                return;
+            }
+            self.settled(settled, now);
+        }
+    }
+
+    /// Moves the writes to streams that the bridge has ended to the queue.
+    fn settle_ended(&self) {
+        let ended = lock(&self.in_flight).take_ended();
+        self.settled(ended, Instant::now());
+    }
+
+    /// The bridge stops, and with it all connections.
+    fn settle_all(&self) {
+        let all = lock(&self.in_flight).take_all();
+        self.settled(all, Instant::now());
     }
 
     /// What has become of them.
@@ -85,6 +266,7 @@ impl Marks {
             (queue.len(), queue.stuck_rows())
         };
         MarkCounts {
+            in_flight: lock(&self.in_flight).len(),
             delivered: self.delivered.get(),
             unmarked,
             stuck,
@@ -93,9 +275,8 @@ impl Marks {
         }
     }
 
-    /// No code panics while it holds the lock.
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// Resolves when the lane may have something to do.
@@ -127,8 +308,8 @@ pub struct Marker {
     pub sql: Arc<Sql>,
     /// Where it is told that rows can't be marked.
     pub health: Arc<Health>,
-    /// Where they are counted.
-    pub activity: Arc<Activity>,
+    /// Where it is noted which rows need not be looked for.
+    pub drained: Arc<Drained>,
 }
 
 impl Marker {
@@ -137,8 +318,93 @@ impl Marker {
     /// delivered again.
     pub async fn run(self, stop: CancellationToken) {
         let told = Mutex::default();
-        tokio::join!(self.mark_fresh(&stop, &told), self.mark_held(&stop, &told));
+        tokio::join!(
+            self.settle(&stop),
+            self.acknowledge(&stop),
+            self.note_drained(&stop),
+            self.mark_fresh(&stop, &told),
+            self.mark_held(&stop, &told)
+        );
+        self.marks.settle_all();
         self.last_flush().await;
+    }
+
+    async fn settle(&self, stop: &CancellationToken) {
+        let marks = &self.marks;
+        let working = async {
+            loop {
+                tokio::select! {
+                    () = marks.until_settled() => marks.settle(),
+                    () = marks.ended.notified() => {
+                        // Each time all writes are looked at.
+                        sleep(marks.together()).await;
+                        marks.settle_ended();
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(working).await;
+    }
+
+    /// Looks for the unmarked rows that returning clients have received.
+    async fn acknowledge(&self, stop: &CancellationToken) {
+        let mut backoff = Backoff::new(ACKNOWLEDGE_FIRST, ACKNOWLEDGE_LONGEST);
+        let working = async {
+            loop {
+                let taken = lock(&self.marks.acknowledged).take();
+                if taken.is_empty() {
+                    self.marks.returned.notified().await;
+                    continue;
+                }
+                let began = Instant::now();
+                let pause = match self.find_acknowledged(&taken).await {
+                    Ok(()) => {
+                        backoff.reset();
+                        began.elapsed() * ACKNOWLEDGE_PAUSE
+                    }
+                    Err(error) => {
+                        debug!(%error, "could not look for acknowledged rows, retrying: {error}");
+                        lock(&self.marks.acknowledged).put_back(taken);
+                        backoff.next_delay()
+                    }
+                };
+                sleep(pause).await;
+            }
+        };
+        stop.run_until_cancelled(working).await;
+    }
+
+    async fn find_acknowledged(&self, taken: &[Acknowledgement]) -> Result<(), QueryError> {
+        // A role that may not read how far users are drained would read all of their rows.
+        let Some(query) = self.drained.acknowledged() else {
+            return Ok(());
+        };
+        let found = acknowledged::find(&self.pool, query, taken).await?;
+        let now = self.marks.activity.clock.now();
+        let mut queue = self.marks.queue();
+        let rows = found.rows.into_iter();
+        let lost: u64 = rows.map(|(of, row)| queue.add(of, row, now)).sum();
+        drop(queue);
+        self.marks.lost.inc_by(lost);
+        self.marks.fresh.notify_one();
+        lock(&self.marks.acknowledged).put_back(found.rest);
+        Ok(())
+    }
+
+    /// Notes for users with long streams which of their rows need not be looked for.
+    async fn note_drained(&self, stop: &CancellationToken) {
+        let working = async {
+            loop {
+                let next = lock(&self.marks.notes).pop_front();
+                let Some((at, user)) = next else {
+                    self.marks.noted.notified().await;
+                    continue;
+                };
+                sleep_until(at).await;
+                self.drained.note_live(&user).await;
+            }
+        };
+        stop.run_until_cancelled(working).await;
     }
 
     async fn mark_fresh(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
@@ -240,7 +506,7 @@ impl Marker {
         };
         let (lost, stuck) = {
             let mut queue = self.marks.queue();
-            let lost = queue.settle(batch, outcome, Instant::now());
+            let lost = queue.conclude(batch, outcome, Instant::now());
             (lost, queue.stuck())
         };
         self.marks.lost.inc_by(lost);
@@ -279,6 +545,7 @@ impl Marker {
         let Batch {
             incarnation: of,
             rows,
+            written,
             ..
         } = batch;
         // Rows that can't be marked must not occupy the connection of the others.
@@ -294,6 +561,7 @@ impl Marker {
                     (rows, Type::INT8_ARRAY),
                     (&of.timeline, Type::INT4),
                     (&of.since, Type::TIMESTAMPTZ),
+                    (written, Type::TIMESTAMPTZ_ARRAY),
                 ],
             )
             .await?;
@@ -303,7 +571,7 @@ impl Marker {
                 (Some(id), _) => {
                     locked.insert(id);
                 }
-                (None, Some(marked)) => self.activity.marked(marked.unsigned_abs()),
+                (None, Some(marked)) => self.marks.activity.marked(marked.unsigned_abs()),
                 // The server has crashed since, or the session leads to another one:
                 // the rows go without their marks.
                 (None, None) => self.pool.renew(),
@@ -320,4 +588,9 @@ enum Answered {
     /// It can't be reached, or can't mark anything.
     Refused,
     Never,
+}
+
+/// No code panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -114,8 +114,13 @@ impl Collector for OfBridge {
         )?;
         sheet.counter("marked_rows", "Rows that were marked as sent", now.marked)?;
         sheet.gauge(
+            "rows_in_flight",
+            "Rows that were written to a connection less than TIDINGS_SETTLE ago, for each connection",
+            now.in_flight,
+        )?;
+        sheet.gauge(
             "unmarked_rows",
-            "Rows that were sent and whose marks are still to be written",
+            "Rows that have settled and whose marks are still to be written",
             now.unmarked,
         )?;
         sheet.gauge(

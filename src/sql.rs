@@ -42,6 +42,8 @@ pub struct Sql {
     pub report: String,
     /// Sets `sent_at`.
     pub mark_sent: String,
+    /// What returning clients have received, and is unmarked.
+    pub acknowledged: String,
     /// Whether what rings the bell is in order.
     pub doorbell: String,
     /// Which streams are to end.
@@ -86,6 +88,7 @@ impl Sql {
             drain_live: fill(include_str!("../sql/drain_live.sql")),
             report: fill(include_str!("../sql/report.sql")),
             mark_sent: fill(include_str!("../sql/mark_sent.sql")),
+            acknowledged: fill(include_str!("../sql/acknowledged.sql")),
             doorbell: fill(include_str!("../sql/doorbell.sql")),
             disconnections: fill(include_str!("../sql/disconnections.sql")),
             incarnation: fill(include_str!("../sql/incarnation.sql")),

@@ -2,9 +2,9 @@
 //!
 //! See <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
 //!
-//! `actix_web_lab::sse` can't write a block without data (the heartbeat's
-//! `id:`) nor a second `retry:`, and encodes anew for every connection, so
-//! these few lines are the bridge's own.
+//! `actix_web_lab::sse` can't write a block without data (most heartbeats) nor a
+//! second `retry:`, puts the id before the data, and encodes anew for every
+//! connection, so these few lines are the bridge's own.
 
 use std::time::Duration;
 
@@ -16,9 +16,12 @@ use crate::{
     position::{EventId, UnusableId},
 };
 
+/// The content type of a stream. It is always UTF-8; clients that are told no charset
+/// may guess another (Python's `requests`: Latin-1).
+pub const CONTENT_TYPE: &str = "text/event-stream; charset=utf-8";
+
 /// How a connection wants its notifications.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// The text itself, one `data:` line a line. SSE can't carry CR: CR and
     /// CRLF become LF.
@@ -33,12 +36,11 @@ pub enum Format {
 const PIECE_BYTES: usize = 2 << 10;
 
 /// A notification's event without its id, which differs from connection to
-/// connection:
+/// connection and follows as the last line ([`put_id`]):
 ///
 /// ```plain
 /// event: build
 /// data: Your build is green
-///
 /// ```
 pub fn frame(notification: &Notification, format: Format) -> Bytes {
     let mut out = BytesMut::with_capacity(notification.text.len() + 64);
@@ -87,7 +89,7 @@ pub fn put_frame(
         put_json(out, &notification.created_at);
         out.put_u8(b'}');
     }
-    out.put_slice(b"\n\n");
+    out.put_u8(b'\n');
     None
 }
 
@@ -149,14 +151,18 @@ fn put_field(out: &mut BytesMut, name: &str, value: &str) {
     out.put_u8(b'\n');
 }
 
-/// The line that begins an event: `id: 7-AQA`.
-pub fn put_id_line(out: &mut BytesMut, id: &EventId<'_>) {
+/// Ends a block with its id and the blank line that dispatches it:
+///
+/// ```plain
+/// id: 7-AQA
+///
+/// ```
+///
+/// The id comes last because some clients (`eventsource` 1 and 2,
+/// `@microsoft/fetch-event-source`) apply it as soon as its line is complete. With the
+/// id first, a connection that breaks later in the block would lose the event for them.
+pub fn put_id(out: &mut BytesMut, id: &EventId<'_>) {
     put_field(out, "id", &id.to_string());
-}
-
-/// A block with an id alone. It sets `lastEventId` and fires no event.
-pub fn put_id_block(out: &mut BytesMut, id: &EventId<'_>) {
-    put_id_line(out, id);
     out.put_u8(b'\n');
 }
 
@@ -171,15 +177,49 @@ pub fn put_retry(out: &mut BytesMut, delay: Duration) {
     out.put_u8(b'\n');
 }
 
-/// The first block of a stream that is resumed. The id is in it because, by the
-/// letter of the standard, a new stream's first blank line forgets the id that
-/// the client came with.
-pub fn put_resumed(out: &mut BytesMut, delay: Duration, id: &EventId<'_>) {
-    put_retry_line(out, delay);
-    put_id_block(out, id);
+/// Whether a stream continues from the client's last event id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// With the backlog: the client came without an id, or with one that can't be used.
+    Anew,
+    /// After the position in the client's id.
+    Resumed,
 }
 
-fn put_retry_line(out: &mut BytesMut, delay: Duration) {
+/// The first block with an id, before any row.
+///
+/// It is an event with data because Firefox and most libraries ignore the id of a block
+/// without data: if their connection broke inside the first row, they would return
+/// without an id. By the letter of the standard, a new stream's first blank line also
+/// makes a client forget the id that it returned with, so a resumed stream begins with
+/// this block.
+pub fn put_open(out: &mut BytesMut, begins: Begins, id: &EventId<'_>) {
+    #[derive(Serialize)]
+    struct Open {
+        resumed: bool,
+    }
+    let resumed = begins == Begins::Resumed;
+    put_event(out, "tidings.open", &Open { resumed });
+    put_id(out, id);
+}
+
+/// Moves the position of a client that ignores the id of a block without data.
+pub fn put_heartbeat(out: &mut BytesMut, id: &EventId<'_>) {
+    #[derive(Serialize)]
+    struct Heartbeat {}
+    put_event(out, "tidings.heartbeat", &Heartbeat {});
+    put_id(out, id);
+}
+
+/// An event of the bridge's own, without the blank line that dispatches it.
+fn put_event(out: &mut BytesMut, name: &str, data: &impl Serialize) {
+    put_field(out, "event", name);
+    put_json_data(out, data);
+}
+
+/// How long the client is to wait before it connects again, as the first line of a
+/// block.
+pub fn put_retry_line(out: &mut BytesMut, delay: Duration) {
     put_field(out, "retry", &delay.as_millis().to_string());
 }
 
@@ -198,10 +238,8 @@ pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     struct CaughtUp {
         rows: u64,
     }
-    put_id_line(out, id);
-    put_field(out, "event", "tidings.caught-up");
-    put_json_data(out, &CaughtUp { rows });
-    out.put_u8(b'\n');
+    put_event(out, "tidings.caught-up", &CaughtUp { rows });
+    put_id(out, id);
 }
 
 /// The client's identity expires in so much time, and the stream ends then.
@@ -210,9 +248,8 @@ pub fn put_expiring(out: &mut BytesMut, left: Duration) {
     struct Expiring {
         in_seconds: u64,
     }
-    put_field(out, "event", "tidings.expiring");
     let in_seconds = left.as_secs_f64().round() as u64;
-    put_json_data(out, &Expiring { in_seconds });
+    put_event(out, "tidings.expiring", &Expiring { in_seconds });
     out.put_u8(b'\n');
 }
 
@@ -240,8 +277,7 @@ impl From<UnusableId> for Gap {
 
 /// The client may have missed rows.
 pub fn put_gap(out: &mut BytesMut, gap: Gap) {
-    put_field(out, "event", "tidings.gap");
-    put_json_data(out, &gap);
+    put_event(out, "tidings.gap", &gap);
     out.put_u8(b'\n');
 }
 
@@ -263,14 +299,14 @@ mod tests {
     #[test]
     fn a_text_takes_one_data_line_a_line() {
         for (text, wire) in [
-            ("Your build is green", "data: Your build is green\n\n"),
-            ("", "data: \n\n"),
-            ("a\nb", "data: a\ndata: b\n\n"),
-            ("a\r\nb\rc", "data: a\ndata: b\ndata: c\n\n"),
-            ("a\n", "data: a\ndata: \n\n"),
-            ("\n\r\n", "data: \ndata: \ndata: \n\n"),
-            (" b: c", "data:  b: c\n\n"),
-            ("\u{1f600}", "data: \u{1f600}\n\n"),
+            ("Your build is green", "data: Your build is green\n"),
+            ("", "data: \n"),
+            ("a\nb", "data: a\ndata: b\n"),
+            ("a\r\nb\rc", "data: a\ndata: b\ndata: c\n"),
+            ("a\n", "data: a\ndata: \n"),
+            ("\n\r\n", "data: \ndata: \ndata: \n"),
+            (" b: c", "data:  b: c\n"),
+            ("\u{1f600}", "data: \u{1f600}\n"),
         ] {
             assert_eq!(
                 frame(&notification(None, text), Format::Text),
@@ -288,7 +324,7 @@ mod tests {
             concat!(
                 "event: build\n",
                 r#"data: {"id":7,"event":"build","text":"a\r\nb\"c","created_at":"2026-11-22T11:33:21.123456Z"}"#,
-                "\n\n"
+                "\n"
             )
         );
     }

@@ -37,11 +37,11 @@ use crate::{
     hub::{Connection, Hub},
     identity::Identity,
     mailbox::{Ending, Letter, Recovery},
-    marker::Marks,
+    marker::{Acknowledgement, Marks},
     position::{EventId, Position},
     reader::PageSize,
     snapshot::Xid,
-    sse::{self, Format, Gap},
+    sse::{self, Begins, Format, Gap},
 };
 
 /// Bytes after which a chunk goes to the socket: a burst of small events costs
@@ -51,6 +51,14 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// When a browser comes back by itself: half to all of this, so that a restart
 /// of the bridge is not a stampede.
 const RETRY: Duration = Duration::from_secs(3);
+
+/// Heartbeats without data between two with data, while no other event carries an id.
+///
+/// Most heartbeats are an id alone, which costs a browser nothing, as it fires no event.
+/// Firefox and many libraries ignore that id: the position of an idle tab would stay
+/// where it was, until rows that it never missed are pruned and it is told of a gap.
+/// With heartbeats of 15 s this is an event of 60 bytes every five minutes.
+const QUIET_HEARTBEATS: u8 = 19;
 
 /// What all streams share.
 #[derive(Debug)]
@@ -97,7 +105,8 @@ pub struct EventStream {
     position: Option<Position>,
     /// How many of the user's last rows the first page begins with.
     replay: u32,
-    /// The row that was last written on this connection, or 0.
+    /// The row that was last written to the client, on this connection or on an earlier
+    /// one that it continues, or 0.
     row: i64,
     phase: Phase,
     /// What is being written, and how far. Boxed, as idle streams have none.
@@ -109,6 +118,8 @@ pub struct EventStream {
     catch_up: CatchUp,
     pruned: Pruned,
     ends: Ends,
+    /// Heartbeats without data since the last event that carried an id.
+    quiet_heartbeats: u8,
     /// Of the end of the client's identity; taken when it is given.
     warning: Option<Warning>,
     /// Rings for the heartbeat or the end, whichever comes first.
@@ -196,6 +207,7 @@ impl EventStream {
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
             ends,
+            quiet_heartbeats: 0,
             warning: identity.expires.map(Warning::before),
             // It may have to end before it is ever polled for its first bytes.
             alarm: Alarm::at(streams.heartbeats.next().min(ends.at())),
@@ -312,9 +324,15 @@ impl EventStream {
                 self.replay = replay;
                 sse::put_retry(chunk, retry);
             }
-            Opening::Resume(position) => {
-                self.position = Some(position);
-                sse::put_resumed(chunk, retry, &self.id());
+            Opening::Resume(id) => {
+                let acknowledged = Acknowledgement::of(self.connection.user(), &id);
+                if let Some(acknowledged) = acknowledged {
+                    self.streams.marks.acknowledge(acknowledged);
+                }
+                self.row = id.row;
+                self.position = Some(id.position.into_owned());
+                sse::put_retry_line(chunk, retry);
+                self.put_open(Begins::Resumed, chunk);
             }
             Opening::Gap(reason) => {
                 // Of what it missed there is nothing to be known.
@@ -335,7 +353,7 @@ impl EventStream {
             position.fall_to(recovery.safe);
         }
         // Another row may bear the id of one that is gone.
-        self.handed_out.forget();
+        self.handed_out.forget(&self.streams.marks);
     }
 
     /// Asks for the page after the position, or for the first one.
@@ -370,11 +388,11 @@ impl EventStream {
         self.pruned = Pruned::Settled;
         self.current = Some(Current::new(Arc::new(page.batch), Some(lease)));
         if let Some(start) = start {
-            // A client that breaks before its first event is no stranger when
-            // it returns: the rows are marked, and without an id it would miss
-            // them.
+            // A client whose connection breaks before its first row returns with an
+            // id: rows that another connection has settled would be lost to it
+            // otherwise.
             self.position = Some(start);
-            self.put_id_block(chunk);
+            self.put_open(Begins::Anew, chunk);
         }
     }
 
@@ -403,13 +421,6 @@ impl EventStream {
                         continue;
                     }
                     self.row = notification.key.id;
-                    let id = EventId {
-                        row: self.row,
-                        history: self.history,
-                        position: Cow::Borrowed(position),
-                        safe: self.safe,
-                    };
-                    sse::put_id_line(chunk, &id);
                     0
                 }
                 None => {
@@ -422,6 +433,14 @@ impl EventStream {
                 // The chunk is full in the middle of the event.
                 continue;
             }
+            let id = EventId {
+                row: self.row,
+                history: self.history,
+                position: Cow::Borrowed(position),
+                safe: self.safe,
+            };
+            sse::put_id(chunk, &id);
+            self.quiet_heartbeats = 0;
             current.index += 1;
             self.handed_out.add(event);
             if let CatchUp::Counting(rows) = &mut self.catch_up {
@@ -460,12 +479,18 @@ impl EventStream {
     }
 
     fn heartbeat(&mut self, chunk: &mut BytesMut) {
+        self.handed_out.rest();
         if let (Phase::Live, Some(position)) = (&self.phase, &mut self.position) {
             self.connection.join_tail(position);
         }
-        match self.position {
-            Some(_) => self.put_id_block(chunk),
-            None => sse::put_comment(chunk),
+        if self.position.is_none() {
+            sse::put_comment(chunk);
+        } else if self.quiet_heartbeats < QUIET_HEARTBEATS {
+            self.quiet_heartbeats += 1;
+            sse::put_id(chunk, &self.id());
+        } else {
+            self.quiet_heartbeats = 0;
+            sse::put_heartbeat(chunk, &self.id());
         }
     }
 
@@ -484,6 +509,9 @@ impl EventStream {
 
     /// Tells the client that its identity expires, when it is time.
     fn warn(&mut self, chunk: &mut BytesMut) -> bool {
+        if self.is_within_event() {
+            return false;
+        }
         let now = Instant::now();
         let Some(warning) = self.warning.take_if(|warning| warning.at() <= now) else {
             return false;
@@ -492,13 +520,25 @@ impl EventStream {
         true
     }
 
+    /// An event of which only a part was written is never completed: its client drops
+    /// it, as there is no blank line, and gets it again.
     fn end(&mut self, chunk: &mut BytesMut) {
-        sse::put_retry(chunk, jittered(RETRY));
+        if !self.is_within_event() {
+            sse::put_retry(chunk, jittered(RETRY));
+        }
         self.phase = Phase::Over;
     }
 
-    fn put_id_block(&self, chunk: &mut BytesMut) {
-        sse::put_id_block(chunk, &self.id());
+    /// Whether an event is written in part. Nothing else may be written then: it would
+    /// become a part of that event.
+    fn is_within_event(&self) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|current| current.begun.is_some())
+    }
+
+    fn put_open(&self, begins: Begins, chunk: &mut BytesMut) {
+        sse::put_open(chunk, begins, &self.id());
     }
 
     fn id(&self) -> EventId<'_> {
@@ -518,8 +558,7 @@ impl EventStream {
     fn report(&mut self) {
         let (user, of) = (self.connection.user(), self.history.incarnation);
         let to = &self.streams;
-        self.handed_out
-            .report(user, of, &to.marks, &to.activity, &to.pages.drained);
+        self.handed_out.report(user, of, &to.marks, &to.activity);
     }
 
     /// Takes over how far the log has been flushed meanwhile.
@@ -543,6 +582,7 @@ impl Drop for EventStream {
             Phase::Over => self.ends.reason(),
             _ => Reason::Left,
         };
+        self.handed_out.close(reason.closed(), &self.streams.marks);
         self.streams.ended.count(reason);
         let _entered = self.span.as_deref().map(Span::enter);
         let reason = reason.name();

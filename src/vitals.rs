@@ -65,7 +65,9 @@ pub struct Figures {
     pub overflows: u64,
     /// Rows that have their mark.
     pub marked: u64,
-    /// Rows whose marks are still to be written.
+    /// Rows that have not settled, each for every connection that it was written to.
+    pub in_flight: usize,
+    /// Rows that have settled and whose marks are still to be written.
     pub unmarked: usize,
     /// Those of them that can't be marked at the moment.
     pub marks_stuck: usize,
@@ -133,6 +135,7 @@ impl Vitals {
             waiting_rows: audience.waiting_rows,
             overflows: audience.overflows,
             marked: self.activity.totals().sent,
+            in_flight: marks.in_flight,
             unmarked: marks.unmarked,
             marks_stuck: marks.stuck,
             mark_failures: marks.failures,

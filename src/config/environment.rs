@@ -192,7 +192,7 @@ mod tests {
                 "{warning}"
             );
         }
-        let warnings = environment(&[("TIDINGS_SETTLE", "2s")]).warnings();
+        let warnings = environment(&[("TIDINGS_FUTURE", "2s")]).warnings();
         assert!(
             warnings[0].contains("no such setting in version"),
             "{warnings:?}"

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     backoff::{Backoff, jittered},
+    clock::Moment,
     health::Stuck,
     history::Incarnation,
 };
@@ -28,7 +29,7 @@ use crate::{
 /// Rows in one statement.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Rows that wait for their marks, in all, while the database is away: some 40
+/// Rows that wait for their marks, in all, while the database is away: some 50
 /// MB. Beyond that the oldest lose theirs, and may be delivered again.
 const KEPT: usize = 1_000_000;
 
@@ -83,7 +84,8 @@ type Row = (Incarnation, i64);
 /// Rows that wait for their marks.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    fresh: BTreeSet<Row>,
+    /// Each with the time at which it was written to a connection.
+    fresh: BTreeMap<Row, Moment>,
     /// Fresh rows that a statement tries.
     in_flight: usize,
     /// Statements for fresh rows that have failed because of a row, since any row
@@ -106,6 +108,8 @@ pub(super) struct Queue {
 /// Rows that are fresh no more.
 #[derive(Clone, Copy, Debug)]
 struct Held {
+    /// When it was written to a connection.
+    written: Moment,
     since: Instant,
     due: Instant,
     /// How often it was found to be locked, or to fail.
@@ -179,6 +183,8 @@ pub(super) struct Batch {
     origin: Origin,
     pub(super) incarnation: Incarnation,
     pub(super) rows: Vec<i64>,
+    /// When each of them was written to a connection.
+    pub(super) written: Vec<Moment>,
 }
 
 impl Batch {
@@ -214,18 +220,14 @@ pub(super) enum Next {
 }
 
 impl Queue {
-    /// These rows are to be marked. Returns how many lose their marks because too
-    /// many wait.
-    pub(super) fn add(
-        &mut self,
-        incarnation: Incarnation,
-        rows: impl IntoIterator<Item = i64>,
-    ) -> u64 {
-        let held = &self.held;
-        let rows = rows.into_iter().map(|id| (incarnation, id));
+    /// This row is to be marked, as written at this time. Returns how many rows lose
+    /// their marks because too many wait.
+    pub(super) fn add(&mut self, incarnation: Incarnation, id: i64, written: Moment) -> u64 {
+        let row = (incarnation, id);
         // One that is delivered again while it is held keeps its backoff.
-        self.fresh
-            .extend(rows.filter(|row| !held.contains_key(row)));
+        if !self.held.contains_key(&row) {
+            self.fresh.entry(row).or_insert(written);
+        }
         self.shed()
     }
 
@@ -290,44 +292,49 @@ impl Queue {
                 let is_due = |why: &Why| self.due(*why, now).is_some_and(|due| due <= now);
                 let mut order = [Why::Suspected, Why::Locked, Why::Failing].into_iter();
                 let why = order.find(is_due)?;
-                (Origin::Held(why), self.shelf_mut(why).take(now))
+                let rows = self.shelf_mut(why).take(now).into_iter();
+                let written = |row| self.held.get(&row).map(|held| (row, held.written));
+                (Origin::Held(why), rows.filter_map(written).collect())
             }
         };
+        let incarnation = rows.first()?.0.0;
+        let (rows, written) = rows.into_iter().map(|((_, id), at)| (id, at)).unzip();
         Some(Batch {
             origin,
-            incarnation: rows.first()?.0,
-            rows: rows.into_iter().map(|(_, id)| id).collect(),
+            incarnation,
+            rows,
+            written,
         })
     }
 
     /// The oldest of one incarnation.
-    fn take_fresh(&mut self) -> Vec<Row> {
-        let mut rows: Vec<Row> = Vec::new();
+    fn take_fresh(&mut self) -> Vec<(Row, Moment)> {
+        let mut rows: Vec<(Row, Moment)> = Vec::new();
         while rows.len() < ROWS_AT_ONCE
-            && let Some(&row) = self.fresh.first()
-            && rows.first().is_none_or(|first| first.0 == row.0)
+            && let Some(first) = self.fresh.first_entry()
+            && rows.first().is_none_or(|((of, _), _)| *of == first.key().0)
         {
-            self.fresh.pop_first();
-            rows.push(row);
+            rows.push(first.remove_entry());
         }
         rows
     }
 
     /// A statement is over. Returns how many rows lose their marks because too
     /// many are held.
-    pub(super) fn settle(&mut self, batch: Batch, outcome: Outcome, now: Instant) -> u64 {
+    pub(super) fn conclude(&mut self, batch: Batch, outcome: Outcome, now: Instant) -> u64 {
         let (origin, count) = (batch.origin, batch.rows.len());
-        let rows = batch.rows.iter().map(|id| (batch.incarnation, *id));
+        let rows = batch.rows.iter().zip(&batch.written);
+        let rows = rows.map(|(&id, &written)| ((batch.incarnation, id), written));
         if origin == Origin::Fresh {
             self.in_flight -= count;
         } else {
-            self.failures.settle(&outcome, now);
+            self.failures.count(&outcome, now);
         }
         match &outcome {
             Outcome::Marked { locked } => {
-                for row in rows {
+                for (row, written) in rows {
                     if locked.contains(&row.1) {
-                        self.hold(row, Why::Locked, now);
+                        self.hold(row, written, Why::Locked, now);
                     } else {
                         self.release(row);
                     }
@@ -336,7 +343,7 @@ impl Queue {
             }
             Outcome::TimedOut(reason) if origin == Origin::Fresh => {
                 if self.suspected.count < SUSPECTED_OF_DELAY {
-                    rows.for_each(|row| self.hold(row, Why::Suspected, now));
+                    rows.for_each(|(row, written)| self.hold(row, written, Why::Suspected, now));
                 } else {
                     self.fresh.extend(rows);
                 }
@@ -349,13 +356,17 @@ impl Queue {
                 }
                 self.error = Some(reason.clone());
                 match origin {
-                    _ if count == 1 => rows.for_each(|row| self.hold(row, Why::Failing, now)),
+                    _ if count == 1 => {
+                        rows.for_each(|(row, written)| self.hold(row, written, Why::Failing, now));
+                    }
                     Origin::Fresh => {
-                        rows.for_each(|row| self.hold(row, Why::Suspected, now));
+                        rows.for_each(|(row, written)| {
+                            self.hold(row, written, Why::Suspected, now)
+                        });
                         self.suspected.size = self.suspected.size.min(count / 2);
                     }
                     Origin::Held(why) => {
-                        self.put_back(rows);
+                        self.put_back(rows.map(|(row, _)| row));
                         self.shelf_mut(why).size = count / 2;
                     }
                 }
@@ -366,7 +377,7 @@ impl Queue {
                 self.fresh_outage.begin(reason, now);
             }
             Outcome::DatabaseFailed(reason) => {
-                self.put_back(rows);
+                self.put_back(rows.map(|(row, _)| row));
                 self.held_outage.begin(reason, now);
             }
         }
@@ -434,7 +445,7 @@ impl Queue {
     }
 
     /// Keeps a row apart from fresh ones.
-    fn hold(&mut self, row: Row, why: Why, now: Instant) {
+    fn hold(&mut self, row: Row, written: Moment, why: Why, now: Instant) {
         let before = self.remove(row);
         let (since, tries) = before.map_or((now, 0), |held| (held.since, held.tries));
         let (due, tries) = match why {
@@ -442,6 +453,7 @@ impl Queue {
             Why::Locked | Why::Failing => (now + delay(tries), tries.saturating_add(1)),
         };
         let held = Held {
+            written,
             since,
             due,
             tries,
@@ -577,7 +589,7 @@ impl Allowance {
         }
     }
 
-    fn settle(&mut self, outcome: &Outcome, now: Instant) {
+    fn count(&mut self, outcome: &Outcome, now: Instant) {
         let passed = self.counted.map_or(Duration::MAX, |counted| {
             now.saturating_duration_since(counted)
         });
@@ -620,6 +632,12 @@ mod tests {
         since: crate::history::Since(7),
     };
 
+    /// Rows that were written at the times of their ids. Returns how many were lost.
+    fn add(queue: &mut Queue, rows: impl IntoIterator<Item = i64>) -> u64 {
+        let rows = rows.into_iter();
+        rows.map(|row| queue.add(HERE, row, Moment(row))).sum()
+    }
+
     /// A database in which some rows can't be marked.
     struct World {
         queue: Queue,
@@ -636,7 +654,7 @@ mod tests {
     impl World {
         fn new(rows: impl IntoIterator<Item = i64>) -> Self {
             let mut queue = Queue::default();
-            assert_eq!(queue.add(HERE, rows), 0);
+            assert_eq!(add(&mut queue, rows), 0);
             Self {
                 queue,
                 now: Instant::now(),
@@ -656,6 +674,8 @@ mod tests {
                 return false;
             };
             self.statements += 1;
+            let at = |row: &i64| Moment(*row);
+            assert!(batch.rows.iter().map(at).eq(batch.written.iter().copied()));
             let has = |rows: &BTreeSet<i64>| batch.rows.iter().any(|row| rows.contains(row));
             let outcome = if self.is_away {
                 Outcome::DatabaseFailed("read-only".to_owned())
@@ -671,7 +691,7 @@ mod tests {
                     locked: rows.intersection(&self.locked).copied().collect(),
                 }
             };
-            assert_eq!(self.queue.settle(batch, outcome, self.now), 0);
+            assert_eq!(self.queue.conclude(batch, outcome, self.now), 0);
             true
         }
 
@@ -703,7 +723,7 @@ mod tests {
         let stuck = world.queue.stuck().expect("a row");
         assert_eq!((stuck.rows, stuck.since), (1, world.now));
         // Others are never tried together with it.
-        world.queue.add(HERE, 10..20);
+        add(&mut world.queue, 10..20);
         world.run();
         assert_eq!(world.marked.len(), 19);
         let before = world.statements;
@@ -724,7 +744,7 @@ mod tests {
         let mut world = World::new([]);
         world.locked = (0..2_000).collect();
         for row in 0..2_000 {
-            world.queue.add(HERE, [row]);
+            add(&mut world.queue, [row]);
             world.run();
             world.now += Duration::from_millis(5);
         }
@@ -761,7 +781,7 @@ mod tests {
         world.failing = (0..100_000).step_by(20).collect();
         for n in 0..500 {
             // A thousand rows a second, for ten seconds.
-            world.queue.add(HERE, n * 20..(n + 1) * 20);
+            add(&mut world.queue, n * 20..(n + 1) * 20);
             world.run();
             world.now += Duration::from_millis(20);
         }
@@ -785,7 +805,7 @@ mod tests {
         // Each thousand once, and the search.
         assert!(burst <= 20 + 61, "{burst}");
         for n in 0..500 {
-            world.queue.add(HERE, [20_000 + n]);
+            add(&mut world.queue, [20_000 + n]);
             let collect = world.queue.collect();
             world.now += collect;
             world.run();
@@ -805,7 +825,7 @@ mod tests {
         let mut world = World::new(0..1_000);
         world.slow = set([3]);
         world.run();
-        world.queue.add(HERE, 1_000..1_010);
+        add(&mut world.queue, 1_000..1_010);
         // Either lane may be the first to try again, a few times.
         world.run_for(Duration::from_secs(1));
         assert_eq!(world.marked.len(), 1_009, "{:?}", world.queue.stuck());
@@ -846,16 +866,16 @@ mod tests {
     fn the_oldest_rows_lose_their_marks_beyond_the_limits() {
         let id = |count: usize| i64::try_from(count).expect("a number");
         let mut queue = Queue::default();
-        assert_eq!(queue.add(HERE, 0..id(KEPT) + 5), 5);
-        assert_eq!(queue.fresh.first(), Some(&(HERE, 5)));
+        assert_eq!(add(&mut queue, 0..id(KEPT) + 5), 5);
+        assert_eq!(queue.fresh.keys().next(), Some(&(HERE, 5)));
 
         let mut queue = Queue::default();
-        queue.add(HERE, 0..id(HELD) + 5_000);
+        add(&mut queue, 0..id(HELD) + 5_000);
         let now = Instant::now();
         let mut lost = 0;
         while let Some(batch) = queue.take(Lane::Fresh, now) {
             let locked = batch.rows.iter().copied().collect();
-            lost += queue.settle(batch, Outcome::Marked { locked }, now);
+            lost += queue.conclude(batch, Outcome::Marked { locked }, now);
         }
         assert_eq!((lost, queue.len()), (5_000, HELD));
         assert_eq!((queue.locked.due.len(), queue.locked.count), (HELD, HELD));
@@ -865,8 +885,10 @@ mod tests {
     #[test]
     fn rows_of_two_incarnations_are_never_in_one_statement() {
         let mut queue = Queue::default();
-        queue.add(Incarnation::default(), 0..10);
-        queue.add(HERE, 10..20);
+        for row in 0..10 {
+            queue.add(Incarnation::default(), row, Moment(row));
+        }
+        add(&mut queue, 10..20);
         let mut now = Instant::now();
         let mut statements = 0;
         for lane in [Lane::Fresh, Lane::Held] {
@@ -876,7 +898,7 @@ mod tests {
                 let mut rows = batch.rows.iter();
                 assert!(rows.all(|row| is_here(row) == (batch.incarnation == HERE)));
                 let locked = batch.rows.iter().copied().collect();
-                queue.settle(batch, Outcome::Marked { locked }, now);
+                queue.conclude(batch, Outcome::Marked { locked }, now);
             }
             now += Duration::from_secs(1);
         }

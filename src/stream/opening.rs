@@ -2,7 +2,7 @@
 
 use crate::{
     history::History,
-    position::{EventId, Position, UnusableId},
+    position::{EventId, UnusableId},
 };
 
 /// Where a client wants to begin.
@@ -34,8 +34,8 @@ pub enum Opening {
         /// How many.
         replay: u32,
     },
-    /// After this.
-    Resume(Position),
+    /// After the position in this id.
+    Resume(EventId<'static>),
     /// With what is unsent: the id says nothing.
     Gap(UnusableId),
 }
@@ -46,7 +46,7 @@ impl Opening {
         match start {
             Start::Backlog { replay } => Self::Backlog { replay: *replay },
             Start::Resume(id) => match EventId::parse(id, history) {
-                Ok(id) => Self::Resume(id.position.into_owned()),
+                Ok(id) => Self::Resume(id),
                 Err(reason) => Self::Gap(reason),
             },
         }

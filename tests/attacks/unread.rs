@@ -70,7 +70,7 @@ async fn until_blocked(address: SocketAddr, database: &Database, authority: &Aut
                     "select send_notification('bob', 'number {number}')"
                 ))
                 .await;
-            other.until(&format!("data: number {number}\n\n")).await;
+            other.until(&format!("data: number {number}\nid: ")).await;
             database
                 .until("select bool_and(sent) from notifications where user_id = 'bob'")
                 .await;

@@ -12,7 +12,7 @@ use crate::support::{
     row_id, rows, until,
 };
 
-/// A client that can be told the truth, at this address behind a proxy.
+/// A client that asks for the status, at this address behind a proxy.
 async fn ask(bridge: &Bridge, user: &str, address: &str) -> Response {
     let bearer = format!("Bearer {}", token(user));
     let headers = [
@@ -20,7 +20,7 @@ async fn ask(bridge: &Bridge, user: &str, address: &str) -> Response {
         ("Accept", "text/event-stream"),
         ("X-Forwarded-For", address),
     ];
-    get(bridge.address(), "/stream", &headers)
+    get(bridge.address(), "/stream?errors=status", &headers)
         .await
         .expect("an answer")
 }

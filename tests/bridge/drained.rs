@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
+    clock::Moment,
     history::Incarnation,
     notification::UserId,
     pool::{Parameter, Pool, Sessions},
@@ -241,10 +242,12 @@ impl Stage {
         self.seen.extend(page.drained);
         let marked = &got[..if marks_all { got.len() } else { got.len() / 2 }];
         let incarnation = self.incarnation;
-        let marking: [Parameter<'_>; 3] = [
+        let written = vec![Moment::here(); marked.len()];
+        let marking: [Parameter<'_>; 4] = [
             (&marked, Type::INT8_ARRAY),
             (&incarnation.timeline, Type::INT4),
             (&incarnation.since, Type::TIMESTAMPTZ),
+            (&written, Type::TIMESTAMPTZ_ARRAY),
         ];
         let marking = self.pool.query(PATIENCE, &self.sql.mark_sent, &marking);
         marking.await.expect("marks");

@@ -18,6 +18,7 @@ mod identity;
 mod inherited;
 mod install;
 mod key_sets;
+mod large_events;
 mod life;
 mod logs;
 mod methods;

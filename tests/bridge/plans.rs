@@ -55,7 +55,16 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
             &sql.backlog_page,
         ),
         ("tail_start", "", &sql.tail_start),
-        ("mark_sent", "bigint[], int, timestamptz", &sql.mark_sent),
+        (
+            "mark_sent",
+            "bigint[], int, timestamptz, timestamptz[]",
+            &sql.mark_sent,
+        ),
+        (
+            "acknowledged",
+            "text[], bigint[], xid8[], bigint[], bigint[], xid8[], bigint[], bigint, int",
+            &sql.acknowledged,
+        ),
         ("doorbell", "text, name", &sql.doorbell),
         ("drain", "text, xid8, bigint, int, timestamptz", &sql.drain),
         ("drain_live", "text, bigint", &sql.drain_live),
@@ -209,7 +218,7 @@ async fn assert_pending_is_cheap(database: &Database) {
 
 /// With an open transaction of which all has been read but what comes after
 /// its millionth row.
-fn executions(floor: &str, open: &str, id: i64) -> [String; 8] {
+fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
     [
         format!(
@@ -229,7 +238,13 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 8] {
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),
-        format!("execute mark_sent (array[{id}::bigint], 1, public.since())"),
+        format!("execute mark_sent (array[{id}::bigint], 1, public.since(), array[now()])"),
+        // Of a user whose floor is far behind, and of one who has few rows.
+        format!(
+            "execute acknowledged (array['{HEAVY}', 'user7'], array[2, 7]::bigint[], \
+             array['{floor}', '{floor}']::xid8[], array[0, 0]::bigint[], array[1, 2]::bigint[], \
+             array['{open}', '{open}']::xid8[], array[{ROWS}, {ROWS}]::bigint[], 7, 1000)"
+        ),
         "execute doorbell ('notifications', 'tidings_ring_doorbell')".to_owned(),
     ]
 }

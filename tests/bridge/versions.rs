@@ -14,19 +14,22 @@ use crate::support::{
 async fn stream(database: &Database, bridge: &Bridge, mut wire: Wire) {
     let head = wire.head().await;
     assert_eq!((head.version.as_str(), head.status), ("HTTP/1.0", 200));
-    assert_eq!(head.header("content-type"), "text/event-stream");
+    assert_eq!(
+        head.header("content-type"),
+        "text/event-stream; charset=utf-8"
+    );
     for name in ["transfer-encoding", "content-length"] {
         assert!(!head.headers.contains_key(name), "{head:?}");
     }
     let mut text = wire.until("event: tidings.caught-up").await;
-    assert!(text.contains("\ndata: from before\n\n"), "{text}");
+    assert!(text.contains("\ndata: from before\nid: "), "{text}");
     database
         .execute(
             "insert into notifications (user_id, text) \
              select 'alice', repeat('x', 100000) || n from generate_series(1, 20) n",
         )
         .await;
-    text += &wire.until("x20\n\n").await;
+    text += &wire.until("x20\nid: ").await;
     database
         .until("select bool_and(sent) from notifications where user_id = 'alice'")
         .await;

@@ -7,6 +7,7 @@
 mod oracle;
 mod program;
 mod run;
+mod settling;
 mod shorten;
 mod tab;
 mod world;
@@ -23,6 +24,7 @@ use self::{
     oracle::Verdict,
     program::{Step, programs},
     run::Run,
+    settling::Settle,
     shorten::shorten,
     world::World,
 };
@@ -95,12 +97,22 @@ async fn play_all(test: &str, usual_count: u64, mut world: World, mut account: A
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else() {
-    let world = World::shared().await;
+    let world = World::shared(Settle::AtOnce).await;
     let account = Account::without_repeats(
         "random programs of writers, tabs that break, and bridges that stop or lose their sessions",
     );
     let test = "in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else";
     play_all(test, 200, world, account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_rows_are_marked_once_they_have_settled_and_no_earlier() {
+    let world = World::shared(Settle::Never).await;
+    let account = Account::without_repeats(
+        "random programs of pages that are left, and bridges that are killed, before rows settle",
+    );
+    let test = "in_any_program_rows_are_marked_once_they_have_settled_and_no_earlier";
+    play_all(test, 50, world, account).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

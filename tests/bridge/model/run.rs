@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Error};
 use super::{
     oracle::{Commits, Number, Opening, Row, Rows, Verdict, number_of},
     program::{BRIDGES, Step, TABS, User, WRITERS},
+    settling::{Settle, Settled},
     tab::{Tab, Until},
     world::World,
 };
@@ -66,6 +67,7 @@ pub struct Run<'a> {
     marked_from: Number,
     clock: u64,
     commits: Commits,
+    settled: Settled,
 }
 
 impl<'a> Run<'a> {
@@ -79,6 +81,7 @@ impl<'a> Run<'a> {
             marked_from: 1,
             clock: 0,
             commits: Commits::new(),
+            settled: Settled::default(),
         }
     }
 
@@ -125,13 +128,15 @@ impl<'a> Run<'a> {
             }
             Step::Stop { bridge } => {
                 self.world.stop(bridge).await;
-                Ok(())
+                self.end_streams(bridge).await
             }
             Step::Kill { bridge } => {
                 if self.world.kill(bridge).await {
                     self.lose_marks();
+                    Ok(())
+                } else {
+                    self.end_streams(bridge).await
                 }
-                Ok(())
             }
             Step::Start { bridge } => {
                 self.world.start(bridge).await;
@@ -281,8 +286,11 @@ impl<'a> Run<'a> {
         };
         let tab = &mut self.tabs[tab];
         tab.leave();
+        tab.bridge = Some(bridge);
         if !tab.is_stranger() {
             tab.connect(address).await;
+            let acknowledged = tab.acknowledged().iter();
+            self.settled.add(acknowledged.map(|row| row.number));
             return Ok(());
         }
         // A bridge that does not know yet of a crash falls back once it does, and
@@ -318,6 +326,20 @@ impl<'a> Run<'a> {
         self.tabs[tab].read(self.world.watcher(), until).await
     }
 
+    /// A bridge has ended its streams in order: all that it had written is settled, and
+    /// that is at most what is there.
+    async fn end_streams(&mut self, bridge: usize) -> Result<(), String> {
+        if self.world.settle() == Settle::AtOnce {
+            return Ok(());
+        }
+        let tabs = self.tabs.iter();
+        for tab in tabs.filter(|tab| tab.is_connected() && tab.bridge == Some(bridge)) {
+            let rows = user_rows(self.world.watcher(), &tab.name).await?;
+            self.settled.add(rows.into_keys());
+        }
+        Ok(())
+    }
+
     /// What was written, and may be read later, may stay unmarked.
     fn lose_marks(&mut self) {
         self.marked_from = self.next;
@@ -325,6 +347,9 @@ impl<'a> Run<'a> {
 
     /// Waits until all that was read is marked.
     async fn settle(&mut self) -> Result<(), String> {
+        if self.world.settle() == Settle::Never {
+            return Ok(());
+        }
         let chains = self.tabs.iter().flat_map(Tab::chains);
         let read: Vec<i64> = chains
             .flat_map(|(chain, _)| chain.received())
@@ -349,7 +374,18 @@ impl<'a> Run<'a> {
         }
         while !self.read_to_the_end().await? {}
         self.settle().await?;
+        if self.world.settle() == Settle::Never {
+            self.until_acknowledged().await?;
+        }
         self.judge().await
+    }
+
+    /// All tabs are connected to bridges that run: what they have returned with is
+    /// marked.
+    async fn until_acknowledged(&self) -> Result<(), String> {
+        let acknowledged = self.tabs.iter().flat_map(Tab::acknowledged);
+        let ids: Vec<i64> = acknowledged.map(|row| row.id).collect();
+        self.world.until_marked(&ids).await
     }
 
     /// All tabs come back, but those that never came, and read up to the last
@@ -387,6 +423,11 @@ impl<'a> Run<'a> {
             let name = self.world.name(user);
             let table = user_rows(self.world.watcher(), &name).await?;
             let tabs = self.tabs.iter().filter(|tab| tab.name == name);
+            if self.world.settle() == Settle::Never {
+                self.settled
+                    .judge(&table)
+                    .map_err(|error| format!("{user:?}'s rows: {error}"))?;
+            }
             let mut was_connected = false;
             for (index, tab) in tabs.enumerate() {
                 was_connected |= tab.was_connected;

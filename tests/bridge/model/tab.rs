@@ -25,6 +25,10 @@ pub struct Tab {
     /// Those that came to their end.
     ended: Vec<Chain>,
     pub was_connected: bool,
+    /// Where it is connected, or was last.
+    pub bridge: Option<usize>,
+    /// How many of the chain's rows its last return has acknowledged.
+    acknowledged: usize,
 }
 
 /// How far to read.
@@ -47,6 +51,8 @@ impl Tab {
             chain: None,
             ended: Vec::new(),
             was_connected: false,
+            bridge: None,
+            acknowledged: 0,
         }
     }
 
@@ -81,12 +87,22 @@ impl Tab {
         self.chain.as_ref().is_none_or(judge)
     }
 
+    /// The rows of its chain that its last return has acknowledged.
+    pub fn acknowledged(&self) -> &[Received] {
+        match &self.chain {
+            Some(chain) => &chain.received()[..self.acknowledged],
+            None => &[],
+        }
+    }
+
     /// Opens a connection. A stranger's is to be `observed` before and after.
     pub async fn connect(&mut self, address: SocketAddr) {
         let bearer = format!("Bearer {}", token(&self.name));
         let mut headers = vec![("Authorization", bearer.as_str())];
-        if !self.is_stranger() {
+        self.acknowledged = 0;
+        if let Some(chain) = &self.chain {
             headers.push(("Last-Event-ID", &self.last_event_id));
+            self.acknowledged = chain.received().len();
         }
         self.source = Some(EventSource::open(address, "/stream", &headers).await);
         self.was_connected = true;
@@ -169,6 +185,7 @@ impl Tab {
                 });
                 Ok(Some(number))
             }
+            "tidings.open" | "tidings.heartbeat" => Ok(None),
             "tidings.caught-up" => {
                 chain.catch_up();
                 Ok(None)

@@ -13,7 +13,10 @@ use tidings::{
 use tokio::{process::Child, time::timeout};
 use tokio_postgres::Client;
 
-use super::program::{BRIDGES, Step, User};
+use super::{
+    program::{BRIDGES, Step, User},
+    settling::Settle,
+};
 use crate::support::{
     PATIENCE,
     bridge::{Bridge, serve_options},
@@ -52,25 +55,27 @@ pub struct World {
     cluster: Option<Cluster>,
     bridges: [Option<Running>; BRIDGES],
     programs: usize,
+    settle: Settle,
     /// How long a row or a mark is waited for.
     pub patience: Duration,
 }
 
 impl World {
     /// On the cluster that all tests share.
-    pub async fn shared() -> Self {
-        Self::open(Database::migrated().await, None).await
+    pub async fn shared(settle: Settle) -> Self {
+        Self::open(Database::migrated().await, None, settle).await
     }
 
     /// With a server of its own.
     pub async fn fragile() -> Self {
         let cluster = start_forgetful_cluster().await;
         let database = Database::migrated_in(&cluster).await;
-        Self::open(database, Some(cluster)).await
+        Self::open(database, Some(cluster), Settle::AtOnce).await
     }
 
-    async fn open(database: Database, cluster: Option<Cluster>) -> Self {
+    async fn open(database: Database, cluster: Option<Cluster>, settle: Settle) -> Self {
         Self {
+            settle,
             client: database.connect().await,
             watcher: database.superuser().connect().await,
             database,
@@ -118,6 +123,10 @@ impl World {
         self.cluster.is_some()
     }
 
+    pub fn settle(&self) -> Settle {
+        self.settle
+    }
+
     /// A session that no other writer has now.
     pub async fn take_session(&mut self) -> Result<Arc<Client>, String> {
         match self.idle.pop() {
@@ -151,11 +160,13 @@ impl World {
             return;
         }
         let running = if bridge == 0 {
-            let mut options = serve_options(&self.database, &[QUEUE, TAIL]);
+            let settings = [QUEUE, TAIL, self.settle.setting()];
+            let mut options = serve_options(&self.database, &settings);
             options.bridge.heartbeat = HEARTBEAT;
             Running::Inside(Bridge::start_as(&options).await)
-        } else if self.is_hurt() {
-            let (child, address) = process::serve(&self.database, &[QUEUE, "--drain=0s"]).await;
+        } else if self.is_hurt() || self.settle == Settle::Never {
+            let settings = [QUEUE, "--drain=0s", self.settle.setting()];
+            let (child, address) = process::serve(&self.database, &settings).await;
             Running::Outside(child, address)
         } else {
             Running::Inside(Bridge::start_with(&self.database, &[QUEUE]).await)
@@ -175,6 +186,11 @@ impl World {
             Some(Running::Outside(mut child, _)) => {
                 child.kill().await.expect("a signal");
                 true
+            }
+            // It ends its streams, which settles their rows: only then is it known which.
+            Some(running) if self.settle == Settle::Never => {
+                stop(running).await;
+                false
             }
             // It flushes its marks by itself, if the server is there.
             _ => self.is_hurt(),

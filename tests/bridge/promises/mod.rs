@@ -7,4 +7,5 @@ mod live;
 mod order;
 mod resume;
 mod sent;
+mod settled;
 mod writers;

@@ -9,8 +9,8 @@ use crate::support::{
     account::Account,
     bridge::Bridge,
     database::{Database, start_cluster},
-    event_source::{EventSource, Item},
-    expect_gap, row_id, rows, until,
+    event_source::EventSource,
+    expect_gap, opening, row_id, rows, until,
 };
 
 /// More than an id names.
@@ -359,13 +359,7 @@ async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_retu
         .await;
     let bridge = Bridge::start(&database).await;
     let mut first = bridge.connect("alice").await;
-    let id = loop {
-        match first.next_item().await {
-            Ok(Item::Id(id)) => break id,
-            Ok(_) => {}
-            Err(end) => panic!("{end:?}"),
-        }
-    };
+    let id = opening(&mut first).await.last_event_id;
     assert!(id.starts_with("0-"), "{id}");
     drop(first);
 

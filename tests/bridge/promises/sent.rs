@@ -1,10 +1,11 @@
 //! Promise 6: a row that was sent is marked, whatever stands in the way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tidings::{
+    drained::Drained,
     history::{Incarnation, Since},
-    marker::{Marker, Marks},
+    marker::{Marker, Marks, Recipient},
     notification::UserId,
     pool::{Pool, Sessions},
     schema::SchemaName,
@@ -58,14 +59,21 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
         .await
         .expect("a time")
         .get(0);
-    let (marks, stop) = (Arc::new(Marks::default()), CancellationToken::new());
+    let marks = Arc::new(Marks::new(Duration::from_secs(60), Arc::default()));
+    let stop = CancellationToken::new();
     let url = database.url();
+    let pool = Pool::new(&url, Sessions::Own, 1, Handle::current()).expect("a pool");
+    let (sql, schema) = (
+        Arc::new(Sql::new(&SchemaName::public())),
+        SchemaName::public(),
+    );
+    let drained = Drained::open(pool.clone(), Arc::clone(&sql), &schema).await;
     let marker = Marker {
         marks: Arc::clone(&marks),
-        pool: Pool::new(&url, Sessions::Own, 1, Handle::current()).expect("a pool"),
-        sql: Arc::new(Sql::new(&SchemaName::public())),
+        pool,
+        sql,
         health: Arc::default(),
-        activity: Arc::default(),
+        drained: Arc::new(drained.expect("rights")),
     };
     stop.cancel();
     // Those of before a crash may be other rows by now.
@@ -73,8 +81,10 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
         timeline: 1,
         since: Since(since.0 - 1),
     };
-    marks.written(before, [2]);
-    marks.written(Incarnation { timeline: 1, since }, [1]);
+    let now = Incarnation { timeline: 1, since };
+    // Rows in flight settle: the connections end with the bridge.
+    marks.written(&Arc::new(Recipient::new(before)), [2]);
+    marks.written(&Arc::new(Recipient::new(now)), [1]);
     marker.run(stop).await;
     assert_eq!(
         database

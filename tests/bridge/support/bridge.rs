@@ -3,6 +3,8 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
+use serde_json::json;
 use tidings::{
     app::{App, Parts, RunError},
     config::{Cli, Command, ServeOptions},
@@ -22,6 +24,10 @@ use super::{
 };
 
 pub const SECRET: &str = "a secret of the tests, 32 bytes or more";
+
+/// Seconds from the end of a token's life to the last moment at which it is
+/// good.
+const LEEWAY: u64 = 30;
 
 /// A probe asks this often, to leave the processor to others.
 pub const ASKS_AGAIN: Duration = Duration::from_millis(20);
@@ -237,6 +243,13 @@ pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
     token::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
+}
+
+/// A token of alice's that is good for so many seconds.
+pub fn token_that_ends_in(seconds: u64) -> String {
+    let claims = json!({ "sub": "alice", "exp": get_current_timestamp() + seconds - LEEWAY });
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::new(Algorithm::HS256), &claims, &key).expect("a token")
 }
 
 /// The answer to a request with this token.

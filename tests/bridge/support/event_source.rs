@@ -75,13 +75,14 @@ impl EventSource {
         }
     }
 
-    /// The next event; other items are skipped. Panics if none comes in time,
-    /// or the stream ends. Nothing is lost when the future is dropped.
+    /// The next event; other items are skipped, and events that only move the
+    /// position. Panics if none comes in time, or the stream ends. Nothing is lost when
+    /// the future is dropped.
     pub(crate) async fn next_event(&mut self) -> Event {
         let reading = async {
             loop {
                 match self.read_item().await {
-                    Ok(Item::Event(event)) => return Ok(event),
+                    Ok(Item::Event(event)) if !is_position(&event) => return Ok(event),
                     Ok(_) => {}
                     Err(end) => return Err(end),
                 }
@@ -148,6 +149,11 @@ impl EventSource {
             String::from_utf8_lossy(&self.tail)
         )
     }
+}
+
+/// Whether the event tells the client nothing but how far it has read.
+fn is_position(event: &Event) -> bool {
+    ["tidings.open", "tidings.heartbeat"].contains(&event.name.as_str())
 }
 
 #[cfg(test)]

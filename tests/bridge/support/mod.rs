@@ -21,15 +21,16 @@ pub mod wire;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use event_source::{Event, EventSource};
+use event_source::{Event, EventSource, Item};
 
 /// How long a test waits for something that must happen before it gives up.
 /// Nothing waits for this to pass: it is reached only when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Limits that no test reaches by accident: all of them come from one address,
-/// some with thousands of clients.
-const ROOMY: [&str; 3] = [
+/// some with thousands of clients. Rows settle at once, except in tests about that.
+const ROOMY: [&str; 4] = [
+    "--settle=0s",
     "--max-connections=15000",
     "--max-connections-per-address=15000",
     "--connection-rate=1000000",
@@ -41,6 +42,20 @@ pub fn with_room<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     let is_given = |wanted: &str| settings.iter().any(|given| name(given) == name(wanted));
     let room = ROOMY.into_iter().filter(|setting| !is_given(setting));
     room.chain(settings.iter().copied()).collect()
+}
+
+/// The event that tells the client its position before any row.
+pub async fn opening(source: &mut EventSource) -> Event {
+    loop {
+        match source.next_item().await {
+            Ok(Item::Event(event)) => {
+                assert_eq!(event.name, "tidings.open");
+                return event;
+            }
+            Ok(_) => {}
+            Err(end) => panic!("no opening: {end:?}"),
+        }
+    }
 }
 
 /// Reads up to the first event of this name, and returns those before it.

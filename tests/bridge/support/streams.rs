@@ -13,6 +13,7 @@ use tidings::{
     ends::Ended,
     history::History,
     hub::{Hub, Tail},
+    marker::Marks,
     pool::{Pool, Sessions},
     reader,
     schema::SchemaName,
@@ -43,13 +44,13 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
     let drained = Drained::open(pool.clone(), Arc::clone(&sql), &SchemaName::public()).await;
     Arc::new(Streams {
         hub: Arc::clone(&hub),
-        marks: Arc::default(),
+        marks: Arc::new(Marks::new(Duration::ZERO, Arc::default())),
         activity: Arc::default(),
         pages: Arc::new(Pages {
             hub,
             pool,
             sql,
-            drained: drained.expect("rights"),
+            drained: Arc::new(drained.expect("rights")),
             health: Arc::default(),
             turns: Arc::new(Turns::new(1)),
             memory: Arc::new(PageMemory::default()),

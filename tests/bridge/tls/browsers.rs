@@ -39,7 +39,7 @@ async fn one_connection_over_http_2_carries_many_streams() {
     for number in 0..STREAMS {
         let mut stream = connection.open(&format!("user{number}")).await;
         if number == 0 {
-            stream.until("data: from before\n\n").await;
+            stream.until("data: from before\nid: ").await;
         }
         stream.until("event: tidings.caught-up").await;
         streams.push(stream);
@@ -52,7 +52,7 @@ async fn one_connection_over_http_2_carries_many_streams() {
         ))
         .await;
     for (number, stream) in streams.iter_mut().enumerate() {
-        stream.until(&format!("data: for user{number}\n\n")).await;
+        stream.until(&format!("data: for user{number}\nid: ")).await;
     }
     database
         .until("select bool_and(sent) from notifications")
@@ -85,7 +85,7 @@ async fn a_stream_larger_than_every_window_arrives_whole_over_http_2() {
         .await;
     let mut stream = connection.open("alice").await;
     for number in 1..=20 {
-        stream.until(&format!("x{number}\n\n")).await;
+        stream.until(&format!("x{number}\nid: ")).await;
     }
     database
         .until("select bool_and(sent) from notifications")
@@ -110,14 +110,14 @@ async fn what_the_client_has_no_room_for_is_not_sent_over_http_2() {
     database
         .execute("select send_notification('bob', 'meanwhile')")
         .await;
-    bob.until("data: meanwhile\n\n").await;
+    bob.until("data: meanwhile\nid: ").await;
     database
         .until("select sent from notifications where user_id = 'bob'")
         .await;
     let sent = "select id from notifications where user_id = 'alice' and sent";
     assert_eq!(database.ids(sent).await, [0; 0]);
     alice.release_window();
-    alice.until("x\n\n").await;
+    alice.until("x\nid: ").await;
     database
         .until("select bool_and(sent) from notifications")
         .await;
@@ -138,7 +138,7 @@ async fn a_client_over_http_2_that_is_gone_is_noticed_at_the_next_heartbeat() {
     database
         .execute("select send_notification('alice', 'still here')")
         .await;
-    other.until("data: still here\n\n").await;
+    other.until("data: still here\nid: ").await;
     drop((other, connection));
     bridge.until_connections(0).await;
 }
@@ -193,7 +193,7 @@ async fn plain_http_at_the_https_port_gets_nothing_and_harms_nobody() {
     database
         .execute("select send_notification('alice', 'unharmed')")
         .await;
-    stream.until("data: unharmed\n\n").await;
+    stream.until("data: unharmed\nid: ").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,7 +71,7 @@ async fn a_renewed_certificate_is_shown_to_new_clients_and_old_streams_go_on() {
     database
         .execute("select send_notification('alice', 'through it all')")
         .await;
-    stream.until("data: through it all\n\n").await;
+    stream.until("data: through it all\nid: ").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,5 +110,5 @@ async fn a_hangup_has_it_read_at_once_and_what_can_not_be_used_changes_nothing()
     database
         .execute("select send_notification('alice', 'through it all')")
         .await;
-    stream.until("data: through it all\n\n").await;
+    stream.until("data: through it all\nid: ").await;
 }

@@ -156,6 +156,7 @@ async fn follow(
         };
         match event.name.as_str() {
             "tidings.caught-up" => seen.send_modify(|seen| seen.live = true),
+            "tidings.open" | "tidings.heartbeat" => {}
             "tidings.gap" => panic!("a gap after {resumes_from}: {}", event.data),
             _ => seen.send_modify(|seen| {
                 let id = row_id(&event);

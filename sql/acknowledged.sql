@@ -1,0 +1,89 @@
+-- Rows that returning clients have received, and that are unmarked nevertheless: their
+-- connections broke before the rows had settled, or a crash lost the marks.
+--
+-- For each client: $1 user, $2 a row that it was sent, $3 and $4 the key before which its
+-- rows are looked for, the youngest first; for each open
+-- transaction of a client's position: $5 the client's number, from 1 on, $6 the
+-- transaction, $7 the last id read of it; $8 the cluster's system identifier, $9 how many
+-- rows of a client are passed over at most.
+--
+-- One row for each client that was sent a row of the user: `unmarked` are ids, `xid` and
+-- `id` the key to go on from if there may be more. A position alone doesn't tell whose it
+-- is: who returns with the id of another user has received nothing of this one.
+--
+-- Left out is what was not delivered though the position is past it (it has expired, or
+-- it can't be delivered at all), and what was reopened: the application has taken its mark
+-- away so that it is delivered again. A row that no transaction has updated was not
+-- reopened, nor was one that is younger than the last transaction that reopened any
+-- (V9__drained.sql), as long as the trigger that notes these fires everywhere.
+with
+  here as materialized (
+    select
+      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
+      (select since from :"schema".tidings_incarnation where single) as since,
+      pg_snapshot_xmax(pg_current_snapshot()) as xmax,
+      (
+        select count(*) = 2
+        from pg_catalog.pg_trigger as t
+        where
+          t.tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.notifications', :'schema'))
+          and t.tgname in ('tidings_reopen', 'tidings_restamp')
+          and t.tgenabled = 'A'
+      ) as guarded,
+      (
+        select r.xid
+        from :"schema".tidings_reopened as r
+        where r.xid < pg_snapshot_xmax(pg_current_snapshot())
+        order by r.xid desc
+        limit 1
+      ) as reopened
+  )
+select here.timeline, here.since, client.number, found.unmarked, found.xid, found.id
+from here
+cross join
+  unnest($1::text[], $2::bigint[], $3::xid8[], $4::bigint[])
+  with ordinality as client (user_id, row, xid, id, number)
+cross join lateral (
+  select
+    array_agg(passed.id) filter (where passed.unmarked) as unmarked,
+    case when count(*) = $9 then (array_agg(passed.xid order by passed.xid, passed.id))[1] end as xid,
+    case when count(*) = $9 then (array_agg(passed.id order by passed.xid, passed.id))[1] end as id
+  from (
+    select
+      n.xid, n.id,
+      n.sent_at is null
+      and (n.expires_at is null or n.expires_at > now())
+      and octet_length(n.text) <= 1048576
+      and (n.event is null or octet_length(n.event) between 1 and 100 and n.event !~ '[\r\n]')
+      and (n.xmin = n.xid::xid or here.guarded and (here.reopened is null or n.xid > here.reopened))
+      and not exists (
+        select
+        from unnest($5::bigint[], $6::xid8[], $7::bigint[]) as o (number, xid, read)
+        where o.number = client.number and o.xid = n.xid and n.id > o.read
+      ) as unmarked
+    from :"schema".notifications as n
+    where
+      n.user_id = client.user_id
+      and (n.xid, n.id) < (client.xid, client.id)
+      and n.xid >= coalesce(
+        (
+          select d.xid
+          from :"schema".tidings_drained as d
+          where
+            d.user_id = client.user_id
+            and d.system_identifier = $8
+            and d.xid <= here.xmax
+            and here.guarded
+            and (here.reopened is null or here.reopened < d.xid)
+        ),
+        '0'
+      )
+    order by n.user_id desc, n.xid desc, n.id desc
+    limit $9
+  ) as passed
+) as found
+where exists (
+  select
+  from :"schema".notifications as own
+  where own.id = client.row and own.user_id = client.user_id
+)
