@@ -82,7 +82,7 @@ impl Client {
     /// The name of its adapter in pages.
     fn adapter(&self) -> &'static str {
         match self.name {
-            "chromium" | "firefox" => "native",
+            "chromium" | "firefox" | "chromium-elsewhere" | "firefox-elsewhere" => "native",
             name => name,
         }
     }
@@ -153,6 +153,7 @@ impl Client {
                     "token_url": format!("{control}/token/{n}"),
                 });
                 if self.is_page() {
+                    let page = if self.is_elsewhere { &control } else { &page };
                     stream["page"] = json!(page);
                     stream["client"] = json!(self.adapter());
                 }

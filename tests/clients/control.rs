@@ -20,7 +20,7 @@ use tokio::{
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{cutter::Trouble, support::bridge::SECRET};
+use crate::{adapter::frame, cutter::Trouble, support::bridge::SECRET};
 
 /// The longest request head; those of browsers take a kilobyte.
 const HEAD_BYTES: usize = 64 << 10;
@@ -173,6 +173,7 @@ impl Shared {
         }
         match path {
             "/" => Ok(Answer::html(&self.index)),
+            "/page" => Ok(Answer::html(&frame(""))),
             "/report" => {
                 let body = read_body(client, &request).await?;
                 for line in body.lines() {

@@ -18,7 +18,7 @@ mod wire;
 
 use std::{env, fs, sync::Arc};
 
-use roster::{CLIENTS, Client, Lost};
+use roster::{CLIENTS, Client};
 use run::{Effort, Outcome, run};
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -58,9 +58,9 @@ fn faults(client: &Client, outcome: &Outcome, effort: Effort) -> Vec<String> {
         outcome.cuts == wanted,
         format!("{} cuts, not {wanted}", outcome.cuts),
     );
-    match client.lost {
-        Lost::Nothing => check(outcome.lost == 0, format!("{} rows lost", outcome.lost)),
-        Lost::Some(why) => check(outcome.lost > 0, format!("no row lost, although {why}")),
+    match client.loses {
+        None => check(outcome.lost == 0, format!("{} rows lost", outcome.lost)),
+        Some(why) => check(outcome.lost > 0, format!("no row lost, although {why}")),
     }
     check(
         outcome.sent_twice == 0,

@@ -25,14 +25,6 @@ pub enum Pinned {
     Cargo(&'static str),
 }
 
-/// How many rows may be lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
-    Nothing,
-    /// It does not keep to the standard, and this is why rows are lost.
-    Some(&'static str),
-}
-
 /// One client.
 #[derive(Debug)]
 pub struct Client {
@@ -41,12 +33,15 @@ pub struct Client {
     pub title: &'static str,
     pub pinned: Pinned,
     pub runtime: Runtime,
+    /// Whether the page is of another origin than the stream.
+    pub is_elsewhere: bool,
     /// Whether the adapter has to ask for JSON, since texts don't survive otherwise.
     pub is_json: bool,
-    pub lost: Lost,
+    /// Why rows are lost, if some are: it doesn't keep to the standard.
+    pub loses: Option<&'static str>,
     /// Whether it gives up for good after a 401, so that it must be opened anew.
     pub gives_up: bool,
-    /// For the table.
+    /// How it was used, for the table.
     pub note: &'static str,
     /// Whether it runs in `.ci/run`.
     pub is_quick: bool,
@@ -57,8 +52,9 @@ const PLAIN: Client = Client {
     title: "",
     pinned: Pinned::Browser,
     runtime: Runtime::Node,
+    is_elsewhere: false,
     is_json: false,
-    lost: Lost::Nothing,
+    loses: None,
     gives_up: true,
     note: "",
     is_quick: false,
@@ -80,6 +76,22 @@ pub const CLIENTS: &[Client] = &[
         runtime: Runtime::Firefox,
         is_quick: true,
         note: "ticket; opened anew after a 401",
+        ..PLAIN
+    },
+    Client {
+        name: "chromium-elsewhere",
+        title: "Chromium, page of another origin",
+        runtime: Runtime::Chromium,
+        is_elsewhere: true,
+        note: "ticket; opened anew after a 401",
+        ..PLAIN
+    },
+    Client {
+        name: "firefox-elsewhere",
+        title: "Firefox ESR, page of another origin",
+        runtime: Runtime::Firefox,
+        is_elsewhere: true,
+        note: "ticket; opened anew whenever it is closed",
         ..PLAIN
     },
     Client {
@@ -137,7 +149,7 @@ pub const CLIENTS: &[Client] = &[
         is_json: true,
         gives_up: false,
         is_quick: true,
-        note: "`fetch` brings a new token; `onclose` throws",
+        note: "`fetch` brings a new token; `onclose` throws; JSON",
         ..PLAIN
     },
     Client {
@@ -153,7 +165,7 @@ pub const CLIENTS: &[Client] = &[
         title: "reconnecting-eventsource",
         pinned: Pinned::Npm("reconnecting-eventsource"),
         runtime: Runtime::Chromium,
-        note: "ticket",
+        note: "ticket; opened anew after ten failures in a row",
         ..PLAIN
     },
     Client {
@@ -168,7 +180,7 @@ pub const CLIENTS: &[Client] = &[
         title: "sse.js",
         pinned: Pinned::Npm("sse.js"),
         runtime: Runtime::Chromium,
-        note: "fixed headers; `autoReconnect`",
+        note: "fixed headers; `autoReconnect`; opened anew after a 401",
         ..PLAIN
     },
     Client {
@@ -176,8 +188,9 @@ pub const CLIENTS: &[Client] = &[
         title: "extended-eventsource",
         pinned: Pinned::Npm("extended-eventsource"),
         runtime: Runtime::Chromium,
+        is_json: true,
         gives_up: false,
-        note: "`fetch` brings a new token",
+        note: "`fetch` brings a new token; JSON",
         ..PLAIN
     },
     Client {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    env,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -11,6 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use tokio::{
     net::TcpListener,
+    sync::Notify,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
@@ -21,7 +23,12 @@ use crate::{
     control::{SHORT_SECONDS, Tokens},
     cutter::{Bridges, Cutter, Trouble},
     roster::Client,
-    support::{PATIENCE, database::Database, event_source::EventSource, process::Served},
+    support::{
+        PATIENCE,
+        database::Database,
+        event_source::EventSource,
+        process::{OTHER_PROGRAM, Served},
+    },
     text,
 };
 
@@ -42,13 +49,16 @@ const WRITES_EVERY: Duration = Duration::from_millis(40);
 
 /// How long all cuts may take; a client that waits for seconds before it returns
 /// needs twenty times that.
-const CUTTING: Duration = Duration::from_secs(120);
+const CUTTING: Duration = Duration::from_secs(300);
 
 /// How long nothing may arrive at the end before what is missing is lost.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// What is between the streams of one client.
+/// Of every bridge.
 const SETTINGS: [&str; 2] = ["--come-back=1s", "--drain=500ms"];
+
+/// The default, which the other tests don't have. An earlier release doesn't know it.
+const SETTLE: &str = "--settle=2s";
 
 /// What became of the rows of one stream.
 #[derive(Debug, Default)]
@@ -105,20 +115,33 @@ struct Run<'a> {
     received: Vec<Received>,
     cutters: Vec<Cutter>,
     bridges: Arc<Bridges>,
+    settings: &'a [&'a str],
     serving: Vec<Option<Served>>,
     random: StdRng,
     /// When something came last.
     heard: Instant,
+    /// Told when a stream's client has a position to return with.
+    positions: Vec<Arc<Notify>>,
 }
 
 pub async fn run(client: &Client, effort: Effort) -> Outcome {
     let begun = Instant::now();
     let database = Database::migrated().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let control = format!("http://{}", listener.local_addr().expect("an address"));
+    let origins = format!("--cors-origins={control}");
+    let mut settings = SETTINGS.to_vec();
+    if client.is_elsewhere {
+        settings.push(&origins);
+    }
+    if env::var_os(OTHER_PROGRAM).is_none() {
+        settings.push(SETTLE);
+    }
     let mut serving = Vec::new();
     for _ in 0..2 {
-        serving.push(Some(Served::start(&database, &SETTINGS).await));
+        serving.push(Some(Served::start(&database, &settings).await));
     }
-    let full = ["--max-connections=1", "--come-back=1s"];
+    let full = [&settings[..], &["--max-connections=1"]].concat();
     let full = Served::start(&database, &full).await;
     let _who_fills_it = full.connect_live("somebody").await;
     let addresses = serving.iter().flatten().map(Served::address);
@@ -129,8 +152,6 @@ pub async fn run(client: &Client, effort: Effort) -> Outcome {
 
     let users: Vec<String> = (0..effort.streams).map(|n| format!("user-{n}")).collect();
     let expired: Vec<_> = users.iter().map(|_| Arc::new(OnceLock::new())).collect();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let control = format!("http://{}", listener.local_addr().expect("an address"));
     let page = client.is_page().then(|| frame(&control));
     let mut cutters = Vec::new();
     for (n, expired) in expired.iter().enumerate() {
@@ -156,9 +177,11 @@ pub async fn run(client: &Client, effort: Effort) -> Outcome {
         application: database.connect().await,
         cutters,
         bridges,
+        settings: &settings,
         serving,
         random: StdRng::seed_from_u64(effort.seed ^ 0x7ab5),
         heard: Instant::now(),
+        positions: (0..effort.streams).map(|_| Arc::default()).collect(),
     };
     run.backlog().await;
     let mut adapter = client.open(listener, tokens, &run.cutters).await;
@@ -200,16 +223,27 @@ impl Run<'_> {
             let all: Vec<usize> = (0..self.users.len()).collect();
             self.insert(&all).await;
         }
+        // Once is enough: it must pass as a whole.
+        let huge = text::huge();
+        let insert = "insert into notifications (user_id, text) values ($1, $2) returning id";
+        let row = self
+            .application
+            .query_one(insert, &[&self.users[0], &huge])
+            .await;
+        self.inserted[0].insert(row.expect("a row").get(0), huge.into());
     }
 
-    /// Other tabs of some of the users, which are sent the rows as well. They follow
-    /// the bridges when these are restarted.
+    /// Other tabs of some of the users, which are sent the rows as well. They come
+    /// later than the client: what is sent before its first connection is theirs alone.
+    /// They follow the bridges when these are restarted.
     async fn second_tabs(&self) -> JoinSet<()> {
         let mut tabs = JoinSet::new();
         for (n, user) in self.users.iter().enumerate() {
             if Trouble::of(n) == Trouble::SecondTab {
                 let (bridges, user) = (Arc::clone(&self.bridges), user.clone());
+                let position = Arc::clone(&self.positions[n]);
                 tabs.spawn(async move {
+                    position.notified().await;
                     let bearer = format!("Bearer {}", crate::support::bridge::token(&user));
                     loop {
                         let bridge = *bridges.serving[0].lock().expect("an address");
@@ -302,7 +336,7 @@ impl Run<'_> {
                 bridge.signal(signal);
                 bridge.ended().await;
             }
-            let next = Served::start(database, &SETTINGS).await;
+            let next = Served::start(database, self.settings).await;
             *self.bridges.serving[index].lock().expect("an address") = next.address();
             self.serving[index] = Some(next);
         }
@@ -364,6 +398,9 @@ impl Run<'_> {
                 .log
                 .push(format!("gave up: {line}"));
         } else {
+            if !text("id").is_empty() {
+                self.positions[stream].notify_one();
+            }
             let (name, data) = (text("event"), text("data"));
             if name == "tidings.gap" {
                 received.gaps.push(data);

@@ -51,16 +51,17 @@ pub fn write(page: &str, outcomes: &[(&Client, &Outcome)], effort: Effort) {
     let (_, after) = rest.split_once(END).expect("where the table ends");
     let mut table = format!(
         "{BEGIN}\n\n{} streams a client, each cut {} times.\n\n\
-         | client | version | cuts | rows | lost | twice over one connection | again after a disconnect | opened anew by the page or program |\n\
-         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+         | client | version | used with | cuts | rows | lost | twice over one connection | again after a disconnect | gave up, opened anew |\n\
+         | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         effort.streams, effort.cuts
     );
     for (client, outcome) in outcomes {
         let anew: usize = outcome.gave_up.values().sum();
         table += &format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {anew} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {anew} |\n",
             client.title,
             version(client),
+            client.note,
             outcome.cuts,
             outcome.inserted,
             outcome.lost,

@@ -5,6 +5,9 @@ use rand::{RngExt, rngs::StdRng};
 /// Of a text that takes many reads.
 const LONG_BYTES: usize = 100 << 10;
 
+/// Of one that some clients take in one line only if they are told to.
+const HUGE_BYTES: usize = 600 << 10;
+
 /// Texts that look like the format around them, or like its ends.
 const DIFFICULT: [&str; 16] = [
     "",
@@ -38,4 +41,9 @@ pub fn any(random: &mut StdRng) -> String {
 /// SSE can't carry CR: each line break becomes LF.
 pub fn as_sse_has_it(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+/// One line of more than half a megabyte.
+pub fn huge() -> String {
+    "huge ".repeat(HUGE_BYTES / 5)
 }

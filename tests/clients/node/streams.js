@@ -21,7 +21,8 @@ function authorized(stream) {
   const send = async (input, init = {}) => {
     for (let again = true; ; again = false) {
       token ??= (await credentials(stream)).token
-      const headers = new Headers(init.headers)
+      // Some libraries make a Request themselves.
+      const headers = new Headers(init.headers ?? input.headers)
       headers.set('Authorization', `Bearer ${token}`)
       const response = await fetched(input, { ...init, headers })
       if (response.status !== 401 || !again) return response
@@ -33,7 +34,9 @@ function authorized(stream) {
 
 /**
  * What looks like an EventSource. `construct` gets a URL and the token; its credentials can't change
- * later, so that a new one is opened from the last id when they expire, or when it has given up.
+ * later, so that a new one is opened from the last id when they expire, or when it has given up. `state`
+ * tells how that is noticed: some are closed and open themselves again (`persists`), one hides its
+ * reasons (`failures`).
  */
 async function reopening(stream, emit, construct, state = {}) {
   const { n } = stream
@@ -42,10 +45,10 @@ async function reopening(stream, emit, construct, state = {}) {
     const { token, ticket } = await credentials(stream)
     const url = new URL(stream.url)
     if (state.ticket ?? true) url.searchParams.set('ticket', ticket)
-    if (state.format) url.searchParams.set('format', state.format)
     if (last) url.searchParams.set('last_event_id', last)
     const source = construct(url.href, token)
     let isOver = false
+    let failures = 0
     const again = () => {
       if (isOver) return
       isOver = true
@@ -55,35 +58,46 @@ async function reopening(stream, emit, construct, state = {}) {
     for (const name of names) {
       source.addEventListener(name, (event) => {
         if (isOver) return
+        failures = 0
         if (event.lastEventId) last = event.lastEventId
         emit({ n, event: name, id: event.lastEventId, data: event.data })
         if (name === 'tidings.expiring') again()
       })
     }
     source.addEventListener('error', (event) => {
-      if (isOver || source.readyState !== 2 || state.isPersistent) return
-      emit({ n, gave_up: String(event?.code ?? event?.status ?? event?.responseCode ?? '') })
-      again()
+      const status = event?.code ?? event?.status ?? event?.responseCode
+      failures += 1
+      // Some are closed only after this event.
+      setTimeout(() => {
+        const isClosed = source.readyState === 2 && !state.persists
+        if (isOver || !isClosed && status !== 401 && failures < (state.failures ?? Infinity)) return
+        emit({ n, gave_up: String(status || (isClosed ? 'closed' : 'failures')) })
+        again()
+      })
     })
   }
   await open()
 }
 
-/** What looks like an EventSource and takes a fetch, which brings a new token whenever one is needed. */
-function fetching(stream, emit, construct) {
+/**
+ * What looks like an EventSource and takes a fetch, which brings a new token whenever one is needed. In
+ * JSON no notification is empty, so that empty events can be passed over.
+ */
+function fetching(stream, emit, construct, isJson = false) {
   const { n } = stream
   const { send, renew } = authorized(stream)
   let last = ''
   const open = () => {
     const url = new URL(stream.url)
     if (last) url.searchParams.set('last_event_id', last)
+    if (isJson) url.searchParams.set('format', 'json')
     const source = construct(url.href, send)
     let isOver = false
     for (const name of names) {
       source.addEventListener(name, (event) => {
         if (isOver) return
         if (event.lastEventId) last = event.lastEventId
-        emit({ n, event: name, id: event.lastEventId, data: event.data })
+        if (event.data || !isJson) emit({ n, event: name, id: event.lastEventId, data: event.data })
         if (name === 'tidings.expiring') renew()
       })
     }
@@ -159,7 +173,9 @@ export const clients = {
   'reconnecting-eventsource': async (stream, emit, load) => {
     const { default: ReconnectingEventSource } = await load('reconnecting-eventsource')
     // It opens a new native one itself, with the same ticket: what a 401 takes is a new ticket.
-    return reopening(stream, emit, (url) => new ReconnectingEventSource(url, { max_retry_time: 4 * PAUSE }))
+    // Why a connection fails can't be seen, so after some failures it may be that.
+    const open = (url) => new ReconnectingEventSource(url, { max_retry_time: 4 * PAUSE })
+    return reopening(stream, emit, open, { failures: 10 })
   },
 
   'fetch-event-source': async (stream, emit, load) => {
@@ -183,15 +199,16 @@ export const clients = {
 
   'extended-eventsource': async (stream, emit, load) => {
     const { EventSource } = await load('extended-eventsource')
-    fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch, disableLogger: true, retry: PAUSE }))
+    // A block without data is an event to it, as in the one above.
+    fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch, disableLogger: true, retry: PAUSE }), true)
   },
 
   'sse.js': async (stream, emit, load) => {
     const { SSE } = await load('sse.js')
     return reopening(stream, emit, (url, token) => new SSE(url, {
-      headers: bearer(token),
+      headers: { ...bearer(token), Accept: 'text/event-stream' },
       autoReconnect: true,
       reconnectDelay: PAUSE,
-    }), { ticket: false })
+    }), { ticket: false, persists: true })
   },
 }
