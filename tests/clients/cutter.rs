@@ -31,7 +31,7 @@ pub enum Trouble {
     /// Another tab of the same user is connected all the time, so rows are marked
     /// as sent while this one is away.
     SecondTab,
-    /// A third of the connections are deferred, by a bridge that is full.
+    /// Each third connection is deferred, by a bridge that is full.
     Deferrals,
     /// The token expires while the stream is open, which `tidings.expiring` announces.
     Expiring,
@@ -70,6 +70,8 @@ pub struct Record {
     pub forwarded: HashMap<i64, usize>,
     /// Rows that a bridge sent twice on one connection.
     pub repeats: Vec<i64>,
+    /// Rows that were cut between the line of their id and the empty line.
+    pub unended: Vec<i64>,
     pub refusals: HashMap<u16, usize>,
     pub deferrals: usize,
     /// Open connections, and whether one got a response.
@@ -211,10 +213,10 @@ impl Shared {
     }
 
     /// The bridge that the next connection leads to.
-    fn bridge(&self) -> SocketAddr {
+    fn bridge(&self, requests: usize) -> SocketAddr {
         let mut random = self.random();
         let serving = &self.bridges.serving;
-        if self.trouble == Trouble::Deferrals && random.random_range(0..3) == 0 {
+        if self.trouble == Trouble::Deferrals && requests % 3 == 2 {
             return self.bridges.full;
         }
         let index = match self.trouble {
@@ -236,6 +238,7 @@ impl Shared {
             *record.forwarded.entry(row).or_default() += 1;
         }
         record.repeats.extend(&wire.repeats);
+        record.unended.extend(wire.unended());
         for &status in &wire.refusals {
             *record.refusals.entry(status).or_default() += 1;
         }
@@ -267,7 +270,7 @@ impl Shared {
         {
             sleep_until(*until).await;
         }
-        let bridge = self.bridge();
+        let bridge = self.bridge(requests);
         let mut server = TcpStream::connect(bridge).await?;
         server.set_nodelay(true)?;
         let mut hurry = Hurry::default();

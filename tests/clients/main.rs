@@ -18,7 +18,7 @@ mod wire;
 
 use std::{env, fs, sync::Arc};
 
-use roster::{CLIENTS, Client};
+use roster::{CLIENTS, Client, Id};
 use run::{Effort, Outcome, run};
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -45,6 +45,10 @@ fn chosen() -> Vec<&'static Client> {
     chosen
 }
 
+/// So many rows must be cut after their id before it is strange that none is lost by a
+/// client that takes ids too early.
+const ENOUGH: usize = 10;
+
 /// What is wrong with the outcome of a client, if anything is.
 fn faults(client: &Client, outcome: &Outcome, effort: Effort) -> Vec<String> {
     let mut faults = Vec::new();
@@ -58,9 +62,23 @@ fn faults(client: &Client, outcome: &Outcome, effort: Effort) -> Vec<String> {
         outcome.cuts == wanted,
         format!("{} cuts, not {wanted}", outcome.cuts),
     );
-    match client.loses {
-        None => check(outcome.lost == 0, format!("{} rows lost", outcome.lost)),
-        Some(why) => check(outcome.lost > 0, format!("no row lost, although {why}")),
+    let lost = outcome.lost - outcome.lost_unended;
+    check(lost == 0, format!("{lost} rows lost"));
+    match client.id {
+        Id::OfEvent => check(
+            outcome.lost_unended == 0,
+            format!(
+                "{} rows lost that were cut after their id",
+                outcome.lost_unended
+            ),
+        ),
+        Id::OfLine => check(
+            outcome.lost_unended > 0 || outcome.unended < ENOUGH,
+            format!(
+                "none of {} rows lost that were cut after their id",
+                outcome.unended
+            ),
+        ),
     }
     check(
         outcome.sent_twice == 0,

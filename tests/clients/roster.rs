@@ -25,6 +25,16 @@ pub enum Pinned {
     Cargo(&'static str),
 }
 
+/// When a client takes the id of an event as its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Id {
+    /// With the event, as the standard has it. No row is lost.
+    OfEvent,
+    /// Already with its line. A row is lost whose connection breaks between that line and
+    /// the empty line that ends the event: the two are a single byte apart.
+    OfLine,
+}
+
 /// One client.
 #[derive(Debug)]
 pub struct Client {
@@ -37,8 +47,8 @@ pub struct Client {
     pub is_elsewhere: bool,
     /// Whether the adapter has to ask for JSON, since texts don't survive otherwise.
     pub is_json: bool,
-    /// Why rows are lost, if some are: it doesn't keep to the standard.
-    pub loses: Option<&'static str>,
+    /// When its id counts.
+    pub id: Id,
     /// Whether it gives up for good after a 401, so that it must be opened anew.
     pub gives_up: bool,
     /// How it was used, for the table.
@@ -54,7 +64,7 @@ const PLAIN: Client = Client {
     runtime: Runtime::Node,
     is_elsewhere: false,
     is_json: false,
-    loses: None,
+    id: Id::OfEvent,
     gives_up: true,
     note: "",
     is_quick: false,
@@ -96,6 +106,7 @@ pub const CLIENTS: &[Client] = &[
     },
     Client {
         name: "eventsource-1",
+        id: Id::OfLine,
         title: "eventsource 1",
         pinned: Pinned::Npm("eventsource-1"),
         note: "fixed headers; opened anew after a 401",
@@ -103,6 +114,7 @@ pub const CLIENTS: &[Client] = &[
     },
     Client {
         name: "eventsource-2",
+        id: Id::OfLine,
         title: "eventsource 2",
         pinned: Pinned::Npm("eventsource-2"),
         note: "fixed headers; opened anew after a 401",
@@ -143,6 +155,7 @@ pub const CLIENTS: &[Client] = &[
     },
     Client {
         name: "fetch-event-source",
+        id: Id::OfLine,
         title: "@microsoft/fetch-event-source",
         pinned: Pinned::Npm("@microsoft/fetch-event-source"),
         runtime: Runtime::Chromium,
@@ -185,6 +198,7 @@ pub const CLIENTS: &[Client] = &[
     },
     Client {
         name: "extended-eventsource",
+        id: Id::OfLine,
         title: "extended-eventsource",
         pinned: Pinned::Npm("extended-eventsource"),
         runtime: Runtime::Chromium,

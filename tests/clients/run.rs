@@ -84,6 +84,10 @@ pub struct Outcome {
     /// Rows that never came, of which a proxy had forwarded so many.
     pub lost: usize,
     pub lost_but_forwarded: usize,
+    /// Rows that were cut between the line of their id and the empty line, and how
+    /// many of them were lost.
+    pub unended: usize,
+    pub lost_unended: usize,
     /// Rows that came twice over one connection.
     pub repeats: usize,
     /// Rows that a bridge sent twice over one connection.
@@ -460,12 +464,14 @@ impl Run<'_> {
             );
             outcome.inserted += self.inserted[n].len();
             outcome.received += received.rows.len();
+            outcome.unended += record.unended.len();
             for row in self.inserted[n].keys() {
                 let forwarded = record.forwarded.get(row).copied().unwrap_or(0);
                 let times = received.rows.get(row).copied().unwrap_or(0);
                 if times == 0 {
                     outcome.lost += 1;
                     outcome.lost_but_forwarded += usize::from(forwarded > 0);
+                    outcome.lost_unended += usize::from(record.unended.contains(row));
                     outcome.details.push(format!(
                         "stream {n} lost {row}, forwarded {forwarded} times"
                     ));

@@ -21,6 +21,8 @@ pub fn summary(outcome: &Outcome) -> String {
         received,
         lost,
         lost_but_forwarded,
+        unended,
+        lost_unended,
         repeats,
         sent_twice,
         again,
@@ -37,7 +39,7 @@ pub fn summary(outcome: &Outcome) -> String {
         details: _,
     } = outcome;
     format!(
-        "inserted {inserted} received {received} lost {lost} ({lost_but_forwarded} of them forwarded) \
+        "inserted {inserted} received {received} lost {lost} ({lost_but_forwarded} of them forwarded, {lost_unended} of {unended} cut after their id) \
          repeats {repeats} sent twice {sent_twice} again {again} changed {changed} unknown {unknown} \
          gave up {gave_up:?} errors {errors} gaps {gaps} cuts {cuts} requests {requests} \
          deferrals {deferrals} refusals {refusals:?} in {took:.0?}"

@@ -112,6 +112,12 @@ impl Wire {
         None
     }
 
+    /// The row that has passed but for the empty line that ends its event.
+    pub fn unended(&self) -> Option<i64> {
+        let is_row = self.block.is_data && !self.block.is_control && self.line.is_empty();
+        self.block.row.filter(|_| is_row)
+    }
+
     fn hits(&self, aim: Aim) -> bool {
         let in_body = self.phase != Phase::Head;
         match aim {
@@ -290,6 +296,7 @@ mod tests {
         assert_eq!(wire.read(&response(body), None), None);
         assert_eq!(wire.rows, [7, 7]);
         assert_eq!(wire.repeats, [7]);
+        assert_eq!(wire.unended(), Some(9));
     }
 
     #[test]

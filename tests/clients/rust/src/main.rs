@@ -92,7 +92,13 @@ fn print(line: &Value) {
 
 async fn reqwest_eventsource(mut stream: Stream) {
     loop {
-        let request = stream.request().await;
+        // It adds its header to that of the request, instead of replacing it: where to go
+        // on is said in the query.
+        let mut request = stream.http.get(&stream.url);
+        if !stream.last.is_empty() {
+            request = request.query(&[("last_event_id", &stream.last)]);
+        }
+        let request = request.header("Authorization", stream.token().await);
         let mut source = reqwest_eventsource::EventSource::new(request).expect("a request");
         source.set_retry_policy(Box::new(Constant::new(PAUSE, None)));
         let mut why = None;
