@@ -192,6 +192,10 @@ impl Shared {
         };
         let skip = random.random_range(0..12);
         let aim = match kind {
+            // At once, or the end of its token is announced first.
+            _ if cuts == 0 && self.trouble == Trouble::ExpiredAway => {
+                Aim::Body(random.random_range(0..200))
+            }
             0 => Aim::Head(random.random_range(0..400)),
             1 | 2 => Aim::Body(random.random_range(600..7_000)),
             3 | 4 => Aim::Body(random.random_range(0..800)),

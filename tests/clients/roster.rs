@@ -35,6 +35,17 @@ pub enum Id {
     OfLine,
 }
 
+/// Whether a client gives up for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivesUp {
+    /// It returns by itself, or the loop around it is the application's.
+    Never,
+    /// Where a response head ends early, which is not in every run.
+    Sometimes,
+    /// After the 401 of what has expired, at the latest.
+    Always,
+}
+
 /// One client.
 #[derive(Debug)]
 pub struct Client {
@@ -49,8 +60,8 @@ pub struct Client {
     pub is_json: bool,
     /// When its id counts.
     pub id: Id,
-    /// Whether it gives up for good after a 401, so that it must be opened anew.
-    pub gives_up: bool,
+    /// Whether it has to be opened anew.
+    pub gives_up: GivesUp,
     /// How it was used, for the table.
     pub note: &'static str,
     /// Whether it runs in `.ci/run`.
@@ -65,7 +76,7 @@ const PLAIN: Client = Client {
     is_elsewhere: false,
     is_json: false,
     id: Id::OfEvent,
-    gives_up: true,
+    gives_up: GivesUp::Always,
     note: "",
     is_quick: false,
 };
@@ -124,7 +135,7 @@ pub const CLIENTS: &[Client] = &[
         name: "eventsource-3",
         title: "eventsource 3",
         pinned: Pinned::Npm("eventsource-3"),
-        gives_up: false,
+        gives_up: GivesUp::Never,
         note: "`fetch` brings a new token",
         ..PLAIN
     },
@@ -132,7 +143,7 @@ pub const CLIENTS: &[Client] = &[
         name: "eventsource-4",
         title: "eventsource 4",
         pinned: Pinned::Npm("eventsource-4"),
-        gives_up: false,
+        gives_up: GivesUp::Never,
         note: "`fetch` brings a new token",
         ..PLAIN
     },
@@ -140,7 +151,7 @@ pub const CLIENTS: &[Client] = &[
         name: "eventsource-5",
         title: "eventsource 5",
         pinned: Pinned::Npm("eventsource-5"),
-        gives_up: false,
+        gives_up: GivesUp::Never,
         is_quick: true,
         note: "`fetch` brings a new token",
         ..PLAIN
@@ -149,7 +160,7 @@ pub const CLIENTS: &[Client] = &[
         name: "eventsource-client",
         title: "eventsource-client",
         pinned: Pinned::Npm("eventsource-client"),
-        gives_up: false,
+        gives_up: GivesUp::Never,
         note: "`fetch` brings a new token",
         ..PLAIN
     },
@@ -160,7 +171,7 @@ pub const CLIENTS: &[Client] = &[
         pinned: Pinned::Npm("@microsoft/fetch-event-source"),
         runtime: Runtime::Chromium,
         is_json: true,
-        gives_up: false,
+        gives_up: GivesUp::Never,
         is_quick: true,
         note: "`fetch` brings a new token; `onclose` throws; JSON",
         ..PLAIN
@@ -203,7 +214,7 @@ pub const CLIENTS: &[Client] = &[
         pinned: Pinned::Npm("extended-eventsource"),
         runtime: Runtime::Chromium,
         is_json: true,
-        gives_up: false,
+        gives_up: GivesUp::Sometimes,
         note: "`fetch` brings a new token; JSON",
         ..PLAIN
     },
@@ -228,7 +239,7 @@ pub const CLIENTS: &[Client] = &[
         pinned: Pinned::PyPi("httpx-sse"),
         runtime: Runtime::Python,
         is_json: true,
-        gives_up: false,
+        gives_up: GivesUp::Never,
         is_quick: true,
         note: "a loop of your own; JSON",
         ..PLAIN
@@ -239,7 +250,7 @@ pub const CLIENTS: &[Client] = &[
         pinned: Pinned::PyPi("sseclient-py"),
         runtime: Runtime::Python,
         is_json: true,
-        gives_up: false,
+        gives_up: GivesUp::Never,
         note: "a loop of your own; JSON",
         ..PLAIN
     },
@@ -282,7 +293,7 @@ pub const CLIENTS: &[Client] = &[
         title: "eventsource-stream",
         pinned: Pinned::Cargo("eventsource-stream"),
         runtime: Runtime::Rust,
-        gives_up: false,
+        gives_up: GivesUp::Never,
         note: "a loop of your own",
         ..PLAIN
     },

@@ -153,10 +153,11 @@ export const clients = {
 
   'launchdarkly-eventsource': async (stream, emit, load) => {
     const { EventSource } = await load('launchdarkly-eventsource')
-    // Its delay is its own unless a `retry:` comes.
+    // Without a timeout of its own it takes that of Node's agent, five seconds, for the stream's end.
     return reopening(stream, emit, (url, token) => new EventSource(url, {
       headers: bearer(token),
       initialRetryDelayMillis: PAUSE,
+      readTimeoutMillis: 60_000,
     }), { ticket: false })
   },
 
