@@ -24,18 +24,23 @@ with
       and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
   ),
   locked as (
-    select n.id, written.at
-    from unnest($1::bigint[], $4::timestamptz[]) as written (id, at)
-    join :"schema".notifications as n on n.id = written.id
-    where n.sent_at is null and exists (select from ours)
-    order by n.id
-    for no key update of n skip locked
+    select id
+    from :"schema".notifications
+    where id = any($1::bigint[]) and sent_at is null and exists (select from ours)
+    order by id
+    for no key update skip locked
+  ),
+  -- Apart from the table, which would else be read as a whole for this join.
+  timed as materialized (
+    select locked.id, written.at
+    from locked
+    join unnest($1::bigint[], $4::timestamptz[]) as written (id, at) on written.id = locked.id
   ),
   marked as (
     update :"schema".notifications as n
-    set sent_at = locked.at
-    from locked
-    where n.id = locked.id
+    set sent_at = timed.at
+    from timed
+    where n.id = timed.id
     returning n.id
   )
 select n.id, null::bigint as marked

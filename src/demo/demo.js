@@ -109,6 +109,7 @@ class Log {
       if (streamed) entry.item.classList.add('arrived');
       this.place(entry);
     }
+    if (streamed && !entry.sent) entry.item.querySelector('.state').textContent = 'arrived';
     entry.streamed = entry.streamed || streamed;
     // Answers may overtake each other, but a row that was sent stays sent.
     if (row.sent_at) this.markSent(entry, row.sent_at);
@@ -390,7 +391,7 @@ class Pane {
       this.showEmpty(`The list could not be loaded: ${error.message}`);
     }
     this.log.settle();
-    // What is on its way is marked as sent a moment later, so look again, ever more slowly. With
+    // What has arrived is marked as sent once it has settled, seconds later, so look again, ever more slowly. With
     // the light off a row may wait for days: then the next connection is the time to look.
     const open = this.el.light.dataset.state === 'open';
     if (!this.awake || this.refreshTries >= REFRESH_TRIES) return;

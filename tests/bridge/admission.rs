@@ -55,6 +55,30 @@ async fn expect_deferral(mut source: EventSource, why: &str) {
     assert_eq!(end, End::Clean);
 }
 
+/// Libraries send a token and give up for good on any status but 200.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_library_with_a_token_is_told_to_retry_and_one_that_wants_the_status_gets_it() {
+    let database = Database::migrated().await;
+    let settings = ["--max-connections-per-user=1"];
+    let bridge = Bridge::start_with(&database, &settings).await;
+    let _first = bridge.connect_live("alice").await;
+    let bearer = format!("Bearer {}", token("alice"));
+    for accept in ["text/event-stream", "text/event-stream, */*"] {
+        let headers = [("Authorization", bearer.as_str()), ("Accept", accept)];
+        for query in ["", "?errors=retry"] {
+            let path = format!("/stream{query}");
+            let source = EventSource::open(bridge.address(), &path, &headers).await;
+            expect_deferral(source, "too many streams").await;
+        }
+        let answer = get(bridge.address(), "/stream?errors=status", &headers).await;
+        expect_refusal(answer.expect("an answer"), 429).await;
+    }
+    // A program that doesn't ask for an event stream.
+    let headers = [("Authorization", bearer.as_str()), ("Accept", "*/*")];
+    let answer = get(bridge.address(), "/stream", &headers).await;
+    expect_refusal(answer.expect("an answer"), 429).await;
+}
+
 /// Asks until somebody is let in.
 async fn until_let_in(bridge: &Bridge, user: &str, address: &str) -> EventSource {
     let asking = async {

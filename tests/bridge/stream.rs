@@ -1,12 +1,15 @@
 //! `GET /stream`: the exact bytes, resuming, heartbeats, and what is refused.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::{
-    bridge::{Bridge, token},
+    bridge::{Bridge, serve_options, token},
     database::Database,
     event_source::{EventSource, Item, get},
     opening, row_id, until,
+    wire::Wire,
 };
 
 async fn insert(database: &Database, event: Option<&str>, text: &str) {
@@ -205,6 +208,111 @@ async fn a_heartbeat_never_overtakes_what_is_still_to_be_written() {
     slow.batch_execute("commit").await.expect("commit");
     let mut source = bridge.resume("alice", &id).await;
     assert_eq!(source.next_event().await.data, "slow");
+}
+
+/// Polyfills have no header: they append theirs to the URL that the page has given.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_may_be_in_the_query_under_two_names_and_more_than_once() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut first = bridge.connect_live("alice").await;
+    let mut ids = Vec::new();
+    for text in ["one", "two", "three"] {
+        insert(&database, None, text).await;
+        ids.push(first.next_event().await.last_event_id);
+    }
+    for (query, wanted) in [
+        (format!("?lastEventId={}", ids[0]), "two"),
+        (
+            format!("?last_event_id={}&lastEventId={}", ids[0], ids[1]),
+            "three",
+        ),
+        (
+            format!("?lastEventId={}&last_event_id={}", ids[1], ids[0]),
+            "two",
+        ),
+        (
+            format!("?lastEventId={}&lastEventId={}", ids[0], ids[1]),
+            "three",
+        ),
+        (format!("?last_event_id={}&lastEventId=", ids[1]), "three"),
+        (
+            format!("?_=1&lastEventId={}&utm_source=x&&y", ids[0]),
+            "two",
+        ),
+    ] {
+        let mut source = bridge.connect_with("alice", &query, &[]).await;
+        let open = opening(&mut source).await;
+        assert_eq!(open.data, r#"{"resumed":true}"#, "{query}");
+        // It still names the row that came last.
+        let row = if wanted == "two" { "1-" } else { "2-" };
+        assert!(open.last_event_id.starts_with(row), "{open:?}");
+        assert_eq!(source.next_event().await.data, wanted, "{query}");
+    }
+    // The header is the browser's own, and more recent, unless it is empty.
+    let query = format!("?lastEventId={}", ids[0]);
+    for (header, wanted) in [(ids[1].as_str(), "three"), ("", "two")] {
+        let headers = [("Last-Event-ID", header)];
+        let mut source = bridge.connect_with("alice", &query, &headers).await;
+        assert_eq!(source.next_event().await.data, wanted, "{header}");
+    }
+}
+
+/// Some clients apply an id as soon as its line has come.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_is_the_last_line_of_its_block_and_the_first_one_comes_with_data_before_any_row() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    insert(&database, Some("build"), "two\nlines").await;
+    let request = format!(
+        "GET /stream HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+        token("alice")
+    );
+    let mut wire = Wire::plain(bridge.address(), request).await;
+    wire.head().await;
+    let text = wire.until("event: tidings.caught-up\n").await;
+    let blocks: Vec<&str> = text.split_terminator("\n\n").collect();
+    let lines = |block: &str| -> Vec<String> {
+        let name = |line: &str| line.split(':').next().map(str::to_owned);
+        block.lines().filter_map(name).collect()
+    };
+    let shape: Vec<Vec<String>> = blocks.iter().map(|block| lines(block)).collect();
+    assert_eq!(
+        shape,
+        [
+            vec!["retry"],
+            vec!["event", "data", "id"],
+            vec!["event", "data", "data", "id"]
+        ],
+        "{text}"
+    );
+    assert!(blocks[1].starts_with("event: tidings.open\n"), "{text}");
+}
+
+/// Firefox ignores the id of a block without data.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_twentieth_heartbeat_moves_the_position_of_clients_that_ignore_bare_ids() {
+    let database = Database::migrated().await;
+    let mut options = serve_options(&database, &[]);
+    options.bridge.heartbeat = Duration::from_millis(50);
+    let bridge = Bridge::start_as(&options).await;
+    let mut source = bridge.connect_live("alice").await;
+    let mut bare = 0;
+    for round in 0..3 {
+        let beat = loop {
+            match source.next_item().await.expect("a heartbeat") {
+                Item::Event(event) => break event,
+                Item::Id(_) => bare += 1,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            (beat.name.as_str(), beat.data.as_str()),
+            ("tidings.heartbeat", "{}")
+        );
+        assert!(beat.last_event_id.starts_with("0-"), "{beat:?}");
+        assert_eq!(bare, 19 * (round + 1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,7 +41,8 @@ pub struct Bridge {
     running: JoinHandle<Result<(), RunError>>,
 }
 
-/// The settings of `tidings serve`, as if typed, with the secret of the tests.
+/// The settings of `tidings serve`, as if typed, with the secret of the tests. Rows settle
+/// at once, except in tests about that.
 pub fn serve_options(database: &Database, more: &[&str]) -> ServeOptions {
     options_without_secret(database, &[&["--jwt-secret", SECRET], more].concat())
 }
@@ -57,7 +58,11 @@ pub fn options_without_secret(database: &Database, more: &[&str]) -> ServeOption
         "--admin-listen=127.0.0.1:0",
         "--drain=0s",
     ];
-    match Cli::parse_from(arguments.iter().chain(&with_room(more))).command {
+    let mut more = with_room(more);
+    if !more.iter().any(|setting| setting.starts_with("--settle=")) {
+        more.push("--settle=0s");
+    }
+    match Cli::parse_from(arguments.iter().chain(&more)).command {
         Command::Serve(options) => options,
         other => panic!("not serve: {other:?}"),
     }

@@ -28,9 +28,8 @@ use event_source::{Event, EventSource, Item};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Limits that no test reaches by accident: all of them come from one address,
-/// some with thousands of clients. Rows settle at once, except in tests about that.
-const ROOMY: [&str; 4] = [
-    "--settle=0s",
+/// some with thousands of clients.
+const ROOMY: [&str; 3] = [
     "--max-connections=15000",
     "--max-connections-per-address=15000",
     "--connection-rate=1000000",

@@ -61,6 +61,8 @@ fn spawn_program(
             "--admin-listen=127.0.0.1:0",
         ])
         .env("TIDINGS_LOG_FORMAT", "json")
+        // Not as an argument: an earlier release doesn't know it.
+        .env("TIDINGS_SETTLE", "0s")
         .args(with_room(more))
         .env("DATABASE_URL", database.connection_string())
         .env("TIDINGS_JWT_SECRET", SECRET)
