@@ -13,12 +13,13 @@ use actix_web::{dev::Server, web};
 use futures_util::future::join_all;
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, interval, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    activation::Activation,
     activity::Activity,
     admission::Admission,
     alarm::Heartbeats,
@@ -34,6 +35,7 @@ use crate::{
     direct::{self, DirectError},
     drained::Drained,
     ends::Ended,
+    gate::Gate,
     health::Health,
     http::Door,
     hub::Hub,
@@ -52,7 +54,7 @@ use crate::{
     report::Reporter,
     retention::Retention,
     schema::{self, SchemaError, SchemaName},
-    servers::{self, ServersError},
+    servers::{self, ServersError, StreamServer},
     shutdown::Hangups,
     sockets::{self, Sockets},
     sql::Sql,
@@ -83,12 +85,15 @@ const EXIT_RESERVE: Duration = Duration::from_millis(1_500);
 /// How long the listener may take to end: a look, and the lock given back.
 const LISTENER_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the HTTP server may take to end when it has cut off its connections.
-const SERVER_LIMIT: Duration = Duration::from_secs(1);
+/// How long the HTTP server may take to close its port and its connections.
+const SERVER_LIMIT: Duration = servers::CLOSING_LIMIT.saturating_add(Duration::from_millis(400));
 
 /// How long the last marks may take: in a shutdown whose other parts take no time,
 /// all of [`SHUTDOWN_LIMIT`], as rows that go without their marks are sent again.
 const MARKER_LIMIT: Duration = SHUTDOWN_LIMIT;
+
+/// How often it is looked whether all streams have ended.
+const STREAMS_LOOK: Duration = Duration::from_millis(5);
 
 /// How long the last report may take; it gives up by itself before that.
 const REPORTER_LIMIT: Duration = Duration::from_millis(1_500);
@@ -115,9 +120,9 @@ pub struct App {
     reporter: Reporter,
     lines: Arc<Lines>,
     drain: Duration,
-    server: Server,
+    gate: web::Data<Gate>,
+    server: StreamServer,
     admin: Server,
-    address: SocketAddr,
     admin_address: SocketAddr,
     certificate: Option<Arc<Certificate>>,
     reload: Option<Reload>,
@@ -201,6 +206,8 @@ pub struct Parts {
     pub demo: Option<Demo>,
     /// The settings whose files SIGHUP reads again.
     pub reloadable: Option<Box<ServeOptions>>,
+    /// Sockets that listen already.
+    pub activation: Activation,
 }
 
 impl Parts {
@@ -233,6 +240,7 @@ impl Parts {
             certificate: options.tls.certificate()?,
             demo: None,
             reloadable: Some(Box::new(options.clone())),
+            activation: Activation::default(),
         })
     }
 }
@@ -366,8 +374,10 @@ impl App {
             refusals: Arc::clone(&refusals),
             connections_limit: options.limits.max_connections,
         });
+        let activation = parts.activation;
         let (admin, admin_address) = servers::bind_admin(
             options,
+            activation.admin,
             web::Data::from(Arc::clone(&health)),
             web::Data::new(Metrics::new(Arc::clone(&vitals), &ended)),
             web::Data::new(Operator::new(
@@ -405,8 +415,16 @@ impl App {
             certificate: certificate.clone(),
         });
         let sockets = Arc::new(sockets);
-        let (server, address) =
-            servers::bind_streams(options, door, sockets, parts.demo, certificate.as_ref())?;
+        let gate = web::Data::new(Gate::new(options.drain));
+        let server = servers::bind_streams(
+            options,
+            activation.stream,
+            door,
+            gate.clone(),
+            sockets,
+            parts.demo,
+            certificate.as_ref(),
+        )?;
         let marker = Marker {
             marks,
             pool: pool.clone(),
@@ -415,7 +433,7 @@ impl App {
             drained,
         };
         let reporter = Reporter::new(
-            address.to_string(),
+            server.address().to_string(),
             activity,
             Arc::clone(&hub),
             Arc::clone(&health),
@@ -433,9 +451,9 @@ impl App {
             reporter,
             lines,
             drain: options.drain,
+            gate,
             server,
             admin,
-            address,
             admin_address,
             certificate,
             reload,
@@ -446,7 +464,7 @@ impl App {
 
     /// Where browsers connect; with port 0 asked for, the one that was given.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.server.address()
     }
 
     /// Where probes connect.
@@ -480,19 +498,20 @@ impl App {
     }
 
     /// Serves until `shutdown` resolves or a task ends by itself, then stops in order:
-    /// no new connections, no new rows, the streams spread over the drain time, the
-    /// last marks. What takes too long is cut off, so that stopping takes no longer
+    /// no new streams, no new rows, the streams spread over the drain time, the last
+    /// marks, and the port, which answers until then. What takes too long is cut off, so that stopping takes no longer
     /// than the drain time and ten seconds.
     ///
     /// # Errors
     ///
     /// [`RunError`], if it stopped for another reason.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let address = self.address();
         info!(
-            address = %self.address, admin_address = %self.admin_address,
+            %address, admin_address = %self.admin_address,
             "streaming on {}://{}/stream, the operator's page is http://{}/",
             if self.certificate.is_some() { "https" } else { "http" },
-            self.address, self.admin_address
+            address, self.admin_address
         );
         if let Some(certificate) = self.certificate.take() {
             self.supervise("certificate renewal", certificate.renew());
@@ -505,13 +524,8 @@ impl App {
             .map(|pruner| tasks.start("pruner", PRUNER_LIMIT, |stop| pruner.run(stop)));
         let reporter = tasks.start("reporter", REPORTER_LIMIT, |stop| self.reporter.run(stop));
         let listener = tasks.start("listener", LISTENER_LIMIT, |stop| self.listener.run(stop));
-        let server_limit = self.drain + servers::STOP_GRACE + SERVER_LIMIT;
-        let server = tasks.start("HTTP server", server_limit, |stop| {
-            drive(self.server, Stop::Gracefully, stop)
-        });
-        let admin = tasks.start("admin server", ADMIN_LIMIT, |stop| {
-            drive(self.admin, Stop::AtOnce, stop)
-        });
+        let server = tasks.start("HTTP server", SERVER_LIMIT, |stop| self.server.run(stop));
+        let admin = tasks.start("admin server", ADMIN_LIMIT, |stop| drive(self.admin, stop));
 
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
@@ -525,6 +539,8 @@ impl App {
             deadline: begin + self.drain + SHUTDOWN_LIMIT - EXIT_RESERVE,
             cut_off: Vec::new(),
         };
+        // First: from now on requests for streams are answered and told to come back.
+        self.gate.close();
         self.health.drain();
         if let Some(pruner) = &pruner {
             pruner.ask();
@@ -534,14 +550,28 @@ impl App {
         // It may be waiting for a database that is gone.
         stopping.stop(listener).await;
         let streams_deadline = Instant::now() + self.drain + servers::STOP_GRACE;
-        // Waits for the streams to end that are still in it, and no longer than
-        // its shutdown timeout; then none can leave it any more.
-        stopping.stop(server).await;
-        let _ = timeout_at(streams_deadline, self.lines.ended()).await;
+        let ended = timeout_at(streams_deadline, async {
+            self.gate.passed().await;
+            until_empty(&self.hub).await;
+        });
+        let server = match ended.await {
+            // No stream can begin any more, so the port goes on answering until the last moment.
+            Ok(()) => {
+                let _ = timeout_at(streams_deadline, self.lines.ended()).await;
+                Some(server)
+            }
+            // What is cut off can't write rows after the last marks.
+            Err(_) => {
+                stopping.stop(server).await;
+                None
+            }
+        };
         // What the bridge did to its end is told after the marks.
         let marks_deadline = stopping.deadline - REPORTER_LIMIT;
         stopping.stop_before(marks_deadline, marker).await;
-        stopping.stop(reporter).await;
+        stopping
+            .stop_all([reporter].into_iter().chain(server))
+            .await;
         self.pool.close();
         let rest = self.background.into_iter().chain(pruner);
         stopping.deadline = Instant::now() + ADMIN_LIMIT;
@@ -549,7 +579,11 @@ impl App {
         telemetry::tell_what_was_left_out();
         stopping.tell();
         let took = begin.elapsed();
-        info!(took_ms = took.as_millis() as u64, "stopped");
+        let turned_away = self.gate.turned_away();
+        info!(
+            took_ms = took.as_millis() as u64,
+            turned_away, "stopped; {turned_away} requests for streams were told to come back"
+        );
         outcome
     }
 }
@@ -560,25 +594,25 @@ fn pages_at_once(pool_size: u16) -> usize {
     usize::from(pool_size).saturating_sub(2).max(1)
 }
 
-/// How a server ends its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    /// It waits for them, as long as its shutdown timeout.
-    Gracefully,
-    AtOnce,
-}
-
-/// Drives a server to its end: it stops only while somebody does.
-async fn drive(server: Server, how: Stop, stop: CancellationToken) -> io::Result<()> {
+/// Drives a server to its end: it stops only while somebody does. Its connections are cut off.
+async fn drive(server: Server, stop: CancellationToken) -> io::Result<()> {
     let handle = server.handle();
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => ended,
         () = stop.cancelled() => {
-            let stopping = handle.stop(how == Stop::Gracefully);
+            let stopping = handle.stop(false);
             let ((), ended) = tokio::join!(stopping, server);
             ended
         }
+    }
+}
+
+/// Resolves once no stream is open.
+async fn until_empty(hub: &Hub) {
+    let mut looks = interval(STREAMS_LOOK);
+    while hub.connections() > 0 {
+        looks.tick().await;
     }
 }
 

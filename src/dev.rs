@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::{
+    activation::Activation,
     app::{self, App, Parts, RunError, StartError},
     authenticator::{Credentials, QueryUser, TicketPolicy},
     client::Proxies,
@@ -164,6 +165,7 @@ async fn build(
         origins: Origins::default(),
         demo: Some(demo.clone()),
         reloadable: None,
+        activation: Activation::default(),
     };
     let mut app = App::build(parts, options).await?;
     app.supervise("demo page's clock", demo.tick());

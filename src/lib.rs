@@ -57,6 +57,7 @@ pub mod retention;
 pub mod sse;
 pub mod stream;
 
+pub mod activation;
 pub mod admin;
 pub mod admission;
 pub mod authenticator;
@@ -64,6 +65,7 @@ pub mod client;
 pub mod cookie;
 pub mod deferral;
 pub mod field;
+pub mod gate;
 pub mod host;
 pub mod http;
 pub mod http2;

@@ -10,11 +10,12 @@ use std::{
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tidings::{
+    activation::{Activation, ActivationError},
     app::{self, App, Parts},
     check::{self, Place, Report},
     config::{
-        CheckOptions, Cli, Command, ConfigError, ConfigOptions, Environment, Form, MigrateOptions,
-        PruneOptions, ServeOptions, StatusOptions, TokenOptions, UninstallOptions,
+        BridgeOptions, CheckOptions, Cli, Command, ConfigError, ConfigOptions, Environment, Form,
+        MigrateOptions, PruneOptions, ServeOptions, StatusOptions, TokenOptions, UninstallOptions,
     },
     database::ConnectError,
     dev, direct, errand, explanation, manual, probe,
@@ -72,9 +73,14 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return refuse(&error, &environment),
     };
+    // Before there is a second thread.
+    let activation = match matches.subcommand_name() {
+        Some("serve") => Activation::of_process(),
+        _ => Ok(Activation::default()),
+    };
     let outcome = match Runtime::new() {
         Ok(runtime) => {
-            let outcome = runtime.block_on(run(matches, &environment));
+            let outcome = runtime.block_on(run(matches, &environment, activation));
             runtime.shutdown_timeout(RUNTIME_LIMIT);
             outcome
         }
@@ -124,6 +130,7 @@ fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
     let lacks_password = |error: &ConnectError| matches!(error, ConnectError::NoPassword { .. });
     let is_filter = |error: &LogError| matches!(error, LogError::Filter(_));
     error.is::<ConfigError>()
+        || error.is::<ActivationError>()
         || error.is::<BadSettings>()
         || error.downcast_ref().is_some_and(lacks_password)
         || error.downcast_ref().is_some_and(is_filter)
@@ -138,7 +145,11 @@ fn unless_nobody_reads(printed: Result<(), Failure>) -> Result<(), Failure> {
     }
 }
 
-async fn run(matches: ArgMatches, environment: &Environment) -> Result<(), Failure> {
+async fn run(
+    matches: ArgMatches,
+    environment: &Environment,
+    activation: Result<Activation, ActivationError>,
+) -> Result<(), Failure> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     environment.check()?;
     telemetry::install(&cli.log)?;
@@ -156,7 +167,7 @@ async fn run(matches: ArgMatches, environment: &Environment) -> Result<(), Failu
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let output = &mut Screen::new(io::stdout());
     match cli.command {
-        Command::Serve(options) => Box::pin(serve(options)).await,
+        Command::Serve(options) => Box::pin(serve(options, activation?)).await,
         Command::Migrate(options) => migrate(output, options).await,
         Command::Check(options) => check(output, &options, environment).await,
         Command::Status(options) => status(output, &options).await,
@@ -207,13 +218,39 @@ async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(
     }
 }
 
-async fn serve(options: ServeOptions) -> Result<(), Failure> {
+/// Sockets that were inherited are used whatever the settings say: whoever passes one means it, and the
+/// service manager already has its address.
+fn prefer(activation: &Activation, options: &mut BridgeOptions) {
+    for (inherited, address, setting) in [
+        (&activation.stream, &mut options.listen, "TIDINGS_LISTEN"),
+        (
+            &activation.admin,
+            &mut options.admin_listen,
+            "TIDINGS_ADMIN_LISTEN",
+        ),
+    ] {
+        if let Some(inherited) = inherited {
+            let inherited = inherited.address();
+            info!(
+                %inherited, setting,
+                "using the service manager's socket at {inherited}, not {setting} ({address})"
+            );
+            *address = inherited;
+        }
+    }
+}
+
+async fn serve(mut options: ServeOptions, activation: Activation) -> Result<(), Failure> {
     let shutdown = Shutdown::watch(STOPPED)?;
+    prefer(&activation, &mut options.bridge);
     for warning in options.warnings() {
         tracing::warn!("{warning}");
     }
     let building = async {
-        let parts = Parts::of(&options)?;
+        let parts = Parts {
+            activation,
+            ..Parts::of(&options)?
+        };
         App::build(parts, &options.bridge).await
     };
     let Some(app) = shutdown.unless_requested(Box::pin(building)).await else {

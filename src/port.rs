@@ -4,7 +4,7 @@
 use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{ConnectionType, HttpService, KeepAlive, Request, Response, ResponseHead};
-use actix_server::{GracefulShutdownSignal, ServerBuilder};
+use actix_server::ServerBuilder;
 use actix_service::{
     IntoService, IntoServiceFactory, Service, ServiceFactory, fn_factory, fn_service, map_config,
 };
@@ -15,6 +15,7 @@ use actix_web::{
 use futures_util::FutureExt;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
@@ -41,8 +42,8 @@ pub struct Port {
     pub sockets: Option<Arc<Sockets>>,
     /// With HTTPS and HTTP/2, or plain HTTP/1.1.
     pub tls: Option<TlsAcceptor>,
-    /// Resolves when the server stops.
-    pub stopping: GracefulShutdownSignal,
+    /// Cancelled when no more connections are accepted: those of HTTP/2 are told to close then.
+    pub closing: CancellationToken,
 }
 
 impl Port {
@@ -92,7 +93,6 @@ impl Port {
     {
         let app = Rc::new(app);
         let shared = Rc::clone(&app);
-        let stopping = self.stopping.clone();
         let http1 = HttpService::build()
             // The deadline is that of a connection's first request, so there is no other.
             .keep_alive(KeepAlive::Disabled)
@@ -107,7 +107,6 @@ impl Port {
             // A browser that closes its half has gone; a script that asks the admin
             // address may wait for its answer.
             .h1_allow_half_closed(self.sockets.is_none())
-            .graceful_shutdown_signal(move || notified(stopping.clone()))
             .on_connect_ext(|exchange: &Exchange, extensions| {
                 extensions.insert(exchange.clone());
             })
@@ -128,9 +127,9 @@ impl Port {
                 let peer = transport.peer();
                 match transport {
                     Transport::Tls(stream) if tls::speaks_http2(&stream) => {
-                        let stopping = notified(port.stopping.clone());
+                        let closing = port.closing.clone().cancelled_owned();
                         // Boxed, so that other connections have no room for it.
-                        Box::pin(http2::serve(stream, peer, app, stopping, EXCHANGE_LIMIT)).await;
+                        Box::pin(http2::serve(stream, peer, app, closing, EXCHANGE_LIMIT)).await;
                     }
                     transport => {
                         let exchange = http1.call((Exchange::new(transport), peer));
@@ -163,20 +162,16 @@ impl Port {
         let Some(tls) = &self.tls else {
             return Ok(Transport::Plain(socket));
         };
-        let handshake = timeout(tls::HANDSHAKE_LIMIT, tls.accept(socket));
-        tokio::select! {
-            outcome = handshake => match outcome {
-                Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(stream))),
-                Ok(Err(error)) => {
-                    debug!(%error, "a handshake failed: {error}");
-                    Err(())
-                }
-                Err(_) => {
-                    debug!("a handshake took too long");
-                    Err(())
-                }
-            },
-            () = self.stopping.notified() => Err(()),
+        match timeout(tls::HANDSHAKE_LIMIT, tls.accept(socket)).await {
+            Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(stream))),
+            Ok(Err(error)) => {
+                debug!(%error, "a handshake failed: {error}");
+                Err(())
+            }
+            Err(_) => {
+                debug!("a handshake took too long");
+                Err(())
+            }
         }
     }
 }
@@ -206,9 +201,4 @@ where
             Err(response)
         }
     }
-}
-
-/// Resolves when the server stops.
-async fn notified(stopping: GracefulShutdownSignal) {
-    stopping.notified().await;
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use actix_server::ServerBuilder;
+use actix_server::{ServerBuilder, ServerHandle};
 use actix_web::{
     App as ActixApp,
     dev::Server,
@@ -16,11 +16,15 @@ use actix_web::{
 };
 use actix_web_lab::middleware::CatchPanic;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    activation::Inherited,
     admin,
     config::BridgeOptions,
     demo::Demo,
+    gate::{self, Gate},
     health::Health,
     host,
     http::{self, Door},
@@ -43,6 +47,17 @@ const ACCEPT_BACKLOG: i32 = 4_096;
 /// Connections to the admin address: probes, monitors and a few people. Beyond
 /// that, clients wait until one of them ends, which none keeps open for long.
 const ADMIN_CONNECTIONS: usize = 1_024;
+
+/// How long the thread that accepts connections may take to notice that it is to accept no more. It needs
+/// microseconds; there is nothing to wait for.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// How long connections that were accepted before that may take to send their request and to be answered: a
+/// few round trips to the other side of the world. Then they are closed.
+pub const CLOSING_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether they have ended.
+const CLOSING_LOOK: Duration = Duration::from_millis(5);
 
 /// Why a server did not come to be.
 #[derive(Debug, thiserror::Error)]
@@ -94,18 +109,76 @@ pub fn check_ports(options: &BridgeOptions) -> Result<(), ServersError> {
     Ok(())
 }
 
-/// Binds the address where browsers connect.
+/// The server where browsers connect.
+pub struct StreamServer {
+    server: Server,
+    address: SocketAddr,
+    sockets: Arc<Sockets>,
+    closing: CancellationToken,
+}
+
+impl StreamServer {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is cancelled. Then it accepts no more, so that connections which were not
+    /// accepted are left to the next process if that has the same socket, answers those that were, and
+    /// closes the rest after [`CLOSING_LIMIT`].
+    ///
+    /// # Errors
+    ///
+    /// If its socket fails.
+    pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
+        let Self {
+            mut server,
+            sockets,
+            closing,
+            ..
+        } = self;
+        let handle = server.handle();
+        tokio::select! {
+            ended = &mut server => return ended,
+            () = stop.cancelled() => {}
+        }
+        let close = async {
+            accept_no_more(&handle).await;
+            closing.cancel();
+            let _ = timeout(CLOSING_LIMIT, all_closed(&sockets)).await;
+            handle.stop(false).await;
+        };
+        let ((), ended) = tokio::join!(close, server);
+        ended
+    }
+}
+
+async fn accept_no_more(handle: &ServerHandle) {
+    handle.pause().await;
+    sleep(PAUSE).await;
+}
+
+async fn all_closed(sockets: &Sockets) {
+    let mut looks = interval(CLOSING_LOOK);
+    while sockets.open() > 0 {
+        looks.tick().await;
+    }
+}
+
+/// Binds the address where browsers connect, unless a socket was inherited.
 ///
 /// # Errors
 ///
 /// [`ServersError`].
 pub fn bind_streams(
     options: &BridgeOptions,
+    inherited: Option<Inherited>,
     door: Door,
+    gate: web::Data<Gate>,
     sockets: Arc<Sockets>,
     demo: Option<Demo>,
     certificate: Option<&Arc<Certificate>>,
-) -> Result<(Server, SocketAddr), ServersError> {
+) -> Result<StreamServer, ServersError> {
     let scheme = match certificate {
         Some(_) => Scheme::Https,
         None => Scheme::Http,
@@ -114,6 +187,8 @@ pub fn bind_streams(
         ActixApp::new()
             .wrap(CatchPanic::default())
             .wrap(Condition::new(demo.is_some(), from_fn(host::loopback_only)))
+            .wrap(from_fn(gate::pass))
+            .configure(|config| Gate::routes(&gate, &door.origins, config))
             .configure(|config| door.routes(scheme, config))
             .configure(|config| {
                 if let Some(demo) = &demo {
@@ -125,30 +200,36 @@ pub fn bind_streams(
     let server = ServerBuilder::new()
         // Above our own limit, at which a client is told, instead of never accepted.
         .max_concurrent_connections(sockets::most(&options.limits) + 1)
-        .shutdown_timeout((options.drain + STOP_GRACE).as_secs().max(1))
         .disable_signals();
+    let closing = CancellationToken::new();
     let port = Port {
-        sockets: Some(sockets),
+        sockets: Some(Arc::clone(&sockets)),
         tls: certificate.map(Certificate::acceptor).transpose()?,
-        stopping: server.graceful_shutdown_signal(),
+        closing: closing.clone(),
     };
     let bind = |source| ServersError::Bind {
         address: options.listen,
         setting: "TIDINGS_LISTEN",
         source,
     };
-    let (listener, address) = listen(options.listen).map_err(bind)?;
+    let (listener, address) = listener(inherited, options.listen).map_err(bind)?;
     let server = port.listen(server, listener, app).map_err(bind)?;
-    Ok((server.run(), address))
+    Ok(StreamServer {
+        server: server.run(),
+        address,
+        sockets,
+        closing,
+    })
 }
 
-/// Binds the address where probes connect.
+/// Binds the address where probes connect, unless a socket was inherited.
 ///
 /// # Errors
 ///
 /// [`ServersError`].
 pub fn bind_admin(
     options: &BridgeOptions,
+    inherited: Option<Inherited>,
     health: web::Data<Health>,
     metrics: web::Data<Metrics>,
     operator: web::Data<Operator>,
@@ -158,7 +239,7 @@ pub fn bind_admin(
         setting: "TIDINGS_ADMIN_LISTEN",
         source,
     };
-    let (listener, address) = listen(options.admin_listen).map_err(bind)?;
+    let (listener, address) = listener(inherited, options.admin_listen).map_err(bind)?;
     // Only this machine can connect, but so can web pages in a browser on it.
     let is_loopback = address.ip().to_canonical().is_loopback();
     let app = move || {
@@ -177,10 +258,24 @@ pub fn bind_admin(
     let port = Port {
         sockets: None,
         tls: None,
-        stopping: server.graceful_shutdown_signal(),
+        closing: CancellationToken::new(),
     };
     let server = port.listen(server, listener, app).map_err(bind)?;
     Ok((server.run(), address))
+}
+
+/// The listener that was inherited, or one at this address, and where it listens.
+fn listener(
+    inherited: Option<Inherited>,
+    address: SocketAddr,
+) -> io::Result<(TcpListener, SocketAddr)> {
+    match inherited {
+        Some(inherited) => {
+            let address = inherited.address();
+            Ok((inherited.into_listener(), address))
+        }
+        None => listen(address),
+    }
 }
 
 /// A listener, and where it listens: with port 0 asked for, at the one that was

@@ -83,6 +83,11 @@ impl Sockets {
             .ok()
     }
 
+    /// How many are open.
+    pub fn open(&self) -> usize {
+        self.lock().all
+    }
+
     fn place(self: &Arc<Self>, address: IpAddr) -> Result<Place, Client> {
         let client = Client::from(address);
         let counted = (!self.proxies.trust(address)).then_some(client);

@@ -12,6 +12,7 @@ mod doorbell;
 mod drained;
 mod faults;
 mod fuzz;
+mod handover;
 mod hijack;
 mod hosts;
 mod identity;

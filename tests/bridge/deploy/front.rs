@@ -47,6 +47,23 @@ pub struct Front {
     _folder: DataFolder,
 }
 
+/// Where the proxy leads to.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    /// Where it is asked whether it is ready.
+    pub admin_address: SocketAddr,
+}
+
+impl From<&Bridge> for Upstream {
+    fn from(bridge: &Bridge) -> Self {
+        Self {
+            address: bridge.address(),
+            admin_address: bridge.admin_address(),
+        }
+    }
+}
+
 impl Front {
     /// One that leads to these bridges.
     pub async fn before(kind: Kind, bridges: [&Bridge; 2]) -> Self {
@@ -55,6 +72,15 @@ impl Front {
 
     /// One that takes a bridge for frozen that is silent for so long.
     pub async fn with_silence(kind: Kind, bridges: [&Bridge; 2], silence: &str) -> Self {
+        Self::to(kind, bridges.map(Upstream::from), silence).await
+    }
+
+    /// One that leads to something else.
+    pub async fn before_others(kind: Kind, upstreams: [Upstream; 2]) -> Self {
+        Self::to(kind, upstreams, SILENCE).await
+    }
+
+    async fn to(kind: Kind, upstreams: [Upstream; 2], silence: &str) -> Self {
         let authority = Arc::new(Authority::new());
         let certified = authority.issue("front", &[ORIGIN]);
         let folder = DataFolder::new();
@@ -63,7 +89,7 @@ impl Front {
         let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = unused.local_addr().expect("an address");
         drop(unused);
-        let mut command = kind.command(folder.path(), address, &certified, bridges, silence);
+        let mut command = kind.command(folder.path(), address, &certified, upstreams, silence);
         let process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -103,12 +129,17 @@ impl Front {
         ask(&self.tunnel, user, &[("Last-Event-ID", last_event_id)]).await
     }
 
+    /// What a request with these headers is answered with.
+    pub async fn ask_with(&self, query: &str, headers: &[(&str, &str)]) -> Response {
+        let headers = [&[("Host", ORIGIN)], headers].concat();
+        let answer = get(self.tunnel.address, &format!("/stream{query}"), &headers).await;
+        answer.expect("an answer")
+    }
+
     /// What a program is answered with that has a token.
     pub async fn ask_as_program(&self, user: &str) -> Response {
         let bearer = format!("Bearer {}", token(user));
-        let headers = [("Host", ORIGIN), ("Authorization", &bearer)];
-        let answer = get(self.tunnel.address, "/stream", &headers).await;
-        answer.expect("an answer")
+        self.ask_with("", &[("Authorization", &bearer)]).await
     }
 
     /// A stream of one who is new.
@@ -154,13 +185,13 @@ impl Kind {
         folder: &Path,
         address: SocketAddr,
         certified: &Certified,
-        [one, two]: [&Bridge; 2],
+        [one, two]: [Upstream; 2],
         silence: &str,
     ) -> Command {
         let own = folder.display().to_string();
         let certificate = certified.certificate.display().to_string();
         let key = certified.key.display().to_string();
-        let [first, second] = [one, two].map(|bridge| bridge.address().to_string());
+        let [first, second] = [one, two].map(|upstream| upstream.address.to_string());
         let file = folder.join("front.conf");
         let shared = [
             ("10.0.0.11:8080", first.as_str()),
@@ -168,7 +199,11 @@ impl Kind {
             (SILENCE, silence),
         ];
         let written = |name: &str, more: &[(&str, &str)], before: &str| {
-            let text = filled_in(name, &[&shared, more].concat());
+            let mut text = filled_in(name, &[&shared, more].concat());
+            if one.admin_address.port() != two.admin_address.port() {
+                // Caddy has one port for the probes of all.
+                text = lines_without(&text, "\t\t\thealth_");
+            }
             fs::write(&file, format!("{before}{text}")).expect("a file");
         };
         match self {
@@ -210,9 +245,11 @@ impl Kind {
             Self::Caddy => {
                 let site = format!("https://{ORIGIN}:{} {{\n", address.port());
                 let site = format!("{site}\ttls {certificate} {key}\n");
+                let probes = format!("health_port {}", one.admin_address.port());
                 let more = [
                     ("app.example.com {\n", site.as_str()),
                     ("/var/log/caddy", &own),
+                    ("health_port 8081", &probes),
                 ];
                 let options = "{\n\tadmin off\n\tauto_https disable_redirects\n\tlog {\n\t\tlevel \
                                PANIC\n\t}\n}\n";
@@ -232,9 +269,11 @@ impl Kind {
                 let text = [&certified.certificate, &certified.key]
                     .map(|path| fs::read_to_string(path).expect("PEM"));
                 fs::write(&pair, text.concat()).expect("a file");
-                let with_probe = |bridge: &Bridge| {
-                    let (address, probe) = (bridge.address(), bridge.admin_address().port());
-                    format!("{address} port {probe}")
+                let with_probe = |Upstream {
+                                      address,
+                                      admin_address,
+                                  }: Upstream| {
+                    format!("{address} port {}", admin_address.port())
                 };
                 let [one, two] = [one, two].map(with_probe);
                 let pair = pair.display().to_string();
@@ -258,6 +297,12 @@ impl Kind {
             }
         }
     }
+}
+
+/// The lines that don't begin with this.
+fn lines_without(text: &str, beginning: &str) -> String {
+    let lines = text.split_inclusive('\n');
+    lines.filter(|line| !line.starts_with(beginning)).collect()
 }
 
 fn program(variable: &str, name: &str) -> Command {

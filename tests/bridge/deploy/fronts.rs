@@ -1,17 +1,25 @@
 //! What must hold behind each proxy that there is a configuration for.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
-use tokio::time::{interval, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::{interval, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::front::{Front, Kind};
+use super::front::{Front, Kind, Upstream};
 use crate::{
     browser::Browser,
     support::{
         PATIENCE,
         bridge::{Bridge, serve_options, token},
         database::Database,
-        event_source::{EventSource, Item},
+        event_source::{EventSource, Item, Response, get},
         no_repeats, rows, until,
     },
 };
@@ -54,6 +62,8 @@ behind_each!(
     an_address_is_the_clients_own,
     a_page_of_the_streams_own_origin_is_let_in,
     a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none,
+    whoever_accepts_events_is_told_to_come_back_unless_it_asks_for_the_status,
+    a_client_is_sent_past_a_bridge_that_stops,
     a_real_browsers_streams_are_all_open_and_outlive_the_bridge,
 );
 
@@ -213,15 +223,7 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     let kind = answer.header("Content-Type").unwrap_or_default();
     assert!(kind.starts_with("text/event-stream"), "{kind}");
     assert_eq!(answer.header("Cache-Control"), Some("no-store"));
-    let said = answer.text().await;
-    let (retry, comment) = said.split_once('\n').expect("two lines");
-    let wait: u64 = retry
-        .strip_prefix("retry: ")
-        .expect("a retry")
-        .parse()
-        .expect("a wait");
-    assert!((3_000..=7_000).contains(&wait), "{wait}");
-    assert_eq!(comment, ": no bridge answers\n");
+    assert!((3_000..=7_000).contains(&wait(answer).await));
     let status = front.ask_as_program("alice").await.status();
     assert!((502..=503).contains(&status), "{status}");
 
@@ -234,6 +236,215 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     for _ in 0..8 {
         assert_eq!(front.ask_as_program("bob").await.status(), 200);
     }
+}
+
+/// When a client is told to come back, in milliseconds, by a body that is nothing else.
+async fn wait(answer: Response) -> u64 {
+    let said = answer.text().await;
+    let (retry, comment) = said.split_once('\n').expect("two lines");
+    assert_eq!(comment, ": no bridge answers\n");
+    let wait = retry
+        .strip_prefix("retry: ")
+        .and_then(|wait| wait.parse().ok());
+    wait.unwrap_or_else(|| panic!("no wait: {said:?}"))
+}
+
+/// Answers each request with the status in its query, and tells probes that it is ready.
+struct Unavailable {
+    address: SocketAddr,
+    _serving: AbortOnDropHandle<()>,
+}
+
+impl Unavailable {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let serving = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    if client.read_buf(&mut asked).await.unwrap_or(0) == 0 {
+                        break;
+                    }
+                }
+                let asked = String::from_utf8_lossy(&asked);
+                let status = asked
+                    .split_once("status-")
+                    .map_or("200", |(_, rest)| &rest[..3]);
+                let answer = format!(
+                    "HTTP/1.1 {status} Some\r\nConnection: close\r\nRetry-After: 9\r\n\
+                     Content-Length: 4\r\n\r\nbusy"
+                );
+                let _ = client.write_all(answer.as_bytes()).await;
+            }
+        });
+        Self {
+            address,
+            _serving: AbortOnDropHandle::new(serving),
+        }
+    }
+
+    fn upstream(&self) -> Upstream {
+        Upstream {
+            address: self.address,
+            admin_address: self.address,
+        }
+    }
+}
+
+const PAGE: &str = "https://shop.example.org";
+
+/// Requests of browsers and of libraries.
+const ACCEPTS_EVENTS: [&[(&str, &str)]; 5] = [
+    &[("Accept", "text/event-stream")],
+    &[("Accept", "text/event-stream, */*")],
+    &[("Accept", "application/json,text/event-stream;q=0.9")],
+    &[("Accept", "Text/Event-Stream")],
+    &[
+        ("Accept", "text/event-stream"),
+        ("Authorization", "Bearer x"),
+    ],
+];
+
+const ACCEPTS_OTHERS: [&[(&str, &str)]; 4] = [
+    &[],
+    &[("Accept", "*/*")],
+    &[("Accept", "text/event-streams")],
+    &[("Accept", "text/html"), ("Authorization", "Bearer x")],
+];
+
+/// No bridge answers, or what answers in its place says that none does.
+async fn whoever_accepts_events_is_told_to_come_back_unless_it_asks_for_the_status(kind: Kind) {
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = closed.local_addr().expect("an address");
+    drop(closed);
+    let away = Upstream {
+        address,
+        admin_address: address,
+    };
+    let front = Front::before_others(kind, [away; 2]).await;
+    refuses_well(&front, "?x=y", 502..=503, 3_000..=7_000, "").await;
+    refuses_well(&front, "", 502..=503, 3_000..=7_000, "").await;
+
+    let [one, two] = [Unavailable::start().await, Unavailable::start().await];
+    let front = Front::before_others(kind, [one.upstream(), two.upstream()]).await;
+    for status in [502, 503, 504] {
+        let query = format!("?status-{status}");
+        refuses_well(&front, &query, status..=status, 3_000..=9_000, "busy").await;
+    }
+    // Other refusals are final, and passed on.
+    for headers in ACCEPTS_EVENTS {
+        let answer = front.ask_with("?status-401", headers).await;
+        assert_eq!(answer.status(), 401, "{headers:?}");
+        assert_eq!(answer.text().await, "busy");
+    }
+}
+
+async fn refuses_well(
+    front: &Front,
+    query: &str,
+    real: std::ops::RangeInclusive<u16>,
+    waits: std::ops::RangeInclusive<u64>,
+    real_body: &str,
+) {
+    for headers in ACCEPTS_EVENTS {
+        let answer = front.ask_with(query, headers).await;
+        assert_eq!(answer.status(), 200, "{query} {headers:?}");
+        assert_eq!(answer.header("Access-Control-Allow-Origin"), None);
+        assert_eq!(answer.header("Access-Control-Allow-Credentials"), None);
+        assert!(waits.contains(&wait(answer).await));
+
+        let of_page = [headers, &[("Origin", PAGE)]].concat();
+        let answer = front.ask_with(query, &of_page).await;
+        assert_eq!(answer.status(), 200, "{query} {of_page:?}");
+        for (name, value) in [
+            ("Content-Type", "text/event-stream"),
+            ("Cache-Control", "no-store"),
+            ("Access-Control-Allow-Origin", PAGE),
+            ("Access-Control-Allow-Credentials", "true"),
+            ("Vary", "Origin"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{name}");
+        }
+        assert!(waits.contains(&wait(answer).await));
+
+        let separator = if query.is_empty() { "?" } else { "&" };
+        let asks = format!("{query}{separator}errors=status");
+        let status = front.ask_with(&asks, headers).await.status();
+        assert!(real.contains(&status), "{asks} {headers:?}: {status}");
+    }
+    for headers in ACCEPTS_OTHERS {
+        let answer = front.ask_with(query, headers).await;
+        let status = answer.status();
+        assert!(real.contains(&status), "{query} {headers:?}: {status}");
+        if !real_body.is_empty() {
+            assert_eq!(answer.header("Retry-After"), Some("9"));
+            assert_eq!(answer.text().await, real_body);
+        }
+    }
+}
+
+/// The longest time for which clients may be sent to a bridge that stops and told to come back, on a busy
+/// machine: Caddy checks every second.
+const NOTICED: Duration = Duration::from_secs(20);
+
+async fn a_client_is_sent_past_a_bridge_that_stops(kind: Kind) {
+    let database = Database::migrated().await;
+    // Probes go to one port of each.
+    let unused = TcpListener::bind("127.0.0.11:0").await.expect("a port");
+    let probes = unused.local_addr().expect("an address").port();
+    drop(unused);
+    let start = async |host: [u8; 4]| {
+        let mut options = serve_options(&database, &[PROXY]);
+        options.bridge.listen = (host, 0).into();
+        options.bridge.admin_listen = (host, probes).into();
+        // It ends earlier, with its last stream.
+        options.bridge.drain = PATIENCE;
+        Bridge::start_as(&options).await
+    };
+    let (one, two) = (start([127, 0, 0, 11]).await, start([127, 0, 0, 12]).await);
+    let front = Front::before(kind, [&one, &two]).await;
+    let mut streams = Vec::new();
+    for number in 0..20 {
+        let mut stream = front.connect(&format!("user{number}")).await;
+        until(&mut stream, "tidings.caught-up").await;
+        streams.push(stream);
+    }
+    assert!(one.connections() > 0 && two.connections() > 0);
+    let (address, ready) = (one.address(), one.admin_address());
+    let stopping = tokio::spawn(one.stop());
+    let red = async {
+        let mut pace = interval(COMES_BACK);
+        loop {
+            pace.tick().await;
+            let answer = get(ready, "/health/ready", &[]).await.expect("an answer");
+            if answer.status() == 503 {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, red).await.expect("it stops");
+    // It answers, and would have all come back.
+    let headers = [("Accept", "text/event-stream")];
+    let deferred = get(address, "/stream", &headers).await.expect("an answer");
+    assert!(deferred.header("Content-Length").is_some());
+    let begin = Instant::now();
+    let mut in_a_row = 0;
+    while in_a_row < 20 {
+        let answer = front.ask("alice", "").await;
+        if answer.header("Content-Length").is_none() {
+            in_a_row += 1;
+        } else {
+            assert!(matches!(kind, Kind::Caddy), "it is sent on at once");
+            in_a_row = 0;
+        }
+        assert!(begin.elapsed() < NOTICED, "{:?}", begin.elapsed());
+    }
+    assert!(!stopping.is_finished());
+    // Not every proxy sees at once that a client has left.
+    drop((streams, front));
+    stopping.await.expect("it stops");
+    two.until_connections(0).await;
 }
 
 async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind) {

@@ -5,6 +5,9 @@ use std::{
     collections::BTreeMap, env, fs, net::TcpListener, path::Path, process::Command, time::Duration,
 };
 
+use clap::CommandFactory;
+use tidings::config::Cli;
+
 use crate::support::{
     bridge::Bridge,
     database::{Database, psql, start_cluster},
@@ -186,6 +189,23 @@ fn systemd_gives_up_on_what_ends_at_once_and_not_on_a_database_that_is_away() {
     let waits = Duration::from_secs(30);
     assert!(burst * pause < interval, "what ends at once is given up");
     assert!(burst * (waits + pause) > 2 * interval, "what waits is not");
+}
+
+/// The bridge knows the socket by its name, and it replaces the address that is the default.
+#[test]
+fn the_socket_unit_passes_what_the_bridge_takes() {
+    let unit = shipped("systemd/tidings.socket");
+    assert_eq!(of_unit(&unit, "FileDescriptorName"), "stream");
+    let cli = Cli::command();
+    let serve = cli.find_subcommand("serve").expect("serve");
+    let listen = serve.get_arguments().find(|argument| {
+        let variable = argument.get_env();
+        variable.is_some_and(|name| name == "TIDINGS_LISTEN")
+    });
+    let default = listen.expect("the setting").get_default_values()[0].to_str();
+    assert_eq!(default, Some(of_unit(&unit, "ListenStream")));
+    // One process takes all connections.
+    assert!(!unit.contains("Accept="));
 }
 
 #[test]

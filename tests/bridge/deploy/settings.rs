@@ -11,13 +11,14 @@ use crate::support::deployment::shipped;
 /// listener, cuts off what is left, and writes the last marks.
 const STOPPING: Duration = Duration::from_secs(10);
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "deploy/nginx.conf",
     "deploy/Caddyfile",
     "deploy/haproxy.cfg",
     "deploy/pgbouncer.ini",
     "deploy/compose/roles.sh",
     "deploy/systemd/tidings.service",
+    "deploy/systemd/tidings.socket",
     "deploy/kubernetes/tidings.yaml",
     "Dockerfile",
     "docker-compose.yml",

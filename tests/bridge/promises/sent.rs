@@ -85,7 +85,7 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
     // Rows in flight settle: the connections end with the bridge.
     marks.written(&Arc::new(Recipient::new(before)), [2]);
     marks.written(&Arc::new(Recipient::new(now)), [1]);
-    marker.run(stop).await;
+    Box::pin(marker.run(stop)).await;
     assert_eq!(
         database
             .ids("select id from notifications where sent")

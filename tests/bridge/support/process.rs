@@ -5,6 +5,7 @@ use std::{
     fmt::{Debug, Display},
     fs,
     net::SocketAddr,
+    os::fd::OwnedFd,
     process::{ExitStatus, Stdio},
 };
 
@@ -53,7 +54,15 @@ fn spawn_program(
     more: &[&str],
     environment: &[(&str, &str)],
 ) -> Child {
-    let mut command = Command::new(program);
+    spawn_command(Command::new(program), database, more, environment)
+}
+
+fn spawn_command(
+    mut command: Command,
+    database: &Database,
+    more: &[&str],
+    environment: &[(&str, &str)],
+) -> Child {
     command
         .args([
             "serve",
@@ -77,6 +86,32 @@ fn spawn_program(
         command.env_remove(name);
     }
     command.spawn().expect("the binary")
+}
+
+/// Starts a program with two sockets as a service manager passes them: open as files 3 and 4, and announced to
+/// this very process. They come as its input and output.
+const PASSES_SOCKETS: &str = "exec 3<&0 4<&1 0</dev/null 1>&2; LISTEN_PID=$$ exec \"$0\" \"$@\"";
+
+/// With sockets that a service manager has opened, each with its name. Not waited for.
+pub fn spawn_with_sockets(
+    database: &Database,
+    more: &[&str],
+    sockets: Vec<(&str, OwnedFd)>,
+) -> Child {
+    let names: Vec<&str> = sockets.iter().map(|(name, _)| *name).collect();
+    let (names, count) = (names.join(":"), sockets.len().to_string());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", PASSES_SOCKETS, PROGRAM]);
+    let mut sockets = sockets.into_iter().map(|(_, socket)| Stdio::from(socket));
+    shell
+        .stdin(sockets.next().unwrap_or_else(Stdio::null))
+        .stdout(sockets.next().unwrap_or_else(Stdio::null));
+    assert!(sockets.next().is_none(), "no more than two");
+    let environment = [
+        ("LISTEN_FDS", count.as_str()),
+        ("LISTEN_FDNAMES", names.as_str()),
+    ];
+    spawn_command(shell, database, more, &environment)
 }
 
 /// What `tidings serve` said when it refused to start.
@@ -130,6 +165,15 @@ impl Served {
         Self::of(spawn_program(program, database, more, &[])).await
     }
 
+    /// With sockets that a service manager has opened, each with its name.
+    pub async fn start_with_sockets(
+        database: &Database,
+        more: &[&str],
+        sockets: Vec<(&str, OwnedFd)>,
+    ) -> Self {
+        Self::of(spawn_with_sockets(database, more, sockets)).await
+    }
+
     async fn of(mut child: Child) -> Self {
         let mut lines = BufReader::new(child.stderr.take().expect("its log")).lines();
         let (sender, mut log) = mpsc::unbounded_channel();
@@ -168,6 +212,10 @@ impl Served {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
     }
 
     /// A stream of `user`: of one who is new, or who was here before.

@@ -1,0 +1,233 @@
+//! Sockets that the service manager opened for this process: systemd's socket activation.
+//!
+//! See <https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html>. The service
+//! manager keeps such a socket while no bridge runs, so connections wait in its queue during a
+//! restart and after a crash, instead of being refused.
+
+use std::{
+    env, io,
+    net::{SocketAddr, TcpListener},
+    process,
+};
+
+use listenfd::ListenFd;
+
+/// How many sockets are passed.
+const COUNT: &str = "LISTEN_FDS";
+
+/// To which process they are passed.
+const PROCESS: &str = "LISTEN_PID";
+
+/// What they are called, with colons between them.
+const NAMES: &str = "LISTEN_FDNAMES";
+
+/// systemd's name for a socket without a name.
+const UNNAMED: &str = "unknown";
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Stream,
+    Admin,
+}
+
+impl Purpose {
+    /// Its name in `FileDescriptorName=`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The purpose of a socket with this name, of so many sockets.
+    fn of(name: &str, count: usize) -> Result<Self, ActivationError> {
+        match name {
+            "stream" => Ok(Self::Stream),
+            "admin" => Ok(Self::Admin),
+            // Other launchers than systemd name nothing.
+            "" | UNNAMED if count == 1 => Ok(Self::Stream),
+            _ => Err(ActivationError::Name(name.to_owned())),
+        }
+    }
+}
+
+/// The sockets that were passed to this process.
+#[derive(Debug, Default)]
+pub struct Activation {
+    /// Where browsers connect, instead of `TIDINGS_LISTEN`.
+    pub stream: Option<Inherited>,
+    /// Where probes connect, instead of `TIDINGS_ADMIN_LISTEN`.
+    pub admin: Option<Inherited>,
+}
+
+/// A socket that listens already.
+#[derive(Debug)]
+pub struct Inherited {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Inherited {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The socket itself.
+    pub fn into_listener(self) -> TcpListener {
+        self.listener
+    }
+}
+
+/// What was passed can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivationError {
+    /// The number of sockets is no number.
+    #[error("{COUNT} is {0:?}, which is not a number of sockets")]
+    Count(String),
+    /// A socket for an unknown purpose.
+    #[error(
+        "the service manager passed a socket named {0:?}: set FileDescriptorName=stream (where \
+             browsers connect) or FileDescriptorName=admin (probes and monitors) in its .socket unit"
+    )]
+    Name(String),
+    /// Two sockets for one purpose.
+    #[error(
+        "the service manager passed two sockets named {0}: a bridge has one; ListenStream=[::]:8080 \
+             with BindIPv6Only=both takes IPv4, too"
+    )]
+    Twice(&'static str),
+    /// Not a TCP socket, or none that listens.
+    #[error(
+        "the service manager passed a socket named {name} that can't be used: {source}; it must be a \
+             TCP socket that listens (ListenStream= with an address and a port, and Accept=no)"
+    )]
+    Socket {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+}
+
+impl Activation {
+    /// Takes the sockets that were passed to this process, which clears the variables that say so. Must be
+    /// called before the process has a second thread, since it changes the environment.
+    ///
+    /// # Errors
+    ///
+    /// [`ActivationError`]: what was passed on purpose is never silently left unused.
+    pub fn of_process() -> Result<Self, ActivationError> {
+        let purposes = purposes(|name| env::var(name).ok(), process::id())?;
+        let mut activation = Self::default();
+        if purposes.is_empty() {
+            return Ok(activation);
+        }
+        let mut sockets = ListenFd::from_env();
+        for (index, purpose) in purposes.into_iter().enumerate() {
+            let inherited = inherit(&mut sockets, index).map_err(|source| {
+                let name = purpose.name();
+                ActivationError::Socket { name, source }
+            })?;
+            let place = match purpose {
+                Purpose::Stream => &mut activation.stream,
+                Purpose::Admin => &mut activation.admin,
+            };
+            if place.replace(inherited).is_some() {
+                return Err(ActivationError::Twice(purpose.name()));
+            }
+        }
+        Ok(activation)
+    }
+}
+
+/// What the variables say of the sockets, in their order.
+fn purposes(
+    variable: impl Fn(&str) -> Option<String>,
+    process: u32,
+) -> Result<Vec<Purpose>, ActivationError> {
+    let variable = |name| variable(name).unwrap_or_default();
+    let (count, meant) = (variable(COUNT), variable(PROCESS));
+    // A parent may have been the one that they were passed to.
+    if count.is_empty() || !(meant.is_empty() || meant.parse() == Ok(process)) {
+        return Ok(Vec::new());
+    }
+    let count: u8 = count.parse().map_err(|_| ActivationError::Count(count))?;
+    let names = variable(NAMES);
+    let names = names.split(':').chain(std::iter::repeat(""));
+    names
+        .take(count.into())
+        .map(|name| Purpose::of(name, count.into()))
+        .collect()
+}
+
+fn inherit(sockets: &mut ListenFd, index: usize) -> io::Result<Inherited> {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    let listener = sockets.take_tcp_listener(index)?.ok_or_else(missing)?;
+    #[cfg(target_os = "linux")]
+    if !socket2::SockRef::from(&listener).is_listener()? {
+        return Err(io::Error::other("it does not listen"));
+    }
+    // Also proves that it is neither a Unix socket nor closed.
+    let address = listener.local_addr()?;
+    Ok(Inherited { listener, address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PID: u32 = 42;
+
+    fn passed(variables: &[(&str, &str)]) -> Result<Vec<Purpose>, String> {
+        let value = |name: &str| {
+            let found = variables.iter().find(|(other, _)| *other == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        purposes(value, PID).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sockets_are_told_apart_by_their_names_and_one_without_is_for_the_stream() {
+        use Purpose::{Admin, Stream};
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [Purpose]);
+        let cases: [Case<'_>; 8] = [
+            (&[], &[]),
+            (&[(COUNT, "0"), (PROCESS, "42")], &[]),
+            (&[(COUNT, "1"), (PROCESS, "42")], &[Stream]),
+            (&[(COUNT, "1"), (NAMES, UNNAMED)], &[Stream]),
+            (&[(COUNT, "1"), (NAMES, "admin")], &[Admin]),
+            (
+                &[(COUNT, "2"), (PROCESS, "42"), (NAMES, "admin:stream")],
+                &[Admin, Stream],
+            ),
+            // Of somebody else.
+            (&[(COUNT, "1"), (PROCESS, "41")], &[]),
+            (&[(COUNT, "many"), (PROCESS, "41")], &[]),
+        ];
+        for (variables, expected) in cases {
+            assert_eq!(passed(variables).as_deref(), Ok(expected), "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_passed_for_nothing_that_is_known_is_refused() {
+        for (variables, reason) in [
+            (&[(COUNT, "many")][..], "\"many\""),
+            (&[(COUNT, "-1")], "\"-1\""),
+            (&[(COUNT, "2000000000")], "\"2000000000\""),
+            (&[(COUNT, "1"), (NAMES, "http")], "\"http\""),
+            // systemd's default; it may be either's.
+            (
+                &[(COUNT, "1"), (NAMES, "tidings.socket")],
+                "FileDescriptorName=stream",
+            ),
+            (&[(COUNT, "2"), (NAMES, "stream")], "named \"\""),
+            (&[(COUNT, "2"), (NAMES, "unknown:unknown")], "\"unknown\""),
+        ] {
+            let error = passed(variables).expect_err(reason);
+            assert!(error.contains(reason), "{variables:?}: {error}");
+        }
+    }
+}
