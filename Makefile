@@ -16,7 +16,7 @@ tests := cargo test --locked; cargo test --locked --test attacks
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
-	    cargo clippy --all-targets --test attacks --locked -- -D warnings; \
+	    cargo clippy --all-targets --test attacks --test clients --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
 	    $(tests)'
 
@@ -55,6 +55,22 @@ recipes: ## runs the code of docs/recipes, each page with its framework, and the
 	@$(with) rust postgres nginx chromium firefox recipes -- sh -exc ' \
 	    scripts/recipes install; \
 	    cargo test --locked --test bridge -- --include-ignored recipes::'
+
+# Some fifteen minutes, with most of the libraries that read event streams: all that is in
+# tests/clients/roster.rs, or CLIENTS=firefox,httpx-sse. What fails is printed with the seed that
+# makes the same cuts (TIDINGS_CLIENTS_SEED).
+clients: ## runs real clients through proxies that cut, and writes what was lost into docs/clients.md
+	@export TIDINGS_CLIENTS="$(CLIENTS)" TIDINGS_CLIENTS_WRITE="$(if $(CLIENTS),,docs/clients.md)"; \
+	    $(with) rust postgres chromium firefox clients -- sh -exc ' \
+	    scripts/clients install; \
+	    cargo test --locked --test clients -- --nocapture'
+
+# For .ci/run: a minute.
+clients-quick: ## the same with both browsers and three libraries, and fewer cuts
+	@export TIDINGS_CLIENTS=quick TIDINGS_CLIENTS_STREAMS=10 TIDINGS_CLIENTS_CUTS=6; \
+	    $(with) rust postgres chromium firefox clients -- sh -exc ' \
+	    scripts/clients install node python; \
+	    cargo test --locked --test clients -- --nocapture'
 
 # Some twenty minutes; `make bench ARGS=--quick` two, `make bench ARGS=latency` one section. The
 # figures of the latter two go to the screen alone.
@@ -95,7 +111,7 @@ bench-peers: ## measures Tidings beside what users would pick instead, into docs
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
 	    cargo fmt --all --check; \
-	    cargo clippy --all-targets --test attacks --locked -- -D warnings; \
+	    cargo clippy --all-targets --test attacks --test clients --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet'
 
 fmt: ## formats the code

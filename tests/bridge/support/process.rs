@@ -37,7 +37,7 @@ pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
 
 /// Another program to test, such as an earlier release: to see that the tests of
 /// attacks fail with it.
-const OTHER_PROGRAM: &str = "TIDINGS_TEST_PROGRAM";
+pub const OTHER_PROGRAM: &str = "TIDINGS_TEST_PROGRAM";
 
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");

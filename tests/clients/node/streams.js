@@ -1,0 +1,215 @@
+// What opens a stream with each library, as its README and docs/clients.md recommend. The same code
+// runs in Node.js and in pages.
+//
+// A stream is { n, url, token_url }. Each event goes to `emit`, and so does that a client gave up and
+// was opened anew.
+
+export const names = [
+  'message', 'note', 'tidings.open', 'tidings.caught-up', 'tidings.gap', 'tidings.expiring', 'tidings.heartbeat',
+]
+
+/** How long a client that gave up waits until it is opened anew, and those that retry() doesn't reach. */
+const PAUSE = 50
+
+const fetched = fetch // before a library replaces it
+const credentials = async (stream) => (await fetched(stream.token_url)).json()
+
+/** A fetch that sends a token, and a new one after a 401. */
+function authorized(stream) {
+  let token
+  const renew = () => { token = undefined }
+  const send = async (input, init = {}) => {
+    for (let again = true; ; again = false) {
+      token ??= (await credentials(stream)).token
+      // Some libraries make a Request themselves.
+      const headers = new Headers(init.headers ?? input.headers)
+      headers.set('Authorization', `Bearer ${token}`)
+      const response = await fetched(input, { ...init, headers })
+      if (response.status !== 401 || !again) return response
+      renew()
+    }
+  }
+  return { send, renew }
+}
+
+/**
+ * What looks like an EventSource. `construct` gets a URL and the token; its credentials can't change
+ * later, so that a new one is opened from the last id when they expire, or when it has given up. `state`
+ * tells how that is noticed: some are closed and open themselves again (`persists`), one hides its
+ * reasons (`failures`).
+ */
+async function reopening(stream, emit, construct, state = {}) {
+  const { n } = stream
+  let last = ''
+  const open = async () => {
+    const { token, ticket } = await credentials(stream)
+    const url = new URL(stream.url)
+    if (state.ticket ?? true) url.searchParams.set('ticket', ticket)
+    if (last) url.searchParams.set('last_event_id', last)
+    const source = construct(url.href, token)
+    let isOver = false
+    let failures = 0
+    const again = () => {
+      if (isOver) return
+      isOver = true
+      source.close()
+      setTimeout(open, PAUSE)
+    }
+    for (const name of names) {
+      source.addEventListener(name, (event) => {
+        if (isOver) return
+        failures = 0
+        if (event.lastEventId) last = event.lastEventId
+        emit({ n, event: name, id: event.lastEventId, data: event.data })
+        if (name === 'tidings.expiring') again()
+      })
+    }
+    source.addEventListener('error', (event) => {
+      const status = event?.code ?? event?.status ?? event?.responseCode
+      failures += 1
+      // Some are closed only after this event.
+      setTimeout(() => {
+        const isClosed = source.readyState === 2 && !state.persists
+        if (isOver || !isClosed && status !== 401 && failures < (state.failures ?? Infinity)) return
+        emit({ n, gave_up: String(status || (isClosed ? 'closed' : 'failures')) })
+        again()
+      })
+    })
+  }
+  await open()
+}
+
+/**
+ * What looks like an EventSource and takes a fetch, which brings a new token whenever one is needed. In
+ * JSON no notification is empty, so that empty events can be passed over.
+ */
+function fetching(stream, emit, construct, isJson = false) {
+  const { n } = stream
+  const { send, renew } = authorized(stream)
+  let last = ''
+  const open = () => {
+    const url = new URL(stream.url)
+    if (last) url.searchParams.set('last_event_id', last)
+    if (isJson) url.searchParams.set('format', 'json')
+    const source = construct(url.href, send)
+    let isOver = false
+    for (const name of names) {
+      source.addEventListener(name, (event) => {
+        if (isOver) return
+        if (event.lastEventId) last = event.lastEventId
+        if (event.data || !isJson) emit({ n, event: name, id: event.lastEventId, data: event.data })
+        if (name === 'tidings.expiring') renew()
+      })
+    }
+    source.addEventListener('error', (event) => {
+      if (isOver || source.readyState !== 2) return
+      isOver = true
+      emit({ n, gave_up: String(event?.code ?? event?.status ?? '') })
+      source.close()
+      setTimeout(open, PAUSE)
+    })
+  }
+  open()
+}
+
+const bearer = (token) => ({ Authorization: `Bearer ${token}` })
+
+export const clients = {
+  native: (stream, emit) => reopening(stream, emit, (url) => new EventSource(url)),
+
+  'eventsource-1': async (stream, emit, load) => {
+    const EventSource = await load('eventsource-1')
+    return reopening(stream, emit, (url, token) => new EventSource(url, { headers: bearer(token) }), { ticket: false })
+  },
+  'eventsource-2': async (stream, emit, load) => {
+    const EventSource = await load('eventsource-2')
+    return reopening(stream, emit, (url, token) => new EventSource(url, { headers: bearer(token) }), { ticket: false })
+  },
+  'eventsource-3': async (stream, emit, load) => {
+    const { EventSource } = await load('eventsource-3')
+    fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch }))
+  },
+  'eventsource-4': async (stream, emit, load) => {
+    const { EventSource } = await load('eventsource-4')
+    fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch }))
+  },
+  'eventsource-5': async (stream, emit, load) => {
+    const { EventSource } = await load('eventsource-5')
+    fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch }))
+  },
+
+  'eventsource-client': async (stream, emit, load) => {
+    const { createEventSource } = await load('eventsource-client')
+    const { send, renew } = authorized(stream)
+    createEventSource({
+      url: stream.url,
+      fetch: send,
+      onMessage: ({ id, event, data }) => {
+        emit({ n: stream.n, event: event ?? 'message', id, data })
+        if (event === 'tidings.expiring') renew()
+      },
+    })
+  },
+
+  'launchdarkly-eventsource': async (stream, emit, load) => {
+    const { EventSource } = await load('launchdarkly-eventsource')
+    // Without a timeout of its own it takes that of Node's agent, five seconds, for the stream's end.
+    return reopening(stream, emit, (url, token) => new EventSource(url, {
+      headers: bearer(token),
+      initialRetryDelayMillis: PAUSE,
+      readTimeoutMillis: 60_000,
+    }), { ticket: false })
+  },
+
+  undici: async (stream, emit, load) => {
+    const { EventSource } = await load('undici')
+    return reopening(stream, emit, (url) => new EventSource(url))
+  },
+
+  'event-source-polyfill': async (stream, emit, load) => {
+    const { EventSourcePolyfill } = await load('event-source-polyfill')
+    return reopening(stream, emit, (url, token) => new EventSourcePolyfill(url, { headers: bearer(token) }), { ticket: false })
+  },
+
+  'reconnecting-eventsource': async (stream, emit, load) => {
+    const { default: ReconnectingEventSource } = await load('reconnecting-eventsource')
+    // It opens a new native one itself, with the same ticket: what a 401 takes is a new ticket.
+    // Why a connection fails can't be seen, so after some failures it may be that.
+    const open = (url) => new ReconnectingEventSource(url, { max_retry_time: 4 * PAUSE })
+    return reopening(stream, emit, open, { failures: 10 })
+  },
+
+  'fetch-event-source': async (stream, emit, load) => {
+    const { fetchEventSource } = await load('@microsoft/fetch-event-source')
+    const { send, renew } = authorized(stream)
+    const url = new URL(stream.url)
+    url.searchParams.set('format', 'json')
+    await fetchEventSource(url.href, {
+      fetch: send,
+      openWhenHidden: true,
+      onmessage: ({ id, event, data }) => {
+        // A block without data is an event to it. In JSON no notification is empty.
+        if (data) emit({ n: stream.n, event: event || 'message', id, data })
+        if (event === 'tidings.expiring') renew()
+      },
+      // Without this an orderly end is the end for good.
+      onclose: () => { throw new Error('closed') },
+      onerror: () => undefined,
+    })
+  },
+
+  'extended-eventsource': async (stream, emit, load) => {
+    const { EventSource } = await load('extended-eventsource')
+    // A block without data is an event to it, as in the one above.
+    fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch, disableLogger: true, retry: PAUSE }), true)
+  },
+
+  'sse.js': async (stream, emit, load) => {
+    const { SSE } = await load('sse.js')
+    return reopening(stream, emit, (url, token) => new SSE(url, {
+      headers: { ...bearer(token), Accept: 'text/event-stream' },
+      autoReconnect: true,
+      reconnectDelay: PAUSE,
+    }), { ticket: false, persists: true })
+  },
+}
