@@ -238,7 +238,10 @@ async fn remove(database: &Database, which: &str) {
 async fn caught_up_at_once(bridge: &Bridge, id: &str) -> usize {
     let mut source: EventSource = bridge.resume("alice", id).await;
     let events = until(&mut source, "tidings.caught-up").await;
-    assert!(events.iter().all(|event| event.name == "message"));
+    assert!(
+        events.iter().all(|event| event.name == "message"),
+        "{events:?}"
+    );
     events.len()
 }
 

@@ -29,6 +29,7 @@ pub enum Kind {
 }
 
 /// Defines each test once per browser. The named function takes the [`Kind`].
+#[allow(unused_macros)] // In programs that take only a part of these tests' support.
 macro_rules! in_each_browser {
     ($(#[$attribute:meta])* $($test:ident),+ $(,)?) => {
         $crate::support::browser::in_each_browser!(@ chromium Chromium [$(#[$attribute])*] $($test)+);
