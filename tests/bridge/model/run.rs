@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
             marked_from: 1,
             clock: 0,
             commits: Commits::new(),
-            settled: Settled::default(),
+            settled: Settled::begin(),
         }
     }
 
