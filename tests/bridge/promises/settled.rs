@@ -279,11 +279,12 @@ async fn an_id_acknowledges_only_what_its_client_has_received() {
         .await
         .expect("a slow transaction");
     let mut page = bridge.connect_live("alice").await;
-    send(&database, "received").await;
-    send(&database, "reopened").await;
+    // Older than all of hers, so that her position is past it.
     database
         .execute("select send_notification('bob', 'another user''s')")
         .await;
+    send(&database, "received").await;
+    send(&database, "reopened").await;
     for _ in 0..2 {
         page.next_event().await;
     }
