@@ -25,7 +25,13 @@ const OTHERS: [&str; 6] = [
 ];
 
 /// Variables that are not settings, but those of make's targets.
-const OF_MAKE: [&str; 2] = ["TIDINGS_SOAK_SECONDS", "TIDINGS_MODEL_PROGRAMS"];
+const OF_MAKE: [&str; 5] = [
+    "TIDINGS_SOAK_SECONDS",
+    "TIDINGS_MODEL_PROGRAMS",
+    "TIDINGS_CLIENTS_SEED",
+    "TIDINGS_CLIENTS_STREAMS",
+    "TIDINGS_CLIENTS_CUTS",
+];
 
 /// What is there for users to read: this file's folder is not.
 fn pages() -> Vec<(PathBuf, String)> {
