@@ -130,9 +130,7 @@ async fn a_page_outlives_a_time_without_bridges_behind_nginx(kind: Kind) {
     send(&database, "missed").await;
     // Once by the bridge's end, and then by what the proxy answers in its place.
     browser.until("errors.length >= 3").await;
-    let mut options = serve_options(&database, &[&origin]);
-    (options.bridge.listen, options.bridge.admin_listen) = place;
-    let bridge = Bridge::start_as(&options).await;
+    let bridge = Bridge::start_at(&serve_options(&database, &[&origin]), place).await;
     until_heard(&browser, &["live", "missed"]).await;
     send(&database, "live again").await;
     until_heard(&browser, &["live", "missed", "live again"]).await;

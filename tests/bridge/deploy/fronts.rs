@@ -225,9 +225,7 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     let status = front.ask_as_program("alice").await.status();
     assert!((502..=503).contains(&status), "{status}");
 
-    let mut options = serve_options(&database, &[]);
-    (options.bridge.listen, options.bridge.admin_listen) = place;
-    let _one = Bridge::start_as(&options).await;
+    let _one = Bridge::start_at(&serve_options(&database, &[]), place).await;
     let mut source = comes_back(&front, source.last_event_id()).await;
     assert_eq!(source.next_event().await.data, "missed, too");
     // Who is let through lets in all others, while his own stream is open.
@@ -484,9 +482,7 @@ async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind)
     send("missed").await;
     // Once by the bridge's end, and once by what the proxy answers in its place.
     all("stream.breaks >= 2").await;
-    let mut options = serve_options(&database, &[]);
-    (options.bridge.listen, options.bridge.admin_listen) = place;
-    let bridge = Bridge::start_as(&options).await;
+    let bridge = Bridge::start_at(&serve_options(&database, &[]), place).await;
     all("String(stream.texts) === 'live,missed'").await;
     send("live again").await;
     all("String(stream.texts) === 'live,missed,live again'").await;

@@ -20,10 +20,16 @@ use tidings::{
     schema,
     schema::SchemaName,
 };
-use tokio::sync::{OnceCell, oneshot};
+use tokio::{
+    sync::{OnceCell, oneshot},
+    time::{MissedTickBehavior, interval},
+};
 use tokio_postgres::{Client, NoTls};
 
-use super::proxy::{Proxy, Target};
+use super::{
+    bridge::ASKS_AGAIN,
+    proxy::{Proxy, Target},
+};
 
 /// Made once; each test's database is a copy of one of them.
 const EMPTY_TEMPLATE: &str = "tidings_empty";
@@ -349,13 +355,16 @@ impl Database {
     pub async fn until(&self, query: &str) {
         let client = connect(&self.string_of(OWNER)).await;
         let asking = async {
+            // Many tests ask side by side, some for seconds.
+            let mut pace = interval(ASKS_AGAIN);
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while !client
                 .query_one(query, &[])
                 .await
                 .expect(query)
                 .get::<_, bool>(0)
             {
-                tokio::task::yield_now().await;
+                pace.tick().await;
             }
         };
         tokio::time::timeout(super::PATIENCE, asking)
