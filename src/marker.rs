@@ -63,9 +63,9 @@ const LAST_TRIES: u32 = 3;
 const TOGETHER_PART: u32 = 20;
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// Writes that settle at once: some milliseconds, in which no connection waits to report
-/// what it has written.
-const SETTLED_AT_ONCE: usize = 10_000;
+/// Writes that settle at once, of some hundred rows at most: some milliseconds, in which
+/// connections wait to report what they have written.
+const SETTLED_AT_ONCE: usize = 1_000;
 
 /// After a statement that looks for acknowledged rows, so many times as long as it took
 /// there is none: when thousands of clients return together, their pages come first.
@@ -151,19 +151,20 @@ impl Marks {
     /// These rows have been handed to the socket of this connection. Never waits.
     pub fn written(&self, recipient: &Arc<Recipient>, rows: impl IntoIterator<Item = i64>) {
         let at = Instant::now();
-        let (mut count, mut early) = (0, Vec::new());
-        let mut in_flight = lock(&self.in_flight);
-        let was_idle = in_flight.len() == 0;
-        for row in rows {
-            count += 1;
-            early.extend(in_flight.add(Write {
-                at,
-                row,
-                recipient: Arc::clone(recipient),
-            }));
+        let write = Write {
+            at,
+            rows: rows.into_iter().collect(),
+            recipient: Arc::clone(recipient),
+        };
+        self.delivered.inc_by(write.rows.len() as u64);
+        if self.settle.is_zero() {
+            self.settled(vec![write], at);
+            return;
         }
+        let mut in_flight = lock(&self.in_flight);
+        let was_idle = in_flight.rows() == 0;
+        let early = in_flight.add(write);
         drop(in_flight);
-        self.delivered.inc_by(count);
         if was_idle {
             self.written.notify_one();
         }
@@ -210,7 +211,9 @@ impl Marks {
             .iter()
             .map(|write| {
                 let written = clock.before(now.saturating_duration_since(write.at));
-                queue.add(write.recipient.incarnation(), write.row, written)
+                let of = write.recipient.incarnation();
+                let rows = write.rows.iter();
+                rows.map(|&row| queue.add(of, row, written)).sum::<u64>()
             })
             .sum();
         drop(queue);
@@ -266,7 +269,7 @@ impl Marks {
             (queue.len(), queue.stuck_rows())
         };
         MarkCounts {
-            in_flight: lock(&self.in_flight).len(),
+            in_flight: lock(&self.in_flight).rows(),
             delivered: self.delivered.get(),
             unmarked,
             stuck,

@@ -12,15 +12,16 @@ use tokio::time::Instant;
 
 use super::recipient::Recipient;
 
-/// Writes in flight: 32 MB. With more, the oldest settle early. With the default settle
-/// time that takes half a million writes a second.
-const WRITES: usize = 1_000_000;
+/// Rows in flight, each for every connection: 8 to 80 MB, as they were written together or
+/// one by one. With more, the oldest settle early. With the default settle time that takes
+/// half a million rows a second.
+const ROWS: usize = 1_000_000;
 
-/// A row that was written to a connection.
+/// Rows that were written to a connection together.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
     pub(super) at: Instant,
-    pub(super) row: i64,
+    pub(super) rows: Box<[i64]>,
     pub(super) recipient: Arc<Recipient>,
 }
 
@@ -30,6 +31,8 @@ pub(super) struct InFlight {
     settle: Duration,
     most: usize,
     writes: VecDeque<Write>,
+    /// In all of them.
+    rows: usize,
 }
 
 impl InFlight {
@@ -37,24 +40,29 @@ impl InFlight {
     pub(super) fn new(settle: Duration) -> Self {
         Self {
             settle,
-            most: WRITES,
+            most: ROWS,
             writes: VecDeque::new(),
+            rows: 0,
         }
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.writes.len()
+    /// How many rows there are.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
     }
 
-    /// Adds a row that was written now. Returns the oldest write if there are too many.
-    pub(super) fn add(&mut self, write: Write) -> Option<Write> {
+    /// Adds rows that were written now. Returns the oldest writes if there are too many rows.
+    pub(super) fn add(&mut self, write: Write) -> Vec<Write> {
+        self.rows += write.rows.len();
         self.writes.push_back(write);
-        if self.writes.len() > self.most {
-            self.writes.pop_front()
-        } else {
-            None
+        let mut early = Vec::new();
+        while self.rows > self.most
+            && let Some(write) = self.writes.pop_front()
+        {
+            self.rows -= write.rows.len();
+            early.push(write);
         }
+        early
     }
 
     /// When the next one settles, if there is any.
@@ -75,6 +83,7 @@ impl InFlight {
         let (ended, others): (VecDeque<_>, _) =
             writes.partition(|write| write.recipient.is_ended());
         self.writes = others;
+        self.rows -= ended.iter().map(|write| write.rows.len()).sum::<usize>();
         ended.into()
     }
 
@@ -86,9 +95,10 @@ impl InFlight {
     /// Takes the oldest, without those whose connections closed too early.
     fn take(&mut self, count: usize) -> Vec<Write> {
         let settle = self.settle;
-        let taken = self.writes.drain(..count);
-        let settled = taken.filter(|write| settle.is_zero() || write.recipient.stayed());
-        let settled = settled.collect();
+        let mut taken: Vec<Write> = self.writes.drain(..count).collect();
+        self.rows -= taken.iter().map(|write| write.rows.len()).sum::<usize>();
+        taken.retain(|write| settle.is_zero() || write.recipient.stayed());
+        let settled = taken;
         if self.writes.is_empty() {
             // A bridge that is idle again keeps no memory of a burst.
             self.writes = VecDeque::new();
@@ -125,10 +135,10 @@ mod tests {
         fn write(&mut self, recipient: &Arc<Recipient>, row: i64) -> Option<i64> {
             let early = self.in_flight.add(Write {
                 at: self.now,
-                row,
+                rows: Box::new([row]),
                 recipient: Arc::clone(recipient),
             });
-            early.map(|write| write.row)
+            rows(early).first().copied()
         }
 
         fn settled(&mut self) -> Vec<i64> {
@@ -137,7 +147,8 @@ mod tests {
     }
 
     fn rows(writes: Vec<Write>) -> Vec<i64> {
-        writes.into_iter().map(|write| write.row).collect()
+        let rows = writes.iter().flat_map(|write| &write.rows);
+        rows.copied().collect()
     }
 
     #[test]
@@ -157,7 +168,7 @@ mod tests {
         world.now += SETTLE;
         tab.close(Closed::ByBridge);
         assert_eq!(world.settled(), [2]);
-        assert_eq!((world.in_flight.next(), world.in_flight.len()), (None, 0));
+        assert_eq!((world.in_flight.next(), world.in_flight.rows()), (None, 0));
     }
 
     #[test]
@@ -171,7 +182,7 @@ mod tests {
         world.write(&new, 2);
         world.now += SETTLE;
         assert_eq!(world.settled(), [2]);
-        assert_eq!(world.in_flight.len(), 0);
+        assert_eq!(world.in_flight.rows(), 0);
     }
 
     #[test]

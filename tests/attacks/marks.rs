@@ -299,6 +299,10 @@ async fn a_mark_that_takes_for_ever_delays_others_once() {
         .execute("insert into notifications (user_id, text) values ('alice', 'slow')")
         .await;
     alice.next_event().await;
+    // Its statement runs: rows that come now are not in it.
+    let asleep = "select count(*) = 1 from pg_stat_activity \
+                  where datname = current_database() and wait_event = 'PgSleep'";
+    database.superuser().until(asleep).await;
     let since = Instant::now();
     bystander.receive_one().await;
     database.until(MARKED).await;
