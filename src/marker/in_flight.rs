@@ -62,6 +62,7 @@ impl InFlight {
             self.rows -= write.rows.len();
             early.push(write);
         }
+        early.retain(|write| write.recipient.stayed());
         early
     }
 
@@ -94,16 +95,14 @@ impl InFlight {
 
     /// Takes the oldest, without those whose connections closed too early.
     fn take(&mut self, count: usize) -> Vec<Write> {
-        let settle = self.settle;
         let mut taken: Vec<Write> = self.writes.drain(..count).collect();
         self.rows -= taken.iter().map(|write| write.rows.len()).sum::<usize>();
-        taken.retain(|write| settle.is_zero() || write.recipient.stayed());
-        let settled = taken;
+        taken.retain(|write| write.recipient.stayed());
         if self.writes.is_empty() {
             // A bridge that is idle again keeps no memory of a burst.
             self.writes = VecDeque::new();
         }
-        settled
+        taken
     }
 }
 
@@ -200,15 +199,6 @@ mod tests {
     }
 
     #[test]
-    fn without_a_settle_time_what_was_written_is_settled() {
-        let mut world = World::new(Duration::ZERO);
-        let tab = recipient();
-        world.write(&tab, 1);
-        tab.close(Closed::ByClient);
-        assert_eq!(world.settled(), [1]);
-    }
-
-    #[test]
     fn beyond_the_bound_the_oldest_settle_early_and_none_is_dropped() {
         let mut world = World::new(SETTLE);
         world.in_flight.most = 10;
@@ -217,6 +207,16 @@ mod tests {
             assert_eq!(world.write(&tab, row), None);
         }
         assert_eq!(world.write(&tab, 10), Some(0));
+        // A page that was left has not settled, early or not.
+        let left = recipient();
+        for row in 11..22 {
+            world.write(&left, row);
+        }
+        left.close(Closed::ByClient);
+        assert_eq!(world.write(&tab, 22), None);
+        for row in 1..=10 {
+            world.write(&tab, row);
+        }
         world.now += SETTLE;
         assert_eq!(
             rows(world.in_flight.take_settled(world.now, 4)),
