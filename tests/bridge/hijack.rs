@@ -60,8 +60,9 @@ async fn plant(database: &Database) -> i64 {
     let superuser = database.superuser().connect().await;
     superuser
         .batch_execute(
-            "do $$ begin if to_regrole('mallory') is null then create role mallory login; \
-             end if; end $$; \
+            // Another test of this cluster may create it at the same moment.
+            "do $$ begin create role mallory login; \
+             exception when duplicate_object or unique_violation then null; end $$; \
              create schema plants authorization mallory; \
              grant create on schema public to public",
         )

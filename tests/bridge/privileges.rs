@@ -332,8 +332,8 @@ async fn forged_bells_of_a_role_without_any_right_change_nothing_and_hold_nobody
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
-    let make = "do $$ begin if to_regrole('stranger') is null then \
-                create role stranger login; end if; end $$";
+    let make = "do $$ begin create role stranger login; \
+                exception when duplicate_object or unique_violation then null; end $$";
     database.superuser().execute(make).await;
     let stranger = database.as_role("stranger").connect().await;
     may_not(
@@ -394,8 +394,8 @@ async fn owners(database: &Database, schema: &str) -> String {
 }
 
 async fn serves(database: &Database, schema: &str) {
-    let login = "do $$ begin if to_regrole('bridge') is null then \
-                 create role bridge login in role tidings_bridge; end if; end $$";
+    let login = "do $$ begin create role bridge login in role tidings_bridge; \
+                 exception when duplicate_object or unique_violation then null; end $$";
     database.superuser().execute(login).await;
     let place = format!("--schema={schema}");
     let bridge = Bridge::start_with(&database.bridge(), &["--migrate=never", &place]).await;

@@ -224,7 +224,8 @@ async fn roles_that_may_create_in_the_schema_are_listed_with_the_statement_that_
     let superuser = database.superuser();
     superuser
         .execute(
-            "do $$ begin if to_regrole('django') is null then create role django; end if; end $$; \
+            "do $$ begin create role django; \
+             exception when duplicate_object or unique_violation then null; end $$; \
              grant create on schema public to public, django, tidings_writer, bridge",
         )
         .await;
