@@ -236,6 +236,10 @@ impl Shared {
         let mut wire = Wire::new();
         self.record().open += 1;
         let end = self.relay(&mut client, &mut wire).await;
+        match &end {
+            Ok(_) => self.note("closed".to_owned()),
+            Err(error) => self.note(format!("broke: {error}")),
+        }
         let mut record = self.record();
         record.open -= 1;
         for &row in &wire.rows {

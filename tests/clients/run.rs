@@ -517,9 +517,10 @@ impl Run<'_> {
                 || record.cuts < self.effort.cuts
             {
                 outcome.details.push(format!(
-                    "stream {n} ({:?}), {} cuts, errors {:?}, gaps {:?}, changed {:?}, control {:?}\n    {}",
+                    "stream {n} ({:?}), {} cuts, {} open, errors {:?}, gaps {:?}, changed {:?}, control {:?}\n    {}",
                     Trouble::of(n),
                     record.cuts,
+                    record.open,
                     received.errors,
                     received.gaps,
                     received.changed,
