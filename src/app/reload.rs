@@ -7,11 +7,11 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
+    app::shutdown::Hangups,
+    auth::jwt::{Keys, Tokens},
     config::ServeOptions,
-    database::DatabaseUrl,
-    shutdown::Hangups,
-    tls::Certificate,
-    token::{Keys, Tokens},
+    postgres::connect::DatabaseUrl,
+    tls::server_certificate::Certificate,
 };
 
 /// After this time it is logged that the files can't be read: one of them may lie on

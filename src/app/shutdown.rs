@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::telemetry;
+use crate::monitoring::logging;
 
 /// How long stopping may take until [`Shutdown::allow`] says more: nothing has
 /// been begun that must be finished.
@@ -83,7 +83,7 @@ impl Shutdown {
                 requested.cancel();
                 caught.cut_off(asked, allowed).await;
             });
-            telemetry::flush();
+            logging::flush();
             process::exit(exit_code);
         })?;
         Ok(shutdown)

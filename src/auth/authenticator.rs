@@ -9,14 +9,18 @@ use actix_web::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    client::Client,
-    cookie::CookieName,
-    field::trimmed,
-    identity::{Identity, Unidentified},
-    notification::UserId,
-    ticket::Tickets,
-    token::Tokens,
-    user_header::{Disbelief, UserHeader},
+    auth::{
+        client_addr::Client,
+        cookie::CookieName,
+        header_value::trimmed,
+        jwt::Tokens,
+        ticket::Tickets,
+        user_header::{Disbelief, UserHeader},
+    },
+    domain::{
+        identity::{Identity, Unidentified},
+        notification::UserId,
+    },
 };
 
 /// A request has one token, or a header's and those of cookies for several paths

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use actix_web::http::header::{self, HeaderMap};
 
-use crate::field::trimmed;
+use crate::auth::header_value::trimmed;
 
 /// The name of the cookie that carries a token where no header can be set.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use actix_web::{
     middleware::Next,
 };
 
-use crate::problem::Problem;
+use crate::auth::problem::Problem;
 
 /// The host that a request names.
 #[derive(Clone, Debug, PartialEq, Eq)]

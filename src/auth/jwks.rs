@@ -19,8 +19,8 @@ use tracing::{debug, info, warn};
 
 pub use self::url::KeySetUrl;
 use crate::{
-    backoff::{Backoff, jittered},
-    key::{Accepted, Key, Kind},
+    auth::jwt_key::{Accepted, Key, Kind},
+    runtime::backoff::{Backoff, jittered},
 };
 
 /// A set has at most this many bytes; the largest of the field have some tens

@@ -13,12 +13,16 @@ use jsonwebtoken::{
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-pub use crate::key::JwtSecret;
+pub use crate::auth::jwt_key::JwtSecret;
 use crate::{
-    identity::{Identity, LEEWAY, Unidentified},
-    key::{Accepted, Key, Kind},
-    key_set::KeySet,
-    notification::UserId,
+    auth::{
+        jwks::KeySet,
+        jwt_key::{Accepted, Key, Kind},
+    },
+    domain::{
+        identity::{Identity, LEEWAY, Unidentified},
+        notification::UserId,
+    },
 };
 
 /// A token may have at most this many bytes: those of the field have one or

@@ -20,11 +20,11 @@ use actix_web::{
     web,
 };
 
-use crate::{
-    client::Proxies,
+use crate::auth::{
+    client_addr::Proxies,
     host::Host,
     problem::Problem,
-    refusals::{Reason, Refusals},
+    rejections::{Reason, Refusals},
     scheme::Scheme,
 };
 

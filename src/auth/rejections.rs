@@ -5,7 +5,7 @@ use std::{fmt, time::Instant};
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tracing::{info, warn};
 
-use crate::{client::Client, rarely::Rarely};
+use crate::{auth::client_addr::Client, runtime::log_throttle::Rarely};
 
 /// Why somebody was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,9 +7,9 @@ use actix_web::{
     http::header::{self, HeaderMap},
 };
 
-use crate::{
-    client::{Proxies, hop},
-    field::split_unquoted,
+use crate::auth::{
+    client_addr::{Proxies, hop},
+    header_value::split_unquoted,
 };
 
 /// The header in which a proxy passes on the scheme of the request that it received.

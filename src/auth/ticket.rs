@@ -18,15 +18,17 @@ use tokio_postgres::types::Type;
 use tracing::warn;
 
 use crate::{
-    client::Client,
-    hub::Hub,
-    identity::{Identity, TicketHash, Unidentified},
-    notification::UserId,
-    pool::{Pool, QueryError},
-    rarely::Rarely,
-    reader,
-    sql::Sql,
-    tally::Tally,
+    auth::client_addr::Client,
+    delivery::{hub::Hub, page_reader},
+    domain::{
+        identity::{Identity, TicketHash, Unidentified},
+        notification::UserId,
+    },
+    postgres::{
+        pool::{self, Pool, QueryError},
+        queries::Sql,
+    },
+    runtime::{counter_map::Tally, log_throttle::Rarely},
 };
 
 /// A ticket is 64 hexadecimal digits: whatever else is shown costs no query.
@@ -161,8 +163,8 @@ impl Lookup {
         let parameters = [(&hash.0.as_slice() as _, Type::BYTEA)];
         let query = self.pool.query(limit, &self.sql.ticket, &parameters);
         let rows = query.await?;
-        let row = reader::head(&rows);
-        if reader::read_incarnation(row)? != self.hub.tail().history.incarnation {
+        let row = pool::first_row(&rows);
+        if page_reader::read_incarnation(row)? != self.hub.tail().history.incarnation {
             // An old primary may keep its sessions for ever, and knows nothing
             // of the tickets that were taken away since.
             self.pool.renew();

@@ -5,7 +5,7 @@ use actix_web::{
     http::header::{HeaderName, HeaderValue},
 };
 
-use crate::{client::Proxies, notification::UserId};
+use crate::{auth::client_addr::Proxies, domain::notification::UserId};
 
 /// Why such a header is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,21 +15,26 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::{
-    activation::Activation,
-    app::{self, App, Parts, RunError, StartError},
-    authenticator::{Credentials, QueryUser, TicketPolicy},
-    client::Proxies,
-    cluster::{self, Cluster, ClusterError, PostgresBinaries},
+    app::{self, App, Parts, RunError, StartError, shutdown::Shutdown},
+    auth::{
+        authenticator::{Credentials, QueryUser, TicketPolicy},
+        client_addr::Proxies,
+        cookie::CookieName,
+        origin::Origins,
+    },
     config::{BridgeOptions, ConfigError, DevOptions, MigratePolicy},
-    cookie::CookieName,
-    database::{self, DatabaseUrl},
-    demo::Demo,
-    origin::Origins,
-    pool::{Pool, Sessions},
-    schema::SchemaName,
-    servers::{self, ServersError},
-    shutdown::Shutdown,
+    http::{
+        demo::Demo,
+        inherited_sockets::Activation,
+        servers::{self, ServersError},
+    },
+    postgres::{
+        connect::{self, DatabaseUrl},
+        pool::{Pool, Sessions},
+        schema::SchemaName,
+    },
 };
+use private_postgres::{self, Cluster, ClusterError, PostgresBinaries};
 
 /// The database in the private cluster.
 const DATABASE: &str = "tidings";
@@ -50,7 +55,7 @@ pub enum DevError {
     #[error("{0}")]
     Cluster(#[from] ClusterError),
     /// Its database.
-    #[error("the private PostgreSQL refused: {}", database::describe(.0))]
+    #[error("the private PostgreSQL refused: {}", connect::describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// Its address, which is of our own making.
     #[error("the private PostgreSQL can't be addressed: {0}")]
@@ -88,7 +93,7 @@ pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevErro
         return Ok(());
     };
     let cluster = cluster?;
-    shutdown.allow(app::shutdown_limit(&options.bridge) + cluster::STOP_LIMIT);
+    shutdown.allow(app::shutdown_limit(&options.bridge) + private_postgres::STOP_LIMIT);
     let outcome = serve(&cluster, &binaries, &options.bridge, shutdown).await;
     cluster.stop().await?;
     outcome

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::{
     check::{Finding, Report, Severity},
-    escape,
+    runtime::escape,
 };
 
 /// How often it is looked whether somebody still reads what is printed: soon enough for

@@ -8,8 +8,8 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    prune_failure::PruneFailure,
+use crate::postgres::{
+    prune_failure::{PruneFailure, rows},
     retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
 };
 
@@ -142,24 +142,6 @@ impl Progress {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
-}
-
-/// A number of rows, in words: `1 row`.
-pub fn rows(number: u64) -> String {
-    match number {
-        1 => "1 row".to_owned(),
-        _ => format!("{number} rows"),
-    }
-}
-
-/// The rows that could not be removed, in words; `None` if there are none.
-pub fn complaint(failures: &[PruneFailure]) -> Option<String> {
-    let first = failures.first()?;
-    Some(format!(
-        "{} could not be removed: {}; `tidings check` names what keeps them and what to do",
-        rows(PruneFailure::total(failures)),
-        first.reason
-    ))
 }
 
 impl fmt::Display for Prunable {

@@ -10,9 +10,11 @@ use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use crate::{
     config::{DatabaseOptions, SendOptions, TicketOptions},
-    database::{Borrowed, ConnectError, DatabaseUrl, Queries, describe},
-    pool::Parameter,
-    schema::SchemaName,
+    postgres::{
+        connect::{Borrowed, ConnectError, DatabaseUrl, Queries, describe},
+        pool::Parameter,
+        schema::SchemaName,
+    },
 };
 
 /// More than a notification holds: the database says what the bound is.
@@ -93,7 +95,7 @@ pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
                 (&options.event, Type::TEXT),
             ];
             errand
-                .run(include_str!("../sql/send.sql"), &parameters)
+                .run(include_str!("../../sql/send.sql"), &parameters)
                 .await?
         }
         Some(expires) => {
@@ -105,7 +107,7 @@ pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
                 (&seconds, Type::FLOAT8),
             ];
             errand
-                .run(include_str!("../sql/send_until.sql"), &parameters)
+                .run(include_str!("../../sql/send_until.sql"), &parameters)
                 .await?
         }
     };
@@ -129,7 +131,7 @@ pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
         (&seconds, Type::FLOAT8),
     ];
     let row = errand
-        .run(include_str!("../sql/issue.sql"), &parameters)
+        .run(include_str!("../../sql/issue.sql"), &parameters)
         .await?;
     Ok(row.try_get("ticket")?)
 }

@@ -7,9 +7,9 @@ use clap::{Arg, ArgMatches, CommandFactory, parser::ValueSource};
 use serde_json::{Value, json};
 
 use crate::{
+    cli::output::{Colour, print_json},
     config::{Cli, ConfigOptions, Environment, Form},
-    escape,
-    terminal::{Colour, print_json},
+    runtime::escape,
 };
 
 /// The flag of `config` itself.

@@ -7,12 +7,14 @@ use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use crate::{
     check::{self, Report},
+    cli::output::{Bytes, Colour, Count, Span, print_json, print_report},
     config::{Form, StatusOptions},
-    database::{self, Borrowed, Queries, describe},
-    escape,
-    schema::{self, SchemaError},
-    survey::{Bridge, Found, Pending, Survey},
-    terminal::{Bytes, Colour, Count, Span, print_json, print_report},
+    monitoring::database_state::{Bridge, Found, Pending, Survey},
+    postgres::{
+        connect::{self, Borrowed, Queries, describe},
+        schema::{self, SchemaError},
+    },
+    runtime::escape,
 };
 
 /// What is so.
@@ -45,9 +47,9 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     let names = ["notifications", "tidings_bell"].map(|name| schema.qualified(name));
     let names = names.each_ref().map(|name| (name as _, Type::TEXT));
     let facts = client
-        .query_typed_one(include_str!("../sql/status.sql"), &names)
+        .query_typed_one(include_str!("../../sql/status.sql"), &names)
         .await?;
-    let usage = include_str!("../sql/queue_usage.sql");
+    let usage = include_str!("../../sql/queue_usage.sql");
     let queue = match client.query_typed_one(usage, &[]).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
         row => Some(row?.try_get("usage")?),
@@ -71,7 +73,7 @@ pub enum StatusError {
     Config(#[from] crate::config::ConfigError),
     /// No connection.
     #[error("{0}")]
-    Connect(#[from] database::ConnectError),
+    Connect(#[from] connect::ConnectError),
     /// The schema.
     #[error("{0}")]
     Schema(#[from] SchemaError),

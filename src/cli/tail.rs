@@ -14,19 +14,22 @@ use serde_json::json;
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
-    batch::End,
+    cli::output,
     config::{ConfigError, Form, TailOptions},
-    crash_sign::CrashSign,
-    database::{Borrowed, ConnectError, Queries, describe},
-    escape,
-    history::Incarnation,
-    notification::Notification,
-    pool::{Pool, QueryError, Sessions},
-    position::Position,
-    reader::{self, Backlog, PageSize, UserPage},
-    snapshot::Snapshot,
-    sql::Sql,
-    terminal,
+    delivery::{
+        batch::End,
+        page_reader::{self, Backlog, PageSize, UserPage},
+    },
+    domain::{
+        history::Incarnation, notification::Notification, position::Position, snapshot::Snapshot,
+    },
+    postgres::{
+        connect::{Borrowed, ConnectError, Queries, describe},
+        crash_sign::CrashSign,
+        pool::{Pool, QueryError, Sessions},
+        queries::Sql,
+    },
+    runtime::escape,
 };
 
 /// How often it looks: a person doesn't feel it, and a look is a fraction of a
@@ -75,7 +78,7 @@ struct Tail<'a, W> {
 pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
     tokio::select! {
         outcome = follow(output, options) => outcome,
-        () = terminal::closed_stdout() => Ok(()),
+        () = output::closed_stdout() => Ok(()),
     }
 }
 
@@ -128,9 +131,9 @@ impl<W: Write> Tail<'_, W> {
             replay: self.options.replay,
             opened: &opened,
             system_identifier: row.try_get("system_identifier")?,
-            in_vain: reader::READ_IN_VAIN,
+            in_vain: page_reader::READ_IN_VAIN,
         };
-        let first = reader::backlog_page(&self.pool, backlog, PageSize::USER).await?;
+        let first = page_reader::backlog_page(&self.pool, backlog, PageSize::USER).await?;
         let mut seen = Seen {
             position: first.start,
             incarnation: first.page.incarnation,
@@ -143,7 +146,8 @@ impl<W: Write> Tail<'_, W> {
     async fn look(&mut self, seen: &mut Seen) -> Result<(), TailError> {
         loop {
             let (user, size) = (&self.options.user, PageSize::USER);
-            let page = reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
+            let page =
+                page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
             if page.incarnation != seen.incarnation {
                 // Transaction ids of before may mean something else now.
                 tracing::warn!("the server has crashed or was replaced: beginning anew");

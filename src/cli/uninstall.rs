@@ -3,10 +3,10 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::{
+    cli::output::Count,
     config::{ConfigError, UninstallOptions},
-    escape,
-    schema::{Removal, SchemaError},
-    terminal::Count,
+    postgres::schema::{Removal, SchemaError},
+    runtime::escape,
 };
 
 /// Why it was not removed.

@@ -6,11 +6,13 @@ use std::sync::{Arc, OnceLock};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    clock::Moment,
-    notification::Notification,
-    position::{Follows, Position, RowKey, Unread},
-    snapshot::{Snapshot, Xid},
-    sse::{self, Format},
+    delivery::sse::{self, Format},
+    domain::{
+        clock::Moment,
+        notification::Notification,
+        position::{Follows, Position, RowKey, Unread},
+        snapshot::{Snapshot, Xid},
+    },
 };
 
 /// Bytes of a text up to which a live event is encoded once for all connections

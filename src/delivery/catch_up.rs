@@ -2,7 +2,7 @@
 //! takes.
 
 mod memory;
-mod reads;
+mod metrics;
 mod turns;
 
 use std::{
@@ -21,21 +21,22 @@ use tracing::debug;
 
 pub use self::{
     memory::{Lease, PAGE_MEMORY, PageMemory},
-    reads::Reads,
+    metrics::Reads,
     turns::Turns,
 };
 use crate::{
-    backoff::Backoff,
-    drained::Drained,
-    health::Health,
-    history::History,
-    hub::Hub,
-    notification::UserId,
-    pool::{Pool, QueryError},
-    position::Position,
-    reader::{self, Backlog, BacklogPage, PageSize, READ_IN_VAIN, UserPage},
-    snapshot::Xid,
-    sql::Sql,
+    delivery::{
+        delivered_watermark::Drained,
+        health::Health,
+        hub::Hub,
+        page_reader::{self, Backlog, BacklogPage, PageSize, READ_IN_VAIN, UserPage},
+    },
+    domain::{history::History, notification::UserId, position::Position, snapshot::Xid},
+    postgres::{
+        pool::{Pool, QueryError},
+        queries::Sql,
+    },
+    runtime::backoff::Backoff,
 };
 
 /// The first and the longest wait before a page is tried again.
@@ -240,7 +241,7 @@ impl Pages {
         if let Some(position) = &wanted.position {
             return Ok(Read {
                 start: None,
-                page: reader::user_page(pool, sql, user, position, size).await?,
+                page: page_reader::user_page(pool, sql, user, position, size).await?,
                 drained: None,
             });
         }
@@ -256,7 +257,7 @@ impl Pages {
             start,
             page,
             drained,
-        } = reader::backlog_page(pool, backlog, size).await?;
+        } = page_reader::backlog_page(pool, backlog, size).await?;
         Ok(Read {
             start: Some(start),
             page,

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use crate::{
-    activity::Activity,
-    batch::Event,
-    clock::Moment,
-    history::Incarnation,
-    marker::{Closed, Marks, Recipient},
-    notification::UserId,
-    reader::READ_IN_VAIN,
+    delivery::{
+        batch::Event,
+        counters::Activity,
+        marker::{Closed, Marks, Recipient},
+        page_reader::READ_IN_VAIN,
+    },
+    domain::{clock::Moment, history::Incarnation, notification::UserId},
 };
 
 /// After so many rows on one connection it is noted that they need not be looked

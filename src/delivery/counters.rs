@@ -17,8 +17,8 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::{
-    clock::{Clock, Moment},
-    health::Watching,
+    delivery::health::Watching,
+    domain::clock::{Clock, Moment},
 };
 
 /// A delay counts in the first of these that it doesn't exceed, or beyond them.

@@ -15,13 +15,12 @@ use tokio_postgres::types::Type;
 use tracing::{debug, warn};
 
 use crate::{
-    history::History,
-    notification::UserId,
-    pool::{Parameter, Pool, QueryError},
-    reader,
-    schema::SchemaName,
-    snapshot::Xid,
-    sql::Sql,
+    domain::{history::History, notification::UserId, snapshot::Xid},
+    postgres::{
+        pool::{self, Parameter, Pool, QueryError},
+        queries::Sql,
+        schema::SchemaName,
+    },
 };
 
 /// How long noting may take.
@@ -68,14 +67,14 @@ impl Drained {
             schema.qualified("tidings_reopened"),
         );
         let tables: [Parameter<'_>; 2] = [(&drained, Type::TEXT), (&reopened, Type::TEXT)];
-        let may = include_str!("../sql/may_drain.sql");
+        let may = include_str!("../../sql/may_drain.sql");
         let rows = pool.query(NOTE_LIMIT, may, &tables).await?;
-        let right = match reader::head(&rows).try_get(0)? {
+        let right = match pool::first_row(&rows).try_get(0)? {
             true => Right::Granted,
             false => Right::Missing,
         };
         if right == Right::Granted {
-            let void = schema.fill(include_str!("../sql/void_future_floors.sql"));
+            let void = schema.fill(include_str!("../../sql/void_future_floors.sql"));
             pool.query(NOTE_LIMIT, &void, &[]).await?;
         }
         if right == Right::Missing {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{error, info, warn};
 
-use crate::{schema::SchemaName, visibility::Hidden};
+use crate::postgres::{schema::SchemaName, visibility::Hidden};
 
 /// Older than this, the last look proves nothing: the listener looks at least
 /// once a second while it hears the database.

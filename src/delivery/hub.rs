@@ -18,14 +18,18 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    batch::{Batch, End, Event},
-    disconnected::{Disconnected, Noted},
-    history::History,
-    identity::{Disconnection, Identity, TicketHash},
-    mailbox::{Ending, Letter, Mailbox, Put, Recovery},
-    notification::{Notification, UserId},
-    position::{Position, Unread},
-    snapshot::{Snapshot, Xid},
+    delivery::{
+        batch::{Batch, End, Event},
+        mailbox::{Ending, Letter, Mailbox, Put, Recovery},
+        recent_disconnections::{Disconnected, Noted},
+    },
+    domain::{
+        history::History,
+        identity::{Disconnection, Identity, TicketHash},
+        notification::{Notification, UserId},
+        position::{Position, Unread},
+        snapshot::{Snapshot, Xid},
+    },
 };
 
 /// How far the bridge itself has read the table.

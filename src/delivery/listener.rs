@@ -5,10 +5,10 @@
 //! notification or connection therefore delays an event and never loses it.
 
 mod disconnections;
-mod pause;
-mod remembered;
+mod fine_sleep;
+mod poll_or_listen;
+mod recently_published;
 mod session;
-mod watch;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,29 +20,37 @@ use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 pub use self::session::ListenError;
 use self::{
     disconnections::Progress,
-    pause::Pause,
-    remembered::Remembered,
+    fine_sleep::Pause,
+    poll_or_listen::{Flow, Watch},
+    recently_published::Remembered,
     session::{LOOK_LIMIT, Session},
-    watch::{Flow, Watch},
 };
 use crate::{
-    activity::Activity,
-    backoff::Backoff,
-    clock::Moment,
-    database::DatabaseUrl,
-    health::{Doorbell, Health},
-    history::History,
-    hub::{Hub, Reading, Tail},
-    identity::Disconnection,
-    mailbox::{Ending, Recovery},
-    position::{Position, Rest},
-    rarely::{Failing, Rarely},
-    reader::{self, Disconnections, PageSize, Rings, Unusable},
-    safe_floor::SafeFloor,
-    schema::SchemaName,
-    snapshot::Xid,
-    sql::Sql,
-    visibility::{self, Hidden, Readers},
+    delivery::{
+        counters::Activity,
+        health::{Doorbell, Health},
+        hub::{Hub, Reading, Tail},
+        mailbox::{Ending, Recovery},
+        page_reader::{self, Disconnections, PageSize, Rings, Unusable},
+    },
+    domain::{
+        clock::Moment,
+        durable_floor::SafeFloor,
+        history::History,
+        identity::Disconnection,
+        position::{Position, Rest},
+        snapshot::Xid,
+    },
+    postgres::{
+        connect::DatabaseUrl,
+        queries::Sql,
+        schema::SchemaName,
+        visibility::{self, Hidden, Readers},
+    },
+    runtime::{
+        backoff::Backoff,
+        log_throttle::{Failing, Rarely},
+    },
 };
 
 /// The trigger that rings the bell.
@@ -272,7 +280,7 @@ impl Listener {
         flow: &mut Flow,
     ) -> Result<(Look, Option<Rings>), ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
-        let page = reader::tail_page(client, query, &self.position, self.page_size).await?;
+        let page = page_reader::tail_page(client, query, &self.position, self.page_size).await?;
         let found = match (page.rest(), page.rows()) {
             (Rest::More, _) => Look::More,
             (Rest::Nothing, 0) => Look::Nothing,
@@ -340,7 +348,7 @@ impl Listener {
     ) -> Result<Disconnections, ListenError> {
         let (client, query) = (&session.client, &session.disconnections);
         let asked = Moment::here();
-        let page = reader::disconnections(client, query, position).await?;
+        let page = page_reader::disconnections(client, query, position).await?;
         let clock = &self.activity.clock;
         clock.compare(asked, page.clock, Moment::here());
         if page.incarnation != session.history.incarnation {
@@ -404,7 +412,7 @@ impl Listener {
 
     /// How full the server's notification queue is. Not every role may know.
     async fn look_at_queue(&self, client: &Client) -> Result<(), ListenError> {
-        let query = include_str!("../sql/queue_usage.sql");
+        let query = include_str!("../../sql/queue_usage.sql");
         match client.query_typed_one(query, &[]).await {
             Ok(row) => self.health.queue_used(row.try_get("usage")?),
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
@@ -461,7 +469,7 @@ impl Listener {
 
     /// Begins to read at what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
-        let start = reader::tail_start(&session.client, &self.sql.tail_start);
+        let start = page_reader::tail_start(&session.client, &self.sql.tail_start);
         let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
         let disconnections = self.present(session).await?;
         // From here on nothing fails: a beginning that was cut off is repeated by the

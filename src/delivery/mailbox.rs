@@ -9,7 +9,10 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 
-use crate::{batch::Batch, history::History, snapshot::Xid};
+use crate::{
+    delivery::batch::Batch,
+    domain::{history::History, snapshot::Xid},
+};
 
 /// Rows that may wait in one mailbox.
 pub const QUEUE_ROWS: usize = 1_000;

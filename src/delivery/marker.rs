@@ -39,14 +39,17 @@ use self::{
     queue::{Batch, Lane, Next, Outcome, Queue},
 };
 use crate::{
-    activity::Activity,
-    backoff::Backoff,
-    drained::Drained,
-    health::{Health, Stuck},
-    notification::UserId,
-    pool::{Pool, QueryError},
-    rarely::Failing,
-    sql::Sql,
+    delivery::{
+        counters::Activity,
+        delivered_watermark::Drained,
+        health::{Health, Stuck},
+    },
+    domain::notification::UserId,
+    postgres::{
+        pool::{Pool, QueryError},
+        queries::Sql,
+    },
+    runtime::{backoff::Backoff, log_throttle::Failing},
 };
 
 /// How long one statement may take. While one for fresh rows isn't answered, no

@@ -1,26 +1,27 @@
 //! Reads pages of the table: each one statement, so that the rows and the
 //! snapshot that they are visible to belong together.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio_postgres::{Client, Error, Row, Statement, types::Type};
 use tracing::debug;
 
 use crate::{
-    batch::{Batch, End, Event},
-    clock::Moment,
-    history::{Incarnation, Since},
-    identity::Disconnection,
-    notification::{Expiry, Notification, UserId},
-    pool::{Pool, QueryError},
-    position::{Position, Rest, RowKey, Unread},
-    safe_floor::Log,
-    snapshot::{Snapshot, Xid},
-    sql::Sql,
+    delivery::batch::{Batch, End, Event},
+    domain::{
+        clock::Moment,
+        durable_floor::Log,
+        history::{Incarnation, Since},
+        identity::Disconnection,
+        notification::{Expiry, Notification, UserId},
+        position::{Position, Rest, RowKey, Unread},
+        snapshot::{Snapshot, Xid},
+    },
+    postgres::{
+        pool::{Pool, QueryError, READ_LIMIT, first_row},
+        queries::Sql,
+    },
 };
-
-/// How long one page of a user may take.
-pub const PAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How large a page may be.
 #[derive(Clone, Copy, Debug)]
@@ -273,7 +274,7 @@ pub async fn disconnections(
     let rows = client
         .query(query, &[&floor, &open, &reads, &limit])
         .await?;
-    let head = head(&rows);
+    let head = first_row(&rows);
     let (mut last, mut found) = (None::<RowKey>, Vec::new());
     let (mut rest, mut unread) = (Rest::Nothing, Unread::NOTHING);
     for (index, row) in rows.iter().enumerate() {
@@ -333,8 +334,8 @@ pub async fn tail_start(client: &Client, query: &str) -> Result<(Position, Xid),
 ///
 /// [`QueryError`], also on a standby.
 pub async fn incarnation(pool: &Pool, sql: &Sql) -> Result<Incarnation, QueryError> {
-    let rows = pool.query(PAGE_LIMIT, &sql.incarnation, &[]);
-    Ok(read_incarnation(head(&rows.await?))?)
+    let rows = pool.query(READ_LIMIT, &sql.incarnation, &[]);
+    Ok(read_incarnation(first_row(&rows.await?))?)
 }
 
 /// The first new rows of all users.
@@ -370,7 +371,7 @@ pub async fn tail_page(
             ],
         )
         .await?;
-    let head = head(&rows);
+    let head = first_row(&rows);
     let mut keys = Vec::with_capacity(rows.len());
     for row in &rows {
         keys.extend(read_key(row)?);
@@ -432,7 +433,7 @@ pub async fn user_page(
 ) -> Result<UserPage, QueryError> {
     let rows = pool
         .query(
-            PAGE_LIMIT,
+            READ_LIMIT,
             &sql.user_page,
             &[
                 (&position.floor(), Type::XID8),
@@ -494,7 +495,7 @@ pub async fn backlog_page(
     let opened = wanted.opened;
     let rows = pool
         .query(
-            PAGE_LIMIT,
+            READ_LIMIT,
             wanted.query,
             &[
                 (&wanted.user.as_str(), Type::TEXT),
@@ -517,7 +518,7 @@ pub async fn backlog_page(
         Some(first) => ended.min(first.xid),
         None => ended,
     };
-    let passed: Option<Xid> = head(&rows).try_get("passed")?;
+    let passed: Option<Xid> = first_row(&rows).try_get("passed")?;
     let start = match (first, &batch.end) {
         (Some(first), _) => Position::before(first, &batch.snapshot),
         (None, End::CaughtUp { top }) => Position::after(*top, &batch.snapshot),
@@ -534,7 +535,7 @@ pub async fn backlog_page(
 
 /// Also the first row that was read, whether it can be delivered or not.
 fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowKey>), Error> {
-    let head = head(rows);
+    let head = first_row(rows);
     let mut keys = Vec::with_capacity(rows.len());
     for row in rows {
         keys.extend(read_key(row)?);
@@ -576,15 +577,6 @@ fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowK
         },
     };
     Ok((page, read.first().map(|first| first.key)))
-}
-
-/// Every row carries what holds for the whole page; where nothing is new, a
-/// single one does nothing else.
-pub fn head(rows: &[Row]) -> &Row {
-    match rows {
-        [head, ..] => head,
-        [] => unreachable!("these statements answer with a row even where there is nothing"),
-    }
 }
 
 /// In which incarnation of the server a statement ran, from its columns

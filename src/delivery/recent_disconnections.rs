@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::identity::{Disconnection, Identity};
+use crate::domain::identity::{Disconnection, Identity};
 
 /// How many disconnections there were when a client began to be identified. It
 /// registers later, and those in between may mean it.
@@ -52,7 +52,7 @@ impl Disconnected {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::notification::UserId;
+    use crate::domain::notification::UserId;
 
     #[test]
     fn who_has_missed_more_than_is_remembered_might_be_meant() {

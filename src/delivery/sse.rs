@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
-use crate::{
+use crate::domain::{
     notification::Notification,
     position::{EventId, UnusableId},
 };
@@ -284,7 +284,7 @@ pub fn put_gap(out: &mut BytesMut, gap: Gap) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{notification::Expiry, position::RowKey, snapshot::Xid};
+    use crate::domain::{notification::Expiry, position::RowKey, snapshot::Xid};
 
     fn notification(event: Option<&str>, text: &str) -> Notification {
         Notification {

@@ -5,9 +5,10 @@
 //! until a page is short, then goes live. What is live passes the same test as
 //! what was caught up: is it new to *this connection's* position?
 
-mod opening;
+mod start;
 
 use std::{
+    any::Any,
     borrow::Cow,
     convert::Infallible,
     pin::Pin,
@@ -21,27 +22,30 @@ use futures_util::{FutureExt, Stream};
 use tokio::time::Instant;
 use tracing::{Span, debug};
 
-use self::opening::Opening;
-pub use self::opening::Start;
+use self::start::Opening;
+pub use self::start::Start;
 use crate::{
-    activity::Activity,
-    admission::Permit,
-    alarm::{Alarm, Heartbeats},
-    backoff::jittered,
-    batch::{Batch, End},
-    catch_up::{Lease, Outcome, Page, Pages, Reading, Wanted},
-    disconnected::Noted,
-    ends::{Ended, Ends, Reason, Warning},
-    handed_out::HandedOut,
-    history::History,
-    hub::{Connection, Hub},
-    identity::Identity,
-    mailbox::{Ending, Letter, Recovery},
-    marker::{Acknowledgement, Marks},
-    position::{EventId, Position},
-    reader::PageSize,
-    snapshot::Xid,
-    sse::{self, Begins, Format, Gap},
+    delivery::{
+        batch::{Batch, End},
+        catch_up::{Lease, Outcome, Page, Pages, Reading, Wanted},
+        chunk_rows::HandedOut,
+        counters::Activity,
+        heartbeat::{Alarm, Heartbeats},
+        hub::{Connection, Hub},
+        mailbox::{Ending, Letter, Recovery},
+        marker::{Acknowledgement, Marks},
+        page_reader::PageSize,
+        recent_disconnections::Noted,
+        sse::{self, Begins, Format, Gap},
+        stream_end::{Ended, Ends, Reason, Warning},
+    },
+    domain::{
+        history::History,
+        identity::Identity,
+        position::{EventId, Position},
+        snapshot::Xid,
+    },
+    runtime::backoff::jittered,
 };
 
 /// Bytes after which a chunk goes to the socket: a burst of small events costs
@@ -81,15 +85,18 @@ pub struct Streams {
     pub ended: Ended,
 }
 
+/// What a stream holds for its caller as long as it lives.
+type Place = Box<dyn Any + Send + Sync>;
+
 /// The body of one response.
 ///
-/// Each poll means that all earlier bytes are in the kernel's hands ([`crate::line`]
-/// sees to it, and in the server a write buffer of one byte; [`crate::tls`] tells
+/// Each poll means that all earlier bytes are in the kernel's hands ([`crate::http::detached_stream`]
+/// sees to it, and in the server a write buffer of one byte; [`crate::tls::server_certificate`] tells
 /// what HTTPS adds), so that is when rows count as sent.
 pub struct EventStream {
     /// Its place among those that may be open. It is given back before the hub
     /// forgets the connection: whom the hub doesn't count takes no place.
-    _permit: Option<Permit>,
+    _place: Option<Place>,
     streams: Arc<Streams>,
     connection: Connection,
     format: Format,
@@ -191,7 +198,7 @@ impl EventStream {
         let history = tail.history;
         let ends = Ends::of_age(streams.max_age).or_expiry(identity.expires);
         Self {
-            _permit: None,
+            _place: None,
             connection,
             format,
             history,
@@ -216,9 +223,9 @@ impl EventStream {
         }
     }
 
-    /// Gives the permit back when the stream is gone.
-    pub fn holding(mut self, permit: Permit) -> Self {
-        self._permit = Some(permit);
+    /// Drops `place` with the stream: its place among those that may be open.
+    pub fn holding(mut self, place: impl Send + Sync + 'static) -> Self {
+        self._place = Some(Box::new(place));
         self
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::time::Instant;
 
-use crate::{mailbox::Ending, marker::Closed};
+use crate::delivery::{mailbox::Ending, marker::Closed};
 
 /// How long before the end of its identity a client is told.
 const WARNING: Duration = Duration::from_secs(30);

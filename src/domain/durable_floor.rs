@@ -9,7 +9,7 @@
 
 use tokio_postgres::types::PgLsn;
 
-use crate::snapshot::Xid;
+use crate::domain::snapshot::Xid;
 
 /// Where the write-ahead log stood when a page was read.
 #[derive(Clone, Copy, Debug)]

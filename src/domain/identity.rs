@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::notification::UserId;
+use crate::domain::notification::UserId;
 
 /// How far the clocks of issuer and bridge may be apart. A token is good for
 /// this long after its `exp`, and so is a stream that was opened with it.

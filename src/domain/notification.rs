@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::position::RowKey;
+use crate::domain::position::RowKey;
 
 /// Whom a notification concerns: the value of `user_id`, and what an identity
 /// resolves to. 1 to 255 bytes.

@@ -14,7 +14,7 @@ mod event_id;
 
 use std::collections::BTreeMap;
 
-use crate::snapshot::{Snapshot, Xid};
+use crate::domain::snapshot::{Snapshot, Xid};
 
 pub use self::event_id::{EventId, OPEN_IN_TEXT, UnusableId};
 

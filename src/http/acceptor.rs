@@ -19,11 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    http2,
-    line::{Exchange, Framing},
-    sockets::{self, CLIENT_LIMIT, Sockets},
-    tls,
-    transport::{Socket, Transport},
+    http::{
+        detached_stream::{Exchange, Framing},
+        http2,
+        sockets::{self, CLIENT_LIMIT, Sockets},
+        transport::{Socket, Transport},
+    },
+    tls::server_certificate,
 };
 
 /// A request and its answer have this long, from the connection or, over HTTP/2,
@@ -126,7 +128,7 @@ impl Port {
                 let transport = port.open(socket?).await?;
                 let peer = transport.peer();
                 match transport {
-                    Transport::Tls(stream) if tls::speaks_http2(&stream) => {
+                    Transport::Tls(stream) if server_certificate::speaks_http2(&stream) => {
                         let closing = port.closing.clone().cancelled_owned();
                         // Boxed, so that other connections have no room for it.
                         Box::pin(http2::serve(stream, peer, app, closing, EXCHANGE_LIMIT)).await;
@@ -162,7 +164,7 @@ impl Port {
         let Some(tls) = &self.tls else {
             return Ok(Transport::Plain(socket));
         };
-        match timeout(tls::HANDSHAKE_LIMIT, tls.accept(socket)).await {
+        match timeout(server_certificate::HANDSHAKE_LIMIT, tls.accept(socket)).await {
             Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(stream))),
             Ok(Err(error)) => {
                 debug!(%error, "a handshake failed: {error}");

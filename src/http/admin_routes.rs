@@ -3,10 +3,12 @@
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 
 use crate::{
-    health::Health,
-    metrics::{Exposition, Metrics},
-    operator,
-    resource::{self, readable},
+    delivery::health::Health,
+    http::methods::{self, readable},
+    monitoring::{
+        dashboard,
+        prometheus::{Exposition, Metrics},
+    },
 };
 
 /// The routes of the admin address. Need `Data<Health>`, `Data<Metrics>` and
@@ -16,16 +18,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(readable("/health/live", live))
         .service(readable("/health/ready", ready))
         .service(readable("/metrics", measured))
-        .service(readable("/", operator::page))
-        .service(readable("/overview", operator::overview))
-        .service(readable("/database", operator::database));
+        .service(readable("/", dashboard::page))
+        .service(readable("/overview", dashboard::overview))
+        .service(readable("/database", dashboard::database));
 }
 
 /// The response for paths without a resource.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
     let detail = "there is nothing here: this is the admin address, which has /, /health/live, \
                   /health/ready and /metrics";
-    resource::missing(&request, detail)
+    methods::missing(&request, detail)
 }
 
 /// The process runs and answers. A database that is away is no reason to kill

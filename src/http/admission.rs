@@ -14,12 +14,14 @@ use actix_web::{HttpRequest, http::StatusCode};
 use tracing::warn;
 
 use crate::{
-    client::{Client, Proxies},
+    auth::{
+        client_addr::{Client, Proxies},
+        rejections::{Reason, Refusals},
+    },
     config::LimitOptions,
-    deferral::Deferral,
-    notification::UserId,
-    refusals::{Reason, Refusals},
-    tally::Tally,
+    domain::notification::UserId,
+    http::retry_later::Deferral,
+    runtime::counter_map::Tally,
 };
 
 /// An address that was quiet may ask for as many streams at once as its rate

@@ -13,11 +13,13 @@ use tokio_postgres::types::Type;
 use tracing::debug;
 
 use crate::{
-    explanation,
-    pool::{Pool, QueryError},
-    problem::Problem,
-    resource::{postable, readable},
-    schema::SchemaName,
+    auth::problem::Problem,
+    http::methods::{postable, readable},
+    postgres::{
+        error_hint,
+        pool::{Pool, QueryError},
+        schema::SchemaName,
+    },
 };
 
 /// The users who get the server's time once a second.
@@ -86,7 +88,7 @@ impl Demo {
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             second.tick().await;
-            let query = &SchemaName::public().fill(include_str!("../sql/demo_tick.sql"));
+            let query = &SchemaName::public().fill(include_str!("../../sql/demo_tick.sql"));
             let users = USERS.as_slice();
             let inserted = self
                 .pool
@@ -131,7 +133,7 @@ struct Listed {
 
 /// The newest notifications of a user, as the table has them.
 async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpResponse, Problem> {
-    let query = &SchemaName::public().fill(include_str!("../sql/demo_notifications.sql"));
+    let query = &SchemaName::public().fill(include_str!("../../sql/demo_notifications.sql"));
     let parameters = [(&whose.user as _, Type::TEXT)];
     let rows = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
     let listed = rows
@@ -175,8 +177,8 @@ async fn send(
     match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
         Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
         Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
-            let said = crate::database::describe(&error);
-            let detail = match explanation::of(&error) {
+            let said = crate::postgres::connect::describe(&error);
+            let detail = match error_hint::of(&error) {
                 Some(explanation) => format!("{said}; {explanation}"),
                 None => said,
             };

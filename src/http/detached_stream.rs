@@ -5,7 +5,7 @@
 //! request, and timers of its own. A stream lasts for hours, and says nothing
 //! most of the time. So once the head of the response is in the kernel's hands,
 //! a small task takes the connection over, and the server drops all it has. The
-//! streams of an HTTP/2 connection share it, so there [`crate::http2`] takes over
+//! streams of an HTTP/2 connection share it, so there [`crate::http::http2`] takes over
 //! the stream alone.
 
 use std::{
@@ -33,7 +33,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::{stream::EventStream, transport::Transport};
+use crate::{delivery::stream::EventStream, http::transport::Transport};
 
 /// Bytes that a client may send after its request, which nobody reads. Who sends
 /// more has not come for a stream, and is cut off.

@@ -20,9 +20,8 @@ use actix_web::{
 use tokio::time::interval;
 
 use crate::{
-    deferral::Deferral,
-    origin::{self, Origins},
-    resource::readable,
+    auth::origin::{self, Origins},
+    http::{methods::readable, retry_later::Deferral},
 };
 
 /// A client that is turned away while the bridge stops comes back within the drain time, but not later

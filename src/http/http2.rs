@@ -45,8 +45,11 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    field::trimmed, line::Handover, pace::Paced, sockets::CLIENT_LIMIT, stall::Stall,
-    stream::EventStream,
+    auth::header_value::trimmed,
+    delivery::stream::EventStream,
+    http::{
+        detached_stream::Handover, read_rate::Paced, sockets::CLIENT_LIMIT, write_deadline::Stall,
+    },
 };
 
 /// Requests and streams of one connection that are open at once. A browser has

@@ -9,7 +9,7 @@ use actix_web::{
     web,
 };
 
-use crate::problem::Problem;
+use crate::auth::problem::Problem;
 
 /// The methods of a read-only resource.
 const READ: &str = "GET, HEAD";

@@ -11,7 +11,7 @@ use actix_web::{
 };
 use bytes::BytesMut;
 
-use crate::{parameters::Refusal, problem::Problem, sse};
+use crate::{auth::problem::Problem, delivery::sse, http::stream_query::Refusal};
 
 /// Why a request is refused now that may succeed later.
 ///

@@ -20,20 +20,20 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activation::Inherited,
-    admin,
+    auth::{host, scheme::Scheme},
     config::BridgeOptions,
-    demo::Demo,
-    gate::{self, Gate},
-    health::Health,
-    host,
-    http::{self, Door},
-    metrics::Metrics,
-    operator::Operator,
-    port::Port,
-    scheme::Scheme,
-    sockets::{self, Sockets},
-    tls::Certificate,
+    delivery::health::Health,
+    http::{
+        acceptor::Port,
+        admin_routes,
+        demo::Demo,
+        draining::{self, Gate},
+        inherited_sockets::Inherited,
+        sockets::{self, Sockets},
+        stream_route::{self, Door},
+    },
+    monitoring::{dashboard::Operator, prometheus::Metrics},
+    tls::server_certificate::Certificate,
 };
 
 /// Streams have ended after the drain time; what is still open then is cut off
@@ -187,7 +187,7 @@ pub fn bind_streams(
         ActixApp::new()
             .wrap(CatchPanic::default())
             .wrap(Condition::new(demo.is_some(), from_fn(host::loopback_only)))
-            .wrap(from_fn(gate::pass))
+            .wrap(from_fn(draining::pass))
             .configure(|config| Gate::routes(&gate, &door.origins, config))
             .configure(|config| door.routes(scheme, config))
             .configure(|config| {
@@ -195,7 +195,7 @@ pub fn bind_streams(
                     demo.routes(config);
                 }
             })
-            .default_service(web::to(http::not_found))
+            .default_service(web::to(stream_route::not_found))
     };
     let server = ServerBuilder::new()
         // Above our own limit, at which a client is told, instead of never accepted.
@@ -248,8 +248,8 @@ pub fn bind_admin(
             .app_data(health.clone())
             .app_data(metrics.clone())
             .app_data(operator.clone())
-            .configure(admin::routes)
-            .default_service(web::to(admin::not_found))
+            .configure(admin_routes::routes)
+            .default_service(web::to(admin_routes::not_found))
     };
     let server = ServerBuilder::new()
         .workers(1)

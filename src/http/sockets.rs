@@ -12,10 +12,12 @@ use tokio::net::TcpStream;
 use tracing::warn;
 
 use crate::{
-    client::{Client, Proxies},
+    auth::{
+        client_addr::{Client, Proxies},
+        rejections::{Reason, Refusals},
+    },
     config::LimitOptions,
-    refusals::{Reason, Refusals},
-    tally::Tally,
+    runtime::counter_map::Tally,
 };
 
 /// A client that doesn't take what was sent to it is cut off after this, and so

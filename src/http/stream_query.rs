@@ -2,7 +2,7 @@
 
 use form_urlencoded::parse;
 
-use crate::{reader::REPLAY_ROWS, sse::Format};
+use crate::delivery::{page_reader::REPLAY_ROWS, sse::Format};
 
 /// The query parameters of a request for a stream.
 ///

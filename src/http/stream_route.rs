@@ -15,19 +15,25 @@ use futures_util::stream;
 use tracing::{debug, debug_span};
 
 use crate::{
-    admission::Admission,
-    authenticator::Authenticator,
-    client::Proxies,
-    identity::Unidentified,
-    line::{Departure, Exit, Lines},
-    origin::{self, Origins},
-    parameters::{BadParameter, Parameters},
-    problem::Problem,
-    refusals::{Reason, Refusals},
-    resource::{self, readable},
-    scheme::Scheme,
-    sse,
-    stream::{EventStream, Start, Streams},
+    auth::{
+        authenticator::Authenticator,
+        client_addr::Proxies,
+        origin::{self, Origins},
+        problem::Problem,
+        rejections::{Reason, Refusals},
+        scheme::Scheme,
+    },
+    delivery::{
+        sse,
+        stream::{EventStream, Start, Streams},
+    },
+    domain::identity::Unidentified,
+    http::{
+        admission::Admission,
+        detached_stream::{Departure, Exit, Lines},
+        methods::{self, readable},
+        stream_query::{BadParameter, Parameters},
+    },
 };
 
 /// The header that a returning `EventSource` sends.
@@ -78,7 +84,7 @@ impl Door {
 
 /// The response for paths without a resource.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
-    resource::missing(&request, "there is nothing here: the stream is at /stream")
+    methods::missing(&request, "there is nothing here: the stream is at /stream")
 }
 
 /// Answers GET with a stream. HEAD gets the same status and headers and opens no stream: no row

@@ -14,10 +14,10 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::{sockets::Place, stall::Stall};
+use crate::http::{sockets::Place, write_deadline::Stall};
 
 /// A client's socket and its place. A write that makes no progress fails with
-/// [`io::ErrorKind::TimedOut`] at [`CLIENT_LIMIT`](crate::sockets::CLIENT_LIMIT),
+/// [`io::ErrorKind::TimedOut`] at [`CLIENT_LIMIT`](crate::http::sockets::CLIENT_LIMIT),
 /// on systems too whose kernel has no such deadline.
 pub struct Socket {
     /// None only while it moves to another runtime, or if that has failed.
@@ -192,7 +192,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::sockets::CLIENT_LIMIT;
+    use crate::http::sockets::CLIENT_LIMIT;
 
     // The clock stands still while anything can be written, and jumps once nothing can.
     #[tokio::test(start_paused = true)]

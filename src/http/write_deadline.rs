@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Sleep, sleep};
 
-use crate::sockets::CLIENT_LIMIT;
+use crate::http::sockets::CLIENT_LIMIT;
 
 /// How long a writer has been waiting for its client. It costs a pointer while
 /// there is nothing to wait for.

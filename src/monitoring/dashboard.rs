@@ -14,14 +14,18 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     config::BridgeOptions,
-    database::{Borrowed, DatabaseUrl},
-    schema::SchemaName,
-    survey::Survey,
-    telemetry::{self, Line},
-    vitals::{Figures, Vitals},
+    monitoring::{
+        database_state::Survey,
+        logging::{self, Line},
+        stats::{Figures, Vitals},
+    },
+    postgres::{
+        connect::{Borrowed, DatabaseUrl},
+        schema::SchemaName,
+    },
 };
 
-const PAGE: &str = include_str!("operator/index.html");
+const PAGE: &str = include_str!("dashboard/index.html");
 
 /// For how long what the database answered is shown.
 const SURVEY_AGE: Duration = Duration::from_secs(5);
@@ -181,7 +185,7 @@ pub async fn overview(operator: web::Data<Operator>) -> HttpResponse {
         .json(Overview {
             version: env!("CARGO_PKG_VERSION"),
             figures: operator.vitals.figures(),
-            lines: telemetry::recent(),
+            lines: logging::recent(),
             settings: &operator.settings,
         })
 }

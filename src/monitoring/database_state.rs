@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_postgres::{Error, Row, error::SqlState};
 
-use crate::{
-    database::{Borrowed, describe},
+use crate::postgres::{
+    connect::{Borrowed, describe},
     schema::SchemaName,
 };
 
@@ -98,8 +98,8 @@ impl Survey {
 
     /// Looks.
     pub async fn take(client: &Borrowed, schema: &SchemaName) -> Self {
-        let pending = schema.fill(include_str!("../sql/pending.sql"));
-        let bridges = schema.fill(include_str!("../sql/bridges.sql"));
+        let pending = schema.fill(include_str!("../../sql/pending.sql"));
+        let bridges = schema.fill(include_str!("../../sql/bridges.sql"));
         Self {
             pending: waiting(client, &pending).await.into(),
             bridges: serving(client, &bridges).await.into(),

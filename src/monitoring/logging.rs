@@ -2,9 +2,9 @@
 //! the levels and fields mean.
 
 mod filter;
-mod flood;
 mod output;
 mod panics;
+mod rate_limit;
 mod recent;
 
 use std::{
@@ -33,10 +33,10 @@ pub use self::{
     filter::FilterError,
     recent::{Line, counted, recent},
 };
-use self::{flood::Flood, output::Output, recent::Recent};
+use self::{output::Output, rate_limit::Flood, recent::Recent};
 use crate::{
     config::{LogFormat, LogOptions},
-    escape,
+    runtime::escape,
 };
 
 /// How often it is told how many lines are missing.
@@ -173,5 +173,5 @@ pub async fn keep_telling_what_is_missing() {
 /// Tells how many lines were left out since the last time because they were like
 /// others before them.
 pub fn tell_what_was_left_out() {
-    flood::tell();
+    rate_limit::tell();
 }

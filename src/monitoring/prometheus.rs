@@ -14,7 +14,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{activity::Delays, ends::Ended, health::Watching, process, telemetry, vitals::Vitals};
+use crate::{
+    delivery::{counters::Delays, health::Watching, stream_end::Ended},
+    monitoring::{logging, process, stats::Vitals},
+};
 
 pub use self::exposition::Exposition;
 
@@ -233,12 +236,12 @@ impl Collector for OfBridge {
             "log_lines",
             "Lines of the log at these levels",
             "level",
-            &telemetry::counted(),
+            &logging::counted(),
         )?;
         sheet.counter(
             "log_lines_dropped",
             "Lines of the log that were dropped because standard error was not read in time",
-            telemetry::dropped(),
+            logging::dropped(),
         )
     }
 }

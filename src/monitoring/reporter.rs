@@ -10,15 +10,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
-    activity::{Activity, Listening, Totals},
-    backoff::Backoff,
-    clock::Moment,
-    health::Health,
-    hub::Hub,
-    pool::{Pool, QueryError},
-    reader,
-    schema::SchemaName,
-    sql::Sql,
+    delivery::{
+        counters::{Activity, Listening, Totals},
+        health::Health,
+        hub::Hub,
+    },
+    domain::clock::Moment,
+    postgres::{
+        pool::{self, Pool, QueryError},
+        queries::Sql,
+        schema::SchemaName,
+    },
+    runtime::backoff::Backoff,
 };
 
 /// How often it tells. By the database's clock, so that a minute's last report
@@ -160,10 +163,10 @@ impl Reporter {
     }
 
     async fn ask_for_right(&self) -> Result<Right, QueryError> {
-        let may = include_str!("../sql/may_report.sql");
+        let may = include_str!("../../sql/may_report.sql");
         let parameters = [(&self.schema.name() as _, Type::TEXT)];
         let rows = self.pool.query(REPORT_LIMIT, may, &parameters).await?;
-        Ok(match reader::head(&rows).try_get(0)? {
+        Ok(match pool::first_row(&rows).try_get(0)? {
             Some(true) => Right::Granted,
             Some(false) | None => Right::Missing,
         })

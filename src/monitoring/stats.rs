@@ -7,15 +7,19 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use crate::{
-    activity::{Activity, Delays},
-    catch_up::Reads,
-    health::{Health, Readiness, Watching},
-    hub::Hub,
-    marker::Marks,
-    pool::{Pool, Usage},
-    process::Process,
-    pruner::Pruned,
-    refusals::{Reason, Refusals},
+    auth::rejections::{Reason, Refusals},
+    delivery::{
+        catch_up::Reads,
+        counters::{Activity, Delays},
+        health::{Health, Readiness, Watching},
+        hub::Hub,
+        marker::Marks,
+    },
+    monitoring::process::Process,
+    postgres::{
+        pool::{Pool, Usage},
+        pruner::Pruned,
+    },
 };
 
 /// Where it is counted.

@@ -36,7 +36,7 @@ use self::{
     tls::{Attempt, Mode},
     url::{Place, Target},
 };
-use crate::escape;
+use crate::runtime::escape;
 
 /// How long connecting may take in all: name look-up, TCP, the server's answer
 /// and the session's settings, of all hosts that the URL names. tokio-postgres'

@@ -2,10 +2,9 @@
 
 use tokio_postgres::{Client, Row, types::Type};
 
-use crate::{
-    database::{self, DatabaseUrl},
-    pool::{Pool, QueryError},
-    reader,
+use crate::postgres::{
+    connect::{self, DatabaseUrl},
+    pool::{self, Pool, QueryError},
     schema::{SchemaError, SchemaName},
 };
 
@@ -42,7 +41,7 @@ impl CrashSign {
     ///
     /// [`SchemaError`], if it can't be found out.
     pub async fn of_listener(url: &DatabaseUrl, schema: &SchemaName) -> Result<Self, SchemaError> {
-        let (client, _driver) = database::connect_pinned(url).await?;
+        let (client, _driver) = connect::connect_pinned(url).await?;
         Ok(Self::of_session(&client, schema).await?)
     }
 
@@ -51,7 +50,7 @@ impl CrashSign {
         schema: &SchemaName,
     ) -> Result<Self, tokio_postgres::Error> {
         let table = schema.qualified("tidings_incarnation");
-        let query = include_str!("../sql/may_notice.sql");
+        let query = include_str!("../../sql/may_notice.sql");
         let row = client
             .query_typed_one(query, &[(&table, Type::TEXT)])
             .await?;
@@ -69,11 +68,11 @@ impl CrashSign {
             return Ok(self);
         }
         let table = schema.qualified("tidings_incarnation");
-        let query = include_str!("../sql/may_notice.sql");
+        let query = include_str!("../../sql/may_notice.sql");
         let rows = pool
-            .query(reader::PAGE_LIMIT, query, &[(&table, Type::TEXT)])
+            .query(pool::READ_LIMIT, query, &[(&table, Type::TEXT)])
             .await?;
-        Ok(Self::read(reader::head(&rows))?)
+        Ok(Self::read(pool::first_row(&rows))?)
     }
 
     fn read(row: &Row) -> Result<Self, tokio_postgres::Error> {

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::timeout};
 use tokio_postgres::AsyncMessage;
 
-use crate::database::{self, ConnectError, DatabaseUrl, describe};
+use crate::postgres::connect::{self, ConnectError, DatabaseUrl, describe};
 
 /// How long a notification may take: it is a matter of milliseconds.
 const HEARD_LIMIT: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
         AsyncMessage::Notification(heard) if heard.channel() == expected => rung.notify_one(),
         _ => {}
     };
-    let (listening, _driver) = database::connect(url, on_message).await?;
+    let (listening, _driver) = connect::connect(url, on_message).await?;
     let standby = listening.query_typed_one("select pg_catalog.pg_is_in_recovery()", &[]);
     if standby.await?.try_get(0)? {
         return Err(DirectError::Standby(url.to_string()));
@@ -71,12 +71,12 @@ pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
     listening
         .batch_execute(&format!("listen {channel}"))
         .await?;
-    let (ringing, _driver) = database::connect(url, |_| ()).await?;
+    let (ringing, _driver) = connect::connect(url, |_| ()).await?;
     // Not pg_notify(), which a role may have been forbidden.
     match ringing.batch_execute(&format!("notify {channel}")).await {
         // Nothing can be proven while there is no room for notifications, and the
         // bridge delivers without them: the listener warns of it.
-        Err(error) if database::is_queue_full(&error) => return Ok(()),
+        Err(error) if connect::is_queue_full(&error) => return Ok(()),
         notified => notified?,
     }
     timeout(HEARD_LIMIT, heard.notified())

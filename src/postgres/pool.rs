@@ -18,9 +18,12 @@ use tokio_postgres::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::database::{
+use crate::postgres::connect::{
     self, BEGIN, CONNECT_LIMIT, ConnectError, DatabaseUrl, Scope, describe, in_transaction,
 };
+
+/// How long a query that reads may take: a page of a user, or less.
+pub const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whose sessions the connections lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +174,7 @@ impl Pool {
     }
 
     /// Runs one query. It runs in a transaction of its own, with the
-    /// [settings](database::settings) that keep it on its indexes. `limit` covers
+    /// [settings](connect::settings) that keep it on its indexes. `limit` covers
     /// every wait: for a connection, for opening one, and for the answer.
     ///
     /// A query that fails, isn't answered in time, or whose future is dropped
@@ -275,7 +278,7 @@ async fn query_unnamed(
     query: &str,
     parameters: &[Parameter<'_>],
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let begin = BEGIN.to_owned() + &database::settings(Scope::Transaction);
+    let begin = BEGIN.to_owned() + &connect::settings(Scope::Transaction);
     in_transaction(client, &begin, client.query_typed(query, parameters)).await
 }
 
@@ -294,9 +297,9 @@ impl managed::Manager for Opener {
     async fn create(&self) -> Result<ClientWrapper, ConnectError> {
         let (url, sessions) = (self.url.clone(), self.sessions);
         let opening = self.runtime.spawn(async move {
-            let (client, driver) = database::connect(&url, |_| ()).await?;
+            let (client, driver) = connect::connect(&url, |_| ()).await?;
             if sessions == Sessions::Own {
-                database::settle(&client).await?;
+                connect::settle(&client).await?;
             }
             // An error that ends the connection reaches whoever uses it.
             let driver = AbortOnDropHandle::new(driver);
@@ -321,5 +324,14 @@ impl managed::Manager for Opener {
             return Err(RecycleError::message("the connection is closed"));
         }
         Ok(())
+    }
+}
+
+/// The first row of an answer. Statements that read a page repeat in each row what holds
+/// for the whole page, and answer with one row even if nothing is new.
+pub fn first_row(rows: &[Row]) -> &Row {
+    match rows {
+        [first, ..] => first,
+        [] => unreachable!("these statements answer with at least one row"),
     }
 }

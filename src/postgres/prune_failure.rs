@@ -2,7 +2,7 @@
 
 use tokio_postgres::{error::SqlState, types::Type};
 
-use crate::{database::Queries, schema::SchemaName};
+use crate::postgres::{connect::Queries, schema::SchemaName};
 
 /// Records that are counted at most, some 50 ms: beyond, the exact number makes no
 /// difference.
@@ -30,7 +30,7 @@ impl PruneFailure {
         client: &impl Queries,
         schema: &SchemaName,
     ) -> Result<Option<Vec<Self>>, tokio_postgres::Error> {
-        let query = schema.fill(include_str!("../sql/prune_failures.sql"));
+        let query = schema.fill(include_str!("../../sql/prune_failures.sql"));
         let rows = client
             .query_typed(&query, &[(&MOST_COUNTED, Type::INT8)])
             .await;
@@ -63,4 +63,22 @@ impl PruneFailure {
     pub fn total(failures: &[Self]) -> u64 {
         failures.iter().map(|failure| failure.rows).sum()
     }
+}
+
+/// A number of rows, in words: `1 row`.
+pub fn rows(number: u64) -> String {
+    match number {
+        1 => "1 row".to_owned(),
+        _ => format!("{number} rows"),
+    }
+}
+
+/// The rows that could not be removed, in words; `None` if there are none.
+pub fn complaint(failures: &[PruneFailure]) -> Option<String> {
+    let first = failures.first()?;
+    Some(format!(
+        "{} could not be removed: {}; `tidings check` names what keeps them and what to do",
+        rows(PruneFailure::total(failures)),
+        first.reason
+    ))
 }

@@ -16,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    backoff::{Backoff, jittered},
-    database::DatabaseUrl,
-    prune::complaint,
-    prune_failure::PruneFailure,
-    retention::{Batch, Left, Pace, Prune, PruneError, Retry, Turn},
-    schema::SchemaName,
+    postgres::{
+        connect::DatabaseUrl,
+        prune_failure::{PruneFailure, complaint},
+        retention::{Batch, Left, Pace, Prune, PruneError, Retry, Turn},
+        schema::SchemaName,
+    },
+    runtime::backoff::{Backoff, jittered},
 };
 
 /// It works for a tenth of the time at most: ten thousand rows a second on a

@@ -4,7 +4,7 @@
 //! (`psql -v schema=public`), and so that no session state decides which
 //! table is meant.
 
-use crate::{crash_sign::CrashSign, schema::SchemaName};
+use crate::postgres::{crash_sign::CrashSign, schema::SchemaName};
 
 /// What a role that may not read how far users are drained reads instead:
 /// nothing is known of anybody.
@@ -71,7 +71,7 @@ impl Sql {
     /// The same, with this sign of crashes.
     pub fn going_by(sign: CrashSign, schema: &SchemaName) -> Self {
         let fill = |text: &str| schema.fill(&sign.adapt(text));
-        let backlog_page = include_str!("../sql/backlog_page.sql");
+        let backlog_page = include_str!("../../sql/backlog_page.sql");
         let without_drained = WITHOUT_DRAINED
             .iter()
             .fold(backlog_page.to_owned(), |text, (table, nothing)| {
@@ -79,24 +79,24 @@ impl Sql {
             });
         Self {
             sign,
-            tail_start: fill(include_str!("../sql/tail_start.sql")),
-            tail_page: fill(include_str!("../sql/tail_page.sql")),
-            user_page: fill(include_str!("../sql/user_page.sql")),
+            tail_start: fill(include_str!("../../sql/tail_start.sql")),
+            tail_page: fill(include_str!("../../sql/tail_page.sql")),
+            user_page: fill(include_str!("../../sql/user_page.sql")),
             backlog_page: fill(backlog_page),
             backlog_page_without_drained: fill(&without_drained),
-            drain: fill(include_str!("../sql/drain.sql")),
-            drain_live: fill(include_str!("../sql/drain_live.sql")),
-            report: fill(include_str!("../sql/report.sql")),
-            mark_sent: fill(include_str!("../sql/mark_sent.sql")),
-            acknowledged: fill(include_str!("../sql/acknowledged.sql")),
-            doorbell: fill(include_str!("../sql/doorbell.sql")),
-            disconnections: fill(include_str!("../sql/disconnections.sql")),
-            incarnation: fill(include_str!("../sql/incarnation.sql")),
-            begin_incarnation: fill(include_str!("../sql/begin_incarnation.sql")),
-            fall_asleep: fill(include_str!("../sql/fall_asleep.sql")),
-            wake: fill(include_str!("../sql/wake.sql")),
-            ticket: fill(include_str!("../sql/ticket.sql")),
-            restamp_restored_rows: fill(include_str!("../sql/restamp_restored_rows.sql")),
+            drain: fill(include_str!("../../sql/drain.sql")),
+            drain_live: fill(include_str!("../../sql/drain_live.sql")),
+            report: fill(include_str!("../../sql/report.sql")),
+            mark_sent: fill(include_str!("../../sql/mark_sent.sql")),
+            acknowledged: fill(include_str!("../../sql/acknowledged.sql")),
+            doorbell: fill(include_str!("../../sql/doorbell.sql")),
+            disconnections: fill(include_str!("../../sql/disconnections.sql")),
+            incarnation: fill(include_str!("../../sql/incarnation.sql")),
+            begin_incarnation: fill(include_str!("../../sql/begin_incarnation.sql")),
+            fall_asleep: fill(include_str!("../../sql/fall_asleep.sql")),
+            wake: fill(include_str!("../../sql/wake.sql")),
+            ticket: fill(include_str!("../../sql/ticket.sql")),
+            restamp_restored_rows: fill(include_str!("../../sql/restamp_restored_rows.sql")),
         }
     }
 }

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, error::SqlState};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{
-    database::{self, ConnectError, DatabaseUrl, describe},
+use crate::postgres::{
+    connect::{self, ConnectError, DatabaseUrl, describe},
     prune_failure::PruneFailure,
     schema::SchemaName,
 };
@@ -183,19 +183,19 @@ impl Prune {
         sent_for: Duration,
         retry: Retry,
     ) -> Result<Self, PruneError> {
-        let (client, driver) = database::connect(url, |_| ()).await?;
+        let (client, driver) = connect::connect(url, |_| ()).await?;
         let prune = Self {
             client,
             _driver: AbortOnDropHandle::new(driver),
             schema: schema.clone(),
-            batch: schema.fill(include_str!("../sql/prune_batch.sql")),
+            batch: schema.fill(include_str!("../../sql/prune_batch.sql")),
             sent_for,
             looked_to: match retry {
                 Retry::All => None,
                 Retry::WhenDue => Some(0),
             },
         };
-        let settled = database::settle(&prune.client).await;
+        let settled = connect::settle(&prune.client).await;
         settled.map_err(PruneError::Postgres)?;
         let hurried = prune.client.batch_execute(SESSION).await;
         hurried.map_err(PruneError::Postgres)?;
@@ -217,13 +217,13 @@ impl Prune {
     }
 
     async fn try_turn(&self) -> Result<Turn, tokio_postgres::Error> {
-        let query = include_str!("../sql/prune_turn.sql");
+        let query = include_str!("../../sql/prune_turn.sql");
         let table = self.schema.qualified("notifications");
         let row = self.client.query_one(query, &[&table]).await?;
         if row.try_get::<_, Option<bool>>("taken")? == Some(true) {
             return Ok(Turn::Ours);
         }
-        let strangers = include_str!("../sql/lock_strangers.sql");
+        let strangers = include_str!("../../sql/lock_strangers.sql");
         for row in self.client.query(strangers, &[&self.schema.name()]).await? {
             if row.try_get::<_, &str>("lock")? == "prune" {
                 return Ok(Turn::Obstructed(row.try_get("what")?));
@@ -275,7 +275,7 @@ impl Prune {
         let schema = self.schema.clone();
         match error.code() {
             // It has the right to call it, and the function doesn't see all rows.
-            _ if database::is_row_security(&error) => PruneError::Postgres(error),
+            _ if connect::is_row_security(&error) => PruneError::Postgres(error),
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => PruneError::Right { schema, error },
             Some(&SqlState::UNDEFINED_FUNCTION | &SqlState::INVALID_SCHEMA_NAME) => {
                 PruneError::TooOld(schema)
@@ -295,8 +295,8 @@ pub async fn prunable(
     schema: &SchemaName,
     sent_for: Duration,
 ) -> Result<Prunable, PruneError> {
-    let (client, _driver) = database::connect_pinned(url).await?;
-    let count = schema.fill(include_str!("../sql/prunable.sql"));
+    let (client, _driver) = connect::connect_pinned(url).await?;
+    let count = schema.fill(include_str!("../../sql/prunable.sql"));
     let counting = async {
         client.batch_execute(PATIENT).await?;
         let row = client.query_one(&count, &[&sent_for.as_secs_f64()]).await?;

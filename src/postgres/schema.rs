@@ -22,7 +22,7 @@ pub use self::{
     plan::plan,
     removal::Removal,
 };
-use crate::database::{self, DatabaseUrl, Queries};
+use crate::postgres::connect::{self, DatabaseUrl, Queries};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -320,7 +320,7 @@ pub async fn migrate(
     schema: &SchemaName,
     lock_limit: Duration,
 ) -> Result<(), SchemaError> {
-    let (mut client, _driver) = database::connect_pinned(url).await?;
+    let (mut client, _driver) = connect::connect_pinned(url).await?;
     check_server(&client).await?;
     let owner = Owner::find(&client, schema).await?;
     create_schema(&client, schema, &owner).await?;
@@ -378,12 +378,12 @@ pub async fn prepare(
     schema: &SchemaName,
     may_migrate: bool,
 ) -> Result<(), SchemaError> {
-    let (client, _driver) = database::connect_pinned(url).await?;
+    let (client, _driver) = connect::connect_pinned(url).await?;
     check_server(&client).await?;
     match fit(&client, schema).await? {
         Fit::Serves => {
             refuse_subscription(&client, schema).await?;
-            database::settle(&client).await?;
+            connect::settle(&client).await?;
             restamp_restored(&client, schema).await
         }
         Fit::TooOld { .. } if may_migrate => migrate(url, schema, LOCK_LIMIT).await,
@@ -410,7 +410,7 @@ pub async fn prepare(
 /// [`SchemaError`], also on a standby.
 pub async fn check_server(client: &impl Queries) -> Result<(), SchemaError> {
     let row = client
-        .query_typed_one(include_str!("../sql/server.sql"), &[])
+        .query_typed_one(include_str!("../../sql/server.sql"), &[])
         .await?;
     if row.try_get("standby")? {
         return Err(SchemaError::Standby);
@@ -475,7 +475,7 @@ pub(crate) async fn refuse_incomplete(
             .filter(move |&&(version, of, _)| version <= found && of == kind);
         made.map(|&(.., name)| name).collect::<Vec<_>>()
     };
-    let query = include_str!("../sql/missing_object.sql");
+    let query = include_str!("../../sql/missing_object.sql");
     let (relations, functions) = (names(Kind::Relation), names(Kind::Function));
     let missing = client
         .query_typed(
@@ -510,7 +510,7 @@ async fn refuse_foreign(
 ) -> Result<(), SchemaError> {
     let pending = NAMES.iter().filter(|&&(version, ..)| Some(version) > found);
     let pending = pending.map(|&(.., name)| name).collect::<Vec<_>>();
-    let foreign = include_str!("../sql/foreign_object.sql");
+    let foreign = include_str!("../../sql/foreign_object.sql");
     match client.query_opt(foreign, &[&schema.0, &pending]).await? {
         None => Ok(()),
         Some(row) => Err(SchemaError::Foreign {
@@ -522,7 +522,7 @@ async fn refuse_foreign(
 
 /// The table must not be filled by logical replication.
 async fn refuse_subscription(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
-    let sql = include_str!("../sql/subscription.sql");
+    let sql = include_str!("../../sql/subscription.sql");
     let table = schema.qualified("notifications");
     match client.query_opt(sql, &[&table]).await? {
         None => Ok(()),
@@ -537,13 +537,13 @@ async fn refuse_subscription(client: &Client, schema: &SchemaName) -> Result<(),
 /// that lie in this one's future would stay invisible to every reader until it
 /// gets there; they are given to the transaction that finds them instead.
 async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
-    let restored = schema.fill(include_str!("../sql/has_restored_rows.sql"));
+    let restored = schema.fill(include_str!("../../sql/has_restored_rows.sql"));
     let row = client.query_one(&restored, &[]).await?;
     if !row.try_get::<_, bool>(0)? {
         return Ok(());
     }
     Owner::find(client, schema).await?.act(client).await?;
-    let restamp = schema.fill(include_str!("../sql/restamp_restored_rows.sql"));
+    let restamp = schema.fill(include_str!("../../sql/restamp_restored_rows.sql"));
     let mut rows = 0;
     loop {
         match client.execute(&restamp, &[]).await {

@@ -9,7 +9,7 @@ use std::fmt;
 
 use tokio_postgres::{Error, Row, types::Type};
 
-use crate::{database::Queries, schema::SchemaName};
+use crate::postgres::{connect::Queries, schema::SchemaName};
 
 /// Whose view of the tables is examined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub async fn examine(
     readers: Readers,
 ) -> Result<Vec<Hidden>, Error> {
     let of_all = readers == Readers::Bridges;
-    let query = include_str!("../sql/visibility.sql");
+    let query = include_str!("../../sql/visibility.sql");
     let parameters = [
         (&schema.name() as _, Type::TEXT),
         (&of_all as _, Type::BOOL),

@@ -1,7 +1,7 @@
 //! The contract of all background tasks: each has a name, is told to stop by a token,
 //! has a limit for stopping, and is supervised. A task that ends although nobody asked
-//! it to turns readiness red, and the process stops with an error, so that whatever
-//! started it starts it again. A bridge that runs on without its marker, for instance,
+//! it to is reported (readiness turns red), and the process stops with an error, so that
+//! whatever started it starts it again. A bridge that runs on without its marker, for instance,
 //! would look healthy and send every row twice.
 
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -14,8 +14,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{error, warn};
-
-use crate::health::Health;
 
 /// How long a task that has nothing to finish may take to end: until it is
 /// scheduled again, on a machine that is busy.
@@ -31,9 +29,9 @@ pub fn current() -> Option<&'static str> {
 }
 
 /// Starts background tasks and watches them.
-#[derive(Debug)]
 pub struct Tasks {
-    health: Arc<Health>,
+    /// Called with the name of each task that ends too early.
+    report: Arc<dyn Fn(&'static str) + Send + Sync>,
     /// The first task that ended too early.
     failed: watch::Sender<Option<Failed>>,
 }
@@ -102,10 +100,11 @@ pub struct Task {
 }
 
 impl Tasks {
-    /// Tasks whose early end is shown there.
-    pub fn new(health: Arc<Health>) -> Self {
+    /// `report` is called with the name of each task that ends although it was not asked
+    /// to.
+    pub fn new(report: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
         Self {
-            health,
+            report: Arc::new(report),
             failed: watch::Sender::default(),
         }
     }
@@ -123,7 +122,7 @@ impl Tasks {
     {
         let stop = CancellationToken::new();
         let running = AssertUnwindSafe(run(stop.clone())).catch_unwind();
-        let (health, failed) = (Arc::clone(&self.health), self.failed.clone());
+        let (report, failed) = (Arc::clone(&self.report), self.failed.clone());
         let (is_asked, supervised) = (stop.clone(), NAME.scope(name, running));
         let supervised = async move {
             let how = match supervised.await.map(Into::into) {
@@ -143,7 +142,7 @@ impl Tasks {
                 Failure::Returned => error!("the {name} ended although it was not asked to stop"),
             }
             if !is_asked {
-                health.task_ended(name);
+                report(name);
                 failed.send_if_modified(|first| {
                     let is_first = first.is_none();
                     first.get_or_insert(Failed { name, how });
@@ -213,7 +212,7 @@ impl Task {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::{future::pending, sync::OnceLock};
 
     use tokio::time::sleep;
 
@@ -221,46 +220,49 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(5);
 
-    fn tasks() -> (Tasks, Arc<Health>) {
-        let health = Arc::new(Health::default());
-        health.looked();
-        (Tasks::new(Arc::clone(&health)), health)
+    /// The name that was reported first.
+    type Reported = Arc<OnceLock<&'static str>>;
+
+    fn tasks() -> (Tasks, Reported) {
+        let reported = Reported::default();
+        let report = Arc::clone(&reported);
+        let set = move |name| _ = report.set(name);
+        (Tasks::new(set), reported)
     }
 
     fn far() -> Instant {
         Instant::now() + 1_000 * LIMIT
     }
 
-    /// The first failure, of which readiness tells at once.
-    async fn failure(tasks: &Tasks, health: &Health) -> Failed {
+    /// The first failure, which is reported at once.
+    async fn failure(tasks: &Tasks, reported: &Reported) -> Failed {
         let begin = Instant::now();
         let failed = timeout_at(begin + LIMIT, tasks.failed()).await;
         let failed = failed.expect("it is told");
         assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
-        let reason = health.readiness().reason.expect("a reason");
-        assert!(reason.contains(failed.name), "{reason}");
+        assert_eq!(reported.get(), Some(&failed.name));
         failed
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_turns_readiness_red_and_is_named() {
-        let (tasks, health) = tasks();
+        let (tasks, reported) = tasks();
         let _fine = tasks.start("fine", LIMIT, async |stop| stop.cancelled_owned().await);
         let _panics = tasks.start("one that panics", LIMIT, async |_| {
             sleep(LIMIT / 2).await;
             assert_ne!(current(), Some("one that panics"), "of a test");
         });
-        assert!(health.readiness().is_ready());
+        assert_eq!(reported.get(), None);
         let (name, how) = ("one that panics", Failure::Panicked);
-        assert_eq!(failure(&tasks, &health).await, Failed { name, how });
+        assert_eq!(failure(&tasks, &reported).await, Failed { name, how });
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_returns_early_has_failed_too_and_the_first_failure_counts() {
-        let (tasks, health) = tasks();
+        let (tasks, reported) = tasks();
         let _first = tasks.start("first", LIMIT, async |_| ());
         let (name, how) = ("first", Failure::Returned);
-        assert_eq!(failure(&tasks, &health).await, Failed { name, how });
+        assert_eq!(failure(&tasks, &reported).await, Failed { name, how });
         let error = || io::Error::other("of a test");
         let _second = tasks.start("second", LIMIT, async move |_| Err(error()));
         sleep(LIMIT).await;
@@ -269,17 +271,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_fails_tells_why() {
-        let (tasks, health) = tasks();
+        let (tasks, reported) = tasks();
         let _task = tasks.start("server", LIMIT, async |_| {
             Err::<(), _>(io::Error::other("of a test"))
         });
         let how = Failure::Error("of a test".to_owned());
-        assert_eq!(failure(&tasks, &health).await.how, how);
+        assert_eq!(failure(&tasks, &reported).await.how, how);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_finishes_its_work_when_it_is_asked_to_stop() {
-        let (tasks, health) = tasks();
+        let (tasks, reported) = tasks();
         let (done, finished) = tokio::sync::oneshot::channel();
         let task = tasks.start("marker", LIMIT, async move |stop| {
             stop.cancelled().await;
@@ -288,7 +290,7 @@ mod tests {
         });
         assert_eq!(task.stop(far()).await, Stopped::InTime);
         assert!(finished.await.is_ok());
-        assert!(health.readiness().is_ready(), "it was asked to");
+        assert_eq!(reported.get(), None, "it was asked to");
         let endless = tasks.start_endless("endless", pending());
         assert_eq!(endless.stop(far()).await, Stopped::InTime);
     }

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
-use crate::certificates;
+use crate::tls::certificates;
 
 /// A client has this long for its handshake: a phone on a bad network needs
 /// some seconds of it.

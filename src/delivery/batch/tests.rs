@@ -10,7 +10,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
+use crate::domain::{
     history::History,
     notification::Expiry,
     position::{EventId, Rest},

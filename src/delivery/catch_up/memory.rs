@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::rarely::Rarely;
+use crate::runtime::log_throttle::Rarely;
 
 /// Bytes of all pages together: those that are being read, and those that are
 /// being written to clients. Some 250 pages of the usual size.

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::notification::UserId;
+use crate::domain::notification::UserId;
 
 /// Pages of one user that are read at once. A second one lets the tabs of a
 /// browser overlap; more would only let one user fill the pool.

@@ -1,7 +1,10 @@
 use futures_util::task::noop_waker;
 
 use super::*;
-use crate::{mailbox, notification::Expiry, position::RowKey};
+use crate::{
+    delivery::mailbox,
+    domain::{notification::Expiry, position::RowKey},
+};
 
 fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Reading {
     let notifications = rows.into_iter().map(|(user, id, bytes)| {

@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::{
-    position::{Follows, Position, Rest},
-    reader::Disconnections,
-    snapshot::Xid,
+    delivery::page_reader::Disconnections,
+    domain::{
+        position::{Follows, Position, Rest},
+        snapshot::Xid,
+    },
 };
 
 /// How often new ones are looked for: a logout takes effect within seconds.
@@ -93,11 +95,11 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::domain::{
         clock::Moment,
+        durable_floor::Log,
         history::Incarnation,
         position::{RowKey, Unread},
-        safe_floor::Log,
         snapshot::Snapshot,
     };
 

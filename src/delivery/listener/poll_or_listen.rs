@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{
+use crate::delivery::{
     health::Watching,
-    reader::{Ringing, Rings},
+    page_reader::{Ringing, Rings},
 };
 
 /// Rows that are found so soon after others are part of a flow.

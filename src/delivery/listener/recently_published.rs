@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use crate::{notification::Notification, position::RowKey, snapshot::Xid};
+use crate::domain::{notification::Notification, position::RowKey, snapshot::Xid};
 
 /// Rows that are remembered because a crash may have them read again: 4 MB.
 /// Those beyond come twice to open connections then.

@@ -10,15 +10,17 @@ use tokio::{
 use tokio_postgres::{AsyncMessage, Client, Statement, error::SqlState};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::watch::Watch;
+use super::poll_or_listen::Watch;
 use crate::{
-    crash_sign::CrashSign,
-    database::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
-    history::{History, Incarnation, Since},
-    reader::{self, Ringing},
-    schema::SchemaName,
-    sql::Sql,
-    visibility::{self, Hidden, Readers},
+    delivery::page_reader::{self, Ringing},
+    domain::history::{History, Incarnation, Since},
+    postgres::{
+        connect::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
+        crash_sign::CrashSign,
+        queries::Sql,
+        schema::SchemaName,
+        visibility::{self, Hidden, Readers},
+    },
 };
 
 /// A look that takes longer than this costs the connection: it is a matter of
@@ -137,15 +139,15 @@ impl Session {
                 rung.notify_one();
             }
         };
-        let (client, driver) = database::connect(url, on_message).await?;
+        let (client, driver) = connect::connect(url, on_message).await?;
         let driver = AbortOnDropHandle::new(driver);
-        database::settle_listener(&client).await?;
+        connect::settle_listener(&client).await?;
         let table = schema.qualified("notifications");
         let sequence = schema.qualified("tidings_bell");
         let incarnation = schema.qualified("tidings_incarnation");
         let row = client
             .query_one(
-                include_str!("../../sql/session.sql"),
+                include_str!("../../../sql/session.sql"),
                 &[&table, &sequence, &incarnation],
             )
             .await?;
@@ -206,7 +208,7 @@ impl Session {
     /// Has writers ring. What is looked for after it was sent sees every row whose
     /// writer has not, unless one is still at work.
     pub async fn fall_asleep(&self) -> Result<Ringing, tokio_postgres::Error> {
-        reader::fall_asleep(&self.client, &self.fall_asleep, self.table).await
+        page_reader::fall_asleep(&self.client, &self.fall_asleep, self.table).await
     }
 
     /// Has writers leave the bell unrung, as far as this bridge is concerned.
@@ -215,7 +217,7 @@ impl Session {
     /// rung for: they find what has changed within a second.
     pub async fn wake(&self) -> Result<(), tokio_postgres::Error> {
         match self.client.query(&self.wake, &[&self.table]).await {
-            Err(error) if !database::is_queue_full(&error) => Err(error),
+            Err(error) if !connect::is_queue_full(&error) => Err(error),
             _ => Ok(()),
         }
     }
@@ -232,7 +234,7 @@ impl Session {
     /// query's.
     pub async fn failed(self, error: ListenError, schema: &SchemaName) -> ListenError {
         match error {
-            ListenError::Postgres(error) if database::is_row_security(&error) => {
+            ListenError::Postgres(error) if connect::is_row_security(&error) => {
                 match self.hidden(schema).await {
                     Some(hidden) => ListenError::Hidden(hidden),
                     None => ListenError::Postgres(error),
@@ -263,10 +265,10 @@ async fn begin_incarnation(
     client: &Client,
     sql: &Sql,
 ) -> Result<Incarnation, tokio_postgres::Error> {
-    let known = reader::read_incarnation(&client.query_one(&sql.incarnation, &[]).await?)?;
+    let known = page_reader::read_incarnation(&client.query_one(&sql.incarnation, &[]).await?)?;
     if known.since != Since::NONE {
         return Ok(known);
     }
     client.execute(&sql.begin_incarnation, &[]).await?;
-    reader::read_incarnation(&client.query_one(&sql.incarnation, &[]).await?)
+    page_reader::read_incarnation(&client.query_one(&sql.incarnation, &[]).await?)
 }

@@ -10,12 +10,14 @@ use std::collections::VecDeque;
 use tokio_postgres::types::Type;
 
 use crate::{
-    history::{History, Incarnation},
-    notification::UserId,
-    pool::{Pool, QueryError},
-    position::{EventId, Position, RowKey},
-    reader::{self, PAGE_LIMIT},
-    snapshot::Xid,
+    delivery::page_reader,
+    domain::{
+        history::{History, Incarnation},
+        notification::UserId,
+        position::{EventId, Position, RowKey},
+        snapshot::Xid,
+    },
+    postgres::pool::{Pool, QueryError, READ_LIMIT},
 };
 
 /// Clients in one statement: some milliseconds.
@@ -137,7 +139,7 @@ pub(super) async fn find(
     }
     let answer = pool
         .query(
-            PAGE_LIMIT,
+            READ_LIMIT,
             query,
             &[
                 (&users, Type::TEXT_ARRAY),
@@ -153,7 +155,7 @@ pub(super) async fn find(
         )
         .await?;
     for row in &answer {
-        if reader::read_incarnation(row)? != incarnation {
+        if page_reader::read_incarnation(row)? != incarnation {
             break;
         }
         let number: i64 = row.try_get("number")?;

@@ -109,7 +109,7 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use super::{super::recipient::Closed, *};
-    use crate::history::Incarnation;
+    use crate::domain::history::Incarnation;
 
     const SETTLE: Duration = Duration::from_secs(2);
 

@@ -20,10 +20,9 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    backoff::{Backoff, jittered},
-    clock::Moment,
-    health::Stuck,
-    history::Incarnation,
+    delivery::health::Stuck,
+    domain::{clock::Moment, history::Incarnation},
+    runtime::backoff::{Backoff, jittered},
 };
 
 /// Rows in one statement.
@@ -629,7 +628,7 @@ mod tests {
 
     const HERE: Incarnation = Incarnation {
         timeline: 1,
-        since: crate::history::Since(7),
+        since: crate::domain::history::Since(7),
     };
 
     /// Rows that were written at the times of their ids. Returns how many were lost.

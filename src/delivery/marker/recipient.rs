@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::history::Incarnation;
+use crate::domain::history::Incarnation;
 
 /// A connection that rows were written to. The connection shares it with its rows that
 /// are in flight; a connection that no row is written to has none.

@@ -1,6 +1,6 @@
 //! Where a stream begins.
 
-use crate::{
+use crate::domain::{
     history::History,
     position::{EventId, UnusableId},
 };

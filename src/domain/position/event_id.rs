@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::Position;
-use crate::{history::History, snapshot::Xid};
+use crate::domain::{history::History, snapshot::Xid};
 
 /// How many unfinished transactions an id names. With 64 an id takes about 90
 /// bytes; with more, the reader's floor is lowered in the text (rows may repeat
@@ -204,7 +204,7 @@ mod tests {
         super::tests::{position, row},
         *,
     };
-    use crate::history::{Incarnation, Since};
+    use crate::domain::history::{Incarnation, Since};
 
     const HISTORY: History = History {
         system_identifier: 7,

@@ -6,7 +6,7 @@ use tracing_subscriber::{EnvFilter, filter::Directive};
 use crate::config::DEFAULT_LOG;
 
 /// To the server a stream that leaves it is a response that failed, and it would
-/// say so each time ([`crate::line`]).
+/// say so each time ([`crate::http::detached_stream`]).
 const DEPARTURES: &str = "actix_http::h1::dispatcher=off";
 
 /// The migrations of earlier releases did not name the schema, so the checksums of what

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::escape;
+use crate::runtime::escape;
 
 /// Bytes of lines that wait to be written: some thousand lines, which is a burst of
 /// some milliseconds at the level `trace`, and minutes of `info`. As much again may

@@ -9,7 +9,7 @@ use std::{
 
 use tracing::error;
 
-use crate::tasks;
+use crate::runtime::tasks;
 
 /// Logs each panic once, as an error, with the task or thread and the place.
 pub fn log() {

@@ -19,7 +19,7 @@ use rustls::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::Parameters;
-use crate::certificates;
+use crate::tls::certificates;
 
 /// The protocol's name in a TLS handshake; a server of version 17 insists on it
 /// where the handshake comes first.

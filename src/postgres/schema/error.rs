@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{MigrationLockHolder, SchemaName, locks::LockHolder, quoted};
-use crate::database::{ConnectError, describe};
+use crate::postgres::connect::{ConnectError, describe};
 
 /// Why the schema can't be used.
 #[derive(Debug, thiserror::Error)]

@@ -87,7 +87,7 @@ impl LockHolder {
     ///
     /// What Postgres says.
     async fn find(client: &Client, schema: &SchemaName) -> Result<Self, tokio_postgres::Error> {
-        let holder = include_str!("../../sql/lock_holder.sql");
+        let holder = include_str!("../../../sql/lock_holder.sql");
         let schema = [(&schema.name() as _, Type::TEXT)];
         let rows = client.query_typed(holder, &schema).await?;
         Ok(match rows.first() {

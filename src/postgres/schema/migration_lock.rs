@@ -26,7 +26,7 @@ pub(super) async fn take(
     let give_up = Instant::now() + limit;
     let key = format!("tidings migrate {schema}");
     loop {
-        let query = include_str!("../../sql/migration_lock.sql");
+        let query = include_str!("../../../sql/migration_lock.sql");
         let row = client.query_typed_one(query, &[(&key, Type::TEXT)]).await?;
         if row.try_get("taken")? {
             return Ok(());

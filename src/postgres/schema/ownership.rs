@@ -21,7 +21,7 @@ impl Owner {
     /// [`SchemaError::Stranger`], if what is there belongs to a role that could have
     /// put it there to own what migrations make.
     pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Self, SchemaError> {
-        let find = include_str!("../../sql/migration_owner.sql");
+        let find = include_str!("../../../sql/migration_owner.sql");
         let Some(row) = client.query_opt(find, &[&schema.0]).await? else {
             return Ok(Self::Nobody);
         };
@@ -93,7 +93,7 @@ impl Owner {
         if let Self::Other(_) = self {
             return Ok(());
         }
-        let grants = schema.fill(include_str!("../../sql/grants.sql"));
+        let grants = schema.fill(include_str!("../../../sql/grants.sql"));
         let grants = format!("begin; {grants}; commit");
         Ok(client.batch_execute(&grants).await?)
     }

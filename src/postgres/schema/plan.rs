@@ -9,7 +9,7 @@ use super::{
     Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, locks::LOCK_TIMEOUT,
     ownership::Owner, quoted, refuse_foreign, runner, version,
 };
-use crate::database::{self, DatabaseUrl};
+use crate::postgres::connect::{self, DatabaseUrl};
 
 /// The SQL that `migrate` would run, in its order. It only reads.
 ///
@@ -20,7 +20,7 @@ use crate::database::{self, DatabaseUrl};
 /// [`SchemaError`], for what would keep `migrate` from beginning. That this role
 /// may not migrate is told in the script.
 pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, SchemaError> {
-    let (client, _driver) = database::connect_pinned(url).await?;
+    let (client, _driver) = connect::connect_pinned(url).await?;
     check_server(&client).await?;
     let found = match fit(&client, schema).await? {
         Fit::Serves => {
@@ -54,7 +54,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     for migration in pending {
         let _ = step(&mut script, schema, migration);
     }
-    let grants = schema.fill(include_str!("../../sql/grants.sql"));
+    let grants = schema.fill(include_str!("../../../sql/grants.sql"));
     let _ = write!(
         script,
         "-- The rights of the groups.\nbegin;\n{grants}\ncommit;\n"

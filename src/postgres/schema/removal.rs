@@ -3,7 +3,7 @@
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{HISTORY, NAMES, SchemaError, SchemaName, ownership::Owner, quoted};
-use crate::database::{self, DatabaseUrl, Driver};
+use crate::postgres::connect::{self, DatabaseUrl, Driver};
 
 /// How long it waits for those who use the tables. INSERTs queue behind it.
 const LOCK_TIMEOUT: &str = "5s";
@@ -34,13 +34,13 @@ impl Removal {
     ///
     /// [`SchemaError`], also if there is nothing, or it is somebody else's.
     pub async fn find(url: &DatabaseUrl, schema: &SchemaName) -> Result<Self, SchemaError> {
-        let (client, driver) = database::connect_pinned(url).await?;
+        let (client, driver) = connect::connect_pinned(url).await?;
         let names: Vec<&str> = NAMES
             .iter()
             .map(|&(.., name)| name)
             .chain([HISTORY])
             .collect();
-        let installed = include_str!("../../sql/installed.sql");
+        let installed = include_str!("../../../sql/installed.sql");
         let rows = client.query(installed, &[&schema.0, &names]).await?;
         let object = |row: &tokio_postgres::Row| {
             let (kind, identities): (&str, &str) =
@@ -54,7 +54,7 @@ impl Removal {
         }
         let owner = Owner::find(&client, schema).await?;
         owner.check(&client, schema).await?;
-        let remains = include_str!("../../sql/remains.sql");
+        let remains = include_str!("../../../sql/remains.sql");
         let around = client.query_one(remains, &[&schema.0]).await?;
         owner.act(&client).await?;
         let count = "select count(*), count(*) filter (where sent_at is null) from ";

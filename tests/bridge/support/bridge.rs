@@ -7,12 +7,11 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp
 use serde_json::json;
 use tidings::{
     app::{App, Parts, RunError, StartError},
+    auth::jwt::{self, JwtSecret, Rules},
     config::{Cli, Command, ServeOptions},
-    hub::Hub,
-    notification::UserId,
-    position::Position,
-    servers::ServersError,
-    token::{self, JwtSecret, Rules},
+    delivery::hub::Hub,
+    domain::{notification::UserId, position::Position},
+    http::servers::ServersError,
 };
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -271,7 +270,7 @@ pub fn refused(metrics: &str, reason: &str) -> u64 {
 pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
-    token::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
+    jwt::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
 }
 
 /// A token of alice's that is good for so many seconds.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use nix::unistd::Uid;
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio::{
     net::TcpStream,
     process::{Child, Command},
