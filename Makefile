@@ -10,7 +10,7 @@ secrets := POSTGRES_PASSWORD OWNER_PASSWORD BRIDGE_PASSWORD TIDINGS_JWT_SECRET
 deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
 
 # Every test, those that measure apart from the others.
-tests := cargo test --locked; cargo test --locked --test attacks
+tests := cargo test --locked --workspace; cargo test --locked --test attacks
 
 # Tests wait far more than they compute: several a core.
 export RUST_TEST_THREADS ?= 6
@@ -31,8 +31,8 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
-	    cargo clippy --all-targets --test attacks --test clients --locked -- -D warnings; \
-	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet; \
+	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
+	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; \
 	    $(tests)'
 
 test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
@@ -111,8 +111,8 @@ bench-peers: ## measures Tidings beside what users would pick instead, into docs
 lint: ## checks formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
 	    cargo fmt --all --check; \
-	    cargo clippy --all-targets --test attacks --test clients --locked -- -D warnings; \
-	    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked --quiet'
+	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
+	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet'
 
 fmt: ## formats the code
 	@$(with) rust lint -- cargo fmt --all

@@ -1,5 +1,8 @@
 //! Puts the bridge together, runs it, and stops it in order.
 
+pub mod reload;
+pub mod shutdown;
+
 use std::{
     fmt::Display,
     future::Future,
@@ -19,51 +22,58 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    activation::Activation,
-    activity::Activity,
-    admission::Admission,
-    alarm::Heartbeats,
-    authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
-    backoff::Backoff,
-    catch_up::{PageMemory, Pages, Reads, Turns},
+    app::{reload::Reload, shutdown::Hangups},
+    auth::{
+        authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
+        client_addr::Proxies,
+        origin::Origins,
+        rejections::Refusals,
+        ticket::Tickets,
+    },
     check,
-    client::Proxies,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
-    crash_sign::CrashSign,
-    database::DatabaseUrl,
-    demo::Demo,
-    direct::{self, DirectError},
-    drained::Drained,
-    ends::Ended,
-    gate::Gate,
-    health::Health,
-    http::Door,
-    hub::Hub,
-    line::Lines,
-    listener::{ListenError, Listener},
-    mailbox::Ending,
-    marker::{Marker, Marks},
-    metrics::Metrics,
-    operator::Operator,
-    origin::Origins,
-    pool::{Pool, QueryError, Sessions},
-    pruner::{Pruned, Pruner},
-    reader,
-    refusals::Refusals,
-    reload::Reload,
-    report::Reporter,
-    retention::Retention,
-    schema::{self, SchemaError, SchemaName},
-    servers::{self, ServersError, StreamServer},
-    shutdown::Hangups,
-    sockets::{self, Sockets},
-    sql::Sql,
-    stream::Streams,
-    tasks::{Failed, Failure, Stopped, Task, Tasks},
-    telemetry,
-    ticket::Tickets,
-    tls::Certificate,
-    vitals::Vitals,
+    delivery::{
+        catch_up::{PageMemory, Pages, Reads, Turns},
+        counters::Activity,
+        delivered_watermark::Drained,
+        health::Health,
+        heartbeat::Heartbeats,
+        hub::Hub,
+        listener::{ListenError, Listener},
+        mailbox::Ending,
+        marker::{Marker, Marks},
+        page_reader,
+        stream::Streams,
+        stream_end::Ended,
+    },
+    http::{
+        admission::Admission,
+        demo::Demo,
+        detached_stream::Lines,
+        draining::Gate,
+        inherited_sockets::Activation,
+        servers::{self, ServersError, StreamServer},
+        sockets::{self, Sockets},
+        stream_route::Door,
+    },
+    monitoring::{
+        dashboard::Operator, logging, prometheus::Metrics, reporter::Reporter, stats::Vitals,
+    },
+    postgres::{
+        connect::DatabaseUrl,
+        crash_sign::CrashSign,
+        listen_probe::{self, DirectError},
+        pool::{Pool, QueryError, Sessions},
+        pruner::{Pruned, Pruner},
+        queries::Sql,
+        retention::Retention,
+        schema::{self, SchemaError, SchemaName},
+    },
+    runtime::{
+        backoff::Backoff,
+        tasks::{Failed, Failure, Stopped, Task, Tasks},
+    },
+    tls::server_certificate::Certificate,
 };
 
 /// A database that is not there yet, at start, is waited for this long:
@@ -255,7 +265,10 @@ impl App {
     /// [`StartError`]. A database that can't be reached is tried for 30 s.
     pub async fn build(parts: Parts, options: &BridgeOptions) -> Result<Self, StartError> {
         let health = Arc::new(Health::default());
-        let tasks = Tasks::new(Arc::clone(&health));
+        let tasks = Tasks::new({
+            let health = Arc::clone(&health);
+            move |name| health.task_ended(name)
+        });
         let mut background = Vec::new();
         let tokens = parts.credentials.tokens.clone();
         if let Some(tokens) = &tokens {
@@ -273,7 +286,7 @@ impl App {
             None => (&parts.url, Sessions::Own),
         };
         patiently(direct_url, DirectError::is_passing, || {
-            direct::prove(direct_url)
+            listen_probe::prove(direct_url)
         })
         .await?;
         patiently(direct_url, SchemaError::is_passing, async || {
@@ -328,7 +341,7 @@ impl App {
         .await?
         .with_page_rows(options.tail_rows.into());
         let found = patiently(&parts.url, QueryError::is_passing, || {
-            reader::incarnation(&pool, &sql)
+            page_reader::incarnation(&pool, &sql)
         });
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
@@ -516,7 +529,7 @@ impl App {
         if let Some(certificate) = self.certificate.take() {
             self.supervise("certificate renewal", certificate.renew());
         }
-        self.supervise("log summary", telemetry::keep_telling_what_is_missing());
+        self.supervise("log summary", logging::keep_telling_what_is_missing());
         let tasks = &self.tasks;
         let marker = tasks.start("marker", MARKER_LIMIT, |stop| self.marker.run(stop));
         let pruner = self
@@ -576,7 +589,7 @@ impl App {
         let rest = self.background.into_iter().chain(pruner);
         stopping.deadline = Instant::now() + ADMIN_LIMIT;
         stopping.stop_all(rest.chain([admin])).await;
-        telemetry::tell_what_was_left_out();
+        logging::tell_what_was_left_out();
         stopping.tell();
         let took = begin.elapsed();
         let turned_away = self.gate.turned_away();

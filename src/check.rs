@@ -26,8 +26,10 @@ pub use self::{
 };
 use crate::{
     config::Thresholds,
-    database::{Borrowed, DatabaseUrl},
-    schema::{SchemaError, SchemaName},
+    postgres::{
+        connect::{Borrowed, DatabaseUrl},
+        schema::{SchemaError, SchemaName},
+    },
 };
 
 /// Where is looked.

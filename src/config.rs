@@ -34,7 +34,10 @@ pub use self::{
     tls::TlsOptions,
     trust::{Tickets, TrustOptions},
 };
-use crate::{database::DatabaseUrl, notification::UserId, schema::SchemaName};
+use crate::{
+    domain::notification::UserId,
+    postgres::{connect::DatabaseUrl, schema::SchemaName},
+};
 
 /// Pushes rows of a Postgres table to the browsers of the people they concern.
 #[derive(Debug, Parser)]

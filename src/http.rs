@@ -1,184 +1,21 @@
-//! What browsers ask for: `GET /stream`.
+//! The servers, from the socket to the handler: connections, routes, limits.
+//!
+//! May use: `monitoring` and the layers below.
 
-use std::convert::Infallible;
-
-use actix_web::{
-    HttpRequest, HttpResponse,
-    body::BodyStream,
-    http::{Method, StatusCode, header::HeaderMap},
-    middleware::from_fn,
-    web,
-};
-use actix_web_lab::header::{CacheControl, CacheDirective};
-use bytes::Bytes;
-use futures_util::stream;
-use tracing::{debug, debug_span};
-
-use crate::{
-    admission::Admission,
-    authenticator::Authenticator,
-    client::Proxies,
-    identity::Unidentified,
-    line::{Departure, Exit, Lines},
-    origin::{self, Origins},
-    parameters::{BadParameter, Parameters},
-    problem::Problem,
-    refusals::{Reason, Refusals},
-    resource::{self, readable},
-    scheme::Scheme,
-    sse,
-    stream::{EventStream, Start, Streams},
-};
-
-/// The header that a returning `EventSource` sends.
-const LAST_EVENT_ID: &str = "last-event-id";
-
-/// Replaces an id that can't be used; no valid id equals it.
-const NO_ID: &str = "?";
-
-/// What the route of the stream works with.
-#[derive(Clone)]
-pub struct Door {
-    /// What streams are made of.
-    pub streams: web::Data<Streams>,
-    /// Where they go once they have begun.
-    pub lines: web::Data<Lines>,
-    /// Who is asking.
-    pub authenticator: web::Data<Authenticator>,
-    /// How many are let in.
-    pub admission: web::Data<Admission>,
-    /// Whose pages may ask.
-    pub origins: web::Data<Origins>,
-    /// Who may say whose request it is.
-    pub proxies: web::Data<Proxies>,
-    /// Who is turned away.
-    pub refusals: web::Data<Refusals>,
-}
-
-impl Door {
-    /// Adds the route of the stream to the application of a port of this scheme.
-    pub fn routes(&self, scheme: Scheme, config: &mut web::ServiceConfig) {
-        config
-            .app_data(self.streams.clone())
-            .app_data(self.lines.clone())
-            .app_data(self.authenticator.clone())
-            .app_data(self.admission.clone())
-            .app_data(self.origins.clone())
-            .app_data(self.proxies.clone())
-            .app_data(self.refusals.clone())
-            .app_data(web::Data::new(scheme))
-            .service(
-                readable("/stream", answer)
-                    .wrap(self.origins.cors())
-                    // The last is asked first.
-                    .wrap(from_fn(origin::check)),
-            );
-    }
-}
-
-/// The response for paths without a resource.
-pub async fn not_found(request: HttpRequest) -> HttpResponse {
-    resource::missing(&request, "there is nothing here: the stream is at /stream")
-}
-
-/// Answers GET with a stream. HEAD gets the same status and headers and opens no stream: no row
-/// is read or marked as sent.
-async fn answer(
-    request: HttpRequest,
-    streams: web::Data<Streams>,
-    lines: web::Data<Lines>,
-    authenticator: web::Data<Authenticator>,
-    admission: web::Data<Admission>,
-    refusals: web::Data<Refusals>,
-) -> Result<HttpResponse, Problem> {
-    let client = admission.client_of(&request);
-    // Before anything is done for it that costs more than this.
-    if let Err(deferral) = admission.pace(client) {
-        return Ok(deferral.answer(&request));
-    }
-    let noted = streams.hub.note();
-    // Who is asking comes first: nothing is explained to strangers.
-    let identity = match authenticator.identify(&request, client).await {
-        Ok(identity) => identity,
-        Err(error) => {
-            debug!(%client, %error, "turned away {client}: {error}");
-            if error == Unidentified::Unavailable {
-                refusals.count(Reason::Unavailable, client);
-                return Ok(admission.unavailable(error.to_string()).answer(&request));
-            }
-            refusals.count(Reason::Identity, client);
-            return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
-        }
-    };
-    let parameters = Parameters::read(request.query_string()).map_err(bad_parameter)?;
-    let permit = match admission.into_inner().admit(&identity.user, client) {
-        Ok(permit) => permit,
-        Err(deferral) => return Ok(deferral.answer(&request)),
-    };
-    let mut builder = HttpResponse::Ok();
-    builder
-        .content_type(sse::CONTENT_TYPE)
-        .insert_header(CacheControl(vec![
-            CacheDirective::NoCache,
-            CacheDirective::NoTransform,
-        ]))
-        // nginx would buffer the stream otherwise.
-        .insert_header(("x-accel-buffering", "no"));
-    if request.method() == Method::HEAD {
-        // A place was available, which is part of the answer. It is released again.
-        drop(permit);
-        let empty = stream::empty::<Result<Bytes, Infallible>>();
-        return Ok(builder.body(BodyStream::new(empty)));
-    }
-    let start = start(&request, &parameters);
-    let stream = EventStream::open(
-        &streams.into_inner(),
-        &identity,
-        noted,
-        &start,
-        parameters.format,
-    );
-    // Of no cost unless the log is to be that talkative: a span that is kept takes half
-    // a kilobyte, and an idle stream some two.
-    let span = debug_span!(
-        "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
-    );
-    span.in_scope(|| debug!("a stream begins"));
-    let stream = stream.holding(permit).within(span);
-    let exit = Exit::of(&request).ok_or_else(no_exit)?;
-    Ok(builder.body(Departure::new(lines.into_inner(), exit, stream)))
-}
-
-/// A server that was set up wrongly, which is a bug.
-fn no_exit() -> Problem {
-    Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "this server can't carry streams; please report this",
-    )
-}
-
-/// Where the client wants to begin. An id that can't be used is no reason for a
-/// 400, which would end an `EventSource` for good.
-fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
-    let header = last_event_id(request.headers()).filter(|id| !id.is_empty());
-    match header.or(parameters.last_event_id.as_deref()) {
-        None => Start::Backlog {
-            replay: parameters.replay,
-        },
-        Some(id) => Start::Resume(id.to_owned()),
-    }
-}
-
-/// The id in the header. Two different ids are rejected, because the wrong one would skip rows.
-fn last_event_id(headers: &HeaderMap) -> Option<&str> {
-    let mut ids = headers.get_all(LAST_EVENT_ID);
-    let id = ids.next()?;
-    if ids.any(|other| other != id) {
-        return Some(NO_ID);
-    }
-    Some(id.to_str().unwrap_or(NO_ID))
-}
-
-fn bad_parameter(error: BadParameter) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, error.to_string())
-}
+pub mod acceptor;
+pub mod admin_routes;
+pub mod admission;
+pub mod demo;
+pub mod detached_stream;
+pub mod draining;
+pub mod http2;
+pub mod inherited_sockets;
+pub mod methods;
+pub mod read_rate;
+pub mod retry_later;
+pub mod servers;
+pub mod sockets;
+pub mod stream_query;
+pub mod stream_route;
+pub mod transport;
+pub mod write_deadline;

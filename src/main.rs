@@ -10,24 +10,28 @@ use std::{
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tidings::{
-    activation::{Activation, ActivationError},
-    app::{self, App, Parts},
+    app::{self, App, Parts, shutdown::Shutdown},
+    auth::jwt,
     check::{self, Place, Report},
+    cli::{
+        completions, dev, health,
+        output::{self, Colour, Screen},
+        prune::{self, Outcome, Progress},
+        send, show_config, status, tail,
+        uninstall::{self, UninstallError},
+    },
     config::{
         BridgeOptions, CheckOptions, Cli, Command, ConfigError, ConfigOptions, Environment, Form,
         MigrateOptions, PruneOptions, ServeOptions, StatusOptions, TokenOptions, UninstallOptions,
     },
-    database::ConnectError,
-    dev, direct, errand, explanation, manual, probe,
-    prune::{self, Outcome, Progress},
-    retention::{self, Prune, Retry},
-    schema, settings,
-    shutdown::Shutdown,
-    status, tail,
-    telemetry::{self, LogError},
-    terminal::{self, Colour, Screen},
-    token,
-    uninstall::{self, UninstallError},
+    http::inherited_sockets::{Activation, ActivationError},
+    monitoring::logging::{self, LogError},
+    postgres::{
+        connect::ConnectError,
+        error_hint, listen_probe, prune_failure,
+        retention::{self, Prune, Retry},
+        schema,
+    },
 };
 use tokio::runtime::Runtime;
 use tracing::info;
@@ -88,9 +92,9 @@ fn main() -> ExitCode {
     };
     let code = match outcome {
         Err(error) if !nobody_reads(&*error) => {
-            match explanation::of(&*error) {
-                Some(explanation) => telemetry::say(&format!("tidings: {error}; {explanation}")),
-                None => telemetry::say(&format!("tidings: {error}")),
+            match error_hint::of(&*error) {
+                Some(explanation) => logging::say(&format!("tidings: {error}; {explanation}")),
+                None => logging::say(&format!("tidings: {error}")),
             }
             if is_of_settings(&*error) {
                 ExitCode::from(BAD_SETTING)
@@ -100,7 +104,7 @@ fn main() -> ExitCode {
         }
         Ok(()) | Err(_) => ExitCode::SUCCESS,
     };
-    telemetry::flush();
+    logging::flush();
     code
 }
 
@@ -113,7 +117,7 @@ fn refuse(error: &clap::Error, environment: &Environment) -> ExitCode {
     {
         let unreadable = environment.check().err().map(|error| error.to_string());
         for hint in unreadable.into_iter().chain(environment.warnings()) {
-            telemetry::say(&format!("tidings: {hint}"));
+            logging::say(&format!("tidings: {hint}"));
         }
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_SETTING))
@@ -152,7 +156,7 @@ async fn run(
 ) -> Result<(), Failure> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     environment.check()?;
-    telemetry::install(&cli.log)?;
+    logging::install(&cli.log)?;
     match &cli.command {
         // They print it themselves, or need no settings.
         Command::Check(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {}
@@ -174,11 +178,11 @@ async fn run(
         Command::Prune(options) => prune(output, options).await,
         Command::Dev(options) => Ok(dev::run(options, &Shutdown::watch(STOPPED)?).await?),
         Command::Token(options) => token(output, &options),
-        Command::Send(options) => Ok(writeln!(output, "{}", errand::send(&options).await?)?),
-        Command::Ticket(options) => Ok(writeln!(output, "{}", errand::issue(&options).await?)?),
+        Command::Send(options) => Ok(writeln!(output, "{}", send::send(&options).await?)?),
+        Command::Ticket(options) => Ok(writeln!(output, "{}", send::issue(&options).await?)?),
         Command::Tail(options) => Ok(tail::run(output, &options).await?),
         Command::Health(options) => {
-            probe::run(&options).await?;
+            health::run(&options).await?;
             Ok(writeln!(output, "ready")?)
         }
         Command::Uninstall(options) => remove(output, &options).await,
@@ -186,8 +190,8 @@ async fn run(
             let matches = matches.subcommand_matches("config").unwrap_or(&matches);
             config(output, &options, matches, environment)
         }
-        Command::Completions(options) => Ok(manual::complete(output, options.shell)?),
-        Command::Man(options) => Ok(manual::page(output, options.command.as_deref())?),
+        Command::Completions(options) => Ok(completions::complete(output, options.shell)?),
+        Command::Man(options) => Ok(completions::page(output, options.command.as_deref())?),
     }
 }
 
@@ -197,7 +201,7 @@ fn config(
     matches: &ArgMatches,
     environment: &Environment,
 ) -> Result<(), Failure> {
-    let printed = settings::print(output, options, &settings::of(matches), environment);
+    let printed = show_config::print(output, options, &show_config::of(matches), environment);
     unless_nobody_reads(printed.map_err(Failure::from))?;
     match options.serve.problems().len() {
         0 => Ok(()),
@@ -270,7 +274,7 @@ async fn migrate(output: &mut impl Write, options: MigrateOptions) -> Result<(),
         write!(output, "{script}")?;
         return Ok(output.flush()?);
     }
-    direct::prove(&url).await?;
+    listen_probe::prove(&url).await?;
     Ok(schema::migrate(&url, &options.database.schema, options.lock_limit).await?)
 }
 
@@ -304,10 +308,10 @@ async fn check(
 
 fn print_check(output: &mut impl Write, options: &CheckOptions, report: &Report) -> io::Result<()> {
     if options.form.form() == Form::Json {
-        return terminal::print_json(output, &report.json());
+        return output::print_json(output, &report.json());
     }
     let colour = Colour::of_stdout();
-    terminal::print_report(output, report, colour)?;
+    output::print_report(output, report, colour)?;
     if report.wrong() == 0 {
         let calm = colour.calm("in order:");
         let schema = &options.serve.database.schema;
@@ -344,13 +348,17 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
     };
     match outcome {
         Outcome::Done { removed, failures } => {
-            if let Some(complaint) = prune::complaint(&failures) {
+            if let Some(complaint) = prune_failure::complaint(&failures) {
                 tracing::warn!("{complaint}");
             }
-            Ok(writeln!(output, "{} removed", prune::rows(removed))?)
+            Ok(writeln!(
+                output,
+                "{} removed",
+                prune_failure::rows(removed)
+            )?)
         }
         Outcome::Stopped(rows) => {
-            let rows = prune::rows(rows);
+            let rows = prune_failure::rows(rows);
             Err(format!("stopped with {rows} removed; there may be more to remove").into())
         }
     }
@@ -358,6 +366,6 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
 
 fn token(output: &mut impl Write, options: &TokenOptions) -> Result<(), Failure> {
     let (secret, rules) = options.secret()?;
-    let token = token::sign(&secret, &rules, &options.user, options.ttl.as_secs())?;
+    let token = jwt::sign(&secret, &rules, &options.user, options.ttl.as_secs())?;
     Ok(writeln!(output, "{token}")?)
 }

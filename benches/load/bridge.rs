@@ -16,8 +16,8 @@ use nix::{
 };
 use serde::Deserialize;
 use tidings::{
-    notification::UserId,
-    token::{self, JwtSecret, Rules},
+    auth::jwt::{self, JwtSecret, Rules},
+    domain::notification::UserId,
 };
 
 use crate::{
@@ -106,7 +106,7 @@ impl Bridge {
         let rules = Rules::default();
         let request = move |user: &str, last_event_id: Option<&str>| {
             let user = UserId::parse(user).expect("a name of the benchmark's own");
-            let token = token::sign(&secret, &rules, &user, TOKEN_SECONDS)
+            let token = jwt::sign(&secret, &rules, &user, TOKEN_SECONDS)
                 .expect("a secret signs whatever there is");
             let last =
                 last_event_id.map_or_else(String::new, |id| format!("Last-Event-ID: {id}\r\n"));

@@ -37,7 +37,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use tidings::shutdown::Shutdown;
+use tidings::app::shutdown::Shutdown;
 
 use crate::{
     comparison::Comparison,

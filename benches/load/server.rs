@@ -5,10 +5,8 @@ use std::{
     time::Duration,
 };
 
-use tidings::{
-    cluster::{Cluster, PostgresBinaries},
-    schema::{self, SchemaName},
-};
+use private_postgres::{Cluster, PostgresBinaries};
+use tidings::postgres::schema::{self, SchemaName};
 use tokio_postgres::{Client, NoTls};
 
 use crate::{Result, process::Process};

@@ -7,8 +7,10 @@ use tokio_postgres::error::SqlState;
 use super::finding::{Cure, Finding, Topic};
 use crate::{
     config::Thresholds,
-    database::{Borrowed, Queries},
-    schema::{SchemaError, SchemaName},
+    postgres::{
+        connect::{Borrowed, Queries},
+        schema::{SchemaError, SchemaName},
+    },
 };
 
 /// A bridge reports every ten seconds. One that has been silent for so long hangs, or

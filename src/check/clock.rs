@@ -5,8 +5,10 @@ use std::time::{Duration, SystemTime};
 use super::finding::{Cure, Finding, Topic};
 use crate::{
     config::Thresholds,
-    database::{Borrowed, Queries},
-    schema::SchemaError,
+    postgres::{
+        connect::{Borrowed, Queries},
+        schema::SchemaError,
+    },
 };
 
 /// How far two clocks are apart.

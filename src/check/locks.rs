@@ -3,8 +3,8 @@
 use tokio_postgres::{Row, types::Type};
 
 use super::finding::{Cure, Finding, Topic};
-use crate::{
-    database::{Borrowed, Queries},
+use crate::postgres::{
+    connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
 };
 

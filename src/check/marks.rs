@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::finding::{Cure, Finding, Topic};
-use crate::{
-    database::{Borrowed, Queries},
+use crate::postgres::{
+    connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
 };
 

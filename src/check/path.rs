@@ -4,9 +4,9 @@ use super::{
     finding::{Cure, Finding, Topic},
     rights::{self, Who},
 };
-use crate::{
-    database::{Borrowed, DatabaseUrl, Queries},
-    direct::{self, DirectError},
+use crate::postgres::{
+    connect::{Borrowed, DatabaseUrl, Queries},
+    listen_probe::{self, DirectError},
     schema::{SchemaError, SchemaName},
 };
 
@@ -15,7 +15,7 @@ const LISTENS: &str = "a session of its own on the primary, for LISTEN: without 
 
 /// What keeps the listener from hearing.
 pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
-    let error = direct::prove(url).await.err()?;
+    let error = listen_probe::prove(url).await.err()?;
     let (found, cure) = match &error {
         DirectError::Connect(error) => (
             format!("no connection to {url}: {error}"),

@@ -4,8 +4,8 @@
 use tokio_postgres::types::Type;
 
 use super::finding::{Cure, Finding, Topic};
-use crate::{
-    database::{Borrowed, Queries},
+use crate::postgres::{
+    connect::{Borrowed, Queries},
     prune_failure::PruneFailure,
     schema::{SchemaError, SchemaName},
 };
@@ -90,7 +90,7 @@ pub(super) async fn obstacles(
             Topic::Prune,
             format!(
                 "{} could not be removed although they have had their time: {}",
-                crate::prune::rows(failure.rows),
+                crate::postgres::prune_failure::rows(failure.rows),
                 failure.reason
             ),
             "rows that are removed once they have had their time",
@@ -125,7 +125,10 @@ fn take(failures: &mut Vec<PruneFailure>, is_explained: impl Fn(&PruneFailure) -
 fn so_far(rows: u64) -> String {
     match rows {
         0 => String::new(),
-        rows => format!(": {} could not be removed so far", crate::prune::rows(rows)),
+        rows => format!(
+            ": {} could not be removed so far",
+            crate::postgres::prune_failure::rows(rows)
+        ),
     }
 }
 

@@ -7,8 +7,10 @@ use tokio_postgres::{Row, error::SqlState, types::Type};
 use super::finding::{Cure, Finding, Topic};
 use crate::{
     config::Thresholds,
-    database::{Borrowed, Queries},
-    schema::{SchemaError, SchemaName},
+    postgres::{
+        connect::{Borrowed, Queries},
+        schema::{SchemaError, SchemaName},
+    },
 };
 
 /// So many times what autovacuum waits for is more than it may be behind between

@@ -1,8 +1,8 @@
 //! Whether bridges see every row of their tables.
 
 use super::finding::{Cure, Finding, Topic};
-use crate::{
-    database::Borrowed,
+use crate::postgres::{
+    connect::Borrowed,
     schema::{SchemaError, SchemaName},
     visibility::{self, Hidden, Kind, Readers},
 };

@@ -12,9 +12,11 @@ use super::{
     listen_address, user,
 };
 use crate::{
-    key::Kind,
-    notification::UserId,
-    token::{JwtSecret, Rules},
+    auth::{
+        jwt::{JwtSecret, Rules},
+        jwt_key::Kind,
+    },
+    domain::notification::UserId,
 };
 
 /// For whom something is printed.
@@ -116,7 +118,7 @@ pub struct TailOptions {
     #[arg(value_parser = user)]
     pub user: UserId,
     /// Begin with so many of the user's last rows, sent or not, as `?replay=` does
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(crate::reader::REPLAY_ROWS)))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(crate::delivery::page_reader::REPLAY_ROWS)))]
     pub replay: u32,
     /// For whom.
     #[command(flatten)]

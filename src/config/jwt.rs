@@ -9,10 +9,10 @@ use super::{
     ConfigError,
     secret::{self, Hidden},
 };
-use crate::{
-    key::{Accepted, Key, Kind},
-    key_set::KeySet,
-    token::{JwtSecret, Keys, Rules, Tokens},
+use crate::auth::{
+    jwks::KeySet,
+    jwt::{JwtSecret, Keys, Rules, Tokens},
+    jwt_key::{Accepted, Key, Kind},
 };
 
 /// So many secrets, and so many public keys, may be configured. Two are enough

@@ -1,7 +1,7 @@
 //! What `serve` would refuse, and what may be a mistake.
 
 use super::{ConfigError, ServeOptions, Tickets};
-use crate::token::Tokens;
+use crate::auth::jwt::Tokens;
 
 impl ServeOptions {
     /// What tells good tokens from bad ones, unless users are let in by something

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{DatabaseOptions, duration_between};
-use crate::retention::{self, Retention};
+use crate::postgres::retention::{self, Retention};
 
 /// How long rows stay, for `serve`.
 #[derive(Clone, Debug, Args)]

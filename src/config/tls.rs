@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::ConfigError;
-use crate::tls::Certificate;
+use crate::tls::server_certificate::Certificate;
 
 /// HTTPS for browsers.
 #[derive(Clone, Debug, Args)]

@@ -6,7 +6,9 @@ use actix_web::http::header::{self, HeaderName};
 use clap::{Args, ValueEnum};
 
 use super::ConfigError;
-use crate::{client::Proxies, cookie::CookieName, origin::Origins, user_header::UserHeader};
+use crate::auth::{
+    client_addr::Proxies, cookie::CookieName, origin::Origins, user_header::UserHeader,
+};
 
 /// What of a request is believed.
 #[derive(Clone, Debug, Args)]

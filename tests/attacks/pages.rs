@@ -12,13 +12,14 @@ use std::{
 
 use futures_util::{StreamExt, future::join_all};
 use tidings::{
-    history::History,
-    hub::Tail,
-    mailbox::Ending,
-    notification::UserId,
-    pool::{Pool, Sessions},
-    sse::Format,
-    stream::{EventStream, Start},
+    delivery::{
+        hub::Tail,
+        mailbox::Ending,
+        sse::Format,
+        stream::{EventStream, Start},
+    },
+    domain::{history::History, notification::UserId},
+    postgres::pool::{Pool, Sessions},
 };
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;

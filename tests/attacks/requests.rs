@@ -33,8 +33,8 @@ const AT_ONCE: u32 = 100;
 /// A bridge by itself may grow by so much under attack.
 const GROWTH: usize = 50 << 20;
 
-/// Streams that a connection has at once ([`tidings::http2::STREAMS`]).
-const STREAMS: usize = tidings::http2::STREAMS as usize;
+/// Streams that a connection has at once ([`tidings::http::http2::STREAMS`]).
+const STREAMS: usize = tidings::http::http2::STREAMS as usize;
 
 struct Scene {
     database: Database,
@@ -184,7 +184,7 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
     let mut stream = connection.open("alice").await;
     let other = Http2::connect(scene.bridge.address(), &scene.authority).await;
     for (connection, bytes) in [
-        (&connection, tidings::http2::HEADER_BYTES as usize),
+        (&connection, tidings::http::http2::HEADER_BYTES as usize),
         // Many times more ends the connection.
         (&other, 1 << 20),
     ] {

@@ -17,6 +17,7 @@ use crate::{
         browser::{Browser, Kind, in_each_browser},
         database::Database,
         page::Page,
+        ports::free_address,
         process::Served,
         proxy::{Network, Proxy, Target},
     },
@@ -118,8 +119,11 @@ async fn a_page_outlives_a_time_without_bridges_behind_nginx(kind: Kind) {
     let database = Database::migrated().await;
     let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
-    let bridge = Bridge::start_with(&database, &[&origin]).await;
-    let place = (bridge.address(), bridge.admin_address());
+    let (options, place) = (
+        serve_options(&database, &[&origin]),
+        (free_address(), free_address()),
+    );
+    let bridge = Bridge::start_at(&options, place).await;
     let front = Front::before(front::Kind::Nginx, [&bridge, &bridge]).await;
     // No cookie of the page's goes to another site.
     let stream = format!("/stream?ticket={}", ticket(&database).await);
@@ -130,7 +134,7 @@ async fn a_page_outlives_a_time_without_bridges_behind_nginx(kind: Kind) {
     send(&database, "missed").await;
     // Once by the bridge's end, and then by what the proxy answers in its place.
     browser.until("errors.length >= 3").await;
-    let bridge = Bridge::start_at(&serve_options(&database, &[&origin]), place).await;
+    let bridge = Bridge::start_at(&options, place).await;
     until_heard(&browser, &["live", "missed"]).await;
     send(&database, "live again").await;
     until_heard(&browser, &["live", "missed", "live again"]).await;

@@ -5,15 +5,19 @@ use std::collections::BTreeSet;
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
-    clock::Moment,
-    history::Incarnation,
-    notification::UserId,
-    pool::{Parameter, Pool, Sessions},
-    position::{Position, RowKey},
-    reader::{self, Backlog, PageSize, READ_IN_VAIN},
-    schema::SchemaName,
-    snapshot::Xid,
-    sql::Sql,
+    delivery::page_reader::{self, Backlog, PageSize, READ_IN_VAIN},
+    domain::{
+        clock::Moment,
+        history::Incarnation,
+        notification::UserId,
+        position::{Position, RowKey},
+        snapshot::Xid,
+    },
+    postgres::{
+        pool::{Parameter, Pool, Sessions},
+        queries::Sql,
+        schema::SchemaName,
+    },
 };
 use tokio::runtime::Handle;
 use tokio_postgres::{Client, types::Type};
@@ -119,7 +123,7 @@ impl Stage {
             writers,
             owner,
             bridge: database.bridge().connect().await,
-            incarnation: reader::incarnation(&pool, &sql)
+            incarnation: page_reader::incarnation(&pool, &sql)
                 .await
                 .expect("an incarnation"),
             pool,
@@ -206,7 +210,7 @@ impl Stage {
     }
 
     async fn tail_start(&self) -> Position {
-        let start = reader::tail_start(&self.bridge, &self.sql.tail_start).await;
+        let start = page_reader::tail_start(&self.bridge, &self.sql.tail_start).await;
         start.expect("a start").0
     }
 
@@ -226,7 +230,7 @@ impl Stage {
             system_identifier: self.system_identifier,
             in_vain: 0,
         };
-        let page = reader::backlog_page(&self.pool, backlog, ALL).await;
+        let page = page_reader::backlog_page(&self.pool, backlog, ALL).await;
         let page = page.expect("a page");
         let events = page.page.batch.events.iter();
         let got: Vec<i64> = events.map(|event| event.notification().key.id).collect();

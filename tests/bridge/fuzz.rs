@@ -15,8 +15,8 @@ use proptest::{
 };
 use serde_json::json;
 use tidings::{
+    auth::jwt::Tokens,
     config::{Cli, Command},
-    token::Tokens,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -3,12 +3,11 @@
 
 use clap::Parser;
 use futures_util::future::join_all;
+use private_postgres::Cluster;
 use tidings::{
     check::{self, Place},
-    cluster::Cluster,
     config::{Cli, Command},
-    database,
-    schema::SchemaName,
+    postgres::{connect, schema::SchemaName},
 };
 use tokio_postgres::error::SqlState;
 
@@ -194,7 +193,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
 async fn migrations_may_take_as_long_as_they_need() {
     let database = Database::empty().await;
     inherit(&database, &["migrator"], OURS_ALONE).await;
-    let connected = database::connect_pinned(&database.owner().url()).await;
+    let connected = connect::connect_pinned(&database.owner().url()).await;
     let (session, _driver) = connected.expect("a session");
     for timeout in ["statement_timeout", "lock_timeout"] {
         let shown = session.query_one(&format!("show {timeout}"), &[]).await;

@@ -2,12 +2,7 @@
 //! nothing of Tidings in it to a first notification, and back: its commands are
 //! run as they stand there.
 
-use std::{
-    env, fs,
-    net::{SocketAddr, TcpListener},
-    os::unix::fs::symlink,
-    path::Path,
-};
+use std::{env, fs, net::SocketAddr, os::unix::fs::symlink, path::Path};
 
 use tokio::{process::Command, time::timeout};
 
@@ -15,6 +10,7 @@ use crate::support::{
     PATIENCE,
     database::{Database, psql, start_cluster},
     dev::DataFolder,
+    ports::free_address,
 };
 
 /// The commands of a page, in order: its blocks of shell.
@@ -37,8 +33,7 @@ fn commands(page: &str) -> String {
 
 /// The page names ports that somebody else may have here.
 fn with_free_ports(commands: &str) -> (String, [SocketAddr; 2]) {
-    let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
-    let addresses = sockets.map(|socket| socket.local_addr().expect("an address"));
+    let addresses = [(); 2].map(|()| free_address());
     let [listen, admin] = addresses.map(|address| address.to_string());
     let commands = commands
         .replace("127.0.0.1:8080", &listen)

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tidings::{
-    identity::Identity,
-    mailbox::Ending,
-    notification::UserId,
-    sse::Format,
-    stream::{EventStream, Start},
+    delivery::{
+        mailbox::Ending,
+        sse::Format,
+        stream::{EventStream, Start},
+    },
+    domain::{identity::Identity, notification::UserId},
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -23,7 +24,7 @@ async fn within_an_event(
     database: &Database,
     lifetime: Option<Duration>,
 ) -> (
-    std::sync::Arc<tidings::stream::Streams>,
+    std::sync::Arc<tidings::delivery::stream::Streams>,
     EventStream,
     String,
 ) {

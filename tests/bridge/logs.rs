@@ -5,7 +5,7 @@ use std::{env, process::Stdio, thread};
 
 use clap::Parser;
 use serde_json::Value;
-use tidings::{config::Cli, telemetry};
+use tidings::{config::Cli, monitoring::logging};
 use tokio::{process::Command, time::timeout};
 
 use crate::support::{
@@ -95,11 +95,11 @@ async fn a_flood_of_bad_tokens_fills_no_disk_and_all_of_it_is_counted() {
         assert_eq!(answer.expect("an answer").status(), 401);
     }
     let lines = lines(&bridge.log().await);
-    let of_http = |line: &&Value| line["target"] == "tidings::http";
+    let of_http = |line: &&Value| line["target"] == "tidings::http::stream_route";
     let written = lines.iter().filter(of_http).count() as u64;
     let left_out: u64 = lines
         .iter()
-        .filter(|line| line["of"] == "tidings::http")
+        .filter(|line| line["of"] == "tidings::http::stream_route")
         .filter_map(|line| line["left_out"].as_u64())
         .sum();
     assert_eq!(written + left_out, 200);
@@ -117,13 +117,13 @@ const PANICS: &str = "OF_TESTS_PANICS";
 async fn a_panic_is_one_line_of_the_log_that_names_its_place() {
     if env::var_os(PANICS).is_some() {
         let cli = Cli::parse_from(["tidings", "dev", "--log-format=json"]);
-        telemetry::install(&cli.log).expect("a log");
+        logging::install(&cli.log).expect("a log");
         let panics = thread::Builder::new().name("one of a test".to_owned());
         let panics = panics
             .spawn(|| panic!("the reason\nin two lines"))
             .expect("a thread");
         panics.join().expect_err("a panic");
-        telemetry::flush();
+        logging::flush();
         return;
     }
     let this = env::current_exe().expect("this program");

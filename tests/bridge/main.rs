@@ -21,6 +21,7 @@ mod inherited;
 mod install;
 mod key_sets;
 mod large_events;
+mod layers;
 mod life;
 mod logs;
 mod methods;

@@ -6,8 +6,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tidings::{
     app::{App, Parts, StartError},
-    database::DatabaseUrl,
-    schema::{self, Fit, SchemaError, SchemaName},
+    postgres::{
+        connect::DatabaseUrl,
+        schema::{self, Fit, SchemaError, SchemaName},
+    },
 };
 use tokio_postgres::error::SqlState;
 

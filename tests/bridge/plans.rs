@@ -2,7 +2,7 @@
 //! that were made while the table was empty and never analysed.
 
 use serde_json::Value;
-use tidings::{database, schema::SchemaName, sql::Sql};
+use tidings::postgres::{connect, queries::Sql, schema::SchemaName};
 
 use crate::support::database::Database;
 
@@ -24,10 +24,10 @@ const HEAVY: &str = "heavy";
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     let database = Database::migrated().await;
-    let (client, _driver) = database::connect(&database.url(), |_| ())
+    let (client, _driver) = connect::connect(&database.url(), |_| ())
         .await
         .expect("a session");
-    database::settle(&client).await.expect("its settings");
+    connect::settle(&client).await.expect("its settings");
     let sql = Sql::new(&SchemaName::public());
     let owner = database.owner().connect().await;
     owner
@@ -151,10 +151,10 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_million_disconnections_a_page_of_them_costs_no_more() {
     let database = Database::migrated().await;
-    let (client, _driver) = database::connect(&database.url(), |_| ())
+    let (client, _driver) = connect::connect(&database.url(), |_| ())
         .await
         .expect("a session");
-    database::settle(&client).await.expect("its settings");
+    connect::settle(&client).await.expect("its settings");
     let sql = Sql::new(&SchemaName::public());
     let prepare = format!("prepare page as {}", sql.disconnections);
     client.batch_execute(&prepare).await.expect("a statement");

@@ -9,15 +9,21 @@ use std::{
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
-    batch::{Batch, End, Event},
-    history::History,
-    notification::{Notification, UserId},
-    pool::{Pool, Sessions},
-    position::{EventId, Position, Rest},
-    reader::{self, MOST_BEGUN, Page, PageSize, Run},
-    schema::SchemaName,
-    snapshot::Snapshot,
-    sql::Sql,
+    delivery::{
+        batch::{Batch, End, Event},
+        page_reader::{self, MOST_BEGUN, Page, PageSize, Run},
+    },
+    domain::{
+        history::History,
+        notification::{Notification, UserId},
+        position::{EventId, Position, Rest},
+        snapshot::Snapshot,
+    },
+    postgres::{
+        pool::{Pool, Sessions},
+        queries::Sql,
+        schema::SchemaName,
+    },
 };
 use tokio::runtime::Handle;
 use tokio_postgres::{Client, Statement};
@@ -163,7 +169,7 @@ impl Stage {
                 is_open: false,
             });
         }
-        let (start, _) = reader::tail_start(&client, &sql.tail_start)
+        let (start, _) = page_reader::tail_start(&client, &sql.tail_start)
             .await
             .expect("a start");
         Self {
@@ -220,7 +226,7 @@ impl Stage {
 
     async fn read_tail_page(&mut self, size: PageSize) -> Page {
         let position = &mut self.tail.position;
-        let page = reader::tail_page(&self.client, &self.tail_query, position, size)
+        let page = page_reader::tail_page(&self.client, &self.tail_query, position, size)
             .await
             .expect("a page");
         // As the listener does.
@@ -285,7 +291,7 @@ impl Stage {
 
     async fn page_after(&self, position: &Position, size: PageSize) -> Batch {
         let alice = UserId::parse("alice").expect("a user");
-        let page = reader::user_page(&self.pool, &self.sql, &alice, position, size);
+        let page = page_reader::user_page(&self.pool, &self.sql, &alice, position, size);
         page.await.expect("a page").batch
     }
 

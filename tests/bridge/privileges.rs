@@ -1,6 +1,6 @@
 //! Least privilege: what each role may do is what its part takes, and no more.
 
-use tidings::schema::{self, SchemaName};
+use tidings::postgres::schema::{self, SchemaName};
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::support::{

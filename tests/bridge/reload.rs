@@ -9,8 +9,8 @@ use std::{
 use jsonwebtoken::Algorithm::ES256;
 use nix::sys::signal::Signal;
 use tidings::{
-    notification::UserId,
-    token::{self, JwtSecret, Rules},
+    auth::jwt::{self, JwtSecret, Rules},
+    domain::notification::UserId,
 };
 
 use crate::support::{
@@ -62,7 +62,7 @@ impl Setting {
 fn token_of(secret: &str) -> String {
     let secret: JwtSecret = secret.parse().expect("a secret");
     let user = UserId::parse("alice").expect("a user");
-    token::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
+    jwt::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
 }
 
 /// A stream that is live.

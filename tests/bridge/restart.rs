@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tidings::cluster::Shutdown;
+use private_postgres::Shutdown;
 use tokio::{
     io::copy_bidirectional,
     net::{UnixListener, UnixStream},

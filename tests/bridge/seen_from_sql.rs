@@ -1,6 +1,7 @@
 //! What operators see from SQL: the views say what is so, to those who may know.
 
-use tidings::{activity::BOUNDS, cluster::Cluster, reader::READ_IN_VAIN};
+use private_postgres::Cluster;
+use tidings::delivery::{counters::BOUNDS, page_reader::READ_IN_VAIN};
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::support::{

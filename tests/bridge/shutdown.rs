@@ -23,6 +23,7 @@ use crate::support::{
     dev::{self, DataFolder, Dev},
     event_source::{End, EventSource, Item},
     frozen::Frozen,
+    ports::free_address,
     process::{PROGRAM, Served, serve, signal},
     until,
 };
@@ -193,9 +194,7 @@ async fn what_waits_for_a_database_that_never_answers_stops_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_database_that_is_not_there_yet_stops_at_once() {
-    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = closed.local_addr().expect("its address");
-    drop(closed);
+    let address = free_address();
     let url = format!("postgres://bridge@{address}/app?sslmode=disable");
     let mut child = command(&["serve"], &url).spawn().expect("the binary");
     let mut log = BufReader::new(child.stderr.take().expect("its log")).lines();

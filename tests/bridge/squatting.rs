@@ -1,11 +1,11 @@
 //! Objects that another role put there before Tidings was installed gain it nothing.
 
 use clap::Parser;
+use private_postgres::Cluster;
 use tidings::{
     check::{self, Cure, Finding, Place, Topic},
-    cluster::Cluster,
     config::{Cli, Command},
-    schema::{self, SchemaError, SchemaName},
+    postgres::schema::{self, SchemaError, SchemaName},
 };
 
 use crate::support::{

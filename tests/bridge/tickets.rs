@@ -9,13 +9,17 @@ use futures_util::StreamExt;
 use tidings::{
     app::Parts,
     config::ConfigError,
-    hub::Reading,
-    identity::Disconnection,
-    notification::{Expiry, Notification, UserId},
-    position::RowKey,
-    snapshot::{Snapshot, Xid},
-    sse::Format,
-    stream::{EventStream, Start},
+    delivery::{
+        hub::Reading,
+        sse::Format,
+        stream::{EventStream, Start},
+    },
+    domain::{
+        identity::Disconnection,
+        notification::{Expiry, Notification, UserId},
+        position::RowKey,
+        snapshot::{Snapshot, Xid},
+    },
 };
 
 use crate::support::{

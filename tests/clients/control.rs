@@ -9,7 +9,7 @@ use std::{
 };
 
 use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
-use tidings::identity::LEEWAY;
+use tidings::domain::identity::LEEWAY;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

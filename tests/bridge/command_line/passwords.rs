@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio::time::Instant;
 
 use super::{Said, command, said};

@@ -5,7 +5,7 @@ use clap::Parser;
 use tidings::{
     check::{self, Cure, Finding, Place, Severity, Topic},
     config::{Cli, Command},
-    schema::SchemaName,
+    postgres::schema::SchemaName,
 };
 
 use crate::support::{

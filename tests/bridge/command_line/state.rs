@@ -1,8 +1,8 @@
 //! `check` and `status` find what is wrong with what runs, each with what mends
 //! it; and when that was done they are content.
 
+use private_postgres::Cluster;
 use serde_json::Value;
-use tidings::cluster::Cluster;
 
 use super::{Said, command, run, said};
 use crate::support::{

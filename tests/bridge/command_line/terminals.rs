@@ -45,7 +45,7 @@ fn expect_harmless(said: &Said, shown: &str) {
 
 /// A database in which that role may read notifications, and somebody has made an event
 /// of that name before events had to be printable.
-async fn hostile() -> (tidings::cluster::Cluster, Database) {
+async fn hostile() -> (private_postgres::Cluster, Database) {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     database

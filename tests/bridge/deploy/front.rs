@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
     path::Path,
     process::Stdio,
     sync::Arc,
@@ -21,6 +21,7 @@ use crate::support::{
     bridge::{Bridge, token},
     dev::DataFolder,
     event_source::{EventSource, Response, get},
+    ports::free_address,
     tls::{
         authority::{Authority, Certified},
         http2::Http2,
@@ -99,10 +100,7 @@ impl Front {
         let certified = authority.issue("front", &[ORIGIN]);
         let folder = DataFolder::new();
         fs::create_dir_all(folder.path()).expect("a folder");
-        // None of them can be told to take any port and to say which.
-        let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = unused.local_addr().expect("an address");
-        drop(unused);
+        let address = free_address();
         let mut command = kind.command(
             folder.path(),
             address,

@@ -19,7 +19,9 @@ use crate::support::{
     browser::{self, Browser},
     database::Database,
     event_source::{EventSource, Item, Response, get},
-    no_repeats, rows, until,
+    no_repeats,
+    ports::free_address,
+    rows, until,
 };
 
 const ROWS: usize = 2_000;
@@ -183,8 +185,10 @@ async fn a_page_of_the_streams_own_origin_is_let_in(kind: Kind) {
 
 async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(kind: Kind) {
     let database = Database::migrated().await;
-    let mut one = Bridge::start(&database).await;
-    let mut two = Bridge::start(&database).await;
+    let options = serve_options(&database, &[]);
+    let place = || (free_address(), free_address());
+    let mut one = Bridge::start_at(&options, place()).await;
+    let mut two = Bridge::start_at(&options, place()).await;
     let front = Front::before(kind, [&one, &two]).await;
     let send = async |text: &str| {
         let send = format!("select send_notification('alice', '{text}')");
@@ -225,7 +229,7 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     let status = front.ask_as_program("alice").await.status();
     assert!((502..=503).contains(&status), "{status}");
 
-    let _one = Bridge::start_at(&serve_options(&database, &[]), place).await;
+    let _one = Bridge::start_at(&options, place).await;
     let mut source = comes_back(&front, source.last_event_id()).await;
     assert_eq!(source.next_event().await.data, "missed, too");
     // Who is let through lets in all others, while his own stream is open.
@@ -311,9 +315,7 @@ const ACCEPTS_OTHERS: [&[(&str, &str)]; 4] = [
 
 /// No bridge answers, or what answers in its place says that none does.
 async fn whoever_accepts_events_is_told_to_come_back_unless_it_asks_for_the_status(kind: Kind) {
-    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = closed.local_addr().expect("an address");
-    drop(closed);
+    let address = free_address();
     let away = Upstream {
         address,
         admin_address: address,
@@ -445,7 +447,11 @@ async fn a_client_is_sent_past_a_bridge_that_stops(kind: Kind) {
 
 async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind) {
     let database = Database::migrated().await;
-    let bridge = Bridge::start(&database).await;
+    let (options, place) = (
+        serve_options(&database, &[]),
+        (free_address(), free_address()),
+    );
+    let bridge = Bridge::start_at(&options, place).await;
     let front = Front::before(kind, [&bridge, &bridge]).await;
     let browser = Browser::start(browser::Kind::Chromium).await;
     // There is no such page, but it is on the streams' origin.
@@ -477,12 +483,11 @@ async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind)
     send("live").await;
     all("String(stream.texts) === 'live'").await;
 
-    let place = (bridge.address(), bridge.admin_address());
     bridge.stop().await;
     send("missed").await;
     // Once by the bridge's end, and once by what the proxy answers in its place.
     all("stream.breaks >= 2").await;
-    let bridge = Bridge::start_at(&serve_options(&database, &[]), place).await;
+    let bridge = Bridge::start_at(&options, place).await;
     all("String(stream.texts) === 'live,missed'").await;
     send("live again").await;
     all("String(stream.texts) === 'live,missed,live again'").await;

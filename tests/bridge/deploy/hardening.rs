@@ -12,6 +12,7 @@ use crate::support::{
     bridge::Bridge,
     database::{Database, psql, start_cluster},
     deployment::shipped,
+    ports::free_address,
 };
 
 fn read(file: &str) -> String {
@@ -223,8 +224,7 @@ fn make_dev_tells_that_a_port_is_in_use_before_it_builds() {
     };
     let (_here, taken) = bind("127.0.0.1:0");
     let (_everywhere, any) = bind("0.0.0.0:0");
-    let (closed, free) = bind("127.0.0.1:0");
-    drop(closed);
+    let free = free_address();
     let (taken, any) = (taken.to_string(), any.port());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ports");
     let run = |arguments: &[&str], variables: &[(&str, &str)]| {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 
 use super::{bell::Bell, witness::Witness};
 use crate::support::{bridge::Bridge, database::Database, process::Served};

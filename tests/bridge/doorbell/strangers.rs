@@ -1,7 +1,8 @@
 //! Others in the same database, and what they may do to the bell: it costs speed,
 //! and never a row.
 
-use tidings::{cluster::Cluster, schema, schema::SchemaName};
+use private_postgres::Cluster;
+use tidings::postgres::schema::{self, SchemaName};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{BELL_ALONE, bell::Bell, witness::Witness};

@@ -7,7 +7,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::cluster::{Cluster, Shutdown};
+use private_postgres::{Cluster, Shutdown};
 use tokio_postgres::Client;
 
 use crate::support::{

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use tidings::cluster::{Cluster, PostgresBinaries};
+use private_postgres::{Cluster, PostgresBinaries};
 
 use crate::support::{
     account::Account, database::Database, dev::DataFolder, process::Served, rows, until,

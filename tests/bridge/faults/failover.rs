@@ -7,7 +7,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio::time::{Instant, timeout};
 
 use crate::support::{

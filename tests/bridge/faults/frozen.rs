@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 
 use crate::support::{
     account::Account,

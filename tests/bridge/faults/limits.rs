@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio::time::timeout;
 use tokio_postgres::{Client, error::SqlState};
 

@@ -1,7 +1,7 @@
 //! An address that moves to the promoted standby, while the old primary still
 //! runs and keeps the sessions that it has.
 
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio::time::Instant;
 
 use crate::support::{

@@ -6,7 +6,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::cluster::Shutdown;
+use private_postgres::Shutdown;
 use tokio::time::timeout;
 
 use super::load::Load;

@@ -1,7 +1,7 @@
 //! The database is dumped, and restored into another cluster, whose transaction
 //! ids are far behind those that the rows carry.
 
-use tidings::cluster::PostgresBinaries;
+use private_postgres::PostgresBinaries;
 
 use crate::support::{
     account::Account,

@@ -1,7 +1,7 @@
 //! A table that logical replication fills: its rows carry the transaction ids
 //! of another server, which mean nothing here.
 
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 
 use crate::support::{bridge::Bridge, database::Database, process::refusal, until};
 

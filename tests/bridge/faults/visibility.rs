@@ -197,9 +197,14 @@ async fn pruning_says_that_row_level_security_hides_rows() {
     let options = serve_options(&database, &[]);
     let url = options.database.url().expect("a URL");
     let month = Duration::from_secs(30 * 24 * 60 * 60);
-    let schema = tidings::schema::SchemaName::public();
-    let prune =
-        tidings::retention::Prune::open(&url, &schema, month, tidings::retention::Retry::All).await;
+    let schema = tidings::postgres::schema::SchemaName::public();
+    let prune = tidings::postgres::retention::Prune::open(
+        &url,
+        &schema,
+        month,
+        tidings::postgres::retention::Retry::All,
+    )
+    .await;
     let error = prune
         .expect("a session")
         .batch()

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidings::{
+use tidings::domain::{
     position::{Position, RowKey},
     snapshot::Xid,
 };

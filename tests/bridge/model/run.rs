@@ -12,7 +12,7 @@ use super::{
     tab::{Tab, Until},
     world::World,
 };
-use tidings::{position::RowKey, snapshot::Xid};
+use tidings::domain::{position::RowKey, snapshot::Xid};
 
 /// The writer that commits with `synchronous_commit = off`. A crash of Postgres
 /// may take its rows back after they were delivered, and give their transaction

@@ -6,10 +6,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::{
-    cluster::{Cluster, Shutdown},
-    position::Position,
-};
+use private_postgres::{Cluster, Shutdown};
+use tidings::domain::position::Position;
 use tokio::{process::Child, time::timeout};
 use tokio_postgres::Client;
 

@@ -3,15 +3,21 @@
 use std::{sync::Arc, time::Duration};
 
 use tidings::{
-    drained::Drained,
-    history::{Incarnation, Since},
-    marker::{Marker, Marks, Recipient},
-    notification::UserId,
-    pool::{Pool, Sessions},
-    schema::SchemaName,
-    sql::Sql,
-    sse::Format,
-    stream::{EventStream, Start},
+    delivery::{
+        delivered_watermark::Drained,
+        marker::{Marker, Marks, Recipient},
+        sse::Format,
+        stream::{EventStream, Start},
+    },
+    domain::{
+        history::{Incarnation, Since},
+        notification::UserId,
+    },
+    postgres::{
+        pool::{Pool, Sessions},
+        queries::Sql,
+        schema::SchemaName,
+    },
 };
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;

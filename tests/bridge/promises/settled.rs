@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tidings::cluster::Shutdown;
+use private_postgres::Shutdown;
 use tokio::time::{Instant, timeout};
 
 use crate::support::{

@@ -1,7 +1,7 @@
 //! Where the applications of the pages sell: Tidings in a schema of its own, and
 //! the application's tables beside it.
 
-use tidings::schema::{self, SchemaName};
+use tidings::postgres::schema::{self, SchemaName};
 
 use super::application::Application;
 use crate::support::{

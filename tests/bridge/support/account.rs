@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
+use private_postgres::PostgresBinaries;
 use serde::{Deserialize, Serialize};
-use tidings::cluster::PostgresBinaries;
 
 /// What a fault did, over all rounds of its test.
 #[derive(Debug, Serialize, Deserialize)]

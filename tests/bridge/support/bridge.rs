@@ -6,13 +6,11 @@ use clap::Parser;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
 use serde_json::json;
 use tidings::{
-    app::{App, Parts, RunError, StartError},
+    app::{App, Parts, RunError},
+    auth::jwt::{self, JwtSecret, Rules},
     config::{Cli, Command, ServeOptions},
-    hub::Hub,
-    notification::UserId,
-    position::Position,
-    servers::ServersError,
-    token::{self, JwtSecret, Rules},
+    delivery::hub::Hub,
+    domain::{notification::UserId, position::Position},
 };
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -79,43 +77,28 @@ impl Bridge {
         Self::start_as(&serve_options(database, more)).await
     }
 
-    /// With settings that nobody could type.
-    pub async fn start_as(options: &ServeOptions) -> Self {
-        Self::try_start(options).await.expect("a bridge")
-    }
-
-    /// At the addresses of a bridge that has stopped. A connection of another test may have
-    /// been given one of these ports since: then it waits for its end.
+    /// At addresses that outlive it ([`super::ports::free_address`]): of streams, and for
+    /// administration.
     pub async fn start_at(options: &ServeOptions, place: (SocketAddr, SocketAddr)) -> Self {
         let mut options = options.clone();
         (options.bridge.listen, options.bridge.admin_listen) = place;
-        let starting = async {
-            let mut pace = interval(ASKS_AGAIN);
-            loop {
-                pace.tick().await;
-                match Self::try_start(&options).await {
-                    Err(StartError::Servers(ServersError::Bind { .. })) => {}
-                    started => return started.expect("a bridge"),
-                }
-            }
-        };
-        let started = tokio::time::timeout(PATIENCE, starting).await;
-        started.expect("its addresses become free")
+        Self::start_as(&options).await
     }
 
-    async fn try_start(options: &ServeOptions) -> Result<Self, StartError> {
+    /// With settings that nobody could type.
+    pub async fn start_as(options: &ServeOptions) -> Self {
         let parts = Parts::of(options).expect("settings");
-        let app = App::build(parts, &options.bridge).await?;
+        let app = App::build(parts, &options.bridge).await.expect("a bridge");
         let (address, admin_address) = (app.address(), app.admin_address());
         let (hub, stop) = (Arc::clone(app.hub()), CancellationToken::new());
         let running = tokio::spawn(app.run_until(stop.clone().cancelled_owned()));
-        Ok(Self {
+        Self {
             address,
             admin_address,
             hub,
             stop,
             running,
-        })
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -271,7 +254,7 @@ pub fn refused(metrics: &str, reason: &str) -> u64 {
 pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
-    token::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
+    jwt::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
 }
 
 /// A token of alice's that is good for so many seconds.

@@ -14,11 +14,10 @@ use std::{
     thread,
 };
 
-use tidings::{
-    cluster::{Cluster, PostgresBinaries},
-    database::DatabaseUrl,
-    schema,
-    schema::SchemaName,
+use private_postgres::{Cluster, PostgresBinaries};
+use tidings::postgres::{
+    connect::DatabaseUrl,
+    schema::{self, SchemaName},
 };
 use tokio::{
     sync::{OnceCell, oneshot},

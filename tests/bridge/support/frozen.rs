@@ -6,7 +6,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio_postgres::NoTls;
 
 use super::database::Database;

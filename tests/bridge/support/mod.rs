@@ -13,6 +13,7 @@ pub mod key_pair;
 pub mod key_server;
 pub mod page;
 pub mod pooler;
+pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod standby;

@@ -1,15 +1,10 @@
 //! A private PgBouncer in transaction mode, as many hosters put one before
 //! their databases.
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpListener},
-    os::unix::fs::MetadataExt,
-    process::Stdio,
-};
+use std::{fs, net::SocketAddr, os::unix::fs::MetadataExt, process::Stdio};
 
 use nix::unistd::Uid;
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio::{
     net::TcpStream,
     process::{Child, Command},
@@ -21,6 +16,7 @@ use super::{
     PATIENCE,
     database::{Database, LOGINS},
     dev::DataFolder,
+    ports::free_address,
 };
 
 /// Fewer than the bridge and the tests open to it, so that they share them.
@@ -41,10 +37,7 @@ impl Pooler {
         fs::create_dir_all(folder.path()).expect("a folder");
         let settings = folder.path().join("pgbouncer.ini");
         let users = folder.path().join("users.txt");
-        // It can't be told to take any port and to say which.
-        let unused = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = unused.local_addr().expect("an address");
-        drop(unused);
+        let address = free_address();
         let database = format!("* = host={} port=5432", sockets.display());
         let listen = [
             format!("listen_addr = {}", address.ip()),

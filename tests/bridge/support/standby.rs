@@ -1,6 +1,6 @@
 //! A hot standby, and its promotion.
 
-use tidings::cluster::Cluster;
+use private_postgres::Cluster;
 use tokio_postgres::NoTls;
 
 use super::database::Database;

@@ -7,19 +7,22 @@ use std::{
 
 use futures_util::StreamExt;
 use tidings::{
-    alarm::Heartbeats,
-    catch_up::{PageMemory, Pages, Reads, Turns},
-    drained::Drained,
-    ends::Ended,
-    history::History,
-    hub::{Hub, Tail},
-    marker::Marks,
-    pool::{Pool, Sessions},
-    reader,
-    schema::SchemaName,
-    snapshot::Xid,
-    sql::Sql,
-    stream::{EventStream, Streams},
+    delivery::{
+        catch_up::{PageMemory, Pages, Reads, Turns},
+        delivered_watermark::Drained,
+        heartbeat::Heartbeats,
+        hub::{Hub, Tail},
+        marker::Marks,
+        page_reader,
+        stream::{EventStream, Streams},
+        stream_end::Ended,
+    },
+    domain::{history::History, snapshot::Xid},
+    postgres::{
+        pool::{Pool, Sessions},
+        queries::Sql,
+        schema::SchemaName,
+    },
 };
 use tokio::runtime::Handle;
 
@@ -29,12 +32,12 @@ use super::database::Database;
 pub async fn streams(database: &Database) -> Arc<Streams> {
     let sql = Arc::new(Sql::new(&SchemaName::public()));
     let hub = Arc::new(Hub::new(1 << 18));
-    let start = reader::tail_start(&database.bridge().connect().await, &sql.tail_start).await;
+    let start = page_reader::tail_start(&database.bridge().connect().await, &sql.tail_start).await;
     let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
     hub.start(Tail {
         history: History {
             system_identifier: 7,
-            incarnation: reader::incarnation(&pool, &sql)
+            incarnation: page_reader::incarnation(&pool, &sql)
                 .await
                 .expect("an incarnation"),
         },

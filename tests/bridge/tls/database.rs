@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use rustls::pki_types::ServerName;
-use tidings::database::{ConnectError, DatabaseUrl};
+use tidings::postgres::connect::{ConnectError, DatabaseUrl};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream, UnixStream},

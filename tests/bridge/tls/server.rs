@@ -7,10 +7,8 @@ use std::{
     sync::atomic::{AtomicU8, Ordering},
 };
 
-use tidings::{
-    cluster::{Cluster, PostgresBinaries},
-    database::{self, ConnectError},
-};
+use private_postgres::{Cluster, PostgresBinaries};
+use tidings::postgres::connect::{self, ConnectError};
 
 use crate::support::database::Database;
 use crate::support::tls::authority::Authority;
@@ -144,7 +142,7 @@ impl Server {
 /// The same anywhere.
 pub async fn encrypts(text: &str) -> Result<bool, ConnectError> {
     let url = text.parse().expect(text);
-    let (client, _driver) = database::connect(&url, |_| ()).await?;
+    let (client, _driver) = connect::connect(&url, |_| ()).await?;
     let query = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
     let row = client.query_one(query, &[]).await?;
     Ok(row.get(0))

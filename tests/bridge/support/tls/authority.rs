@@ -10,7 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tidings::{certificates, tls::Certificate};
+use tidings::tls::{certificates, server_certificate::Certificate};
 
 use crate::support::dev::DataFolder;
 

@@ -1,0 +1,171 @@
+//! SIGHUP: secrets, keys, database URLs and certificates are read from their files
+//! again. Nothing ends: streams and database connections that are open stay.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::{task::spawn_blocking, time::timeout};
+use tracing::{info, warn};
+
+use crate::{
+    app::shutdown::Hangups,
+    auth::jwt::{Keys, Tokens},
+    config::ServeOptions,
+    postgres::connect::DatabaseUrl,
+    tls::server_certificate::Certificate,
+};
+
+/// After this time it is logged that the files can't be read: one of them may lie on
+/// a network drive that is gone. They are still waited for.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is read again, and where it is used.
+pub struct Reload {
+    /// The settings, which name the files.
+    pub options: Box<ServeOptions>,
+    /// Where pages are read and marks are written.
+    pub url: DatabaseUrl,
+    /// Where the listener connects, if that is somewhere else.
+    pub direct_url: Option<DatabaseUrl>,
+    /// What tells good tokens from bad ones.
+    pub tokens: Option<Arc<Tokens>>,
+    /// What browsers are shown.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+impl Reload {
+    /// Reads all of it again at each of these, for ever.
+    pub async fn run(self, hangups: Hangups) {
+        let reload = Arc::new(self);
+        loop {
+            hangups.next().await;
+            let files = Arc::clone(&reload);
+            let mut reading = spawn_blocking(move || files.read());
+            let read = match timeout(READ_LIMIT, &mut reading).await {
+                Ok(read) => read,
+                Err(_) => {
+                    warn!(
+                        "SIGHUP: the files of the settings can't be read for {} s; still trying",
+                        READ_LIMIT.as_secs()
+                    );
+                    reading.await
+                }
+            };
+            let fetches = reload.fetch_key_set();
+            if matches!((read, fetches), (Ok(Read::Nothing), Read::Nothing)) {
+                info!("SIGHUP: no setting is read from a file, so there is nothing to reload");
+            }
+        }
+    }
+
+    /// A file that can't be used leaves the value in use that was read before.
+    fn read(&self) -> Read {
+        let database = &self.options.database;
+        let jwt = &self.options.jwt;
+        [
+            self.read_secrets(jwt.secrets.jwt_secret_file.as_deref()),
+            self.read_public_keys(jwt.jwt_public_key_file.as_deref()),
+            read_file(
+                "the database URL",
+                database.database_url_file.as_deref(),
+                || text(database.url()).map(|url| self.url.replace_by(&url)),
+            ),
+            read_file(
+                "the direct database URL",
+                database.direct_database_url_file.as_deref(),
+                || {
+                    if let (Some(used), Some(url)) =
+                        (&self.direct_url, text(database.direct_url())?)
+                    {
+                        used.replace_by(&url);
+                    }
+                    Ok(())
+                },
+            ),
+            read_file(
+                "the certificate",
+                self.options.tls.tls_cert.as_deref(),
+                || match &self.certificate {
+                    Some(certificate) => certificate.look().map(drop),
+                    None => Ok(()),
+                },
+            ),
+        ]
+        .into_iter()
+        .fold(Read::Nothing, Read::or)
+    }
+
+    fn read_secrets(&self, file: Option<&Path>) -> Read {
+        read_file("the token secrets", file, || {
+            let secrets = text(self.options.jwt.secret_keys())?;
+            self.use_keys(|keys| keys.secrets = secrets)
+        })
+    }
+
+    fn read_public_keys(&self, file: Option<&Path>) -> Read {
+        read_file("the tokens' public keys", file, || {
+            let public = text(self.options.jwt.public_keys())?;
+            self.use_keys(|keys| keys.public = public)
+        })
+    }
+
+    fn use_keys(&self, change: impl FnOnce(&mut Keys)) -> Result<(), String> {
+        let Some(tokens) = &self.tokens else {
+            return Ok(());
+        };
+        let mut keys = Keys::clone(&tokens.keys());
+        change(&mut keys);
+        text(self.options.jwt.check(&keys, tokens.key_set()))?;
+        tokens.replace_keys(keys);
+        Ok(())
+    }
+
+    fn fetch_key_set(&self) -> Read {
+        let key_set = self.tokens.as_ref().and_then(|tokens| tokens.key_set());
+        let Some(key_set) = key_set else {
+            return Read::Nothing;
+        };
+        key_set.fetch_anew();
+        info!("SIGHUP: the set of tokens' keys (TIDINGS_JWKS_URL) is fetched anew");
+        Read::Something
+    }
+}
+
+/// Whether there was something to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    Something,
+    Nothing,
+}
+
+impl Read {
+    fn or(self, other: Self) -> Self {
+        match self {
+            Self::Something => self,
+            Self::Nothing => other,
+        }
+    }
+}
+
+fn text<T>(outcome: Result<T, impl ToString>) -> Result<T, String> {
+    outcome.map_err(|error| error.to_string())
+}
+
+/// Reads one kind of setting again, if a file holds it, and logs how that went;
+/// never what the file says.
+fn read_file(
+    what: &'static str,
+    file: Option<&Path>,
+    read: impl FnOnce() -> Result<(), String>,
+) -> Read {
+    let Some(file) = file.map(Path::display) else {
+        return Read::Nothing;
+    };
+    match read() {
+        Ok(()) => info!(%file, "SIGHUP: {what} in {file} is read again and used from now on"),
+        Err(error) => warn!(
+            %file, %error,
+            "SIGHUP: {what} in {file} can't be used, so what was read before stays in use: {error}"
+        ),
+    }
+    Read::Something
+}

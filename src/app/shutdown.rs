@@ -1,0 +1,164 @@
+//! What signals ask of the process: SIGTERM and SIGINT to stop, SIGHUP to read its
+//! files again.
+//!
+//! They are caught on a thread of its own, which ends the process when the orderly
+//! stop takes longer than it may. So a task that blocks a thread, or a system call
+//! that never returns, can't keep the process alive.
+
+use std::{future::Future, io, process, sync::Arc, thread, time::Duration};
+
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::monitoring::logging;
+
+/// How long stopping may take until [`Shutdown::allow`] says more: nothing has
+/// been begun that must be finished.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// A second SIGTERM or SIGINT ends the process at once, but not within this time
+/// after the first: shells, `sudo` and process managers may send one signal twice,
+/// to the process and to its group.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Signals that the process has caught.
+#[derive(Debug)]
+pub struct Shutdown {
+    requested: CancellationToken,
+    hangups: Hangups,
+    limit: watch::Sender<Duration>,
+}
+
+/// SIGHUP. Several that come together count as one.
+#[derive(Clone, Debug, Default)]
+pub struct Hangups(Arc<Notify>);
+
+impl Hangups {
+    /// Resolves with the next one, or with one that came since the last.
+    pub async fn next(&self) {
+        self.0.notified().await;
+    }
+
+    fn came(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Shutdown {
+    /// Catches the signals from now on. If stopping takes too long, the process
+    /// ends with `exit_code`.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses a signal handler or a thread.
+    pub fn watch(exit_code: i32) -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let entered = runtime.enter();
+        let mut caught = Caught {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        };
+        drop(entered);
+        let (limit, allowed) = watch::channel(AT_ONCE);
+        let shutdown = Self {
+            requested: CancellationToken::new(),
+            hangups: Hangups::default(),
+            limit,
+        };
+        let (requested, hangups) = (shutdown.requested.clone(), shutdown.hangups.clone());
+        let thread = thread::Builder::new().name("tidings-signals".to_owned());
+        thread.spawn(move || {
+            runtime.block_on(async {
+                caught.stop(&hangups).await;
+                let asked = Instant::now();
+                requested.cancel();
+                caught.cut_off(asked, allowed).await;
+            });
+            logging::flush();
+            process::exit(exit_code);
+        })?;
+        Ok(shutdown)
+    }
+
+    /// From now on an orderly stop may take this long.
+    pub fn allow(&self, limit: Duration) {
+        self.limit.send_replace(limit);
+    }
+
+    /// Resolves when the process is asked to stop.
+    pub fn requested(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.requested.clone().cancelled_owned()
+    }
+
+    /// Resolves to what `work` does, or to nothing when the process is asked to stop
+    /// before; then the work is dropped where it waits.
+    pub async fn unless_requested<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.requested.run_until_cancelled(work).await
+    }
+
+    /// SIGHUP.
+    pub fn hangups(&self) -> Hangups {
+        self.hangups.clone()
+    }
+}
+
+struct Caught {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Caught {
+    /// Resolves when the process is asked to stop.
+    async fn stop(&mut self, hangups: &Hangups) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => hangups.came(),
+            }
+        }
+    }
+
+    /// Resolves when stopping has taken too long, or was asked for again.
+    async fn cut_off(&mut self, asked: Instant, mut allowed: watch::Receiver<Duration>) {
+        let again = async {
+            sleep(AGAIN_AFTER).await;
+            // Those that came until now are the first one's echo.
+            let echo = async {
+                tokio::join!(self.terminate.recv(), self.interrupt.recv());
+            };
+            let _ = timeout_at(Instant::now(), echo).await;
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+        };
+        let too_long = async {
+            loop {
+                let limit = *allowed.borrow_and_update();
+                tokio::select! {
+                    () = tokio::time::sleep_until(asked + limit) => return limit,
+                    // Without a sender the limit stays.
+                    Ok(()) = allowed.changed() => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = again => warn!("asked to stop once more, so the process ends at once"),
+            limit = too_long => warn!(
+                "stopping took longer than {} s, so the process ends now, whatever hangs",
+                limit.as_secs_f64()
+            ),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Finds out who is asking, from all that a request carries.
+
+use std::{str, sync::Arc, time::Duration};
+
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap},
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    auth::{
+        client_addr::Client,
+        cookie::CookieName,
+        header_value::trimmed,
+        jwt::Tokens,
+        ticket::Tickets,
+        user_header::{Disbelief, UserHeader},
+    },
+    domain::{
+        identity::{Identity, Unidentified},
+        notification::UserId,
+    },
+};
+
+/// A request has one token, or a header's and those of cookies for several paths
+/// or domains. Each costs the check of a signature, and a head has room for
+/// hundreds.
+const MOST_TOKENS: usize = 4;
+
+/// How long it may take to find out who is asking, with all that a request waits
+/// for: its turn, a connection to the database, the answer, a key set. A browser
+/// waits for its first byte.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Where a request may say who is asking. What is not configured is not looked
+/// at: it is somebody else's.
+pub struct Credentials {
+    /// Tells whose a token is.
+    pub tokens: Option<Arc<Tokens>>,
+    /// The cookie that may carry one.
+    pub cookie: CookieName,
+    /// What a proxy says.
+    pub user_header: Option<UserHeader>,
+    /// Tickets.
+    pub tickets: TicketPolicy,
+    /// `?user=`.
+    pub query: QueryUser,
+}
+
+/// Whether tickets are believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TicketPolicy {
+    /// They are.
+    Believed,
+    /// They are not; a request that carries one is nobody's.
+    Refused,
+}
+
+/// Whether `?user=` is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryUser {
+    /// Only in `tidings dev`.
+    Believed,
+    /// Everywhere else.
+    Ignored,
+}
+
+/// The credentials in a request's query. They are parsed separately from the other parameters,
+/// so that errors in those are explained to authenticated clients only.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// Each `?user=`.
+    users: Vec<String>,
+    /// Each `?ticket=`.
+    tickets: Vec<String>,
+}
+
+impl Named {
+    /// Reads a query. Repeated parameters are no error here, because a parameter that is not
+    /// configured is ignored.
+    pub fn of(query: &str) -> Self {
+        let mut named = Self::default();
+        // Any bytes can be parsed: what is not UTF-8 is replaced.
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "user" => named.users.push(value.into_owned()),
+                "ticket" => named.tickets.push(value.into_owned()),
+                _ => {}
+            }
+        }
+        named
+    }
+}
+
+/// Finds out who is asking.
+pub struct Authenticator {
+    credentials: Credentials,
+    tickets: Tickets,
+}
+
+impl Authenticator {
+    /// Believes these credentials, and looks tickets up in `tickets`.
+    pub fn new(credentials: Credentials, tickets: Tickets) -> Self {
+        Self {
+            credentials,
+            tickets,
+        }
+    }
+
+    /// The identity of a request.
+    ///
+    /// Every source that is present must be good, and all must agree: a bad one
+    /// never falls back to another. What can't be found out within a few seconds is
+    /// [`Unidentified::Unavailable`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unidentified`].
+    pub async fn identify(
+        &self,
+        request: &HttpRequest,
+        client: Client,
+    ) -> Result<Identity, Unidentified> {
+        let deadline = Instant::now() + LIMIT;
+        let named = Named::of(request.query_string());
+        let proving = self.prove(request, &named, client, deadline);
+        timeout_at(deadline, proving)
+            .await
+            .unwrap_or(Err(Unidentified::Unavailable))
+    }
+
+    async fn prove(
+        &self,
+        request: &HttpRequest,
+        named: &Named,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<Identity, Unidentified> {
+        let credentials = &self.credentials;
+        let mut found: Option<Identity> = None;
+        let mut add = |identity: Identity| -> Result<(), Unidentified> {
+            found = Some(match found.take() {
+                None => identity,
+                Some(other) => other.and(identity)?,
+            });
+            Ok(())
+        };
+        if credentials.query == QueryUser::Believed {
+            for user in &named.users {
+                add(UserId::parse(user).ok_or(Unidentified::User)?.into())?;
+            }
+        }
+        if let Some(header) = &credentials.user_header
+            && let Some(user) = header.user(request)?
+        {
+            add(user.into())?;
+        }
+        if let Some(tokens) = &credentials.tokens {
+            for token in tokens_in(request.headers(), &credentials.cookie)? {
+                add(tokens.verify(token).await?.into())?;
+            }
+        }
+        // Last, because it asks the database.
+        match named.tickets.as_slice() {
+            [] => {}
+            [_, ..] if credentials.tickets == TicketPolicy::Refused => {
+                return Err(Unidentified::Ticket);
+            }
+            [ticket] => add(self.tickets.verify(ticket, client, deadline).await?)?,
+            // Each one would cost a lookup.
+            [_, _, ..] => return Err(Unidentified::Disagree),
+        }
+        found.ok_or(Unidentified::Missing)
+    }
+}
+
+impl From<Disbelief> for Unidentified {
+    fn from(disbelief: Disbelief) -> Self {
+        match disbelief {
+            Disbelief::Spoofed => Self::Spoofed,
+            Disbelief::Malformed => Self::User,
+        }
+    }
+}
+
+/// Every token that a request carries. Other authorization schemes and other applications'
+/// cookies are ignored, whatever bytes they contain.
+fn tokens_in<'a>(
+    headers: &'a HeaderMap,
+    cookie: &'a CookieName,
+) -> Result<Vec<&'a str>, Unidentified> {
+    let authorizations = headers.get_all(header::AUTHORIZATION);
+    let bearers = authorizations.filter_map(|field| bearer(field.as_bytes()));
+    let all = bearers.chain(cookie.values(headers)).take(MOST_TOKENS + 1);
+    let tokens: Vec<&str> = all
+        .map(str::from_utf8)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Unidentified::Invalid)?;
+    if tokens.len() > MOST_TOKENS {
+        return Err(Unidentified::Invalid);
+    }
+    Ok(tokens)
+}
+
+/// The token in a value of `Authorization`, which has exactly one scheme (RFC 9110, section
+/// 11.4), compared without regard to case. `Bearer` without a token is an invalid token, not a
+/// missing one.
+fn bearer(field: &[u8]) -> Option<&[u8]> {
+    let field = trimmed(field);
+    let is_end = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let end = field.iter().position(is_end).unwrap_or(field.len());
+    let (scheme, token) = field.split_at(end);
+    scheme
+        .eq_ignore_ascii_case(b"bearer")
+        .then(|| trimmed(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_found_whatever_the_whitespace_and_case() {
+        for (field, expected) in [
+            (&b"Bearer x"[..], Some(&b"x"[..])),
+            (b"bEARER x", Some(b"x")),
+            (b"\tBearer \t x\t", Some(b"x")),
+            (b"Bearer\tx", Some(b"x")),
+            (b"Bearer x y", Some(b"x y")),
+            (b"Bearer", Some(b"")),
+            (b"Bearer \xff", Some(b"\xff")),
+            (b"", None),
+            (b"Basic Bearer x", None),
+            (b"Bearerx", None),
+            (b"Bearer\xc2\xa0x", None),
+            (b"\xc2\xa0Bearer x", None),
+            (b"\xff Bearer x", None),
+        ] {
+            assert_eq!(bearer(field), expected, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_read_however_it_is_written() {
+        let named = Named::of("ticket=%41&user=a%2Bb+c&x=%ff&ticket=b&=&&user&%75ser=d&ticket=%ff");
+        assert_eq!(named.tickets, ["A", "b", "\u{fffd}"]);
+        assert_eq!(named.users, ["a+b c", "", "d"]);
+        let named = Named::of("tickets=a&Ticket=b&ticket%20=c&%=ticket");
+        assert!(named.tickets.is_empty() && named.users.is_empty());
+    }
+}

@@ -1,0 +1,235 @@
+//! Tickets: values made in SQL that open a user's streams for a while.
+//!
+//! The database keeps only their hashes. `create_stream_ticket` makes them, and
+//! a row that is removed ends the streams that it opened.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{self, Duration},
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tokio_postgres::types::Type;
+use tracing::warn;
+
+use crate::{
+    auth::client_addr::Client,
+    delivery::{hub::Hub, page_reader},
+    domain::{
+        identity::{Identity, TicketHash, Unidentified},
+        notification::UserId,
+    },
+    postgres::{
+        pool::{self, Pool, QueryError},
+        queries::Sql,
+    },
+    runtime::{counter_map::Tally, log_throttle::Rarely},
+};
+
+/// A ticket is 64 hexadecimal digits: whatever else is shown costs no query.
+const DIGITS: usize = 64;
+
+/// How many are looked up at once: guessed tickets of strangers must leave the
+/// pool to those who read pages.
+const LOOKUPS_AT_ONCE: usize = 2;
+
+/// How many requests may wait for a lookup or its answer: some ten milliseconds'
+/// worth while the database answers. Others are told to try again later at once.
+const WAITING: usize = 256;
+
+/// How many of them may come from one address, so that none fills the queue alone.
+const WAITING_PER_ADDRESS: usize = WAITING / 2;
+
+/// Where tickets are looked up.
+pub struct Tickets {
+    lookup: Arc<Lookup>,
+    queue: Mutex<Queue>,
+    /// Lookups run there, and not on the worker of the request: they end in order
+    /// whatever becomes of that.
+    runtime: Handle,
+}
+
+/// What a lookup takes.
+struct Lookup {
+    hub: Arc<Hub>,
+    pool: Pool,
+    sql: Arc<Sql>,
+    turns: Arc<Semaphore>,
+    failed: Rarely,
+}
+
+/// The requests that wait.
+#[derive(Default)]
+struct Queue {
+    all: usize,
+    clients: Tally<Client>,
+}
+
+/// A request's place in the queue. Dropping it gives it back.
+struct Place<'a> {
+    queue: &'a Mutex<Queue>,
+    client: Client,
+}
+
+impl TicketHash {
+    /// The hash of what could be a ticket.
+    pub fn of(ticket: &str) -> Option<Self> {
+        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if ticket.len() != DIGITS || !ticket.as_bytes().iter().all(is_digit) {
+            return None;
+        }
+        Self::from_bytes(digest(&SHA256, ticket.as_bytes()).as_ref())
+    }
+}
+
+impl Tickets {
+    /// Looks them up with connections from `pool`, in tasks on the runtime that
+    /// this is called on.
+    pub fn new(hub: Arc<Hub>, pool: Pool, sql: Arc<Sql>) -> Self {
+        Self {
+            lookup: Arc::new(Lookup {
+                hub,
+                pool,
+                sql,
+                turns: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
+                failed: Rarely::default(),
+            }),
+            queue: Mutex::default(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Whose a ticket is, if that can be found out before `deadline`. It expires
+    /// by the database's clock alone.
+    ///
+    /// If the request is dropped, its place in the queue is free at once; a lookup
+    /// that has begun goes on to its end, so that its connection stays good.
+    ///
+    /// # Errors
+    ///
+    /// [`Unidentified`].
+    pub async fn verify(
+        &self,
+        ticket: &str,
+        client: Client,
+        deadline: Instant,
+    ) -> Result<Identity, Unidentified> {
+        let hash = TicketHash::of(ticket).ok_or(Unidentified::Ticket)?;
+        let _place = Place::take(&self.queue, client).ok_or(Unidentified::Unavailable)?;
+        let lookup = &self.lookup;
+        let turn = timeout_at(deadline, Arc::clone(&lookup.turns).acquire_owned());
+        // The semaphore is never closed.
+        let Ok(Ok(turn)) = turn.await else {
+            return Err(Unidentified::Unavailable);
+        };
+        let lookup = Arc::clone(lookup);
+        let answer = self.runtime.spawn(async move {
+            let _turn = turn;
+            lookup.run(hash, deadline).await
+        });
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(identity)) => identity,
+            // It takes too long, or the runtime is shutting down.
+            Ok(Err(_)) | Err(_) => Err(Unidentified::Unavailable),
+        }
+    }
+}
+
+impl Lookup {
+    async fn run(&self, hash: TicketHash, deadline: Instant) -> Result<Identity, Unidentified> {
+        match self.find(hash, deadline).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                // Anybody can have one looked up.
+                if let Some(count) = self.failed.count(time::Instant::now()) {
+                    warn!(%error, count, "could not look up {count} tickets: {error}");
+                }
+                Err(Unidentified::Unavailable)
+            }
+        }
+    }
+
+    async fn find(
+        &self,
+        hash: TicketHash,
+        deadline: Instant,
+    ) -> Result<Result<Identity, Unidentified>, QueryError> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let parameters = [(&hash.0.as_slice() as _, Type::BYTEA)];
+        let query = self.pool.query(limit, &self.sql.ticket, &parameters);
+        let rows = query.await?;
+        let row = pool::first_row(&rows);
+        if page_reader::read_incarnation(row)? != self.hub.tail().history.incarnation {
+            // An old primary may keep its sessions for ever, and knows nothing
+            // of the tickets that were taken away since.
+            self.pool.renew();
+            return Ok(Err(Unidentified::Unavailable));
+        }
+        let user: Option<String> = row.try_get("user_id")?;
+        let Some(user) = user.and_then(|user| UserId::parse(&user)) else {
+            return Ok(Err(Unidentified::Ticket));
+        };
+        let seconds: f64 = row.try_get("seconds_left")?;
+        let left = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        Ok(Ok(Identity {
+            expires: Some(Instant::now() + left),
+            ticket: Some(hash),
+            ..user.into()
+        }))
+    }
+}
+
+impl<'a> Place<'a> {
+    /// One for a request from there, unless there is none.
+    fn take(queue: &'a Mutex<Queue>, client: Client) -> Option<Self> {
+        let mut waiting = lock(queue);
+        if waiting.all >= WAITING || waiting.clients.of(&client) >= WAITING_PER_ADDRESS {
+            return None;
+        }
+        waiting.all += 1;
+        waiting.clients.add(client);
+        drop(waiting);
+        Some(Self { queue, client })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = lock(self.queue);
+        waiting.all -= 1;
+        waiting.clients.remove(&self.client);
+    }
+}
+
+/// No code panics while it holds the lock.
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    #[test]
+    fn the_queue_is_bounded_in_all_and_by_address_and_a_place_is_given_back() {
+        let client = |number| Client::from(IpAddr::from(Ipv4Addr::from_bits(number)));
+        let queue = Mutex::default();
+        let take = |number| Place::take(&queue, client(number));
+        let mut ones: Vec<_> = (0..WAITING_PER_ADDRESS).map_while(|_| take(1)).collect();
+        assert_eq!(ones.len(), WAITING_PER_ADDRESS);
+        assert!(take(1).is_none());
+        let others: Vec<_> = (2..).map_while(take).collect();
+        assert_eq!(others.len(), WAITING - WAITING_PER_ADDRESS);
+        assert!(ones.pop().is_some() && take(1).is_some());
+        drop((ones, others));
+        assert_eq!(lock(&queue).all, 0);
+        assert!(lock(&queue).clients.is_empty());
+    }
+}

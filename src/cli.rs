@@ -1,0 +1,14 @@
+//! The commands for people, and how their output is printed.
+//!
+//! May use: everything.
+
+pub mod completions;
+pub mod dev;
+pub mod health;
+pub mod output;
+pub mod prune;
+pub mod send;
+pub mod show_config;
+pub mod status;
+pub mod tail;
+pub mod uninstall;

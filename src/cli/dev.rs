@@ -1,0 +1,253 @@
+//! `tidings dev`: a private PostgreSQL, the bridge, and the demo page.
+//!
+//! Safe on a shared machine: it never touches a database that is not its own,
+//! and answers nobody but this machine.
+
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use crate::{
+    app::{self, App, Parts, RunError, StartError, shutdown::Shutdown},
+    auth::{
+        authenticator::{Credentials, QueryUser, TicketPolicy},
+        client_addr::Proxies,
+        cookie::CookieName,
+        origin::Origins,
+    },
+    config::{BridgeOptions, ConfigError, DevOptions, MigratePolicy},
+    http::{
+        demo::Demo,
+        inherited_sockets::Activation,
+        servers::{self, ServersError},
+    },
+    postgres::{
+        connect::{self, DatabaseUrl},
+        pool::{Pool, Sessions},
+        schema::SchemaName,
+    },
+};
+use private_postgres::{self, Cluster, ClusterError, PostgresBinaries};
+
+/// The database in the private cluster.
+const DATABASE: &str = "tidings";
+
+/// Connections for the demo page's own queries.
+const PAGE_CONNECTIONS: usize = 2;
+
+/// Why `dev` did not run, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// An address that is in use.
+    #[error("{0}")]
+    Servers(#[from] ServersError),
+    /// The private PostgreSQL.
+    #[error("{0}")]
+    Cluster(#[from] ClusterError),
+    /// Its database.
+    #[error("the private PostgreSQL refused: {}", connect::describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Its address, which is of our own making.
+    #[error("the private PostgreSQL can't be addressed: {0}")]
+    Url(String),
+    /// The bridge did not start.
+    #[error("{0}")]
+    Start(#[from] StartError),
+    /// The bridge stopped.
+    #[error("{0}")]
+    Run(#[from] RunError),
+}
+
+/// Runs until it is asked to stop or loses its terminal, then stops the bridge and
+/// its PostgreSQL.
+///
+/// # Errors
+///
+/// [`DevError`].
+pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevError> {
+    check_loopback(&options.bridge)?;
+    // Told at once, and not after a PostgreSQL was set up.
+    servers::check_ports(&options.bridge)?;
+    // An exported production URL must never be migrated and written to.
+    if env::var_os("DATABASE_URL").is_some() {
+        warn!("DATABASE_URL is set and ignored: tidings dev has a PostgreSQL of its own");
+    }
+    let data = options
+        .data
+        .or_else(data_folder)
+        .ok_or(ConfigError::NoDataFolder)?;
+    let binaries = PostgresBinaries::find()?;
+    // What is half made is removed by whoever starts it the next time.
+    let starting = Cluster::start(&binaries, &data, &[]);
+    let Some(cluster) = shutdown.unless_requested(starting).await else {
+        return Ok(());
+    };
+    let cluster = cluster?;
+    shutdown.allow(app::shutdown_limit(&options.bridge) + private_postgres::STOP_LIMIT);
+    let outcome = serve(&cluster, &binaries, &options.bridge, shutdown).await;
+    cluster.stop().await?;
+    outcome
+}
+
+/// Resolves when it is asked to stop, or when the terminal that it was started at is
+/// closed: nobody would end it then. Another SIGHUP ends nothing, as everywhere.
+async fn asked(shutdown: &Shutdown) {
+    let has_terminal = || io::stdin().is_terminal();
+    let hangups = shutdown.hangups();
+    let closed = async {
+        let had_terminal = has_terminal();
+        loop {
+            hangups.next().await;
+            if had_terminal && !has_terminal() {
+                return;
+            }
+            info!("SIGHUP: `tidings dev` has no files to read again");
+        }
+    };
+    tokio::select! {
+        () = shutdown.requested() => {}
+        () = closed => {}
+    }
+}
+
+async fn serve(
+    cluster: &Cluster,
+    binaries: &PostgresBinaries,
+    options: &BridgeOptions,
+    shutdown: &Shutdown,
+) -> Result<(), DevError> {
+    let asked = asked(shutdown);
+    tokio::pin!(asked);
+    let building = build(cluster, binaries, options);
+    let app = tokio::select! {
+        biased;
+        () = &mut asked => return Ok(()),
+        app = building => app?,
+    };
+    app.run_until(asked).await?;
+    Ok(())
+}
+
+async fn build(
+    cluster: &Cluster,
+    binaries: &PostgresBinaries,
+    options: &BridgeOptions,
+) -> Result<App, DevError> {
+    create_database(cluster).await?;
+    let connection_string = cluster.url(DATABASE);
+    let url: DatabaseUrl = connection_string.parse().map_err(DevError::Url)?;
+    let psql = format!(
+        "{} \"{connection_string}\" -c \"select send_notification('alice', 'Hello from SQL')\"",
+        psql_command(binaries),
+    );
+    let pool = Pool::new(&url, Sessions::Own, PAGE_CONNECTIONS, Handle::current())
+        .map_err(StartError::Pool)?;
+    let demo = Demo::new(pool, &psql);
+    let parts = Parts {
+        url,
+        direct_url: None,
+        schema: SchemaName::public(),
+        migrate: MigratePolicy::Auto,
+        credentials: Credentials {
+            tokens: None,
+            cookie: CookieName::default(),
+            user_header: None,
+            tickets: TicketPolicy::Believed,
+            query: QueryUser::Believed,
+        },
+        certificate: None,
+        proxies: Proxies::default(),
+        origins: Origins::default(),
+        demo: Some(demo.clone()),
+        reloadable: None,
+        activation: Activation::default(),
+    };
+    let mut app = App::build(parts, options).await?;
+    app.supervise("demo page's clock", demo.tick());
+    tell(format!(
+        "\n  Tidings is running:  http://{}/\n\n  Send from SQL:\n\n  {psql}\n\n  Stop with Ctrl-C.\n",
+        app.address()
+    ));
+    Ok(app)
+}
+
+/// Writes to standard output, which may be a pipe that nobody reads: on a thread that
+/// may hang alone.
+fn tell(text: String) {
+    let thread = thread::Builder::new().name("tidings-output".to_owned());
+    let written = thread.spawn(move || {
+        if let Err(error) = writeln!(io::stdout(), "{text}") {
+            warn!(%error, "can't write to standard output: {error}");
+        }
+    });
+    if let Err(error) = written {
+        warn!(%error, "can't start a thread that writes to standard output: {error}");
+    }
+}
+
+/// What to type for psql: its name where that finds one, else its whole path.
+fn psql_command(binaries: &PostgresBinaries) -> String {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_found = env::split_paths(&path).any(|folder| folder.join("psql").is_file());
+    match binaries.psql() {
+        Some(psql) if !is_found => psql.display().to_string(),
+        _ => "psql".to_owned(),
+    }
+}
+
+fn check_loopback(options: &BridgeOptions) -> Result<(), ConfigError> {
+    let addresses = [
+        ("TIDINGS_LISTEN", options.listen),
+        ("TIDINGS_ADMIN_LISTEN", options.admin_listen),
+    ];
+    match addresses
+        .into_iter()
+        .find(|(_, address)| !address.ip().is_loopback())
+    {
+        None => Ok(()),
+        Some((setting, address)) => Err(ConfigError::NotLoopback { setting, address }),
+    }
+}
+
+/// Where state is kept by default: for root, below a folder that the
+/// unprivileged user whom PostgreSQL runs as can enter.
+fn data_folder() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/tidings/dev"));
+    }
+    // XDG Base Directory Specification.
+    let state = env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    let state = state.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".local/state")));
+    state.map(|state| state.join("tidings/dev"))
+}
+
+async fn create_database(cluster: &Cluster) -> Result<(), DevError> {
+    let (client, connection) = cluster
+        .config("postgres")
+        .connect(tokio_postgres::NoTls)
+        .await?;
+    let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    let exists = "select exists (select from pg_database where datname = $1)";
+    if !client
+        .query_one(exists, &[&DATABASE])
+        .await?
+        .try_get::<_, bool>(0)?
+    {
+        client
+            .batch_execute(&format!("create database {DATABASE}"))
+            .await?;
+    }
+    Ok(())
+}

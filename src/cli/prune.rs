@@ -1,0 +1,156 @@
+//! `tidings prune`: removes what has had its time, once.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::postgres::{
+    prune_failure::{PruneFailure, rows},
+    retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
+};
+
+/// It works for a fifth of the time, so that others have the processor, the disk
+/// and the log in between: some 40,000 rows a second on a small machine.
+const PACE: Pace = Pace { rest: 4 };
+
+/// How long to wait before asking again whether somebody else is done with a
+/// batch, and for how long to do so.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a terminal shows how far it is.
+const SHOWN_EVERY: Duration = Duration::from_millis(200);
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything that has had its time is gone, except for rows that can't be removed.
+    Done {
+        /// How many rows were removed.
+        removed: u64,
+        /// The rows that could not be removed.
+        failures: Vec<PruneFailure>,
+    },
+    /// It was asked to stop after so many; there may be more.
+    Stopped(u64),
+}
+
+/// Removes rows, batch by batch, until none is old enough or it is asked to
+/// stop, and tells `progress` after each.
+///
+/// # Errors
+///
+/// [`PruneError`]. What was removed before stays removed.
+pub async fn run(
+    mut prune: Prune,
+    stop: impl Future<Output = ()>,
+    mut progress: Progress,
+) -> Result<Outcome, PruneError> {
+    tokio::pin!(stop);
+    let mut removed = 0;
+    let mut waiting_since = None;
+    loop {
+        let begin = Instant::now();
+        let rest = match prune.batch().await? {
+            Batch::Removed { rows, left } => {
+                waiting_since = None;
+                removed += rows;
+                match left {
+                    Left::Nothing => {
+                        progress.end();
+                        let failures = prune.failures().await?;
+                        return Ok(Outcome::Done { removed, failures });
+                    }
+                    Left::Time(time) => progress.show(removed, time),
+                }
+                PACE.after(begin)
+            }
+            Batch::Busy => {
+                let since = *waiting_since.get_or_insert(begin);
+                if since.elapsed() > BUSY_LIMIT {
+                    progress.end();
+                    return Err(PruneError::Busy(BUSY_LIMIT));
+                }
+                BUSY_PAUSE
+            }
+        };
+        tokio::select! {
+            () = &mut stop => {
+                progress.end();
+                return Ok(Outcome::Stopped(removed));
+            }
+            () = sleep(rest) => {}
+        }
+    }
+}
+
+/// Shows how far it is, on one line of a terminal; nothing elsewhere.
+#[derive(Debug)]
+pub struct Progress {
+    terminal: Terminal,
+    begin: Instant,
+    shown: Option<Instant>,
+    /// What was to be looked at in the beginning.
+    whole: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Terminal {
+    Attached,
+    Absent,
+}
+
+impl Progress {
+    /// On standard error, if that is a terminal.
+    pub fn on_stderr() -> Self {
+        Self {
+            terminal: match io::stderr().is_terminal() {
+                true => Terminal::Attached,
+                false => Terminal::Absent,
+            },
+            begin: Instant::now(),
+            shown: None,
+            whole: None,
+        }
+    }
+
+    fn show(&mut self, removed: u64, left: Duration) {
+        let whole = *self.whole.get_or_insert(left);
+        let is_due = self.shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY);
+        if self.terminal == Terminal::Absent || !is_due {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let part = 1.0 - left.as_secs_f64() / whole.as_secs_f64().max(1.0);
+        let rate = removed as f64 / self.begin.elapsed().as_secs_f64().max(0.001);
+        // Nothing is lost if the terminal is gone.
+        let _ = write!(
+            io::stderr(),
+            "\r{} removed, {rate:.0} a second, {:.0} % looked at\x1b[K",
+            rows(removed),
+            100.0 * part.clamp(0.0, 1.0)
+        );
+    }
+
+    /// The line makes room for what follows.
+    fn end(&self) {
+        if self.shown.is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+impl fmt::Display for Prunable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, expired } = self;
+        write!(
+            f,
+            "{} would be removed: {sent} sent, {expired} expired",
+            rows(sent + expired)
+        )
+    }
+}

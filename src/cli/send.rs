@@ -1,0 +1,197 @@
+//! What applications do in SQL, done from the command line: a notification is
+//! sent, a ticket is made.
+
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
+
+use tokio_postgres::{Row, error::SqlState, types::Type};
+
+use crate::{
+    config::{DatabaseOptions, SendOptions, TicketOptions},
+    postgres::{
+        connect::{Borrowed, ConnectError, DatabaseUrl, Queries, describe},
+        pool::Parameter,
+        schema::SchemaName,
+    },
+};
+
+/// More than a notification holds: the database says what the bound is.
+const INPUT_BYTES: u64 = 2 << 20;
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum ErrandError {
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigError),
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// Standard input can't be read.
+    #[error("the text can't be read from standard input: {0}")]
+    Input(#[from] io::Error),
+    /// It is not for this role to do.
+    #[error(
+        "{role}, as which DATABASE_URL logs in, may not {what}: set DATABASE_URL to a role that \
+             may, or let a DBA run: grant {group} to {role}; ({reason})"
+    )]
+    Denied {
+        /// Who is connected.
+        role: String,
+        /// What was to be done.
+        what: &'static str,
+        /// Whose members may.
+        group: &'static str,
+        /// What Postgres says.
+        reason: String,
+    },
+    /// There is nothing to do it with.
+    #[error(
+        "the schema {schema} holds no Tidings, or too old one: run `tidings migrate` ({reason})"
+    )]
+    NoSchema {
+        /// Where.
+        schema: SchemaName,
+        /// What Postgres says.
+        reason: String,
+    },
+    /// Postgres refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+/// Something that an application does.
+struct Errand<'a> {
+    database: &'a DatabaseOptions,
+    what: &'static str,
+    /// Whose members may do it.
+    group: &'static str,
+}
+
+/// Sends a notification, and returns its id.
+///
+/// # Errors
+///
+/// [`ErrandError`].
+pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
+    let text = match options.text.as_str() {
+        "-" => read_input()?,
+        text => text.to_owned(),
+    };
+    let errand = Errand {
+        database: &options.database,
+        what: "send notifications",
+        group: "tidings_writer",
+    };
+    let user = options.user.as_str();
+    let row = match options.expires {
+        // The function alone may be what a role is allowed.
+        None => {
+            let parameters: [Parameter<'_>; 3] = [
+                (&user, Type::TEXT),
+                (&text, Type::TEXT),
+                (&options.event, Type::TEXT),
+            ];
+            errand
+                .run(include_str!("../../sql/send.sql"), &parameters)
+                .await?
+        }
+        Some(expires) => {
+            let seconds = expires.as_secs_f64();
+            let parameters: [Parameter<'_>; 4] = [
+                (&user, Type::TEXT),
+                (&text, Type::TEXT),
+                (&options.event, Type::TEXT),
+                (&seconds, Type::FLOAT8),
+            ];
+            errand
+                .run(include_str!("../../sql/send_until.sql"), &parameters)
+                .await?
+        }
+    };
+    Ok(row.try_get("id")?)
+}
+
+/// Makes a ticket, and returns it, this once.
+///
+/// # Errors
+///
+/// [`ErrandError`].
+pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
+    let errand = Errand {
+        database: &options.database,
+        what: "make tickets",
+        group: "tidings_issuer",
+    };
+    let seconds = Duration::as_secs_f64(&options.ttl);
+    let parameters: [Parameter<'_>; 2] = [
+        (&options.user.as_str(), Type::TEXT),
+        (&seconds, Type::FLOAT8),
+    ];
+    let row = errand
+        .run(include_str!("../../sql/issue.sql"), &parameters)
+        .await?;
+    Ok(row.try_get("ticket")?)
+}
+
+impl Errand<'_> {
+    /// Through a pooler as well: the statement has no name, and nothing stays.
+    async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, ErrandError> {
+        let url: DatabaseUrl = self.database.url()?;
+        let client = Borrowed::to_write(&url).await?;
+        let query = self.database.schema.fill(query);
+        match client.query_typed_one(&query, parameters).await {
+            Ok(row) => Ok(row),
+            Err(error) => Err(self.meaning(&client, error).await),
+        }
+    }
+
+    async fn meaning(&self, client: &Borrowed, error: tokio_postgres::Error) -> ErrandError {
+        let reason = describe(&error);
+        match error.code() {
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                let role = client
+                    .query_typed_one("select quote_ident(current_user)", &[])
+                    .await;
+                match role.and_then(|row| row.try_get(0)) {
+                    Ok(role) => ErrandError::Denied {
+                        role,
+                        what: self.what,
+                        group: self.group,
+                        reason,
+                    },
+                    Err(error) => error.into(),
+                }
+            }
+            Some(
+                &SqlState::UNDEFINED_FUNCTION
+                | &SqlState::UNDEFINED_TABLE
+                | &SqlState::INVALID_SCHEMA_NAME,
+            ) => ErrandError::NoSchema {
+                schema: self.database.schema.clone(),
+                reason,
+            },
+            _ => error.into(),
+        }
+    }
+}
+
+/// All of it, but for the line break that ends what `echo` writes.
+fn read_input() -> io::Result<String> {
+    const NOT_UTF_8: &str =
+        "it is not UTF-8: convert it, for example with iconv -f latin1 -t utf-8";
+    let mut bytes = Vec::new();
+    io::stdin().take(INPUT_BYTES).read_to_end(&mut bytes)?;
+    let text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        // It was cut, and the database says that it is too long.
+        Err(error) if error.as_bytes().len() as u64 == INPUT_BYTES => {
+            String::from_utf8_lossy(error.as_bytes()).into_owned()
+        }
+        Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, NOT_UTF_8)),
+    };
+    let shorter = text.strip_suffix('\n').map(str::to_owned);
+    Ok(shorter.unwrap_or(text))
+}

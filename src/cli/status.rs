@@ -1,0 +1,262 @@
+//! `tidings status`: what is so, on a page.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+use tokio_postgres::{Row, error::SqlState, types::Type};
+
+use crate::{
+    check::{self, Report},
+    cli::output::{Bytes, Colour, Count, Span, print_json, print_report},
+    config::{Form, StatusOptions},
+    monitoring::database_state::{Bridge, Found, Pending, Survey},
+    postgres::{
+        connect::{self, Borrowed, Queries, describe},
+        schema::{self, SchemaError},
+    },
+    runtime::escape,
+};
+
+/// What is so.
+#[derive(Debug)]
+pub struct Status {
+    place: String,
+    schema: String,
+    version: Option<i32>,
+    facts: Row,
+    /// How full the queue of notifications is, if this role may know.
+    queue: Option<f64>,
+    survey: Survey,
+    /// What is wrong with it.
+    pub report: Report,
+}
+
+/// Looks.
+///
+/// # Errors
+///
+/// [`SchemaError`], if nobody answers.
+pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
+    let (url, schema) = (options.database.session_url()?, &options.database.schema);
+    let mut report = Report::default();
+    report.findings.extend(check::direct(&url).await);
+    let client = Borrowed::to_read(&url).await?;
+    let state = check::state(&client, schema, &options.thresholds).await?;
+    report.findings.extend(state.findings);
+    report.unseen.extend(state.unseen);
+    let names = ["notifications", "tidings_bell"].map(|name| schema.qualified(name));
+    let names = names.each_ref().map(|name| (name as _, Type::TEXT));
+    let facts = client
+        .query_typed_one(include_str!("../../sql/status.sql"), &names)
+        .await?;
+    let usage = include_str!("../../sql/queue_usage.sql");
+    let queue = match client.query_typed_one(usage, &[]).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
+        row => Some(row?.try_get("usage")?),
+    };
+    Ok(Status {
+        queue,
+        place: url.to_string(),
+        schema: schema.to_string(),
+        version: schema::found(&client, schema).await,
+        facts,
+        survey: Survey::take(&client, schema).await,
+        report,
+    })
+}
+
+/// Why nothing can be told.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigError),
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] connect::ConnectError),
+    /// The schema.
+    #[error("{0}")]
+    Schema(#[from] SchemaError),
+    /// Postgres refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+impl Status {
+    /// Prints it.
+    ///
+    /// # Errors
+    ///
+    /// [`PrintError`].
+    pub fn print(&self, output: &mut impl Write, form: Form) -> Result<(), PrintError> {
+        match form {
+            Form::Json => Ok(print_json(output, &self.json()?)?),
+            Form::Text => self.print_text(output, Colour::of_stdout()),
+        }
+    }
+
+    fn print_text(&self, output: &mut impl Write, colour: Colour) -> Result<(), PrintError> {
+        let facts = &self.facts;
+        // Roles, programs and bridges name themselves as they like.
+        let mut line = |name: &str, text: String| {
+            let (name, text) = (colour.faint(&format!("{name:12}")), escape::line(&text));
+            writeln!(output, "{name} {text}")
+        };
+        let server: String = facts.try_get("server")?;
+        let role: String = facts.try_get("role")?;
+        let up = Span(facts.try_get("up")?);
+        line(
+            "server",
+            format!(
+                "PostgreSQL {server} at {}, up for {up}; seen as {role}",
+                self.place
+            ),
+        )?;
+        line(
+            "schema",
+            match self.version {
+                Some(version) => format!(
+                    "{}, version {version} (this tidings brings {})",
+                    self.schema,
+                    schema::version()
+                ),
+                None => format!("{}, of no known version", self.schema),
+            },
+        )?;
+        line("table", table(facts)?)?;
+        line(
+            "pending",
+            match &self.survey.pending {
+                Found::Unknown { unknown } => format!("not known: {unknown}"),
+                Found::So(pending) => waiting(pending),
+            },
+        )?;
+        match &self.survey.bridges {
+            Found::Unknown { unknown } => line("bridges", format!("not known: {unknown}"))?,
+            Found::So(bridges) if bridges.is_empty() => line("bridges", "none".to_owned())?,
+            Found::So(bridges) => {
+                for found in bridges {
+                    line("bridges", bridge(found))?;
+                }
+            }
+        }
+        line(
+            "bell",
+            match facts.try_get("rings")? {
+                Some(true) => "writers ring: a bridge sleeps".to_owned(),
+                Some(false) => "writers need not ring: bridges poll, or there are none".to_owned(),
+                None => "not known".to_owned(),
+            },
+        )?;
+        line(
+            "queue",
+            match self.queue {
+                Some(usage) => format!("{:.4} % full", usage * 100.0),
+                None => "not known".to_owned(),
+            },
+        )?;
+        let longest: Option<String> = facts.try_get("longest")?;
+        line(
+            "transaction",
+            match (longest, facts.try_get("longest_seconds")?) {
+                (Some(who), Some(seconds)) => format!("the longest, for {}: {who}", Span(seconds)),
+                _ if self.report.unseen.is_empty() => "none open".to_owned(),
+                _ => "none open that can be seen".to_owned(),
+            },
+        )?;
+        line("vacuum", vacuum(facts)?)?;
+        print_report(output, &self.report, colour)?;
+        if self.report.wrong() == 0 {
+            writeln!(output, "{}", colour.calm("in order"))?;
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Result<Value, PrintError> {
+        let facts = &self.facts;
+        Ok(json!({
+            "server": {
+                "version": facts.try_get::<_, String>("server")?,
+                "address": self.place,
+                "standby": facts.try_get::<_, bool>("standby")?,
+                "up_seconds": facts.try_get::<_, f64>("up")?,
+            },
+            "schema": {
+                "name": self.schema,
+                "version": self.version,
+                "needed": schema::version(),
+            },
+            "table": {
+                "rows": facts.try_get::<_, Option<i64>>("rows")?,
+                "bytes": facts.try_get::<_, Option<i64>>("bytes")?,
+                "index_bytes": facts.try_get::<_, Option<i64>>("index_bytes")?,
+                "dead_rows": facts.try_get::<_, Option<i64>>("dead")?,
+                "vacuumed_seconds_ago": facts.try_get::<_, Option<f64>>("vacuumed")?,
+            },
+            "pending": self.survey.pending,
+            "bridges": self.survey.bridges,
+            "writers_ring": facts.try_get::<_, Option<bool>>("rings")?,
+            "queue_usage": self.queue,
+            "longest_transaction": {
+                "who": facts.try_get::<_, Option<String>>("longest")?,
+                "seconds": facts.try_get::<_, Option<f64>>("longest_seconds")?,
+            },
+            "check": self.report.json(),
+        }))
+    }
+}
+
+/// Why it can't be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum PrintError {
+    /// Nobody reads it.
+    #[error("{0}")]
+    Output(#[from] io::Error),
+    /// Postgres answered something else.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {
+    let Some(bytes) = facts.try_get("bytes")? else {
+        return Ok("none".to_owned());
+    };
+    let rows = match facts.try_get("rows")? {
+        Some(rows) => format!("about {} rows", Count(rows)),
+        None => "rows not counted yet (run analyze)".to_owned(),
+    };
+    let indexes = facts.try_get::<_, Option<i64>>("index_bytes")?;
+    Ok(format!(
+        "{rows}, {} of which {} are indexes",
+        Bytes(bytes),
+        Bytes(indexes.unwrap_or_default())
+    ))
+}
+
+fn waiting(pending: &Pending) -> String {
+    let (rows, users) = (Count(pending.rows), Count(pending.users));
+    match pending.oldest_seconds {
+        Some(age) => format!("{rows} rows of {users} users, the oldest for {}", Span(age)),
+        None => format!("{rows} rows"),
+    }
+}
+
+fn bridge(bridge: &Bridge) -> String {
+    let Bridge {
+        version,
+        address,
+        state,
+        ..
+    } = bridge;
+    let connections = Count(bridge.connections);
+    let up = Span(bridge.up_seconds);
+    format!("{version} at {address}, {state}, {connections} connections, up for {up}")
+}
+
+fn vacuum(facts: &Row) -> Result<String, tokio_postgres::Error> {
+    let dead = facts.try_get::<_, Option<i64>>("dead")?.unwrap_or_default();
+    Ok(match facts.try_get("vacuumed")? {
+        Some(ago) => format!("{} dead rows, last vacuumed {} ago", Count(dead), Span(ago)),
+        None => format!("{} dead rows, never vacuumed", Count(dead)),
+    })
+}

@@ -1,0 +1,201 @@
+//! `tidings tail`: what a user's stream shows, without taking it from the user.
+//!
+//! It reads the table as a stream does, by a position of its own, and marks
+//! nothing. To open the user's stream on a bridge would show the same, but mark
+//! the user's backlog as sent: whoever looked would have taken it away.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{runtime::Handle, time::sleep};
+
+use crate::{
+    cli::output,
+    config::{ConfigError, Form, TailOptions},
+    delivery::{
+        batch::End,
+        page_reader::{self, Backlog, PageSize, UserPage},
+    },
+    domain::{
+        history::Incarnation, notification::Notification, position::Position, snapshot::Snapshot,
+    },
+    postgres::{
+        connect::{Borrowed, ConnectError, Queries, describe},
+        crash_sign::CrashSign,
+        pool::{Pool, QueryError, Sessions},
+        queries::Sql,
+    },
+    runtime::escape,
+};
+
+/// How often it looks: a person doesn't feel it, and a look is a fraction of a
+/// millisecond.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long it waits for a database that is away.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// The pool.
+    #[error("{0}")]
+    Pool(#[from] deadpool::managed::BuildError),
+    /// Reading.
+    #[error("{0}")]
+    Query(#[from] QueryError),
+    /// Postgres refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Nobody reads.
+    #[error("{0}")]
+    Output(#[from] io::Error),
+}
+
+struct Tail<'a, W> {
+    options: &'a TailOptions,
+    output: &'a mut W,
+    pool: Pool,
+    sql: Arc<Sql>,
+}
+
+/// Prints what waits for the user and then what comes, until nobody reads standard
+/// output any more.
+///
+/// # Errors
+///
+/// [`TailError`]. A database that goes away is waited for.
+pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
+    tokio::select! {
+        outcome = follow(output, options) => outcome,
+        () = output::closed_stdout() => Ok(()),
+    }
+}
+
+async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
+    let url = options.database.url()?;
+    let pool = Pool::new(&url, Sessions::Lent, 1, Handle::current())?;
+    // Somebody may read the table who is no bridge.
+    let schema = &options.database.schema;
+    let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
+    let sql = Arc::new(Sql::going_by(sign, schema));
+    let mut tail = Tail {
+        options,
+        output,
+        pool,
+        sql,
+    };
+    // What keeps it from reading at all is told at once.
+    let mut seen = tail.begin().await?;
+    loop {
+        sleep(LOOK_EVERY).await;
+        match tail.look(&mut seen).await {
+            Ok(()) => {}
+            Err(TailError::Query(error)) => {
+                tracing::warn!(%error, "could not read, trying again: {error}");
+                sleep(TRY_AGAIN).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What was printed, and in which life of the server.
+struct Seen {
+    position: Position,
+    incarnation: Incarnation,
+}
+
+impl<W: Write> Tail<'_, W> {
+    /// What a connection without a position gets first.
+    async fn begin(&mut self) -> Result<Seen, TailError> {
+        let client = Borrowed::to_read(&self.options.database.url()?).await?;
+        let identity = "select system_identifier from pg_control_system()";
+        let row = client.query_typed_one(identity, &[]).await?;
+        let now = client.query_typed_one(&self.sql.tail_start, &[]).await?;
+        let snapshot: Snapshot = now.try_get("snapshot")?;
+        let opened = Position::after(now.try_get("top")?, &snapshot);
+        let backlog = Backlog {
+            query: &self.sql.backlog_page,
+            user: &self.options.user,
+            replay: self.options.replay,
+            opened: &opened,
+            system_identifier: row.try_get("system_identifier")?,
+            in_vain: page_reader::READ_IN_VAIN,
+        };
+        let first = page_reader::backlog_page(&self.pool, backlog, PageSize::USER).await?;
+        let mut seen = Seen {
+            position: first.start,
+            incarnation: first.page.incarnation,
+        };
+        self.print_page(&first.page, &mut seen.position)?;
+        Ok(seen)
+    }
+
+    /// Prints what is new since.
+    async fn look(&mut self, seen: &mut Seen) -> Result<(), TailError> {
+        loop {
+            let (user, size) = (&self.options.user, PageSize::USER);
+            let page =
+                page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
+            if page.incarnation != seen.incarnation {
+                // Transaction ids of before may mean something else now.
+                tracing::warn!("the server has crashed or was replaced: beginning anew");
+                *seen = self.begin().await?;
+                return Ok(());
+            }
+            if !self.print_page(&page, &mut seen.position)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns whether there is more.
+    fn print_page(&mut self, page: &UserPage, position: &mut Position) -> io::Result<bool> {
+        let batch = &page.batch;
+        for (index, event) in batch.events.iter().enumerate() {
+            let notification = event.notification();
+            if !notification.expires.has_passed() {
+                self.print(notification)?;
+            }
+            batch.advance(position, index);
+        }
+        batch.finish(position);
+        Ok(!matches!(batch.end, End::CaughtUp { .. }))
+    }
+
+    fn print(&mut self, notification: &Notification) -> io::Result<()> {
+        let (id, event) = (notification.key.id, notification.event.as_deref());
+        let created_at = notification.created_at.as_deref();
+        match self.options.form.form() {
+            Form::Json => {
+                let line = json!({
+                    "id": id,
+                    "created_at": created_at,
+                    "event": event.unwrap_or("message"),
+                    "text": notification.text,
+                });
+                writeln!(self.output, "{}", escape::json(&line.to_string()))?;
+            }
+            // Both may hold what a terminal takes for commands.
+            Form::Text => writeln!(
+                self.output,
+                "{id}  {}  {}  {}",
+                created_at.unwrap_or("-"),
+                escape::line(event.unwrap_or("message")),
+                escape::line(&notification.text)
+            )?,
+        }
+        self.output.flush()
+    }
+}

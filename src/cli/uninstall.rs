@@ -1,0 +1,94 @@
+//! `tidings uninstall`: says what goes, asks, and removes it.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use crate::{
+    cli::output::Count,
+    config::{ConfigError, UninstallOptions},
+    postgres::schema::{Removal, SchemaError},
+    runtime::escape,
+};
+
+/// Why it was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum UninstallError {
+    /// A setting.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The database.
+    #[error("{0}")]
+    Schema(#[from] SchemaError),
+    /// Nobody reads, or nothing can be read.
+    #[error("{0}")]
+    Terminal(#[from] io::Error),
+    /// Nobody can be asked.
+    #[error(
+        "nothing was removed: there is no terminal to ask at; if you are sure, say so with --yes"
+    )]
+    Unasked,
+    /// Somebody was asked, and said something else.
+    #[error("nothing was removed: that is not the schema's name")]
+    Declined,
+}
+
+/// Removes all of it.
+///
+/// # Errors
+///
+/// [`UninstallError`]. Then nothing was removed.
+pub async fn run(
+    output: &mut impl Write,
+    options: &UninstallOptions,
+) -> Result<(), UninstallError> {
+    let (url, schema) = (options.database.session_url()?, &options.database.schema);
+    let removal = Removal::find(&url, schema).await?;
+    writeln!(output, "This removes from the schema {schema} in {url}:")?;
+    for object in &removal.objects {
+        writeln!(output, "  {}", escape::line(object))?;
+    }
+    writeln!(
+        output,
+        "and with it {} notifications, of which {} are unsent, for ever.",
+        Count(removal.rows),
+        Count(removal.unsent)
+    )?;
+    if removal.sessions > 0 {
+        writeln!(
+            output,
+            "{} sessions are open that call themselves tidings: stop the bridges first, since one \
+             that starts again makes it anew (TIDINGS_MIGRATE=auto).",
+            removal.sessions
+        )?;
+    }
+    if !options.yes {
+        ask(output, schema.name())?;
+    }
+    let groups = removal.groups.join(", ");
+    removal.carry_out().await?;
+    // It is done, also if nobody reads so.
+    let _ = writeln!(output, "Removed.");
+    if !groups.is_empty() {
+        let _ = writeln!(
+            output,
+            "The groups stay, which other schemas and databases may use. If none does, let a DBA \
+             run, as a superuser:\n  drop owned by {groups};\n  drop role {groups};"
+        );
+    }
+    Ok(())
+}
+
+fn ask(output: &mut impl Write, schema: &str) -> Result<(), UninstallError> {
+    let input = io::stdin();
+    if !input.is_terminal() {
+        return Err(UninstallError::Unasked);
+    }
+    write!(output, "To remove it, type the schema's name: ")?;
+    output.flush()?;
+    let mut answer = String::new();
+    input.lock().read_line(&mut answer)?;
+    if answer.trim() == schema {
+        Ok(())
+    } else {
+        Err(UninstallError::Declined)
+    }
+}

@@ -1,0 +1,26 @@
+//! The core: how a row gets from the table to a connection, and is marked as sent.
+//!
+//! ```text
+//! listener → hub → mailbox → stream → marker
+//! ```
+//!
+//! Knows nothing of HTTP, configuration or credentials.
+//!
+//! May use: `postgres`, `domain`, `runtime`.
+
+pub mod batch;
+pub mod catch_up;
+pub mod chunk_rows;
+pub mod counters;
+pub mod delivered_watermark;
+pub mod health;
+pub mod heartbeat;
+pub mod hub;
+pub mod listener;
+pub mod mailbox;
+pub mod marker;
+pub mod page_reader;
+pub mod recent_disconnections;
+pub mod sse;
+pub mod stream;
+pub mod stream_end;

@@ -1,0 +1,370 @@
+//! A table, the bridge's reading of its tail, and streams, without any I/O: pages
+//! are small, so that transactions are read in pieces all the time, streams lag,
+//! overflow, and break in the middle of a batch. Each row comes once.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::{
+    history::History,
+    notification::Expiry,
+    position::{EventId, Rest},
+};
+
+const WRITERS: usize = 4;
+
+/// Whose the streams are.
+const STREAMS: [usize; 3] = [0, 0, 1];
+
+const USERS: usize = 3;
+
+/// Of one user, and then some of the next.
+const USER_ROWS: usize = 6;
+
+const TAIL_ROWS: usize = 4;
+const BESIDE_ROWS: usize = 2;
+const MOST_BEGUN: usize = 2;
+const PAGE_ROWS: usize = 2;
+const MAILBOX_BATCHES: usize = 2;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Writer, rows in its transaction, first user: some rows for each in turn.
+    Insert(usize, usize, usize),
+    Commit(usize),
+    RollBack(usize),
+    ReadTail,
+    /// A stream does so many things: it writes a row, or takes what comes next.
+    Write(usize, usize),
+    /// A stream breaks, and comes back with its last id.
+    Break(usize),
+    Heartbeat(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (writer, stream) = (0..WRITERS, 0..STREAMS.len());
+    prop_oneof![
+        6 => (writer.clone(), 1..14usize, 0..USERS)
+            .prop_map(|(writer, rows, user)| Step::Insert(writer, rows, user)),
+        4 => writer.clone().prop_map(Step::Commit),
+        1 => writer.prop_map(Step::RollBack),
+        8 => Just(Step::ReadTail),
+        12 => (stream.clone(), 1..12usize).prop_map(|(stream, times)| Step::Write(stream, times)),
+        2 => stream.clone().prop_map(Step::Break),
+        1 => stream.prop_map(Step::Heartbeat),
+    ]
+}
+
+/// Some rows in succession can't be delivered.
+fn is_usable(row: RowKey) -> bool {
+    row.id / 3 % 5 != 0
+}
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<(RowKey, usize)>,
+    running: BTreeSet<Xid>,
+    aborted: BTreeSet<Xid>,
+    xids: u64,
+}
+
+impl Table {
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::new(Xid(self.xids + 1), self.running.iter().copied().collect())
+    }
+
+    /// In the order of delivery.
+    fn visible(&self) -> Vec<(RowKey, usize)> {
+        let is_visible = |xid| !self.running.contains(xid) && !self.aborted.contains(xid);
+        let rows = self.rows.iter().filter(|(row, _)| is_visible(&row.xid));
+        let mut rows: Vec<_> = rows.copied().collect();
+        rows.sort_unstable();
+        rows
+    }
+}
+
+struct Stream {
+    user: usize,
+    position: Position,
+    current: Option<(Arc<Batch>, usize)>,
+    mailbox: VecDeque<Arc<Batch>>,
+    has_overflowed: bool,
+    is_catching_up: bool,
+    got: Vec<RowKey>,
+}
+
+#[derive(Default)]
+struct Bridge {
+    table: Table,
+    writers: [Option<Xid>; WRITERS],
+    tail: Position,
+    streams: Vec<Stream>,
+}
+
+fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Batch {
+    let event = |&key| {
+        Event::from(Notification {
+            key,
+            event: None,
+            text: String::new(),
+            created_at: None,
+            expires: Expiry::Never,
+        })
+    };
+    Batch {
+        events: rows.iter().map(event).collect(),
+        snapshot: Arc::new(snapshot.clone()),
+        unread: Arc::new(unread.clone()),
+        last: None,
+        end,
+    }
+}
+
+impl Bridge {
+    fn new() -> Self {
+        let stream = |user| Stream {
+            user,
+            position: Position::default(),
+            current: None,
+            mailbox: VecDeque::new(),
+            has_overflowed: false,
+            is_catching_up: false,
+            got: Vec::new(),
+        };
+        Self {
+            streams: STREAMS.into_iter().map(stream).collect(),
+            ..Self::default()
+        }
+    }
+
+    fn play(&mut self, step: Step) {
+        match step {
+            Step::Insert(writer, rows, user) => {
+                let table = &mut self.table;
+                let xid = *self.writers[writer].get_or_insert_with(|| {
+                    table.xids += 1;
+                    Xid(table.xids)
+                });
+                table.running.insert(xid);
+                for row in 0..rows {
+                    let id = table.rows.len() as i64 + 1;
+                    let user = (user + row / USER_ROWS) % USERS;
+                    table.rows.push((RowKey { xid, id }, user));
+                }
+            }
+            Step::Commit(writer) => {
+                if let Some(xid) = self.writers[writer].take() {
+                    self.table.running.remove(&xid);
+                }
+            }
+            Step::RollBack(writer) => {
+                if let Some(xid) = self.writers[writer].take() {
+                    self.table.running.remove(&xid);
+                    self.table.aborted.insert(xid);
+                }
+            }
+            Step::ReadTail => {
+                self.read_tail();
+            }
+            Step::Write(stream, times) => {
+                for _ in 0..times {
+                    self.write(stream);
+                }
+            }
+            Step::Break(stream) => {
+                let history = History::default();
+                let stream = &mut self.streams[stream];
+                let id = EventId {
+                    row: 1,
+                    history,
+                    position: Cow::Borrowed(&stream.position),
+                    safe: stream.position.floor(),
+                };
+                let id = EventId::parse(&id.to_string(), history).expect("an id of ours");
+                stream.position = id.position.into_owned();
+                (stream.current, stream.has_overflowed) = (None, false);
+                stream.mailbox.clear();
+                stream.is_catching_up = true;
+            }
+            Step::Heartbeat(stream) => {
+                let stream = &mut self.streams[stream];
+                let is_idle = stream.current.is_none() && stream.mailbox.is_empty();
+                if is_idle && !stream.has_overflowed && !stream.is_catching_up {
+                    stream.position.join(&self.tail);
+                }
+            }
+        }
+    }
+
+    /// As `sql/tail_page.sql` and the reader do, with other sizes.
+    fn read_tail(&mut self) -> Rest {
+        let snapshot = self.table.snapshot();
+        let mut new = self.table.visible();
+        new.retain(|&(row, _)| self.tail.is_new(row));
+        let begun = self.tail.begun();
+        let share = (TAIL_ROWS / begun.len().max(1)).max(1);
+        let most = match begun.len() {
+            0 => TAIL_ROWS,
+            1..MOST_BEGUN => BESIDE_ROWS,
+            _ => 0,
+        };
+        let (of_begun, others): (Vec<_>, Vec<_>) = new
+            .into_iter()
+            .partition(|(row, _)| begun.xids().contains(&row.xid));
+
+        let (mut read, mut cut) = (Vec::new(), Unread::NOTHING);
+        for rows in of_begun.chunk_by(|(a, _), (b, _)| a.xid == b.xid) {
+            read.extend(&rows[..share.min(rows.len())]);
+            if rows.len() > share {
+                cut.add(rows[share - 1].0);
+            }
+        }
+        let is_all = cut.is_empty();
+        let unread = self.tail.pass_begun(&cut);
+        self.publish(&read, &snapshot, &unread);
+
+        let (read, left) = others.split_at(most.min(others.len()));
+        let last = read.last().map(|&(row, _)| row);
+        let cut = match (last, left.first()) {
+            (Some(last), Some((next, _))) if last.xid == next.xid => Unread::after(last),
+            _ => Unread::NOTHING,
+        };
+        let rest = match left {
+            [] => Rest::Nothing,
+            _ => Rest::More,
+        };
+        let unread = self.tail.pass_others(last, &cut, rest, &snapshot);
+        self.publish(read, &snapshot, &unread);
+        assert!(self.tail.begun().len() <= MOST_BEGUN);
+        if is_all { rest } else { Rest::More }
+    }
+
+    /// As the hub does.
+    fn publish(&mut self, rows: &[(RowKey, usize)], snapshot: &Snapshot, unread: &Unread) {
+        let tail = Arc::new(self.tail.clone());
+        for stream in &mut self.streams {
+            let rows: Vec<_> = rows
+                .iter()
+                .filter(|(row, user)| *user == stream.user && is_usable(*row))
+                .map(|&(row, _)| row)
+                .collect();
+            if rows.is_empty() || stream.has_overflowed {
+                continue;
+            }
+            if stream.mailbox.len() == MAILBOX_BATCHES {
+                stream.mailbox.clear();
+                stream.has_overflowed = true;
+                continue;
+            }
+            let end = End::Live(Arc::clone(&tail));
+            let batch = batch(&rows, snapshot, unread, end);
+            stream.mailbox.push_back(Arc::new(batch));
+        }
+    }
+
+    /// As `stream.rs` does; false if there is nothing to do.
+    fn write(&mut self, stream: usize) -> bool {
+        let stream = &mut self.streams[stream];
+        if let Some((batch, index)) = stream.current.take() {
+            let Some(event) = batch.events.get(index) else {
+                batch.finish(&mut stream.position);
+                if let End::CaughtUp { .. } = batch.end {
+                    stream.is_catching_up = false;
+                }
+                return true;
+            };
+            let row = event.notification().key;
+            if stream.position.is_new(row) {
+                batch.advance(&mut stream.position, index);
+                stream.got.push(row);
+                assert!(!stream.position.is_new(row));
+            }
+            let open = stream.position.open_xids();
+            assert!(open.iter().all(|&xid| xid < stream.position.floor()));
+            stream.current = Some((batch, index + 1));
+        } else if stream.is_catching_up || stream.has_overflowed {
+            stream.is_catching_up = true;
+            stream.has_overflowed = false;
+            let mut new = self.table.visible();
+            new.retain(|&(row, user)| user == stream.user && stream.position.is_new(row));
+            let new: Vec<_> = new.into_iter().map(|(row, _)| row).collect();
+            let (read, left) = new.split_at(PAGE_ROWS.min(new.len()));
+            let unread = match (read.last(), left.first()) {
+                (Some(&last), Some(next)) if last.xid == next.xid => Unread::after(last),
+                _ => Unread::NOTHING,
+            };
+            let end = match left {
+                [] => End::CaughtUp { top: None },
+                _ => End::MorePages,
+            };
+            let usable = read.iter().copied().filter(|&row| is_usable(row));
+            let usable: Vec<_> = usable.collect();
+            let mut page = batch(&usable, &self.table.snapshot(), &unread, end);
+            page.last = read.last().copied();
+            stream.current = Some((Arc::new(page), 0));
+        } else if let Some(batch) = stream.mailbox.pop_front() {
+            stream.current = Some((batch, 0));
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn finish(&mut self) {
+        for writer in 0..WRITERS {
+            self.play(Step::Commit(writer));
+        }
+        let mut left = self.table.rows.len() + 100;
+        while self.read_tail() == Rest::More {
+            left -= 1;
+            assert!(left > 0, "the tail comes to no end");
+        }
+        for stream in 0..STREAMS.len() {
+            let mut left = 20 * self.table.rows.len() + 100;
+            while self.write(stream) {
+                left -= 1;
+                assert!(left > 0, "it comes to no end");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn each_row_comes_once_although_transactions_are_read_in_pieces(
+        steps in prop::collection::vec(step(), 1..150)
+    ) {
+        let mut bridge = Bridge::new();
+        for step in steps {
+            bridge.play(step);
+        }
+        bridge.finish();
+        prop_assert!(bridge.tail.begun().is_empty());
+        for stream in &bridge.streams {
+            let visible = bridge.table.visible();
+            let owed = visible
+                .iter()
+                .filter(|(row, user)| *user == stream.user && is_usable(*row));
+            let owed: Vec<_> = owed.map(|&(row, _)| row).collect();
+            let mut got = stream.got.clone();
+            got.sort_unstable();
+            prop_assert_eq!(got, owed);
+            let mut last_of = BTreeMap::new();
+            for row in &stream.got {
+                let before = last_of.insert(row.xid, row.id);
+                prop_assert!(before < Some(row.id), "not in the order of ids: {:?}", stream.got);
+            }
+        }
+    }
+}

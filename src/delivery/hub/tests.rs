@@ -1,0 +1,286 @@
+use futures_util::task::noop_waker;
+
+use super::*;
+use crate::{
+    delivery::mailbox,
+    domain::{notification::Expiry, position::RowKey},
+};
+
+fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Reading {
+    let notifications = rows.into_iter().map(|(user, id, bytes)| {
+        let notification = Notification {
+            key: RowKey { xid: Xid(1), id },
+            event: None,
+            text: "x".repeat(bytes),
+            created_at: None,
+            expires: Expiry::Never,
+        };
+        (UserId::parse(user).expect("a user"), notification)
+    });
+    Reading {
+        notifications: notifications.collect(),
+        snapshot: Arc::default(),
+        unread: Arc::default(),
+        tail: Tail::default(),
+    }
+}
+
+fn connect(hub: &Arc<Hub>, user: &str) -> Connection {
+    let user = UserId::parse(user).expect("a user");
+    hub.register(&user.into(), hub.note()).0
+}
+
+fn letter(connection: &Connection) -> Option<Letter> {
+    let waker = noop_waker();
+    match connection.poll_letter(&mut Context::from_waker(&waker)) {
+        Poll::Ready(letter) => Some(letter),
+        Poll::Pending => None,
+    }
+}
+
+fn ids(connection: &Connection) -> Vec<i64> {
+    match letter(connection) {
+        Some(Letter::Batch(batch)) => batch
+            .events
+            .iter()
+            .map(|event| event.notification().key.id)
+            .collect(),
+        other => panic!("not a batch: {other:?}"),
+    }
+}
+
+#[test]
+fn every_connection_of_a_user_gets_the_users_rows_and_no_others() {
+    let hub = Arc::new(Hub::new(1_000));
+    let (tab, other_tab, bob) = (
+        connect(&hub, "alice"),
+        connect(&hub, "alice"),
+        connect(&hub, "bob"),
+    );
+    hub.publish(reading([
+        ("alice", 1, 1),
+        ("bob", 2, 1),
+        ("alice", 3, 1),
+        ("carol", 4, 1),
+    ]));
+    let audience = hub.audience();
+    assert_eq!((audience.users, audience.opened), (2, 3));
+    assert_eq!(audience.waiting_rows, 5, "two in each of two tabs, and one");
+    assert_eq!(ids(&tab), [1, 3]);
+    assert_eq!(ids(&other_tab), [1, 3]);
+    assert_eq!(ids(&bob), [2]);
+    assert!(letter(&tab).is_none() && letter(&bob).is_none());
+}
+
+#[test]
+fn a_connection_that_is_dropped_leaves_nothing_behind() {
+    let hub = Arc::new(Hub::new(1_000));
+    let (tab, other_tab) = (connect(&hub, "alice"), connect(&hub, "alice"));
+    drop(tab);
+    assert_eq!(hub.connections(), 1);
+    hub.publish(reading([("alice", 1, 1)]));
+    assert_eq!(ids(&other_tab), [1]);
+    drop(other_tab);
+    assert_eq!(hub.connections(), 0);
+    assert!(lock(&hub.registry).users.is_empty());
+}
+
+#[test]
+fn a_full_mailbox_is_emptied_and_says_so_until_it_is_reopened() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    hub.publish(reading([("alice", 1, 600)]));
+    hub.publish(reading([("alice", 2, 600)]));
+    hub.publish(reading([("alice", 3, 1)]));
+    assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
+    assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
+    let audience = hub.audience();
+    assert_eq!((audience.overflows, audience.waiting_rows), (1, 0));
+    tab.reopen();
+    assert!(letter(&tab).is_none());
+    hub.publish(reading([("alice", 4, 1)]));
+    assert_eq!(ids(&tab), [4]);
+}
+
+#[test]
+fn too_many_rows_fill_a_mailbox_too() {
+    let hub = Arc::new(Hub::new(1_000_000));
+    let tab = connect(&hub, "alice");
+    for id in 0..=mailbox::QUEUE_ROWS as i64 {
+        hub.publish(reading([("alice", id, 1)]));
+    }
+    assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
+}
+
+#[test]
+fn an_empty_mailbox_takes_a_row_of_any_size() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    hub.publish(reading([("alice", 1, 1 << 20)]));
+    assert_eq!(ids(&tab), [1]);
+}
+
+#[test]
+fn a_position_joins_the_tail_only_when_all_has_left_the_mailbox() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    let seen = Position::after(Some(Xid(9)), &Snapshot::new(Xid(10), Vec::new()));
+    let tail = Tail {
+        history: History::default(),
+        position: Arc::new(seen.clone()),
+        safe: Xid(0),
+    };
+    hub.publish(Reading {
+        tail,
+        ..reading([("alice", 1, 1)])
+    });
+    let mut position = Position::default();
+    tab.join_tail(&mut position);
+    assert_eq!(position, Position::default());
+    assert_eq!(ids(&tab), [1]);
+    tab.join_tail(&mut position);
+    assert_eq!(position, seen);
+}
+
+fn crash(hub: &Hub, safe: u64) {
+    let recovery = Recovery {
+        history: History::default(),
+        safe: Xid(safe),
+    };
+    hub.recover(recovery, Tail::default());
+}
+
+fn recovered(connection: &Connection) -> Xid {
+    match letter(connection) {
+        Some(Letter::Recovered(recovery)) => recovery.safe,
+        other => panic!("no recovery: {other:?}"),
+    }
+}
+
+#[test]
+fn a_crash_is_told_of_between_what_was_read_before_and_after_it() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    hub.publish(reading([("alice", 1, 1)]));
+    crash(&hub, 7);
+    hub.publish(reading([("alice", 2, 1)]));
+    assert_eq!(ids(&tab), [1]);
+    assert_eq!(recovered(&tab), Xid(7));
+    assert_eq!(ids(&tab), [2]);
+    assert!(letter(&tab).is_none());
+}
+
+#[test]
+fn a_full_mailbox_still_tells_of_every_crash() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    hub.publish(reading([("alice", 1, 600)]));
+    crash(&hub, 7);
+    hub.publish(reading([("alice", 2, 600)]));
+    crash(&hub, 9);
+    assert_eq!(recovered(&tab), Xid(7));
+    assert!(matches!(letter(&tab), Some(Letter::Overflowed)));
+}
+
+#[test]
+fn what_was_read_before_a_crash_can_be_skipped_and_nothing_else() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    hub.publish(reading([("alice", 1, 1)]));
+    assert!(tab.skip_to_recovery().is_none());
+    crash(&hub, 7);
+    hub.publish(reading([("alice", 2, 1)]));
+    let recovery = tab.skip_to_recovery().expect("a crash");
+    assert_eq!(recovery.safe, Xid(7));
+    assert!(letter(&tab).is_none());
+    hub.publish(reading([("alice", 3, 1)]));
+    assert_eq!(ids(&tab), [3]);
+}
+
+#[test]
+fn who_comes_while_the_bridge_drains_is_told_at_once() {
+    let hub = Arc::new(Hub::new(1_000));
+    let before = connect(&hub, "alice");
+    hub.end_all(Ending::Draining);
+    let after = connect(&hub, "alice");
+    let waker = noop_waker();
+    let mut cx = Context::from_waker(&waker);
+    for connection in [before, after] {
+        assert_eq!(
+            connection.poll_ending(&mut cx),
+            Poll::Ready(Ending::Draining)
+        );
+        assert!(connection.poll_ending(&mut cx).is_pending());
+    }
+}
+
+fn disconnection(user: &str, ticket: Option<u8>) -> Disconnection {
+    let user = UserId::parse(user).expect("a user");
+    match ticket {
+        Some(byte) => Disconnection::Ticket(user, TicketHash([byte; 32])),
+        None => Disconnection::User(user),
+    }
+}
+
+fn is_ended(connection: &Connection) -> bool {
+    let waker = noop_waker();
+    let ending = connection.poll_ending(&mut Context::from_waker(&waker));
+    ending == Poll::Ready(Ending::Disconnected)
+}
+
+#[test]
+fn who_is_disconnected_while_being_identified_is_told_at_once() {
+    let hub = Arc::new(Hub::new(1_000));
+    let noted = hub.note();
+    hub.disconnect(&[disconnection("alice", Some(1)), disconnection("bob", None)]);
+    let connect = |user: &str, ticket: Option<u8>, noted| {
+        let identity = Identity {
+            ticket: ticket.map(|byte| TicketHash([byte; 32])),
+            ..UserId::parse(user).expect("a user").into()
+        };
+        hub.register(&identity, noted).0
+    };
+    assert!(is_ended(&connect("alice", Some(1), noted)));
+    assert!(is_ended(&connect("bob", Some(2), noted)));
+    assert!(!is_ended(&connect("alice", Some(2), noted)));
+    assert!(!is_ended(&connect("alice", None, noted)));
+    assert!(!is_ended(&connect("bob", None, hub.note())));
+    // Who is logged out as the bridge stops doesn't stay for the drain time.
+    let leaving = connect("alice", Some(2), hub.note());
+    hub.disconnect(&[disconnection("alice", None)]);
+    hub.end_all(Ending::Draining);
+    assert!(is_ended(&leaving));
+}
+
+#[test]
+fn everyone_is_disconnected_with_those_who_are_being_identified() {
+    let hub = Arc::new(Hub::new(1_000));
+    let noted = hub.note();
+    let with_ticket = |user: &str, noted| {
+        let identity = Identity {
+            ticket: Some(TicketHash([1; 32])),
+            ..UserId::parse(user).expect("a user").into()
+        };
+        hub.register(&identity, noted).0
+    };
+    let (token, ticket) = (connect(&hub, "alice"), with_ticket("bob", noted));
+    hub.disconnect(&[Disconnection::AllTickets]);
+    assert!(is_ended(&ticket) && is_ended(&with_ticket("carol", noted)));
+    assert!(!is_ended(&token) && !is_ended(&connect(&hub, "carol")));
+    hub.disconnect(&[Disconnection::Everyone]);
+    assert!(is_ended(&token));
+    let alice = UserId::parse("alice").expect("a user").into();
+    assert!(is_ended(&hub.register(&alice, noted).0));
+    assert!(!is_ended(&connect(&hub, "alice")));
+    assert!(!is_ended(&with_ticket("bob", hub.note())));
+}
+
+#[test]
+fn who_may_have_been_meant_by_what_was_left_unread_is_sent_back() {
+    let hub = Arc::new(Hub::new(1_000));
+    let (open, noted) = (connect(&hub, "alice"), hub.note());
+    hub.skip_disconnections();
+    let bob = UserId::parse("bob").expect("a user").into();
+    assert!(is_ended(&hub.register(&bob, noted).0));
+    assert!(!is_ended(&open) && !is_ended(&connect(&hub, "bob")));
+}

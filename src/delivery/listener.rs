@@ -1,0 +1,520 @@
+//! Reads the tail of the table whenever the doorbell rings, and hands it to the
+//! hub.
+//!
+//! A notification only says "look"; the rows come from the table. A lost
+//! notification or connection therefore delays an event and never loses it.
+
+mod disconnections;
+mod fine_sleep;
+mod poll_or_listen;
+mod recently_published;
+mod session;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_postgres::{Client, error::SqlState};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, debug, field, info, info_span, warn};
+
+pub use self::session::ListenError;
+use self::{
+    disconnections::Progress,
+    fine_sleep::Pause,
+    poll_or_listen::{Flow, Watch},
+    recently_published::Remembered,
+    session::{LOOK_LIMIT, Session},
+};
+use crate::{
+    delivery::{
+        counters::Activity,
+        health::{Doorbell, Health},
+        hub::{Hub, Reading, Tail},
+        mailbox::{Ending, Recovery},
+        page_reader::{self, Disconnections, PageSize, Rings, Unusable},
+    },
+    domain::{
+        clock::Moment,
+        durable_floor::SafeFloor,
+        history::History,
+        identity::Disconnection,
+        position::{Position, Rest},
+        snapshot::Xid,
+    },
+    postgres::{
+        connect::DatabaseUrl,
+        queries::Sql,
+        schema::SchemaName,
+        visibility::{self, Hidden, Readers},
+    },
+    runtime::{
+        backoff::Backoff,
+        log_throttle::{Failing, Rarely},
+    },
+};
+
+/// The trigger that rings the bell.
+const TRIGGER: &str = "tidings_ring_doorbell";
+
+/// How often the bell itself is looked after.
+const DOORBELL_LOOK: Duration = Duration::from_secs(5);
+
+/// After a bell for which nothing was found, the next look waits until this much
+/// later: any role may ring the bell, and a flood of forged rings costs no more
+/// than this rate.
+const LOOK_GAP: Duration = Duration::from_millis(2);
+
+/// How long it may take to say that writers need not ring when the bridge stops:
+/// if it isn't said, they ring for nobody until the next bridge comes.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The first and the longest wait before connecting again.
+const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+const RECONNECT_LONGEST: Duration = Duration::from_secs(2);
+
+/// The one task that reads the tail.
+#[derive(Debug)]
+pub struct Listener {
+    url: DatabaseUrl,
+    schema: SchemaName,
+    sql: Arc<Sql>,
+    hub: Arc<Hub>,
+    health: Arc<Health>,
+    activity: Arc<Activity>,
+    history: History,
+    position: Position,
+    safe: SafeFloor,
+    remembered: Remembered,
+    /// The size of a page.
+    full_page: PageSize,
+    /// Smaller while the network carries no more in time.
+    page_size: PageSize,
+    unusable: Rarely,
+    disconnections: Progress,
+    /// The bell can stay silent for rows that fire no trigger (loaded with
+    /// `session_replication_role = replica`, say), and when a bridge died as it
+    /// told writers not to ring: look without it this often. It also is the proof
+    /// that the connection is alive.
+    safety_look: Duration,
+    session: Option<Session>,
+}
+
+impl Listener {
+    /// Connects, listens, and fixes where the bridge begins to read.
+    ///
+    /// To be called before the first connection is taken: what becomes visible
+    /// from now on will be delivered to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`].
+    pub async fn start(
+        url: DatabaseUrl,
+        schema: SchemaName,
+        sql: Arc<Sql>,
+        hub: Arc<Hub>,
+        health: Arc<Health>,
+        activity: Arc<Activity>,
+        safety_look: Duration,
+    ) -> Result<Self, ListenError> {
+        let mut listener = Self {
+            url,
+            schema,
+            sql,
+            hub,
+            health,
+            activity,
+            history: History::default(),
+            position: Position::default(),
+            safe: SafeFloor::new(Xid::default()),
+            remembered: Remembered::default(),
+            full_page: PageSize::TAIL,
+            page_size: PageSize::TAIL,
+            unusable: Rarely::default(),
+            disconnections: Progress::none(Instant::now()),
+            safety_look,
+            session: None,
+        };
+        let session = Session::open(&listener.url, &listener.schema, &listener.sql).await?;
+        listener.begin(&session).await?;
+        listener.health.looked();
+        listener.session = Some(session);
+        Ok(listener)
+    }
+
+    /// The same with pages of so many rows.
+    pub fn with_page_rows(mut self, rows: usize) -> Self {
+        self.full_page.rows = rows;
+        self.page_size = self.full_page;
+        self
+    }
+
+    /// Listens until `stop`, and connects again whenever the connection is lost.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST);
+        let mut failing = Failing::default();
+        for session in 1_u64.. {
+            let span = info_span!("listener", session, backend = field::Empty);
+            let listening = self.listen(&mut backoff, &mut failing, &stop);
+            let Err(error) = listening.instrument(span.clone()).await else {
+                return;
+            };
+            let (delay, reason) = (backoff.next_delay(), error.to_string());
+            let is_news = failing.is_news(&reason, Instant::now().into_std());
+            span.in_scope(|| tell_of_loss(&error, delay, is_news));
+            self.health.lost(reason);
+            if stop.run_until_cancelled(sleep(delay)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// One session, to its end or to `stop`.
+    async fn listen(
+        &mut self,
+        backoff: &mut Backoff,
+        failing: &mut Failing,
+        stop: &CancellationToken,
+    ) -> Result<(), ListenError> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.reopen().await?,
+        };
+        Span::current().record("backend", session.backend);
+        let pause = Pause::new();
+        let mut watch = Watch::Awake;
+        self.health.watches(watch.into());
+        let mut flow = Flow::begins(Instant::now());
+        let mut inspect_at = Instant::now();
+        while !stop.is_cancelled() {
+            // Look before the first wait: rows may have come in the meantime.
+            let looked_at = Instant::now();
+            let looking = async {
+                let (kept, look) = self.keep_watch(&session, watch, &mut flow).await?;
+                if self.disconnections.is_due(looked_at) {
+                    self.disconnect(&session).await?;
+                }
+                if inspect_at <= looked_at {
+                    inspect_at = looked_at + self.inspect_doorbell(&session).await?;
+                }
+                Ok((kept, look))
+            };
+            let outcome = match timeout(LOOK_LIMIT, looking).await {
+                Ok(outcome) => outcome,
+                Err(elapsed) => {
+                    self.page_size = self.page_size.halved();
+                    return Err(elapsed.into());
+                }
+            };
+            let (kept, look) = match outcome {
+                Ok(kept) => kept,
+                Err(error) => return Err(session.failed(error, &self.schema).await),
+            };
+            if kept != watch {
+                debug!(?watch, now = ?kept, "how rows are learned of has changed");
+                watch = kept;
+                self.health.watches(watch.into());
+            }
+            self.activity
+                .listens(session.backend, &session.role, watch.into());
+            // Only now: a server that accepts and then refuses would otherwise be
+            // tried without a pause.
+            backoff.reset();
+            failing.is_over();
+            self.health.looked();
+            if look == Look::More || self.disconnections.is_due(Instant::now()) {
+                continue;
+            }
+            let took = looked_at.elapsed();
+            let next = match watch {
+                Watch::Awake => flow.gap(Instant::now(), look.rows()),
+                Watch::Asleep(_) => self.safety_look,
+            };
+            if watch != Watch::Awake && look == Look::Nothing {
+                sleep_until(looked_at + LOOK_GAP).await;
+            }
+            tokio::select! {
+                rung = session.rung(watch) => {
+                    rung?;
+                    self.health.rung();
+                }
+                () = pause.wait(next.saturating_sub(took)) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        let left = timeout(LEAVE_LIMIT, session.wake()).await;
+        debug!(?left, "stopping, writers need not ring for this bridge");
+        Ok(())
+    }
+
+    /// Looks at the table, and sleeps or wakes by what it sees.
+    async fn keep_watch(
+        &mut self,
+        session: &Session,
+        watch: Watch,
+        flow: &mut Flow,
+    ) -> Result<(Watch, Look), ListenError> {
+        if watch == Watch::Awake && flow.tries_to_sleep(Instant::now()) {
+            // Statements run in the order in which they are sent.
+            let (told, look) =
+                tokio::join!(biased; session.fall_asleep(), self.look(session, flow));
+            let (told, (look, rings)) = (told?, look?);
+            return Ok((Watch::by(told, rings), look));
+        }
+        let (look, rings) = self.look(session, flow).await?;
+        let mut kept = watch.after(rings);
+        if rings.is_some() && flow.wakes() {
+            session.wake().await?;
+            kept = Watch::Awake;
+        } else if kept != watch {
+            // Somebody else has woken, because rows flow.
+            *flow = Flow::begins(Instant::now());
+        }
+        Ok((kept, look))
+    }
+
+    /// Reads one page and hands it on; tells whether writers ring.
+    async fn look(
+        &mut self,
+        session: &Session,
+        flow: &mut Flow,
+    ) -> Result<(Look, Option<Rings>), ListenError> {
+        let (client, query) = (&session.client, &session.tail_page);
+        let page = page_reader::tail_page(client, query, &self.position, self.page_size).await?;
+        let found = match (page.rest(), page.rows()) {
+            (Rest::More, _) => Look::More,
+            (Rest::Nothing, 0) => Look::Nothing,
+            (Rest::Nothing, rows) => Look::Found(rows),
+        };
+        match found {
+            Look::Nothing => flow.found_nothing(Instant::now()),
+            Look::Found(_) | Look::More => flow.found(Instant::now(), page.snapshot.running()),
+        }
+        if page.rest() == Rest::Nothing {
+            self.page_size = self.full_page;
+        }
+        debug!(rows = page.rows(), "looked at the table");
+        for mut run in page.runs {
+            let unread = run.pass(&mut self.position, &page.snapshot);
+            self.safe.read_up_to(self.position.floor(), page.log);
+            self.warn_of(run.unusable);
+            let remembered = &mut self.remembered;
+            run.notifications
+                .retain(|(_, notification)| remembered.is_news(notification));
+            self.activity.read(run.notifications.len());
+            self.hub.publish(Reading {
+                notifications: run.notifications,
+                snapshot: Arc::clone(&page.snapshot),
+                unread: Arc::new(unread),
+                tail: self.tail(),
+            });
+        }
+        self.remembered.forget_below(self.safe.xid());
+        Ok((found, page.rings))
+    }
+
+    /// Warns of rows that were skipped, at most once in a while.
+    fn warn_of(&self, unusable: Unusable) {
+        let Some((row, flaw)) = unusable.first else {
+            return;
+        };
+        if let Some(count) = self.unusable.add(unusable.count, Instant::now().into_std()) {
+            let row = row.id;
+            warn!(
+                count, row, reason = %flaw,
+                "skipped {count} rows of the table notifications that can't be delivered, such as \
+                 the one with id {row}: {flaw}; correct or delete such rows, and restore the \
+                 check constraints of the table, which rule them out"
+            );
+        }
+    }
+
+    /// Reads the next page of which streams are to end, and ends them.
+    async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
+        let position = Some(self.disconnections.position());
+        let page = self.disconnections_page(session, position).await?;
+        self.disconnections.read(&page, Instant::now());
+        // They are rows of this cluster like those of the table.
+        self.safe
+            .read_up_to(self.disconnections.position().floor(), page.log);
+        self.hub.disconnect(&page.found);
+        Ok(())
+    }
+
+    async fn disconnections_page(
+        &self,
+        session: &Session,
+        position: Option<&Position>,
+    ) -> Result<Disconnections, ListenError> {
+        let (client, query) = (&session.client, &session.disconnections);
+        let asked = Moment::here();
+        let page = page_reader::disconnections(client, query, position).await?;
+        let clock = &self.activity.clock;
+        clock.compare(asked, page.clock, Moment::here());
+        if page.incarnation != session.history.incarnation {
+            return Err(ListenError::OtherIncarnation);
+        }
+        Ok(page)
+    }
+
+    /// Where the disconnections end that concern no stream which is opened from now
+    /// on.
+    async fn present(&self, session: &Session) -> Result<Progress, ListenError> {
+        let page = self.disconnections_page(session, None);
+        let page = timeout(LOOK_LIMIT, page).await??;
+        Ok(Progress::begins(&page, Instant::now()))
+    }
+
+    /// Whether what rings the bell is in order; returns after how long to look
+    /// again. Rows that were restored from another cluster meanwhile are taken
+    /// over, some at a time.
+    async fn inspect_doorbell(&self, session: &Session) -> Result<Duration, ListenError> {
+        let table = self.schema.qualified("notifications");
+        let client = &session.client;
+        let row = client
+            .query_one(&session.doorbell, &[&table, &TRIGGER])
+            .await?;
+        let found: Option<u32> = row.try_get("table_oid")?;
+        if found != Some(session.table) {
+            return Err(ListenError::OtherTable);
+        }
+        let hidden = visibility::examine(client, &self.schema, Readers::Session).await?;
+        self.look_at_queue(client).await?;
+        let fires: Option<i8> = row.try_get("trigger")?;
+        let subscription: Option<String> = row.try_get("subscription")?;
+        let mut doorbell = match fires.map(|fires| fires as u8) {
+            _ if subscription.is_some() => Doorbell::Bypassed {
+                subscription: subscription.unwrap_or_default(),
+            },
+            None => Doorbell::Missing(self.schema.clone()),
+            Some(b'O' | b'A') => Doorbell::Hung,
+            Some(_) => Doorbell::Disabled(self.schema.clone()),
+        };
+        if let Some(hidden) = hidden.into_iter().find(Hidden::stops_delivery) {
+            doorbell = Doorbell::Hidden(hidden);
+        }
+        let mut again = DOORBELL_LOOK;
+        if row.try_get("restored")? {
+            match client.execute(&self.sql.restamp_restored_rows, &[]).await {
+                Ok(rows) => {
+                    info!(rows, "took over {rows} rows of another cluster");
+                    again = Duration::ZERO;
+                }
+                Err(error) => {
+                    debug!(%error, "could not take over rows of another cluster: {error}");
+                    doorbell = Doorbell::Restored;
+                }
+            }
+        }
+        self.health.inspected(doorbell);
+        Ok(again)
+    }
+
+    /// How full the server's notification queue is. Not every role may know.
+    async fn look_at_queue(&self, client: &Client) -> Result<(), ListenError> {
+        let query = include_str!("../../sql/queue_usage.sql");
+        match client.query_typed_one(query, &[]).await {
+            Ok(row) => self.health.queue_used(row.try_get("usage")?),
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                debug!(%error, "can't see how full the notification queue is: {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Opens a session that continues where the last one ended.
+    async fn reopen(&mut self) -> Result<Session, ListenError> {
+        let session = Session::open(&self.url, &self.schema, &self.sql).await?;
+        let (now, before) = (session.history, self.history);
+        if self.disconnections.may_have_missed(Instant::now()) {
+            self.disconnections = self.present(&session).await?;
+            warn!("too long without the database to know who was logged out, ending all streams");
+            self.hub.disconnect(&[Disconnection::Everyone]);
+        }
+        if now == before {
+            info!("the listener hears the database again");
+        } else if now.epoch() == before.epoch() {
+            self.recover(now);
+        } else {
+            warn!("the database continues as another history, all streams begin anew");
+            self.begin(&session).await?;
+            self.hub.end_all(Ending::AnotherHistory);
+        }
+        Ok(session)
+    }
+
+    /// Postgres has crashed. All that was read has been handed out; what was
+    /// not on disk is read again, and what of it is as it was is remembered.
+    fn recover(&mut self, history: History) {
+        let safe = self.safe.xid();
+        warn!(
+            safe = safe.0,
+            "Postgres has recovered from a crash, reading again what was not on disk before it"
+        );
+        self.safe.crashed();
+        self.position.fall_to(safe);
+        self.history = history;
+        self.disconnections.fall_to(safe, Instant::now());
+        self.hub.recover(Recovery { history, safe }, self.tail());
+    }
+
+    fn tail(&self) -> Tail {
+        Tail {
+            history: self.history,
+            position: Arc::new(self.position.clone()),
+            safe: self.safe.xid(),
+        }
+    }
+
+    /// Begins to read at what is visible now.
+    async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
+        let start = page_reader::tail_start(&session.client, &self.sql.tail_start);
+        let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
+        let disconnections = self.present(session).await?;
+        // From here on nothing fails: a beginning that was cut off is repeated by the
+        // next session, which sees by the history that there was none.
+        self.position = position;
+        self.safe = SafeFloor::new(checkpointed);
+        self.remembered = Remembered::default();
+        self.history = session.history;
+        // No stream is open yet, or all are about to end. The clients that are being
+        // identified have none, and may be among those that were to be disconnected.
+        self.disconnections = disconnections;
+        self.hub.skip_disconnections();
+        self.hub.start(self.tail());
+        Ok(())
+    }
+}
+
+fn tell_of_loss(error: &ListenError, delay: Duration, is_news: bool) {
+    let delay_ms = delay.as_millis() as u64;
+    if is_news {
+        warn!(
+            %error, delay_ms,
+            "the listener lost the database, connecting again in {delay:?}: {error}"
+        );
+    } else {
+        debug!(%error, delay_ms, "the listener still can't reach the database: {error}");
+    }
+}
+
+/// What a look at the table brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Nothing,
+    /// So many rows.
+    Found(usize),
+    /// A full page, and there is more.
+    More,
+}
+
+impl Look {
+    /// How many rows were all that there was.
+    fn rows(self) -> usize {
+        match self {
+            Self::Found(rows) => rows,
+            Self::Nothing | Self::More => 0,
+        }
+    }
+}

@@ -1,0 +1,602 @@
+//! Marks rows as sent once they have settled.
+//!
+//! A row that was written to a connection is in flight (`in_flight.rs`) until that
+//! connection has stayed open for `TIDINGS_SETTLE`, or its client acknowledges the row by
+//! returning with a later id (`acknowledged.rs`). Then it waits in the queue (`queue.rs`),
+//! which decides what is tried when.
+//!
+//! A mark that is lost only means that a row comes again on the user's next
+//! first connection, so marks are collected, written together, and never waited
+//! for.
+
+mod acknowledged;
+mod in_flight;
+mod queue;
+mod recipient;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+pub use self::{
+    acknowledged::Acknowledgement,
+    recipient::{Closed, Recipient},
+};
+use self::{
+    acknowledged::Acknowledgements,
+    in_flight::{InFlight, Write},
+    queue::{Batch, Lane, Next, Outcome, Queue},
+};
+use crate::{
+    delivery::{
+        counters::Activity,
+        delivered_watermark::Drained,
+        health::{Health, Stuck},
+    },
+    domain::notification::UserId,
+    postgres::{
+        pool::{Pool, QueryError},
+        queries::Sql,
+    },
+    runtime::{backoff::Backoff, log_throttle::Failing},
+};
+
+/// How long one statement may take. While one for fresh rows isn't answered, no
+/// other fresh row is marked; at shutdown nobody waits for longer than this.
+const MARK_LIMIT: Duration = Duration::from_secs(3);
+
+/// How often a database that can't be reached is tried before the bridge stops
+/// without having written the last marks.
+const LAST_TRIES: u32 = 3;
+
+/// How much longer than `TIDINGS_SETTLE` a row may be in flight, so that the rows of many
+/// connections settle together and share a statement: a twentieth of that time, and
+/// [`TOGETHER`] at most.
+const TOGETHER_PART: u32 = 20;
+const TOGETHER: Duration = Duration::from_millis(100);
+
+/// Writes that settle at once, of some hundred rows at most: some milliseconds, in which
+/// connections wait to report what they have written.
+const SETTLED_AT_ONCE: usize = 1_000;
+
+/// After a statement that looks for acknowledged rows, so many times as long as it took
+/// there is none: when thousands of clients return together, their pages come first.
+const ACKNOWLEDGE_PAUSE: u32 = 4;
+
+/// The first and the longest wait before such a statement is tried again.
+const ACKNOWLEDGE_FIRST: Duration = Duration::from_millis(100);
+const ACKNOWLEDGE_LONGEST: Duration = Duration::from_secs(5);
+
+/// How long after a row has settled it is marked, as a rule.
+const MARKED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Users whose drained floor is to be noted. A user that finds no place tries again with
+/// the next row.
+const NOTES: usize = 1_000;
+
+/// Where connections report what they have written.
+#[derive(Debug)]
+pub struct Marks {
+    settle: Duration,
+    in_flight: Mutex<InFlight>,
+    /// There are writes in flight.
+    written: Notify,
+    /// The bridge has ended a stream with writes in flight.
+    ended: Notify,
+    acknowledged: Mutex<Acknowledgements>,
+    /// There are acknowledgements.
+    returned: Notify,
+    /// Who is to be noted as drained when.
+    notes: Mutex<VecDeque<(Instant, UserId)>>,
+    /// There are such users.
+    noted: Notify,
+    activity: Arc<Activity>,
+    queue: Mutex<Queue>,
+    /// There are fresh rows.
+    fresh: Notify,
+    /// There are held rows, or the database has marked some.
+    held: Notify,
+    delivered: Counter,
+    failures: Counter,
+    lost: Counter,
+}
+
+/// What has become of the rows that were written to sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MarkCounts {
+    /// Rows that were written to a socket; a row counts for each.
+    pub delivered: u64,
+    /// Rows that have not settled; a row counts for each connection.
+    pub in_flight: usize,
+    /// Rows that have settled and whose marks are still to be written.
+    pub unmarked: usize,
+    /// Those of them that can't be marked at the moment.
+    pub stuck: usize,
+    /// Tries to write them that failed.
+    pub failures: u64,
+    /// Rows that go without a mark, because too many were waiting for theirs.
+    pub lost: u64,
+}
+
+impl Marks {
+    /// Rows settle after this time, and are counted there.
+    pub fn new(settle: Duration, activity: Arc<Activity>) -> Self {
+        Self {
+            settle,
+            in_flight: Mutex::new(InFlight::new(settle)),
+            written: Notify::new(),
+            ended: Notify::new(),
+            acknowledged: Mutex::default(),
+            returned: Notify::new(),
+            notes: Mutex::default(),
+            noted: Notify::new(),
+            activity,
+            queue: Mutex::default(),
+            fresh: Notify::new(),
+            held: Notify::new(),
+            delivered: Counter::default(),
+            failures: Counter::default(),
+            lost: Counter::default(),
+        }
+    }
+
+    /// These rows have been handed to the socket of this connection. Never waits.
+    pub fn written(&self, recipient: &Arc<Recipient>, rows: impl IntoIterator<Item = i64>) {
+        let at = Instant::now();
+        let write = Write {
+            at,
+            rows: rows.into_iter().collect(),
+            recipient: Arc::clone(recipient),
+        };
+        self.delivered.inc_by(write.rows.len() as u64);
+        if self.settle.is_zero() {
+            self.settled(vec![write], at);
+            return;
+        }
+        let mut in_flight = lock(&self.in_flight);
+        let was_idle = in_flight.rows() == 0;
+        let early = in_flight.add(write);
+        drop(in_flight);
+        if was_idle {
+            self.written.notify_one();
+        }
+        self.settled(early, at);
+    }
+
+    /// This connection has closed.
+    pub fn closed(&self, recipient: &Arc<Recipient>, how: Closed) {
+        recipient.close(how);
+        let is_shared = Arc::strong_count(recipient) > 1;
+        if how == Closed::ByBridge && is_shared {
+            self.ended.notify_one();
+        }
+    }
+
+    /// A client has returned with this. Never waits.
+    pub fn acknowledge(&self, acknowledgement: Acknowledgement) {
+        lock(&self.acknowledged).add(acknowledgement);
+        self.returned.notify_one();
+    }
+
+    /// So many rows were written to this user's connection that it is to be noted, once
+    /// they are marked, that they need not be looked for. Returns whether it will be.
+    pub fn note_drained(&self, user: &UserId) -> bool {
+        let at = Instant::now() + self.settle + MARKED_WITHIN;
+        let mut notes = lock(&self.notes);
+        if notes.len() >= NOTES {
+            return false;
+        }
+        notes.push_back((at, user.clone()));
+        drop(notes);
+        self.noted.notify_one();
+        true
+    }
+
+    /// These writes have settled by now.
+    fn settled(&self, writes: Vec<Write>, now: Instant) {
+        if writes.is_empty() {
+            return;
+        }
+        let clock = self.activity.clock.now();
+        let mut queue = self.queue();
+        let lost: u64 = writes
+            .iter()
+            .map(|write| {
+                let written = clock.before(now.saturating_duration_since(write.at));
+                let of = write.recipient.incarnation();
+                let rows = write.rows.iter();
+                rows.map(|&row| queue.add(of, row, written)).sum::<u64>()
+            })
+            .sum();
+        drop(queue);
+        self.lost.inc_by(lost);
+        self.fresh.notify_one();
+    }
+
+    /// How long to wait for rows that settle a little later.
+    fn together(&self) -> Duration {
+        (self.settle / TOGETHER_PART).min(TOGETHER)
+    }
+
+    /// Resolves when writes have settled.
+    async fn until_settled(&self) {
+        let next = lock(&self.in_flight).next();
+        match next {
+            Some(at) => sleep_until(at + self.together()).await,
+            None => self.written.notified().await,
+        }
+    }
+
+    /// Moves the writes that have settled to the queue.
+    fn settle(&self) {
+        let now = Instant::now();
+        loop {
+            let mut in_flight = lock(&self.in_flight);
+            let is_due = in_flight.next().is_some_and(|at| at <= now);
+            let settled = in_flight.take_settled(now, SETTLED_AT_ONCE);
+            drop(in_flight);
+            if !is_due {
+                return;
+            }
+            self.settled(settled, now);
+        }
+    }
+
+    /// Moves the writes to streams that the bridge has ended to the queue.
+    fn settle_ended(&self) {
+        let ended = lock(&self.in_flight).take_ended();
+        self.settled(ended, Instant::now());
+    }
+
+    /// The bridge stops, and with it all connections.
+    fn settle_all(&self) {
+        let all = lock(&self.in_flight).take_all();
+        self.settled(all, Instant::now());
+    }
+
+    /// What has become of them.
+    pub fn counts(&self) -> MarkCounts {
+        let (unmarked, stuck) = {
+            let queue = self.queue();
+            (queue.len(), queue.stuck_rows())
+        };
+        MarkCounts {
+            in_flight: lock(&self.in_flight).rows(),
+            delivered: self.delivered.get(),
+            unmarked,
+            stuck,
+            failures: self.failures.get(),
+            lost: self.lost.get(),
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+
+    /// Resolves when the lane may have something to do.
+    async fn until(&self, lane: Lane) {
+        let news = match lane {
+            Lane::Fresh => &self.fresh,
+            Lane::Held => &self.held,
+        };
+        let next = self.queue().next(lane, Instant::now());
+        match next {
+            Next::Now => {}
+            Next::Idle => news.notified().await,
+            Next::At(at) => tokio::select! {
+                () = sleep_until(at) => {}
+                () = news.notified() => {}
+            },
+        }
+    }
+}
+
+/// The task that writes the marks.
+#[derive(Debug)]
+pub struct Marker {
+    /// Where the marks are collected.
+    pub marks: Arc<Marks>,
+    /// Connections to write them with.
+    pub pool: Pool,
+    /// What to run.
+    pub sql: Arc<Sql>,
+    /// Where it is told that rows can't be marked.
+    pub health: Arc<Health>,
+    /// Where it is noted which rows need not be looked for.
+    pub drained: Arc<Drained>,
+}
+
+impl Marker {
+    /// Writes marks until `stop`, then what is left and can be marked at once.
+    /// May be dropped at any time: rows that were not marked by then are
+    /// delivered again.
+    pub async fn run(self, stop: CancellationToken) {
+        let told = Mutex::default();
+        tokio::join!(
+            self.settle(&stop),
+            self.acknowledge(&stop),
+            self.note_drained(&stop),
+            self.mark_fresh(&stop, &told),
+            self.mark_held(&stop, &told)
+        );
+        self.marks.settle_all();
+        self.last_flush().await;
+    }
+
+    async fn settle(&self, stop: &CancellationToken) {
+        let marks = &self.marks;
+        let working = async {
+            loop {
+                tokio::select! {
+                    () = marks.until_settled() => marks.settle(),
+                    () = marks.ended.notified() => {
+                        // Each time all writes are looked at.
+                        sleep(marks.together()).await;
+                        marks.settle_ended();
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(working).await;
+    }
+
+    /// Looks for the unmarked rows that returning clients have received.
+    async fn acknowledge(&self, stop: &CancellationToken) {
+        let mut backoff = Backoff::new(ACKNOWLEDGE_FIRST, ACKNOWLEDGE_LONGEST);
+        let working = async {
+            loop {
+                let taken = lock(&self.marks.acknowledged).take();
+                if taken.is_empty() {
+                    self.marks.returned.notified().await;
+                    continue;
+                }
+                let began = Instant::now();
+                let pause = match self.find_acknowledged(&taken).await {
+                    Ok(()) => {
+                        backoff.reset();
+                        began.elapsed() * ACKNOWLEDGE_PAUSE
+                    }
+                    Err(error) => {
+                        debug!(%error, "could not look for acknowledged rows, retrying: {error}");
+                        lock(&self.marks.acknowledged).put_back(taken);
+                        backoff.next_delay()
+                    }
+                };
+                sleep(pause).await;
+            }
+        };
+        stop.run_until_cancelled(working).await;
+    }
+
+    async fn find_acknowledged(&self, taken: &[Acknowledgement]) -> Result<(), QueryError> {
+        // A role that may not read how far users are drained would read all of their rows.
+        let Some(query) = self.drained.acknowledged() else {
+            return Ok(());
+        };
+        let found = acknowledged::find(&self.pool, query, taken).await?;
+        let now = self.marks.activity.clock.now();
+        let mut queue = self.marks.queue();
+        let rows = found.rows.into_iter();
+        let lost: u64 = rows.map(|(of, row)| queue.add(of, row, now)).sum();
+        drop(queue);
+        self.marks.lost.inc_by(lost);
+        self.marks.fresh.notify_one();
+        lock(&self.marks.acknowledged).put_back(found.rest);
+        Ok(())
+    }
+
+    /// Notes for users with long streams which of their rows need not be looked for.
+    async fn note_drained(&self, stop: &CancellationToken) {
+        let working = async {
+            loop {
+                let next = lock(&self.marks.notes).pop_front();
+                let Some((at, user)) = next else {
+                    self.marks.noted.notified().await;
+                    continue;
+                };
+                sleep_until(at).await;
+                self.drained.note_live(&user).await;
+            }
+        };
+        stop.run_until_cancelled(working).await;
+    }
+
+    async fn mark_fresh(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
+        let lane = Lane::Fresh;
+        while stop
+            .run_until_cancelled(self.marks.until(lane))
+            .await
+            .is_some()
+        {
+            let collect = self.marks.queue().collect();
+            if stop.run_until_cancelled(sleep(collect)).await.is_none() {
+                return;
+            }
+            while let Some(batch) = self.take(lane) {
+                self.mark(batch, told).await;
+                if stop.is_cancelled() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn mark_held(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
+        let lane = Lane::Held;
+        while stop
+            .run_until_cancelled(self.marks.until(lane))
+            .await
+            .is_some()
+        {
+            if let Some(batch) = self.take(lane) {
+                self.mark(batch, told).await;
+            }
+        }
+    }
+
+    /// Small steps, none of which waits for a row that is locked or fails.
+    async fn last_flush(&self) {
+        let told = Mutex::default();
+        let mut tries = 0;
+        self.marks.queue().hurry(Instant::now());
+        for lane in [Lane::Fresh, Lane::Held] {
+            while tries < LAST_TRIES {
+                if let Some(batch) = self.take(lane) {
+                    match self.mark(batch, &told).await {
+                        Answered::Yes => {}
+                        Answered::Refused => tries += 1,
+                        // The next would not be answered either.
+                        Answered::Never => tries = LAST_TRIES,
+                    }
+                    continue;
+                }
+                let next = self.marks.queue().next(lane, Instant::now());
+                match next {
+                    Next::Now => {}
+                    // After a failure of the database.
+                    Next::At(at) if tries > 0 && lane == Lane::Fresh => sleep_until(at).await,
+                    Next::At(_) | Next::Idle => break,
+                }
+            }
+        }
+        let left = self.marks.counts().unmarked;
+        if left > 0 {
+            warn!(
+                rows = left,
+                "stopping with {left} rows that were sent and could not be marked: they may be \
+                 sent again"
+            );
+        }
+    }
+
+    fn take(&self, lane: Lane) -> Option<Batch> {
+        self.marks.queue().take(lane, Instant::now())
+    }
+
+    /// Runs one statement, and notes what became of it.
+    async fn mark(&self, batch: Batch, told: &Mutex<Failing>) -> Answered {
+        let outcome = match self.try_mark(&batch).await {
+            Ok(locked) => Outcome::Marked { locked },
+            Err(error) => {
+                self.marks.failures.inc();
+                let reason = error.to_string();
+                match error {
+                    error if error.is_of_rows() => Outcome::RowFailed(reason),
+                    QueryError::TimedOut(_) => Outcome::TimedOut(reason),
+                    _ => Outcome::DatabaseFailed(reason),
+                }
+            }
+        };
+        let answered = match &outcome {
+            Outcome::Marked { .. } | Outcome::RowFailed(_) => Answered::Yes,
+            Outcome::DatabaseFailed(_) => Answered::Refused,
+            Outcome::TimedOut(_) => Answered::Never,
+        };
+        let failure = match &outcome {
+            Outcome::Marked { .. } => None,
+            Outcome::RowFailed(reason)
+            | Outcome::TimedOut(reason)
+            | Outcome::DatabaseFailed(reason) => Some(reason.clone()),
+        };
+        let (lost, stuck) = {
+            let mut queue = self.marks.queue();
+            let lost = queue.conclude(batch, outcome, Instant::now());
+            (lost, queue.stuck())
+        };
+        self.marks.lost.inc_by(lost);
+        self.marks.held.notify_one();
+        self.tell(told, failure, stuck.as_ref());
+        self.health.marks(stuck);
+        answered
+    }
+
+    fn tell(&self, told: &Mutex<Failing>, failure: Option<String>, stuck: Option<&Stuck>) {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (is_news, is_over) = match (&failure, stuck) {
+            (Some(reason), Some(_)) => (told.is_news(reason, Instant::now().into_std()), false),
+            (_, None) => (false, told.is_over()),
+            (None, Some(_)) => (false, false),
+        };
+        drop(told);
+        if is_over {
+            info!("all rows that were sent are marked again");
+        }
+        let (Some(error), Some(Stuck { rows, .. })) = (failure, stuck) else {
+            return;
+        };
+        if is_news {
+            warn!(
+                error,
+                rows, "could not mark {rows} rows as sent, trying until it works: {error}"
+            );
+        } else {
+            debug!(error, rows, "could not mark {rows} rows as sent: {error}");
+        }
+    }
+
+    /// Returns the rows that another session has locked.
+    async fn try_mark(&self, batch: &Batch) -> Result<BTreeSet<i64>, QueryError> {
+        let Batch {
+            incarnation: of,
+            rows,
+            written,
+            ..
+        } = batch;
+        // Rows that can't be marked must not occupy the connection of the others.
+        let pool = match batch.lane() {
+            Lane::Fresh => self.pool.for_marks(),
+            Lane::Held => self.pool.clone(),
+        };
+        let answer = pool
+            .query(
+                MARK_LIMIT,
+                &self.sql.mark_sent,
+                &[
+                    (rows, Type::INT8_ARRAY),
+                    (&of.timeline, Type::INT4),
+                    (&of.since, Type::TIMESTAMPTZ),
+                    (written, Type::TIMESTAMPTZ_ARRAY),
+                ],
+            )
+            .await?;
+        let mut locked = BTreeSet::new();
+        for row in &answer {
+            match (row.try_get("id")?, row.try_get::<_, Option<i64>>("marked")?) {
+                (Some(id), _) => {
+                    locked.insert(id);
+                }
+                (None, Some(marked)) => self.marks.activity.marked(marked.unsigned_abs()),
+                // The server has crashed since, or the session leads to another one:
+                // the rows go without their marks.
+                (None, None) => self.pool.renew(),
+            }
+        }
+        Ok(locked)
+    }
+}
+
+/// Whether the database has answered a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    Yes,
+    /// It can't be reached, or can't mark anything.
+    Refused,
+    Never,
+}
+
+/// No code panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

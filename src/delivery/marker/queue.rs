@@ -1,0 +1,906 @@
+//! Which rows wait for their marks, and when each is tried: a state machine
+//! without I/O.
+//!
+//! A row begins *fresh*, and is marked together with all other fresh ones. If a
+//! statement fails because of a row, all of its rows become *suspects*, which are
+//! tried in ever smaller statements until those that fail are alone. These, and
+//! rows that another session has locked, are tried again after a backoff of
+//! their own. So a row that can't be marked holds up no other: fresh rows and
+//! those that are *held* (suspected, locked, failing) have separate lanes, each
+//! with one statement at a time.
+//!
+//! A failure of the database as a whole is an *outage*: all rows are kept and
+//! tried again after one backoff for the lane.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    delivery::health::Stuck,
+    domain::{clock::Moment, history::Incarnation},
+    runtime::backoff::{Backoff, jittered},
+};
+
+/// Rows in one statement.
+const ROWS_AT_ONCE: usize = 1_000;
+
+/// Rows that wait for their marks, in all, while the database is away: some 50
+/// MB. Beyond that the oldest lose theirs, and may be delivered again.
+const KEPT: usize = 1_000_000;
+
+/// Held rows among them, which take some 150 bytes each. Beyond that the oldest
+/// lose their marks.
+const HELD: usize = 200_000;
+
+/// Of a statement that is not answered the rows are suspected, as long as there
+/// are no more suspects than this: while a database is frozen none is answered.
+const SUSPECTED_OF_DELAY: usize = 10_000;
+
+/// How long fresh rows are collected: short enough that `sent` shows at once to a
+/// person, long enough that a busy bridge marks hundreds of rows a statement.
+const COLLECT: Duration = Duration::from_millis(20);
+
+/// While each statement for fresh rows fails because of a row and none can be
+/// marked, they are collected for up to so many times as long, as a power of two.
+const COLLECT_DOUBLINGS: u32 = 4;
+
+/// The wait after a failure of the database, and before a row that is locked or
+/// fails is tried again.
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// Why rows that can't be marked are stuck, where no statement has failed.
+const LOCKED: &str = "other sessions have locked them, or a trigger suppresses the update";
+
+/// Rows that are due within this time are tried together: thousands that were
+/// locked one after the other would else cost a statement each.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// How many statements for held rows may fail in a burst. To find one failing
+/// row among [`ROWS_AT_ONCE`] takes some ten.
+const FAILURES: f64 = 60.0;
+
+/// As many of them are reserved for the search for failing rows among suspects:
+/// rows that are known to fail are tried again with the rest.
+const FAILURES_RESERVED: f64 = 30.0;
+
+/// How many statements for held rows may fail in a second, while nothing can be
+/// marked: each is an error in the server's log.
+const FAILURES_PER_SECOND: f64 = 10.0;
+
+/// So many rows that were marked allow one more statement to fail: where most
+/// rows can be marked, the failing ones are found as fast as they come.
+const MARKED_PER_FAILURE: f64 = 4.0;
+
+/// A row is named by the server's incarnation too: after a failover or a crash
+/// another row may bear the same id, and nobody was sent that one.
+type Row = (Incarnation, i64);
+
+/// Rows that wait for their marks.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Each with the time at which it was written to a connection.
+    fresh: BTreeMap<Row, Moment>,
+    /// Fresh rows that a statement tries.
+    in_flight: usize,
+    /// Statements for fresh rows that have failed because of a row, since any row
+    /// was marked.
+    fruitless: u32,
+    fresh_outage: Outages,
+    /// Also while a statement tries them.
+    held: BTreeMap<Row, Held>,
+    suspected: Shelf,
+    locked: Shelf,
+    failing: Shelf,
+    /// How many of `held` are held since when.
+    since: BTreeMap<Instant, usize>,
+    /// Why a statement failed last because of a row.
+    error: Option<String>,
+    failures: Allowance,
+    held_outage: Outages,
+}
+
+/// Rows that are fresh no more.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// When it was written to a connection.
+    written: Moment,
+    since: Instant,
+    due: Instant,
+    /// How often it was found to be locked, or to fail.
+    tries: u32,
+    why: Why,
+}
+
+/// Why a row is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// It was in a statement that failed.
+    Suspected,
+    /// Another session has locked it.
+    Locked,
+    /// It failed alone.
+    Failing,
+}
+
+/// The rows that are held for one reason.
+#[derive(Debug)]
+struct Shelf {
+    /// Those that no statement tries, by when they are due.
+    due: BTreeSet<(Instant, Row)>,
+    /// All of them.
+    count: usize,
+    /// Rows in the next statement: half as many after one that failed, twice as
+    /// many after one that didn't.
+    size: usize,
+}
+
+/// Whether the database can mark anything in a lane.
+#[derive(Debug)]
+struct Outages {
+    now: Option<Outage>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    until: Instant,
+    reason: String,
+}
+
+/// Statements that may still fail.
+#[derive(Debug)]
+struct Allowance {
+    left: f64,
+    counted: Option<Instant>,
+}
+
+/// Which rows a statement is for. There is one at a time in each lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Those that were never tried.
+    Fresh,
+    /// All others.
+    Held,
+}
+
+/// Where the rows of a statement come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Fresh,
+    Held(Why),
+}
+
+/// The rows of one statement.
+#[derive(Debug)]
+pub(super) struct Batch {
+    origin: Origin,
+    pub(super) incarnation: Incarnation,
+    pub(super) rows: Vec<i64>,
+    /// When each of them was written to a connection.
+    pub(super) written: Vec<Moment>,
+}
+
+impl Batch {
+    /// Which lane they were taken from.
+    pub(super) fn lane(&self) -> Lane {
+        match self.origin {
+            Origin::Fresh => Lane::Fresh,
+            Origin::Held(_) => Lane::Held,
+        }
+    }
+}
+
+/// What became of a statement.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// All of its rows are done with, except those that are locked.
+    Marked { locked: BTreeSet<i64> },
+    /// It failed because of one of its rows.
+    RowFailed(String),
+    /// It was not answered: because of a row, or of the database.
+    TimedOut(String),
+    /// The database can't do it, whichever rows they are.
+    DatabaseFailed(String),
+}
+
+/// When a lane has something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Now,
+    At(Instant),
+    /// When rows come.
+    Idle,
+}
+
+impl Queue {
+    /// This row is to be marked, as written at this time. Returns how many rows lose
+    /// their marks because too many wait.
+    pub(super) fn add(&mut self, incarnation: Incarnation, id: i64, written: Moment) -> u64 {
+        let row = (incarnation, id);
+        // One that is delivered again while it is held keeps its backoff.
+        if !self.held.contains_key(&row) {
+            self.fresh.entry(row).or_insert(written);
+        }
+        self.shed()
+    }
+
+    /// Rows that wait for their marks, or are being marked.
+    pub(super) fn len(&self) -> usize {
+        self.fresh.len() + self.in_flight + self.held.len()
+    }
+
+    /// How many of them can't be marked at the moment.
+    pub(super) fn stuck_rows(&self) -> usize {
+        match (&self.fresh_outage.now, &self.held_outage.now) {
+            (None, None) => self.held.len(),
+            _ => self.len(),
+        }
+    }
+
+    /// For how long fresh rows are to be collected.
+    pub(super) fn collect(&self) -> Duration {
+        COLLECT * (1 << self.fruitless.min(COLLECT_DOUBLINGS))
+    }
+
+    /// When the lane has something to do.
+    pub(super) fn next(&self, lane: Lane, now: Instant) -> Next {
+        let (at, outages) = match lane {
+            Lane::Fresh => ((!self.fresh.is_empty()).then_some(now), &self.fresh_outage),
+            Lane::Held => {
+                let due = [Why::Suspected, Why::Locked, Why::Failing].map(|why| self.due(why, now));
+                (due.into_iter().flatten().min(), &self.held_outage)
+            }
+        };
+        let Some(at) = at else {
+            return Next::Idle;
+        };
+        match at.max(outages.now.as_ref().map_or(at, |outage| outage.until)) {
+            at if at > now => Next::At(at),
+            _ => Next::Now,
+        }
+    }
+
+    /// When the first of a shelf may be tried.
+    fn due(&self, why: Why, now: Instant) -> Option<Instant> {
+        let &(due, _) = self.shelf(why).due.first()?;
+        let reserved = match why {
+            Why::Failing => FAILURES_RESERVED,
+            Why::Suspected | Why::Locked => 0.0,
+        };
+        Some(due.max(self.failures.ready(reserved, now)))
+    }
+
+    /// The rows of the lane's next statement, if it has something to do now.
+    pub(super) fn take(&mut self, lane: Lane, now: Instant) -> Option<Batch> {
+        if self.next(lane, now) != Next::Now {
+            return None;
+        }
+        let (origin, rows) = match lane {
+            Lane::Fresh => {
+                let rows = self.take_fresh();
+                self.in_flight += rows.len();
+                (Origin::Fresh, rows)
+            }
+            Lane::Held => {
+                let is_due = |why: &Why| self.due(*why, now).is_some_and(|due| due <= now);
+                let mut order = [Why::Suspected, Why::Locked, Why::Failing].into_iter();
+                let why = order.find(is_due)?;
+                let rows = self.shelf_mut(why).take(now).into_iter();
+                let written = |row| self.held.get(&row).map(|held| (row, held.written));
+                (Origin::Held(why), rows.filter_map(written).collect())
+            }
+        };
+        let incarnation = rows.first()?.0.0;
+        let (rows, written) = rows.into_iter().map(|((_, id), at)| (id, at)).unzip();
+        Some(Batch {
+            origin,
+            incarnation,
+            rows,
+            written,
+        })
+    }
+
+    /// The oldest of one incarnation.
+    fn take_fresh(&mut self) -> Vec<(Row, Moment)> {
+        let mut rows: Vec<(Row, Moment)> = Vec::new();
+        while rows.len() < ROWS_AT_ONCE
+            && let Some(first) = self.fresh.first_entry()
+            && rows.first().is_none_or(|((of, _), _)| *of == first.key().0)
+        {
+            rows.push(first.remove_entry());
+        }
+        rows
+    }
+
+    /// A statement is over. Returns how many rows lose their marks because too
+    /// many are held.
+    pub(super) fn conclude(&mut self, batch: Batch, outcome: Outcome, now: Instant) -> u64 {
+        let (origin, count) = (batch.origin, batch.rows.len());
+        let rows = batch.rows.iter().zip(&batch.written);
+        let rows = rows.map(|(&id, &written)| ((batch.incarnation, id), written));
+        if origin == Origin::Fresh {
+            self.in_flight -= count;
+        } else {
+            self.failures.count(&outcome, now);
+        }
+        match &outcome {
+            Outcome::Marked { locked } => {
+                for (row, written) in rows {
+                    if locked.contains(&row.1) {
+                        self.hold(row, written, Why::Locked, now);
+                    } else {
+                        self.release(row);
+                    }
+                }
+                self.succeed(origin, count - locked.len());
+            }
+            Outcome::TimedOut(reason) if origin == Origin::Fresh => {
+                if self.suspected.count < SUSPECTED_OF_DELAY {
+                    rows.for_each(|(row, written)| self.hold(row, written, Why::Suspected, now));
+                } else {
+                    self.fresh.extend(rows);
+                }
+                self.fresh_outage.begin(reason, now);
+            }
+            Outcome::RowFailed(reason) | Outcome::TimedOut(reason) => {
+                if let (Outcome::TimedOut(_), Some(_)) = (&outcome, &self.fresh_outage.now) {
+                    // Most likely it is not because of these rows.
+                    self.held_outage.begin(reason, now);
+                }
+                self.error = Some(reason.clone());
+                match origin {
+                    _ if count == 1 => {
+                        rows.for_each(|(row, written)| self.hold(row, written, Why::Failing, now));
+                    }
+                    Origin::Fresh => {
+                        rows.for_each(|(row, written)| {
+                            self.hold(row, written, Why::Suspected, now)
+                        });
+                        self.suspected.size = self.suspected.size.min(count / 2);
+                    }
+                    Origin::Held(why) => {
+                        self.put_back(rows.map(|(row, _)| row));
+                        self.shelf_mut(why).size = count / 2;
+                    }
+                }
+                self.fruitless += u32::from(origin == Origin::Fresh);
+            }
+            Outcome::DatabaseFailed(reason) if origin == Origin::Fresh => {
+                self.fresh.extend(rows);
+                self.fresh_outage.begin(reason, now);
+            }
+            Outcome::DatabaseFailed(reason) => {
+                self.put_back(rows.map(|(row, _)| row));
+                self.held_outage.begin(reason, now);
+            }
+        }
+        self.shed()
+    }
+
+    /// Rows that can't be marked, if there are any.
+    pub(super) fn stuck(&self) -> Option<Stuck> {
+        let held_since = self.since.keys().next().copied();
+        let outages = [&self.fresh_outage, &self.held_outage];
+        if let Some(outage) = outages.iter().find_map(|outages| outages.now.as_ref()) {
+            return Some(Stuck {
+                rows: self.len(),
+                since: held_since.map_or(outage.since, |since| since.min(outage.since)),
+                reason: outage.reason.clone(),
+            });
+        }
+        let (locked, rows) = (self.locked.count, self.held.len());
+        let error = self.error.as_deref().unwrap_or_default();
+        let reason = match (locked, rows - locked) {
+            (_, 0) => LOCKED.to_owned(),
+            (0, _) => error.to_owned(),
+            (_, failing) => format!("other sessions have locked {locked}; {failing} fail: {error}"),
+        };
+        Some(Stuck {
+            rows,
+            since: held_since?,
+            reason,
+        })
+    }
+
+    /// Rows that are locked, and all rows after an outage, are tried at once: this
+    /// bridge stops. Those that fail are not.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for outages in [&mut self.fresh_outage, &mut self.held_outage] {
+            outages.backoff.reset();
+            if let Some(outage) = &mut outages.now {
+                outage.until = now;
+            }
+        }
+        for (_, row) in std::mem::take(&mut self.locked.due) {
+            if let Some(held) = self.held.get_mut(&row) {
+                held.due = now;
+                self.locked.due.insert((now, row));
+            }
+        }
+    }
+
+    fn succeed(&mut self, origin: Origin, marked: usize) {
+        // The database works, and there may be no fresh row to show it with.
+        self.fresh_outage.end();
+        if let Origin::Held(why) = origin {
+            self.held_outage.end();
+            let shelf = self.shelf_mut(why);
+            shelf.size = (shelf.size * 2).min(ROWS_AT_ONCE);
+        }
+        if marked > 0 {
+            self.fruitless = 0;
+        }
+        self.failures.earn(marked);
+        if self.held.is_empty() {
+            self.held_outage.end();
+            self.error = None;
+        }
+    }
+
+    /// Keeps a row apart from fresh ones.
+    fn hold(&mut self, row: Row, written: Moment, why: Why, now: Instant) {
+        let before = self.remove(row);
+        let (since, tries) = before.map_or((now, 0), |held| (held.since, held.tries));
+        let (due, tries) = match why {
+            Why::Suspected => (now, tries),
+            Why::Locked | Why::Failing => (now + delay(tries), tries.saturating_add(1)),
+        };
+        let held = Held {
+            written,
+            since,
+            due,
+            tries,
+            why,
+        };
+        self.held.insert(row, held);
+        *self.since.entry(since).or_default() += 1;
+        let shelf = self.shelf_mut(why);
+        shelf.count += 1;
+        shelf.due.insert((due, row));
+    }
+
+    /// These are tried again as if they had not been.
+    fn put_back(&mut self, rows: impl Iterator<Item = Row>) {
+        for row in rows {
+            // Unless it was dropped while a statement tried it.
+            if let Some(&Held { due, why, .. }) = self.held.get(&row) {
+                self.shelf_mut(why).due.insert((due, row));
+            }
+        }
+    }
+
+    /// A row is done with.
+    fn release(&mut self, row: Row) {
+        self.remove(row);
+    }
+
+    fn remove(&mut self, row: Row) -> Option<Held> {
+        let held = self.held.remove(&row)?;
+        let shelf = self.shelf_mut(held.why);
+        shelf.count -= 1;
+        shelf.due.remove(&(held.due, row));
+        if let Some(count) = self.since.get_mut(&held.since) {
+            *count -= 1;
+            if *count == 0 {
+                self.since.remove(&held.since);
+            }
+        }
+        Some(held)
+    }
+
+    /// Drops the oldest rows beyond the limits.
+    fn shed(&mut self) -> u64 {
+        let mut lost = 0;
+        while self.held.len() > HELD
+            && let Some((&row, _)) = self.held.first_key_value()
+        {
+            self.remove(row);
+            lost += 1;
+        }
+        while self.len() > KEPT && self.fresh.pop_first().is_some() {
+            lost += 1;
+        }
+        lost
+    }
+
+    fn shelf(&self, why: Why) -> &Shelf {
+        match why {
+            Why::Suspected => &self.suspected,
+            Why::Locked => &self.locked,
+            Why::Failing => &self.failing,
+        }
+    }
+
+    fn shelf_mut(&mut self, why: Why) -> &mut Shelf {
+        match why {
+            Why::Suspected => &mut self.suspected,
+            Why::Locked => &mut self.locked,
+            Why::Failing => &mut self.failing,
+        }
+    }
+}
+
+impl Shelf {
+    /// Those of one incarnation that are due, in the order in which they are.
+    fn take(&mut self, now: Instant) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::new();
+        while rows.len() < self.size
+            && let Some(&(due, row)) = self.due.first()
+            && due <= now + TOGETHER
+            && rows.first().is_none_or(|first| first.0 == row.0)
+        {
+            self.due.pop_first();
+            rows.push(row);
+        }
+        rows
+    }
+}
+
+impl Default for Shelf {
+    fn default() -> Self {
+        Self {
+            due: BTreeSet::new(),
+            count: 0,
+            size: ROWS_AT_ONCE,
+        }
+    }
+}
+
+impl Outages {
+    fn begin(&mut self, reason: &str, now: Instant) {
+        self.now = Some(Outage {
+            since: self.now.as_ref().map_or(now, |outage| outage.since),
+            until: now + self.backoff.next_delay(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn end(&mut self) {
+        self.now = None;
+        self.backoff.reset();
+    }
+}
+
+impl Default for Outages {
+    fn default() -> Self {
+        Self {
+            now: None,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+        }
+    }
+}
+
+impl Allowance {
+    /// When a statement may fail, beside those that are reserved.
+    fn ready(&self, reserved: f64, now: Instant) -> Instant {
+        let missing = 1.0 + reserved - self.left;
+        match self.counted {
+            Some(counted) if missing > 0.0 => {
+                counted + Duration::from_secs_f64(missing / FAILURES_PER_SECOND)
+            }
+            _ => now,
+        }
+    }
+
+    fn count(&mut self, outcome: &Outcome, now: Instant) {
+        let passed = self.counted.map_or(Duration::MAX, |counted| {
+            now.saturating_duration_since(counted)
+        });
+        let earned = passed.as_secs_f64() * FAILURES_PER_SECOND;
+        self.left = (self.left + earned).min(FAILURES);
+        self.counted = Some(now);
+        if let Outcome::RowFailed(_) | Outcome::TimedOut(_) = outcome {
+            self.left -= 1.0;
+        }
+    }
+
+    fn earn(&mut self, marked: usize) {
+        let earned = marked as f64 / MARKED_PER_FAILURE;
+        self.left = (self.left + earned).min(FAILURES);
+    }
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self {
+            left: FAILURES,
+            counted: None,
+        }
+    }
+}
+
+/// The wait before a row is tried again that was tried so often: as with
+/// [`Backoff`], of which each row would have to keep one.
+fn delay(tries: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(tries).unwrap_or(u32::MAX);
+    jittered(RETRY_FIRST.saturating_mul(doubled).min(RETRY_LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Incarnation = Incarnation {
+        timeline: 1,
+        since: crate::domain::history::Since(7),
+    };
+
+    /// Rows that were written at the times of their ids. Returns how many were lost.
+    fn add(queue: &mut Queue, rows: impl IntoIterator<Item = i64>) -> u64 {
+        let rows = rows.into_iter();
+        rows.map(|row| queue.add(HERE, row, Moment(row))).sum()
+    }
+
+    /// A database in which some rows can't be marked.
+    struct World {
+        queue: Queue,
+        now: Instant,
+        locked: BTreeSet<i64>,
+        failing: BTreeSet<i64>,
+        slow: BTreeSet<i64>,
+        is_away: bool,
+        marked: BTreeSet<i64>,
+        statements: usize,
+        failures: usize,
+    }
+
+    impl World {
+        fn new(rows: impl IntoIterator<Item = i64>) -> Self {
+            let mut queue = Queue::default();
+            assert_eq!(add(&mut queue, rows), 0);
+            Self {
+                queue,
+                now: Instant::now(),
+                locked: BTreeSet::new(),
+                failing: BTreeSet::new(),
+                slow: BTreeSet::new(),
+                is_away: false,
+                marked: BTreeSet::new(),
+                statements: 0,
+                failures: 0,
+            }
+        }
+
+        /// One statement, if the lane has something to do.
+        fn step(&mut self, lane: Lane) -> bool {
+            let Some(batch) = self.queue.take(lane, self.now) else {
+                return false;
+            };
+            self.statements += 1;
+            let at = |row: &i64| Moment(*row);
+            assert!(batch.rows.iter().map(at).eq(batch.written.iter().copied()));
+            let has = |rows: &BTreeSet<i64>| batch.rows.iter().any(|row| rows.contains(row));
+            let outcome = if self.is_away {
+                Outcome::DatabaseFailed("read-only".to_owned())
+            } else if has(&self.slow) {
+                Outcome::TimedOut("no answer".to_owned())
+            } else if has(&self.failing) {
+                self.failures += 1;
+                Outcome::RowFailed("no".to_owned())
+            } else {
+                let rows: BTreeSet<i64> = batch.rows.iter().copied().collect();
+                self.marked.extend(rows.difference(&self.locked));
+                Outcome::Marked {
+                    locked: rows.intersection(&self.locked).copied().collect(),
+                }
+            };
+            assert_eq!(self.queue.conclude(batch, outcome, self.now), 0);
+            true
+        }
+
+        /// All that can be done now.
+        fn run(&mut self) {
+            while self.step(Lane::Fresh) || self.step(Lane::Held) {}
+        }
+
+        /// All that can be done in this time.
+        fn run_for(&mut self, span: Duration) {
+            let end = self.now + span;
+            while self.now < end {
+                self.run();
+                self.now += Duration::from_millis(5);
+            }
+        }
+    }
+
+    fn set(rows: impl IntoIterator<Item = i64>) -> BTreeSet<i64> {
+        rows.into_iter().collect()
+    }
+
+    #[test]
+    fn a_locked_row_holds_up_no_other_and_is_tried_again_with_its_own_backoff() {
+        let mut world = World::new(0..10);
+        world.locked = set([3]);
+        world.run();
+        assert_eq!(world.marked.len(), 9);
+        let stuck = world.queue.stuck().expect("a row");
+        assert_eq!((stuck.rows, stuck.since), (1, world.now));
+        // Others are never tried together with it.
+        add(&mut world.queue, 10..20);
+        world.run();
+        assert_eq!(world.marked.len(), 19);
+        let before = world.statements;
+        world.run_for(Duration::from_secs(60));
+        assert!(
+            (10..=40).contains(&(world.statements - before)),
+            "{}",
+            world.statements
+        );
+        world.locked.clear();
+        world.run_for(RETRY_LONGEST);
+        assert_eq!(world.marked.len(), 20);
+        assert_eq!((world.queue.stuck(), world.queue.len()), (None, 0));
+    }
+
+    #[test]
+    fn many_locked_rows_are_tried_together_whenever_they_were_locked() {
+        let mut world = World::new([]);
+        world.locked = (0..2_000).collect();
+        for row in 0..2_000 {
+            add(&mut world.queue, [row]);
+            world.run();
+            world.now += Duration::from_millis(5);
+        }
+        let before = world.statements;
+        world.run_for(Duration::from_secs(60));
+        let each_second = (world.statements - before) / 60;
+        assert!(each_second <= 20, "{each_second}");
+    }
+
+    #[test]
+    fn failing_rows_are_found_among_a_thousand_at_once() {
+        for bad in [set([0]), set([999]), set([17, 500, 501])] {
+            let mut world = World::new(0..1_000);
+            world.failing = bad.clone();
+            world.run();
+            assert_eq!(world.marked.len(), 1_000 - bad.len(), "{bad:?}");
+            assert!(
+                world.failures <= 12 * bad.len(),
+                "{bad:?}: {}",
+                world.failures
+            );
+            let stuck = world.queue.stuck().expect("rows");
+            assert_eq!((stuck.rows, stuck.reason.as_str()), (bad.len(), "no"));
+            world.failing.clear();
+            world.run_for(RETRY_LONGEST);
+            assert_eq!(world.marked.len(), 1_000);
+            assert_eq!(world.queue.stuck(), None);
+        }
+    }
+
+    #[test]
+    fn rows_that_can_be_marked_are_though_each_statement_has_one_that_fails() {
+        let mut world = World::new([]);
+        world.failing = (0..100_000).step_by(20).collect();
+        for n in 0..500 {
+            // A thousand rows a second, for ten seconds.
+            add(&mut world.queue, n * 20..(n + 1) * 20);
+            world.run();
+            world.now += Duration::from_millis(20);
+        }
+        let late = 500 * 19 - world.marked.len();
+        assert!(late <= 100, "{late} are late");
+        // The rows that are known to fail take no part of that.
+        assert!(
+            world
+                .queue
+                .stuck()
+                .is_some_and(|stuck| stuck.rows <= 500 + 100)
+        );
+    }
+
+    #[test]
+    fn while_every_row_fails_few_statements_do_and_all_is_marked_afterwards() {
+        let mut world = World::new(0..20_000);
+        world.failing = set(0..30_000);
+        world.run();
+        let burst = world.failures;
+        // Each thousand once, and the search.
+        assert!(burst <= 20 + 61, "{burst}");
+        for n in 0..500 {
+            add(&mut world.queue, [20_000 + n]);
+            let collect = world.queue.collect();
+            world.now += collect;
+            world.run();
+        }
+        assert_eq!(world.queue.collect(), COLLECT * 16);
+        // In 160 seconds.
+        let steady = world.failures - burst;
+        assert!(steady <= 500 + 1_600 + 60, "{steady}");
+        world.failing.clear();
+        world.run_for(Duration::from_secs(20));
+        assert_eq!(world.marked.len(), 20_500);
+        assert_eq!((world.queue.len(), world.queue.collect()), (0, COLLECT));
+    }
+
+    #[test]
+    fn a_row_that_makes_its_statement_wait_is_found_too() {
+        let mut world = World::new(0..1_000);
+        world.slow = set([3]);
+        world.run();
+        add(&mut world.queue, 1_000..1_010);
+        // Either lane may be the first to try again, a few times.
+        world.run_for(Duration::from_secs(1));
+        assert_eq!(world.marked.len(), 1_009, "{:?}", world.queue.stuck());
+        assert_eq!(world.queue.stuck().expect("a row").rows, 1);
+    }
+
+    #[test]
+    fn an_outage_keeps_all_rows_and_tries_them_again_with_one_backoff() {
+        let mut world = World::new(0..5_000);
+        world.locked = set([1]);
+        world.is_away = true;
+        let began = world.now;
+        world.run_for(Duration::from_secs(60));
+        assert!(world.statements <= 40, "{}", world.statements);
+        let stuck = world.queue.stuck().expect("rows");
+        assert_eq!((stuck.rows, stuck.since), (5_000, began));
+        assert_eq!(stuck.reason, "read-only");
+        world.is_away = false;
+        world.run_for(RETRY_LONGEST);
+        assert_eq!(world.marked.len(), 4_999);
+        let stuck = world.queue.stuck().expect("the locked one");
+        assert_eq!(stuck.reason, LOCKED);
+    }
+
+    #[test]
+    fn a_frozen_database_makes_no_more_suspects_than_may_be() {
+        let mut world = World::new(0..30_000);
+        world.slow = set(0..30_000);
+        world.run_for(Duration::from_secs(600));
+        assert!(world.queue.suspected.count <= SUSPECTED_OF_DELAY + ROWS_AT_ONCE);
+        world.slow.clear();
+        world.run_for(Duration::from_secs(20));
+        assert_eq!(world.marked.len(), 30_000);
+        assert_eq!(world.queue.stuck(), None);
+    }
+
+    #[test]
+    fn the_oldest_rows_lose_their_marks_beyond_the_limits() {
+        let id = |count: usize| i64::try_from(count).expect("a number");
+        let mut queue = Queue::default();
+        assert_eq!(add(&mut queue, 0..id(KEPT) + 5), 5);
+        assert_eq!(queue.fresh.keys().next(), Some(&(HERE, 5)));
+
+        let mut queue = Queue::default();
+        add(&mut queue, 0..id(HELD) + 5_000);
+        let now = Instant::now();
+        let mut lost = 0;
+        while let Some(batch) = queue.take(Lane::Fresh, now) {
+            let locked = batch.rows.iter().copied().collect();
+            lost += queue.conclude(batch, Outcome::Marked { locked }, now);
+        }
+        assert_eq!((lost, queue.len()), (5_000, HELD));
+        assert_eq!((queue.locked.due.len(), queue.locked.count), (HELD, HELD));
+        assert_eq!(queue.held.keys().next(), Some(&(HERE, 5_000)));
+    }
+
+    #[test]
+    fn rows_of_two_incarnations_are_never_in_one_statement() {
+        let mut queue = Queue::default();
+        for row in 0..10 {
+            queue.add(Incarnation::default(), row, Moment(row));
+        }
+        add(&mut queue, 10..20);
+        let mut now = Instant::now();
+        let mut statements = 0;
+        for lane in [Lane::Fresh, Lane::Held] {
+            while let Some(batch) = queue.take(lane, now) {
+                statements += 1;
+                let is_here = |row: &i64| *row >= 10;
+                let mut rows = batch.rows.iter();
+                assert!(rows.all(|row| is_here(row) == (batch.incarnation == HERE)));
+                let locked = batch.rows.iter().copied().collect();
+                queue.conclude(batch, Outcome::Marked { locked }, now);
+            }
+            now += Duration::from_secs(1);
+        }
+        assert!((4..=22).contains(&statements), "{statements}");
+    }
+}

@@ -1,0 +1,330 @@
+//! The id of an SSE event, with which a client comes back.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use super::Position;
+use crate::domain::{history::History, snapshot::Xid};
+
+/// How many unfinished transactions an id names. With 64 an id takes about 90
+/// bytes; with more, the reader's floor is lowered in the text (rows may repeat
+/// across a break, none is lost).
+pub const OPEN_IN_TEXT: usize = 64;
+
+/// First byte of the text form. Another layout gets another number, so that ids
+/// that browsers hold across an upgrade are recognised.
+const LAYOUT: u64 = 2;
+
+/// The id of an SSE event: the row, and the position after that very row.
+///
+/// Its text is `<row id>-<position>`, opaque but for the leading row id:
+/// `parseInt(event.lastEventId)` names the row, 0 means none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventId<'a> {
+    /// The row's primary key, or 0.
+    pub row: i64,
+    /// The history that the position belongs to.
+    pub history: History,
+    /// What the connection has been sent.
+    pub position: Cow<'a, Position>,
+    /// Transaction ids below this one are on disk: no crash hands them out
+    /// again.
+    pub safe: Xid,
+}
+
+/// Why an id can't be resumed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnusableId {
+    /// It is not an id that a bridge gave out.
+    #[error("malformed")]
+    Malformed,
+    /// It belongs to another history of the database.
+    #[error("epoch")]
+    Epoch,
+}
+
+impl EventId<'_> {
+    /// Reads an id that a client sent. If Postgres has crashed since, the
+    /// position has fallen to what was safe then.
+    ///
+    /// # Errors
+    ///
+    /// [`UnusableId`], if it can't be resumed from in this `history`.
+    pub fn parse(text: &str, history: History) -> Result<EventId<'static>, UnusableId> {
+        let (row, position) = text.split_once('-').ok_or(UnusableId::Malformed)?;
+        let canonical = !row.starts_with('+') && (row == "0" || !row.starts_with('0'));
+        let row = row
+            .parse()
+            .ok()
+            .filter(|_| canonical)
+            .ok_or(UnusableId::Malformed)?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(position)
+            .map_err(|_| UnusableId::Malformed)?;
+        let (position, safe) = Position::read(&bytes, history)?;
+        Ok(EventId {
+            row,
+            history,
+            position: Cow::Owned(position),
+            safe,
+        })
+    }
+}
+
+impl fmt::Display for EventId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = Vec::with_capacity(16);
+        self.position.write(self.history, self.safe, &mut bytes);
+        write!(
+            f,
+            "{}-{}",
+            self.row,
+            base64::display::Base64Display::new(&bytes, &URL_SAFE_NO_PAD)
+        )
+    }
+}
+
+/// Appends `value` in base 128, least significant group first (LEB128).
+fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Result<u64, UnusableId> {
+    let mut value = 0;
+    for shift in (0..u64::BITS).step_by(7) {
+        let (&byte, rest) = bytes.split_first().ok_or(UnusableId::Malformed)?;
+        *bytes = rest;
+        let group = u64::from(byte & 0x7f);
+        // Only the shortest form is taken, so that a position has one text.
+        let overflows =
+            shift > 0 && (group == 0 && byte < 0x80 || group << shift >> shift != group);
+        if overflows {
+            return Err(UnusableId::Malformed);
+        }
+        value |= group << shift;
+        if byte < 0x80 {
+            return Ok(value);
+        }
+    }
+    Err(UnusableId::Malformed)
+}
+
+impl Position {
+    /// The same position with at most [`OPEN_IN_TEXT`] open transactions: the
+    /// oldest stay, and the next one becomes the floor.
+    fn for_text(&self) -> (Xid, impl DoubleEndedIterator<Item = (Xid, i64)>) {
+        let floor = self
+            .open
+            .keys()
+            .nth(OPEN_IN_TEXT)
+            .copied()
+            .unwrap_or(self.floor);
+        (
+            floor,
+            self.open.range(..floor).map(|(&xid, &read)| (xid, read)),
+        )
+    }
+
+    fn write(&self, history: History, safe: Xid, bytes: &mut Vec<u8>) {
+        let (floor, open) = self.for_text();
+        let behind = floor.0.saturating_sub(safe.0);
+        push_varint(bytes, LAYOUT);
+        push_varint(bytes, history.epoch().0.into());
+        push_varint(bytes, floor.0);
+        push_varint(bytes, behind);
+        if behind > 0 {
+            push_varint(bytes, history.incarnation.since.short().into());
+        }
+        // From the floor downwards, each by its distance to the one before: the
+        // running transactions are the youngest, so distances are short.
+        let mut above = floor;
+        for (xid, read) in open.rev() {
+            push_varint(bytes, (above.0 - xid.0) << 1 | u64::from(read > 0));
+            if read > 0 {
+                push_varint(bytes, read.unsigned_abs());
+            }
+            above = xid;
+        }
+    }
+
+    /// Also the safe floor.
+    fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid), UnusableId> {
+        let bytes = &mut bytes;
+        if take_varint(bytes)? != LAYOUT {
+            return Err(UnusableId::Malformed);
+        }
+        let epoch = take_varint(bytes)?;
+        let floor = Xid(take_varint(bytes)?);
+        if floor.0 > i64::MAX.unsigned_abs() {
+            return Err(UnusableId::Malformed);
+        }
+        let behind = take_varint(bytes)?;
+        let safe = floor.0.checked_sub(behind).ok_or(UnusableId::Malformed)?;
+        let since = if behind > 0 {
+            Some(take_varint(bytes)?)
+        } else {
+            None
+        };
+        let mut open = BTreeMap::new();
+        let mut above = floor.0;
+        while !bytes.is_empty() {
+            let entry = take_varint(bytes)?;
+            let (distance, has_read) = (entry >> 1, entry & 1 == 1);
+            let xid = above.checked_sub(distance).ok_or(UnusableId::Malformed)?;
+            let read = if has_read { take_varint(bytes)? } else { 0 };
+            let read = i64::try_from(read).map_err(|_| UnusableId::Malformed)?;
+            if distance == 0 || (has_read && read == 0) || open.len() == OPEN_IN_TEXT {
+                return Err(UnusableId::Malformed);
+            }
+            open.insert(Xid(xid), read);
+            above = xid;
+        }
+        if epoch != u64::from(expected.epoch().0) {
+            return Err(UnusableId::Epoch);
+        }
+        let mut position = Self { floor, open };
+        let is_older = |since| since != u64::from(expected.incarnation.since.short());
+        if since.is_some_and(is_older) {
+            position.fall_to(Xid(safe));
+        }
+        Ok((position, Xid(safe)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        super::tests::{position, row},
+        *,
+    };
+    use crate::domain::history::{Incarnation, Since};
+
+    const HISTORY: History = History {
+        system_identifier: 7,
+        incarnation: Incarnation {
+            timeline: 1,
+            since: Since(3),
+        },
+    };
+
+    fn after_a_crash() -> History {
+        let mut history = HISTORY;
+        history.incarnation.since = Since(4);
+        history
+    }
+
+    fn written(position: &Position, row: i64, safe: Xid) -> String {
+        EventId {
+            row,
+            history: HISTORY,
+            position: Cow::Borrowed(position),
+            safe,
+        }
+        .to_string()
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_undoes_printing(
+            position in position(OPEN_IN_TEXT), row in 0..i64::MAX, behind in 0..200u64
+        ) {
+            let safe = Xid(position.floor.0.saturating_sub(behind));
+            let id = EventId::parse(&written(&position, row, safe), HISTORY).expect("an id of ours");
+            let position = Cow::Owned(position);
+            prop_assert_eq!(id, EventId { row, history: HISTORY, position, safe });
+        }
+
+        #[test]
+        fn large_numbers_survive(
+            floor in 0..i64::MAX.cast_unsigned(), read in 0..i64::MAX, behind in any::<u64>()
+        ) {
+            let open = if floor > 0 { BTreeMap::from([(Xid(floor - 1), read)]) } else { BTreeMap::new() };
+            let position = Position { floor: Xid(floor), open };
+            let safe = Xid(floor.saturating_sub(behind));
+            let id = EventId::parse(&written(&position, read, safe), HISTORY).expect("an id of ours");
+            prop_assert_eq!((id.position.into_owned(), id.safe), (position, safe));
+        }
+
+        #[test]
+        fn printing_undoes_parsing(
+            floor in any::<u64>(), behind in 0..3u64,
+            junk in prop::collection::vec(any::<u8>(), 0..24), row in any::<i64>()
+        ) {
+            // Mostly not understood; what is has no second text.
+            let mut bytes = Vec::new();
+            for number in [LAYOUT, HISTORY.epoch().0.into(), floor, behind] {
+                push_varint(&mut bytes, number);
+            }
+            if behind > 0 {
+                push_varint(&mut bytes, HISTORY.incarnation.since.short().into());
+            }
+            bytes.extend(junk);
+            let text = format!("{row}-{}", URL_SAFE_NO_PAD.encode(&bytes));
+            if let Ok(id) = EventId::parse(&text, HISTORY) {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in ".*") {
+            let _ = EventId::parse(&text, HISTORY);
+        }
+
+        #[test]
+        fn a_shortened_text_hides_no_row(position in position(190), row in row()) {
+            let id = EventId::parse(&written(&position, 1, Xid(200)), HISTORY).expect("an id of ours");
+            prop_assert!(id.position.open.len() <= OPEN_IN_TEXT);
+            prop_assert!(!position.is_new(row) || id.position.is_new(row));
+        }
+
+        #[test]
+        fn after_a_crash_an_id_hides_no_row_that_may_be_another_one(
+            position in position(70), row in row(), safe in (0..210u64).prop_map(Xid)
+        ) {
+            let text = written(&position, 1, safe);
+            let id = EventId::parse(&text, after_a_crash()).expect("an id of ours");
+            prop_assert!(id.position.is_new(row) || (row.xid < safe && !position.is_new(row)));
+            prop_assert!(id.position.open.keys().all(|&xid| xid < id.position.floor));
+        }
+    }
+
+    #[test]
+    fn an_id_of_another_history_is_told_from_a_malformed_one() {
+        let position = Position {
+            floor: Xid(5),
+            open: BTreeMap::new(),
+        };
+        let id = written(&position, 3, Xid(9));
+        let mut promoted = HISTORY;
+        promoted.incarnation.timeline += 1;
+        assert_eq!(EventId::parse(&id, promoted), Err(UnusableId::Epoch));
+        let code = id.strip_prefix("3-").expect("the row first");
+        for text in [
+            "".to_owned(),
+            "3".to_owned(),
+            "3-".to_owned(),
+            format!("-{code}"),
+            format!("{id}="),
+            format!("x-{code}"),
+            format!("+{id}"),
+            format!("0{id}"),
+            // Another layout.
+            "3-AQcF".to_owned(),
+            // An open transaction at the floor itself.
+            format!("{id}AA"),
+        ] {
+            assert_eq!(
+                EventId::parse(&text, HISTORY),
+                Err(UnusableId::Malformed),
+                "{text}"
+            );
+        }
+    }
+}

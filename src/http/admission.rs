@@ -1,0 +1,360 @@
+//! How many streams are let in: in all, of one user, from one address, and how
+//! often.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix_web::{HttpRequest, http::StatusCode};
+use tracing::warn;
+
+use crate::{
+    auth::{
+        client_addr::{Client, Proxies},
+        rejections::{Reason, Refusals},
+    },
+    config::LimitOptions,
+    domain::notification::UserId,
+    http::retry_later::Deferral,
+    runtime::counter_map::Tally,
+};
+
+/// An address that was quiet may ask for as many streams at once as its rate
+/// allows in this time: a browser restores all its tabs, an office comes back
+/// after a power cut.
+const BURST: Duration = Duration::from_secs(10);
+
+/// Addresses whose rates are watched, each for [`BURST`] at the longest. Who
+/// comes from yet another while there are so many shares one rate with all
+/// who do. A map of this size takes some megabytes.
+const WATCHED: usize = 100_000;
+
+/// Lets streams in.
+#[derive(Debug)]
+pub struct Admission {
+    limits: LimitOptions,
+    proxies: Proxies,
+    refusals: Arc<Refusals>,
+    open: Mutex<Open>,
+    pace: Mutex<Pace>,
+    /// Whether it was said that a proxy seems to be missing from the settings.
+    told_of_proxy: AtomicBool,
+}
+
+/// What is open.
+#[derive(Debug, Default)]
+struct Open {
+    all: usize,
+    users: Tally<UserId>,
+    clients: Tally<Client>,
+}
+
+/// A stream's place. Dropping it gives it back.
+#[derive(Debug)]
+pub struct Permit {
+    admission: Arc<Admission>,
+    user: UserId,
+    client: Client,
+}
+
+impl Admission {
+    /// Within these limits.
+    pub fn new(limits: LimitOptions, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
+        Self {
+            limits,
+            proxies,
+            refusals,
+            open: Mutex::default(),
+            pace: Mutex::default(),
+            told_of_proxy: AtomicBool::new(false),
+        }
+    }
+
+    /// Whose request it is, as far as limits are concerned.
+    pub fn client_of(&self, request: &HttpRequest) -> Client {
+        let client = self.proxies.client_of(request);
+        if self.proxies.disbelieve(request) && !self.told_of_proxy.swap(true, Ordering::Relaxed) {
+            warn!(
+                %client,
+                "a request from {client} has a header X-Forwarded-For, which is not believed: if \
+                 that is your proxy, add it to TIDINGS_TRUSTED_PROXIES, or all who come through \
+                 it share the limits of one address"
+            );
+        }
+        client
+    }
+
+    /// Whether a client may ask now; it counts as having asked.
+    ///
+    /// # Errors
+    ///
+    /// A [`Deferral`], if it asks too often.
+    pub fn pace(&self, client: Client) -> Result<(), Deferral> {
+        let is_in_time = lock(&self.pace).ask(client, self.limits.connection_rate, Instant::now());
+        if is_in_time {
+            Ok(())
+        } else {
+            Err(self.turn_away(Reason::Rate, client))
+        }
+    }
+
+    /// A place for a stream.
+    ///
+    /// # Errors
+    ///
+    /// A [`Deferral`], if there is none.
+    pub fn admit(self: &Arc<Self>, user: &UserId, client: Client) -> Result<Permit, Deferral> {
+        let limits = &self.limits;
+        let mut open = lock(&self.open);
+        let full = if open.all >= limits.max_connections as usize {
+            Some(Reason::Connections)
+        } else if open.users.of(user) >= limits.max_connections_per_user as usize {
+            Some(Reason::User)
+        } else if open.clients.of(&client) >= limits.max_connections_per_address as usize {
+            Some(Reason::Address)
+        } else {
+            None
+        };
+        if let Some(reason) = full {
+            drop(open);
+            return Err(self.turn_away(reason, client));
+        }
+        open.all += 1;
+        open.users.add(user.clone());
+        open.clients.add(client);
+        drop(open);
+        Ok(Permit {
+            admission: Arc::clone(self),
+            user: user.clone(),
+            client,
+        })
+    }
+
+    /// For what is out of reach at the moment: `detail` says what.
+    pub fn unavailable(&self, detail: impl Into<String>) -> Deferral {
+        Deferral::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            detail,
+            self.limits.come_back,
+        )
+    }
+
+    fn turn_away(&self, reason: Reason, client: Client) -> Deferral {
+        self.refusals.count(reason, client);
+        let (status, detail) = match reason {
+            Reason::User => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "you have too many streams open: close some tabs",
+            ),
+            Reason::Address => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many streams are open from your address",
+            ),
+            Reason::Rate => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "your address asks too often: wait before you try again",
+            ),
+            _ => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many streams are open: try again later",
+            ),
+        };
+        Deferral::new(status, detail, self.limits.come_back)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut open = lock(&self.admission.open);
+        open.all -= 1;
+        open.users.remove(&self.user);
+        open.clients.remove(&self.client);
+    }
+}
+
+/// How often each client asks.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When each will have been quiet for long enough to be forgotten: every
+    /// request moves that by what the rate grants one (the generic cell rate
+    /// algorithm).
+    clients: HashMap<Client, Instant>,
+    /// The same, of all for whom there was no room.
+    others: Option<Instant>,
+    /// When those who can be forgotten were last looked for.
+    swept: Option<Instant>,
+}
+
+impl Pace {
+    fn ask(&mut self, client: Client, rate: u32, now: Instant) -> bool {
+        if self.clients.len() >= WATCHED && !self.clients.contains_key(&client) {
+            self.sweep(now);
+        }
+        let is_full = self.clients.len() >= WATCHED;
+        let quiet = match self.clients.get_mut(&client) {
+            Some(quiet) => quiet,
+            None if is_full => self.others.get_or_insert(now),
+            None => self.clients.entry(client).or_insert(now),
+        };
+        let next = (*quiet).max(now) + Duration::from_secs(1) / rate;
+        let is_in_time = next <= now + BURST;
+        if is_in_time {
+            *quiet = next;
+        }
+        is_in_time
+    }
+
+    /// Forgets those who have been quiet, at most once a second: a flood of
+    /// addresses must not cost a look at all of them each time.
+    fn sweep(&mut self, now: Instant) {
+        let is_time = self
+            .swept
+            .is_none_or(|swept| now.saturating_duration_since(swept) >= Duration::from_secs(1));
+        if is_time {
+            self.swept = Some(now);
+            self.clients.retain(|_, quiet| *quiet > now);
+        }
+    }
+}
+
+/// No code panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, thread};
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Limits {
+        #[command(flatten)]
+        limits: LimitOptions,
+    }
+
+    fn admission(arguments: &[&str]) -> (Arc<Admission>, Arc<Refusals>) {
+        let limits = Limits::parse_from([&["limits"], arguments].concat()).limits;
+        let refusals = Arc::new(Refusals::default());
+        let admission = Admission::new(limits, Proxies::default(), Arc::clone(&refusals));
+        (Arc::new(admission), refusals)
+    }
+
+    fn client(number: u32) -> Client {
+        Client::from(std::net::IpAddr::from(Ipv4Addr::from_bits(number)))
+    }
+
+    fn user(name: &str) -> UserId {
+        UserId::parse(name).expect("a user")
+    }
+
+    fn refused(refusals: &Refusals, reason: Reason) -> u64 {
+        let label = [("reason", reason.name())];
+        refusals.counted().get_or_create(&label).get()
+    }
+
+    #[test]
+    fn each_limit_turns_away_and_a_place_that_is_given_back_is_given_again() {
+        let (admission, refusals) = admission(&[
+            "--max-connections=3",
+            "--max-connections-per-user=2",
+            "--max-connections-per-address=2",
+        ]);
+        let admit = |name: &str, number| admission.admit(&user(name), client(number));
+        let first = admit("alice", 1).expect("a place");
+        let _second = admit("alice", 2).expect("a place");
+        assert!(admit("alice", 3).is_err());
+        assert_eq!(refused(&refusals, Reason::User), 1);
+        let _third = admit("bob", 1).expect("a place");
+        assert!(admit("carol", 3).is_err());
+        assert_eq!(refused(&refusals, Reason::Connections), 1);
+        drop(first);
+        let fourth = admit("carol", 1).expect("a place");
+        drop(fourth);
+        let fourth = admit("carol", 2).expect("a place");
+        drop(_second);
+        assert!(admit("dave", 2).is_ok());
+        drop(fourth);
+        let _fifth = admit("dave", 1).expect("a place");
+        assert!(admit("erin", 1).is_err());
+        assert_eq!(refused(&refusals, Reason::Address), 1);
+    }
+
+    #[test]
+    fn races_never_let_in_one_too_many_and_leave_nothing_behind() {
+        let (admission, refusals) = admission(&["--max-connections=50"]);
+        let held: Vec<Vec<Permit>> = thread::scope(|scope| {
+            let racing: Vec<_> = (0..8)
+                .map(|number| {
+                    let admission = &admission;
+                    scope.spawn(move || {
+                        // Taken and given back, so that drops race too.
+                        for _ in 0..100 {
+                            drop(admission.admit(&user("alice"), client(number)));
+                        }
+                        let name = format!("user{number}");
+                        (0..20)
+                            .filter_map(|_| admission.admit(&user(&name), client(number)).ok())
+                            .collect()
+                    })
+                })
+                .collect();
+            racing
+                .into_iter()
+                .map(|one| one.join().expect("no panic"))
+                .collect()
+        });
+        let count: usize = held.iter().map(Vec::len).sum();
+        assert!(count <= 50, "{count}");
+        assert_eq!(lock(&admission.open).all, count);
+        assert!(refused(&refusals, Reason::Connections) >= 160 - 50);
+        drop(held);
+        let open = lock(&admission.open);
+        assert_eq!(open.all, 0);
+        assert!(open.users.is_empty() && open.clients.is_empty());
+    }
+
+    #[test]
+    fn a_quiet_address_may_ask_for_a_burst_and_then_at_its_rate() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        let mut ask =
+            |number, millis| pace.ask(client(number), 10, start + Duration::from_millis(millis));
+        assert!((0..100).all(|_| ask(1, 0)));
+        assert!(!ask(1, 0) && !ask(1, 99));
+        // Others don't pay for it.
+        assert!(ask(2, 99));
+        assert!(ask(1, 100) && !ask(1, 100));
+        assert!((0..10).all(|_| ask(1, 1_100)) && !ask(1, 1_100));
+        assert!((0..100).all(|_| ask(1, 60_000)) && !ask(1, 60_000));
+    }
+
+    #[test]
+    fn more_addresses_than_are_watched_share_a_rate_until_some_were_quiet() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        let count = u32::try_from(WATCHED).expect("a number");
+        assert!((0..count).all(|number| pace.ask(client(number), 1, start)));
+        let mut strangers = count..;
+        let mut stranger = |pace: &mut Pace, seconds| {
+            let number = strangers.next().expect("a number");
+            pace.ask(client(number), 1, start + Duration::from_secs(seconds))
+        };
+        assert!((0..10).all(|_| stranger(&mut pace, 0)));
+        assert!(!stranger(&mut pace, 0));
+        // Who is watched has a rate of their own.
+        assert!(pace.ask(client(0), 1, start));
+        assert_eq!(pace.clients.len(), WATCHED);
+        // After a second all but one are forgotten.
+        assert!((0..20).all(|_| stranger(&mut pace, 1)));
+        assert_eq!(pace.clients.len(), 21);
+    }
+}

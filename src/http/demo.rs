@@ -1,0 +1,218 @@
+//! The demo page of `tidings dev`, and what it asks for.
+
+use std::{sync::Arc, time::Duration};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{StatusCode, header},
+    web,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_postgres::types::Type;
+use tracing::debug;
+
+use crate::{
+    auth::problem::Problem,
+    http::methods::{postable, readable},
+    postgres::{
+        error_hint,
+        pool::{Pool, QueryError},
+        schema::SchemaName,
+    },
+};
+
+/// The users who get the server's time once a second.
+const USERS: [&str; 3] = ["alice", "bob", "carol"];
+
+/// How long a query of the page may take.
+const QUERY_LIMIT: Duration = Duration::from_secs(5);
+
+/// A form holds one text of at most 1 MiB, which JSON may escape.
+const BODY_BYTES: usize = 8 << 20;
+
+/// The page runs its own script and style, speaks to its own server, and is
+/// shown in nobody's frame.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+    connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
+
+/// What the page works with.
+#[derive(Clone)]
+pub struct Demo {
+    pool: Pool,
+    psql: Arc<str>,
+}
+
+impl Demo {
+    /// A page that sends with connections from `pool` and shows the command
+    /// `psql`.
+    pub fn new(pool: Pool, psql: &str) -> Self {
+        Self {
+            pool,
+            psql: psql.into(),
+        }
+    }
+
+    /// Adds the page's routes.
+    pub fn routes(&self, config: &mut web::ServiceConfig) {
+        let json = web::JsonConfig::default()
+            .limit(BODY_BYTES)
+            .error_handler(|error, _| {
+                let detail = format!("send a JSON object with user_id and text ({error})");
+                Problem::new(StatusCode::BAD_REQUEST, detail).into()
+            });
+        config
+            .app_data(web::Data::new(self.clone()))
+            .app_data(json)
+            .service(readable("/", async || {
+                page("text/html; charset=utf-8", include_str!("demo/index.html"))
+            }))
+            .service(readable("/demo.css", async || {
+                page("text/css; charset=utf-8", include_str!("demo/demo.css"))
+            }))
+            .service(readable("/demo.js", async || {
+                page(
+                    "text/javascript; charset=utf-8",
+                    include_str!("demo/demo.js"),
+                )
+            }))
+            .service(readable("/demo/about", about))
+            .service(postable("/demo/notifications", list, send));
+    }
+
+    /// Inserts the server's time once a second for each of the page's users,
+    /// until it is dropped. It takes the same path as any other notification.
+    pub async fn tick(self) {
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            second.tick().await;
+            let query = &SchemaName::public().fill(include_str!("../../sql/demo_tick.sql"));
+            let users = USERS.as_slice();
+            let inserted = self
+                .pool
+                .query(QUERY_LIMIT, query, &[(&users, Type::TEXT_ARRAY)])
+                .await;
+            if let Err(error) = inserted {
+                // The listener tells of a database that is away.
+                debug!(%error, "could not insert the time: {error}");
+            }
+        }
+    }
+}
+
+fn page(content_type: &str, text: &'static str) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type(content_type)
+        .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .insert_header((header::REFERRER_POLICY, "no-referrer"))
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .body(text)
+}
+
+async fn about(demo: web::Data<Demo>) -> HttpResponse {
+    let version = env!("CARGO_PKG_VERSION");
+    HttpResponse::Ok().json(serde_json::json!({ "psql": &*demo.psql, "version": version }))
+}
+
+#[derive(Deserialize)]
+struct Whose {
+    user: String,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    id: i64,
+    event: Option<String>,
+    text: String,
+    created_at: String,
+    sent_at: Option<String>,
+}
+
+/// The newest notifications of a user, as the table has them.
+async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpResponse, Problem> {
+    let query = &SchemaName::public().fill(include_str!("../../sql/demo_notifications.sql"));
+    let parameters = [(&whose.user as _, Type::TEXT)];
+    let rows = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
+    let listed = rows
+        .map_err(unavailable)?
+        .iter()
+        .map(|row| {
+            Ok(Listed {
+                id: row.try_get("id")?,
+                event: row.try_get("event")?,
+                text: row.try_get("text")?,
+                created_at: row.try_get("created_at")?,
+                sent_at: row.try_get("sent_at")?,
+            })
+        })
+        .collect::<Result<Vec<_>, QueryError>>()
+        .map_err(unavailable)?;
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(listed))
+}
+
+#[derive(Deserialize)]
+struct Draft {
+    user_id: String,
+    text: String,
+}
+
+/// Sends a notification, as any application would.
+async fn send(
+    request: HttpRequest,
+    demo: web::Data<Demo>,
+    draft: web::Json<Draft>,
+) -> Result<HttpResponse, Problem> {
+    same_origin(&request)?;
+    let query = "select public.send_notification($1, $2)";
+    let parameters = [
+        (&draft.user_id as _, Type::TEXT),
+        (&draft.text as _, Type::TEXT),
+    ];
+    let sent = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
+    match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
+        Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
+        Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
+            let said = crate::postgres::connect::describe(&error);
+            let detail = match error_hint::of(&error) {
+                Some(explanation) => format!("{said}; {explanation}"),
+                None => said,
+            };
+            Err(Problem::new(StatusCode::BAD_REQUEST, detail))
+        }
+        Err(error) => Err(unavailable(error)),
+    }
+}
+
+/// Other pages can't send in the name of whoever looks at them. (They could not
+/// send JSON without asking first either; this doesn't rest on that alone.)
+fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let host = header(header::HOST).unwrap_or_default();
+    let from_here = header(header::ORIGIN).is_none_or(|origin| origin == format!("http://{host}"));
+    let fetched_here = request
+        .headers()
+        .get("sec-fetch-site")
+        .is_none_or(|site| site == "same-origin");
+    if from_here && fetched_here {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "only the demo page itself may send from a browser",
+        ))
+    }
+}
+
+fn unavailable(error: QueryError) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+}

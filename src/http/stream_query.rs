@@ -1,0 +1,167 @@
+//! The query parameters of `GET /stream`.
+
+use form_urlencoded::parse;
+
+use crate::delivery::{page_reader::REPLAY_ROWS, sse::Format};
+
+/// The query parameters of a request for a stream.
+///
+/// Unknown parameters are ignored, since pages and proxies add their own (cache busters,
+/// campaign tags). A parameter that is given several times counts as last given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameters {
+    /// `format`: `text` or `json`.
+    pub format: Format,
+    /// `replay`: how many of the user's last rows the stream begins with, at most
+    /// [`REPLAY_ROWS`].
+    pub replay: u32,
+    /// `last_event_id`, or `lastEventId`, as event-source-polyfill and
+    /// reconnecting-eventsource call it. These libraries append theirs to the URL that
+    /// the page has given, so the last one that isn't empty is the most recent.
+    pub last_event_id: Option<String>,
+}
+
+/// What is wrong with a query.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadParameter {
+    /// There is no such format.
+    #[error("format is text or json, not {0:?}")]
+    Format(String),
+    /// It is not a number within the limit.
+    #[error("replay is a number from 0 to {REPLAY_ROWS}, not {0:?}")]
+    Replay(String),
+    /// There is no such choice.
+    #[error("errors is retry or status, not {0:?}")]
+    Errors(String),
+}
+
+impl Parameters {
+    /// Reads a query string, percent-encoded as in a URL.
+    ///
+    /// # Errors
+    ///
+    /// [`BadParameter`]. A last event id never is one: a status other than 200 ends an
+    /// `EventSource` for good.
+    pub fn read(query: &str) -> Result<Self, BadParameter> {
+        let mut parameters = Self::default();
+        for (name, value) in parse(query.as_bytes()) {
+            match &*name {
+                "format" => {
+                    parameters.format = match &*value {
+                        "text" => Format::Text,
+                        "json" => Format::Json,
+                        _ => return Err(BadParameter::Format(value.into_owned())),
+                    };
+                }
+                "replay" => {
+                    let rows = value.parse().ok().filter(|rows| *rows <= REPLAY_ROWS);
+                    let bad = || BadParameter::Replay(value.clone().into_owned());
+                    parameters.replay = rows.ok_or_else(bad)?;
+                }
+                "last_event_id" | "lastEventId" if !value.is_empty() => {
+                    parameters.last_event_id = Some(value.into_owned());
+                }
+                "errors" if Refusal::named(&value).is_none() => {
+                    return Err(BadParameter::Errors(value.into_owned()));
+                }
+                _ => {}
+            }
+        }
+        Ok(parameters)
+    }
+}
+
+/// `errors`: how a client wants to learn that it can't have a stream at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refusal {
+    /// By an empty stream that says when to retry, if it accepts an event stream.
+    #[default]
+    Retry,
+    /// By the status: 429 or 503.
+    Status,
+}
+
+impl Refusal {
+    /// The choice in a query string, which may have other parameters that are wrong: a
+    /// request is refused before they are read.
+    pub fn wanted(query: &str) -> Self {
+        let given = parse(query.as_bytes()).filter(|(name, _)| name == "errors");
+        let last = given.last().and_then(|(_, value)| Self::named(&value));
+        last.unwrap_or_default()
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "retry" => Some(Self::Retry),
+            "status" => Some(Self::Status),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(query: &str) -> Option<String> {
+        Parameters::read(query)
+            .unwrap_or_else(|error| panic!("{query}: {error}"))
+            .last_event_id
+    }
+
+    #[test]
+    fn the_last_id_that_is_not_empty_counts_under_either_name() {
+        for (query, wanted) in [
+            ("", None),
+            ("last_event_id=", None),
+            ("last_event_id=7-A", Some("7-A")),
+            ("lastEventId=7-A", Some("7-A")),
+            ("last_event_id=7-A&lastEventId=8-B", Some("8-B")),
+            ("lastEventId=8-B&last_event_id=7-A", Some("7-A")),
+            ("last_event_id=7-A&last_event_id=8-B", Some("8-B")),
+            ("last_event_id=7-A&lastEventId=", Some("7-A")),
+            ("lastEventId=&lastEventId=7-A&lastEventId=", Some("7-A")),
+            ("last_event_id=%FF%00&lastEventId", Some("\u{fffd}\0")),
+        ] {
+            assert_eq!(id(query).as_deref(), wanted, "{query}");
+        }
+    }
+
+    #[test]
+    fn unknown_parameters_are_ignored_and_wrong_values_are_not() {
+        let wanted = Parameters {
+            format: Format::Json,
+            replay: 3,
+            last_event_id: None,
+        };
+        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status";
+        assert_eq!(Parameters::read(query), Ok(wanted));
+        for query in [
+            "format=xml",
+            "format=",
+            "replay=-1",
+            "replay=501",
+            "replay=a",
+            "errors=none",
+        ] {
+            let error = Parameters::read(query).expect_err(query).to_string();
+            let (name, value) = query.split_once('=').expect("a value");
+            assert!(error.starts_with(name), "{error}");
+            assert!(error.ends_with(&format!("{value:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_asks_for_the_status_gets_it_whatever_else_it_asks_for() {
+        for (query, wanted) in [
+            ("", Refusal::Retry),
+            ("errors=retry", Refusal::Retry),
+            ("errors=status", Refusal::Status),
+            ("format=xml&errors=status", Refusal::Status),
+            ("errors=status&errors=retry", Refusal::Retry),
+            ("errors=nonsense", Refusal::Retry),
+        ] {
+            assert_eq!(Refusal::wanted(query), wanted, "{query}");
+        }
+    }
+}

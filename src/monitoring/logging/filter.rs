@@ -1,0 +1,114 @@
+//! `TIDINGS_LOG`: what is written to the log.
+
+use tracing::Metadata;
+use tracing_subscriber::{EnvFilter, filter::Directive};
+
+use crate::config::DEFAULT_LOG;
+
+/// To the server a stream that leaves it is a response that failed, and it would
+/// say so each time ([`crate::http::detached_stream`]).
+const DEPARTURES: &str = "actix_http::h1::dispatcher=off";
+
+/// The migrations of earlier releases did not name the schema, so the checksums of what
+/// they applied differ (`docs/decisions/0011-names-are-qualified-in-all-sql.md`).
+const CHECKSUMS: &str = "refinery_core::traits::divergent=off";
+
+/// Where `tokio_postgres` writes the parameters of queries, which name users and hold
+/// the hashes of tickets. Nothing of it is logged, whatever the setting says.
+const PARAMETERS: &str = "tokio_postgres::query";
+
+/// The levels, as the setting names them.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Why `TIDINGS_LOG` can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("TIDINGS_LOG (or --log) can't be used: {0}")]
+pub struct FilterError(String);
+
+/// Reads the setting. Empty is the default.
+///
+/// The library would take a word that is no level for the name of a target, so that
+/// `inof` would leave the log empty, without any message.
+///
+/// # Errors
+///
+/// [`FilterError`], which says what is allowed.
+pub(super) fn parse(text: &str) -> Result<EnvFilter, FilterError> {
+    let text = match text.trim() {
+        "" => DEFAULT_LOG,
+        text => text,
+    };
+    let mut filter = EnvFilter::builder()
+        .parse("off")
+        .map_err(|error| FilterError(error.to_string()))?;
+    let directives = text.split(',').map(str::trim);
+    let directives = directives.filter(|part| !part.is_empty());
+    for part in directives.chain([DEPARTURES, CHECKSUMS]) {
+        filter = filter.add_directive(directive(part)?);
+    }
+    Ok(filter)
+}
+
+/// Whether what comes from there may be in a log.
+pub(super) fn is_public(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with(PARAMETERS)
+}
+
+fn directive(text: &str) -> Result<Directive, FilterError> {
+    const HELP: &str = "write a level (off, error, warn, info, debug, trace), or targets and \
+                        levels with commas between them: warn,tidings=debug";
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    // What has a span in it is for those who know the library's syntax.
+    let has_span = text.contains('[');
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_:-.".contains(c);
+    let level = match text.rsplit_once('=') {
+        Some((target, _)) if !has_span && (target.is_empty() || !target.chars().all(is_name)) => {
+            return Err(FilterError(format!("{target:?} is no target; {HELP}")));
+        }
+        Some((_, level)) => Some(level),
+        None if text == "tidings" || text.starts_with("tidings::") => None,
+        None => Some(text),
+    };
+    if let Some(word) = level.filter(|word| !has_span && !is_level(word)) {
+        return Err(FilterError(format!("{word:?} is no level; {HELP}")));
+    }
+    text.parse()
+        .map_err(|error| FilterError(format!("{text:?}: {error}; {HELP}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_level_is_refused_and_the_rest_is_taken() {
+        for good in [
+            "",
+            " ",
+            "info",
+            "INFO",
+            "off",
+            DEFAULT_LOG,
+            "warn, tidings=debug,",
+            "warn,tidings::http=trace,actix_http=off",
+            "tidings",
+            "warn,tidings[connection{number=17}]=debug",
+        ] {
+            parse(good).expect(good);
+        }
+        for bad in [
+            "inof",
+            "verbose",
+            "warn,tidings=inof",
+            "tidings=",
+            "=info",
+            "info\rdebug",
+            "actix_http",
+            "warn tidings=debug",
+            "warn;tidings=debug",
+        ] {
+            let error = parse(bad).expect_err(bad).to_string();
+            assert!(error.contains("warn,tidings=debug"), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Panics in the log. The hook that the language brings writes to standard error by
+//! itself: not in the log's form, and it blocks if nobody reads that.
+
+use std::{
+    any::Any,
+    backtrace::{Backtrace, BacktraceStatus},
+    panic, thread,
+};
+
+use tracing::error;
+
+use crate::runtime::tasks;
+
+/// Logs each panic once, as an error, with the task or thread and the place.
+pub fn log() {
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let what = match tasks::current() {
+            Some(task) => format!("the {task}"),
+            None => format!("the thread {}", thread.name().unwrap_or("without a name")),
+        };
+        let place = panic.location().map(ToString::to_string);
+        let place = place.unwrap_or_default();
+        let reason = text(panic.payload());
+        // Asked for by RUST_BACKTRACE.
+        let backtrace = Backtrace::capture();
+        let trace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
+        error!(
+            place,
+            backtrace = trace.as_ref().map(tracing::field::display),
+            "{what} panicked at {place}, which is a bug, please report it: {reason}"
+        );
+    }));
+}
+
+fn text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    let owned = || payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(owned).unwrap_or("no reason was given")
+}

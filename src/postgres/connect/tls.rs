@@ -1,0 +1,409 @@
+//! How a connection to Postgres is encrypted, and whom it believes to be the
+//! server: libpq's `sslmode` and what belongs to it.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::ParsedCertificate,
+    version::{TLS12, TLS13},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::conninfo::Parameters;
+use crate::tls::certificates;
+
+/// The protocol's name in a TLS handshake; a server of version 17 insists on it
+/// where the handshake comes first.
+const ALPN: &[u8] = b"postgresql";
+
+/// libpq's modes, from the weakest to the strongest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl Mode {
+    const NAMES: [(&str, Self); 6] = [
+        ("disable", Self::Disable),
+        ("allow", Self::Allow),
+        ("prefer", Self::Prefer),
+        ("require", Self::Require),
+        ("verify-ca", Self::VerifyCa),
+        ("verify-full", Self::VerifyFull),
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        let names = Self::NAMES.iter();
+        names
+            .filter(|(_, mode)| *mode == self)
+            .map(|(name, _)| *name)
+            .next()
+            .unwrap_or_default()
+    }
+
+    /// What to try, in order; the second only if the server refuses the first.
+    pub(super) fn attempts(self) -> &'static [Attempt] {
+        match self {
+            Self::Disable => &[Attempt::Clear],
+            Self::Allow => &[Attempt::Clear, Attempt::Encrypted],
+            Self::Prefer => &[Attempt::EncryptedIfOffered, Attempt::Clear],
+            Self::Require | Self::VerifyCa | Self::VerifyFull => &[Attempt::Encrypted],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    Clear,
+    EncryptedIfOffered,
+    Encrypted,
+}
+
+/// Where the way to a server leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// A Unix socket, over which libpq and Postgres never encrypt.
+    Socket,
+    /// This machine, by TCP.
+    Loopback,
+    /// A network.
+    Remote,
+}
+
+/// Whose signature below the server's certificate is good.
+#[derive(Clone)]
+enum Authority {
+    File(PathBuf),
+    /// Read once, as these are many.
+    System(Arc<RootCertStore>),
+}
+
+/// What a connection string says about encryption.
+#[derive(Clone)]
+pub(super) struct Tls {
+    mode: Option<Mode>,
+    authority: Option<Authority>,
+    /// The files of our own certificate and key.
+    identity: Option<(PathBuf, PathBuf)>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    names_server: bool,
+    /// The handshake comes first, without asking for it.
+    pub(super) is_direct: bool,
+}
+
+impl Tls {
+    /// Reads what is given for servers that are reached in these ways.
+    pub(super) fn of(given: &Parameters, reaches: &[Reach]) -> Result<Self, String> {
+        let mode = match given.get("sslmode") {
+            None => None,
+            Some(name) => {
+                let known = Mode::NAMES.iter().find(|(known, _)| *known == name);
+                let (_, mode) = known.ok_or(
+                    "sslmode is disable, allow, prefer, require, verify-ca or verify-full",
+                )?;
+                Some(*mode)
+            }
+        };
+        let authority = match given.get("sslrootcert") {
+            None => None,
+            Some("system") if mode.is_some_and(|mode| mode < Mode::VerifyFull) => {
+                return Err(
+                    "sslrootcert=system goes with sslmode=verify-full only: anybody can have a \
+                     certificate for some name from these authorities"
+                        .to_owned(),
+                );
+            }
+            Some("system") => Some(Authority::System(Arc::new(
+                certificates::system_authorities()?,
+            ))),
+            Some(path) => Some(Authority::File(path.into())),
+        };
+        if let (Some(mode @ (Mode::VerifyCa | Mode::VerifyFull)), None) = (mode, &authority) {
+            return Err(format!(
+                "sslmode={} needs sslrootcert: a file with the certificate of the authority that \
+                 signed the server's, or `system` for those that this machine trusts",
+                mode.name()
+            ));
+        }
+        let identity = match (given.get("sslcert"), given.get("sslkey")) {
+            _ if given.get("sslcertmode") == Some("disable") => None,
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+            _ => return Err("sslcert and sslkey need each other".to_owned()),
+        };
+        let is_direct = match given.get("sslnegotiation") {
+            None | Some("postgres") => false,
+            Some("direct") => true,
+            Some(_) => return Err("sslnegotiation is postgres or direct".to_owned()),
+        };
+        let tls = Self {
+            mode,
+            authority,
+            identity,
+            versions: versions(given)?,
+            names_server: given.get("sslsni") != Some("0"),
+            is_direct,
+        };
+        tls.prove(reaches)?;
+        Ok(tls)
+    }
+
+    /// Finds at start what would fail at each connection.
+    fn prove(&self, reaches: &[Reach]) -> Result<(), String> {
+        let modes = reaches
+            .iter()
+            .filter(|reach| **reach != Reach::Socket)
+            .map(|&reach| self.mode(reach));
+        for mode in modes {
+            if self.is_direct && mode < Mode::Require {
+                return Err(format!(
+                    "sslnegotiation=direct needs sslmode=require or more, and here it is {}",
+                    mode.name()
+                ));
+            }
+            if mode != Mode::Disable {
+                self.connector(mode)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The mode for a server that is reached in this way. Without `sslmode`,
+    /// nothing crosses a network in clear text.
+    pub(super) fn mode(&self, reach: Reach) -> Mode {
+        if reach == Reach::Socket {
+            return Mode::Disable;
+        }
+        match (self.mode, &self.authority) {
+            (None, Some(Authority::System(_))) => Mode::VerifyFull,
+            // As libpq does, so that who names an authority is not ignored.
+            (None | Some(Mode::Require), Some(_)) => Mode::VerifyCa,
+            (Some(mode), _) => mode,
+            (None, None) if reach == Reach::Loopback => Mode::Prefer,
+            (None, None) => Mode::Require,
+        }
+    }
+
+    /// What makes the encrypted connections. The files are read each time, so
+    /// that renewed certificates need no restart.
+    pub(super) fn connector(&self, mode: Mode) -> Result<MakeRustlsConnect, String> {
+        let provider = certificates::provider();
+        let verifier = self.verifier(mode, &provider)?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.versions)
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let own = certificates::certified_key(certificate, key)?;
+                builder
+                    .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(own)))
+            }
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_sni = self.names_server;
+        Ok(MakeRustlsConnect::new(config))
+    }
+
+    fn verifier(
+        &self,
+        mode: Mode,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<dyn ServerCertVerifier>, String> {
+        let roots = match &self.authority {
+            None => None,
+            Some(Authority::System(roots)) => Some(Arc::clone(roots)),
+            Some(Authority::File(path)) => Some(Arc::new(certificates::authorities(path)?)),
+        };
+        match (mode, roots) {
+            (Mode::VerifyFull, Some(roots)) => {
+                let provider = Arc::clone(provider);
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider);
+                Ok(verifier.build().map_err(|error| error.to_string())?)
+            }
+            (_, roots) => Ok(Arc::new(AnyName {
+                roots,
+                provider: Arc::clone(provider),
+            })),
+        }
+    }
+}
+
+fn versions(given: &Parameters) -> Result<Vec<&'static SupportedProtocolVersion>, String> {
+    let mut versions = vec![&TLS13, &TLS12];
+    match given.get("ssl_min_protocol_version") {
+        None | Some("TLSv1" | "TLSv1.1" | "TLSv1.2") => {}
+        Some("TLSv1.3") => versions.retain(|version| *version == &TLS13),
+        Some(_) => return Err("ssl_min_protocol_version is TLSv1.2 or TLSv1.3".to_owned()),
+    }
+    match given.get("ssl_max_protocol_version") {
+        None | Some("TLSv1.3") => {}
+        Some("TLSv1.2") => versions.retain(|version| *version == &TLS12),
+        Some(_) => return Err("ssl_max_protocol_version is TLSv1.2 or TLSv1.3".to_owned()),
+    }
+    if versions.is_empty() {
+        return Err("ssl_min_protocol_version is above ssl_max_protocol_version".to_owned());
+    }
+    Ok(versions)
+}
+
+/// Whether the server said that it has no TLS. tokio-postgres tells in a text
+/// alone.
+pub(super) fn is_not_offered(error: &tokio_postgres::Error) -> bool {
+    let source = std::error::Error::source(error);
+    source.is_some_and(|source| source.to_string() == "server does not support TLS")
+}
+
+/// Why one side did not accept the other, if that is what happened: not a
+/// connection that broke.
+pub(super) fn failure(error: &tokio_postgres::Error) -> Option<String> {
+    let source = std::error::Error::source(error)?;
+    let source = source.downcast_ref::<io::Error>()?.get_ref()?;
+    Some(match source.downcast_ref::<Error>()? {
+        error @ Error::InvalidCertificate(CertificateError::Other(other))
+            if other.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            format!(
+                "{error}; the server's certificate is that of an authority: it needs one of its \
+                 own, signed by that (a self-signed one must not be CA:TRUE)"
+            )
+        }
+        error => error.to_string(),
+    })
+}
+
+/// Takes a certificate for whatever name it was made: signed by one of the
+/// roots, or, without roots, by anybody. That the server holds its key is
+/// proven in each case.
+#[derive(Debug)]
+struct AnyName {
+    roots: Option<Arc<RootCertStore>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            verify_server_cert_signed_by_trust_anchor(
+                &ParsedCertificate::try_from(end_entity)?,
+                roots,
+                intermediates,
+                now,
+                self.provider.signature_verification_algorithms.all,
+            )?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(given: &str, reach: Reach) -> Result<Mode, String> {
+        let given = Parameters::parse(given)?;
+        Ok(Tls::of(&given, &[])?.mode(reach))
+    }
+
+    #[test]
+    fn nothing_crosses_a_network_in_clear_text_unless_it_is_asked_for() {
+        let remote = |given| mode(given, Reach::Remote);
+        assert_eq!(remote(""), Ok(Mode::Require));
+        assert_eq!(remote("sslmode="), Ok(Mode::Require));
+        assert_eq!(remote("sslmode=disable"), Ok(Mode::Disable));
+        assert_eq!(remote("sslmode=prefer"), Ok(Mode::Prefer));
+        assert_eq!(remote("sslmode=allow"), Ok(Mode::Allow));
+        assert_eq!(mode("", Reach::Loopback), Ok(Mode::Prefer));
+        assert_eq!(
+            mode("sslmode=verify-full sslrootcert=x", Reach::Socket),
+            Ok(Mode::Disable)
+        );
+    }
+
+    #[test]
+    fn who_names_an_authority_gets_it_checked() {
+        for reach in [Reach::Loopback, Reach::Remote] {
+            for given in ["sslrootcert=x", "sslrootcert=x sslmode=require"] {
+                assert_eq!(mode(given, reach), Ok(Mode::VerifyCa), "{given}");
+            }
+            assert_eq!(
+                mode("sslrootcert=x sslmode=verify-full", reach),
+                Ok(Mode::VerifyFull)
+            );
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_done_is_refused() {
+        for (given, named) in [
+            ("sslmode=no-verify", "sslmode"),
+            ("sslmode=verify-full", "sslrootcert"),
+            ("sslmode=verify-ca", "sslrootcert"),
+            ("sslmode=require sslrootcert=system", "verify-full"),
+            ("sslcert=x", "sslkey"),
+            ("sslkey=x", "sslcert"),
+            ("sslnegotiation=tls", "sslnegotiation"),
+            ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version"),
+            ("ssl_max_protocol_version=TLSv1", "ssl_max_protocol_version"),
+            (
+                "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+                "above",
+            ),
+        ] {
+            let error = mode(given, Reach::Remote).expect_err(given);
+            assert!(error.contains(named), "{given}: {error}");
+        }
+        let direct = Parameters::parse("sslnegotiation=direct").expect("pairs");
+        let refused = Tls::of(&direct, &[Reach::Loopback]).err();
+        assert!(refused.expect("too weak").contains("require"));
+        assert!(Tls::of(&direct, &[Reach::Remote]).is_ok());
+    }
+}

@@ -1,0 +1,85 @@
+//! Whether a URL leads to a primary by a session of our own, which listening
+//! and migrating need.
+//!
+//! A pooler that lends sessions for one transaction at a time takes LISTEN
+//! without an error, and nothing is ever heard.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Notify, time::timeout};
+use tokio_postgres::AsyncMessage;
+
+use crate::postgres::connect::{self, ConnectError, DatabaseUrl, describe};
+
+/// How long a notification may take: it is a matter of milliseconds.
+const HEARD_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a URL is of no use to the listener.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// Postgres or the network refused.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// A hot standby takes no LISTEN and no writes.
+    #[error(
+        "{0} is a standby, where nobody can LISTEN or write: point DATABASE_URL at the primary, \
+             or name all hosts in it (host=a,b), and the primary among them is found"
+    )]
+    Standby(String),
+    /// What was rung in one session was not heard in another.
+    #[error(
+        "notifications don't arrive through {0}: it leads to a pooler that lends sessions for one \
+             transaction at a time (PgBouncer's pool_mode=transaction). Set \
+             TIDINGS_DIRECT_DATABASE_URL to Postgres itself, for the listener and migrations; \
+             DATABASE_URL may stay as it is"
+    )]
+    Unheard(String),
+}
+
+impl DirectError {
+    /// Whether waiting may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_passing(),
+            Self::Postgres(error) => error.is_closed(),
+            Self::Standby(_) | Self::Unheard(_) => false,
+        }
+    }
+}
+
+/// Rings in one session, and listens in another.
+///
+/// # Errors
+///
+/// [`DirectError`], within half a minute.
+pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
+    let channel = format!("tidings_proof_{:016x}", rand::random::<u64>());
+    let heard = Arc::new(Notify::new());
+    let (expected, rung) = (channel.clone(), Arc::clone(&heard));
+    let on_message = move |message| match message {
+        AsyncMessage::Notification(heard) if heard.channel() == expected => rung.notify_one(),
+        _ => {}
+    };
+    let (listening, _driver) = connect::connect(url, on_message).await?;
+    let standby = listening.query_typed_one("select pg_catalog.pg_is_in_recovery()", &[]);
+    if standby.await?.try_get(0)? {
+        return Err(DirectError::Standby(url.to_string()));
+    }
+    listening
+        .batch_execute(&format!("listen {channel}"))
+        .await?;
+    let (ringing, _driver) = connect::connect(url, |_| ()).await?;
+    // Not pg_notify(), which a role may have been forbidden.
+    match ringing.batch_execute(&format!("notify {channel}")).await {
+        // Nothing can be proven while there is no room for notifications, and the
+        // bridge delivers without them: the listener warns of it.
+        Err(error) if connect::is_queue_full(&error) => return Ok(()),
+        notified => notified?,
+    }
+    timeout(HEARD_LIMIT, heard.notified())
+        .await
+        .map_err(|_| DirectError::Unheard(url.to_string()))
+}

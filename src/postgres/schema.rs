@@ -1,0 +1,585 @@
+//! The schema in the database: its name, its migrations, and whether it is the
+//! one that this bridge understands.
+
+mod error;
+mod locks;
+mod migration_lock;
+mod ownership;
+mod plan;
+mod removal;
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use refinery::{Migration, Runner};
+use tokio_postgres::{Client, error::SqlState, types::Type};
+use tracing::{info, warn};
+
+use self::ownership::Owner;
+pub use self::{
+    error::{MissingObject, SchemaError},
+    locks::LockHolder,
+    migration_lock::MigrationLockHolder,
+    plan::plan,
+    removal::Removal,
+};
+use crate::postgres::connect::{self, DatabaseUrl, Queries};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Where refinery keeps what has been applied. Its default name may be the
+/// application's own.
+const HISTORY: &str = "tidings_schema_history";
+
+/// The oldest Postgres that has `xid8` and `pg_current_snapshot()`.
+const OLDEST_SERVER: i32 = 13_00_00;
+
+/// Bridges that start together wait for each other this long, and so long a migration
+/// tries to get locks that others hold.
+pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
+
+/// The same, if there is nothing to migrate: as long as another bridge's migration
+/// takes as a rule.
+const CURRENT_LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// A migration whose name begins so takes something away that older bridges
+/// need (expand and contract, see `migrations/README.md`).
+const CONTRACTING: &str = "contract_";
+
+/// What bears a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A table, a view, or a sequence of its own.
+    Relation,
+    /// One or more functions, or a procedure.
+    Function,
+    /// An index or sequence of a table.
+    Part,
+}
+
+/// The names that migrations take in the schema, with the version that does.
+/// Whatever else bears one of them is not ours and is never touched.
+const NAMES: &[(i32, Kind, &str)] = &[
+    (1, Kind::Relation, "notifications"),
+    (1, Kind::Part, "notifications_id_seq"),
+    (1, Kind::Part, "notifications_pkey"),
+    (1, Kind::Part, "notifications_xid_id"),
+    (1, Kind::Part, "notifications_user_id_xid_id"),
+    (2, Kind::Function, "tidings_ring_doorbell"),
+    (3, Kind::Function, "send_notification"),
+    (4, Kind::Relation, "tidings_pruned"),
+    (4, Kind::Part, "tidings_pruned_pkey"),
+    (5, Kind::Relation, "stream_tickets"),
+    (5, Kind::Part, "stream_tickets_pkey"),
+    (5, Kind::Part, "stream_tickets_user_id"),
+    (5, Kind::Part, "stream_tickets_expires_at"),
+    (5, Kind::Function, "create_stream_ticket"),
+    (6, Kind::Relation, "tidings_disconnections"),
+    (6, Kind::Part, "tidings_disconnections_id_seq"),
+    (6, Kind::Part, "tidings_disconnections_pkey"),
+    (6, Kind::Part, "tidings_disconnections_xid"),
+    (6, Kind::Part, "tidings_disconnections_created_at"),
+    (6, Kind::Function, "tidings_disconnections_since"),
+    (6, Kind::Function, "disconnect_user"),
+    (6, Kind::Function, "tidings_end_ticket_streams"),
+    (7, Kind::Function, "tidings_pruned_through"),
+    (8, Kind::Relation, "tidings_bell"),
+    (9, Kind::Relation, "tidings_drained"),
+    (9, Kind::Part, "tidings_drained_pkey"),
+    (9, Kind::Relation, "tidings_reopened"),
+    (9, Kind::Part, "tidings_reopened_pkey"),
+    (9, Kind::Function, "tidings_reopen"),
+    (10, Kind::Part, "notifications_expires_at"),
+    (10, Kind::Function, "tidings_prune_batch"),
+    (10, Kind::Function, "tidings_prune"),
+    (11, Kind::Relation, "tidings_activity"),
+    (11, Kind::Part, "tidings_activity_pkey"),
+    (11, Kind::Relation, "tidings_bridges_seen"),
+    (11, Kind::Part, "tidings_bridges_seen_pkey"),
+    (11, Kind::Function, "tidings_report"),
+    (12, Kind::Function, "tidings_pending_users"),
+    (12, Kind::Relation, "tidings_pending"),
+    (12, Kind::Relation, "tidings_pending_total"),
+    (12, Kind::Relation, "tidings_throughput"),
+    (12, Kind::Relation, "tidings_delay"),
+    (12, Kind::Relation, "tidings_bridges"),
+    (12, Kind::Relation, "tidings_size"),
+    (12, Kind::Relation, "tidings_queue"),
+    (13, Kind::Function, "tidings_disconnections_page"),
+    (13, Kind::Function, "tidings_prune_disconnections"),
+    (13, Kind::Function, "disconnect_everyone"),
+    (13, Kind::Part, "tidings_disconnections_xid_id"),
+    (13, Kind::Part, "tidings_disconnections_everyone"),
+    (15, Kind::Relation, "tidings_incarnation"),
+    (15, Kind::Part, "tidings_incarnation_pkey"),
+    (15, Kind::Function, "tidings_report_readiness"),
+    (16, Kind::Relation, "tidings_prune_failures"),
+    (16, Kind::Part, "tidings_prune_failures_pkey"),
+    (16, Kind::Part, "tidings_prune_failures_retry_at"),
+    (16, Kind::Function, "tidings_prune_rows"),
+    (17, Kind::Function, "tidings_restamp"),
+];
+
+/// The name of the schema that everything lives in, 1 to 63 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaName(String);
+
+impl SchemaName {
+    /// The default.
+    pub fn public() -> Self {
+        Self("public".to_owned())
+    }
+
+    /// As it is.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// As SQL wants it: in double quotes.
+    pub fn quoted(&self) -> String {
+        quoted(&self.0)
+    }
+
+    /// A text of `sql/` or `migrations/`, with this schema where it has the variable:
+    /// as a name (`:"schema"`), as a text (`:'schema'`), or as a text that names
+    /// something in it (`:'"schema".notifications'`).
+    pub fn fill(&self, text: &str) -> String {
+        let mut pieces = text.split(":'\"schema\".");
+        let mut filled = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let (name, rest) = piece.split_once('\'').unwrap_or((piece, ""));
+            filled += &literal(&self.qualified(name));
+            filled += rest;
+        }
+        filled
+            .replace(":\"schema\"", &self.quoted())
+            .replace(":'schema'", &literal(&self.0))
+    }
+
+    /// A constant for what bears a plain name in this schema.
+    pub fn regclass(&self, name: &str) -> String {
+        format!("{}::regclass", literal(&self.qualified(name)))
+    }
+
+    /// A plain name in this schema.
+    pub fn qualified(&self, name: &str) -> String {
+        format!("{}.{name}", self.quoted())
+    }
+}
+
+/// A name as SQL wants it: in double quotes.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL wants it: in single quotes.
+fn literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if doubled.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
+}
+
+impl FromStr for SchemaName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.len() {
+            0 => Err("a schema's name can't be empty"),
+            64.. => Err("a schema's name has at most 63 bytes"),
+            _ if text.contains('\0') => Err("a schema's name can't hold NUL"),
+            // Functions name it between dollar quotes.
+            _ if text.contains("$$") => Err("a schema's name can't hold $$"),
+            _ if text.starts_with("pg_") => Err("names that begin with pg_ belong to Postgres"),
+            _ => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for SchemaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How the schema in the database relates to this bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It serves this bridge. Its version may be newer than the bridge.
+    Serves,
+    /// There is none, or migrations are missing.
+    TooOld {
+        /// The version that was found; `None` without any.
+        found: Option<i32>,
+    },
+    /// A newer migration has taken something away.
+    TooNew {
+        /// The version that was found.
+        found: i32,
+    },
+}
+
+/// The version that this bridge brings.
+pub fn version() -> i32 {
+    embedded::migrations::runner()
+        .get_migrations()
+        .iter()
+        .map(Migration::version)
+        .max()
+        .unwrap_or_default()
+}
+
+/// The migrations, with the schema filled in.
+///
+/// # Errors
+///
+/// None in practice: refinery has parsed the files' names before.
+fn runner(schema: &SchemaName) -> Result<Runner, refinery::Error> {
+    let embedded = embedded::migrations::runner();
+    let filled = embedded.get_migrations().iter().map(|migration| {
+        let sql = schema.fill(migration.sql().unwrap_or_default());
+        Migration::unapplied(&migration.to_string(), &sql)
+    });
+    let mut runner = Runner::new(&filled.collect::<Result<Vec<_>, _>>()?);
+    runner.set_migration_table_name(schema.qualified(HISTORY));
+    // A newer bridge may have migrated already: `fit` has decided that it may. The files
+    // of earlier releases did not name the schema, so their checksums differ.
+    Ok(runner.set_abort_missing(false).set_abort_divergent(false))
+}
+
+/// Compares the schema with what this bridge needs. Reads only the history.
+///
+/// # Errors
+///
+/// [`SchemaError`], also if the history's name is taken by something else.
+pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, SchemaError> {
+    let history = schema.qualified(HISTORY);
+    let exists: bool = client
+        .query_typed_one(
+            "select to_regclass($1) is not null",
+            &[(&history, Type::TEXT)],
+        )
+        .await?
+        .try_get(0)?;
+    if !exists {
+        return Ok(Fit::TooOld { found: None });
+    }
+    let query = format!("select version, name from {history} order by version");
+    // Without a name for it: a pooler may lend the session.
+    let applied = client
+        .query_typed(&query, &[])
+        .await
+        .map_err(|error| match error.code() {
+            Some(&SqlState::UNDEFINED_COLUMN | &SqlState::WRONG_OBJECT_TYPE) => {
+                SchemaError::Foreign {
+                    schema: schema.clone(),
+                    what: format!("a relation {HISTORY}"),
+                }
+            }
+            _ => error.into(),
+        })?;
+    let needed = version();
+    let mut found = None;
+    for row in &applied {
+        let (version, name): (i32, &str) = (row.try_get(0)?, row.try_get(1)?);
+        if version > needed && name.starts_with(CONTRACTING) {
+            return Ok(Fit::TooNew { found: version });
+        }
+        found = Some(version);
+    }
+    Ok(if found >= Some(needed) {
+        Fit::Serves
+    } else {
+        Fit::TooOld { found }
+    })
+}
+
+/// The version that the schema is at, as far as this role may see it.
+pub async fn found(client: &impl Queries, schema: &SchemaName) -> Option<i32> {
+    let history = schema.qualified(HISTORY);
+    let query = format!("select max(version) from {history}");
+    let row = client.query_typed_one(&query, &[]).await.ok()?;
+    row.try_get(0).ok().flatten()
+}
+
+/// Brings the schema up to this bridge's version, and creates it if need be.
+///
+/// Safe when several do so at once: refinery takes no lock, so an advisory lock
+/// is held around it. Beside applications that write, too: they never wait for longer
+/// than two seconds for a lock that it can't get.
+///
+/// # Errors
+///
+/// [`SchemaError`], also if others hold locks for longer than `lock_limit`. Nothing of a
+/// migration that failed remains.
+pub async fn migrate(
+    url: &DatabaseUrl,
+    schema: &SchemaName,
+    lock_limit: Duration,
+) -> Result<(), SchemaError> {
+    let (mut client, _driver) = connect::connect_pinned(url).await?;
+    check_server(&client).await?;
+    let owner = Owner::find(&client, schema).await?;
+    create_schema(&client, schema, &owner).await?;
+    owner.act(&client).await?;
+    // Any role can hold the lock, and must not keep a current schema from being used:
+    // `tidings migrate` often runs before each start of a bridge.
+    let is_current = matches!(fit(&client, schema).await?, Fit::Serves);
+    let limit = if is_current {
+        lock_limit.min(CURRENT_LOCK_LIMIT)
+    } else {
+        lock_limit
+    };
+    // Held until the session ends.
+    match migration_lock::take(&client, schema, limit).await {
+        Err(error @ SchemaError::Locked { .. }) if is_current => {
+            warn!(
+                schema = %schema,
+                "the schema {schema} is up to date, and the rights of the groups were not renewed: \
+                 {error}"
+            );
+            return restamp_restored(&client, schema).await;
+        }
+        taken => taken?,
+    }
+    owner.act(&client).await?;
+    let fit = fit(&client, schema).await?;
+    refuse_incomplete(&client, schema, fit).await?;
+    match fit {
+        Fit::Serves => info!(schema = %schema, "the schema {schema} is up to date"),
+        Fit::TooNew { found } => {
+            return Err(SchemaError::TooNew {
+                schema: schema.clone(),
+                found,
+                needed: version(),
+            });
+        }
+        Fit::TooOld { found } => {
+            owner.check(&client, schema).await?;
+            refuse_foreign(&client, schema, found).await?;
+            locks::apply(&mut client, schema, lock_limit).await?;
+        }
+    }
+    owner.grant(&client, schema).await?;
+    restamp_restored(&client, schema).await
+}
+
+/// What `serve` does at its start: checks, and migrates if the schema is too
+/// old and `may_migrate`.
+///
+/// # Errors
+///
+/// [`SchemaError`].
+pub async fn prepare(
+    url: &DatabaseUrl,
+    schema: &SchemaName,
+    may_migrate: bool,
+) -> Result<(), SchemaError> {
+    let (client, _driver) = connect::connect_pinned(url).await?;
+    check_server(&client).await?;
+    match fit(&client, schema).await? {
+        Fit::Serves => {
+            refuse_subscription(&client, schema).await?;
+            connect::settle(&client).await?;
+            restamp_restored(&client, schema).await
+        }
+        Fit::TooOld { .. } if may_migrate => migrate(url, schema, LOCK_LIMIT).await,
+        Fit::TooOld { found } => Err(SchemaError::TooOld {
+            schema: schema.clone(),
+            found: found.map_or("holds no Tidings".to_owned(), |found| {
+                format!("is at version {found}")
+            }),
+            needed: version(),
+            may_migrate,
+        }),
+        Fit::TooNew { found } => Err(SchemaError::TooNew {
+            schema: schema.clone(),
+            found,
+            needed: version(),
+        }),
+    }
+}
+
+/// Whether the server, and its database, can hold a schema.
+///
+/// # Errors
+///
+/// [`SchemaError`], also on a standby.
+pub async fn check_server(client: &impl Queries) -> Result<(), SchemaError> {
+    let row = client
+        .query_typed_one(include_str!("../../sql/server.sql"), &[])
+        .await?;
+    if row.try_get("standby")? {
+        return Err(SchemaError::Standby);
+    }
+    if row.try_get::<_, i32>("version_number")? < OLDEST_SERVER {
+        return Err(SchemaError::Server(row.try_get("version")?));
+    }
+    match row.try_get("encoding")? {
+        "UTF8" => Ok(()),
+        other => Err(SchemaError::Encoding(other.to_owned())),
+    }
+}
+
+async fn create_schema(
+    client: &Client,
+    schema: &SchemaName,
+    owner: &Owner,
+) -> Result<(), SchemaError> {
+    let exists = "select exists (select from pg_namespace where nspname = $1), current_user::text";
+    let row = client.query_one(exists, &[&schema.0]).await?;
+    if row.try_get(0)? {
+        return Ok(());
+    }
+    let role = match owner {
+        Owner::Reachable(owner) => owner.clone(),
+        Owner::Other(_) | Owner::Nobody => row.try_get(1)?,
+    };
+    let create = format!(
+        "create schema if not exists {} authorization {}",
+        schema.quoted(),
+        quoted(&role)
+    );
+    match client.batch_execute(&create).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            Err(SchemaError::NoSchema {
+                schema: schema.clone(),
+                role,
+            })
+        }
+        // Another bridge created it at the same time.
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses a history that tells of migrations whose objects are missing or belong to
+/// others: it was restored without them, or put there by somebody else.
+pub(crate) async fn refuse_incomplete(
+    client: &impl Queries,
+    schema: &SchemaName,
+    fit: Fit,
+) -> Result<(), SchemaError> {
+    let found = match fit {
+        Fit::Serves => version(),
+        Fit::TooOld { found: Some(found) } => found,
+        Fit::TooOld { found: None } | Fit::TooNew { .. } => return Ok(()),
+    };
+    let names = |kind| {
+        let made = NAMES
+            .iter()
+            .filter(move |&&(version, of, _)| version <= found && of == kind);
+        made.map(|&(.., name)| name).collect::<Vec<_>>()
+    };
+    let query = include_str!("../../sql/missing_object.sql");
+    let (relations, functions) = (names(Kind::Relation), names(Kind::Function));
+    let missing = client
+        .query_typed(
+            query,
+            &[
+                (&schema.0, Type::TEXT),
+                (&relations, Type::TEXT_ARRAY),
+                (&functions, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+    match missing.first() {
+        None => Ok(()),
+        Some(row) => Err(SchemaError::Incomplete {
+            schema: schema.clone(),
+            version: found,
+            missing: Box::new(MissingObject {
+                owner: row.try_get("owner")?,
+                name: row.try_get("name")?,
+                owners: row.try_get("owners")?,
+                cure: row.try_get("cure")?,
+            }),
+        }),
+    }
+}
+
+/// Refuses if a migration that is still to come would meet its name.
+async fn refuse_foreign(
+    client: &Client,
+    schema: &SchemaName,
+    found: Option<i32>,
+) -> Result<(), SchemaError> {
+    let pending = NAMES.iter().filter(|&&(version, ..)| Some(version) > found);
+    let pending = pending.map(|&(.., name)| name).collect::<Vec<_>>();
+    let foreign = include_str!("../../sql/foreign_object.sql");
+    match client.query_opt(foreign, &[&schema.0, &pending]).await? {
+        None => Ok(()),
+        Some(row) => Err(SchemaError::Foreign {
+            schema: schema.clone(),
+            what: row.try_get("what")?,
+        }),
+    }
+}
+
+/// The table must not be filled by logical replication.
+async fn refuse_subscription(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+    let sql = include_str!("../../sql/subscription.sql");
+    let table = schema.qualified("notifications");
+    match client.query_opt(sql, &[&table]).await? {
+        None => Ok(()),
+        Some(row) => Err(SchemaError::Subscribed {
+            schema: schema.clone(),
+            subscription: row.try_get(0)?,
+        }),
+    }
+}
+
+/// Rows restored from a dump carry transaction ids of another cluster. Those
+/// that lie in this one's future would stay invisible to every reader until it
+/// gets there; they are given to the transaction that finds them instead.
+async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
+    let restored = schema.fill(include_str!("../../sql/has_restored_rows.sql"));
+    let row = client.query_one(&restored, &[]).await?;
+    if !row.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
+    Owner::find(client, schema).await?.act(client).await?;
+    let restamp = schema.fill(include_str!("../../sql/restamp_restored_rows.sql"));
+    let mut rows = 0;
+    loop {
+        match client.execute(&restamp, &[]).await {
+            Ok(0) => break,
+            Ok(some) => rows += some,
+            Err(error) => return Err(SchemaError::Restored(error)),
+        }
+    }
+    info!(
+        rows,
+        "restamped {rows} rows that were restored from another cluster"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stands_in_a_text_as_a_name_a_text_or_part_of_one() {
+        let schema: SchemaName = "o'ne \"two\"".parse().expect("a name");
+        let filled = schema.fill(
+            "select :'schema', :'\"schema\".notes', :'\"schema\".f(int)' from :\"schema\".notes",
+        );
+        assert_eq!(
+            filled,
+            "select 'o''ne \"two\"', '\"o''ne \"\"two\"\"\".notes', '\"o''ne \"\"two\"\"\".f(int)' \
+             from \"o'ne \"\"two\"\"\".notes"
+        );
+    }
+
+    #[test]
+    fn names_that_would_end_a_functions_body_are_refused() {
+        for name in ["", "pg_mine", "a\0b", "a$$b", &"n".repeat(64)] {
+            assert!(SchemaName::from_str(name).is_err(), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Migrations that need a table for themselves while applications write.
+
+use std::{fmt, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Client, error::SqlState, types::Type};
+use tracing::{info, warn};
+
+use super::{SchemaError, SchemaName, runner};
+
+/// Who waits for a table's lock is waited for by all writers that come after. So a
+/// migration gives up its turn after the first, and tries again after the second.
+/// Longer than `deadlock_timeout` (1 s, as a rule), after which Postgres has an
+/// autovacuum make room.
+pub(super) const LOCK_TIMEOUT: &str = "2s";
+const LOCK_PAUSE: Duration = Duration::from_secs(2);
+
+/// Applies what is missing, without keeping writers waiting.
+///
+/// # Errors
+///
+/// [`SchemaError`], also if others hold locks for longer than `lock_limit`.
+pub(super) async fn apply(
+    client: &mut Client,
+    schema: &SchemaName,
+    lock_limit: Duration,
+) -> Result<(), SchemaError> {
+    let timeout = format!("set lock_timeout = '{LOCK_TIMEOUT}'");
+    client.batch_execute(&timeout).await?;
+    let runner = runner(schema)?;
+    let give_up = Instant::now() + lock_limit;
+    let mut waits = false;
+    loop {
+        let outcome = runner.run_async(client).await;
+        let report = match &outcome {
+            Ok(report) => Some(report),
+            Err(error) => error.report(),
+        };
+        for applied in report.map_or(&[][..], |report| report.applied_migrations()) {
+            info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
+        }
+        match outcome {
+            Ok(_) => break,
+            Err(error) if !waited_for_a_lock(&error) => return Err(error.into()),
+            Err(_) => {}
+        }
+        let holder = LockHolder::find(client, schema).await?;
+        if Instant::now() + LOCK_PAUSE > give_up {
+            return Err(SchemaError::InUse {
+                schema: schema.clone(),
+                lock_limit,
+                holder,
+            });
+        }
+        if !waits {
+            warn!(
+                schema = %schema,
+                "a migration needs a table for itself, and {holder}: writers go on, and it is tried \
+                 again for {} s",
+                lock_limit.as_secs()
+            );
+            waits = true;
+        }
+        sleep(LOCK_PAUSE).await;
+    }
+    client.batch_execute("reset lock_timeout").await?;
+    Ok(())
+}
+
+/// Whose transaction has held a lock on one of our tables for longest.
+#[derive(Debug)]
+pub struct LockHolder {
+    who: Option<String>,
+    pid: Option<i32>,
+    seconds: Option<i64>,
+}
+
+impl LockHolder {
+    /// The session that may be ended.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Looks for it.
+    ///
+    /// # Errors
+    ///
+    /// What Postgres says.
+    async fn find(client: &Client, schema: &SchemaName) -> Result<Self, tokio_postgres::Error> {
+        let holder = include_str!("../../../sql/lock_holder.sql");
+        let schema = [(&schema.name() as _, Type::TEXT)];
+        let rows = client.query_typed(holder, &schema).await?;
+        Ok(match rows.first() {
+            Some(row) => Self {
+                who: row.try_get("who")?,
+                pid: row.try_get("pid")?,
+                seconds: row.try_get("seconds")?,
+            },
+            None => Self {
+                who: None,
+                pid: None,
+                seconds: None,
+            },
+        })
+    }
+}
+
+impl fmt::Display for LockHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.who, self.seconds) {
+            (Some(who), Some(seconds)) => {
+                let open = Duration::from_secs(seconds.unsigned_abs());
+                let open = humantime::format_duration(open);
+                write!(
+                    f,
+                    "{who} uses it in a transaction that has been open for {open}"
+                )
+            }
+            (Some(who), None) => write!(f, "{who} uses it"),
+            (None, _) => write!(
+                f,
+                "it can't be seen who uses it (it has ended, or is a prepared transaction)"
+            ),
+        }
+    }
+}
+
+/// Whether a migration gave up since somebody else held a lock.
+fn waited_for_a_lock(error: &refinery::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
+            let code = error.code();
+            return code == Some(&SqlState::LOCK_NOT_AVAILABLE)
+                || code == Some(&SqlState::T_R_DEADLOCK_DETECTED);
+        }
+        source = cause.source();
+    }
+    false
+}

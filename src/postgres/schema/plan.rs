@@ -1,0 +1,133 @@
+//! `tidings migrate --dry-run`: what a migration would do, as a script for psql.
+
+use std::fmt::Write;
+
+use refinery::Migration;
+use tokio_postgres::Client;
+
+use super::{
+    Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, locks::LOCK_TIMEOUT,
+    ownership::Owner, quoted, refuse_foreign, runner, version,
+};
+use crate::postgres::connect::{self, DatabaseUrl};
+
+/// The SQL that `migrate` would run, in its order. It only reads.
+///
+/// What is printed leaves behind what `migrate` would, whichever of the two runs.
+///
+/// # Errors
+///
+/// [`SchemaError`], for what would keep `migrate` from beginning. That this role
+/// may not migrate is told in the script.
+pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, SchemaError> {
+    let (client, _driver) = connect::connect_pinned(url).await?;
+    check_server(&client).await?;
+    let found = match fit(&client, schema).await? {
+        Fit::Serves => {
+            return Ok(format!(
+                "-- Nothing is to do: the schema {schema} is up to date.\n"
+            ));
+        }
+        Fit::TooNew { found } => {
+            return Err(SchemaError::TooNew {
+                schema: schema.clone(),
+                found,
+                needed: version(),
+            });
+        }
+        Fit::TooOld { found } => found,
+    };
+    refuse_foreign(&client, schema, found).await?;
+    let owner = Owner::find(&client, schema).await?;
+    let mut script = String::new();
+    // To write to a String never fails.
+    let _ = head(&mut script, &client, schema, &owner).await?;
+    let runner = runner(schema)?;
+    let mut pending: Vec<_> = runner
+        .get_migrations()
+        .iter()
+        .filter(|migration| Some(migration.version()) > found)
+        .collect();
+    // They come in the order of their files' names, where the tenth is before the
+    // second.
+    pending.sort_by_key(|migration| migration.version());
+    for migration in pending {
+        let _ = step(&mut script, schema, migration);
+    }
+    let grants = schema.fill(include_str!("../../../sql/grants.sql"));
+    let _ = write!(
+        script,
+        "-- The rights of the groups.\nbegin;\n{grants}\ncommit;\n"
+    );
+    Ok(script)
+}
+
+async fn head(
+    script: &mut String,
+    client: &Client,
+    schema: &SchemaName,
+    owner: &Owner,
+) -> Result<std::fmt::Result, SchemaError> {
+    let query = "select current_user::text as role, \
+                 exists (select from pg_namespace where nspname = $1) as exists";
+    let row = client.query_one(query, &[&schema.0]).await?;
+    let (role, exists): (String, bool) = (row.try_get("role")?, row.try_get("exists")?);
+    let acting = match owner {
+        Owner::Reachable(owner) => owner,
+        Owner::Other(_) | Owner::Nobody => &role,
+    };
+    let may = if exists {
+        owner.check(client, schema).await.err()
+    } else {
+        None
+    };
+    let write = || {
+        writeln!(
+            script,
+            "-- What `tidings migrate` would run in the schema {schema}: logged in as {role}, \
+             acting as {acting}."
+        )?;
+        if let Some(error) = may {
+            writeln!(script, "-- {role} could not run it: {error}")?;
+        }
+        writeln!(script, "\\set ON_ERROR_STOP on\n")?;
+        if !exists {
+            let (schema, acting) = (schema.quoted(), quoted(acting));
+            writeln!(
+                script,
+                "create schema if not exists {schema} authorization {acting};"
+            )?;
+        }
+        writeln!(script, "set role {};", quoted(acting))?;
+        writeln!(script, "set search_path to pg_catalog, pg_temp;")?;
+        writeln!(
+            script,
+            "-- Writers wait for whoever waits for a table. If this is too short, begin again.\n\
+             set lock_timeout = '{LOCK_TIMEOUT}';\n"
+        )?;
+        writeln!(
+            script,
+            "create table if not exists {} (version int4 primary key, name varchar(255), \
+             applied_on varchar(255), checksum varchar(255));\n",
+            schema.qualified(HISTORY)
+        )
+    };
+    Ok(write())
+}
+
+/// As refinery does it: what is done, and that it was done, in one transaction.
+fn step(script: &mut String, schema: &SchemaName, migration: &Migration) -> std::fmt::Result {
+    writeln!(script, "-- {migration}")?;
+    writeln!(script, "begin;")?;
+    writeln!(script, "{}", migration.sql().unwrap_or_default().trim_end())?;
+    writeln!(
+        script,
+        "insert into {} (version, name, applied_on, checksum) values ({}, {}, \
+         to_char(now() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}');",
+        schema.qualified(HISTORY),
+        migration.version(),
+        literal(migration.name()),
+        migration.checksum()
+    )?;
+    writeln!(script, "commit;\n")
+}
