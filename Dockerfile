@@ -1,13 +1,14 @@
-# Builds the bridge, then keeps the program and the few files that it needs: no shell, no root.
+# Builds the bridge. The image contains only the program and the few files that it needs: no shell, no root.
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
-# The image has the C compiler that aws-lc-sys needs; it is built without cmake and make.
+# The base image has the C compiler that aws-lc-sys needs, which is built without cmake and make.
 #
-# The dependencies come first, in a layer of their own that lasts until Cargo.lock changes.
-# What was built in the crate's name is thrown away again: cargo goes by the age of files, and
-# would take the empty program for newer than the sources.
+# The dependencies are built first, in a separate layer that is reused until Cargo.lock changes. The build
+# of the crate itself is then deleted: cargo compares the files' ages, and would consider the empty program
+# newer than the sources.
 COPY Cargo.toml Cargo.lock ./
+COPY private_postgres private_postgres
 RUN mkdir -p src benches/load \
     && touch src/lib.rs benches/load/main.rs \
     && echo 'fn main() {}' > src/main.rs \
@@ -15,8 +16,8 @@ RUN mkdir -p src benches/load \
     && cargo clean --release --locked --package tidings
 COPY . .
 RUN cargo build --release --locked
-# What it opens: its libraries, the authorities that it believes (Postgres, key sets), how names are
-# resolved, and who it is.
+# The files that the program needs: its libraries, the trusted CA certificates (for Postgres and key sets), the
+# configuration of name resolution, and its user.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && mkdir -p /image/etc/ssl/certs /image/usr/local/bin \
@@ -29,11 +30,11 @@ RUN apt-get update \
 
 FROM scratch
 COPY --from=build /image /
-# A number, so that a cluster can tell that it is not root's.
+# Numeric, so that Kubernetes can verify that it isn't root.
 USER 10001:10001
 EXPOSE 8080 8081
 ENV PATH=/usr/local/bin
-# On SIGTERM the bridge closes its streams, so that browsers reconnect elsewhere.
+# On SIGTERM the bridge ends its streams, so that browsers reconnect elsewhere.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=6s --start-period=40s --retries=3 \
     CMD ["/usr/local/bin/tidings", "health"]

@@ -1,33 +1,32 @@
-# The usual errands. `scripts/tools` first sees to it that what they need is there, then runs
-# them; what is set in the environment (DATABASE_URL, PG_BIN_DIR, RUST_LOG…) reaches them
-# untouched.
+# Common development tasks. `scripts/tools` first makes sure that the required tools are installed, then runs
+# the command. Environment variables (DATABASE_URL, PG_BIN_DIR, RUST_LOG…) are passed through unchanged.
 
 with := scripts/tools
 
-# The secrets of docker-compose.yml, which have no defaults on purpose.
+# The secrets of docker-compose.yml. They deliberately have no defaults.
 secrets := POSTGRES_PASSWORD OWNER_PASSWORD BRIDGE_PASSWORD TIDINGS_JWT_SECRET
 
 deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
 
-# Every test, those that measure apart from the others.
+# All tests. Those that measure run separately from the others.
 tests := cargo test --locked --workspace; cargo test --locked --test attacks
 
-# Tests wait far more than they compute: several a core.
+# Tests mostly wait, so several run per core.
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
-help: ## lists the targets
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Each step replaces the one before, so that the service is make's own child: Ctrl-C and
-# SIGTERM reach it, and make waits until it has closed its connections.
-dev: ## builds and starts everything on this machine: PostgreSQL, the bridge, the demo page
+# Each step replaces the previous process, so that the service is make's own child: Ctrl-C and SIGTERM
+# reach it, and make waits until it has closed its connections.
+dev: ## build and start everything on this machine: PostgreSQL, the bridge, the demo page
 	@scripts/ports $(ARGS)
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
-test: ## runs every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and two browsers
+test: ## run every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and two browsers
 	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    $(deny); \
@@ -35,90 +34,90 @@ test: ## runs every check: formatting, licences, lints, docs, and the tests with
 	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; \
 	    $(tests)'
 
-test-newest: ## runs the tests once more, with the newest PostgreSQL that can be had
+test-newest: ## run the tests with the newest PostgreSQL available
 	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc '$(tests)'
 
-# 15 is Debian's, and 18 the newest. Five minutes each.
-test-on: ## runs the tests with PostgreSQL 14, 16 and 17, or with PG=14 alone
+# 15 is Debian's release, 18 the newest. About five minutes each.
+test-on: ## run the tests with PostgreSQL 14, 16 and 17, or with PG=14 only
 	@for release in $(or $(PG),14 16 17); do \
 	    $(with) rust "postgres-$$release" pgbouncer shell nginx caddy haproxy chromium firefox -- \
 	        sh -exc '$(tests)' || exit; \
 	done
 
-# What others notice of an attack is measured, so no other test runs beside it.
-attacks: ## attacks the bridge, and measures what other clients notice
+# No other test runs at the same time, because these measure how attacks affect other clients.
+attacks: ## attack the bridge, and measure how other clients are affected
 	@$(with) rust postgres -- cargo test --locked --test attacks
 
-# What they need is fetched first: from Debian's packages, and into target/recipes. Other tests
-# are not run.
-recipes: ## runs the code of docs/recipes, each page with its framework, and the flow of forms in browsers
+# First installs the dependencies, from Debian's packages and into target/recipes. Runs no other tests.
+recipes: ## run the code in docs/recipes, each page with its framework, and form submissions in browsers
 	@$(with) rust postgres nginx chromium firefox recipes -- sh -exc ' \
 	    scripts/recipes install; \
 	    cargo test --locked --test bridge -- --include-ignored recipes::'
 
-# Some fifteen minutes, with most of the libraries that read event streams: all that is in
-# tests/clients/roster.rs, or CLIENTS=firefox,httpx-sse. What fails is printed with the seed that
-# makes the same cuts (TIDINGS_CLIENTS_SEED).
-clients: ## runs real clients through proxies that cut, and writes what was lost into docs/clients.md
+# About fifteen minutes, with all clients in tests/clients/roster.rs, which are most of the libraries that
+# read event streams, or with CLIENTS=firefox,httpx-sse. Failures are printed with the seed that repeats the
+# cuts (TIDINGS_CLIENTS_SEED).
+clients: ## run real clients through proxies that cut connections; write the losses to docs/clients.md
 	@export TIDINGS_CLIENTS="$(CLIENTS)" TIDINGS_CLIENTS_WRITE="$(if $(CLIENTS),,docs/clients.md)"; \
 	    $(with) rust postgres chromium firefox clients -- sh -exc ' \
 	    scripts/clients install; \
 	    cargo test --locked --test clients -- --nocapture'
 
-# For .ci/run: a minute.
+# For .ci/run: about a minute.
 clients-quick: ## the same with both browsers and three libraries, and fewer cuts
 	@export TIDINGS_CLIENTS=quick TIDINGS_CLIENTS_STREAMS=10 TIDINGS_CLIENTS_CUTS=6; \
 	    $(with) rust postgres chromium firefox clients -- sh -exc ' \
 	    scripts/clients install node python; \
 	    cargo test --locked --test clients -- --nocapture'
 
-# Some twenty minutes; `make bench ARGS=--quick` two, `make bench ARGS=latency` one section. The
-# figures of the latter two go to the screen alone.
-bench: ## measures writers, latency, flood, fan-out, memory, storms, growth and pruning, into docs/benchmarks
+# About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
+# of these only print their figures.
+bench: ## measure writers, latency, flood, fan-out, memory, storms, growth and pruning; write docs/benchmarks
 	@$(with) rust postgres -- \
 	    cargo bench --locked --bench load -- $(or $(ARGS),--out docs/benchmarks)
 
-soak: ## has clients come and go for TIDINGS_SOAK_SECONDS (600): memory, files and threads stay
+soak: ## connect and disconnect clients for TIDINGS_SOAK_SECONDS (600); memory, files and threads must not grow
 	@export TIDINGS_SOAK_SECONDS="$${TIDINGS_SOAK_SECONDS:-600}"; \
 	    $(with) rust postgres -- \
 	    cargo test --locked --test bridge -- --nocapture faults::soak
 
-# The newest tag before this commit, or FROM=v0.1.0, or any commit. Some minutes.
-upgrade: ## replaces bridges of an earlier release by this one under load, and counts what is lost
+# From the newest tag before this commit, or FROM=v0.1.0, or any commit. A few minutes.
+upgrade: ## upgrade bridges from an earlier release to this one under load, and count lost rows
 	@$(with) rust postgres -- scripts/upgrade $(FROM)
 
-reliability: ## breaks everything, and writes what was lost (nothing) into docs/reliability.md
+reliability: ## inject every fault, and write the lost rows (none) to docs/reliability.md
 	@$(with) rust postgres pgbouncer -- scripts/reliability
 
-# What fails is printed with the seed that repeats it. Most of an hour.
-model: ## plays random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind
+# Failures are printed with the seed that repeats them. Takes most of an hour.
+model: ## run random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind
 	@$(with) rust postgres -- sh -exc ' \
 	    export TIDINGS_MODEL_PROGRAMS="$${TIDINGS_MODEL_PROGRAMS:-5000}"; \
 	    cargo test --locked --test bridge -- --nocapture model::'
 
-# Some minutes.
-doorbell: ## checks the model of the doorbell, and that each mistake makes it fail
+# A few minutes.
+doorbell: ## check the model of the doorbell, and that each deliberate mistake makes it fail
 	@$(with) spin -- scripts/doorbell
 
-alerts: ## checks docs/operations/alerts.yml with promtool, where that can be had
+alerts: ## check docs/operations/alerts.yml with promtool, if it is installed
 	@scripts/alerts
 
-# What the peers need is fetched into target/peers first (scripts/bench-peers).
-bench-peers: ## measures Tidings beside what users would pick instead, into docs/benchmarks/peers.*
+# First installs the alternatives into target/peers (scripts/bench-peers).
+bench-peers: ## measure Tidings against the alternatives; write docs/benchmarks/peers.*
 	@$(with) rust postgres -- \
 	    cargo bench --locked --bench load -- --peers $(or $(ARGS),--out docs/benchmarks)
 
-lint: ## checks formatting, lints and the documentation's links
+lint: ## check formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet'
 
-fmt: ## formats the code
+fmt: ## format the code
 	@$(with) rust lint -- cargo fmt --all
 
-# It must be refused when one of the secrets is empty (unset would let an .env file speak).
-compose-check: ## checks docker-compose.yml, no engine needed
+# The file must be rejected if a secret is empty. (Empty rather than unset, because an .env file could supply
+# an unset one.)
+compose-check: ## check docker-compose.yml (needs no container engine)
 	@$(with) compose -- sh -ec ' \
 	    export $(addsuffix =checked,$(secrets)); \
 	    $$COMPOSE config -q; \
@@ -129,18 +128,17 @@ compose-check: ## checks docker-compose.yml, no engine needed
 	    done'
 	@echo "docker-compose.yml is in order"
 
-deny: ## checks the licences and the origin of the dependencies
+deny: ## check the licences and sources of the dependencies
 	@$(with) rust deny -- $(deny)
 
-# Their database comes from the network. Where that is out of reach nothing was checked, which
-# is not the same as nothing was found.
-audit: ## checks the dependencies for known vulnerabilities
+# The database of advisories is downloaded. If that fails, the target fails, since nothing was checked.
+audit: ## check the dependencies for known vulnerabilities
 	@$(with) rust deny -- sh -ec ' \
 	    if ! cargo deny --log-level error fetch db; then \
 	        echo "not checked: the database of advisories is out of reach" >&2; exit 1; \
 	    fi; \
 	    cargo deny check --disable-fetch advisories'
 
-clean: ## removes everything that was built or unpacked here
+clean: ## remove everything that was built or unpacked here
 	@$(with) rust -- cargo clean
 	@rm -rf target

@@ -1,12 +1,12 @@
 #!/bin/sh
-# The image of PostgreSQL runs this once, when it makes its volume: the groups of Tidings, and a
-# login for each part. Nothing but the server itself works as a superuser.
+# The PostgreSQL image runs this once, when it initializes its volume. It creates Tidings' group roles and a
+# login role for each container, so that none of them connects as a superuser.
 set -eu
 
 psql --no-psqlrc --set=ON_ERROR_STOP=1 --set=schema=public \
     --username="$POSTGRES_USER" --dbname="$POSTGRES_DB" --file=/tidings/roles.sql
 
-# The passwords are read in psql, so that no list of processes shows them.
+# psql reads the passwords from the environment, so that they don't appear in the process list.
 psql --no-psqlrc --set=ON_ERROR_STOP=1 --username="$POSTGRES_USER" --dbname="$POSTGRES_DB" <<'SQL'
 \set owner_password `printenv OWNER_PASSWORD`
 \set bridge_password `printenv BRIDGE_PASSWORD`

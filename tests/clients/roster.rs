@@ -96,7 +96,7 @@ pub const CLIENTS: &[Client] = &[
         title: "Firefox ESR",
         runtime: Runtime::Firefox,
         is_quick: true,
-        note: "ticket; opened anew after a 401",
+        note: "ticket; opened anew after a 401, or if it connects for too long",
         ..PLAIN
     },
     Client {
@@ -112,7 +112,7 @@ pub const CLIENTS: &[Client] = &[
         title: "Firefox ESR, page of another origin",
         runtime: Runtime::Firefox,
         is_elsewhere: true,
-        note: "ticket; opened anew whenever it is closed",
+        note: "ticket; opened anew whenever it is closed, or connects for too long",
         ..PLAIN
     },
     Client {

@@ -11,6 +11,9 @@ export const names = [
 /** How long a client that gave up waits until it is opened anew, and those that retry() doesn't reach. */
 const PAUSE = 50
 
+/** How long a browser may be connecting until its stream is opened anew: Firefox may lose a request and not report it. */
+const CONNECTING = 5_000
+
 const fetched = fetch // before a library replaces it
 const credentials = async (stream) => (await fetched(stream.token_url)).json()
 
@@ -49,9 +52,20 @@ async function reopening(stream, emit, construct, state = {}) {
     const source = construct(url.href, token)
     let isOver = false
     let failures = 0
+    let connecting
+    const watch = () => {
+      clearTimeout(connecting)
+      if (state.watched) connecting = setTimeout(give_up, CONNECTING)
+    }
+    const give_up = () => {
+      if (isOver || source.readyState !== 0) return
+      emit({ n, gave_up: 'connecting' })
+      again()
+    }
     const again = () => {
       if (isOver) return
       isOver = true
+      clearTimeout(connecting)
       source.close()
       setTimeout(open, PAUSE)
     }
@@ -64,7 +78,10 @@ async function reopening(stream, emit, construct, state = {}) {
         if (name === 'tidings.expiring') again()
       })
     }
+    source.addEventListener('open', () => clearTimeout(connecting))
+    watch()
     source.addEventListener('error', (event) => {
+      watch()
       const status = event?.code ?? event?.status ?? event?.responseCode
       failures += 1
       // Some are closed only after this event.
@@ -115,7 +132,7 @@ function fetching(stream, emit, construct, isJson = false) {
 const bearer = (token) => ({ Authorization: `Bearer ${token}` })
 
 export const clients = {
-  native: (stream, emit) => reopening(stream, emit, (url) => new EventSource(url)),
+  native: (stream, emit) => reopening(stream, emit, (url) => new EventSource(url), { watched: true }),
 
   'eventsource-1': async (stream, emit, load) => {
     const EventSource = await load('eventsource-1')
