@@ -4,7 +4,7 @@
 //! May use: nothing but `runtime`.
 
 pub mod clock;
-pub mod durable_floor;
+pub(crate) mod durable_floor;
 pub mod history;
 pub mod identity;
 pub mod notification;

@@ -4,13 +4,13 @@
 //! May use: `domain`, `runtime`, `tls`.
 
 pub mod connect;
-pub mod crash_sign;
+pub(crate) mod crash_sign;
 pub mod error_hint;
 pub mod listen_probe;
 pub mod pool;
 pub mod prune_failure;
-pub mod pruner;
+pub(crate) mod pruner;
 pub mod queries;
 pub mod retention;
 pub mod schema;
-pub mod visibility;
+pub(crate) mod visibility;
