@@ -1,6 +1,7 @@
-//! Who sends a request, from where, and how a request is rejected.
+//! Authentication: who sends a request, from where, and how it is rejected.
 //!
-//! May use: `delivery` (a ticket is as old as the listener's last page), and the layers below.
+//! May use: `delivery` (a ticket is as old as the listener's last page), and the layers
+//! below.
 
 pub(crate) mod authenticator;
 pub(crate) mod client_addr;

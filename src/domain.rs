@@ -1,5 +1,6 @@
-//! What everything speaks of: notifications, users, transaction ids, positions. Pure: no I/O,
-//! and nothing that knows Postgres' protocol or HTTP beyond the types of a column.
+//! The types that every layer uses: notifications, users, transaction ids, positions.
+//! Pure: no I/O, and no knowledge of HTTP or of Postgres' protocol beyond the types of
+//! columns.
 //!
 //! May use: nothing but `runtime`.
 

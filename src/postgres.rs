@@ -1,5 +1,5 @@
-//! Connections to Postgres, the schema and its migrations, the texts of the queries, and the
-//! removal of old rows. Knows nothing of streams.
+//! Connections to Postgres, the schema and its migrations, query texts, and the removal
+//! of old rows. Independent of streams.
 //!
 //! May use: `domain`, `runtime`, `tls`.
 

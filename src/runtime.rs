@@ -1,4 +1,4 @@
-//! What any layer may use: background tasks, backoff, log throttling, escaping.
+//! What every layer may use: background tasks, backoff, log throttling, escaping.
 //!
 //! May use: nothing.
 
