@@ -32,6 +32,7 @@ impl<K: Eq + Hash> Tally<K> {
     }
 
     /// Whether all counts are zero.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
