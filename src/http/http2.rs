@@ -93,7 +93,7 @@ pub const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves a connection until the client closes it or doesn't answer a ping, it has
-/// carried nothing for [`CLIENT_LIMIT`], or, once `stopping` resolves, its last stream
+/// carried nothing for `CLIENT_LIMIT`, or, once `stopping` resolves, its last stream
 /// has ended. A request that isn't answered within `answer_limit` is reset.
 pub async fn serve<I, S, B>(
     io: I,
