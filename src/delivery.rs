@@ -1,4 +1,4 @@
-//! The core: how a row gets from the table to a connection, and is marked as sent.
+//! The core: delivers rows from the table to connections and marks them as sent.
 //!
 //! ```text
 //! listener → hub → mailbox → stream → marker

@@ -1,5 +1,5 @@
-//! Rows on their way to a connection, with what is needed to move its position
-//! past them.
+//! A batch: rows on their way to a connection, with what is needed to move the
+//! connection's position past them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,40 +15,39 @@ use crate::{
     },
 };
 
-/// Bytes of a text up to which a live event is encoded once for all connections
-/// of its user. A larger text is encoded by each of them, in pieces while it is
-/// written: encoded as a whole it may take seven times its size.
+/// Texts of up to this many bytes are encoded once for all connections of their user.
+/// Each connection encodes a larger text itself, in pieces while it is written: encoded
+/// as a whole, it may take seven times its size.
 const SHARED_TEXT: usize = 2 << 10;
 
-/// A notification, and its encoded forms if they are shared.
+/// A notification with its encoded forms, if they are shared.
 #[derive(Debug)]
 pub struct Event {
     notification: Notification,
     created: Option<Moment>,
-    /// What it counts in a queue.
+    /// Bytes that the event counts towards the limit of a queue.
     bytes: usize,
     text: OnceLock<Bytes>,
     json: OnceLock<Bytes>,
 }
 
 impl Event {
-    /// Bytes that an event takes beside its text: its own, and those of its
-    /// name, its time and what the allocator adds.
+    /// Bytes that an event takes in memory besides its text: the struct, the event name,
+    /// the time and the allocator's overhead.
     pub const MEMORY: usize = size_of::<Self>() + 128;
 
-    /// The row behind the event.
     pub fn notification(&self) -> &Notification {
         &self.notification
     }
 
-    /// When the row was inserted, unless that has no date.
+    /// `created_at`, unless it is null or not a date.
     pub fn created(&self) -> Option<Moment> {
         self.created
     }
 
-    /// Adds the event to `out` as it goes over the wire, without its id: from the
-    /// byte `from` of its text on, until `out` has grown to `limit` bytes. Returns
-    /// where to go on, if that was not all.
+    /// Appends the event in wire format, without its id, to `out`: from byte `from` of
+    /// its text on, until `out` has grown to `limit` bytes. Returns the byte at which to
+    /// continue if the event isn't complete.
     pub fn put(
         &self,
         out: &mut BytesMut,
@@ -74,7 +73,7 @@ impl Event {
     }
 }
 
-/// Bytes that a text takes while it waits, with its encoded form if that is
+/// Bytes that a waiting text takes in memory, including its encoded form if that is
 /// shared.
 fn bytes(text: &str) -> usize {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
@@ -84,12 +83,12 @@ fn bytes(text: &str) -> usize {
     }
 }
 
-/// Whether an event is written by other connections too.
+/// Whether other connections write the same event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// By all of its user, as it is live.
+    /// A live event, which all connections of its user write.
     Shared,
-    /// By this one alone, as it is in a page.
+    /// An event of a page, which only one connection writes.
     Alone,
 }
 
@@ -106,40 +105,39 @@ impl From<Notification> for Event {
     }
 }
 
-/// What a connection has seen once it has been sent a batch to its end.
+/// What a connection has seen once it has been sent all of a batch.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// A full page: the next one follows.
+    /// A full page, which another page follows.
     MorePages,
-    /// The last page of a catch-up: all that its snapshot sees, up to `top`.
+    /// The last page of a catch-up: everything that its snapshot sees, up to `top`.
     CaughtUp {
-        /// The user's youngest transaction, where rows were left out because
-        /// they had been sent before.
+        /// The user's youngest transaction, if rows were left out because they had been
+        /// sent before.
         top: Option<Xid>,
     },
-    /// A live batch: all that the bridge's own tail has seen.
+    /// A live batch: everything that the bridge's own tail has seen.
     Live(Arc<Position>),
 }
 
-/// Rows of one user, in the order of delivery, all visible to one snapshot.
+/// Rows of one user in the order of delivery, all visible to one snapshot.
 #[derive(Debug)]
 pub struct Batch {
-    /// In the order of their keys.
+    /// Ordered by key.
     pub events: Vec<Event>,
-    /// What the statement that read them could see.
+    /// The snapshot of the statement that read the rows.
     pub snapshot: Arc<Snapshot>,
-    /// What the reading that they are of has left for later.
+    /// What the statement left to later reads.
     pub unread: Arc<Unread>,
-    /// The last row of a page, also if it can't be delivered; none in a live batch,
-    /// whose end says more.
+    /// The last row of a page, even if it can't be delivered. `None` in a live batch,
+    /// whose `end` covers it.
     pub last: Option<RowKey>,
-    /// What holds after the last row.
     pub end: End,
 }
 
 impl Batch {
-    /// Moves a reader that has been sent the batch up to the row at `index` past
-    /// that one.
+    /// Moves the position of a reader past the row at `index`, given that it was sent the
+    /// batch up to that row.
     pub fn advance(&self, position: &mut Position, index: usize) {
         let row = self.events[index].notification.key;
         let next = self.events.get(index + 1);
@@ -150,7 +148,7 @@ impl Batch {
         position.advance(row, &self.snapshot, follows, &self.unread);
     }
 
-    /// Moves a reader that has been sent the whole batch to its end.
+    /// Moves the position of a reader that was sent the whole batch to its end.
     pub fn finish(&self, position: &mut Position) {
         if let Some(last) = self.last.filter(|&last| position.is_new(last)) {
             position.advance(last, &self.snapshot, Follows::Other, &self.unread);
@@ -162,7 +160,6 @@ impl Batch {
         }
     }
 
-    /// Whether other connections write it too.
     pub fn sharing(&self) -> Sharing {
         match self.end {
             End::Live(_) => Sharing::Shared,
@@ -170,12 +167,12 @@ impl Batch {
         }
     }
 
-    /// The bytes of text in it, for the bound of a queue.
+    /// The bytes that the batch counts towards the limit of a queue.
     pub fn bytes(&self) -> usize {
         self.events.iter().map(|event| event.bytes).sum()
     }
 
-    /// The bytes that a page takes while it is written.
+    /// The bytes that a page takes in memory while it is being written.
     pub fn memory(&self) -> usize {
         self.bytes() + self.events.len() * Event::MEMORY
     }

@@ -1,5 +1,4 @@
-//! Reads what a connection has missed, a page at a time and as often as it
-//! takes.
+//! Reads the pages that a connection has missed, one at a time, retrying failed reads.
 
 mod memory;
 mod metrics;
@@ -39,67 +38,58 @@ use crate::{
     runtime::backoff::Backoff,
 };
 
-/// The first and the longest wait before a page is tried again.
+/// The first and the longest wait before a page read is retried.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// Where the pages of all connections come from.
+/// Reads pages for all connections.
 #[derive(Debug)]
 pub struct Pages {
-    /// Tells which history the bridge is in.
+    /// Knows which history the bridge is in.
     pub hub: Arc<Hub>,
-    /// The connections that they are read with.
     pub pool: Pool,
-    /// What to run.
     pub sql: Arc<Sql>,
-    /// Where it is noted what need not be read again.
+    /// Watermarks, which save reading rows again.
     pub drained: Arc<Drained>,
-    /// Where it is told that they can't be read.
     pub health: Arc<Health>,
-    /// How many are read at once, and whose is next: ten thousand clients that
-    /// come back together are a queue, not a stampede.
+    /// Limits how many pages are read at once and decides whose is next, so that ten
+    /// thousand clients that reconnect together form a queue, not a stampede.
     pub turns: Arc<Turns>,
-    /// What they may take together.
+    /// Limits the memory that all pages take.
     pub memory: Arc<PageMemory>,
-    /// Where they are read: a client that takes nothing must not keep a query, a
+    /// Where pages are read: a client that doesn't read must not hold a query, a database
     /// connection or a turn.
     pub runtime: Handle,
-    /// The history that the pool's sessions were opened in.
+    /// The history in which the pool's sessions were opened.
     pub history: Mutex<History>,
-    /// What that costs.
     pub reads: Reads,
 }
 
-/// Which page is wanted.
 #[derive(Debug)]
 pub struct Wanted {
-    /// Whose.
     pub user: UserId,
     /// The history that the positions belong to.
     pub history: History,
-    /// What the connection has been sent; none before its first page.
+    /// What the connection has been sent. `None` before its first page.
     pub position: Option<Position>,
     /// What the bridge had seen when the connection was opened.
     pub opened: Arc<Position>,
     /// How many of the user's last rows the first page begins with.
     pub replay: u32,
-    /// Its size at most.
     pub size: PageSize,
 }
 
-/// What a request for a page ended with.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Here it is.
     Page(Page),
-    /// The history has ended that the positions belong to.
+    /// The history to which the positions belong has ended.
     Over,
-    /// The task that read it is gone, which is a bug.
+    /// The task that read the page is gone, which is a bug.
     Failed,
 }
 
-/// A page that is being read. Dropping it gives up the wait, and lets a query
-/// that runs come to its end.
+/// A page that is being read. Dropping it ends the wait; a query that is already running
+/// is completed.
 #[derive(Debug)]
 pub struct Reading(oneshot::Receiver<Outcome>);
 
@@ -112,20 +102,19 @@ impl Future for Reading {
     }
 }
 
-/// A page, and where it starts if that was not known before.
+/// A page, and its starting position if that was unknown.
 #[derive(Debug)]
 pub struct Page {
-    /// Known from now on.
+    /// The connection's position from now on, if it had none.
     pub start: Option<Position>,
-    /// What could be read in time.
+    /// The page size to use from now on. Smaller if a read timed out.
     pub size: PageSize,
-    /// The rows.
     pub page: UserPage,
-    /// What they take, until they are written.
+    /// The memory that the rows take until they are written.
     pub lease: Lease,
 }
 
-/// A page that has been read, and what is worth noting of it.
+/// A page that has been read, with the user's new watermark if there is one.
 struct Read {
     start: Option<Position>,
     page: UserPage,
@@ -134,8 +123,8 @@ struct Read {
 }
 
 impl Pages {
-    /// Reads the page that is wanted, in a task of the bridge; while the database
-    /// is away, tries again.
+    /// Reads a page in a task of the bridge. While the database is unreachable, the read
+    /// is retried.
     pub fn read(self: &Arc<Self>, wanted: Wanted) -> Reading {
         let (reply, reading) = oneshot::channel();
         let pages = Arc::clone(self);
@@ -144,12 +133,12 @@ impl Pages {
         Reading(reading)
     }
 
-    /// Every wait ends when the stream is gone; a query never does.
+    /// Every wait ends when the stream is gone, but a running query is never cancelled.
     async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<Outcome>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
-        // A history that has ended has no more pages, and a pool that was renewed
-        // for the next one is not to be renewed again.
+        // Stop when the history has ended: it has no more pages, and a pool that was
+        // renewed for the next one must not be renewed again.
         while self.hub.tail().history == wanted.history {
             self.follow_history();
             let admission = async {
@@ -164,7 +153,7 @@ impl Pages {
                 admission = admission => admission,
             };
             let begin = Instant::now();
-            // Boxed, so that those who wait for their turn have no room for a query.
+            // Boxed, so that tasks that wait for their turn need no memory for a query.
             let read = Box::pin(self.try_read(&wanted, size)).await;
             let took = begin.elapsed();
             match read {
@@ -181,15 +170,15 @@ impl Pages {
                         page: read.page,
                         lease,
                     };
-                    // If the stream has gone, nothing wants the page.
+                    // Fails if the stream is gone. Then the page isn't needed.
                     let _ = reply.send(Outcome::Page(page));
                     turn.end(took).await;
                     return;
                 }
-                // Read in another incarnation of the server, or on another
-                // server, than the listener knows of: in a session that was in
-                // use when the others were renewed. An old primary may keep its
-                // sessions for ever.
+                // The page was read in another incarnation of the server, or on another
+                // server, than the one the listener knows: in a session that was in use
+                // when the others were renewed. An old primary may keep its sessions
+                // forever.
                 Ok(_) => {
                     debug!("read a page in another incarnation of the server");
                     self.pool.renew();
@@ -214,7 +203,7 @@ impl Pages {
         let _ = reply.send(Outcome::Over);
     }
 
-    /// A page's size, by what may be taken of the memory.
+    /// Limits a page's size according to the memory that is free.
     fn size(&self, wanted: PageSize) -> PageSize {
         let most = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
         let bytes = self.memory.page_bytes(most);
@@ -224,8 +213,8 @@ impl Pages {
         }
     }
 
-    /// After a failover idle sessions lead to a server that is gone, or worse:
-    /// one that is frozen and never answers.
+    /// Renews the pool after a failover: its idle sessions lead to a server that is gone
+    /// or, worse, frozen and never answers.
     fn follow_history(&self) {
         let now = self.hub.tail().history;
         let mut known = self.history.lock().unwrap_or_else(PoisonError::into_inner);

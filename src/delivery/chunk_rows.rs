@@ -1,5 +1,5 @@
-//! The rows in the chunks that a connection hands out: they are in flight once they are
-//! written.
+//! The rows in the chunk that a connection is writing. Once the chunk is written, they
+//! are in flight.
 
 use std::sync::Arc;
 
@@ -13,25 +13,25 @@ use crate::{
     domain::{clock::Moment, history::Incarnation, notification::UserId},
 };
 
-/// After so many rows on one connection it is noted that they need not be looked
-/// for any more: as many as a first page passes over before it notes that.
+/// After this many rows on one connection, the user's delivered watermark is moved: the
+/// number that a first page passes over before it does the same.
 const NOTE_AFTER: u32 = READ_IN_VAIN;
 
-/// Those of one connection.
+/// The rows of one connection.
 #[derive(Debug)]
 pub struct HandedOut {
-    /// In the chunk that was last handed out, with the times of their rows.
+    /// Rows in the last chunk, with the times at which they were created.
     rows: Vec<(i64, Option<Moment>)>,
     /// When the connection was opened.
     since: Moment,
-    /// How many were written and not noted.
+    /// Rows written since the watermark was last moved.
     unnoted: u32,
-    /// The connection, as long as rows of it may be in flight.
+    /// Shared with the rows of the connection that are in flight, as long as there are
+    /// any.
     recipient: Option<Arc<Recipient>>,
 }
 
 impl HandedOut {
-    /// None yet, of a connection that is opened now.
     pub fn since(since: Moment) -> Self {
         Self {
             rows: Vec::new(),
@@ -41,14 +41,14 @@ impl HandedOut {
         }
     }
 
-    /// The row is in the next chunk.
+    /// Adds a row to the next chunk.
     pub fn add(&mut self, event: &Event) {
         self.rows
             .push((event.notification().key.id, event.created()));
     }
 
-    /// Postgres has crashed: nothing is to be marked of what was written or handed out
-    /// before, as another row may have the same id now.
+    /// Handles a crash of Postgres: nothing that was written or added before may be
+    /// marked, because another row may have the same id now.
     pub fn forget(&mut self, marks: &Marks) {
         self.rows = Vec::new();
         self.close(Closed::ByClient, marks);
@@ -65,7 +65,7 @@ impl HandedOut {
         if self.rows.is_empty() {
             return;
         }
-        // A connection that is idle again keeps no memory of its burst.
+        // An idle connection keeps no memory of a past burst.
         let rows = std::mem::take(&mut self.rows);
         let created = rows.iter().filter_map(|&(_, created)| created);
         activity.written(self.since, created);
@@ -79,15 +79,15 @@ impl HandedOut {
         }
     }
 
-    /// The connection has been silent for long: if all of its rows have settled, it keeps
-    /// no memory of them.
+    /// The connection has been idle for long. Frees the recipient if all rows have
+    /// settled.
     pub fn rest(&mut self) {
         self.recipient
             .take_if(|recipient| Arc::strong_count(recipient) == 1);
     }
 
-    /// The connection has closed. What was handed out last and not reported was not
-    /// written as a whole.
+    /// The connection has closed. Rows that were not reported were not completely
+    /// written.
     pub fn close(&mut self, how: Closed, marks: &Marks) {
         if let Some(recipient) = self.recipient.take() {
             marks.closed(&recipient, how);

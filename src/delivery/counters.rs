@@ -1,8 +1,7 @@
-//! What this bridge does, counted: rows that it read, rows that it marked, and
-//! how long rows took from `created_at` to the socket.
+//! Counts rows that this bridge read and marked, and measures the delay of rows from
+//! `created_at` to the socket.
 //!
-//! Counting is on the way of every event, so it is a few additions that nobody
-//! waits for.
+//! Every row is counted, so counting is a few additions without locks.
 
 use std::{
     array,
@@ -21,8 +20,9 @@ use crate::{
     domain::clock::{Clock, Moment},
 };
 
-/// A delay counts in the first of these that it doesn't exceed, or beyond them.
-/// The view `tidings_delay` has the same.
+/// Upper bounds of the delay histogram. A delay is counted in the first bucket whose
+/// bound it doesn't exceed, or in the last bucket if it exceeds all. The view
+/// `tidings_delay` has the same bounds.
 pub const BOUNDS: [Duration; 17] = [
     Duration::from_micros(200),
     Duration::from_micros(500),
@@ -45,7 +45,7 @@ pub const BOUNDS: [Duration; 17] = [
 
 const BUCKETS: usize = BOUNDS.len() + 1;
 
-/// The same in microseconds, to look a delay up in.
+/// The bounds in microseconds, for looking up a delay's bucket.
 const BOUNDS_IN_MICROS: [u64; BOUNDS.len()] = {
     let mut micros = [0; BOUNDS.len()];
     let mut bound = 0;
@@ -56,10 +56,10 @@ const BOUNDS_IN_MICROS: [u64; BOUNDS.len()] = {
     micros
 };
 
-/// What this bridge has done since it started, and how it learns of rows.
+/// What this bridge has done since it started, and how it finds new rows.
 #[derive(Debug, Default)]
 pub struct Activity {
-    /// By which delays are told.
+    /// The database's clock, for measuring delays.
     pub clock: Clock,
     seen: AtomicU64,
     sent: AtomicU64,
@@ -69,33 +69,30 @@ pub struct Activity {
     news: Notify,
 }
 
-/// Who listens, and how.
+/// The listener's session, and how it finds new rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listening {
-    /// The backend of the session that listens.
+    /// The backend's process id.
     pub pid: i32,
-    /// Whose it is.
     pub role: String,
-    /// How it learns of rows.
     pub watching: Watching,
-    /// Since when that is so.
+    /// When `watching` last changed, or the session began.
     pub since: Moment,
 }
 
-/// What has been counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Rows that the tail read.
     pub seen: u64,
     /// Rows that were marked as sent.
     pub sent: u64,
-    /// How many were written within each of [`BOUNDS`] and not within the one
-    /// before it; the last, beyond them all.
+    /// How many rows had a delay within each of [`BOUNDS`] but not within the previous
+    /// one. The last element counts those beyond all.
     pub delays: [u64; BUCKETS],
 }
 
 impl Totals {
-    /// What has been counted since then.
+    /// The difference to an earlier count.
     pub fn since(&self, before: &Self) -> Self {
         Self {
             seen: self.seen - before.seen,
@@ -105,32 +102,30 @@ impl Totals {
     }
 }
 
-/// How long rows took from `created_at` to a connection that had been open before,
-/// as monitors have histograms.
+/// A histogram of the delays from `created_at` to a connection that was already open.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Delays {
-    /// A bound in seconds, and how many took no longer and longer than the one
-    /// before it. The last has no end.
+    /// Each bucket's bound in seconds, and the number of delays within it but not within
+    /// the previous one. The last bound is infinite.
     pub buckets: [(f64, u64); BUCKETS],
-    /// How many seconds all of them took together.
+    /// The sum of all delays in seconds.
     pub sum: f64,
-    /// How many there were.
+    /// The number of delays.
     pub count: u64,
 }
 
 impl Activity {
-    /// The tail has read so many new rows.
     pub fn read(&self, rows: usize) {
         self.seen.fetch_add(rows as u64, Ordering::Relaxed);
     }
 
-    /// So many rows were marked as sent.
     pub fn marked(&self, rows: u64) {
         self.sent.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Rows of these times were handed to a socket of a connection that was opened
-    /// then. What is older waited for its user, and not for the bridge.
+    /// Rows created at these times were written to a connection that was opened at
+    /// `opened`. Older rows aren't counted: they waited for their user, not for the
+    /// bridge.
     pub fn written(&self, opened: Moment, created: impl IntoIterator<Item = Moment>) {
         let now = self.clock.now();
         for created in created {
@@ -146,7 +141,6 @@ impl Activity {
         self.delay_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// The delays since the start, for a monitor.
     pub fn delays(&self) -> Delays {
         let counts = self.totals().delays;
         let bound = |bucket: usize| {
@@ -161,7 +155,6 @@ impl Activity {
         }
     }
 
-    /// All that has been counted.
     pub fn totals(&self) -> Totals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
@@ -171,7 +164,7 @@ impl Activity {
         }
     }
 
-    /// The listener has a session, and how it learns of rows.
+    /// The listener has a session, and finds new rows in this way.
     pub fn listens(&self, pid: i32, role: &str, watching: Watching) {
         let mut listening = self
             .listening
@@ -192,7 +185,7 @@ impl Activity {
         }
     }
 
-    /// How the bridge learns of rows, once it does.
+    /// The listener's session and how it finds new rows, once it has started.
     pub fn listening(&self) -> Option<Listening> {
         self.listening
             .lock()
@@ -200,7 +193,7 @@ impl Activity {
             .clone()
     }
 
-    /// Resolves when that has changed.
+    /// Resolves when [`listening`](Self::listening) has changed.
     pub async fn changed(&self) {
         self.news.notified().await;
     }

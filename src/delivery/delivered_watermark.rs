@@ -1,9 +1,8 @@
-//! How far users are drained: before which transaction nothing of theirs is left
-//! to deliver. Whoever looks for what is unsent begins there, and not at the
-//! oldest row that is kept.
+//! The delivered watermark of each user: the transaction before which nothing is left to
+//! deliver. Queries for unsent rows start there, and not at the oldest row of the user.
 //!
-//! It only saves reading. Whatever keeps it from being noted, looking takes
-//! longer and finds the same.
+//! It only saves time. Without an up-to-date watermark, queries take longer and find the
+//! same rows.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,29 +22,31 @@ use crate::{
     },
 };
 
-/// How long noting may take.
+/// The timeout of a query that moves a watermark.
 const NOTE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many are noted at once: one, so that streams and marks never wait for
-/// connections. Who finds it busy leaves it to the user's next connection.
+/// How many watermarks are moved at once: one, so that streams and marks never wait for
+/// database connections. A first page that finds it busy leaves it to the user's next
+/// connection.
 const AT_ONCE: usize = 1;
 
-/// After noting one of them, so many times as long as that took none is noted: a
-/// flood of rows is delivered, and noted later.
+/// After a watermark was moved for a connected user, no other is moved for this many
+/// times as long as that took: when many rows are delivered, rows come first and
+/// watermarks follow later.
 const LIVE_PAUSE: u32 = 20;
 
-/// Rows that are passed over at once for somebody who is connected: some
-/// milliseconds. The next time goes on from there.
+/// Rows of a connected user that one statement passes over: some milliseconds. The next
+/// statement continues from there.
 const LIVE_ROWS: i64 = 10_000;
 
-/// Whether this role may read and write what is noted.
+/// Whether this role may read and write watermarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
     Granted,
     Missing,
 }
 
-/// What is noted in the database.
+/// The watermarks in the database.
 #[derive(Debug)]
 pub struct Drained {
     pool: Pool,
@@ -55,12 +56,8 @@ pub struct Drained {
 }
 
 impl Drained {
-    /// Finds out whether this role may use it. A role that was given its rights
-    /// by hand, before there was such a table, may not, and serves all the same.
-    ///
-    /// # Errors
-    ///
-    /// [`QueryError`].
+    /// Checks whether this role may use watermarks. A role whose privileges were granted
+    /// manually before the tables existed may not; the bridge works nevertheless.
     pub async fn open(pool: Pool, sql: Arc<Sql>, schema: &SchemaName) -> Result<Self, QueryError> {
         let (drained, reopened) = (
             schema.qualified("tidings_drained"),
@@ -91,7 +88,7 @@ impl Drained {
         })
     }
 
-    /// The query of a first page, which begins there if it may.
+    /// The query for a first page. It starts at the watermark if the role may read it.
     pub fn backlog_page(&self) -> &str {
         match self.right {
             Right::Granted => &self.sql.backlog_page,
@@ -99,8 +96,8 @@ impl Drained {
         }
     }
 
-    /// Notes that nothing of the user's is left to deliver before a transaction,
-    /// as was seen in this history. Nobody waits for it.
+    /// Moves a user's watermark to `before`, as seen in this history, in a background
+    /// task.
     pub fn note(&self, user: &UserId, before: Xid, history: History) {
         if self.right == Right::Missing {
             return;
@@ -134,9 +131,9 @@ impl Drained {
         });
     }
 
-    /// Notes how far nothing is left to deliver of a user who is connected, so
-    /// that whoever looks for what is waiting need not pass over all that was sent
-    /// since the first page. Returns when it is time to note the next one.
+    /// Moves the watermark of a user who is connected, so that queries for unsent rows
+    /// need not pass over everything that was sent since the first page. Returns when the
+    /// next user's may be moved.
     pub async fn note_live(&self, user: &UserId) {
         if self.right == Right::Missing {
             return;
@@ -162,8 +159,8 @@ impl Drained {
         sleep(began.elapsed() * LIVE_PAUSE).await;
     }
 
-    /// The query for the rows that returning clients have received, if it may begin
-    /// there.
+    /// The query for rows that returning clients have received, unless the role may not
+    /// read watermarks.
     pub fn acknowledged(&self) -> Option<&str> {
         match self.right {
             Right::Granted => Some(&self.sql.acknowledged),

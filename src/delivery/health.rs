@@ -1,4 +1,4 @@
-//! Whether the bridge hears the database, for readiness.
+//! The bridge's health as its parts report it, for the readiness check.
 
 use std::{
     fmt,
@@ -12,30 +12,30 @@ use tracing::{error, info, warn};
 
 use crate::postgres::{schema::SchemaName, visibility::Hidden};
 
-/// Older than this, the last look proves nothing: the listener looks at least
-/// once a second while it hears the database.
+/// If the last poll is older than this, the bridge isn't ready: while connected, the
+/// listener polls at least once a second.
 const PROOF_LIMIT: Duration = Duration::from_secs(5);
 
-/// Pages that have failed for this long are more than a hiccup: a failed one is
-/// tried again within a fraction of a second at first.
+/// Readiness turns red when page reads have failed for this long. Shorter failures don't
+/// count: a failed read is first retried within a fraction of a second.
 const PAGES_LIMIT: Duration = Duration::from_secs(5);
 
-/// Rows that can't be marked for this long are more than a hiccup: the promise
-/// is that it shows within 15 s.
+/// Readiness turns red when rows could not be marked for this long. It must show within
+/// 15 s.
 const MARKS_LIMIT: Duration = Duration::from_secs(10);
 
-/// So long after the last failure nobody waits for a page any more: each is
-/// tried again every 5 s at least.
+/// If no page read has failed for this long, no stream is still waiting for one: each
+/// read is retried at least every 5 s.
 const PAGES_FORGOTTEN: Duration = Duration::from_secs(20);
 
-/// Above this share of the server's notification queue, INSERTs don't ring
-/// (`V15__notice_crashes_and_full_queues.sql`), and the log warns.
+/// Above this share of the server's notification queue, INSERTs don't send NOTIFY
+/// (`V15__notice_crashes_and_full_queues.sql`), and the bridge logs a warning.
 const QUEUE_LIMIT: f64 = 0.5;
 
-/// How the parts of the bridge get on with the database, as each of them tells.
+/// Collects what the listener, the page reads and the marker report about the database.
 ///
-/// Nothing is logged while the state is locked: a log that blocks would keep
-/// probes, pages and the listener waiting.
+/// Nothing is logged while the state is locked: if writing to the log blocked, health
+/// checks, page reads and the listener would wait for it.
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<State>,
@@ -55,34 +55,33 @@ struct State {
     listened: Listened,
 }
 
-/// What the listener has done since the bridge began.
+/// What the listener has done since the bridge started.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Listened {
-    /// How it learns of rows.
     pub watching: Watching,
-    /// How often that has changed.
+    /// How often `watching` has changed.
     pub changes: u64,
-    /// Looks at the table.
+    /// How often it polled the table.
     pub looks: u64,
-    /// Bells that it woke up by; those that come together are one.
+    /// How often the doorbell woke it. Notifications that arrive together count once.
     pub rings: u64,
-    /// How often it found the database again that it had lost.
+    /// How often it reconnected to the database.
     pub reconnects: u64,
 }
 
-/// How the listener learns of rows.
+/// How the listener finds new rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Watching {
-    /// It polls, and writers need not ring.
+    /// It polls, and writers need not send NOTIFY.
     #[default]
     Awake,
-    /// It waits for the bell.
+    /// It waits for the doorbell.
     Asleep,
 }
 
 impl Watching {
-    /// As the view `tidings_bridges` has it.
+    /// The name in the view `tidings_bridges`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Awake => "awake",
@@ -91,7 +90,7 @@ impl Watching {
     }
 }
 
-/// Something that has been failing for a while.
+/// Failing page reads.
 #[derive(Debug)]
 struct Trouble {
     since: Instant,
@@ -102,38 +101,31 @@ struct Trouble {
 /// Rows that were delivered and can't be marked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stuck {
-    /// How many.
     pub rows: usize,
-    /// Since when the first of them.
+    /// When marking the first of them failed.
     pub since: Instant,
-    /// Why.
     pub reason: String,
 }
 
-/// What rings when rows are inserted.
+/// The state of the trigger that sends NOTIFY, and whether the bridge can see all rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doorbell {
-    /// The trigger is there and fires.
+    /// The trigger exists and is enabled.
     Hung,
-    /// Somebody dropped it, in this schema.
+    /// The trigger was dropped. Contains the schema.
     Missing(SchemaName),
-    /// Somebody disabled it, in this schema.
+    /// The trigger is disabled. Contains the schema.
     Disabled(SchemaName),
-    /// Logical replication fills the table, with transaction ids of another
-    /// cluster.
-    Bypassed {
-        /// The subscription.
-        subscription: String,
-    },
-    /// There are rows of another cluster, and the bridge may not take them
-    /// over.
+    /// Logical replication inserts rows with transaction ids of another cluster.
+    Bypassed { subscription: String },
+    /// There are rows of another cluster, and the bridge isn't allowed to restamp them.
     Restored,
     /// Rows are hidden from the bridge, or it would not notice a crash.
     Hidden(Hidden),
 }
 
 impl Doorbell {
-    /// Its state, for the log.
+    /// The state's name in the log.
     fn name(&self) -> &'static str {
         match self {
             Self::Hung => "hung",
@@ -145,7 +137,7 @@ impl Doorbell {
         }
     }
 
-    /// What is wrong with it, and what to do.
+    /// What is wrong and how to fix it.
     fn trouble(&self) -> Option<String> {
         match self {
             Self::Hung => None,
@@ -177,26 +169,25 @@ impl Doorbell {
     }
 }
 
-/// Whether the bridge should be sent clients.
+/// Whether the bridge should receive clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It hears the database.
+    /// The listener is connected and polls.
     Ready,
-    /// It does not.
+    /// The listener has lost the database, or would find rows late or not at all.
     Deaf,
-    /// It hears it, and can't read pages from it.
+    /// The listener works, but pages can't be read.
     Blind,
-    /// It delivers rows, and has not been able to mark some of them for a while.
+    /// Rows are delivered, but some could not be marked for a while.
     Unmarked,
-    /// A background task has ended that must not, and the process stops.
+    /// A background task has ended unexpectedly, and the process is stopping.
     Broken,
-    /// It is stopping.
     Draining,
 }
 
 impl Status {
-    /// As `/health/ready` and the view `tidings_bridges` have it.
+    /// The name in `/health/ready` and in the view `tidings_bridges`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -209,24 +200,22 @@ impl Status {
     }
 }
 
-/// The body of `/health/ready`.
+/// The body of the response of `/health/ready`.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
-    /// Whether it should, or why not.
     pub status: Status,
-    /// What is wrong, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How long ago the listener last read the table, in milliseconds.
+    /// Milliseconds since the listener last polled the table.
     pub last_look_ms: Option<u64>,
-    /// How many rows that were sent can't be marked, for how long and why, if that
-    /// is so. They are delivered all the same.
+    /// How many rows that were sent can't be marked, for how long, and why. They are
+    /// delivered nevertheless.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<String>,
 }
 
 impl Health {
-    /// The listener has read the table.
+    /// The listener polled the table successfully.
     pub fn looked(&self) {
         let mut state = self.state();
         state.last_look = Some(Instant::now());
@@ -238,12 +227,12 @@ impl Health {
         }
     }
 
-    /// The bell has rung.
+    /// The doorbell woke the listener.
     pub fn rung(&self) {
         self.state().listened.rings += 1;
     }
 
-    /// The listener learns of rows in this way from now on.
+    /// The listener switched to polling, or to waiting for the doorbell.
     pub fn watches(&self, watching: Watching) {
         let listened = &mut self.state().listened;
         if listened.watching != watching {
@@ -252,27 +241,26 @@ impl Health {
         }
     }
 
-    /// What the listener has done.
     pub fn listened(&self) -> Listened {
         self.state().listened
     }
 
-    /// Whether the listener hears the database.
+    /// Whether the listener is connected and polled the table within the last 5 s.
     pub fn hears(&self) -> bool {
         self.state().hears()
     }
 
-    /// Whether what rings when rows are inserted is in order, as far as is known.
+    /// Whether the last inspection found the trigger in order.
     pub fn is_doorbell_hung(&self) -> bool {
         self.state().doorbell == Some(Doorbell::Hung)
     }
 
-    /// Resolves when the listener hears the database again that it had lost.
+    /// Resolves when the listener has reconnected to the database.
     pub async fn heard_again(&self) {
         self.heard_again.notified().await;
     }
 
-    /// The listener has looked after the bell.
+    /// The listener has inspected the doorbell. Logs changes.
     pub fn inspected(&self, doorbell: Doorbell) {
         let known = self.state().doorbell.replace(doorbell.clone());
         if known.as_ref() == Some(&doorbell) {
@@ -287,7 +275,8 @@ impl Health {
         }
     }
 
-    /// The listener has looked how full the server's notification queue is (0 to 1).
+    /// The listener has read how full the server's notification queue is (0 to 1). Logs
+    /// when it crosses the limit.
     pub fn queue_used(&self, usage: f64) {
         let before = self.state().queue_usage.replace(usage);
         let was_full = before.is_some_and(|before| before > QUEUE_LIMIT);
@@ -308,17 +297,15 @@ impl Health {
         }
     }
 
-    /// How full the server's notification queue was lately, if that is known.
+    /// How full the server's notification queue was (0 to 1), if known.
     pub fn queue_usage(&self) -> Option<f64> {
         self.state().queue_usage
     }
 
-    /// The listener has lost its connection.
     pub fn lost(&self, reason: String) {
         self.state().trouble = Some(reason);
     }
 
-    /// A page was read.
     pub fn page_read(&self) {
         let pages = self.state().pages.take();
         if pages.is_some_and(|pages| pages.lasts()) {
@@ -326,7 +313,6 @@ impl Health {
         }
     }
 
-    /// A page could not be read.
     pub fn page_failed(&self, reason: String) {
         let mut state = self.state();
         let last = Instant::now();
@@ -339,7 +325,7 @@ impl Health {
             last,
             reason,
         };
-        // The listener tells of a database that is away for all.
+        // While the database is away, the listener logs that for all.
         let news =
             (pages.lasts() && !lasted && state.trouble.is_none()).then(|| pages.reason.clone());
         state.pages = Some(pages);
@@ -349,23 +335,21 @@ impl Health {
         }
     }
 
-    /// Rows that were sent can't be marked; none if all can.
+    /// Some rows that were sent can't be marked; `None` if all can.
     pub fn marks(&self, stuck: Option<Stuck>) {
         self.state().marks = stuck;
     }
 
-    /// A background task has ended while the bridge serves, which is a bug. There
-    /// is no way back: the process has to be started again.
+    /// A background task has ended while the bridge is running, which is a bug. Readiness
+    /// stays red until the process is restarted.
     pub fn task_ended(&self, name: &'static str) {
         self.state().ended_task.get_or_insert(name);
     }
 
-    /// The bridge is stopping.
     pub fn drain(&self) {
         self.state().draining = true;
     }
 
-    /// Whether the bridge should be sent clients.
     pub fn readiness(&self) -> Readiness {
         let state = self.state();
         let age = state.last_look.map(|look| look.elapsed());
@@ -444,7 +428,6 @@ impl fmt::Display for Stuck {
 }
 
 impl Readiness {
-    /// Whether all is well.
     pub fn is_ready(&self) -> bool {
         self.status == Status::Ready
     }

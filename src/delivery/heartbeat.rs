@@ -1,4 +1,4 @@
-//! When a stream is to look at the clock.
+//! When a stream sends its next heartbeat, and the timer that wakes it.
 
 use std::{
     pin::Pin,
@@ -8,27 +8,25 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Into how many parts the span of a heartbeat is divided: the heartbeats of a
-/// part come together at its end. Ten thousand streams are then written to by
-/// the hundred, and not each after a wait of its own.
+/// The heartbeat interval is divided into this many parts, and all heartbeats of a part
+/// are sent together at its end. Ten thousand streams are then written to in groups of
+/// about a hundred, instead of each waking the bridge separately.
 const PARTS: u32 = 100;
 
-/// Rings at one time, which can be moved.
+/// A timer whose deadline can be moved.
 #[derive(Debug)]
 pub struct Alarm {
     at: Instant,
-    /// Made when it is first waited for: it belongs to the runtime that waits,
-    /// which is not the one in which the stream was opened.
+    /// Created when it is first polled: it belongs to the runtime that polls it, which
+    /// isn't the one in which the stream was opened.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Alarm {
-    /// Rings then.
     pub fn at(at: Instant) -> Self {
         Self { at, sleep: None }
     }
 
-    /// Rings then instead.
     pub fn set(&mut self, at: Instant) {
         self.at = at;
         if let Some(sleep) = &mut self.sleep {
@@ -36,7 +34,7 @@ impl Alarm {
         }
     }
 
-    /// Resolves when it rings.
+    /// Resolves once the deadline has passed.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let at = self.at;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
@@ -45,7 +43,7 @@ impl Alarm {
     }
 }
 
-/// When the heartbeats of all streams come.
+/// Schedules the heartbeats of all streams.
 #[derive(Clone, Copy, Debug)]
 pub struct Heartbeats {
     began: Instant,
@@ -53,7 +51,7 @@ pub struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// One in each such span.
+    /// Sends a heartbeat to a stream after `every` without an event.
     pub fn every(every: Duration) -> Self {
         Self {
             began: Instant::now(),
@@ -61,7 +59,8 @@ impl Heartbeats {
         }
     }
 
-    /// The next one if silence begins now, at the end of its part.
+    /// The time of the next heartbeat if nothing is written from now on, rounded up to
+    /// the end of its part.
     pub fn next(&self) -> Instant {
         self.after(self.began.elapsed())
     }
@@ -73,7 +72,7 @@ impl Heartbeats {
     }
 }
 
-/// They suffice for five hundred years.
+/// `u64` nanoseconds suffice for five hundred years.
 fn nanoseconds(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,10 +1,9 @@
-//! Who is connected: user → connections.
+//! The hub maps users to their connections and passes rows to their mailboxes.
 //!
-//! The hub knows neither database nor HTTP. Delivering never waits: each
-//! connection has a mailbox that is bounded in rows and bytes. A mailbox that
-//! is full is emptied, and its owner goes back to reading pages from its
-//! position, at its own pace: nothing is lost, and a slow reader holds no more
-//! than one page.
+//! The hub uses neither the database nor HTTP. Delivery never waits: each connection has
+//! a mailbox that is bounded in rows and bytes. A full mailbox is emptied, and its owner
+//! reads pages from its position at its own pace. So no row is lost, and a slow reader
+//! holds at most one page.
 
 use std::{
     collections::HashMap,
@@ -32,32 +31,28 @@ use crate::{
     },
 };
 
-/// How far the bridge itself has read the table.
 #[derive(Clone, Debug, Default)]
 pub struct Tail {
-    /// The history that the position belongs to.
     pub history: History,
-    /// What the bridge has seen and delivered to every mailbox concerned.
+    /// What the bridge has read and put into the mailboxes.
     pub position: Arc<Position>,
-    /// Transaction ids below this one are on disk: no crash of this history's
-    /// incarnation hands them out again.
+    /// The durable floor: transaction ids below it are on disk, so no crash in this
+    /// history's incarnation lets them be reused.
     pub safe: Xid,
 }
 
-/// What has been read of the table's tail, for all users.
+/// What was read from the table's tail, for all users.
 #[derive(Debug)]
 pub struct Reading {
-    /// In the order of delivery.
     pub notifications: Vec<(UserId, Notification)>,
-    /// What the statement that read them could see.
+    /// The snapshot of the statement that read the rows.
     pub snapshot: Arc<Snapshot>,
-    /// What the reading has left for later.
+    /// What the statement left to later reads.
     pub unread: Arc<Unread>,
-    /// What the bridge has seen after it.
+    /// The tail after these rows.
     pub tail: Tail,
 }
 
-/// One connection as the hub knows it.
 #[derive(Debug)]
 struct Registered {
     mailbox: Arc<Mailbox>,
@@ -68,11 +63,10 @@ struct Registered {
 struct Registry {
     users: HashMap<UserId, Vec<Registered>>,
     disconnected: Disconnected,
-    /// Set once the bridge stops: who comes now is told at once.
+    /// Set when the bridge stops: connections that register afterwards are ended at once.
     draining: bool,
 }
 
-/// Where connections register and what is read is handed out.
 #[derive(Debug)]
 pub struct Hub {
     registry: Mutex<Registry>,
@@ -83,21 +77,20 @@ pub struct Hub {
     queue_bytes: usize,
 }
 
-/// Who is there, and what waits for them.
+/// Figures about connections and mailboxes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Audience {
-    /// Connections that were opened so far.
+    /// Connections opened so far.
     pub opened: u64,
-    /// Users with a connection.
+    /// Users with at least one connection.
     pub users: usize,
-    /// Rows in the mailboxes of all connections.
     pub waiting_rows: usize,
-    /// Mailboxes that were full so far.
+    /// How often a mailbox overflowed.
     pub overflows: u64,
 }
 
 impl Hub {
-    /// A hub whose mailboxes hold up to `queue_bytes` bytes of text each.
+    /// `queue_bytes` is the limit of each mailbox, in bytes of text.
     pub fn new(queue_bytes: usize) -> Self {
         Self {
             registry: Mutex::default(),
@@ -109,12 +102,11 @@ impl Hub {
         }
     }
 
-    /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Who is there. It looks into every mailbox: not to be asked at every row.
+    /// Locks every mailbox, so don't call it for each row.
     pub fn audience(&self) -> Audience {
         let registry = lock(&self.registry);
         let rows = registry.users.values().flatten();
@@ -126,32 +118,33 @@ impl Hub {
         }
     }
 
-    /// How far the bridge has read. All that it had read has been put into the
-    /// mailboxes before it shows here.
+    /// How far the bridge has read. Everything up to there was put into the mailboxes
+    /// before this value was set.
     pub fn tail(&self) -> Arc<Tail> {
         self.tail.load_full()
     }
 
-    /// Below which transaction ids are on disk, as far as the bridge knows, if it
-    /// still reads this history.
+    /// The durable floor, as far as the bridge knows, if the bridge still reads this
+    /// history.
     pub fn safe(&self, history: History) -> Option<Xid> {
         let tail = self.tail.load();
         (tail.history == history).then_some(tail.safe)
     }
 
-    /// Begins, or begins anew: nothing is delivered.
+    /// Sets the tail at the start, or when another history begins. Delivers nothing.
     pub fn start(&self, tail: Tail) {
         self.tail.store(Arc::new(tail));
     }
 
-    /// What to note before a client is identified, for [`register`](Self::register).
+    /// Call this before a client is authenticated, and pass the result to
+    /// [`register`](Self::register).
     pub fn note(&self) -> Noted {
         lock(&self.registry).disconnected.note()
     }
 
-    /// Opens a mailbox for a connection of somebody who was identified after
-    /// `noted`, and tells how far the bridge had read by then. Dropping it
-    /// closes it.
+    /// Registers a connection of a client whose authentication began after `noted`, and
+    /// returns how far the bridge had read by then. Dropping the connection unregisters
+    /// it.
     pub fn register(
         self: &Arc<Self>,
         identity: &Identity,
@@ -175,8 +168,8 @@ impl Hub {
             .entry(user.clone())
             .or_default()
             .push(registered);
-        // With the registry held: whatever ends this history from now on tells
-        // the mailbox.
+        // While the registry is locked: from now on, whatever ends this history also
+        // reaches the mailbox.
         let tail = self.tail();
         drop(registry);
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -189,8 +182,8 @@ impl Hub {
         (connection, tail)
     }
 
-    /// Tells every connection that Postgres has crashed and recovered, after
-    /// what was read before.
+    /// Tells every connection that Postgres crashed and recovered after what was
+    /// published before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = lock(&self.registry);
         for Registered { mailbox, .. } in registry.users.values().flatten() {
@@ -199,7 +192,7 @@ impl Hub {
         self.tail.store(Arc::new(tail));
     }
 
-    /// Puts what was read into the mailboxes of the users concerned.
+    /// Puts the rows into the mailboxes of their users' connections.
     pub fn publish(&self, reading: Reading) {
         let Reading {
             notifications,
@@ -221,13 +214,13 @@ impl Hub {
                 }
             }
         }
-        // Only now: who reads the tail and then finds its mailbox empty has
-        // been sent all that the tail has seen.
+        // Only now: a connection that reads the tail and then finds its mailbox empty has
+        // been sent everything that the tail has seen.
         self.tail.store(Arc::new(tail));
     }
 
-    /// Tells every connection to end; those that still come, too, if the bridge
-    /// is [`Draining`](Ending::Draining).
+    /// Tells every connection to end. With [`Draining`](Ending::Draining), this includes
+    /// connections that register later.
     pub fn end_all(&self, reason: Ending) {
         let mut registry = lock(&self.registry);
         registry.draining |= reason == Ending::Draining;
@@ -236,8 +229,8 @@ impl Hub {
         }
     }
 
-    /// Tells the connections concerned to end, and those that are still being
-    /// identified once they register.
+    /// Tells the matching connections to end, including clients that are being
+    /// authenticated, once they register.
     pub fn disconnect(&self, disconnections: &[Disconnection]) {
         let mut registry = lock(&self.registry);
         registry.disconnected.add(disconnections);
@@ -249,14 +242,14 @@ impl Hub {
         }
     }
 
-    /// Disconnections were left unread that may mean clients which are being
-    /// identified: these are sent back once they register.
+    /// Some disconnections were skipped without being read. Clients that are being
+    /// authenticated may match them, so they are told to reconnect when they register.
     pub fn skip_disconnections(&self) {
         let mut registry = lock(&self.registry);
         registry.disconnected.add(&[Disconnection::Everyone]);
     }
 
-    /// Sorts notifications by user, and leaves out the users who are away.
+    /// Groups notifications by user, and drops those of users who aren't connected.
     fn addressed(
         &self,
         notifications: Vec<(UserId, Notification)>,
@@ -289,7 +282,6 @@ impl Hub {
     }
 }
 
-/// A registered connection.
 #[derive(Debug)]
 pub struct Connection {
     hub: Arc<Hub>,
@@ -299,44 +291,42 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// By which the log knows it: no other of this bridge has the same.
+    /// The connection's number in the log, unique within this bridge.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whose connection it is.
     pub fn user(&self) -> &UserId {
         &self.user
     }
 
-    /// Takes the reason why the connection is to end, once.
+    /// Takes the reason why the connection has to end. Returns it once.
     pub fn poll_ending(&self, cx: &mut Context<'_>) -> Poll<Ending> {
         self.mailbox.poll_ending(cx)
     }
 
-    /// Takes what came first.
+    /// Takes the oldest letter.
     pub fn poll_letter(&self, cx: &mut Context<'_>) -> Poll<Letter> {
         self.mailbox.poll_letter(cx)
     }
 
-    /// Takes new batches again after an overflow. Call it before the page is
-    /// read that is to close the gap.
+    /// Accepts batches again after an overflow. Call it before requesting the page that
+    /// closes the gap.
     pub fn reopen(&self) {
         self.mailbox.reopen();
     }
 
-    /// Joins `position` with the bridge's own, if all that the bridge has seen
-    /// has left the mailbox.
+    /// Joins `position` with the bridge's own, if the mailbox is empty.
     pub fn join_tail(&self, position: &mut Position) {
-        // In this order; see `publish`.
+        // This order matters; see `publish`.
         let tail = self.hub.tail();
         if self.mailbox.is_empty() {
             position.join(&tail.position);
         }
     }
 
-    /// Throws away what is in the mailbox up to the last crash of Postgres, if
-    /// there was one. The owner reads pages from its position then.
+    /// If Postgres has crashed, empties the mailbox and returns the crash. The owner then
+    /// has to read pages from its position.
     pub fn skip_to_recovery(&self) -> Option<Recovery> {
         self.mailbox.skip_to_recovery()
     }
@@ -348,7 +338,8 @@ impl Drop for Connection {
     }
 }
 
-/// Ends those of `connections`, all of a user who is concerned, that are meant.
+/// Ends those of `connections` that the disconnection matches. The caller has already
+/// selected them by user.
 fn end<'a>(one: &Disconnection, connections: impl Iterator<Item = &'a Registered>) {
     for registered in connections {
         if one.means_ticket(registered.ticket) {
@@ -357,8 +348,8 @@ fn end<'a>(one: &Disconnection, connections: impl Iterator<Item = &'a Registered
     }
 }
 
-/// No code panics while it holds the lock, so what it guards is whole even if
-/// another thread died.
+/// Ignores poisoning: no code panics while it holds the lock, so the state is consistent
+/// even if another thread panicked.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

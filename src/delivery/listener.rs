@@ -1,8 +1,8 @@
-//! Reads the tail of the table whenever the doorbell rings, and hands it to the
-//! hub.
+//! The listener: polls the tail of the table, continuously or when the doorbell rings,
+//! and passes new rows to the hub.
 //!
-//! A notification only says "look"; the rows come from the table. A lost
-//! notification or connection therefore delays an event and never loses it.
+//! A notification only means "check the table"; rows come from the table. A lost
+//! notification or connection therefore delays rows, but never loses them.
 
 mod disconnections;
 mod fine_sleep;
@@ -53,26 +53,26 @@ use crate::{
     },
 };
 
-/// The trigger that rings the bell.
+/// The trigger that sends NOTIFY.
 const TRIGGER: &str = "tidings_ring_doorbell";
 
-/// How often the bell itself is looked after.
+/// How often the doorbell and the visibility of rows are inspected.
 const DOORBELL_LOOK: Duration = Duration::from_secs(5);
 
-/// After a bell for which nothing was found, the next look waits until this much
-/// later: any role may ring the bell, and a flood of forged rings costs no more
-/// than this rate.
+/// While asleep, after a poll that found nothing, the next poll starts at least this much
+/// after the previous one. Any role can send NOTIFY; this limits what a flood of forged
+/// notifications costs.
 const LOOK_GAP: Duration = Duration::from_millis(2);
 
-/// How long it may take to say that writers need not ring when the bridge stops:
-/// if it isn't said, they ring for nobody until the next bridge comes.
+/// How long clearing the doorbell's sequence may take when the bridge stops. If it fails,
+/// writers send NOTIFY for no listener until the next bridge starts.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The first and the longest wait before connecting again.
+/// The first and the longest wait before reconnecting.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 const RECONNECT_LONGEST: Duration = Duration::from_secs(2);
 
-/// The one task that reads the tail.
+/// The task that reads the tail.
 #[derive(Debug)]
 pub struct Listener {
     url: DatabaseUrl,
@@ -85,29 +85,24 @@ pub struct Listener {
     position: Position,
     safe: SafeFloor,
     remembered: Remembered,
-    /// The size of a page.
     full_page: PageSize,
-    /// Smaller while the network carries no more in time.
+    /// Smaller than `full_page` while the network is too slow for full pages.
     page_size: PageSize,
     unusable: Rarely,
     disconnections: Progress,
-    /// The bell can stay silent for rows that fire no trigger (loaded with
-    /// `session_replication_role = replica`, say), and when a bridge died as it
-    /// told writers not to ring: look without it this often. It also is the proof
-    /// that the connection is alive.
+    /// How often to poll while asleep. No NOTIFY is sent for rows that fire no trigger
+    /// (for example, loaded with `session_replication_role = replica`), or if a bridge
+    /// died while telling writers to stop sending it. The poll also proves that the
+    /// connection is alive.
     safety_look: Duration,
     session: Option<Session>,
 }
 
 impl Listener {
-    /// Connects, listens, and fixes where the bridge begins to read.
+    /// Connects, listens, and determines the position at which the bridge starts to read.
     ///
-    /// To be called before the first connection is taken: what becomes visible
-    /// from now on will be delivered to it.
-    ///
-    /// # Errors
-    ///
-    /// [`ListenError`].
+    /// Call it before the first connection is accepted: rows that become visible from now
+    /// on are delivered to that connection.
     pub async fn start(
         url: DatabaseUrl,
         schema: SchemaName,
@@ -142,14 +137,14 @@ impl Listener {
         Ok(listener)
     }
 
-    /// The same with pages of so many rows.
+    /// Sets the number of rows in a page.
     pub fn with_page_rows(mut self, rows: usize) -> Self {
         self.full_page.rows = rows;
         self.page_size = self.full_page;
         self
     }
 
-    /// Listens until `stop`, and connects again whenever the connection is lost.
+    /// Listens until `stop`, and reconnects whenever the connection is lost.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST);
         let mut failing = Failing::default();
@@ -169,7 +164,7 @@ impl Listener {
         }
     }
 
-    /// One session, to its end or to `stop`.
+    /// Runs one session until it fails or `stop` is cancelled.
     async fn listen(
         &mut self,
         backoff: &mut Backoff,
@@ -187,7 +182,7 @@ impl Listener {
         let mut flow = Flow::begins(Instant::now());
         let mut inspect_at = Instant::now();
         while !stop.is_cancelled() {
-            // Look before the first wait: rows may have come in the meantime.
+            // Poll before the first wait: rows may have arrived in the meantime.
             let looked_at = Instant::now();
             let looking = async {
                 let (kept, look) = self.keep_watch(&session, watch, &mut flow).await?;
@@ -217,8 +212,8 @@ impl Listener {
             }
             self.activity
                 .listens(session.backend, &session.role, watch.into());
-            // Only now: a server that accepts and then refuses would otherwise be
-            // tried without a pause.
+            // Only now: otherwise a server that accepts connections and then fails would
+            // be retried without a pause.
             backoff.reset();
             failing.is_over();
             self.health.looked();
@@ -247,7 +242,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Looks at the table, and sleeps or wakes by what it sees.
+    /// Polls the table, and decides from the result whether to sleep or wake.
     async fn keep_watch(
         &mut self,
         session: &Session,
@@ -255,7 +250,7 @@ impl Listener {
         flow: &mut Flow,
     ) -> Result<(Watch, Look), ListenError> {
         if watch == Watch::Awake && flow.tries_to_sleep(Instant::now()) {
-            // Statements run in the order in which they are sent.
+            // The server executes statements in the order in which they are sent.
             let (told, look) =
                 tokio::join!(biased; session.fall_asleep(), self.look(session, flow));
             let (told, (look, rings)) = (told?, look?);
@@ -267,13 +262,13 @@ impl Listener {
             session.wake().await?;
             kept = Watch::Awake;
         } else if kept != watch {
-            // Somebody else has woken, because rows flow.
+            // Another bridge woke because rows are flowing.
             *flow = Flow::begins(Instant::now());
         }
         Ok((kept, look))
     }
 
-    /// Reads one page and hands it on; tells whether writers ring.
+    /// Reads one page and publishes it. Also returns whether writers send NOTIFY.
     async fn look(
         &mut self,
         session: &Session,
@@ -313,7 +308,7 @@ impl Listener {
         Ok((found, page.rings))
     }
 
-    /// Warns of rows that were skipped, at most once in a while.
+    /// Warns of rows that were skipped, throttled.
     fn warn_of(&self, unusable: Unusable) {
         let Some((row, flaw)) = unusable.first else {
             return;
@@ -329,12 +324,12 @@ impl Listener {
         }
     }
 
-    /// Reads the next page of which streams are to end, and ends them.
+    /// Reads the next page of disconnections, and ends the matching streams.
     async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
         let position = Some(self.disconnections.position());
         let page = self.disconnections_page(session, position).await?;
         self.disconnections.read(&page, Instant::now());
-        // They are rows of this cluster like those of the table.
+        // They are rows of this cluster, like those of the table.
         self.safe
             .read_up_to(self.disconnections.position().floor(), page.log);
         self.hub.disconnect(&page.found);
@@ -357,7 +352,7 @@ impl Listener {
         Ok(page)
     }
 
-    /// Where the disconnections end that concern no stream which is opened from now
+    /// The present: disconnections up to here concern no stream that is opened from now
     /// on.
     async fn present(&self, session: &Session) -> Result<Progress, ListenError> {
         let page = self.disconnections_page(session, None);
@@ -365,9 +360,9 @@ impl Listener {
         Ok(Progress::begins(&page, Instant::now()))
     }
 
-    /// Whether what rings the bell is in order; returns after how long to look
-    /// again. Rows that were restored from another cluster meanwhile are taken
-    /// over, some at a time.
+    /// Checks that the trigger works and that no rows are hidden. Returns the time until
+    /// the next check. Rows that were meanwhile restored from another cluster are
+    /// restamped, some at a time.
     async fn inspect_doorbell(&self, session: &Session) -> Result<Duration, ListenError> {
         let table = self.schema.qualified("notifications");
         let client = &session.client;
@@ -410,7 +405,7 @@ impl Listener {
         Ok(again)
     }
 
-    /// How full the server's notification queue is. Not every role may know.
+    /// Reads how full the server's notification queue is. Not every role may read it.
     async fn look_at_queue(&self, client: &Client) -> Result<(), ListenError> {
         let query = include_str!("../../sql/queue_usage.sql");
         match client.query_typed_one(query, &[]).await {
@@ -444,8 +439,9 @@ impl Listener {
         Ok(session)
     }
 
-    /// Postgres has crashed. All that was read has been handed out; what was
-    /// not on disk is read again, and what of it is as it was is remembered.
+    /// Handles a crash of Postgres. Everything that was read has been published; what was
+    /// not on disk is read again. Rows that turn out to be the same are recognized by
+    /// `remembered`.
     fn recover(&mut self, history: History) {
         let safe = self.safe.xid();
         warn!(
@@ -467,19 +463,19 @@ impl Listener {
         }
     }
 
-    /// Begins to read at what is visible now.
+    /// Starts to read from what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = page_reader::tail_start(&session.client, &self.sql.tail_start);
         let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
         let disconnections = self.present(session).await?;
-        // From here on nothing fails: a beginning that was cut off is repeated by the
-        // next session, which sees by the history that there was none.
+        // From here on nothing fails. If this function is interrupted earlier, the next
+        // session repeats it, because `history` is still the old one.
         self.position = position;
         self.safe = SafeFloor::new(checkpointed);
         self.remembered = Remembered::default();
         self.history = session.history;
-        // No stream is open yet, or all are about to end. The clients that are being
-        // identified have none, and may be among those that were to be disconnected.
+        // No stream is open yet, or all are about to end. Clients that are being
+        // authenticated have none, but may be among those that were to be disconnected.
         self.disconnections = disconnections;
         self.hub.skip_disconnections();
         self.hub.start(self.tail());
@@ -499,18 +495,17 @@ fn tell_of_loss(error: &ListenError, delay: Duration, is_news: bool) {
     }
 }
 
-/// What a look at the table brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
     Nothing,
-    /// So many rows.
+    /// The number of rows.
     Found(usize),
-    /// A full page, and there is more.
+    /// A full page, and more rows remain.
     More,
 }
 
 impl Look {
-    /// How many rows were all that there was.
+    /// The number of rows, if the poll found all that was new.
     fn rows(self) -> usize {
         match self {
             Self::Found(rows) => rows,

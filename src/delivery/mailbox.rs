@@ -1,5 +1,5 @@
-//! Where what concerns a connection waits for it: batches of rows, and what has
-//! happened to the server that they came from.
+//! A connection's mailbox: a bounded queue of batches, and of notices that the server they
+//! were read from has crashed.
 
 use std::{
     collections::VecDeque,
@@ -14,54 +14,48 @@ use crate::{
     domain::{history::History, snapshot::Xid},
 };
 
-/// Rows that may wait in one mailbox.
 pub const QUEUE_ROWS: usize = 1_000;
 
-/// Why the bridge ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The bridge is stopping.
     Draining,
-    /// The database continues as another history (a failover, a restore): the
-    /// positions of open connections mean nothing in it.
+    /// The database continues as another history (a failover or a restore), in which the
+    /// positions of open connections mean nothing.
     AnotherHistory,
-    /// The user was disconnected, or the ticket taken away.
+    /// The user was disconnected, or the ticket deleted.
     Disconnected,
 }
 
-/// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
-    /// It is in the mailbox, or its owner reads pages anyway.
+    /// It was queued, or its owner reads pages anyway.
     Kept,
-    /// It was one too many: the mailbox has been emptied.
+    /// The mailbox was full and has been emptied.
     Overflowed,
 }
 
-/// What the owner of a mailbox finds in it.
 #[derive(Debug)]
 pub enum Letter {
-    /// New rows.
     Batch(Arc<Batch>),
-    /// Postgres has crashed since what came before.
+    /// Postgres crashed after the previous letters.
     Recovered(Recovery),
-    /// The mailbox was full and has been emptied: read pages from your
+    /// The mailbox was full and has been emptied. The owner has to read pages from its
     /// position.
     Overflowed,
 }
 
-/// Postgres has crashed and is back: transaction ids from `safe` on, and row ids
-/// with them, may be handed out again.
+/// Postgres has crashed and recovered. Transaction ids from `safe` on may be reused, and
+/// row ids with them.
 #[derive(Clone, Copy, Debug)]
 pub struct Recovery {
-    /// What has begun.
+    /// The history that began with the recovery.
     pub history: History,
-    /// What the crash has left.
+    /// The durable floor: transaction ids below it are never reused.
     pub safe: Xid,
 }
 
 impl Recovery {
-    /// Both, one after the other.
+    /// Combines two crashes.
     fn and_then(self, later: Self) -> Self {
         Self {
             history: later.history,
@@ -70,7 +64,7 @@ impl Recovery {
     }
 }
 
-/// One connection's, bounded in rows and bytes.
+/// One connection's queue, bounded in rows and bytes.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     state: Mutex<State>,
@@ -83,14 +77,14 @@ struct State {
     rows: usize,
     bytes: usize,
     overflowed: bool,
-    /// A crash of Postgres that the queue told of before it was emptied. It
-    /// comes before all that is in the queue now.
+    /// A crash of Postgres that was in the queue when it was emptied. It precedes
+    /// everything that is in the queue now.
     recovery: Option<Recovery>,
     ending: Option<Ending>,
 }
 
 impl State {
-    /// Forgets the batches, not the crashes.
+    /// Drops the batches, but keeps the crashes.
     fn empty(&mut self) {
         for letter in std::mem::take(&mut self.queue) {
             if let Letter::Recovered(recovery) = letter {
@@ -109,10 +103,10 @@ impl State {
 }
 
 impl Mailbox {
-    /// Puts a batch in, or empties the mailbox if it is full.
+    /// Queues a batch, or empties the mailbox if it is full.
     ///
-    /// An empty one takes any batch: a page is bounded itself, and it is already
-    /// in memory.
+    /// An empty mailbox accepts any batch: a page is bounded, and it is already in
+    /// memory.
     pub fn put(&self, batch: &Arc<Batch>, queue_bytes: usize) -> Put {
         let mut state = self.state();
         if state.overflowed {
@@ -133,12 +127,11 @@ impl Mailbox {
         if is_full { Put::Overflowed } else { Put::Kept }
     }
 
-    /// How many rows are in it.
     pub fn rows(&self) -> usize {
         self.state().rows
     }
 
-    /// Tells of a crash of Postgres, after what is in it.
+    /// Queues a crash of Postgres.
     pub fn recover(&self, recovery: Recovery) {
         let mut state = self.state();
         if state.overflowed {
@@ -150,7 +143,8 @@ impl Mailbox {
         self.owner.wake();
     }
 
-    /// Tells the owner to end. Who was disconnected stays for nothing else.
+    /// Tells the owner to end the connection. [`Ending::Disconnected`] is final: no later
+    /// reason replaces it.
     pub fn end(&self, reason: Ending) {
         let mut state = self.state();
         if state.ending != Some(Ending::Disconnected) {
@@ -160,9 +154,10 @@ impl Mailbox {
         self.owner.wake();
     }
 
-    /// Takes what came first.
+    /// Takes the oldest letter.
     pub fn poll_letter(&self, cx: &mut Context<'_>) -> Poll<Letter> {
-        // Interest first, then the look: a batch that arrives in between wakes.
+        // Register the waker before checking, so that a batch that arrives in between
+        // wakes the task.
         self.owner.register(cx.waker());
         let mut state = self.state();
         if let Some(recovery) = state.recovery.take() {
@@ -176,13 +171,13 @@ impl Mailbox {
             }
             Poll::Ready(letter)
         } else {
-            // A connection that is idle again keeps no memory of its burst.
+            // An idle connection keeps no memory of a past burst.
             state.queue = VecDeque::new();
             Poll::Pending
         }
     }
 
-    /// Takes the reason why the connection is to end, once.
+    /// Takes the reason why the connection has to end. Returns it once.
     pub fn poll_ending(&self, cx: &mut Context<'_>) -> Poll<Ending> {
         self.owner.register(cx.waker());
         match self.state().ending.take() {
@@ -191,19 +186,19 @@ impl Mailbox {
         }
     }
 
-    /// Takes new batches again after an overflow.
+    /// Accepts batches again after an overflow.
     pub fn reopen(&self) {
         self.state().overflowed = false;
     }
 
-    /// Whether all that was ever put into it has been taken out.
+    /// Whether everything that was ever queued has been taken.
     pub fn is_empty(&self) -> bool {
         let state = self.state();
         state.queue.is_empty() && !state.overflowed && state.recovery.is_none()
     }
 
-    /// Throws away what is in it up to the last crash of Postgres and beyond, if
-    /// there was one.
+    /// If a crash of Postgres is queued, empties the mailbox, including what follows the
+    /// crash, and returns the crash.
     pub fn skip_to_recovery(&self) -> Option<Recovery> {
         let mut state = self.state();
         let is_told = |letter: &Letter| matches!(letter, Letter::Recovered(_));
@@ -213,8 +208,8 @@ impl Mailbox {
         state.recovery.take()
     }
 
-    /// No code panics while it holds the lock, so what it guards is whole even
-    /// if another thread died.
+    /// Ignores poisoning: no code panics while it holds the lock, so the state is
+    /// consistent even if another thread panicked.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

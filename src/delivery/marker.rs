@@ -1,13 +1,12 @@
 //! Marks rows as sent once they have settled.
 //!
 //! A row that was written to a connection is in flight (`in_flight.rs`) until that
-//! connection has stayed open for `TIDINGS_SETTLE`, or its client acknowledges the row by
-//! returning with a later id (`acknowledged.rs`). Then it waits in the queue (`queue.rs`),
-//! which decides what is tried when.
+//! connection has stayed open for `TIDINGS_SETTLE`, or until the client acknowledges the
+//! row by returning with a later id (`acknowledged.rs`). It then waits in the queue
+//! (`queue.rs`), which decides which rows are tried when.
 //!
-//! A mark that is lost only means that a row comes again on the user's next
-//! first connection, so marks are collected, written together, and never waited
-//! for.
+//! A lost mark only means that the row is delivered again on the user's next new
+//! connection. So marks are collected and written together, and nothing waits for them.
 
 mod acknowledged;
 mod in_flight;
@@ -52,85 +51,85 @@ use crate::{
     runtime::{backoff::Backoff, log_throttle::Failing},
 };
 
-/// How long one statement may take. While one for fresh rows isn't answered, no
-/// other fresh row is marked; at shutdown nobody waits for longer than this.
+/// The timeout of one statement. While a statement for fresh rows is unanswered, no other
+/// fresh row is marked. At shutdown nothing waits longer than this for one.
 const MARK_LIMIT: Duration = Duration::from_secs(3);
 
-/// How often a database that can't be reached is tried before the bridge stops
-/// without having written the last marks.
+/// How often an unreachable database is tried before the bridge stops without having
+/// written the last marks.
 const LAST_TRIES: u32 = 3;
 
-/// How much longer than `TIDINGS_SETTLE` a row may be in flight, so that the rows of many
-/// connections settle together and share a statement: a twentieth of that time, and
-/// [`TOGETHER`] at most.
+/// How much longer than `TIDINGS_SETTLE` a row may be in flight, so that rows of many
+/// connections settle together and share a statement: a twentieth of that time, at most
+/// [`TOGETHER`].
 const TOGETHER_PART: u32 = 20;
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// Writes that settle at once, of some hundred rows at most: some milliseconds, in which
-/// connections wait to report what they have written.
+/// How many writes, of up to some hundred rows each, settle in one step. A step takes
+/// some milliseconds, in which connections wait to report what they have written.
 const SETTLED_AT_ONCE: usize = 1_000;
 
-/// After a statement that looks for acknowledged rows, so many times as long as it took
-/// there is none: when thousands of clients return together, their pages come first.
+/// The pause after a statement that looks for acknowledged rows is this many times as
+/// long as the statement took: when thousands of clients return together, their pages
+/// come first.
 const ACKNOWLEDGE_PAUSE: u32 = 4;
 
-/// The first and the longest wait before such a statement is tried again.
+/// The first and the longest wait before such a statement is retried.
 const ACKNOWLEDGE_FIRST: Duration = Duration::from_millis(100);
 const ACKNOWLEDGE_LONGEST: Duration = Duration::from_secs(5);
 
-/// How long after a row has settled it is marked, as a rule.
+/// Rows are usually marked within this time after they have settled.
 const MARKED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Users whose drained floor is to be noted. A user that finds no place tries again with
-/// the next row.
+/// How many users may wait for their delivered watermark to be moved. A user who finds no
+/// place tries again with the next row.
 const NOTES: usize = 1_000;
 
-/// Where connections report what they have written.
+/// Collects what connections report as written.
 #[derive(Debug)]
 pub struct Marks {
     settle: Duration,
     in_flight: Mutex<InFlight>,
-    /// There are writes in flight.
+    /// Notified when writes are in flight.
     written: Notify,
-    /// The bridge has ended a stream with writes in flight.
+    /// Notified when the bridge has ended a stream with writes in flight.
     ended: Notify,
     acknowledged: Mutex<Acknowledgements>,
-    /// There are acknowledgements.
+    /// Notified when there are acknowledgements.
     returned: Notify,
-    /// Who is to be noted as drained when.
+    /// The users whose watermarks are to be moved, with the earliest time for each.
     notes: Mutex<VecDeque<(Instant, UserId)>>,
-    /// There are such users.
+    /// Notified when there are such users.
     noted: Notify,
     activity: Arc<Activity>,
     queue: Mutex<Queue>,
-    /// There are fresh rows.
+    /// Notified when there are fresh rows.
     fresh: Notify,
-    /// There are held rows, or the database has marked some.
+    /// Notified when a statement has ended: there may be held rows, or the database works
+    /// again.
     held: Notify,
     delivered: Counter,
     failures: Counter,
     lost: Counter,
 }
 
-/// What has become of the rows that were written to sockets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MarkCounts {
-    /// Rows that were written to a socket; a row counts for each.
+    /// Rows written to sockets, counted once per connection.
     pub delivered: u64,
-    /// Rows that have not settled; a row counts for each connection.
+    /// Rows that have not settled, counted once per connection.
     pub in_flight: usize,
-    /// Rows that have settled and whose marks are still to be written.
+    /// Rows that have settled but aren't marked yet.
     pub unmarked: usize,
     /// Those of them that can't be marked at the moment.
     pub stuck: usize,
-    /// Tries to write them that failed.
+    /// Statements that failed.
     pub failures: u64,
-    /// Rows that go without a mark, because too many were waiting for theirs.
+    /// Rows that are never marked, because too many were waiting.
     pub lost: u64,
 }
 
 impl Marks {
-    /// Rows settle after this time, and are counted there.
     pub fn new(settle: Duration, activity: Arc<Activity>) -> Self {
         Self {
             settle,
@@ -151,7 +150,7 @@ impl Marks {
         }
     }
 
-    /// These rows have been handed to the socket of this connection. Never waits.
+    /// The rows have been written to the socket of this connection. Never blocks.
     pub fn written(&self, recipient: &Arc<Recipient>, rows: impl IntoIterator<Item = i64>) {
         let at = Instant::now();
         let write = Write {
@@ -174,7 +173,6 @@ impl Marks {
         self.settled(early, at);
     }
 
-    /// This connection has closed.
     pub fn closed(&self, recipient: &Arc<Recipient>, how: Closed) {
         recipient.close(how);
         let is_shared = Arc::strong_count(recipient) > 1;
@@ -183,14 +181,14 @@ impl Marks {
         }
     }
 
-    /// A client has returned with this. Never waits.
+    /// A client has returned with a last event id. Never blocks.
     pub fn acknowledge(&self, acknowledgement: Acknowledgement) {
         lock(&self.acknowledged).add(acknowledgement);
         self.returned.notify_one();
     }
 
-    /// So many rows were written to this user's connection that it is to be noted, once
-    /// they are marked, that they need not be looked for. Returns whether it will be.
+    /// Has the user's delivered watermark moved once the rows written so far are marked.
+    /// Returns false if too many users wait for that.
     pub fn note_drained(&self, user: &UserId) -> bool {
         let at = Instant::now() + self.settle + MARKED_WITHIN;
         let mut notes = lock(&self.notes);
@@ -203,7 +201,7 @@ impl Marks {
         true
     }
 
-    /// These writes have settled by now.
+    /// Moves settled writes to the queue.
     fn settled(&self, writes: Vec<Write>, now: Instant) {
         if writes.is_empty() {
             return;
@@ -229,7 +227,6 @@ impl Marks {
         (self.settle / TOGETHER_PART).min(TOGETHER)
     }
 
-    /// Resolves when writes have settled.
     async fn until_settled(&self) {
         let next = lock(&self.in_flight).next();
         match next {
@@ -259,13 +256,12 @@ impl Marks {
         self.settled(ended, Instant::now());
     }
 
-    /// The bridge stops, and with it all connections.
+    /// Moves all writes to the queue: the bridge stops and ends all connections.
     fn settle_all(&self) {
         let all = lock(&self.in_flight).take_all();
         self.settled(all, Instant::now());
     }
 
-    /// What has become of them.
     pub fn counts(&self) -> MarkCounts {
         let (unmarked, stuck) = {
             let queue = self.queue();
@@ -303,25 +299,19 @@ impl Marks {
     }
 }
 
-/// The task that writes the marks.
+/// The task that sets `sent_at`.
 #[derive(Debug)]
 pub struct Marker {
-    /// Where the marks are collected.
     pub marks: Arc<Marks>,
-    /// Connections to write them with.
     pub pool: Pool,
-    /// What to run.
     pub sql: Arc<Sql>,
-    /// Where it is told that rows can't be marked.
     pub health: Arc<Health>,
-    /// Where it is noted which rows need not be looked for.
     pub drained: Arc<Drained>,
 }
 
 impl Marker {
-    /// Writes marks until `stop`, then what is left and can be marked at once.
-    /// May be dropped at any time: rows that were not marked by then are
-    /// delivered again.
+    /// Writes marks until `stop`, then those that are left and can be written at once.
+    /// May be dropped at any time: rows that were not marked by then are delivered again.
     pub async fn run(self, stop: CancellationToken) {
         let told = Mutex::default();
         tokio::join!(
@@ -342,7 +332,7 @@ impl Marker {
                 tokio::select! {
                     () = marks.until_settled() => marks.settle(),
                     () = marks.ended.notified() => {
-                        // Each time all writes are looked at.
+                        // Each call examines all writes in flight.
                         sleep(marks.together()).await;
                         marks.settle_ended();
                     }
@@ -352,7 +342,7 @@ impl Marker {
         stop.run_until_cancelled(working).await;
     }
 
-    /// Looks for the unmarked rows that returning clients have received.
+    /// Looks for unmarked rows that returning clients have received.
     async fn acknowledge(&self, stop: &CancellationToken) {
         let mut backoff = Backoff::new(ACKNOWLEDGE_FIRST, ACKNOWLEDGE_LONGEST);
         let working = async {
@@ -381,7 +371,7 @@ impl Marker {
     }
 
     async fn find_acknowledged(&self, taken: &[Acknowledgement]) -> Result<(), QueryError> {
-        // A role that may not read how far users are drained would read all of their rows.
+        // A role that may not read watermarks would have to read all of the users' rows.
         let Some(query) = self.drained.acknowledged() else {
             return Ok(());
         };
@@ -397,7 +387,7 @@ impl Marker {
         Ok(())
     }
 
-    /// Notes for users with long streams which of their rows need not be looked for.
+    /// Moves the delivered watermarks of users with long streams.
     async fn note_drained(&self, stop: &CancellationToken) {
         let working = async {
             loop {
@@ -446,7 +436,8 @@ impl Marker {
         }
     }
 
-    /// Small steps, none of which waits for a row that is locked or fails.
+    /// Writes the last marks in small steps, none of which waits for a row that is locked
+    /// or fails.
     async fn last_flush(&self) {
         let told = Mutex::default();
         let mut tries = 0;
@@ -457,7 +448,7 @@ impl Marker {
                     match self.mark(batch, &told).await {
                         Answered::Yes => {}
                         Answered::Refused => tries += 1,
-                        // The next would not be answered either.
+                        // The next statement would not be answered either.
                         Answered::Never => tries = LAST_TRIES,
                     }
                     continue;
@@ -465,7 +456,7 @@ impl Marker {
                 let next = self.marks.queue().next(lane, Instant::now());
                 match next {
                     Next::Now => {}
-                    // After a failure of the database.
+                    // The backoff after a failure of the database.
                     Next::At(at) if tries > 0 && lane == Lane::Fresh => sleep_until(at).await,
                     Next::At(_) | Next::Idle => break,
                 }
@@ -485,7 +476,7 @@ impl Marker {
         self.marks.queue().take(lane, Instant::now())
     }
 
-    /// Runs one statement, and notes what became of it.
+    /// Runs one statement and records its outcome.
     async fn mark(&self, batch: Batch, told: &Mutex<Failing>) -> Answered {
         let outcome = match self.try_mark(&batch).await {
             Ok(locked) => Outcome::Marked { locked },
@@ -546,7 +537,7 @@ impl Marker {
         }
     }
 
-    /// Returns the rows that another session has locked.
+    /// Runs the statement. Returns the rows that other sessions have locked.
     async fn try_mark(&self, batch: &Batch) -> Result<BTreeSet<i64>, QueryError> {
         let Batch {
             incarnation: of,
@@ -554,7 +545,7 @@ impl Marker {
             written,
             ..
         } = batch;
-        // Rows that can't be marked must not occupy the connection of the others.
+        // Rows that can't be marked must not occupy the connection of those that can.
         let pool = match batch.lane() {
             Lane::Fresh => self.pool.for_marks(),
             Lane::Held => self.pool.clone(),
@@ -578,8 +569,8 @@ impl Marker {
                     locked.insert(id);
                 }
                 (None, Some(marked)) => self.marks.activity.marked(marked.unsigned_abs()),
-                // The server has crashed since, or the session leads to another one:
-                // the rows go without their marks.
+                // The server has crashed since, or the session leads to another server:
+                // the rows remain unmarked.
                 (None, None) => self.pool.renew(),
             }
         }
@@ -587,16 +578,15 @@ impl Marker {
     }
 }
 
-/// Whether the database has answered a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answered {
     Yes,
-    /// It can't be reached, or can't mark anything.
+    /// The database is unreachable, or can't mark anything.
     Refused,
     Never,
 }
 
-/// No code panics while it holds one of these locks.
+/// Ignores poisoning: no code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

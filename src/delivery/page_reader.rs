@@ -1,5 +1,5 @@
-//! Reads pages of the table: each one statement, so that the rows and the
-//! snapshot that they are visible to belong together.
+//! Reads pages of the table. A page is one statement, so that its rows and its snapshot
+//! belong together.
 
 use std::sync::Arc;
 
@@ -23,32 +23,29 @@ use crate::{
     },
 };
 
-/// How large a page may be.
 #[derive(Clone, Copy, Debug)]
 pub struct PageSize {
-    /// Rows at most.
     pub rows: usize,
-    /// Bytes of text after which no further row is added. The row that crosses
-    /// the bound is still in the page, so it holds at most this and one text
-    /// (1 MiB).
+    /// Bytes of text after which no further row is added. The row that exceeds the limit
+    /// is still included, so a page has at most this plus one text (1 MiB).
     pub bytes: i64,
 }
 
 impl PageSize {
-    /// A page of the table's tail: large enough that reading costs little a
-    /// row, small enough that it is a matter of milliseconds.
+    /// A page of the table's tail: large enough that a row costs little, small enough to
+    /// take only milliseconds.
     pub const TAIL: Self = Self {
         rows: 1_000,
         bytes: 1 << 20,
     };
 
-    /// A page of one user's catch-up, which every connection may hold at once.
+    /// A page of one user's catch-up. Every connection may hold one at the same time.
     pub const USER: Self = Self {
         rows: 500,
         bytes: 256 << 10,
     };
 
-    /// Half of it, for a network that carries no more in time; one row at least.
+    /// Half the size, for a network that is too slow; at least one row.
     pub fn halved(self) -> Self {
         Self {
             rows: (self.rows / 2).max(1),
@@ -56,13 +53,13 @@ impl PageSize {
         }
     }
 
-    /// Bytes that a page of this size may take at most.
+    /// The maximum memory that a page of this size takes, in bytes.
     pub fn most_bytes(self) -> usize {
         let texts = usize::try_from(self.bytes).unwrap_or(usize::MAX);
         texts + TEXT_BYTES + self.rows * Event::MEMORY
     }
 
-    /// What each of so many transactions gets that are read in pieces.
+    /// The share of each of the transactions that are read in pieces.
     fn shared_by(self, transactions: usize) -> Self {
         let transactions = transactions.max(1);
         Self {
@@ -71,8 +68,8 @@ impl PageSize {
         }
     }
 
-    /// What other transactions get meanwhile. It comes on top, so that the large
-    /// ones take no longer.
+    /// The share of all other transactions meanwhile. It is added to the page, so that
+    /// the large transactions don't take longer.
     fn beside(self) -> Self {
         Self {
             rows: (self.rows / BESIDE).max(1),
@@ -80,44 +77,45 @@ impl PageSize {
         }
     }
 
-    /// One row more is asked for, to know whether that was all.
+    /// Asks for one row more, which shows whether rows remain.
     fn limit(self) -> i64 {
         self.rows as i64 + 1
     }
 }
 
-/// While transactions are read in pieces, other rows get one page in this many on
-/// top: 250 rows, so that with pages that take some 20 ms more than ten thousand a
-/// second overtake a large transaction. A transaction that fits into that is never
-/// cut then, and no later one overtakes it.
+/// While transactions are read in pieces, a page also holds other rows, up to the size of
+/// a page divided by this: 250 rows, so that with pages that take some 20 ms, more than
+/// ten thousand rows per second overtake a large transaction. A transaction that fits
+/// into those 250 rows is neither split nor overtaken by a later one.
 const BESIDE: usize = 4;
 
-/// Transactions that are read in pieces at once, each of which may add a text to a
-/// page: 16 MiB at most. While there are so many, one of them has to be read to its
-/// end before another begins. An event's id can name four times as many.
+/// How many transactions are read in pieces at once. Each may add a text to a page: 16
+/// MiB at most. While there are this many, one has to be read to its end before another
+/// begins. An event's id can name four times as many.
 pub const MOST_BEGUN: usize = 16;
 
-/// Bytes of a text at most, as the column's constraint has it. The queries leave
-/// larger ones out.
+/// The maximum length of a text in bytes, as in the column's constraint. The queries
+/// leave out larger texts.
 const TEXT_BYTES: usize = 1 << 20;
 
-/// Bytes of an event's name at most, as the column's constraint has it.
+/// The maximum length of an event's name in bytes, as in the column's constraint.
 const EVENT_BYTES: usize = 100;
 
-/// How many of a user's last rows can be asked for at once (`replay=N`).
+/// The maximum of `replay=N`.
 pub const REPLAY_ROWS: u32 = 500;
 
 /// The first rows that are new since a position.
 #[derive(Debug)]
 pub struct Page {
-    /// Whether writers rang after the snapshot was taken, and since which time.
+    /// The period in which writers send NOTIFY, read after the snapshot was taken. `None` if
+    /// they don't.
     pub rings: Option<Rings>,
-    /// Where the log stood.
+    /// The WAL positions when the page was read.
     pub log: Log,
-    /// What the statement could see.
+    /// The snapshot of the statement.
     pub snapshot: Arc<Snapshot>,
-    /// The rest of transactions that were begun before, if there are any, then
-    /// everything else: the order in which they are to be delivered.
+    /// The next rows of transactions that were begun before, if there are any, then all
+    /// others. They are to be delivered in this order.
     pub runs: Vec<Run>,
 }
 
@@ -125,46 +123,43 @@ pub struct Page {
 #[derive(Debug)]
 pub struct Run {
     part: Part,
-    /// Those that can be delivered.
+    /// Rows that can be delivered.
     pub notifications: Vec<(UserId, Notification)>,
-    /// Those that can't.
+    /// Rows that can't.
     pub unusable: Unusable,
-    /// How many were read.
+    /// The number of rows that were read.
     pub rows: usize,
-    /// The last one that was read, whether it can be delivered or not.
+    /// The last row that was read, whether it can be delivered or not.
     last: Option<RowKey>,
-    /// The transactions of which rows were read, and not all.
+    /// The transactions that were read in part.
     cut: Unread,
-    /// Whether that was all.
+    /// Whether rows remain.
     rest: Rest,
 }
 
-/// Which rows a run is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// The rest of transactions of which rows have been read before.
+    /// The next rows of transactions that were read in part before.
     Begun,
     /// Rows of all other transactions.
     Others,
 }
 
-/// Rows that were read and can't be delivered, because the constraints of the
-/// table that rule them out were dropped.
+/// Rows that were read and can't be delivered. They exist only if the constraints of the
+/// table that exclude them were dropped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unusable {
-    /// How many.
     pub count: u64,
-    /// The first of them.
     pub first: Option<(RowKey, Flaw)>,
 }
 
 /// Why a row can't be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// No user can be identified by it.
+    /// It names no valid user.
     #[error("user_id is not a text of 1 to {} bytes", UserId::MAX_BYTES)]
     User,
-    /// Nothing, or too much.
+    /// It is null or too long.
     #[error("text is null or longer than {TEXT_BYTES} bytes")]
     Text,
     /// It would break the stream's format.
@@ -172,26 +167,27 @@ pub enum Flaw {
     Event,
 }
 
-/// A time in which writers ring the doorbell. No two times bear the same number.
+/// A period in which writers send NOTIFY: a value of the sequence `tidings_bell`. No
+/// value occurs twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rings(i64);
 
-/// Whether writers can be relied on to ring.
+/// Whether writers can be relied on to send NOTIFY.
 #[derive(Clone, Copy, Debug)]
 pub struct Ringing {
-    /// Since which time they do, unless somebody else was changing that.
+    /// The period in which they do. `None` if another session was changing it at the same
+    /// time.
     pub rings: Option<Rings>,
-    /// Whether one is still at work that may not have rung.
+    /// Whether a writer that may not have sent NOTIFY is still running.
     pub writing: bool,
 }
 
 impl Page {
-    /// How many rows were read.
     pub fn rows(&self) -> usize {
         self.runs.iter().map(|run| run.rows).sum()
     }
 
-    /// Whether it holds all that is new.
+    /// Whether more rows remain.
     pub fn rest(&self) -> Rest {
         if self.runs.iter().all(|run| run.rest == Rest::Nothing) {
             Rest::Nothing
@@ -202,8 +198,8 @@ impl Page {
 }
 
 impl Run {
-    /// Moves the position that the page was read from past the run, the runs one
-    /// after the other. Returns what the run leaves.
+    /// Moves the position from which the page was read past the run. Call it for the runs
+    /// in order. Returns what the run left unread.
     pub fn pass(&self, position: &mut Position, snapshot: &Snapshot) -> Unread {
         match self.part {
             Part::Begun => position.pass_begun(&self.cut),
@@ -219,49 +215,43 @@ impl Unusable {
     }
 }
 
-/// A page of one user.
 #[derive(Debug)]
 pub struct UserPage {
-    /// In which incarnation of the server it was read.
+    /// The incarnation of the server in which it was read.
     pub incarnation: Incarnation,
-    /// The youngest transaction of which rows were removed for good.
+    /// The youngest transaction of which rows were deleted.
     pub pruned: Option<Xid>,
-    /// The rows.
     pub batch: Batch,
 }
 
-/// Rows in a page of disconnections: 5 ms at most, in which no row is delivered,
-/// and 2 MB if all user ids are of the longest.
+/// Rows in a page of disconnections. Reading it takes at most 5 ms, during which no row
+/// is delivered, and 2 MB if all user ids have the maximum length.
 const DISCONNECTIONS_ROWS: usize = 2_000;
 
-/// Which streams were to end since a position: a page of them.
+/// A page of disconnections.
 #[derive(Debug)]
 pub struct Disconnections {
-    /// In which incarnation of the server it was read.
+    /// The incarnation of the server in which it was read.
     pub incarnation: Incarnation,
-    /// What the statement could see.
+    /// The snapshot of the statement.
     pub snapshot: Snapshot,
-    /// Where the log stood.
+    /// The WAL positions at that time.
     pub log: Log,
-    /// What time it was there.
+    /// The server's time.
     pub clock: Moment,
-    /// The key of the last row that was read, also if no stream can match it.
+    /// The key of the last row that was read, even if it can match no stream.
     pub last: Option<RowKey>,
-    /// Which streams.
     pub found: Vec<Disconnection>,
-    /// Whether that was all.
+    /// Whether more rows remain.
     pub rest: Rest,
-    /// What the page leaves of the last row's transaction.
+    /// What the page left unread of the last row's transaction.
     pub unread: Unread,
 }
 
-/// The next page of which streams were to end since `position`; without a position
-/// none of them, but the last one there is. If everyone was disconnected since, it is
-/// that alone, and stands for all up to the last one there is.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// Reads the next page of disconnections after `position`. Without a position, it
+/// contains no disconnections, but the key of the last one there is. If everyone was
+/// disconnected since, the page consists of that disconnection alone and covers all
+/// others up to the last one there is.
 pub async fn disconnections(
     client: &Client,
     query: &Statement,
@@ -315,12 +305,8 @@ fn read_log(row: &Row) -> Result<Log, Error> {
     })
 }
 
-/// The position of a reader that begins now, and the next transaction id as of
-/// the last checkpoint.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// The position of a reader that starts now, and the next transaction id as of the last
+/// checkpoint.
 pub async fn tail_start(client: &Client, query: &str) -> Result<(Position, Xid), Error> {
     let row = client.query_one(query, &[]).await?;
     let snapshot: Snapshot = row.try_get("snapshot")?;
@@ -328,21 +314,13 @@ pub async fn tail_start(client: &Client, query: &str) -> Result<(Position, Xid),
     Ok((position, row.try_get("checkpointed")?))
 }
 
-/// In which incarnation of the server the pool's queries run.
-///
-/// # Errors
-///
-/// [`QueryError`], also on a standby.
+/// The incarnation of the server in which the pool's queries run. Fails on a standby.
 pub async fn incarnation(pool: &Pool, sql: &Sql) -> Result<Incarnation, QueryError> {
     let rows = pool.query(READ_LIMIT, &sql.incarnation, &[]);
     Ok(read_incarnation(first_row(&rows.await?))?)
 }
 
-/// The first new rows of all users.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// Reads the first new rows of all users.
 pub async fn tail_page(
     client: &Client,
     query: &Statement,
@@ -406,11 +384,7 @@ fn read_rings(row: &Row) -> Result<Option<Rings>, Error> {
     Ok(since.map(Rings))
 }
 
-/// Has writers ring for rows of this table.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// Makes writers send NOTIFY for rows of this table.
 pub async fn fall_asleep(client: &Client, query: &Statement, table: u32) -> Result<Ringing, Error> {
     let row = client.query_one(query, &[&table]).await?;
     Ok(Ringing {
@@ -419,11 +393,7 @@ pub async fn fall_asleep(client: &Client, query: &Statement, table: u32) -> Resu
     })
 }
 
-/// The first new rows of one user.
-///
-/// # Errors
-///
-/// [`QueryError`].
+/// Reads the first new rows of one user.
 pub async fn user_page(
     pool: &Pool,
     sql: &Sql,
@@ -448,45 +418,39 @@ pub async fn user_page(
     Ok(read_user_page(&rows, size)?.0)
 }
 
-/// Rows that may be read in vain each time a user comes without a position: some
-/// 0.2 ms, as much as noting that nothing of them is left to deliver.
+/// How many rows may be read in vain each time a user connects without a position: some
+/// 0.2 ms, as much as moving the user's watermark past them costs.
 pub const READ_IN_VAIN: u32 = 100;
 
-/// Which first page is wanted.
+/// Which first page to read.
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog<'a> {
-    /// What to run.
     pub query: &'a str,
-    /// Whose.
     pub user: &'a UserId,
-    /// How many of the user's last rows it begins with, sent or not.
+    /// How many of the user's last rows the page begins with, sent or not.
     pub replay: u32,
-    /// What is new since then is in it, sent or not.
+    /// The page contains everything that is new to this position, sent or not.
     pub opened: &'a Position,
     /// The cluster that transaction ids belong to.
     pub system_identifier: i64,
-    /// How many rows may be read in vain.
+    /// How many rows may be read in vain; see [`READ_IN_VAIN`].
     pub in_vain: u32,
 }
 
-/// The first page of a user who comes without a position.
+/// The first page of a user who connects without a position.
 #[derive(Debug)]
 pub struct BacklogPage {
-    /// The position that it starts from.
+    /// The position from which it was read.
     pub start: Position,
-    /// The rows.
     pub page: UserPage,
-    /// Nothing of the user's is left to deliver before this transaction, and too
-    /// much was read in vain to find that.
+    /// The user's new watermark: nothing is left to deliver before this transaction.
+    /// `None` unless too many rows were read in vain.
     pub drained: Option<Xid>,
 }
 
-/// The first page for a user who comes without a position: what is unsent, the
-/// last rows that were asked for, and all that is new since it was opened.
-///
-/// # Errors
-///
-/// [`QueryError`].
+/// Reads the first page of a user who connects without a position: the unsent rows, the
+/// last rows that the client asked for, and everything that is new since the connection
+/// was opened.
 pub async fn backlog_page(
     pool: &Pool,
     wanted: Backlog<'_>,
@@ -512,7 +476,7 @@ pub async fn backlog_page(
         .await?;
     let (page, first) = read_user_page(&rows, size)?;
     let batch = &page.batch;
-    // What is still running may leave rows of before the first one.
+    // Transactions that are still running may commit rows that precede the first one.
     let ended = batch.snapshot.ended_below();
     let drained = match first {
         Some(first) => ended.min(first.xid),
@@ -533,7 +497,7 @@ pub async fn backlog_page(
     })
 }
 
-/// Also the first row that was read, whether it can be delivered or not.
+/// Also returns the first row that was read, whether it can be delivered or not.
 fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowKey>), Error> {
     let head = first_row(rows);
     let mut keys = Vec::with_capacity(rows.len());
@@ -550,7 +514,7 @@ fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowK
         }
     }
     if let Some((row, flaw)) = unusable.first {
-        // The listener has warned of them when they were new.
+        // The listener warned of them when they were new.
         let (rows, row) = (unusable.count, row.id);
         debug!(rows, row, %flaw, "skipped rows that can't be delivered: {flaw}");
     }
@@ -579,13 +543,9 @@ fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowK
     Ok((page, read.first().map(|first| first.key)))
 }
 
-/// In which incarnation of the server a statement ran, from its columns
-/// `timeline` and `since`. After a crash, until the first bridge has begun the next
-/// incarnation, it is one that no other equals.
-///
-/// # Errors
-///
-/// If there are none.
+/// The incarnation of the server in which a statement ran, from its columns `timeline`
+/// and `since`. After a crash, until a bridge begins the next incarnation, it is one that
+/// equals no other.
 pub fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
     Ok(Incarnation {
         timeline: head.try_get("timeline")?,
@@ -595,17 +555,16 @@ pub fn read_incarnation(head: &Row) -> Result<Incarnation, Error> {
     })
 }
 
-/// A row that a page's statement has returned, and what is known of it before the
-/// rest of it is read.
+/// A row returned by a page's statement, of which only the key has been decoded.
 struct Returned<'a> {
     key: RowKey,
     part: Part,
-    /// It lies beyond the page's bytes.
+    /// Whether it exceeds the page's limit in bytes.
     is_beyond: bool,
     row: &'a Row,
 }
 
-/// None for the row that only tells that nothing is new.
+/// Returns `None` for the row that is returned if nothing is new.
 fn read_key(row: &Row) -> Result<Option<Returned<'_>>, Error> {
     let Some(xid) = row.try_get("xid")? else {
         return Ok(None);
@@ -626,15 +585,15 @@ fn read_key(row: &Row) -> Result<Option<Returned<'_>>, Error> {
     }))
 }
 
-/// How many of the rows are within the page, by count and by bytes. Those beyond
-/// tell that there is more.
+/// How many of the rows are within the page's limits in rows and bytes. The others only
+/// show that more rows remain.
 fn within(rows: &[Returned<'_>], most: usize) -> usize {
     let rows = rows.iter().take(most);
     rows.take_while(|row| !row.is_beyond).count()
 }
 
-/// How many of the first `count` rows to take so that no transaction is cut, unless
-/// it is the first one.
+/// How many of the first `count` rows to take so that no transaction is split, except the
+/// first one.
 fn whole_transactions(rows: &[Returned<'_>], count: usize) -> usize {
     let (Some(first), Some(next)) = (rows.first(), rows.get(count)) else {
         return count;
@@ -661,8 +620,8 @@ impl Run {
 
     /// Reads the first `count` of these rows, which are in the order of delivery.
     ///
-    /// A row that can't be delivered counts as read: it must not stop those after
-    /// it.
+    /// A row that can't be delivered counts as read, so that it doesn't block the rows
+    /// after it.
     fn read(&mut self, rows: &[Returned<'_>], count: usize) {
         let (read, rest) = rows.split_at(count);
         for Returned { key, row, .. } in read {
@@ -700,7 +659,7 @@ fn read_notification(key: RowKey, row: &Row) -> Result<Notification, Flaw> {
         key,
         event,
         text: text.ok_or(Flaw::Text)?,
-        // A time that has no such form is none.
+        // Null if the time can't be represented in this form.
         created_at: row.try_get("created_at").unwrap_or_default(),
         expires: Expiry::from_seconds_left(row.try_get("seconds_left").unwrap_or_default()),
     })

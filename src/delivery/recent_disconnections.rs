@@ -1,22 +1,22 @@
-//! Which streams were to end lately, for those who are being identified
-//! meanwhile and register later.
+//! The most recent disconnections, for clients that were being authenticated when those
+//! were read and register afterwards.
 
 use std::collections::VecDeque;
 
 use crate::domain::identity::{Disconnection, Identity};
 
-/// How many disconnections there were when a client began to be identified. It
-/// registers later, and those in between may mean it.
+/// The number of disconnections when a client's authentication began. Those between then
+/// and its registration may concern it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Noted(u64);
 
-/// Disconnections that are remembered for those who are being identified: 1 MB, or
-/// 4 MB if all user ids are of the longest. That is five pages of the listener, so a
-/// client that is identified within milliseconds misses none of them even while
-/// millions of users are logged out. One that has missed more is sent back.
+/// How many disconnections are kept for clients that are being authenticated: 1 MB, or 4
+/// MB if all user ids have the maximum length. That is five of the listener's pages, so a
+/// client that is authenticated within milliseconds misses none, even while millions of
+/// users are logged out. A client that may have missed some has to reconnect.
 const REMEMBERED_DISCONNECTIONS: usize = 10_000;
 
-/// Which streams were to end lately.
+/// The most recent disconnections.
 #[derive(Debug, Default)]
 pub struct Disconnected {
     count: u64,
@@ -24,12 +24,11 @@ pub struct Disconnected {
 }
 
 impl Disconnected {
-    /// What to note before a client is identified.
+    /// Call this before a client is authenticated.
     pub fn note(&self) -> Noted {
         Noted(self.count)
     }
 
-    /// Remembers them.
     pub fn add(&mut self, disconnections: &[Disconnection]) {
         self.count += disconnections.len() as u64;
         let beyond = disconnections
@@ -41,7 +40,8 @@ impl Disconnected {
         self.last.extend(last.iter().cloned());
     }
 
-    /// Whether one that came after `noted` means this client, or might.
+    /// Whether a disconnection after `noted` matches this client, or might have: more of
+    /// them were added than are kept.
     pub fn means(&self, identity: &Identity, Noted(noted): Noted) -> bool {
         let since = usize::try_from(self.count - noted).unwrap_or(usize::MAX);
         let mut last = self.last.iter().rev().take(since);

@@ -1,10 +1,10 @@
-//! The wire format: `text/event-stream` as the HTML standard defines it.
+//! The wire format: `text/event-stream`, as defined by the HTML standard.
 //!
 //! See <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
 //!
-//! `actix_web_lab::sse` can't write a block without data (most heartbeats) nor a
-//! second `retry:`, puts the id before the data, and encodes anew for every
-//! connection, so these few lines are the bridge's own.
+//! `actix_web_lab::sse` can't write a block without data (most heartbeats) or a second
+//! `retry:`, puts the id before the data, and encodes each event anew for every
+//! connection. Therefore the bridge has its own encoder.
 
 use std::time::Duration;
 
@@ -16,27 +16,27 @@ use crate::domain::{
     position::{EventId, UnusableId},
 };
 
-/// The content type of a stream. It is always UTF-8; clients that are told no charset
-/// may guess another (Python's `requests`: Latin-1).
+/// The content type of a stream. It is always UTF-8; without a charset, clients may guess
+/// another one (Python's `requests` assumes Latin-1).
 pub const CONTENT_TYPE: &str = "text/event-stream; charset=utf-8";
 
-/// How a connection wants its notifications.
+/// The format of a connection's notifications.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// The text itself, one `data:` line a line. SSE can't carry CR: CR and
-    /// CRLF become LF.
+    /// The text itself, one `data:` line per line. SSE can't carry CR, so CR and CRLF
+    /// become LF.
     #[default]
     Text,
-    /// One JSON object, which keeps the text exact.
+    /// One JSON object, which preserves the text exactly.
     Json,
 }
 
-/// Bytes of a text that are encoded at once. Each may become up to seven: a line
-/// break is `\ndata: `.
+/// Bytes of a text that are encoded at once. Each may become up to seven bytes: a line
+/// break is encoded as `\ndata: `.
 const PIECE_BYTES: usize = 2 << 10;
 
-/// A notification's event without its id, which differs from connection to
-/// connection and follows as the last line ([`put_id`]):
+/// A notification's event without its id, which differs between connections and follows
+/// as the last line ([`put_id`]):
 ///
 /// ```plain
 /// event: build
@@ -49,9 +49,9 @@ pub fn frame(notification: &Notification, format: Format) -> Bytes {
     out.freeze()
 }
 
-/// Adds the [`frame`] of a notification to `out`, from the byte `from` of its
-/// text on, until `out` has grown to `limit` bytes. Returns where to go on, if
-/// that was not all. A text is never encoded as a whole, as it may take seven
+/// Appends the [`frame`] of a notification to `out`: from byte `from` of its text on,
+/// until `out` has grown to `limit` bytes. Returns the byte at which to continue if the
+/// frame isn't complete. A text is never encoded as a whole, because that may take seven
 /// times its size.
 pub fn put_frame(
     out: &mut BytesMut,
@@ -75,7 +75,8 @@ pub fn put_frame(
         }
     }
     while from < text.len() {
-        // Of the head alone a frame can't be continued.
+        // If nothing of the text was written, `from` would still be 0, and the head would
+        // be written again.
         if from > 0 && out.len() >= limit {
             return Some(from);
         }
@@ -93,8 +94,8 @@ pub fn put_frame(
     None
 }
 
-/// Adds a piece of a text, one `data:` line a line. The space after the colon is
-/// part of the format and protects a text's own leading space.
+/// Appends a piece of a text, one `data:` line per line. The space after the colon is
+/// part of the format and protects a leading space of the text.
 fn put_lines(out: &mut BytesMut, text: &str, from: usize) -> usize {
     let text = text.as_bytes();
     let end = text.len().min(from + PIECE_BYTES);
@@ -120,12 +121,12 @@ fn put_lines(out: &mut BytesMut, text: &str, from: usize) -> usize {
     end
 }
 
-/// Adds a piece of a text as the inside of a JSON string.
+/// Appends a piece of a text as the inside of a JSON string.
 fn put_escaped(out: &mut BytesMut, text: &str, from: usize) -> usize {
     let end = text.floor_char_boundary(from + PIECE_BYTES);
     let before = out.len();
     put_json(out, &text[from..end]);
-    // The quotes stand around the whole text, not around each piece.
+    // The quotes enclose the whole text, not each piece.
     out.truncate(out.len() - 1);
     out[before..].rotate_left(1);
     out.truncate(out.len() - 1);
@@ -137,7 +138,7 @@ fn put_json(out: &mut BytesMut, value: &(impl Serialize + ?Sized)) {
     debug_assert!(written.is_ok(), "texts and numbers always have a JSON form");
 }
 
-/// JSON escapes line breaks, so it is always one line.
+/// Always one line, because JSON escapes line breaks.
 fn put_json_data(out: &mut BytesMut, value: &impl Serialize) {
     out.put_slice(b"data: ");
     put_json(out, value);
@@ -151,7 +152,7 @@ fn put_field(out: &mut BytesMut, name: &str, value: &str) {
     out.put_u8(b'\n');
 }
 
-/// Ends a block with its id and the blank line that dispatches it:
+/// Ends a block with its id and the blank line that dispatches the event:
 ///
 /// ```plain
 /// id: 7-AQA
@@ -159,19 +160,19 @@ fn put_field(out: &mut BytesMut, name: &str, value: &str) {
 /// ```
 ///
 /// The id comes last because some clients (`eventsource` 1 and 2,
-/// `@microsoft/fetch-event-source`) apply it as soon as its line is complete. With the
-/// id first, a connection that breaks later in the block would lose the event for them.
+/// `@microsoft/fetch-event-source`) apply it as soon as its line is complete. If the id
+/// came first and the connection broke later in the block, they would lose the event.
 pub fn put_id(out: &mut BytesMut, id: &EventId<'_>) {
     put_field(out, "id", &id.to_string());
     out.put_u8(b'\n');
 }
 
-/// A comment, to keep the connection alive while there is no id yet.
+/// A comment, which keeps the connection alive while there is no id yet.
 pub fn put_comment(out: &mut BytesMut) {
     out.put_slice(b":\n\n");
 }
 
-/// How long the client is to wait before it connects again.
+/// A block that sets the client's reconnection delay.
 pub fn put_retry(out: &mut BytesMut, delay: Duration) {
     put_retry_line(out, delay);
     out.put_u8(b'\n');
@@ -180,7 +181,7 @@ pub fn put_retry(out: &mut BytesMut, delay: Duration) {
 /// Whether a stream continues from the client's last event id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begins {
-    /// With the backlog: the client came without an id, or with one that can't be used.
+    /// With the backlog: the client presented no id, or one that can't be used.
     Anew,
     /// After the position in the client's id.
     Resumed,
@@ -190,9 +191,9 @@ pub enum Begins {
 ///
 /// It is an event with data because Firefox and most libraries ignore the id of a block
 /// without data: if their connection broke inside the first row, they would return
-/// without an id. By the letter of the standard, a new stream's first blank line also
-/// makes a client forget the id that it returned with, so a resumed stream begins with
-/// this block.
+/// without an id. Also, according to the standard, the first blank line of a new stream
+/// makes a client forget the id that it presented, so a resumed stream begins with this
+/// block.
 pub fn put_open(out: &mut BytesMut, begins: Begins, id: &EventId<'_>) {
     #[derive(Serialize)]
     struct Open {
@@ -203,7 +204,7 @@ pub fn put_open(out: &mut BytesMut, begins: Begins, id: &EventId<'_>) {
     put_id(out, id);
 }
 
-/// Moves the position of a client that ignores the id of a block without data.
+/// Updates the position of a client that ignores the id of a block without data.
 pub fn put_heartbeat(out: &mut BytesMut, id: &EventId<'_>) {
     #[derive(Serialize)]
     struct Heartbeat {}
@@ -211,28 +212,26 @@ pub fn put_heartbeat(out: &mut BytesMut, id: &EventId<'_>) {
     put_id(out, id);
 }
 
-/// An event of the bridge's own, without the blank line that dispatches it.
+/// One of the bridge's own events, without the blank line that dispatches it.
 fn put_event(out: &mut BytesMut, name: &str, data: &impl Serialize) {
     put_field(out, "event", name);
     put_json_data(out, data);
 }
 
-/// How long the client is to wait before it connects again, as the first line of a
-/// block.
+/// Sets the client's reconnection delay, as the first line of a block.
 pub fn put_retry_line(out: &mut BytesMut, delay: Duration) {
     put_field(out, "retry", &delay.as_millis().to_string());
 }
 
-/// All of a stream that is none: when the client is to come back, and a comment
-/// that says why, which must be one line. No blank line ends it, since by the
-/// letter of the standard that would make a client forget the id that it came
-/// with.
+/// The whole body of a response that only defers the client: the reconnection delay, and
+/// a comment with the reason, which must be one line. No blank line ends it because,
+/// according to the standard, that would make a client forget the id that it presented.
 pub fn put_come_back(out: &mut BytesMut, delay: Duration, why: &str) {
     put_retry_line(out, delay);
     put_field(out, "", why);
 }
 
-/// The backlog has been written; what follows is live.
+/// The backlog has been written; live rows follow.
 pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     #[derive(Serialize)]
     struct CaughtUp {
@@ -242,7 +241,7 @@ pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     put_id(out, id);
 }
 
-/// The client's identity expires in so much time, and the stream ends then.
+/// The client's credentials expire after `left`, and the stream ends then.
 pub fn put_expiring(out: &mut BytesMut, left: Duration) {
     #[derive(Serialize)]
     struct Expiring {
@@ -257,12 +256,11 @@ pub fn put_expiring(out: &mut BytesMut, left: Duration) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "reason")]
 pub enum Gap {
-    /// Its id is not one that a bridge gave out; the backlog follows.
+    /// A bridge did not issue its id. The backlog follows.
     Malformed,
-    /// Its id belongs to another history of the database; the backlog follows.
+    /// Its id belongs to another history of the database. The backlog follows.
     Epoch,
-    /// Rows that it had not been sent may have been removed for good; what is
-    /// left of them follows.
+    /// Rows that it had not been sent may have been deleted. The remaining ones follow.
     Pruned,
 }
 
@@ -275,7 +273,6 @@ impl From<UnusableId> for Gap {
     }
 }
 
-/// The client may have missed rows.
 pub fn put_gap(out: &mut BytesMut, gap: Gap) {
     put_event(out, "tidings.gap", &gap);
     out.put_u8(b'\n');
@@ -336,7 +333,7 @@ mod tests {
             String::new(),
             "x".repeat(PIECE_BYTES),
             "\r\n".repeat(PIECE_BYTES),
-            // Line breaks and characters of several bytes on every boundary.
+            // Line breaks and multi-byte characters on every boundary.
             format!("a{}", "\r\n".repeat(2 * PIECE_BYTES)),
             format!("ab{}", "\u{1f600}\"\u{1}".repeat(PIECE_BYTES)),
             "\n".repeat(10 * PIECE_BYTES),

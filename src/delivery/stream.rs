@@ -1,9 +1,9 @@
-//! One connection's stream of events: the pages of its catch-up, then what is
-//! live, without gap or repeat between them.
+//! One connection's event stream: the pages of its catch-up, then live rows, without a
+//! gap or repetition in between.
 //!
-//! The connection registers with the hub first, then pages from its position
-//! until a page is short, then goes live. What is live passes the same test as
-//! what was caught up: is it new to *this connection's* position?
+//! The connection first registers with the hub, then reads pages from its position until
+//! a page is not full, then goes live. Live rows pass the same test as those of a page:
+//! is the row new to *this connection's* position?
 
 mod start;
 
@@ -48,91 +48,88 @@ use crate::{
     runtime::backoff::jittered,
 };
 
-/// Bytes after which a chunk goes to the socket: a burst of small events costs
-/// one system call, and a slow reader holds little more than this.
+/// A chunk is written to the socket once it has this many bytes. A burst of small events
+/// costs one system call, and a slow reader holds little more than this.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// When a browser comes back by itself: half to all of this, so that a restart
-/// of the bridge is not a stampede.
+/// A browser's reconnection delay: half to all of this, so that a restart of the bridge
+/// doesn't cause a stampede.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// Heartbeats without data between two with data, while no other event carries an id.
+/// How many heartbeats without data are sent between two with data, while no other event
+/// carries an id.
 ///
-/// Most heartbeats are an id alone, which costs a browser nothing, as it fires no event.
-/// Firefox and many libraries ignore that id: the position of an idle tab would stay
-/// where it was, until rows that it never missed are pruned and it is told of a gap.
-/// With heartbeats of 15 s this is an event of 60 bytes every five minutes.
+/// Most heartbeats consist only of an id, which costs a browser nothing because no event
+/// is dispatched. Firefox and many libraries ignore that id: the position of an idle tab
+/// would not move until rows that it never missed are pruned, and the tab would receive a
+/// gap event. With heartbeats every 15 s, this costs an event of 60 bytes every five
+/// minutes.
 const QUIET_HEARTBEATS: u8 = 19;
 
-/// What all streams share.
 #[derive(Debug)]
 pub struct Streams {
-    /// Where they register.
     pub hub: Arc<Hub>,
-    /// Where they report what they have written.
     pub marks: Arc<Marks>,
-    /// Where it is counted.
     pub activity: Arc<Activity>,
-    /// Where they read what they missed.
     pub pages: Arc<Pages>,
-    /// When a stream that is silent gets one.
     pub heartbeats: Heartbeats,
-    /// The span over which streams end when the bridge stops.
+    /// The time over which the ends of streams are spread when the bridge stops.
     pub drain: Duration,
-    /// The longest that a stream lives.
     pub max_age: Duration,
-    /// Those that were.
     pub ended: Ended,
 }
 
-/// What a stream holds for its caller as long as it lives.
+/// Held for the caller as long as the stream exists.
 type Place = Box<dyn Any + Send + Sync>;
 
 /// The body of one response.
 ///
-/// Each poll means that all earlier bytes are in the kernel's hands (`http::detached_stream`
-/// sees to it, and in the server a write buffer of one byte; [`crate::tls::server_certificate`] tells
-/// what HTTPS adds), so that is when rows count as sent.
+/// A poll means that all earlier bytes are in the kernel
+/// (`http::detached_stream` and the server's write buffer of one byte ensure
+/// this; [`crate::tls::server_certificate`] describes what HTTPS adds). So this is when
+/// rows count as written.
 pub struct EventStream {
-    /// Its place among those that may be open. It is given back before the hub
-    /// forgets the connection: whom the hub doesn't count takes no place.
+    /// The stream's place in the limit of open streams. It is declared before
+    /// `connection`, so it is returned before the hub forgets the connection: a
+    /// connection that the hub no longer counts takes no place.
     _place: Option<Place>,
     streams: Arc<Streams>,
     connection: Connection,
     format: Format,
     history: History,
-    /// Transaction ids below this one are on disk; it goes into every id.
+    /// The durable floor, below which transaction ids are on disk. It is part of every
+    /// id.
     safe: Xid,
-    /// What the bridge had seen when the connection was opened. What is new to
-    /// it concerns the connection, even if another one was sent it, and it is
-    /// marked, before the first page is read.
+    /// What the bridge had seen when the connection was opened. A row that is new to it
+    /// must be delivered to this connection, even if another connection receives it and
+    /// it is marked before the first page is read.
     opened: Arc<Position>,
-    /// What the connection has been sent; unknown until the first page, for one
-    /// that came without.
+    /// What the connection has been sent. `None` before the first page if the client
+    /// presented no id.
     position: Option<Position>,
     /// How many of the user's last rows the first page begins with.
     replay: u32,
     /// The row that was last written to the client, on this connection or on an earlier
-    /// one that it continues, or 0.
+    /// one that it continues. 0 if none.
     row: i64,
     phase: Phase,
-    /// What is being written, and how far. Boxed, as idle streams have none.
+    /// The batch that is being written. Boxed, because idle streams have none.
     current: Option<Box<Current>>,
-    /// How large a page may be: smaller once one did not come in time.
+    /// The page size. Smaller after a read that timed out.
     page_size: PageSize,
-    /// The rows in the chunk that was last handed out.
+    /// The rows in the last chunk.
     handed_out: HandedOut,
     catch_up: CatchUp,
     pruned: Pruned,
     ends: Ends,
     /// Heartbeats without data since the last event that carried an id.
     quiet_heartbeats: u8,
-    /// Of the end of the client's identity; taken when it is given.
+    /// The warning before the credentials expire. `None` once it has been sent.
     warning: Option<Warning>,
-    /// Rings for the heartbeat or the end, whichever comes first.
+    /// Wakes the stream for the next heartbeat, warning or end, whichever comes first.
     alarm: Alarm,
-    /// What its lines in the log have in common. Boxed, as there hardly ever is one,
-    /// and thousands of streams that are idle.
+    /// The span of the stream's log lines. Boxed, because there is hardly ever one, and
+    /// there are thousands of idle streams.
     span: Option<Box<Span>>,
 }
 
@@ -141,20 +138,19 @@ enum Phase {
     /// Between two pages, or waiting for one.
     CatchingUp(Option<Reading>),
     Live,
-    /// Of a history that has ended; the bridge is about to end the stream.
+    /// The history has ended; the bridge is about to end the stream.
     Outlived,
     Over,
 }
 
-/// What is being written.
+/// The batch that is being written.
 struct Current {
     batch: Arc<Batch>,
-    /// The event that is next, or is being written.
+    /// The event that is written next or is written in part.
     index: usize,
-    /// Where its text goes on, once it has begun.
+    /// Where to continue in the event's text, if it is written in part.
     begun: Option<usize>,
-    /// The memory that a page takes. Of live rows all connections of a user have
-    /// the same.
+    /// The memory of a page. Live rows have none: all connections of a user share them.
     lease: Option<Lease>,
 }
 
@@ -169,24 +165,23 @@ impl Current {
     }
 }
 
-/// Whether the client has been told that it is up to date, which it is once.
+/// Whether the client has been sent `tidings.caught-up`, which is sent once.
 enum CatchUp {
     Counting(u64),
     Told,
 }
 
-/// Whether rows that the client had not been sent may have been removed for
-/// good.
+/// The check for rows that were deleted before the client received them.
 enum Pruned {
-    /// Not known before the first page.
+    /// The first page hasn't been read.
     Unknown,
-    /// The client has been told, or there was nothing to tell.
+    /// Checked. The client was sent `tidings.gap` if necessary.
     Settled,
 }
 
 impl EventStream {
-    /// Opens the stream of somebody who was identified after `noted`. Dropping
-    /// it takes it out of the hub.
+    /// Opens the stream of a client whose authentication began after `noted`. Dropping it
+    /// removes it from the hub.
     pub fn open(
         streams: &Arc<Streams>,
         identity: &Identity,
@@ -216,33 +211,33 @@ impl EventStream {
             ends,
             quiet_heartbeats: 0,
             warning: identity.expires.map(Warning::before),
-            // It may have to end before it is ever polled for its first bytes.
+            // The stream may have to end before it is first polled.
             alarm: Alarm::at(streams.heartbeats.next().min(ends.at())),
             span: None,
             streams: Arc::clone(streams),
         }
     }
 
-    /// Drops `place` with the stream: its place among those that may be open.
+    /// Keeps `place` until the stream is dropped: its place in the limit of open streams.
     pub fn holding(mut self, place: impl Send + Sync + 'static) -> Self {
         self._place = Some(Box::new(place));
         self
     }
 
-    /// By which the log knows it.
+    /// The connection's number in the log.
     pub fn number(&self) -> u64 {
         self.connection.number()
     }
 
-    /// The log is told of what it does in this span.
+    /// Logs what the stream does in this span.
     pub fn within(mut self, span: Span) -> Self {
         self.span = (!span.is_disabled()).then(|| Box::new(span));
         self
     }
 
-    /// Resolves once the stream must end although its client takes nothing: its
-    /// time has come, or the bridge ends it. To be polled while earlier bytes
-    /// wait for the client; nothing more can be said to it then.
+    /// Resolves once the stream must end although its client doesn't read: its time is
+    /// up, or the bridge ends it. To be polled while earlier bytes are waiting for the
+    /// client; nothing more can be written then.
     pub fn poll_cut_off(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Poll::Ready(ending) = self.connection.poll_ending(cx) {
@@ -258,19 +253,19 @@ impl EventStream {
                 return Poll::Ready(());
             }
             ready!(self.alarm.poll(cx));
-            // It rang for a heartbeat or a warning, which have to wait.
+            // The alarm was for a heartbeat or a warning, which have to wait.
             let heartbeat = self.streams.heartbeats.next();
             self.alarm.set(heartbeat.min(self.ends.at()));
         }
     }
 
-    /// The client takes nothing any more.
+    /// Ends the stream because its client has stopped reading.
     pub fn fall_silent(&mut self) {
         self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Silent));
         self.phase = Phase::Over;
     }
 
-    /// Fills `chunk` until it is large enough, or there is nothing to add now.
+    /// Fills `chunk` until it is large enough or nothing more is available.
     fn poll_fill(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
         while chunk.len() < CHUNK_BYTES {
             if let Poll::Ready(ending) = self.connection.poll_ending(cx) {
@@ -323,7 +318,7 @@ impl EventStream {
         Poll::Ready(())
     }
 
-    /// The first bytes, which go out before the database is asked.
+    /// Writes the first bytes, before the database is queried.
     fn begin(&mut self, opening: Opening, chunk: &mut BytesMut) {
         let retry = jittered(RETRY);
         match opening {
@@ -342,7 +337,7 @@ impl EventStream {
                 self.put_open(Begins::Resumed, chunk);
             }
             Opening::Gap(reason) => {
-                // Of what it missed there is nothing to be known.
+                // Without a valid id, it can't be known what the client missed.
                 self.pruned = Pruned::Settled;
                 debug!(?reason, "the client's last id can't be used");
                 sse::put_retry(chunk, retry);
@@ -351,7 +346,7 @@ impl EventStream {
         }
     }
 
-    /// Postgres has crashed: what was not on disk may be something else now.
+    /// Handles a crash of Postgres: ids that were not on disk may be reused.
     fn recover(&mut self, recovery: Recovery) {
         self.history = recovery.history;
         self.safe = recovery.safe;
@@ -359,13 +354,14 @@ impl EventStream {
         if let Some(position) = &mut self.position {
             position.fall_to(recovery.safe);
         }
-        // Another row may bear the id of one that is gone.
+        // Another row may have the id of one that is gone.
         self.handed_out.forget(&self.streams.marks);
     }
 
-    /// Asks for the page after the position, or for the first one.
+    /// Requests the page after the position, or the first page.
     fn next_page(&self) -> Reading {
-        // What is dropped from now on is not in this page.
+        // Accept batches first: whatever is published from now on may not be in this
+        // page.
         self.connection.reopen();
         self.streams.pages.read(Wanted {
             user: self.connection.user().clone(),
@@ -395,9 +391,9 @@ impl EventStream {
         self.pruned = Pruned::Settled;
         self.current = Some(Current::new(Arc::new(page.batch), Some(lease)));
         if let Some(start) = start {
-            // A client whose connection breaks before its first row returns with an
-            // id: rows that another connection has settled would be lost to it
-            // otherwise.
+            // Send the client an id before its first row. If the connection breaks before
+            // that row, the client returns with the id. Without one, rows that another
+            // connection has settled would be lost to it.
             self.position = Some(start);
             self.put_open(Begins::Anew, chunk);
         }
@@ -437,7 +433,7 @@ impl EventStream {
             };
             current.begun = event.put(chunk, self.format, batch.sharing(), from, CHUNK_BYTES);
             if current.begun.is_some() {
-                // The chunk is full in the middle of the event.
+                // The chunk is full, and the event is not complete.
                 continue;
             }
             let id = EventId {
@@ -460,8 +456,7 @@ impl EventStream {
         }
     }
 
-    /// What comes next is in the mailbox; if that has overflowed meanwhile, it
-    /// says so.
+    /// Continues with the mailbox, which reports if it has overflowed meanwhile.
     fn go_live(&mut self, chunk: &mut BytesMut) {
         self.phase = Phase::Live;
         if let CatchUp::Counting(rows) = self.catch_up {
@@ -470,8 +465,8 @@ impl EventStream {
         }
     }
 
-    /// Adds a heartbeat or the end of the stream to an otherwise empty chunk,
-    /// when it is time.
+    /// Adds a heartbeat, a warning or the end of the stream when it is due. A chunk that
+    /// isn't empty is returned without one.
     fn poll_alarm(&mut self, cx: &mut Context<'_>, chunk: &mut BytesMut) -> Poll<()> {
         if !chunk.is_empty() {
             return Poll::Ready(());
@@ -501,8 +496,8 @@ impl EventStream {
         }
     }
 
-    /// The bridge wants it to end: at once, or spread over the drain time, so
-    /// that not all come back in the same moment.
+    /// The bridge ends the stream: at once, or at a random time within the drain time, so
+    /// that clients don't all reconnect at the same moment.
     fn end_for(&mut self, reason: Ending) {
         let delay = match reason {
             Ending::Disconnected => Duration::ZERO,
@@ -514,7 +509,7 @@ impl EventStream {
         self.set_alarm();
     }
 
-    /// Tells the client that its identity expires, when it is time.
+    /// Warns the client that its credentials expire, when it is time.
     fn warn(&mut self, chunk: &mut BytesMut) -> bool {
         if self.is_within_event() {
             return false;
@@ -527,8 +522,8 @@ impl EventStream {
         true
     }
 
-    /// An event of which only a part was written is never completed: its client drops
-    /// it, as there is no blank line, and gets it again.
+    /// Ends the stream. An event that was written in part is never completed: without the
+    /// blank line the client discards it, and receives it again when it reconnects.
     fn end(&mut self, chunk: &mut BytesMut) {
         if !self.is_within_event() {
             sse::put_retry(chunk, jittered(RETRY));
@@ -536,8 +531,8 @@ impl EventStream {
         self.phase = Phase::Over;
     }
 
-    /// Whether an event is written in part. Nothing else may be written then: it would
-    /// become a part of that event.
+    /// Whether an event has been written in part. Nothing else may be written then: it
+    /// would become part of that event.
     fn is_within_event(&self) -> bool {
         self.current
             .as_ref()
@@ -561,21 +556,21 @@ impl EventStream {
         }
     }
 
-    /// What was handed out last has been written by now.
+    /// The previous chunk has been written: reports its rows.
     fn report(&mut self) {
         let (user, of) = (self.connection.user(), self.history.incarnation);
         let to = &self.streams;
         self.handed_out.report(user, of, &to.marks, &to.activity);
     }
 
-    /// Takes over how far the log has been flushed meanwhile.
+    /// Updates the durable floor, which moves as the log is flushed.
     fn refresh_safe(&mut self) {
         if let Some(safe) = self.streams.hub.safe(self.history) {
             self.safe = safe;
         }
     }
 
-    /// Silence begins now.
+    /// Schedules the next wake-up, given that something was just written.
     fn set_alarm(&mut self) {
         let heartbeat = self.streams.heartbeats.next();
         let warning = self.warning.map_or(heartbeat, Warning::at);

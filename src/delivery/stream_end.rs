@@ -1,4 +1,4 @@
-//! When a stream ends, and why: the earliest of all reasons counts.
+//! When and why a stream ends. If several reasons apply, the earliest one counts.
 
 use std::time::Duration;
 
@@ -7,32 +7,31 @@ use tokio::time::Instant;
 
 use crate::delivery::{mailbox::Ending, marker::Closed};
 
-/// How long before the end of its identity a client is told.
+/// How long before its credentials expire a client is warned.
 const WARNING: Duration = Duration::from_secs(30);
 
-/// Why a stream ends. In all cases but the first two its client is asked to come
-/// back.
+/// Why a stream ends. Unless the client disconnected or stopped reading, it is asked to
+/// reconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The client has gone.
+    /// The client disconnected.
     Left,
-    /// It took nothing for too long: it is too slow, or has vanished.
+    /// The client read nothing for too long: it is too slow, or has vanished.
     Silent,
-    /// It took nothing while its page kept others from reading theirs.
+    /// The client read nothing while its page occupied memory that other clients needed.
     Stalled,
-    /// Its page could not be read because of a bug.
+    /// A page could not be read because of a bug.
     Failed,
-    /// It is old. Streams that never end gather on the bridge that was there
-    /// first, and rest on what was believed when they began.
+    /// The stream reached its maximum age. Streams that never end would accumulate on the
+    /// oldest bridge and keep relying on credentials that were checked long ago.
     Age,
-    /// What proved whose it is has expired.
+    /// The client's credentials expired.
     Expired,
-    /// The bridge was told to end it.
+    /// The bridge ended it.
     Told(Ending),
 }
 
 impl Reason {
-    /// All of them.
     pub const ALL: [Self; 9] = [
         Self::Left,
         Self::Silent,
@@ -45,9 +44,10 @@ impl Reason {
         Self::Told(Ending::Disconnected),
     ];
 
-    /// Whether the client returns with its last event id. One that has left may have
-    /// been a page that was unloaded, one that took nothing may not have received what
-    /// was written last, and one that was disconnected is logged out.
+    /// Whether the client is expected to return with its last event id. A client that
+    /// disconnected may have been a page that was unloaded; one that read nothing may not
+    /// have received the last rows; one that was disconnected by the application is
+    /// logged out.
     pub fn closed(self) -> Closed {
         match self {
             Self::Age | Self::Expired | Self::Told(Ending::Draining | Ending::AnotherHistory) => {
@@ -61,7 +61,7 @@ impl Reason {
         }
     }
 
-    /// Its name in the metrics and in the log.
+    /// The reason's name in metrics and in the log.
     pub fn name(self) -> &'static str {
         match self {
             Self::Left => "left",
@@ -77,10 +77,9 @@ impl Reason {
     }
 }
 
-/// The label of a counter.
 type Label = [(&'static str, &'static str); 1];
 
-/// Counts the streams that have ended.
+/// Counts the streams that have ended, by reason.
 #[derive(Clone, Debug)]
 pub struct Ended(Family<Label, Counter>);
 
@@ -88,7 +87,8 @@ impl Default for Ended {
     fn default() -> Self {
         let ended = Self(Family::default());
         for reason in Reason::ALL {
-            // So that it is there, as a zero, before the first.
+            // Creates the counter, so that it is reported as 0 before the first stream
+            // ends.
             drop(ended.0.get_or_create(&[("reason", reason.name())]));
         }
         ended
@@ -96,18 +96,16 @@ impl Default for Ended {
 }
 
 impl Ended {
-    /// One more.
     pub fn count(&self, reason: Reason) {
         self.0.get_or_create(&[("reason", reason.name())]).inc();
     }
 
-    /// The counters, by reason.
     pub fn counted(&self) -> Family<Label, Counter> {
         self.0.clone()
     }
 }
 
-/// The end of a stream.
+/// When a stream ends, and why.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
     at: Instant,
@@ -115,7 +113,6 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// After some time.
     pub fn after(delay: Duration, reason: Reason) -> Self {
         Self {
             at: Instant::now() + delay,
@@ -123,14 +120,14 @@ impl Ends {
         }
     }
 
-    /// Of age, which is three quarters to all of `most`: those who came together
-    /// must not return together.
+    /// Ends a stream at a random age between three quarters of `most` and `most`, so that
+    /// clients that connected together don't reconnect together.
     pub fn of_age(most: Duration) -> Self {
         let age = most.mul_f64(rand::random_range(0.75..=1.0));
         Self::after(age, Reason::Age)
     }
 
-    /// That, or when the identity expires that it was opened with.
+    /// The earlier of this end and the expiry of the client's credentials.
     pub fn or_expiry(self, expires: Option<Instant>) -> Self {
         let expired = |at| Self {
             at,
@@ -139,29 +136,25 @@ impl Ends {
         expires.map_or(self, |at| self.or(expired(at)))
     }
 
-    /// The earlier of both.
     pub fn or(self, other: Self) -> Self {
         if other.at < self.at { other } else { self }
     }
 
-    /// When.
     pub fn at(self) -> Instant {
         self.at
     }
 
-    /// Why.
     pub fn reason(self) -> Reason {
         self.reason
     }
 
-    /// Whether the time has come.
     pub fn has_come(self) -> bool {
         self.at <= Instant::now()
     }
 }
 
-/// When the client is told of the end of its identity: in time to get a new
-/// one, but not before half of it is over.
+/// When a client is warned that its credentials expire: early enough to get new ones, but
+/// not before half of the remaining time has passed.
 #[derive(Clone, Copy, Debug)]
 pub struct Warning {
     at: Instant,
@@ -169,19 +162,17 @@ pub struct Warning {
 }
 
 impl Warning {
-    /// Of an end at this time.
     pub fn before(expires: Instant) -> Self {
         let left = expires.saturating_duration_since(Instant::now());
         let at = expires - WARNING.min(left / 2);
         Self { at, expires }
     }
 
-    /// When.
     pub fn at(self) -> Instant {
         self.at
     }
 
-    /// What is left, once it is time.
+    /// How long the credentials remain valid.
     pub fn left(self) -> Duration {
         self.expires.saturating_duration_since(Instant::now())
     }

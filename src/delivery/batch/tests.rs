@@ -1,6 +1,6 @@
-//! A table, the bridge's reading of its tail, and streams, without any I/O: pages
-//! are small, so that transactions are read in pieces all the time, streams lag,
-//! overflow, and break in the middle of a batch. Each row comes once.
+//! Simulates a table, the bridge's tail and streams without any I/O. Pages are small, so
+//! transactions are constantly read in pieces; streams lag, overflow, and break in the
+//! middle of a batch. Each row must be delivered exactly once.
 
 use std::{
     borrow::Cow,
@@ -18,12 +18,13 @@ use crate::domain::{
 
 const WRITERS: usize = 4;
 
-/// Whose the streams are.
+/// The user of each stream.
 const STREAMS: [usize; 3] = [0, 0, 1];
 
 const USERS: usize = 3;
 
-/// Of one user, and then some of the next.
+/// Consecutive rows of one user within a transaction, before rows of the next user
+/// follow.
 const USER_ROWS: usize = 6;
 
 const TAIL_ROWS: usize = 4;
@@ -34,14 +35,14 @@ const MAILBOX_BATCHES: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// Writer, rows in its transaction, first user: some rows for each in turn.
+    /// Writer, rows in its transaction, first user. The users take turns.
     Insert(usize, usize, usize),
     Commit(usize),
     RollBack(usize),
     ReadTail,
-    /// A stream does so many things: it writes a row, or takes what comes next.
+    /// A stream takes so many steps: each writes a row or fetches the next batch.
     Write(usize, usize),
-    /// A stream breaks, and comes back with its last id.
+    /// A stream breaks, and its client reconnects with its last id.
     Break(usize),
     Heartbeat(usize),
 }
@@ -60,7 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Some rows in succession can't be delivered.
+/// Some runs of rows can't be delivered.
 fn is_usable(row: RowKey) -> bool {
     row.id / 3 % 5 != 0
 }
@@ -78,7 +79,6 @@ impl Table {
         Snapshot::new(Xid(self.xids + 1), self.running.iter().copied().collect())
     }
 
-    /// In the order of delivery.
     fn visible(&self) -> Vec<(RowKey, usize)> {
         let is_visible = |xid| !self.running.contains(xid) && !self.aborted.contains(xid);
         let rows = self.rows.iter().filter(|(row, _)| is_visible(&row.xid));
@@ -201,7 +201,7 @@ impl Bridge {
         }
     }
 
-    /// As `sql/tail_page.sql` and the reader do, with other sizes.
+    /// Does what `sql/tail_page.sql` and `page_reader.rs` do, with other sizes.
     fn read_tail(&mut self) -> Rest {
         let snapshot = self.table.snapshot();
         let mut new = self.table.visible();
@@ -244,7 +244,7 @@ impl Bridge {
         if is_all { rest } else { Rest::More }
     }
 
-    /// As the hub does.
+    /// Does what the hub does.
     fn publish(&mut self, rows: &[(RowKey, usize)], snapshot: &Snapshot, unread: &Unread) {
         let tail = Arc::new(self.tail.clone());
         for stream in &mut self.streams {
@@ -267,7 +267,7 @@ impl Bridge {
         }
     }
 
-    /// As `stream.rs` does; false if there is nothing to do.
+    /// Does what `stream.rs` does. Returns false if there is nothing to do.
     fn write(&mut self, stream: usize) -> bool {
         let stream = &mut self.streams[stream];
         if let Some((batch, index)) = stream.current.take() {

@@ -1,9 +1,8 @@
-//! The memory that all pages together may take.
+//! Limits the memory that all pages together may take.
 //!
-//! A page stays in memory until its stream has written it, which is up to the
-//! client. When pages take all that they may, the streams whose clients have not
-//! taken anything for longest are cut off: their clients come back with their
-//! last ids and miss nothing.
+//! A page stays in memory until its stream has written it, which depends on the client.
+//! When the limit is reached, the streams whose clients have gone longest without reading
+//! are cut off. Those clients reconnect with their last ids and miss nothing.
 
 use std::{
     collections::BTreeMap,
@@ -24,19 +23,19 @@ use tracing::warn;
 
 use crate::runtime::log_throttle::Rarely;
 
-/// Bytes of all pages together: those that are being read, and those that are
-/// being written to clients. Some 250 pages of the usual size.
+/// The limit in bytes for all pages together: those that are being read and those that
+/// are being written to clients. Some 250 pages of the usual size.
 pub const PAGE_MEMORY: usize = 64 << 20;
 
-/// A client that has taken nothing for so long may lose its page to another. A
-/// healthy one takes a page within milliseconds, a slow one some bytes.
+/// A client that has read nothing for this long may be cut off to free its page's memory.
+/// A healthy client reads a page within milliseconds; a slow one reads at least some
+/// bytes.
 const STALLED: Duration = Duration::from_millis(250);
 
-/// A page is read no larger than this part of what is free, so that thousands of
-/// slow clients have a small page each instead of a few a large one.
+/// A page is read no larger than the free memory divided by this, so that thousands of
+/// slow clients have a small page each, rather than a few a large one.
 const PART_OF_FREE: usize = 32;
 
-/// Shares out the memory.
 #[derive(Debug)]
 pub struct PageMemory {
     most: usize,
@@ -48,9 +47,9 @@ pub struct PageMemory {
 #[derive(Debug, Default)]
 struct State {
     used: usize,
-    /// Part of that, of streams that were told to end.
+    /// The part of `used` that belongs to streams that are being cut off.
     returning: usize,
-    /// What those who wait want to take.
+    /// What waiting requests ask for.
     wanted: usize,
     next: u64,
     leases: BTreeMap<u64, Held>,
@@ -59,20 +58,21 @@ struct State {
 #[derive(Debug)]
 struct Held {
     bytes: usize,
-    /// When the client last took something; unknown while the page is read.
+    /// When the client last read something. `None` while the page is being read from the
+    /// database.
     progress: Option<Instant>,
     is_reclaimed: bool,
     owner: Arc<Owner>,
 }
 
-/// The stream that has the page.
+/// The stream that holds the page.
 #[derive(Debug, Default)]
 struct Owner {
     is_cut_off: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// Memory for one page. Dropping it gives it back.
+/// Memory for one page. Dropping it frees the memory.
 #[derive(Debug)]
 pub struct Lease {
     memory: Arc<PageMemory>,
@@ -96,18 +96,17 @@ impl PageMemory {
         }
     }
 
-    /// How large a page may be now, of at most `wanted` bytes.
+    /// How large a page may be at the moment, `wanted` bytes at most.
     pub fn page_bytes(&self, wanted: usize) -> usize {
         let free = self.most.saturating_sub(self.lock().used);
         wanted.min(free / PART_OF_FREE).max(1)
     }
 
-    /// Bytes that are taken.
     pub fn used(&self) -> usize {
         self.lock().used
     }
 
-    /// Waits until so many bytes are free, and has stalled clients make room.
+    /// Waits until this many bytes are free, cutting off stalled clients if necessary.
     pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Lease {
         self.lock().wanted += bytes;
         let _wanted = scopeguard::guard((), |()| self.lock().wanted -= bytes);
@@ -143,7 +142,7 @@ impl PageMemory {
         }
     }
 
-    /// No code panics while it holds the lock.
+    /// Ignores poisoning: no code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,13 +155,13 @@ enum Attempt {
     },
     /// These streams have to end first.
     Reclaimed(Vec<Arc<Owner>>),
-    /// No client is stalled, or enough were told to end.
+    /// No client is stalled, or enough are being cut off.
     Wait,
 }
 
 impl State {
     fn try_reserve(&mut self, bytes: usize, most: usize, now: Instant) -> Attempt {
-        // What is larger than all there is passes alone.
+        // A page larger than the limit passes alone.
         if self.leases.is_empty() || self.used + bytes <= most {
             let (number, owner) = (self.next, Arc::default());
             self.next += 1;
@@ -211,8 +210,8 @@ impl State {
 }
 
 impl Lease {
-    /// The page has been read, takes so many bytes, and is the client's to take
-    /// from now on.
+    /// The page has been read and takes this many bytes. From now on it waits for the
+    /// client.
     pub fn hand_over(&self, bytes: usize) {
         let mut state = self.memory.lock();
         state.resize(self.number, bytes);
@@ -221,14 +220,14 @@ impl Lease {
         self.memory.freed.notify_waiters();
     }
 
-    /// The client has taken something.
+    /// The client has read something.
     pub fn progress(&self) {
         if let Some(held) = self.memory.lock().leases.get_mut(&self.number) {
             held.progress = Some(Instant::now());
         }
     }
 
-    /// Resolves when another client needs the memory more.
+    /// Resolves when the stream has to end to free the memory for another client.
     pub fn poll_cut_off(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.owner.waker.register(cx.waker());
         if self.owner.is_cut_off.load(Ordering::Acquire) {
@@ -336,7 +335,7 @@ mod tests {
         assert_eq!(memory.page_bytes(80), 80);
         let lease = memory.reserve(32 * 50).await;
         assert_eq!(memory.page_bytes(80), 50);
-        // One that is larger than all there is passes alone.
+        // A page larger than the limit passes alone.
         drop(lease);
         let lease = memory.reserve(1 << 20).await;
         assert_eq!(memory.page_bytes(80), 1);

@@ -1,24 +1,24 @@
-//! What it costs to read pages.
+//! Metrics of page reads.
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tokio::time::Instant;
 
-/// Seconds within which a page was there: a healthy one takes a few milliseconds,
-/// and the longest wait for an answer is 10 s.
+/// Histogram bounds in seconds. A page normally takes a few milliseconds; a query times
+/// out after 10 s.
 const SECONDS: [f64; 12] = [
     0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
 ];
 
-/// Counts pages, and how long streams wait for them.
+/// Counts pages and measures how long streams wait for them.
 #[derive(Clone, Debug)]
 pub struct Reads {
-    /// From the wish to the page, with the wait for its turn and all tries.
+    /// From the request to the page, including the wait for a turn and all retries.
     pub seconds: Histogram,
-    /// Streams that wait for a page.
+    /// Streams that are waiting for a page.
     pub wanted: Gauge,
     /// Rows in the pages.
     pub rows: Counter,
-    /// Tries that failed.
+    /// Failed reads.
     pub failures: Counter,
 }
 
@@ -33,7 +33,7 @@ impl Default for Reads {
     }
 }
 
-/// A stream's wait for a page. Dropping it ends it, also without one.
+/// A stream's wait for a page. Dropping it ends the wait, with or without a page.
 #[derive(Debug)]
 pub struct Wait<'a> {
     reads: &'a Reads,
@@ -41,7 +41,6 @@ pub struct Wait<'a> {
 }
 
 impl Reads {
-    /// Somebody wants a page.
     pub fn begin(&self) -> Wait<'_> {
         self.wanted.inc();
         Wait {
@@ -52,7 +51,6 @@ impl Reads {
 }
 
 impl Wait<'_> {
-    /// Here it is.
     pub fn end(self, rows: usize) {
         self.reads
             .seconds

@@ -1,5 +1,5 @@
-//! Whose page is read next: users take turns, so that one with a thousand
-//! streams waits for itself and delays nobody else.
+//! Decides whose page is read next: users take turns, so that a user with a thousand
+//! streams delays only their own.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,57 +14,57 @@ use tokio::{
 
 use crate::domain::notification::UserId;
 
-/// Pages of one user that are read at once. A second one lets the tabs of a
-/// browser overlap; more would only let one user fill the pool.
+/// How many pages of one user are read at once. Two let a browser's tabs overlap; more
+/// would only let one user fill the pool.
 const PAGES_AT_ONCE: usize = 2;
 
-/// Part of the time for which one user's pages may occupy the database, once the
-/// burst is used up: a quarter. Two tabs that read without a pause need less, as
+/// Once a user's burst is used up, their pages may occupy the database for one part in
+/// this many of the time: a quarter. Two tabs that read continuously need less, because
 /// they write to their sockets in between.
 const SHARE: u32 = 4;
 
-/// Time in the database that a user's pages may take before their rate is
-/// limited: some 1,500 pages of 500 rows, so that a browser that restores a
-/// hundred tabs, or returns after weeks, never reaches the limit.
+/// The database time that a user's pages may take before their rate is limited: some
+/// 1,500 pages of 500 rows, so that a browser that restores a hundred tabs, or returns
+/// after weeks, never reaches the limit.
 const BURST: Duration = Duration::from_secs(5);
 
-/// What one page counts at most: a database that is slow or away is not the
+/// The maximum that is charged for one page: a slow or unreachable database is not the
 /// user's fault.
 const LARGEST_COST: Duration = Duration::from_millis(20);
 
-/// A debt that is waited for, to forget the user when it is paid: of a user who
-/// reads a few pages and is idle then, as most are, nothing remains.
+/// For debts up to this, the task waits until the debt is paid and then forgets the user.
+/// So nothing remains of a user who reads a few pages and is then idle, as most are.
 const SMALL_DEBT: Duration = Duration::from_secs(1);
 
-/// Users whose rates are remembered before those that are at rest are dropped.
-/// An entry takes some 200 bytes.
+/// How many users' rates are kept before idle users are dropped. An entry takes some 200
+/// bytes.
 const REMEMBERED_USERS: usize = 1_024;
 
-/// Grants turns to read a page.
 #[derive(Debug)]
 pub struct Turns(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Pages that may be read at once, less those that are.
+    /// How many more pages may be read at once.
     free: usize,
     users: HashMap<UserId, User>,
-    /// Users who wait and may read a page now, each once, in order.
+    /// Users who are waiting and may read a page now, each once, in order.
     ready: VecDeque<UserId>,
-    /// How many users there may be before idle ones are dropped.
+    /// The number of users at which idle ones are dropped.
     swept_at: usize,
 }
 
-/// One user who waits, reads, or has read lately.
+/// A user who is waiting, reading, or has read recently.
 #[derive(Debug)]
 struct User {
     waiting: VecDeque<oneshot::Sender<Turn>>,
-    /// Places that are taken, by a page that is read or that was too expensive.
+    /// Places that are taken, by a page that is being read or by one whose cost isn't
+    /// paid yet.
     taken: usize,
-    /// Whether it is in `ready`.
+    /// Whether the user is in `ready`.
     is_ready: bool,
-    /// When all that was read will have been paid for at the user's
-    /// [`SHARE`] (the generic cell rate algorithm).
+    /// When everything that was read will have been paid for at the user's [`SHARE`] (the
+    /// generic cell rate algorithm).
     paid_at: Instant,
 }
 
@@ -78,7 +78,7 @@ impl User {
     }
 }
 
-/// The right to read one page. Dropping it gives it back.
+/// Permission to read one page. Dropping it returns it.
 #[derive(Debug)]
 pub struct Turn {
     turns: Arc<Turns>,
@@ -86,19 +86,19 @@ pub struct Turn {
     holds: Holds,
 }
 
-/// What a turn has to give back.
+/// What a turn has to return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holds {
-    /// The user's place, and one of the pages that are read at once.
+    /// The user's place, and one of the pages that may be read at once.
     Page,
-    /// The user's place alone.
+    /// Only the user's place.
     Place,
-    /// Nothing: the stream that asked had gone.
+    /// Nothing: the stream that asked is gone.
     Nothing,
 }
 
 impl Turns {
-    /// Grants up to `pages` turns at once.
+    /// `pages` is the number of turns that are granted at once.
     pub fn new(pages: usize) -> Self {
         Self(Mutex::new(State {
             free: pages.max(1),
@@ -123,7 +123,7 @@ impl Turns {
         }
     }
 
-    /// No code panics while it holds the lock.
+    /// Ignores poisoning: no code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,8 +142,8 @@ impl State {
             is_ready: false,
             paid_at: now,
         });
-        // Streams that have gone leave their places; there are never more of them
-        // than of the others when this is done.
+        // Streams that are gone leave their entries behind. Cleaning up whenever the
+        // queue is at capacity means that there are never more of those than of others.
         if entry.waiting.len() == entry.waiting.capacity() {
             entry.waiting.retain(|other| !other.is_closed());
         }
@@ -152,7 +152,7 @@ impl State {
         granted
     }
 
-    /// Puts a user at the end of the line, if it may read.
+    /// Appends a user to `ready`, if the user may read.
     fn line_up(&mut self, user: &UserId) {
         if let Some(entry) = self.users.get_mut(user)
             && entry.may_read()
@@ -162,7 +162,7 @@ impl State {
         }
     }
 
-    /// Grants as many turns as there are.
+    /// Grants as many turns as possible.
     fn grant(&mut self, turns: &Arc<Turns>) {
         while self.free > 0
             && let Some(user) = self.ready.pop_front()
@@ -190,8 +190,8 @@ impl State {
         }
     }
 
-    /// Counts what a page took, and returns how long it takes until the user has
-    /// paid for all of them.
+    /// Charges the user for a page. Returns how long it takes until all of the user's
+    /// pages are paid for.
     fn charge(&mut self, user: &UserId, took: Duration, now: Instant) -> Duration {
         let Some(entry) = self.users.get_mut(user) else {
             return Duration::ZERO;
@@ -200,7 +200,7 @@ impl State {
         entry.paid_at.saturating_duration_since(now)
     }
 
-    /// Drops what is known of a user who has nothing to pay or to wait for.
+    /// Drops the entry of a user who owes nothing and isn't waiting.
     fn forget(&mut self, user: &UserId, now: Instant) {
         if self.users.get(user).is_some_and(|user| user.is_idle(now)) {
             self.users.remove(user);
@@ -220,8 +220,8 @@ impl State {
 }
 
 impl Turn {
-    /// Ends the turn after a page that took so long to read: another user's page
-    /// may be read at once, and this user's once the rate limit allows it.
+    /// Ends the turn after a page that took this long to read: another user's page may be
+    /// read at once, this user's next page as soon as the rate limit allows.
     pub async fn end(mut self, took: Duration) {
         let debt = {
             let mut state = self.turns.lock();
@@ -277,7 +277,6 @@ mod tests {
         asked
     }
 
-    /// The turn, if it has been granted.
     fn granted(waiting: &mut Waiting) -> Option<Turn> {
         waiting.now_or_never()
     }
@@ -289,7 +288,7 @@ mod tests {
         let mut held: Vec<_> = asked.iter_mut().filter_map(granted).collect();
         assert_eq!(held.len(), PAGES_AT_ONCE);
         assert!(granted(&mut ask(&turns, "bob")).is_some());
-        // The next one has its turn when one is given back.
+        // The next one gets its turn when one is returned.
         held.pop();
         assert!(granted(&mut asked[PAGES_AT_ONCE]).is_some());
     }
@@ -302,7 +301,7 @@ mod tests {
         let mut of_bob = ask(&turns, "bob");
         let mut of_carol = ask(&turns, "carol");
         drop(first);
-        // Alice was in line before them, once.
+        // Alice was already in line, once.
         let second = granted(&mut of_alice[0]).expect("a turn");
         drop(second);
         let bobs = granted(&mut of_bob).expect("a turn");
@@ -333,7 +332,7 @@ mod tests {
     async fn a_resting_user_occupies_no_connection() {
         let turns = Arc::new(Turns::new(1));
         let alice = user("alice");
-        // The burst is used up, and more.
+        // Use up the burst.
         for _ in 0..BURST.as_millis() / LARGEST_COST.as_millis() {
             let turn = turns.take(&alice).await;
             tokio::spawn(turn.end(LARGEST_COST));
@@ -374,7 +373,7 @@ mod tests {
         let held = granted(&mut ask(&turns, "alice")).expect("a turn");
         let next = ask(&turns, "bob");
         drop(held);
-        // It was granted, and never looked at.
+        // The turn was granted but never received.
         drop(next);
         assert!(granted(&mut ask(&turns, "carol")).is_some());
     }

@@ -245,7 +245,7 @@ fn who_is_disconnected_while_being_identified_is_told_at_once() {
     assert!(!is_ended(&connect("alice", Some(2), noted)));
     assert!(!is_ended(&connect("alice", None, noted)));
     assert!(!is_ended(&connect("bob", None, hub.note())));
-    // Who is logged out as the bridge stops doesn't stay for the drain time.
+    // A user who is logged out while the bridge stops doesn't stay for the drain time.
     let leaving = connect("alice", Some(2), hub.note());
     hub.disconnect(&[disconnection("alice", None)]);
     hub.end_all(Ending::Draining);

@@ -1,4 +1,4 @@
-//! How far the listener has read which streams are to end; pure.
+//! The listener's position in `tidings_disconnections`. Pure, without I/O.
 
 use std::time::Duration;
 
@@ -12,30 +12,29 @@ use crate::{
     },
 };
 
-/// How often new ones are looked for: a logout takes effect within seconds.
+/// How often new disconnections are read, so that a logout takes effect within seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// They are kept for a day. A bridge that has not read to their end for so long may
-/// have missed some.
+/// Disconnections are kept for a day. A bridge that has not read to their end for this
+/// long may have missed some.
 const MISSED_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// How far it has been read which streams are to end.
+/// How far the disconnections have been read.
 ///
-/// They are read like the table's tail, in pages and from a position, so that none
-/// is missed that commits late. One page is read between two looks at the table, so
-/// that rows are delivered while millions of disconnections are read.
+/// They are read like the table's tail, in pages and from a position, so that none that
+/// commits late is missed. One page is read between two polls of the table, so that rows
+/// are delivered while millions of disconnections are being read.
 #[derive(Debug)]
 pub struct Progress {
     position: Position,
-    /// When nothing more was left to read.
+    /// When the end was last reached.
     caught_up: Instant,
-    /// When to read the next page.
     due: Instant,
 }
 
 impl Progress {
-    /// Begins at the end of what this page has seen. What came before concerns no
-    /// stream that is opened from now on.
+    /// Starts at the end of what this page's snapshot sees. Earlier disconnections
+    /// concern no stream that is opened from now on.
     pub fn begins(page: &Disconnections, now: Instant) -> Self {
         Self {
             position: Position::after(page.last.map(|last| last.xid), &page.snapshot),
@@ -44,7 +43,6 @@ impl Progress {
         }
     }
 
-    /// Nothing has been read yet.
     pub fn none(now: Instant) -> Self {
         Self {
             position: Position::default(),
@@ -53,17 +51,15 @@ impl Progress {
         }
     }
 
-    /// After what to read.
     pub fn position(&self) -> &Position {
         &self.position
     }
 
-    /// Whether to read a page now.
     pub fn is_due(&self, now: Instant) -> bool {
         self.due <= now
     }
 
-    /// Moves on to after this page. If there is more, it is due at once.
+    /// Moves past this page. If more remain, the next page is due at once.
     pub fn read(&mut self, page: &Disconnections, now: Instant) {
         if let Some(last) = page.last {
             let (snapshot, unread) = (&page.snapshot, &page.unread);
@@ -79,14 +75,14 @@ impl Progress {
         }
     }
 
-    /// Postgres has crashed: transaction ids from `safe` on may be handed out again,
-    /// so their rows are read again. A stream that ends once more comes back.
+    /// Handles a crash of Postgres: transaction ids from `safe` on may be reused, so
+    /// their rows are read again. A stream that is ended a second time reconnects.
     pub fn fall_to(&mut self, safe: Xid, now: Instant) {
         self.position.fall_to(safe);
         self.due = now;
     }
 
-    /// Whether rows may have been removed that were never read.
+    /// Whether rows may have been removed before they were read.
     pub fn may_have_missed(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.caught_up) > MISSED_AFTER
     }
@@ -107,7 +103,8 @@ mod tests {
         RowKey { xid: Xid(xid), id }
     }
 
-    /// One that is all there is, or is cut off in the middle of a transaction.
+    /// A page that ends at `last`: with [`Rest::More`], it is cut off in the middle of
+    /// that row's transaction.
     fn page(last: Option<RowKey>, snapshot: Snapshot, rest: Rest) -> Disconnections {
         let cut_off = last.filter(|_| rest == Rest::More);
         Disconnections {

@@ -1,11 +1,11 @@
-//! Waits of less than a millisecond, which is as fine as tokio's timer goes.
+//! Waits shorter than a millisecond, the resolution of tokio's timer.
 
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use self::kernel::Timer;
 
-/// A timer of the kernel's; tokio's where there is none.
+/// A kernel timer; tokio's timer where there is none.
 #[derive(Debug)]
 pub struct Pause {
     #[cfg(target_os = "linux")]
@@ -13,7 +13,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// To be called on the runtime that waits.
+    /// Call it on the runtime that will wait.
     pub fn new() -> Self {
         Self {
             #[cfg(target_os = "linux")]
@@ -21,7 +21,6 @@ impl Pause {
         }
     }
 
-    /// Resolves after so long.
     pub async fn wait(&self, time: Duration) {
         #[cfg(target_os = "linux")]
         if let Some(timer) = &self.timer
@@ -43,11 +42,11 @@ mod kernel {
     };
     use tokio::net::unix::pipe::Receiver;
 
-    /// See `timerfd_create(2)`.
+    /// A timer file descriptor; see `timerfd_create(2)`.
     #[derive(Debug)]
     pub struct Timer {
         timer: TimerFd,
-        /// A timer is read like a pipe, and this is how tokio reads one.
+        /// A timer is read like a pipe, and tokio can read pipes.
         rings: Receiver,
     }
 
@@ -61,14 +60,14 @@ mod kernel {
         }
 
         pub async fn wait(&self, time: Duration) -> io::Result<()> {
-            // To set it to nothing would be to stop it.
+            // A value of zero would disarm the timer.
             let time = time.max(Duration::from_nanos(1));
             let once = Expiration::OneShot(TimeSpec::from_duration(time));
             self.timer.set(once, TimerSetTimeFlags::empty())?;
             loop {
                 self.rings.readable().await?;
                 match self.rings.try_read(&mut [0; size_of::<u64>()]) {
-                    // It was the ring of a wait that was given up.
+                    // Readiness left over from a wait that was cancelled.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     outcome => return outcome.map(drop),
                 }
@@ -91,7 +90,7 @@ mod tests {
             let begun = Instant::now();
             pause.wait(time).await;
             assert!(begun.elapsed() >= time);
-            // What a wait that was given up leaves behind doesn't end the next.
+            // A cancelled wait doesn't end the next one early.
             tokio::select! {
                 biased;
                 () = pause.wait(Duration::from_micros(1)) => {}

@@ -1,8 +1,8 @@
-//! How the bridge learns of rows: it polls while they flow, and sleeps by the
-//! doorbell when they don't, so that a busy writer never has to ring.
+//! Decides how the bridge finds new rows: it polls while rows flow and waits for the
+//! doorbell when they don't, so that busy writers never have to send NOTIFY.
 //!
-//! ARCHITECTURE.md has the reasons why no row falls between the two, and
-//! `docs/doorbell.pml` the model of it.
+//! ARCHITECTURE.md explains why no row is missed in between, and `docs/doorbell.pml` is a
+//! model of it.
 
 use std::time::Duration;
 
@@ -13,53 +13,53 @@ use crate::delivery::{
     page_reader::{Ringing, Rings},
 };
 
-/// Rows that are found so soon after others are part of a flow.
+/// Rows found this soon after others are part of a flow.
 const FLOWING: Duration = Duration::from_millis(4);
 
-/// The same, while other transactions are running: they may be writers that wait
-/// for each other, because they ring. Then rows come no faster than the disk
-/// takes commits, one at a time.
+/// The same while other transactions are running: they may be writers that wait for each
+/// other because they send NOTIFY. Rows then arrive only as fast as the disk takes
+/// commits, one at a time.
 const QUEUEING: Duration = Duration::from_millis(25);
 
-/// A flow of so many looks wakes the bridge. A hundred rows a second, which
-/// writers can well ring for, hardly ever come so close.
+/// A flow of this many polls wakes the bridge. At a hundred rows a second, for which
+/// writers can easily send NOTIFY, polls hardly ever find rows that close together.
 const FLOW_LOOKS: u32 = 16;
 
-/// Without rows for so long, the bridge sleeps.
+/// After this long without rows, the bridge falls asleep.
 const IDLE: Duration = Duration::from_millis(30);
 
-/// How long after a look the next one begins while the bridge is awake, if it
-/// found nothing.
+/// While the bridge is awake, the time between the start of a poll that found nothing and
+/// the next one.
 const AWAKE_LOOK: Duration = Duration::from_micros(500);
 
-/// So much later for each row that it found: the more rows flow, the more of them
-/// share what a look costs, and writers that are busy need the processor more
-/// than readers need a millisecond.
+/// This much longer for each row found. The more rows flow, the more of them share the
+/// cost of a poll, and busy writers need the CPU more than readers need a millisecond.
 const LATER_BY_ROW: Duration = Duration::from_micros(250);
 
-/// The longest wait while rows flow.
+/// The longest interval between polls while rows flow.
 const LONGEST_AWAKE: Duration = Duration::from_millis(5);
 
-/// How often it looks when no rows come and it can't sleep, because a
-/// transaction that may have skipped the bell is still open.
+/// The poll interval when no rows arrive but the bridge can't sleep, because a
+/// transaction that may not have sent NOTIFY is still open.
 const IDLE_LOOK: Duration = Duration::from_millis(5);
 
-/// How long after an attempt to sleep the next one may come: it asks who is
-/// writing, which costs more than a look.
+/// The minimum time between two attempts to sleep: each checks who is writing, which
+/// costs more than a poll.
 const SLEEP_AGAIN: Duration = Duration::from_millis(25);
 
-/// How the bridge learns of rows.
+/// How the bridge finds new rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
-    /// It polls; writers need not ring for it.
+    /// It polls, and writers need not send NOTIFY for it.
     Awake,
-    /// They ring, at least since this time began.
+    /// Writers have been sending NOTIFY at least since the sequence got this value.
     Asleep(Rings),
 }
 
 impl Watch {
-    /// What a look may rely on. Who sleeps by a time of ringing that is over wakes:
-    /// there was another in which writers did not ring.
+    /// The state after a poll that read this value of the sequence. If the value differs
+    /// from the one with which the bridge fell asleep, there was a time in which writers
+    /// did not send NOTIFY, so the bridge wakes.
     pub fn after(self, look: Option<Rings>) -> Self {
         match self {
             Self::Asleep(since) if look == Some(since) => self,
@@ -67,8 +67,8 @@ impl Watch {
         }
     }
 
-    /// Whether to sleep, by what was found when writers were told to ring and by
-    /// the look after that.
+    /// Whether to sleep, given the result of telling writers to send NOTIFY and the value
+    /// read by the poll after that.
     pub fn by(told: Ringing, look: Option<Rings>) -> Self {
         match told.rings {
             Some(since) if !told.writing => Self::Asleep(since).after(look),
@@ -86,23 +86,23 @@ impl From<Watch> for Watching {
     }
 }
 
-/// What the looks have found lately.
+/// What recent polls have found.
 #[derive(Debug)]
 pub struct Flow {
-    /// When rows were found last.
+    /// When rows were last found.
     last: Instant,
-    /// When it was first seen that no more had come. A bridge that had no chance to
-    /// look has not seen it.
+    /// When a poll first found that no more had arrived. `None` as long as the bridge had
+    /// no chance to poll.
     quiet: Option<Instant>,
-    /// Looks that found some, each soon after the one before; half as many after
-    /// each that was not.
+    /// How many polls found rows soon after the previous ones. A poll that found rows
+    /// later halves it.
     looks: u32,
-    /// When it was last tried to sleep.
+    /// When the bridge last tried to sleep.
     tried: Option<Instant>,
 }
 
 impl Flow {
-    /// None yet; idle after the usual time.
+    /// No rows yet. Idle after the usual time.
     pub fn begins(now: Instant) -> Self {
         Self {
             last: now,
@@ -112,11 +112,11 @@ impl Flow {
         }
     }
 
-    /// A look has found rows, and transactions that were still running.
+    /// A poll has found rows, and this many transactions still running.
     pub fn found(&mut self, now: Instant, running: usize) {
         let soon = if running > 0 { QUEUEING } else { FLOWING };
         let is_flowing = now.saturating_duration_since(self.last) < soon;
-        // A single pause, as a busy machine makes them, doesn't end a flow.
+        // A single pause, common on a busy machine, doesn't end a flow.
         self.looks = if is_flowing {
             self.looks + 1
         } else {
@@ -126,18 +126,18 @@ impl Flow {
         self.quiet = None;
     }
 
-    /// A look has found nothing.
+    /// A poll has found nothing.
     pub fn found_nothing(&mut self, now: Instant) {
         self.quiet.get_or_insert(now);
     }
 
-    /// Whether polling costs less than being rung for.
+    /// Whether polling costs less than NOTIFY.
     pub fn wakes(&self) -> bool {
         self.looks >= FLOW_LOOKS
     }
 
-    /// Whether to try to sleep now. Then the flow is over, and only another one
-    /// wakes the bridge.
+    /// Whether to try to sleep now. If so, the flow is over, and only another flow wakes
+    /// the bridge.
     pub fn tries_to_sleep(&mut self, now: Instant) -> bool {
         let again = self.tried.map(|tried| tried + SLEEP_AGAIN);
         let tries = self.is_idle(now) && again.is_none_or(|again| again <= now);
@@ -148,14 +148,14 @@ impl Flow {
         tries
     }
 
-    /// Whether nothing has flowed for long enough to sleep.
+    /// Whether nothing has arrived for long enough to sleep.
     fn is_idle(&self, now: Instant) -> bool {
         self.quiet
             .is_some_and(|quiet| now.saturating_duration_since(quiet) >= IDLE)
     }
 
-    /// How long after a look that found so many rows the next one begins, while
-    /// awake.
+    /// The time between the start of a poll that found this many rows and the next one,
+    /// while awake.
     pub fn gap(&self, now: Instant, rows: usize) -> Duration {
         if self.is_idle(now) {
             return IDLE_LOOK;
@@ -170,8 +170,8 @@ impl Flow {
 mod tests {
     use super::*;
 
-    /// What is left of a second of rows that come `every` so often, while so many
-    /// transactions are running.
+    /// The state after a second in which a row arrived `every` so often, while this many
+    /// transactions were running.
     fn after_a_second(every: Duration, running: usize) -> (Flow, Instant) {
         let mut now = Instant::now();
         let (end, mut flow) = (now + Duration::from_secs(1), Flow::begins(now));

@@ -1,4 +1,4 @@
-//! Rows that were handed out and may not be on disk yet.
+//! Rows that were published and may not be on disk yet.
 
 use std::{
     collections::BTreeMap,
@@ -7,17 +7,18 @@ use std::{
 
 use crate::domain::{notification::Notification, position::RowKey, snapshot::Xid};
 
-/// Rows that are remembered because a crash may have them read again: 4 MB.
-/// Those beyond come twice to open connections then.
+/// How many rows are remembered because they may be read again after a crash: 4 MB. Open
+/// connections receive rows beyond that twice.
 const REMEMBERED_ROWS: usize = 1 << 16;
 
-/// After a crash they are read again, and open connections have been sent them.
+/// The rows, each with a hash of its time. After a crash they are read again, although
+/// open connections have already been sent them.
 #[derive(Debug, Default)]
 pub struct Remembered(BTreeMap<RowKey, u64>);
 
 impl Remembered {
-    /// Whether it was not handed out before. Ids are handed out again after a
-    /// crash, so the time is looked at too.
+    /// Whether the row was not published before. Ids are reused after a crash, so
+    /// `created_at` is compared too.
     pub fn is_news(&mut self, notification: &Notification) -> bool {
         let mut hasher = DefaultHasher::new();
         notification.created_at.hash(&mut hasher);
@@ -32,7 +33,7 @@ impl Remembered {
         true
     }
 
-    /// What lies below is on disk.
+    /// Forgets rows below the durable floor: they are on disk.
     pub fn forget_below(&mut self, safe: Xid) {
         self.0 = self.0.split_off(&RowKey { xid: safe, id: 0 });
     }

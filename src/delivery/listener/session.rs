@@ -1,5 +1,5 @@
-//! The connection that listens, and what is done with it alone: hearing the bell,
-//! and saying whether it is to be rung.
+//! The listener's connection, and what only it does: receive notifications, and control
+//! whether writers send NOTIFY.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,79 +23,63 @@ use crate::{
     },
 };
 
-/// A look that takes longer than this costs the connection: it is a matter of
-/// milliseconds, so the server or the network is gone.
+/// A poll that takes longer than this ends the session: polls take milliseconds, so the
+/// server or the network is gone.
 pub const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
-/// Tables without which no session begins. What hides rows of others is found by the
-/// look after the doorbell.
+/// Tables without which no session starts. If others hide rows, the inspection of the
+/// doorbell finds it.
 const NEEDED: [&str; 2] = ["notifications", "tidings_incarnation"];
 
-/// Why a session ended or did not begin.
+/// Why a session ended or could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// No connection.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// Postgres or the network refused.
+    /// An error of Postgres or of the network.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// Nothing answered.
     #[error("the database did not answer within {} s", LOOK_LIMIT.as_secs())]
     TimedOut(#[from] Elapsed),
-    /// The connection is gone.
     #[error("the connection was lost{}", .0.as_ref().map(|error| format!(": {}", describe(error))).unwrap_or_default())]
     Lost(Option<tokio_postgres::Error>),
-    /// A hot standby takes no LISTEN.
+    /// A hot standby doesn't support LISTEN.
     #[error("{0} is a standby, which can't LISTEN")]
     Standby(String),
-    /// The table went away.
     #[error("there is no table notifications in the schema {0}: run `tidings migrate`")]
     NoTable(SchemaName),
-    /// What says whether writers ring went away.
+    /// The sequence that records whether writers send NOTIFY is missing.
     #[error(
         "there is no sequence tidings_bell in the schema {0}, which `tidings migrate` made: restore it"
     )]
     NoBell(SchemaName),
-    /// It is not for this role to say.
+    /// The role may not change that sequence.
     #[error(
         "{role} may not change the sequence {sequence}: `grant select, update on sequence {sequence} to {role}`"
     )]
-    MayNotRing {
-        /// The sequence.
-        sequence: String,
-        /// Who is connected.
-        role: String,
-    },
-    /// Nothing tells that the server has crashed.
+    MayNotRing { sequence: String, role: String },
+    /// The table that reveals crashes of the server is missing.
     #[error(
         "there is no table tidings_incarnation in the schema {0}, which `tidings migrate` made: \
          restore it"
     )]
     NoIncarnation(SchemaName),
-    /// This role may not read it, or not begin an incarnation.
+    /// The role may not read that table, or not begin an incarnation in it.
     #[error(
         "{role} may not use the table {table}, which tells that Postgres has crashed: `grant \
          select, insert on table {table} to {role}`"
     )]
-    MayNotNotice {
-        /// The table.
-        table: String,
-        /// Who is connected.
-        role: String,
-    },
-    /// Rows of a table are hidden from the bridge.
+    MayNotNotice { table: String, role: String },
     #[error("{0}")]
     Hidden(Hidden),
     /// The table is not the one that the session listens for.
     #[error("the table notifications was made anew")]
     OtherTable,
-    /// The session outlived what it was opened in.
+    /// The server's incarnation is not the one in which the session was opened.
     #[error("the table tidings_incarnation was emptied, which is taken for a crash of Postgres")]
     OtherIncarnation,
 }
 
-/// A connection that listens.
 #[derive(Debug)]
 pub struct Session {
     pub client: Client,
@@ -108,15 +92,14 @@ pub struct Session {
     wake: Statement,
     pub table: u32,
     pub history: History,
-    /// Its process in the server, by which `pg_stat_activity` knows it.
+    /// The backend's process id, as in `pg_stat_activity`.
     pub backend: i32,
-    /// Whose it is.
     pub role: String,
 }
 
 impl Session {
-    /// Connects and listens. The bell is hung up before anything is read, so
-    /// that no ring falls between the two.
+    /// Connects and listens. LISTEN is executed before anything is read, so that no
+    /// notification is lost in between.
     pub async fn open(
         url: &DatabaseUrl,
         schema: &SchemaName,
@@ -132,8 +115,8 @@ impl Session {
     ) -> Result<Self, ListenError> {
         let bell = Arc::new(Notify::new());
         let rung = Arc::clone(&bell);
-        // The payload, the channel, the sender: none is trusted, any role can
-        // ring. Rings that come together are one.
+        // Payload, channel and sender aren't trusted: any role can send NOTIFY.
+        // Notifications that arrive together count once.
         let on_message = move |message| {
             if let AsyncMessage::Notification(_) = message {
                 rung.notify_one();
@@ -173,7 +156,7 @@ impl Session {
             }
             None => return Err(ListenError::NoIncarnation(schema.clone())),
         }
-        // Before the first statement that it would fail or deceive.
+        // Before the first statement that row-level security would fail or falsify.
         let hidden = visibility::examine(&client, schema, Readers::Session).await?;
         let is_needed =
             |hidden: &Hidden| hidden.stops_delivery() && NEEDED.contains(&hidden.relation.as_str());
@@ -184,8 +167,8 @@ impl Session {
             system_identifier: row.try_get("system_identifier")?,
             incarnation: begin_incarnation(&client, sql).await?,
         };
-        // The trigger names the channel after the table, so that two
-        // installations in one database don't hear each other.
+        // The trigger names the channel after the table, so that two installations in one
+        // database don't wake each other.
         client
             .batch_execute(&format!("listen tidings_{table}"))
             .await?;
@@ -205,16 +188,16 @@ impl Session {
         })
     }
 
-    /// Has writers ring. What is looked for after it was sent sees every row whose
-    /// writer has not, unless one is still at work.
+    /// Makes writers send NOTIFY. A poll sent after this sees every row whose writer did
+    /// not send it, unless such a writer is still running (see [`Ringing`]).
     pub async fn fall_asleep(&self) -> Result<Ringing, tokio_postgres::Error> {
         page_reader::fall_asleep(&self.client, &self.fall_asleep, self.table).await
     }
 
-    /// Has writers leave the bell unrung, as far as this bridge is concerned.
+    /// Lets writers stop sending NOTIFY, as far as this bridge is concerned.
     ///
-    /// If the server's notification queue is full, the bridges that sleep are not
-    /// rung for: they find what has changed within a second.
+    /// If the server's notification queue is full, sleeping bridges aren't notified of
+    /// this. They find the change within a second.
     pub async fn wake(&self) -> Result<(), tokio_postgres::Error> {
         match self.client.query(&self.wake, &[&self.table]).await {
             Err(error) if !connect::is_queue_full(&error) => Err(error),
@@ -222,7 +205,7 @@ impl Session {
         }
     }
 
-    /// Waits for the bell. Who is awake needs none.
+    /// Waits for the doorbell, or, while awake, only for the end of the connection.
     pub async fn rung(&mut self, watch: Watch) -> Result<(), ListenError> {
         tokio::select! {
             () = self.bell.notified(), if watch != Watch::Awake => Ok(()),
@@ -230,8 +213,7 @@ impl Session {
         }
     }
 
-    /// What a failed query means: the connection's end tells more than the
-    /// query's.
+    /// Why a query failed. How the connection ended says more than the query's error.
     pub async fn failed(self, error: ListenError, schema: &SchemaName) -> ListenError {
         match error {
             ListenError::Postgres(error) if connect::is_row_security(&error) => {
@@ -252,7 +234,7 @@ impl Session {
 }
 
 impl Session {
-    /// What keeps this bridge from seeing all rows, as far as that can be found out.
+    /// Finds out what hides rows from this bridge, as far as possible.
     async fn hidden(&self, schema: &SchemaName) -> Option<Hidden> {
         let examining = visibility::examine(&self.client, schema, Readers::Session);
         let hidden = timeout(LOOK_LIMIT, examining).await.ok()?.ok()?;
@@ -260,7 +242,7 @@ impl Session {
     }
 }
 
-/// The incarnation of the server; begins one, if a crash has ended the one before.
+/// Returns the server's incarnation. Begins one if a crash ended the previous one.
 async fn begin_incarnation(
     client: &Client,
     sql: &Sql,

@@ -1,9 +1,9 @@
 //! Rows that clients acknowledge: a client that returns with its last event id has
 //! received every row up to that position.
 //!
-//! Most of these rows are marked already. The others were in flight when the connection
-//! broke, or their marks were lost in a crash. They are looked for in the table, many
-//! clients in one statement, after the clients have got what they missed.
+//! Most of these rows are already marked. The others were in flight when the connection
+//! broke, or their marks were lost in a crash. They are looked up in the table, for many
+//! clients in one statement, after the clients have received what they missed.
 
 use std::collections::VecDeque;
 
@@ -20,28 +20,28 @@ use crate::{
     postgres::pool::{Pool, QueryError, READ_LIMIT},
 };
 
-/// Clients in one statement: some milliseconds.
+/// Clients in one statement, which takes some milliseconds.
 const AT_ONCE: usize = 100;
 
-/// Rows of one client that a statement passes over. The next one goes on from there.
+/// How many rows of one client a statement passes over. The next statement continues from
+/// there.
 const ROWS: i32 = 1_000;
 
-/// Clients that wait: some 20 MB. Rows of clients beyond that stay unmarked until the
-/// client returns the next time.
+/// How many clients may wait: some 20 MB. The rows of clients beyond that stay unmarked
+/// until the client next returns.
 const WAITING: usize = 100_000;
 
-/// A client of this user has received all rows of the user that are not new to a
-/// position.
+/// A user's client has received all rows of the user that are not new to a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledgement {
     user: UserId,
-    /// A row that the client was sent. A position doesn't tell whose it is, and a browser
-    /// may return with the id of the user before (it was logged in as another one). So
-    /// the acknowledgement counts only if this row belongs to the user.
+    /// A row that was sent to the client. A position doesn't tell which user it belongs
+    /// to, and a browser may return with the id of the user it was logged in as before.
+    /// So the acknowledgement counts only if this row is the user's own.
     row: i64,
     position: Position,
     history: History,
-    /// Rows from this key on have been looked at.
+    /// Rows from this key on have already been checked.
     before: RowKey,
 }
 
@@ -62,7 +62,7 @@ impl Acknowledgement {
     }
 }
 
-/// Those that wait, in the order in which the clients returned.
+/// Waiting acknowledgements, in the order in which the clients returned.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledgements(VecDeque<Acknowledgement>);
 
@@ -73,7 +73,7 @@ impl Acknowledgements {
         }
     }
 
-    /// The first ones of one history, for one statement.
+    /// Takes the first ones of one history, for one statement.
     pub(super) fn take(&mut self) -> Vec<Acknowledgement> {
         let Some(history) = self.0.front().map(|first| first.history) else {
             return Vec::new();
@@ -82,13 +82,13 @@ impl Acknowledgements {
         let count = self.0.iter().take(AT_ONCE).take_while(alike).count();
         let taken = self.0.drain(..count).collect();
         if self.0.is_empty() {
-            // A bridge that is idle again keeps no memory of a stampede.
+            // An idle bridge keeps no memory of a past stampede.
             self.0 = VecDeque::new();
         }
         taken
     }
 
-    /// They are not done with.
+    /// Puts back acknowledgements that aren't finished.
     pub(super) fn put_back(&mut self, acknowledgements: Vec<Acknowledgement>) {
         for acknowledgement in acknowledgements.into_iter().rev() {
             self.0.push_front(acknowledgement);
@@ -96,17 +96,16 @@ impl Acknowledgements {
     }
 }
 
-/// What a statement has found.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// Rows that were received and are unmarked.
+    /// Unmarked rows that were received.
     pub(super) rows: Vec<(Incarnation, i64)>,
-    /// Acknowledgements of more rows than one statement passes over.
+    /// Acknowledgements that cover more rows than one statement passes over.
     pub(super) rest: Vec<Acknowledgement>,
 }
 
-/// Looks for the rows that these acknowledgements of one history cover. There are none
-/// if the server has crashed or been replaced since.
+/// Looks for unmarked rows that these acknowledgements, all of one history, cover. Finds
+/// none if the server has crashed or been replaced since.
 pub(super) async fn find(
     pool: &Pool,
     query: &str,

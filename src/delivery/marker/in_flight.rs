@@ -1,10 +1,10 @@
-//! Rows that were written to a connection and have not settled: a state machine without
+//! Rows that were written to a connection and have not settled. A state machine without
 //! I/O.
 //!
 //! A row settles once its connection has stayed open for `TIDINGS_SETTLE` after the
-//! write. A page that is being unloaded receives rows that it never shows, and the page
-//! after it comes without a last event id: rows that don't settle are delivered to that
-//! one.
+//! write. A page that is being unloaded receives rows that it never shows, and the next
+//! page connects without a last event id: rows that don't settle are delivered to that
+//! page.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::recipient::Recipient;
 
-/// Rows in flight, each for every connection: 8 to 80 MB, as they were written together or
-/// one by one. With more, the oldest settle early. With the default settle time that takes
-/// half a million rows a second.
+/// How many rows may be in flight, counted once per connection: 8 to 80 MB, depending on
+/// how many were written together. Beyond that, the oldest settle early. With the default
+/// settle time, it takes half a million rows per second to get there.
 const ROWS: usize = 1_000_000;
 
 /// Rows that were written to a connection together.
@@ -25,18 +25,17 @@ pub(super) struct Write {
     pub(super) recipient: Arc<Recipient>,
 }
 
-/// All writes of the last `settle`, of all connections, in the order of time.
+/// The writes of the last `settle`, of all connections, oldest first.
 #[derive(Debug)]
 pub(super) struct InFlight {
     settle: Duration,
     most: usize,
     writes: VecDeque<Write>,
-    /// In all of them.
+    /// The number of rows in `writes`.
     rows: usize,
 }
 
 impl InFlight {
-    /// Rows settle after this time.
     pub(super) fn new(settle: Duration) -> Self {
         Self {
             settle,
@@ -46,12 +45,12 @@ impl InFlight {
         }
     }
 
-    /// How many rows there are.
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Adds rows that were written now. Returns the oldest writes if there are too many rows.
+    /// Adds rows that were written now. Returns the oldest writes if there are too many
+    /// rows.
     pub(super) fn add(&mut self, write: Write) -> Vec<Write> {
         self.rows += write.rows.len();
         self.writes.push_back(write);
@@ -66,7 +65,7 @@ impl InFlight {
         early
     }
 
-    /// When the next one settles, if there is any.
+    /// When the next write settles, if there is any.
     pub(super) fn next(&self) -> Option<Instant> {
         self.writes.front().map(|write| write.at + self.settle)
     }
@@ -93,13 +92,13 @@ impl InFlight {
         self.take(self.writes.len())
     }
 
-    /// Takes the oldest, without those whose connections closed too early.
+    /// Takes the oldest writes and drops those whose connections closed too early.
     fn take(&mut self, count: usize) -> Vec<Write> {
         let mut taken: Vec<Write> = self.writes.drain(..count).collect();
         self.rows -= taken.iter().map(|write| write.rows.len()).sum::<usize>();
         taken.retain(|write| write.recipient.stayed());
         if self.writes.is_empty() {
-            // A bridge that is idle again keeps no memory of a burst.
+            // An idle bridge keeps no memory of a past burst.
             self.writes = VecDeque::new();
         }
         taken
@@ -163,7 +162,7 @@ mod tests {
         world.now += SETTLE / 2;
         assert_eq!(world.settled(), [1]);
         assert_eq!(world.settled(), [0_i64; 0]);
-        // Later than that, the connection may close.
+        // After that, the connection may close.
         world.now += SETTLE;
         tab.close(Closed::ByBridge);
         assert_eq!(world.settled(), [2]);
@@ -194,7 +193,7 @@ mod tests {
         ended.close(Closed::ByBridge);
         left.close(Closed::ByClient);
         assert_eq!(rows(world.in_flight.take_ended()), [1]);
-        // When the bridge stops, so do all others.
+        // When the bridge stops, all others settle too.
         assert_eq!(rows(world.in_flight.take_all()), [3]);
     }
 
@@ -207,7 +206,7 @@ mod tests {
             assert_eq!(world.write(&tab, row), None);
         }
         assert_eq!(world.write(&tab, 10), Some(0));
-        // A page that was left has not settled, early or not.
+        // Rows of a page that was left never settle, not even early.
         let left = recipient();
         for row in 11..22 {
             world.write(&left, row);

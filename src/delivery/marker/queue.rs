@@ -1,16 +1,14 @@
-//! Which rows wait for their marks, and when each is tried: a state machine
-//! without I/O.
+//! The queue of rows to mark, and when each is tried. A state machine without I/O.
 //!
-//! A row begins *fresh*, and is marked together with all other fresh ones. If a
-//! statement fails because of a row, all of its rows become *suspects*, which are
-//! tried in ever smaller statements until those that fail are alone. These, and
-//! rows that another session has locked, are tried again after a backoff of
-//! their own. So a row that can't be marked holds up no other: fresh rows and
-//! those that are *held* (suspected, locked, failing) have separate lanes, each
-//! with one statement at a time.
+//! A row starts *fresh*, and is marked together with other fresh rows. If a statement
+//! fails because of a row, all of its rows become *suspects*, which are tried in ever
+//! smaller statements until the failing ones are isolated. Failing rows, and rows that
+//! another session has locked, are retried with a backoff of their own. So a row that
+//! can't be marked doesn't delay others: fresh rows and *held* rows (suspected, locked or
+//! failing) have separate lanes, each with one statement at a time.
 //!
-//! A failure of the database as a whole is an *outage*: all rows are kept and
-//! tried again after one backoff for the lane.
+//! A failure of the database as a whole is an *outage*: all rows are kept, and retried
+//! after one backoff for the whole lane.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,121 +23,117 @@ use crate::{
     runtime::backoff::{Backoff, jittered},
 };
 
-/// Rows in one statement.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Rows that wait for their marks, in all, while the database is away: some 50
-/// MB. Beyond that the oldest lose theirs, and may be delivered again.
+/// How many rows may wait for their marks in total, while the database is away: some 50
+/// MB. Beyond that, the oldest stay unmarked and may be delivered again.
 const KEPT: usize = 1_000_000;
 
-/// Held rows among them, which take some 150 bytes each. Beyond that the oldest
-/// lose their marks.
+/// How many of them may be held; each takes some 150 bytes. Beyond that, the oldest stay
+/// unmarked.
 const HELD: usize = 200_000;
 
-/// Of a statement that is not answered the rows are suspected, as long as there
-/// are no more suspects than this: while a database is frozen none is answered.
+/// If a statement times out, its rows become suspects only while there are fewer suspects
+/// than this: while a database is frozen, every statement times out.
 const SUSPECTED_OF_DELAY: usize = 10_000;
 
-/// How long fresh rows are collected: short enough that `sent` shows at once to a
-/// person, long enough that a busy bridge marks hundreds of rows a statement.
+/// How long fresh rows are collected: short enough that people see `sent` at once, long
+/// enough that a busy bridge marks hundreds of rows per statement.
 const COLLECT: Duration = Duration::from_millis(20);
 
-/// While each statement for fresh rows fails because of a row and none can be
-/// marked, they are collected for up to so many times as long, as a power of two.
+/// While every statement for fresh rows fails because of a row, the collection time is
+/// doubled up to this many times.
 const COLLECT_DOUBLINGS: u32 = 4;
 
-/// The wait after a failure of the database, and before a row that is locked or
-/// fails is tried again.
+/// The first wait after a failure of the database, and before a locked or failing row is
+/// retried.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// Why rows that can't be marked are stuck, where no statement has failed.
+/// The reason given for stuck rows if no statement has failed.
 const LOCKED: &str = "other sessions have locked them, or a trigger suppresses the update";
 
-/// Rows that are due within this time are tried together: thousands that were
-/// locked one after the other would else cost a statement each.
+/// Rows that are due within this time are tried together. Otherwise thousands of rows
+/// that were locked one after the other would cost a statement each.
 const TOGETHER: Duration = Duration::from_millis(50);
 
-/// How many statements for held rows may fail in a burst. To find one failing
-/// row among [`ROWS_AT_ONCE`] takes some ten.
+/// How many statements for held rows may fail in a burst. Finding one failing row among
+/// [`ROWS_AT_ONCE`] takes some ten.
 const FAILURES: f64 = 60.0;
 
-/// As many of them are reserved for the search for failing rows among suspects:
-/// rows that are known to fail are tried again with the rest.
+/// How many of those are reserved for finding failing rows among suspects. Retries of
+/// rows that are known to fail only use the rest.
 const FAILURES_RESERVED: f64 = 30.0;
 
-/// How many statements for held rows may fail in a second, while nothing can be
-/// marked: each is an error in the server's log.
+/// How many statements for held rows may fail per second while nothing can be marked.
+/// Each is an error in the server's log.
 const FAILURES_PER_SECOND: f64 = 10.0;
 
-/// So many rows that were marked allow one more statement to fail: where most
-/// rows can be marked, the failing ones are found as fast as they come.
+/// For every this many rows that were marked, one more statement may fail: if most rows
+/// can be marked, failing ones are found as fast as they arrive.
 const MARKED_PER_FAILURE: f64 = 4.0;
 
-/// A row is named by the server's incarnation too: after a failover or a crash
-/// another row may bear the same id, and nobody was sent that one.
+/// A row, including the server's incarnation: after a failover or a crash, another row
+/// that was sent to no one may have the same id.
 type Row = (Incarnation, i64);
 
-/// Rows that wait for their marks.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Each with the time at which it was written to a connection.
+    /// Fresh rows, with the time at which each was written to a connection.
     fresh: BTreeMap<Row, Moment>,
-    /// Fresh rows that a statement tries.
+    /// The number of fresh rows in the current statement.
     in_flight: usize,
-    /// Statements for fresh rows that have failed because of a row, since any row
-    /// was marked.
+    /// Statements for fresh rows that have failed because of a row since a row was last
+    /// marked.
     fruitless: u32,
     fresh_outage: Outages,
-    /// Also while a statement tries them.
+    /// Held rows, including those in the current statement.
     held: BTreeMap<Row, Held>,
     suspected: Shelf,
     locked: Shelf,
     failing: Shelf,
-    /// How many of `held` are held since when.
+    /// How many of `held` have been held since when.
     since: BTreeMap<Instant, usize>,
-    /// Why a statement failed last because of a row.
+    /// The last error that was caused by a row.
     error: Option<String>,
     failures: Allowance,
     held_outage: Outages,
 }
 
-/// Rows that are fresh no more.
+/// A row that is no longer fresh.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     /// When it was written to a connection.
     written: Moment,
     since: Instant,
     due: Instant,
-    /// How often it was found to be locked, or to fail.
+    /// How often it was found to be locked or failing.
     tries: u32,
     why: Why,
 }
 
-/// Why a row is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
     /// It was in a statement that failed.
     Suspected,
-    /// Another session has locked it.
     Locked,
-    /// It failed alone.
+    /// It failed in a statement of its own.
     Failing,
 }
 
 /// The rows that are held for one reason.
 #[derive(Debug)]
 struct Shelf {
-    /// Those that no statement tries, by when they are due.
+    /// Those not in the current statement, by when they are due.
     due: BTreeSet<(Instant, Row)>,
-    /// All of them.
+    /// How many there are, including those in the current statement.
     count: usize,
-    /// Rows in the next statement: half as many after one that failed, twice as
-    /// many after one that didn't.
+    /// Rows in the next statement: halved after one that failed, doubled after one that
+    /// succeeded.
     size: usize,
 }
 
-/// Whether the database can mark anything in a lane.
+/// Whether a lane has an outage.
 #[derive(Debug)]
 struct Outages {
     now: Option<Outage>,
@@ -153,23 +147,23 @@ struct Outage {
     reason: String,
 }
 
-/// Statements that may still fail.
+/// How many statements may still fail.
 #[derive(Debug)]
 struct Allowance {
     left: f64,
     counted: Option<Instant>,
 }
 
-/// Which rows a statement is for. There is one at a time in each lane.
+/// Which rows a statement is for. Each lane runs one statement at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Those that were never tried.
+    /// Rows that were never tried.
     Fresh,
     /// All others.
     Held,
 }
 
-/// Where the rows of a statement come from.
+/// Where a statement's rows come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     Fresh,
@@ -182,12 +176,11 @@ pub(super) struct Batch {
     origin: Origin,
     pub(super) incarnation: Incarnation,
     pub(super) rows: Vec<i64>,
-    /// When each of them was written to a connection.
+    /// When each row was written to a connection.
     pub(super) written: Vec<Moment>,
 }
 
 impl Batch {
-    /// Which lane they were taken from.
     pub(super) fn lane(&self) -> Lane {
         match self.origin {
             Origin::Fresh => Lane::Fresh,
@@ -196,41 +189,39 @@ impl Batch {
     }
 }
 
-/// What became of a statement.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// All of its rows are done with, except those that are locked.
+    /// The rows are done, except those that are locked.
     Marked { locked: BTreeSet<i64> },
     /// It failed because of one of its rows.
     RowFailed(String),
-    /// It was not answered: because of a row, or of the database.
+    /// It was not answered, because of a row or of the database.
     TimedOut(String),
-    /// The database can't do it, whichever rows they are.
+    /// The database can't mark any row.
     DatabaseFailed(String),
 }
 
-/// When a lane has something to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Now,
     At(Instant),
-    /// When rows come.
+    /// When rows arrive.
     Idle,
 }
 
 impl Queue {
-    /// This row is to be marked, as written at this time. Returns how many rows lose
-    /// their marks because too many wait.
+    /// Adds a row that was written to a connection at this time. Returns how many rows
+    /// stay unmarked because too many wait.
     pub(super) fn add(&mut self, incarnation: Incarnation, id: i64, written: Moment) -> u64 {
         let row = (incarnation, id);
-        // One that is delivered again while it is held keeps its backoff.
+        // A row that is delivered again while it is held keeps its backoff.
         if !self.held.contains_key(&row) {
             self.fresh.entry(row).or_insert(written);
         }
         self.shed()
     }
 
-    /// Rows that wait for their marks, or are being marked.
+    /// How many rows wait for their marks or are being marked.
     pub(super) fn len(&self) -> usize {
         self.fresh.len() + self.in_flight + self.held.len()
     }
@@ -243,12 +234,11 @@ impl Queue {
         }
     }
 
-    /// For how long fresh rows are to be collected.
+    /// For how long to collect fresh rows.
     pub(super) fn collect(&self) -> Duration {
         COLLECT * (1 << self.fruitless.min(COLLECT_DOUBLINGS))
     }
 
-    /// When the lane has something to do.
     pub(super) fn next(&self, lane: Lane, now: Instant) -> Next {
         let (at, outages) = match lane {
             Lane::Fresh => ((!self.fresh.is_empty()).then_some(now), &self.fresh_outage),
@@ -266,7 +256,7 @@ impl Queue {
         }
     }
 
-    /// When the first of a shelf may be tried.
+    /// When the first row of a shelf may be tried.
     fn due(&self, why: Why, now: Instant) -> Option<Instant> {
         let &(due, _) = self.shelf(why).due.first()?;
         let reserved = match why {
@@ -276,7 +266,7 @@ impl Queue {
         Some(due.max(self.failures.ready(reserved, now)))
     }
 
-    /// The rows of the lane's next statement, if it has something to do now.
+    /// Takes the rows of the lane's next statement, if there is one to run now.
     pub(super) fn take(&mut self, lane: Lane, now: Instant) -> Option<Batch> {
         if self.next(lane, now) != Next::Now {
             return None;
@@ -306,7 +296,7 @@ impl Queue {
         })
     }
 
-    /// The oldest of one incarnation.
+    /// Takes the oldest rows of one incarnation.
     fn take_fresh(&mut self) -> Vec<(Row, Moment)> {
         let mut rows: Vec<(Row, Moment)> = Vec::new();
         while rows.len() < ROWS_AT_ONCE
@@ -318,8 +308,8 @@ impl Queue {
         rows
     }
 
-    /// A statement is over. Returns how many rows lose their marks because too
-    /// many are held.
+    /// Records the outcome of a statement. Returns how many rows stay unmarked because
+    /// too many are held.
     pub(super) fn conclude(&mut self, batch: Batch, outcome: Outcome, now: Instant) -> u64 {
         let (origin, count) = (batch.origin, batch.rows.len());
         let rows = batch.rows.iter().zip(&batch.written);
@@ -350,7 +340,7 @@ impl Queue {
             }
             Outcome::RowFailed(reason) | Outcome::TimedOut(reason) => {
                 if let (Outcome::TimedOut(_), Some(_)) = (&outcome, &self.fresh_outage.now) {
-                    // Most likely it is not because of these rows.
+                    // Most likely these rows aren't the cause.
                     self.held_outage.begin(reason, now);
                 }
                 self.error = Some(reason.clone());
@@ -383,7 +373,7 @@ impl Queue {
         self.shed()
     }
 
-    /// Rows that can't be marked, if there are any.
+    /// The rows that can't be marked, if there are any.
     pub(super) fn stuck(&self) -> Option<Stuck> {
         let held_since = self.since.keys().next().copied();
         let outages = [&self.fresh_outage, &self.held_outage];
@@ -408,8 +398,8 @@ impl Queue {
         })
     }
 
-    /// Rows that are locked, and all rows after an outage, are tried at once: this
-    /// bridge stops. Those that fail are not.
+    /// Makes locked rows, and all rows after an outage, due at once, because the bridge
+    /// stops. Failing rows keep their backoff.
     pub(super) fn hurry(&mut self, now: Instant) {
         for outages in [&mut self.fresh_outage, &mut self.held_outage] {
             outages.backoff.reset();
@@ -426,7 +416,7 @@ impl Queue {
     }
 
     fn succeed(&mut self, origin: Origin, marked: usize) {
-        // The database works, and there may be no fresh row to show it with.
+        // The database works, and there may be no fresh row that would show it.
         self.fresh_outage.end();
         if let Origin::Held(why) = origin {
             self.held_outage.end();
@@ -443,7 +433,7 @@ impl Queue {
         }
     }
 
-    /// Keeps a row apart from fresh ones.
+    /// Moves a row to the held ones.
     fn hold(&mut self, row: Row, written: Moment, why: Why, now: Instant) {
         let before = self.remove(row);
         let (since, tries) = before.map_or((now, 0), |held| (held.since, held.tries));
@@ -465,17 +455,17 @@ impl Queue {
         shelf.due.insert((due, row));
     }
 
-    /// These are tried again as if they had not been.
+    /// Makes rows due again, as if they had not been tried.
     fn put_back(&mut self, rows: impl Iterator<Item = Row>) {
         for row in rows {
-            // Unless it was dropped while a statement tried it.
+            // It may have been dropped while a statement tried it.
             if let Some(&Held { due, why, .. }) = self.held.get(&row) {
                 self.shelf_mut(why).due.insert((due, row));
             }
         }
     }
 
-    /// A row is done with.
+    /// Removes a row that is done.
     fn release(&mut self, row: Row) {
         self.remove(row);
     }
@@ -494,7 +484,7 @@ impl Queue {
         Some(held)
     }
 
-    /// Drops the oldest rows beyond the limits.
+    /// Drops the oldest rows beyond the limits. Returns how many.
     fn shed(&mut self) -> u64 {
         let mut lost = 0;
         while self.held.len() > HELD
@@ -527,7 +517,7 @@ impl Queue {
 }
 
 impl Shelf {
-    /// Those of one incarnation that are due, in the order in which they are.
+    /// Takes the rows of one incarnation that are due, in that order.
     fn take(&mut self, now: Instant) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::new();
         while rows.len() < self.size
@@ -577,7 +567,7 @@ impl Default for Outages {
 }
 
 impl Allowance {
-    /// When a statement may fail, beside those that are reserved.
+    /// When a statement may fail without using the reserved failures.
     fn ready(&self, reserved: f64, now: Instant) -> Instant {
         let missing = 1.0 + reserved - self.left;
         match self.counted {
@@ -615,8 +605,8 @@ impl Default for Allowance {
     }
 }
 
-/// The wait before a row is tried again that was tried so often: as with
-/// [`Backoff`], of which each row would have to keep one.
+/// The wait before a row is retried that was tried this many times. Like [`Backoff`],
+/// which would have to be stored for each row.
 fn delay(tries: u32) -> Duration {
     let doubled = 1_u32.checked_shl(tries).unwrap_or(u32::MAX);
     jittered(RETRY_FIRST.saturating_mul(doubled).min(RETRY_LONGEST))
@@ -631,7 +621,7 @@ mod tests {
         since: crate::domain::history::Since(7),
     };
 
-    /// Rows that were written at the times of their ids. Returns how many were lost.
+    /// Adds rows that were written at the times of their ids. Returns how many were lost.
     fn add(queue: &mut Queue, rows: impl IntoIterator<Item = i64>) -> u64 {
         let rows = rows.into_iter();
         rows.map(|row| queue.add(HERE, row, Moment(row))).sum()
@@ -667,7 +657,7 @@ mod tests {
             }
         }
 
-        /// One statement, if the lane has something to do.
+        /// Runs one statement, if the lane has something to do.
         fn step(&mut self, lane: Lane) -> bool {
             let Some(batch) = self.queue.take(lane, self.now) else {
                 return false;
@@ -694,12 +684,12 @@ mod tests {
             true
         }
 
-        /// All that can be done now.
+        /// Does everything that can be done now.
         fn run(&mut self) {
             while self.step(Lane::Fresh) || self.step(Lane::Held) {}
         }
 
-        /// All that can be done in this time.
+        /// Does everything that can be done in this time.
         fn run_for(&mut self, span: Duration) {
             let end = self.now + span;
             while self.now < end {
@@ -721,7 +711,7 @@ mod tests {
         assert_eq!(world.marked.len(), 9);
         let stuck = world.queue.stuck().expect("a row");
         assert_eq!((stuck.rows, stuck.since), (1, world.now));
-        // Others are never tried together with it.
+        // Other rows are never tried together with it.
         add(&mut world.queue, 10..20);
         world.run();
         assert_eq!(world.marked.len(), 19);
@@ -779,14 +769,14 @@ mod tests {
         let mut world = World::new([]);
         world.failing = (0..100_000).step_by(20).collect();
         for n in 0..500 {
-            // A thousand rows a second, for ten seconds.
+            // A thousand rows per second, for ten seconds.
             add(&mut world.queue, n * 20..(n + 1) * 20);
             world.run();
             world.now += Duration::from_millis(20);
         }
         let late = 500 * 19 - world.marked.len();
         assert!(late <= 100, "{late} are late");
-        // The rows that are known to fail take no part of that.
+        // The rows that are known to fail don't contribute to that.
         assert!(
             world
                 .queue
@@ -801,7 +791,7 @@ mod tests {
         world.failing = set(0..30_000);
         world.run();
         let burst = world.failures;
-        // Each thousand once, and the search.
+        // A statement for each thousand, and the search.
         assert!(burst <= 20 + 61, "{burst}");
         for n in 0..500 {
             add(&mut world.queue, [20_000 + n]);
@@ -825,7 +815,7 @@ mod tests {
         world.slow = set([3]);
         world.run();
         add(&mut world.queue, 1_000..1_010);
-        // Either lane may be the first to try again, a few times.
+        // Either lane may be the first to retry, several times.
         world.run_for(Duration::from_secs(1));
         assert_eq!(world.marked.len(), 1_009, "{:?}", world.queue.stuck());
         assert_eq!(world.queue.stuck().expect("a row").rows, 1);

@@ -1,11 +1,11 @@
-//! A connection, as the rows that were written to it know it.
+//! How a connection closed, as its rows in flight need to know.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::domain::history::Incarnation;
 
-/// A connection that rows were written to. The connection shares it with its rows that
-/// are in flight; a connection that no row is written to has none.
+/// A connection that rows were written to, shared by the connection and its rows in
+/// flight. A connection to which no row is written has none.
 #[derive(Debug)]
 pub struct Recipient {
     incarnation: Incarnation,
@@ -17,19 +17,18 @@ const OPEN: u8 = 0;
 const ENDED: u8 = 1;
 const CLOSED: u8 = 2;
 
-/// How a connection closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// The client is gone, or took nothing: its page may have been unloaded, and may
-    /// not have shown what was written last.
+    /// The client disconnected or stopped reading: its page may have been unloaded, and
+    /// may not have shown the last rows.
     ByClient,
-    /// The bridge ended the stream in order: the client returns with its last event id.
+    /// The bridge ended the stream properly: the client returns with its last event id.
     ByBridge,
 }
 
 impl Recipient {
-    /// An open connection. The ids of its rows mean something in this incarnation of the
-    /// server only.
+    /// An open connection. The ids of its rows are only valid in this incarnation of the
+    /// server.
     pub fn new(incarnation: Incarnation) -> Self {
         Self {
             incarnation,
@@ -42,7 +41,6 @@ impl Recipient {
         self.incarnation
     }
 
-    /// The connection has closed.
     pub(super) fn close(&self, how: Closed) {
         let state = match how {
             Closed::ByClient => CLOSED,
@@ -51,12 +49,11 @@ impl Recipient {
         self.state.store(state, Ordering::Release);
     }
 
-    /// Whether the client was there for as long as the connection could last.
+    /// Whether the connection is still open or was ended by the bridge.
     pub(super) fn stayed(&self) -> bool {
         self.state.load(Ordering::Acquire) != CLOSED
     }
 
-    /// Whether the bridge has ended the stream.
     pub(super) fn is_ended(&self) -> bool {
         self.state.load(Ordering::Acquire) == ENDED
     }

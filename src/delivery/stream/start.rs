@@ -1,24 +1,24 @@
-//! Where a stream begins.
+//! Where a stream starts: with the backlog, or after a last event id.
 
 use crate::domain::{
     history::History,
     position::{EventId, UnusableId},
 };
 
-/// Where a client wants to begin.
+/// Where a client wants to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With what is unsent, and the last rows that were asked for.
+    /// With unsent rows, preceded by the last rows that the client asked for.
     Backlog {
         /// How many of the user's last rows, sent or not.
         replay: u32,
     },
-    /// After what the connection before it was sent, by its `Last-Event-ID`.
+    /// After the rows that the client already received, given by its `Last-Event-ID`.
     Resume(String),
 }
 
 impl Start {
-    /// Its name in the log.
+    /// The name in the log.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Backlog { .. } => "backlog",
@@ -27,21 +27,18 @@ impl Start {
     }
 }
 
-/// Where a stream begins, once the id has been read.
+/// Where a stream starts, once the id has been parsed.
 pub enum Opening {
-    /// With what is unsent, and these rows before it.
-    Backlog {
-        /// How many.
-        replay: u32,
-    },
+    /// With unsent rows, preceded by the user's last rows.
+    Backlog { replay: u32 },
     /// After the position in this id.
     Resume(EventId<'static>),
-    /// With what is unsent: the id says nothing.
+    /// With unsent rows: the id can't be used.
     Gap(UnusableId),
 }
 
 impl Opening {
-    /// What the client means, if it is of this history.
+    /// Parses the client's id, which has to be of this history.
     pub fn read(start: &Start, history: History) -> Self {
         match start {
             Start::Backlog { replay } => Self::Backlog { replay: *replay },
