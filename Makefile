@@ -31,7 +31,7 @@ test: ## run every check: formatting, licences, lints, docs, and the tests with 
 	    cargo fmt --all --check; \
 	    $(deny); \
 	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
-	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; \
+	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet; \
 	    $(tests)'
 
 test-newest: ## run the tests with the newest PostgreSQL available
@@ -110,7 +110,7 @@ lint: ## check formatting, lints and the documentation's links
 	@$(with) rust lint -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
-	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet'
+	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet'
 
 fmt: ## format the code
 	@$(with) rust lint -- cargo fmt --all

@@ -491,7 +491,7 @@ impl App {
     }
 
     /// Runs a task beside the bridge for as long as that runs, under the same
-    /// contract as its own ([`Tasks`]): if it ends by itself or panics, readiness
+    /// contract as its own (`Tasks`): if it ends by itself or panics, readiness
     /// turns red and the bridge stops with an error. It is dropped when the bridge
     /// stops. The name is a noun that can follow "the".
     pub fn supervise(

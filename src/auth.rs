@@ -1,18 +1,19 @@
-//! Who sends a request, from where, and how a request is rejected.
+//! Authentication: who sends a request, from where, and how it is rejected.
 //!
-//! May use: `delivery` (a ticket is as old as the listener's last page), and the layers below.
+//! May use: `delivery` (a ticket is as old as the listener's last page), and the layers
+//! below.
 
-pub mod authenticator;
-pub mod client_addr;
-pub mod cookie;
-pub mod header_value;
-pub mod host;
-pub mod jwks;
+pub(crate) mod authenticator;
+pub(crate) mod client_addr;
+pub(crate) mod cookie;
+pub(crate) mod header_value;
+pub(crate) mod host;
+pub(crate) mod jwks;
 pub mod jwt;
-pub mod jwt_key;
-pub mod origin;
-pub mod problem;
-pub mod rejections;
-pub mod scheme;
-pub mod ticket;
-pub mod user_header;
+pub(crate) mod jwt_key;
+pub(crate) mod origin;
+pub(crate) mod problem;
+pub(crate) mod rejections;
+pub(crate) mod scheme;
+pub(crate) mod ticket;
+pub(crate) mod user_header;

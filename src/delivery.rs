@@ -10,17 +10,17 @@
 
 pub mod batch;
 pub mod catch_up;
-pub mod chunk_rows;
+pub(crate) mod chunk_rows;
 pub mod counters;
 pub mod delivered_watermark;
-pub mod health;
+pub(crate) mod health;
 pub mod heartbeat;
 pub mod hub;
-pub mod listener;
+pub(crate) mod listener;
 pub mod mailbox;
 pub mod marker;
 pub mod page_reader;
-pub mod recent_disconnections;
+pub(crate) mod recent_disconnections;
 pub mod sse;
 pub mod stream;
 pub mod stream_end;

@@ -1,10 +1,11 @@
-//! What everything speaks of: notifications, users, transaction ids, positions. Pure: no I/O,
-//! and nothing that knows Postgres' protocol or HTTP beyond the types of a column.
+//! The types that every layer uses: notifications, users, transaction ids, positions.
+//! Pure: no I/O, and no knowledge of HTTP or of Postgres' protocol beyond the types of
+//! columns.
 //!
 //! May use: nothing but `runtime`.
 
 pub mod clock;
-pub mod durable_floor;
+pub(crate) mod durable_floor;
 pub mod history;
 pub mod identity;
 pub mod notification;

@@ -2,20 +2,20 @@
 //!
 //! May use: `monitoring` and the layers below.
 
-pub mod acceptor;
-pub mod admin_routes;
-pub mod admission;
-pub mod demo;
-pub mod detached_stream;
-pub mod draining;
+pub(crate) mod acceptor;
+pub(crate) mod admin_routes;
+pub(crate) mod admission;
+pub(crate) mod demo;
+pub(crate) mod detached_stream;
+pub(crate) mod draining;
 pub mod http2;
 pub mod inherited_sockets;
-pub mod methods;
-pub mod read_rate;
-pub mod retry_later;
-pub mod servers;
-pub mod sockets;
-pub mod stream_query;
+pub(crate) mod methods;
+pub(crate) mod read_rate;
+pub(crate) mod retry_later;
+pub(crate) mod servers;
+pub(crate) mod sockets;
+pub(crate) mod stream_query;
 pub mod stream_route;
-pub mod transport;
-pub mod write_deadline;
+pub(crate) mod transport;
+pub(crate) mod write_deadline;

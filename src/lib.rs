@@ -32,5 +32,5 @@ pub mod postgres;
 
 pub mod domain;
 
-pub mod runtime;
+pub(crate) mod runtime;
 pub mod tls;

@@ -3,10 +3,10 @@
 //!
 //! May use: `config` and the layers below.
 
-pub mod dashboard;
-pub mod database_state;
+pub(crate) mod dashboard;
+pub(crate) mod database_state;
 pub mod logging;
-pub mod process;
-pub mod prometheus;
-pub mod reporter;
-pub mod stats;
+pub(crate) mod process;
+pub(crate) mod prometheus;
+pub(crate) mod reporter;
+pub(crate) mod stats;

@@ -1,16 +1,16 @@
-//! Connections to Postgres, the schema and its migrations, the texts of the queries, and the
-//! removal of old rows. Knows nothing of streams.
+//! Connections to Postgres, the schema and its migrations, query texts, and the removal
+//! of old rows. Independent of streams.
 //!
 //! May use: `domain`, `runtime`, `tls`.
 
 pub mod connect;
-pub mod crash_sign;
+pub(crate) mod crash_sign;
 pub mod error_hint;
 pub mod listen_probe;
 pub mod pool;
 pub mod prune_failure;
-pub mod pruner;
+pub(crate) mod pruner;
 pub mod queries;
 pub mod retention;
 pub mod schema;
-pub mod visibility;
+pub(crate) mod visibility;

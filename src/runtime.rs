@@ -1,9 +1,9 @@
-//! What any layer may use: background tasks, backoff, log throttling, escaping.
+//! What every layer may use: background tasks, backoff, log throttling, escaping.
 //!
 //! May use: nothing.
 
-pub mod backoff;
-pub mod counter_map;
-pub mod escape;
-pub mod log_throttle;
-pub mod tasks;
+pub(crate) mod backoff;
+pub(crate) mod counter_map;
+pub(crate) mod escape;
+pub(crate) mod log_throttle;
+pub(crate) mod tasks;

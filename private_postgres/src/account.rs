@@ -1,4 +1,5 @@
-//! The user that the server runs as when we are root, whom PostgreSQL refuses.
+//! The user that runs the server when we are root, since PostgreSQL refuses to run as
+//! root.
 
 use std::{
     ffi::OsString,
@@ -12,7 +13,7 @@ use nix::unistd::{Uid, User};
 
 use super::{ClusterError, PostgresBinaries, Result, cannot};
 
-/// Prints the last of the paths that whoever runs it can't enter or execute.
+/// Prints the last of the paths that the user running it can't enter or execute.
 const LAST_BARRED: &str =
     r#"barred=; for path do [ -x "$path" ] || barred=$path; done; printf %s "$barred""#;
 
@@ -24,10 +25,11 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Whom to run the server of `folder` as: nobody else unless we are root.
+    /// The user that must run the server of `folder`; `None` (the current user) unless we
+    /// are root.
     ///
-    /// A folder that isn't root's keeps its owner, so that `sudo tidings dev`
-    /// doesn't take the data away from the one who uses them without `sudo`.
+    /// A folder that isn't root's keeps its owner, so that `sudo tidings dev` doesn't
+    /// take the data away from the user who runs it without `sudo`.
     pub(super) fn for_folder(folder: &Path) -> Result<Option<Self>> {
         if !Uid::effective().is_root() {
             return Ok(None);
@@ -47,7 +49,7 @@ impl Account {
         }))
     }
 
-    /// Fails unless this user may enter each folder on the way to `folder`.
+    /// Fails unless this user may enter each folder on the path to `folder`.
     pub(super) fn must_reach(&self, folder: &Path) -> Result<()> {
         match self.outermost_barred(folder.ancestors().skip(1))? {
             None => Ok(()),
@@ -69,11 +71,11 @@ impl Account {
         }
     }
 
-    /// The last of `paths`, which go outwards, that this user may not enter or
-    /// execute.
+    /// The last of `paths` that this user may not enter or execute. `paths` go from the
+    /// innermost outwards.
     ///
-    /// The answer comes from the operating system and not from permission
-    /// bits, which are not all there is to it.
+    /// The operating system answers this, because access depends on more than permission
+    /// bits.
     fn outermost_barred<'a>(
         &self,
         paths: impl Iterator<Item = &'a Path>,

@@ -1,4 +1,4 @@
-//! The programs of an installed PostgreSQL.
+//! Finds the programs of an installed PostgreSQL.
 
 use std::{
     env, fs, io,
@@ -8,38 +8,38 @@ use std::{
 
 use super::{ClusterError, Result};
 
-/// An installed PostgreSQL: the folder that holds `postgres` and `initdb`.
+/// An installed PostgreSQL: the folder that contains `postgres` and `initdb`.
 #[derive(Debug, Clone)]
 pub struct PostgresBinaries {
     folder: PathBuf,
     version: Version,
 }
 
-/// Why a folder isn't one of PostgreSQL's binaries.
+/// Why a folder can't be used as an installed PostgreSQL.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// This program is missing.
     #[error("it holds no `{0}`")]
     Lacks(&'static str),
-    /// `postgres` is there, but it can't be executed.
+    /// `postgres` exists but can't be executed.
     #[error("its `postgres` can't be run ({0})")]
     CannotRun(#[source] io::Error),
-    /// `postgres --version` says something else than its version.
+    /// `postgres --version` doesn't print a version that we know.
     #[error("its `postgres --version` says {0:?}")]
     UnknownVersion(String),
 }
 
 impl PostgresBinaries {
-    /// Takes the folder that `PG_BIN_DIR` names, or else the highest version
-    /// found on `PATH` and where Debian, Red Hat, Homebrew and Postgres.app
-    /// put theirs.
+    /// Uses the folder named by `PG_BIN_DIR`; without it, the highest version found on
+    /// `PATH` and where Debian, Red Hat, Homebrew and Postgres.app install.
     ///
-    /// Blocks for some milliseconds: it asks each that it finds for its version.
+    /// Blocks for some milliseconds: it runs `postgres --version` in each folder that it
+    /// finds.
     ///
     /// # Errors
     ///
-    /// [`ClusterError::BadBinDir`] when `PG_BIN_DIR` is set and unusable,
-    /// [`ClusterError::NoBinaries`] when it is unset and nothing is found.
+    /// [`ClusterError::BadBinDir`] if `PG_BIN_DIR` is set and unusable,
+    /// [`ClusterError::NoBinaries`] if it is unset and nothing is found.
     pub fn find() -> Result<Self> {
         match env::var_os("PG_BIN_DIR").filter(|folder| !folder.is_empty()) {
             Some(folder) => {
@@ -48,20 +48,16 @@ impl PostgresBinaries {
             }
             None => usual_folders()
                 .iter()
-                .rev() // Of equals, the last one is the maximum: the one on `PATH`.
+                .rev() // `max_by_key` returns the last of equals: the one on `PATH`.
                 .filter_map(|folder| Self::at(folder).ok())
                 .max_by_key(|found| found.version)
                 .ok_or(ClusterError::NoBinaries),
         }
     }
 
-    /// Takes this folder.
-    ///
-    /// # Errors
-    ///
-    /// [`Unusable`].
+    /// Uses this folder.
     pub fn at(folder: &Path) -> Result<Self, Unusable> {
-        // The server is started in another working folder.
+        // The server is started in another working directory.
         let folder = std::path::absolute(folder).map_err(|_| Unusable::Lacks("postgres"))?;
         for name in ["postgres", "initdb"] {
             if !folder.join(name).is_file() {
@@ -80,13 +76,13 @@ impl PostgresBinaries {
         }
     }
 
-    /// The `psql` of this server, if it was installed.
+    /// The server's `psql`, if it is installed.
     pub fn psql(&self) -> Option<PathBuf> {
         self.beside("psql")
     }
 
-    /// A program that comes with the server, if it was installed: beside it, or
-    /// beside what it is a link to, where only the server was linked to.
+    /// A program that comes with the server, if it is installed: beside `postgres`, or
+    /// beside the target of the link if only `postgres` is linked.
     pub fn beside(&self, name: &str) -> Option<PathBuf> {
         let linked = fs::canonicalize(self.folder.join("postgres"));
         let places = [Ok(self.folder.join("postgres")), linked];
@@ -105,7 +101,7 @@ impl PostgresBinaries {
     }
 }
 
-/// The folders that may hold a server, existing or not.
+/// Folders that may contain a server, whether they exist or not.
 fn usual_folders() -> Vec<PathBuf> {
     const PLACES: [(&str, &str); 5] = [
         ("/usr/lib/postgresql", ""),
@@ -124,8 +120,8 @@ fn usual_folders() -> Vec<PathBuf> {
     env::split_paths(&path).chain(installed).collect()
 }
 
-/// The version of a server. A later one is greater; what comes before a major
-/// version's first release counts as that.
+/// A server version, ordered by age. A pre-release counts as minor version 0 of its major
+/// version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Version {
     major: u32,
@@ -133,7 +129,7 @@ struct Version {
 }
 
 impl Version {
-    /// Reads what `postgres --version` prints, such as
+    /// Parses the output of `postgres --version`, such as
     /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
     fn parse(said: &str) -> Option<Self> {
         let (_product, version) = said.strip_prefix("postgres (")?.split_once(") ")?;

@@ -1,4 +1,4 @@
-//! The folder of a cluster: whose it is, who uses it, and what is in it.
+//! The folder of a cluster: its owner, its lock, and its contents.
 
 use std::{
     env,
@@ -24,31 +24,30 @@ const RUNNING: &str = "running";
 const SOCKETS: &str = "run";
 const LOG: &str = "postgres.log";
 
-/// What the folders of temporary clusters are called once their lock is held,
-/// and before.
+/// Prefixes for the folders of temporary clusters: once their lock is held, and before.
 const TEMPORARY: &str = "tidings-test-";
 const UNLOCKED: &str = "tidings-making-";
 
-/// A killed process holds its locks a moment longer than it seems to live.
+/// The locks of a killed process are released slightly after it appears to be gone.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
-/// How long a server that is left over may take to obey before it is told more
-/// firmly. As a rule it was told already, when its process ended.
+/// How long a leftover server may take to stop before it receives the next, stronger
+/// signal. It was normally signalled already when its process ended.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 
-/// The cluster's folder, with its lock held.
+/// A cluster's folder, with its lock held.
 #[derive(Debug)]
 pub(super) struct Home {
-    /// Its path, all links resolved.
+    /// With all links resolved.
     pub(super) folder: PathBuf,
-    /// The socket's folder, which is known to be fit for a socket.
+    /// The socket's folder; its path is known to be usable for a socket.
     pub(super) sockets: String,
-    /// Whom the server is to run as, if it is somebody else.
+    /// The user that must run the server, if not the current one.
     pub(super) account: Option<Account>,
     _lock: File,
 }
 
 impl Home {
-    /// Makes `folder` ready for a cluster, and ours alone. It need not exist.
+    /// Prepares `folder`, which need not exist, for a cluster and locks it.
     pub(super) async fn claim(folder: &Path, binaries: &PostgresBinaries) -> Result<Self> {
         fs::create_dir_all(folder).map_err(cannot("create", folder))?;
         let folder = fs::canonicalize(folder).map_err(cannot("find", folder))?;
@@ -74,8 +73,8 @@ impl Home {
         })
     }
 
-    /// Makes a new folder among the temporary files, and removes there what
-    /// earlier ones left.
+    /// Creates a new folder in the temporary directory, and removes those that earlier
+    /// clusters left there.
     pub(super) async fn temporary(binaries: &PostgresBinaries) -> Result<Self> {
         let parent = env::temp_dir();
         let name = format!("{:016x}", rand::random::<u64>());
@@ -88,19 +87,19 @@ impl Home {
         Ok(home)
     }
 
-    /// Waits until no process of an earlier server or `initdb` is left, of this
-    /// run or of one that was killed; after a while, asks it to stop. Returns
-    /// the file that the next one is to hold.
+    /// Waits until no process of an earlier server or `initdb` is left, whether of this
+    /// process or of one that was killed. After [`ORPHAN_LIMIT`], signals the server to
+    /// stop. Returns the file that the next server must hold.
     ///
-    /// It has to be asked when its supervisor was killed as well, as by
-    /// `pkill -f tidings`, and some session keeps the server up.
+    /// The signal is needed if the supervisor was killed too, as by `pkill -f tidings`,
+    /// and some session keeps the server running.
     pub(super) async fn claim_running(&self, data: &Path) -> Result<File> {
         let path = self.folder.join(RUNNING);
         let running = open(&path, self.account.as_ref())?;
         for signal in [None, Some(Signal::SIGINT), Some(Signal::SIGQUIT)] {
             if let (Some(signal), Some(pid)) = (signal, postmaster::find(data)) {
                 warn!(%pid, %signal, "a PostgreSQL server is still there; telling it to stop");
-                // It fails when the server has just ended, and then is not needed.
+                // This fails if the server has just ended; then the signal isn't needed.
                 let _ = signal::kill(pid, signal);
             }
             if poll(ORPHAN_LIMIT, || try_lock(&running, &path))
@@ -113,9 +112,9 @@ impl Home {
         Err(ClusterError::StillRunning(data.to_owned()))
     }
 
-    /// Makes an empty folder for the socket. What was in it is of no use: an
-    /// old socket is dead, and its lock file may name a process that by now is
-    /// another one, which the server would take for its rival.
+    /// Creates an empty folder for the socket. Old contents are useless or harmful: an
+    /// old socket is dead, and its lock file may name a process id that another process
+    /// has now, which the server would take for its rival.
     pub(super) fn renew_sockets(&self) -> Result<()> {
         let sockets = Path::new(&self.sockets);
         remove(sockets)?;
@@ -123,7 +122,7 @@ impl Home {
         make_private(sockets, self.account.as_ref())
     }
 
-    /// The file that is emptied when a cluster starts, and then appended to.
+    /// The log file: emptied when a cluster starts, then appended to.
     pub(super) fn log(&self) -> PathBuf {
         self.folder.join(LOG)
     }
@@ -138,7 +137,7 @@ impl Home {
     }
 }
 
-/// Where in `folder` the socket is to be, if that can be.
+/// The socket's folder inside `folder`, if its path is usable for a socket.
 fn sockets_folder(folder: &Path) -> Result<String> {
     let sockets = folder.join(SOCKETS);
     let socket = sockets.join(format!(".s.PGSQL.{PORT}"));
@@ -151,7 +150,7 @@ fn sockets_folder(folder: &Path) -> Result<String> {
         .ok_or_else(|| ClusterError::SocketPath(folder.to_owned()))
 }
 
-/// Keeps us from taking over, or removing, a folder that has another use.
+/// Prevents taking over, or removing, a folder that is used for something else.
 fn refuse_foreign(folder: &Path) -> Result<()> {
     let mut contents = fs::read_dir(folder).map_err(cannot("read", folder))?;
     if contents.next().is_none() || folder.join(LOCK).is_file() {
@@ -160,7 +159,7 @@ fn refuse_foreign(folder: &Path) -> Result<()> {
     Err(ClusterError::NotOurs(folder.to_owned()))
 }
 
-/// Lets only the user of `folder` enter it.
+/// Allows only the user of `folder` to enter it.
 fn make_private(folder: &Path, account: Option<&Account>) -> Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(0o700))
         .map_err(cannot("make private", folder))?;
@@ -171,8 +170,8 @@ fn make_private(folder: &Path, account: Option<&Account>) -> Result<()> {
     }
 }
 
-/// Opens a file to append to. It belongs to the folder's user, who may come
-/// back without being root.
+/// Opens a file for appending. The folder's user owns it, because that user may run this
+/// later without being root.
 fn open(path: &Path, account: Option<&Account>) -> Result<File> {
     let file = OpenOptions::new()
         .append(true)
@@ -195,7 +194,7 @@ fn try_lock(file: &File, path: &Path) -> Result<Option<()>> {
     }
 }
 
-/// Removes a folder with all that is in it, if it exists.
+/// Removes a folder with its contents, if it exists.
 pub(super) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -205,12 +204,12 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// Removes what temporary clusters left in `parent`: all, when their
-/// supervisors were killed too; an empty folder, when the server's user may not
-/// remove that from its parent. What can't be removed now is left to the next.
+/// Removes what temporary clusters left in `parent`: everything, if their supervisors
+/// were killed too; or an empty folder, if the server's user may not remove it from its
+/// parent. What can't be removed now is left for the next run.
 ///
-/// A folder gets its name only when its lock is held, and a lock once let go is
-/// never taken again.
+/// A folder gets its final name only once its lock is held, and a released lock is never
+/// acquired again.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
@@ -219,7 +218,7 @@ fn sweep(parent: &Path) {
         let folder = entry.path();
         let left = File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
         if !left {
-            // This removes nothing but empty folders.
+            // This only removes empty folders.
             let _ = fs::remove_dir(&folder);
         } else if let Err(error) = remove(&folder) {
             debug!(%error, "a temporary cluster is left over");

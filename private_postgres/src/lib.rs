@@ -1,23 +1,22 @@
-//! A private PostgreSQL cluster: a server of one's own, below one folder,
-//! reachable by nobody else.
+//! A private PostgreSQL cluster: a server of our own in one folder, which no other user
+//! can reach.
 //!
-//! `tidings dev` keeps its database in one ([`Cluster::start`]); the tests
-//! throw theirs away ([`Cluster::temporary`]).
+//! `tidings dev` keeps its database in one ([`Cluster::start`]); the tests use temporary
+//! ones ([`Cluster::temporary`]).
 //!
-//! The server listens on a Unix socket in a folder that only its owner may
-//! enter, and on no network. It never outlives this process, however this
-//! process ends: a small shell script holds it and stops it when the pipe to
-//! us closes.
+//! The server listens on a Unix socket in a folder that only its owner may enter, and on
+//! no network. It never outlives this process, however this process ends: a small shell
+//! script supervises it and stops it when the pipe to this process closes.
 //!
-//! Below the cluster's folder are:
+//! The cluster's folder contains:
 //!
 //! | name | what |
 //! | --- | --- |
-//! | `lock` | held by the process that uses the folder |
-//! | `running` | held by every process of a server, until the last has ended |
-//! | `postgres-15` | the data, by major version: another major starts its own |
+//! | `lock` | locked by the process that uses the folder |
+//! | `running` | locked by every process of a server, until the last has ended |
+//! | `postgres-15` | the data, by major version: another major version starts its own |
 //! | `run` | the socket's folder |
-//! | `postgres.log` | what `initdb` and `postgres` said since the last start |
+//! | `postgres.log` | output of `initdb` and `postgres` since the last start |
 
 mod account;
 mod binaries;
@@ -43,84 +42,76 @@ pub use self::{
 };
 use self::{home::Home, supervisor::Supervised};
 
-/// The superuser, and the only user a new cluster has.
+/// The superuser, and the only role in a new cluster.
 const SUPERUSER: &str = "tidings";
-/// Only part of the socket's name, as there is no network to listen on. It is
-/// said all the same because `PGPORT` would change the default.
+/// Only part of the socket's name, since the server listens on no network. It is set
+/// explicitly because `PGPORT` would change the default.
 const PORT: u16 = 5432;
 
-/// How often to look again at what can't tell by itself that it changed.
+/// Polling interval for state that can't notify us of changes.
 const TICK: Duration = Duration::from_millis(5);
 
 /// Why there is no cluster. Each message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// Neither `PATH` nor a usual place has a server.
+    /// There is no server on `PATH` or in any usual place.
     #[error(
         "no PostgreSQL server was found: install one (`apt-get install postgresql`, \
          `brew install postgresql`) or set PG_BIN_DIR to the folder that holds `postgres` \
          and `initdb`"
     )]
     NoBinaries,
-    /// `PG_BIN_DIR` is set, and another server isn't looked for then.
+    /// `PG_BIN_DIR` is set but unusable; no other server is searched for.
     #[error(
         "PG_BIN_DIR is {}, but {reason}: set it to the folder that holds `postgres` and \
          `initdb`, or unset it",
         folder.display()
     )]
-    BadBinDir {
-        /// What it is set to.
-        folder: PathBuf,
-        /// What is wrong with that.
-        reason: Unusable,
-    },
+    BadBinDir { folder: PathBuf, reason: Unusable },
     /// Another process uses this folder.
     #[error(
         "another `tidings dev` uses {}: stop it, or set TIDINGS_DEV_DATA to another folder",
         .0.display()
     )]
     InUse(PathBuf),
-    /// This folder has contents that no cluster of ours put there. It is left
-    /// alone: a cluster changes its folder's owner and permissions.
+    /// This folder has contents that don't belong to a cluster of ours. It is left alone,
+    /// because a cluster changes its folder's owner and permissions.
     #[error(
         "{} is not empty and holds no cluster of tidings: set TIDINGS_DEV_DATA to a folder \
          of its own, which need not exist",
         .0.display()
     )]
     NotOurs(PathBuf),
-    /// We are root, which PostgreSQL refuses to run as.
+    /// We are root, and there is no other user to run PostgreSQL as.
     #[error(
         "PostgreSQL doesn't run as root, and there is neither a user `postgres` nor `nobody` \
          to run it as: run as an ordinary user, or create one of these"
     )]
     NoAccount,
-    /// The user that the server is to run as can't reach its data.
+    /// The user that must run the server can't reach its data.
     #[error(
         "PostgreSQL doesn't run as root but as `{account}`, which may not enter {}: set \
          TIDINGS_DEV_DATA to a folder elsewhere (for a temporary cluster: TMPDIR)",
         folder.display()
     )]
     FolderBarred {
-        /// That user.
         account: String,
-        /// The folder on the way to the data that is closed.
+        /// The inaccessible folder on the path to the data.
         folder: PathBuf,
     },
-    /// The user that the server is to run as can't execute it.
+    /// The user that must run the server can't execute it.
     #[error(
         "PostgreSQL doesn't run as root but as `{account}`, which may not enter or execute {}: \
          set PG_BIN_DIR to the folder of a server that it may execute",
         path.display()
     )]
     BinariesBarred {
-        /// That user.
         account: String,
-        /// The program, or the folder on the way to it, that is closed.
+        /// The inaccessible program, or folder on the path to it.
         path: PathBuf,
     },
-    /// The path of the socket in this folder would be too long for a Unix
-    /// socket, or can't be said in a connection string, where a comma separates
-    /// hosts.
+    /// In this folder, the path of the socket would be too long for a Unix socket, or it
+    /// can't be written in a connection string, where a comma separates hosts.
     #[error(
         "{} can't hold the server's Unix socket, whose path must be UTF-8 without a comma and at \
          most {} bytes: set TIDINGS_DEV_DATA to another or shorter folder (for a temporary \
@@ -129,48 +120,40 @@ pub enum ClusterError {
         if cfg!(target_os = "macos") { 103 } else { 107 }
     )]
     SocketPath(PathBuf),
-    /// `initdb` or `postgres` gave up.
+    /// `initdb`, `pg_basebackup` or `postgres` ended unexpectedly.
     #[error("{program} ended ({status}); {log}")]
     Ended {
-        /// Which of them.
         program: &'static str,
-        /// How it ended.
         status: ExitStatus,
-        /// What it said.
         log: LogTail,
     },
-    /// `initdb` or `postgres` took too long.
+    /// `initdb`, `pg_basebackup` or `postgres` took too long.
     #[error("{program} wasn't ready within {} seconds; {log}", limit.as_secs())]
     NotReady {
-        /// Which of them.
         program: &'static str,
-        /// How long it was given.
         limit: Duration,
-        /// What it said.
         log: LogTail,
     },
-    /// A server of these data ignored being told to stop.
+    /// A server on this data didn't stop when it was signalled.
     #[error(
         "the PostgreSQL server of {} doesn't stop: end the process that the first line of its \
          postmaster.pid names, and try again",
         .0.display()
     )]
     StillRunning(PathBuf),
-    /// The operating system refused something.
+    /// A system call failed.
     #[error("can't {action} {}: {reason}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
-        /// With which file or folder.
         path: PathBuf,
-        /// Why it was refused.
         reason: io::Error,
     },
 }
 
 type Result<T, E = ClusterError> = std::result::Result<T, E>;
 
-/// Says what was tried when the operating system refused it.
+/// Converts an I/O error, adding what was tried.
 fn cannot<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ClusterError + 'a {
     move |reason| ClusterError::Io {
         action,
@@ -179,7 +162,8 @@ fn cannot<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
     }
 }
 
-/// Asks every few milliseconds until there is an answer, or none within `limit`.
+/// Polls `ask` every few milliseconds until it returns something; `None` if that takes
+/// longer than `limit`.
 async fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     let start = Instant::now();
     loop {
@@ -190,7 +174,7 @@ async fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) ->
     }
 }
 
-/// Stopping a server takes no longer than this.
+/// The longest time that stopping a server can take.
 pub const STOP_LIMIT: Duration = Duration::from_secs(35);
 
 /// How to stop a server.
@@ -198,11 +182,11 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(35);
 pub enum Shutdown {
     /// Ends the sessions and writes everything to disk.
     Fast,
-    /// Stops as if it had crashed: the next start recovers from the log.
+    /// Stops as in a crash: the next start recovers from the log.
     Immediate,
 }
 
-/// What becomes of the data when the cluster stops.
+/// What happens to the data when the cluster stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Durability {
     Kept,
@@ -210,8 +194,8 @@ enum Durability {
 }
 
 impl Durability {
-    /// Data that are thrown away needn't survive a crash of the machine. A
-    /// commit waits for its place in the log all the same, as in production.
+    /// Temporary data need not survive a crash of the machine. Commits still wait for
+    /// their place in the log, as in production.
     fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Kept => &[],
@@ -222,8 +206,8 @@ impl Durability {
 
 /// A running PostgreSQL server with its data.
 ///
-/// Dropping it stops the server without waiting for it, as does the end of this
-/// process for whatever reason.
+/// When this is dropped, or this process ends for whatever reason, the server is stopped
+/// without waiting for it.
 #[derive(Debug)]
 pub struct Cluster {
     binaries: PostgresBinaries,
@@ -234,22 +218,21 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the cluster in `folder`, with the data that an earlier start left
-    /// there, or none. Creates the folder if needed.
+    /// Starts the cluster in `folder`, with the data from an earlier start, if any.
+    /// Creates the folder if needed.
     ///
-    /// `settings` are names and values as in `postgresql.conf`; they hold for
-    /// this run and win over that file. As root, the server runs as the owner
-    /// of the folder, and when it is new or root's, as `postgres` or else
-    /// `nobody`.
+    /// `settings` are names and values as in `postgresql.conf`; they apply to this run
+    /// and override that file. If we are root, the server runs as the owner of the
+    /// folder; if the folder is new or root's, as `postgres`, or else as `nobody`.
     ///
-    /// Returns when the server accepts connections: usually within a second, or
-    /// a few the first time, and after four minutes at most.
+    /// Returns when the server accepts connections: usually within a second, or a few
+    /// seconds the first time, and after at most four minutes.
     ///
     /// # Errors
     ///
-    /// Any [`ClusterError`] but those of [`PostgresBinaries::find`]; among them
-    /// [`ClusterError::InUse`] while another process has the folder. A server
-    /// that was started and isn't ready in time is stopped again.
+    /// Any [`ClusterError`] except those of [`PostgresBinaries::find`]; for example
+    /// [`ClusterError::InUse`] while another process uses the folder. A server that isn't
+    /// ready in time is stopped again.
     pub async fn start(
         binaries: &PostgresBinaries,
         folder: &Path,
@@ -259,25 +242,21 @@ impl Cluster {
         Self::launch(binaries, home, Durability::Kept, settings).await
     }
 
-    /// Starts a new cluster in a folder of its own among the temporary files,
-    /// which is removed when the cluster is stopped or dropped or this process
-    /// ends. It doesn't wait for the disk.
+    /// Starts a new cluster in a folder of its own in the temporary directory. The folder
+    /// is removed when the cluster is stopped or dropped, or this process ends. The
+    /// server doesn't wait for the disk.
     ///
-    /// Also removes what earlier ones left there whose process and supervisor
-    /// were both killed.
+    /// Also removes folders that earlier temporary clusters left because their process
+    /// and supervisor were both killed.
     ///
     /// # Errors
     ///
-    /// Any [`ClusterError`] but [`ClusterError::InUse`].
+    /// Any [`ClusterError`] except [`ClusterError::InUse`].
     pub async fn temporary(settings: &[(&str, &str)]) -> Result<Self> {
         Self::temporary_of(&PostgresBinaries::find()?, settings).await
     }
 
-    /// The same, of these programs.
-    ///
-    /// # Errors
-    ///
-    /// The same.
+    /// Like [`temporary`](Self::temporary), with these programs.
     pub async fn temporary_of(
         binaries: &PostgresBinaries,
         settings: &[(&str, &str)],
@@ -286,14 +265,13 @@ impl Cluster {
         Self::launch(binaries, home, Durability::Thrown, settings).await
     }
 
-    /// Starts a hot standby of this cluster, which follows it until it is
-    /// promoted (`pg_promote()`). It is a temporary cluster with the same
-    /// settings.
+    /// Starts a hot standby of this cluster, which follows it until it is promoted
+    /// (`pg_promote()`). It is a temporary cluster with the same settings.
     ///
     /// # Errors
     ///
-    /// Any [`ClusterError`] but [`ClusterError::InUse`]; also if `pg_basebackup`
-    /// isn't among the programs.
+    /// Any [`ClusterError`] except [`ClusterError::InUse`]; also if `pg_basebackup` isn't
+    /// installed.
     pub async fn standby(&self) -> Result<Self> {
         let home = Home::temporary(&self.binaries).await?;
         let settings = self.settings.clone();
@@ -339,7 +317,7 @@ impl Cluster {
         }
     }
 
-    /// How to connect to `database` as the superuser.
+    /// Configuration for connecting to `database` as the superuser.
     pub fn config(&self, database: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config
@@ -350,41 +328,41 @@ impl Cluster {
         config
     }
 
-    /// The same as a connection string, of the kind that `psql` and the other
-    /// programs of PostgreSQL take, as does `tokio-postgres`.
+    /// Like [`config`](Self::config), as a connection string for `psql`, other PostgreSQL
+    /// programs, and `tokio-postgres`.
     pub fn url(&self, database: &str) -> String {
         let (host, database) = (quoted(&self.home.sockets), quoted(database));
         format!("host={host} port={PORT} user={SUPERUSER} dbname={database}")
     }
 
-    /// The cluster's folder, all links resolved.
+    /// The cluster's folder, with all links resolved.
     pub fn folder(&self) -> &Path {
         &self.home.folder
     }
 
-    /// The process id of the server; none when it doesn't run.
+    /// The server's process id; `None` if it isn't running.
     pub fn postmaster_pid(&self) -> Option<i32> {
         postmaster::find(&self.data()).map(Pid::as_raw)
     }
 
-    /// Stops the server, if it runs, and starts it again with the same data and
-    /// at the same socket. It may have ended before by itself.
+    /// Stops the server, if it is running, and starts it again with the same data and at
+    /// the same socket. The server may have ended by itself before.
     ///
     /// # Errors
     ///
-    /// As [`stop`](Self::stop) and [`start`](Self::start). There may be no
-    /// server then; another call may bring it back.
+    /// As [`stop`](Self::stop) and [`start`](Self::start). Afterwards there may be no
+    /// server; call this again to retry.
     pub async fn restart(&mut self, shutdown: Shutdown) -> Result<()> {
         self.stop_server(shutdown).await?;
         self.start_server().await
     }
 
-    /// Stops the server in order, and after ten seconds at once. Returns when
-    /// it has ended: usually within a moment, and after [`STOP_LIMIT`] at most.
+    /// Stops the server in order, and after ten seconds immediately. Returns when it has
+    /// ended: usually within a moment, and after [`STOP_LIMIT`] at most.
     ///
     /// # Errors
     ///
-    /// [`ClusterError::StillRunning`] if that didn't help either.
+    /// [`ClusterError::StillRunning`] if it doesn't end.
     pub async fn stop(mut self) -> Result<()> {
         self.stop_server(Shutdown::Fast).await
     }
@@ -397,7 +375,8 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// The supervisor, if it still runs, sees its pipe close and does the rest.
+    /// The supervisor, if it is still running, notices that its pipe closes and does the
+    /// rest.
     fn drop(&mut self) {
         let supervised = self
             .server
@@ -412,7 +391,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Quotes a value for a connection string, if it needs that.
+/// Quotes a value for a connection string, if necessary.
 fn quoted(value: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
     if !value.is_empty() && value.chars().all(is_plain) {

@@ -1,4 +1,4 @@
-//! What PostgreSQL said, for the errors that it caused.
+//! Reads the end of PostgreSQL's log, for error messages.
 
 use std::{
     fmt, fs,
@@ -7,7 +7,7 @@ use std::{
 
 const LINES: usize = 20;
 
-/// The end of a log file: twenty lines at most.
+/// The end of a log file: at most twenty lines.
 #[derive(Debug)]
 pub struct LogTail {
     log: PathBuf,

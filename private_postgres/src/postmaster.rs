@@ -1,5 +1,5 @@
-//! The first process of a server. Its id stands in `postmaster.pid`, beside the
-//! data, also after the process was killed.
+//! Finds a server's first process. Its id is in `postmaster.pid` in the data folder, and
+//! stays there if the process is killed.
 
 use std::{
     fs, io,
@@ -10,18 +10,18 @@ use nix::{sys::signal, unistd::Pid};
 
 use super::{Result, cannot};
 
-/// The live server of `data`, if there is one.
+/// The process id of the running server of `data`, if there is one.
 pub(super) fn find(data: &Path) -> Option<Pid> {
     let file = fs::read_to_string(pid_file(data)).ok()?;
     let pid = file.lines().next()?.trim().parse().ok()?;
-    // To signal zero or less is to signal a group of processes.
+    // Signalling zero or a negative number would signal a process group.
     let pid = (pid > 0).then(|| Pid::from_raw(pid))?;
     serves(pid, data).then_some(pid)
 }
 
-/// Removes the process id of a dead server. By now it may be that of something
-/// else, or of a dead process that nobody waits for; both easily happen in
-/// containers, and the server would take either for its rival and not start.
+/// Removes the process id of a dead server. Another process may have it by now, or a
+/// zombie that no process waits for; both happen easily in containers. The server would
+/// take either for its rival and not start.
 pub(super) fn forget_dead(data: &Path) -> Result<()> {
     if find(data).is_some() {
         return Ok(());
@@ -39,8 +39,8 @@ fn pid_file(data: &Path) -> PathBuf {
     data.join("postmaster.pid")
 }
 
-/// Whether a process is the server of `data`, which has that as its working
-/// folder. Without `/proc`, as on macOS, any live process may be.
+/// Whether a process is the server of `data`, which is then its working directory.
+/// Without `/proc`, as on macOS, any live process counts.
 fn serves(pid: Pid, data: &Path) -> bool {
     let working_folder = |process: &str| fs::read_link(format!("/proc/{process}/cwd"));
     match working_folder("self") {

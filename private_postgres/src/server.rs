@@ -1,4 +1,4 @@
-//! The server of a cluster: making its data, starting it, and stopping it.
+//! Creates the data of a cluster, and starts and stops its server.
 
 use std::{ffi::OsString, fs, process::ExitStatus, time::Duration};
 
@@ -12,13 +12,13 @@ use super::{
 };
 
 const MAKE_LIMIT: Duration = Duration::from_secs(120);
-/// Long, since after a crash the server first replays what it had logged.
+/// Long, because after a crash the server first replays its log.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a server may take to obey before it is told more firmly.
+/// How long a server may take to stop before it receives the next, stronger signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 impl Cluster {
-    /// Makes empty data.
+    /// Creates the data of a new cluster.
     pub(super) async fn create_data(&mut self) -> Result<()> {
         let mut options = vec!["-U", SUPERUSER, "--encoding=UTF8", "--locale=C"];
         options.extend(["--auth-local=trust", "--auth-host=reject"]);
@@ -28,7 +28,7 @@ impl Cluster {
         self.make_data("initdb", &options).await
     }
 
-    /// Copies the data of a running server, such that this one follows it.
+    /// Copies the data of a running server so that this server follows it as a standby.
     pub(super) async fn copy_data(&mut self, primary: &Home) -> Result<()> {
         let port = PORT.to_string();
         let mut options = vec!["-h", &primary.sockets, "-p", &port, "-U", SUPERUSER];
@@ -37,8 +37,8 @@ impl Cluster {
         self.make_data("pg_basebackup", &options).await
     }
 
-    /// Runs a program that makes data, beside their final place, so that what
-    /// was cut short is never taken for a whole.
+    /// Runs a program that creates data. It writes beside the final location and the
+    /// result is then renamed, so that incomplete data is never used.
     async fn make_data(&mut self, program: &'static str, options: &[&str]) -> Result<()> {
         let data = self.data();
         let running = self.home.claim_running(&data).await?;
@@ -66,7 +66,7 @@ impl Cluster {
         postmaster::forget_dead(&data)?;
 
         let port = PORT.to_string();
-        // No other machine, unless it is asked for.
+        // No network, unless the settings ask for one.
         let first = [("listen_addresses", "")];
         let fixed = [
             ("unix_socket_directories", self.home.sockets.as_str()),
@@ -115,8 +115,8 @@ impl Cluster {
                 self.server = None;
             }
         }
-        // When the first process of the server or its supervisor was killed,
-        // the others end a little later.
+        // If the server's first process or its supervisor was killed, the other processes
+        // end slightly later.
         self.home.claim_running(&self.data()).await.map(drop)
     }
 

@@ -1,4 +1,4 @@
-//! Programs of PostgreSQL, run so that they never outlive this process.
+//! Runs PostgreSQL programs so that they never outlive this process.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -14,18 +14,18 @@ use super::{Durability, Result, Shutdown, cannot, home::Home};
 const SCRIPT: &str = include_str!("supervisor.sh");
 const SHELL: &str = "/bin/sh";
 
-/// A command under the supervisor script. Dropping this ends the command.
+/// A command that runs under the supervisor script. Dropping this stops the command.
 #[derive(Debug)]
 pub(super) struct Supervised {
     supervisor: Child,
-    /// The pipe whose end is the command's end.
+    /// The pipe to the supervisor. When it closes, the supervisor stops the command.
     orders: ChildStdin,
 }
 
 impl Supervised {
-    /// Starts a command as the user of `home`, out of reach of the terminal:
-    /// Ctrl-C is for us, who stop the server in order. It holds `running`, and
-    /// what it prints is appended to the log.
+    /// Starts a command as the user of `home`, detached from the terminal: Ctrl-C reaches
+    /// only this process, which then stops the server in order. The command holds
+    /// `running`, and its output is appended to the log.
     pub(super) fn start(
         home: &Home,
         durability: Durability,
@@ -41,7 +41,8 @@ impl Supervised {
             .args(["-c", SCRIPT, "tidings-postgres"])
             .arg(folder_to_remove)
             .args(command)
-            // Ours may be closed to that user, or be removed meanwhile.
+            // Our own working directory may be inaccessible to that user, or be removed
+            // later.
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::piped())
@@ -60,20 +61,21 @@ impl Supervised {
         Ok(Self { supervisor, orders })
     }
 
-    /// Whether it has ended, and how.
+    /// The command's exit status, if it has ended.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.supervisor
             .try_wait()
             .map_err(cannot("wait for", Path::new(SHELL)))
     }
 
-    /// Tells a server to stop.
+    /// Signals a server to stop.
     pub(super) fn order(&mut self, shutdown: Shutdown) {
         let signal = match shutdown {
             Shutdown::Fast => "INT",
             Shutdown::Immediate => "QUIT",
         };
-        // It fails only when nobody reads any more, because all has ended.
+        // This only fails if the supervisor no longer reads, because everything has
+        // ended.
         let _ = writeln!(self.orders, "{signal}");
     }
 }

@@ -1,4 +1,4 @@
-//! Finds out who is asking, from all that a request carries.
+//! Identifies the user of a request from all the credentials that it carries.
 
 use std::{str, sync::Arc, time::Duration};
 
@@ -23,41 +23,36 @@ use crate::{
     },
 };
 
-/// A request has one token, or a header's and those of cookies for several paths
-/// or domains. Each costs the check of a signature, and a head has room for
-/// hundreds.
+/// The most tokens in one request. A request has one, or one in the header and several in
+/// cookies for different paths or domains. Each costs a signature check, and a request
+/// head has room for hundreds.
 const MOST_TOKENS: usize = 4;
 
-/// How long it may take to find out who is asking, with all that a request waits
-/// for: its turn, a connection to the database, the answer, a key set. A browser
-/// waits for its first byte.
+/// Time limit for identifying a user, including every wait: for a turn, a database
+/// connection, the reply, a key set. The browser receives nothing until then.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Where a request may say who is asking. What is not configured is not looked
-/// at: it is somebody else's.
+/// The accepted kinds of credentials. Kinds that are not configured are ignored, because
+/// they belong to another application.
 pub struct Credentials {
-    /// Tells whose a token is.
     pub tokens: Option<Arc<Tokens>>,
-    /// The cookie that may carry one.
+    /// The cookie that may carry a token.
     pub cookie: CookieName,
-    /// What a proxy says.
+    /// The header in which a proxy names the user.
     pub user_header: Option<UserHeader>,
-    /// Tickets.
     pub tickets: TicketPolicy,
-    /// `?user=`.
+    /// Whether `?user=` is accepted.
     pub query: QueryUser,
 }
 
-/// Whether tickets are believed.
+/// Whether tickets are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TicketPolicy {
-    /// They are.
     Believed,
-    /// They are not; a request that carries one is nobody's.
+    /// A request that carries a ticket is rejected.
     Refused,
 }
 
-/// Whether `?user=` is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryUser {
     /// Only in `tidings dev`.
@@ -66,22 +61,22 @@ pub enum QueryUser {
     Ignored,
 }
 
-/// The credentials in a request's query. They are parsed separately from the other parameters,
-/// so that errors in those are explained to authenticated clients only.
+/// The credentials in a request's query. They are parsed separately from the other
+/// parameters, so that errors in those are explained to authenticated clients only.
 #[derive(Clone, Debug, Default)]
 pub struct Named {
-    /// Each `?user=`.
+    /// The values of `?user=`.
     users: Vec<String>,
-    /// Each `?ticket=`.
+    /// The values of `?ticket=`.
     tickets: Vec<String>,
 }
 
 impl Named {
-    /// Reads a query. Repeated parameters are no error here, because a parameter that is not
-    /// configured is ignored.
+    /// Parses a query. Repeated parameters are no error here, because a parameter that is
+    /// not configured is ignored.
     pub fn of(query: &str) -> Self {
         let mut named = Self::default();
-        // Any bytes can be parsed: what is not UTF-8 is replaced.
+        // This can't fail: bytes that are not UTF-8 are replaced.
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "user" => named.users.push(value.into_owned()),
@@ -93,14 +88,13 @@ impl Named {
     }
 }
 
-/// Finds out who is asking.
 pub struct Authenticator {
     credentials: Credentials,
     tickets: Tickets,
 }
 
 impl Authenticator {
-    /// Believes these credentials, and looks tickets up in `tickets`.
+    /// Accepts these credentials, and looks tickets up in `tickets`.
     pub fn new(credentials: Credentials, tickets: Tickets) -> Self {
         Self {
             credentials,
@@ -110,13 +104,9 @@ impl Authenticator {
 
     /// The identity of a request.
     ///
-    /// Every source that is present must be good, and all must agree: a bad one
-    /// never falls back to another. What can't be found out within a few seconds is
-    /// [`Unidentified::Unavailable`].
-    ///
-    /// # Errors
-    ///
-    /// [`Unidentified`].
+    /// Every credential of a configured kind must be valid, and all must name the same
+    /// user: an invalid one never falls back to another. A check that takes longer than
+    /// three seconds fails with [`Unidentified::Unavailable`].
     pub async fn identify(
         &self,
         request: &HttpRequest,
@@ -161,7 +151,7 @@ impl Authenticator {
                 add(tokens.verify(token).await?.into())?;
             }
         }
-        // Last, because it asks the database.
+        // Last, because it queries the database.
         match named.tickets.as_slice() {
             [] => {}
             [_, ..] if credentials.tickets == TicketPolicy::Refused => {
@@ -184,8 +174,8 @@ impl From<Disbelief> for Unidentified {
     }
 }
 
-/// Every token that a request carries. Other authorization schemes and other applications'
-/// cookies are ignored, whatever bytes they contain.
+/// All tokens in a request. Other authorization schemes and other applications' cookies
+/// are ignored, whatever bytes they contain.
 fn tokens_in<'a>(
     headers: &'a HeaderMap,
     cookie: &'a CookieName,
@@ -203,9 +193,9 @@ fn tokens_in<'a>(
     Ok(tokens)
 }
 
-/// The token in a value of `Authorization`, which has exactly one scheme (RFC 9110, section
-/// 11.4), compared without regard to case. `Bearer` without a token is an invalid token, not a
-/// missing one.
+/// The token in a value of `Authorization`, which has exactly one scheme (RFC 9110,
+/// section 11.4), compared without regard to case. `Bearer` without a token is an invalid
+/// token, not a missing one.
 fn bearer(field: &[u8]) -> Option<&[u8]> {
     let field = trimmed(field);
     let is_end = |byte: &u8| matches!(byte, b' ' | b'\t');

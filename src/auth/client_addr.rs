@@ -1,4 +1,4 @@
-//! Where a request comes from, also if it came through proxies.
+//! The address of a request's client, also behind proxies.
 
 use std::{
     fmt,
@@ -9,14 +9,15 @@ use std::{
 use actix_web::{HttpRequest, http::header::HeaderMap};
 use ipnet::IpNet;
 
-/// The header in which each proxy notes, at its end, who spoke to it.
+/// The header to which each proxy appends the address of its client.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Bits of an IPv6 address that are its network's: whoever has one address has
-/// the whole network, and could take another for each request.
+/// The length of an IPv6 network prefix. A client that has one address has the whole
+/// network, and could use another address for each request, so limits apply to the
+/// network.
 const NETWORK_BITS: u32 = 64;
 
-/// Whom limits are for: an IPv4 address, or the network of an IPv6 one.
+/// The unit to which limits apply: an IPv4 address, or an IPv6 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Client(IpAddr);
 
@@ -41,14 +42,14 @@ impl fmt::Display for Client {
     }
 }
 
-/// The addresses and networks of proxies that are believed.
+/// The addresses and networks of trusted proxies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxies(Vec<IpNet>);
 
 impl FromStr for Proxies {
     type Err = String;
 
-    /// Addresses and networks, with commas between them.
+    /// Parses addresses and networks, separated by commas.
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split(',').map(str::trim);
         let networks = parts.filter(|part| !part.is_empty()).map(network);
@@ -63,7 +64,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     let network: IpNet = text.parse().map_err(|_| {
         format!("{text:?} is neither an address (10.0.0.5) nor a network (10.0.0.0/8, fd00::/8)")
     })?;
-    // Nobody's address has that form once it is here.
+    // It would never match: addresses are converted to IPv4 before they are compared.
     match network.addr() {
         IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
             Err(format!("{text:?} must be written as an IPv4 network"))
@@ -73,54 +74,53 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 impl Proxies {
-    /// Whether none is believed.
+    /// Whether no proxy is trusted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// A network that is as wide as the whole internet, if there is one.
+    /// A network that covers the whole internet, if there is one.
     pub fn boundless(&self) -> Option<IpNet> {
         let mut networks = self.0.iter().copied();
         networks.find(|network| network.prefix_len() == 0)
     }
 
-    /// Whether whoever has this address is believed.
+    /// Whether this is the address of a trusted proxy.
     pub fn trust(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether a request was handed over by a proxy that is believed: its peer,
-    /// whatever the request itself says.
+    /// Whether a trusted proxy sent the request. Only the peer's address counts, not the
+    /// request's headers.
     pub fn handed_over(&self, request: &HttpRequest) -> bool {
         peer(request).is_some_and(|address| self.trust(address))
     }
 
-    /// Whose request it is.
+    /// The client of a request.
     pub fn client_of(&self, request: &HttpRequest) -> Client {
         match peer(request) {
             Some(peer) => self.farthest(peer, request.headers()).0.into(),
-            // It had gone before anybody looked.
+            // The peer has already disconnected.
             None => IpAddr::from(Ipv4Addr::UNSPECIFIED).into(),
         }
     }
 
-    /// How many entries of `X-Forwarded-For` are believed, each of which a trusted proxy
-    /// appended.
+    /// How many entries of `X-Forwarded-For` are trusted. Each of them was appended by a
+    /// trusted proxy.
     pub fn hops(&self, request: &HttpRequest) -> usize {
         peer(request).map_or(0, |peer| self.farthest(peer, request.headers()).1)
     }
 
-    /// Whether a request names a way that it came by, and its peer is not
-    /// believed.
+    /// Whether a request has the header `X-Forwarded-For`, but its peer is not trusted.
     pub fn disbelieve(&self, request: &HttpRequest) -> bool {
         request.headers().contains_key(FORWARDED_FOR) && !self.handed_over(request)
     }
 
-    /// The farthest hop that is known for sure, and how far away it is. Each proxy adds who spoke to it
-    /// at the end, so the way back is walked from there, for as long as those
-    /// who speak are believed; what stands before that, anybody could have
-    /// written.
+    /// The farthest address that is certain, and its distance from the peer. Each proxy
+    /// appends the address of its client, so the entries are read from the end, for as
+    /// long as the address that wrote them is trusted. Anyone could have written the
+    /// entries before that.
     fn farthest(&self, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, usize) {
         let lines: Vec<_> = headers.get_all(FORWARDED_FOR).collect();
         // As bytes: invalid text from a client must not hide what a proxy appended to it.
@@ -141,7 +141,7 @@ impl Proxies {
     }
 }
 
-/// An address as proxies write it; some add the port.
+/// Parses an address as proxies write it; some add the port.
 pub fn hop(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text
@@ -177,7 +177,7 @@ mod tests {
     fn the_client_is_the_last_address_that_no_proxy_of_ours_has() {
         for (peer, forwarded, expected) in [
             ("203.0.113.9", &[][..], "203.0.113.9"),
-            // Whoever is no proxy can write what they like.
+            // Entries from an untrusted peer are ignored.
             ("203.0.113.9", &["198.51.100.7"], "203.0.113.9"),
             ("10.0.0.1", &[], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.7"], "198.51.100.7"),

@@ -13,7 +13,7 @@ pub struct CookieName(String);
 impl FromStr for CookieName {
     type Err = &'static str;
 
-    /// A token of RFC 6265: `__Host-` and the like are part of a name.
+    /// Accepts a token of RFC 6265. A prefix such as `__Host-` is part of the name.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_token =
             |byte: u8| byte.is_ascii_graphic() && !b"()<>@,;:\\\"/[]?={}".contains(&byte);
@@ -52,15 +52,15 @@ impl CookieName {
     }
 }
 
-/// The name and the value of a cookie; `None` without a `=`. Whitespace between the name and
-/// the `=` is part of the name, as browsers never send any there.
+/// The name and the value of a cookie; `None` without a `=`. Whitespace between the name
+/// and the `=` is part of the name, because browsers never send any there.
 fn pair(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = trimmed(text);
     let at = text.iter().position(|byte| *byte == b'=')?;
     Some((&text[..at], unquoted(trimmed(&text[at + 1..]))))
 }
 
-/// A value may be quoted, which some libraries do for every value.
+/// Removes the quotes around a value. Some libraries quote every value.
 fn unquoted(value: &[u8]) -> &[u8] {
     match value {
         [b'"', inside @ .., b'"'] => inside,

@@ -1,7 +1,7 @@
-//! Values of HTTP header fields, which are bytes and need not be text.
+//! Parsing of HTTP header values, which are bytes and need not be text.
 
-/// The value without surrounding whitespace. In HTTP that means spaces and tabs only (RFC 9110,
-/// section 5.6.3): a no-break space is part of the value.
+/// The value without surrounding whitespace. In HTTP that means spaces and tabs only (RFC
+/// 9110, section 5.6.3): a no-break space is part of the value.
 pub fn trimmed(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -9,8 +9,8 @@ pub fn trimmed(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// Splits a text at separators that are outside of quoted strings, in which a backslash escapes
-/// the next character (RFC 9110, section 5.6.4).
+/// Splits a text at separators outside of quoted strings. In a quoted string, a backslash
+/// escapes the next character (RFC 9110, section 5.6.4).
 pub fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(move |character| {

@@ -1,4 +1,4 @@
-//! The host that a request names as its destination.
+//! The host to which a request is addressed.
 
 use std::net::IpAddr;
 
@@ -12,10 +12,10 @@ use actix_web::{
 
 use crate::auth::problem::Problem;
 
-/// The host that a request names.
+/// The host to which a request is addressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// None, which HTTP/1.0 allows.
+    /// HTTP/1.0 allows requests without a host.
     Missing,
     /// A host, with a port if it is not the default.
     Named(Authority),
@@ -24,8 +24,8 @@ pub enum Host {
 }
 
 impl Host {
-    /// The host in the request's target (HTTP/2, absolute form) and in all its `Host` headers,
-    /// which must agree.
+    /// The host in the request's target (HTTP/2, absolute form) and in all its `Host`
+    /// headers, which must agree.
     pub fn of(head: &RequestHead) -> Self {
         let in_header = head.headers.get_all(HOST).map(|host| host.to_str().ok());
         let in_target = head.uri.authority().map(|host| Some(host.as_str()));
@@ -45,23 +45,20 @@ impl Host {
 }
 
 fn parse(text: &str) -> Option<Authority> {
-    // Credentials are not allowed there.
+    // A host with credentials is invalid here.
     if text.contains('@') {
         return None;
     }
     text.parse().ok()
 }
 
-/// Lets a request pass only if it names a loopback host.
+/// Accepts a request only if it is addressed to a loopback host, and answers 403
+/// otherwise.
 ///
-/// A web page can make its own name resolve to 127.0.0.1 and then access a server there as its
-/// own origin (DNS rebinding); its requests still carry that name. Forwarding headers are ignored,
-/// because a page can set them. A request over HTTP/1.0 without a host is accepted: browsers never
-/// send one, but health checks do.
-///
-/// # Errors
-///
-/// 403 for any other host.
+/// A web page can make its own name resolve to 127.0.0.1 and then access a server there
+/// as its own origin (DNS rebinding); its requests still carry that name. Forwarding
+/// headers are ignored, because a page can set them. A request over HTTP/1.0 without a
+/// host is accepted: browsers never send one, but health checks do.
 pub async fn loopback_only(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
@@ -80,7 +77,7 @@ pub async fn loopback_only(
     Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
 }
 
-/// Whether it is this machine, by name or by number.
+/// Whether a host is this machine, by name or by address.
 fn is_loopback(authority: &Authority) -> bool {
     let host = authority.host();
     let number = host

@@ -1,5 +1,6 @@
-//! A set of public keys (JWKS, RFC 7517) that is fetched from a URL, and fetched
-//! again: now and then, and when a token names a key that nobody has heard of.
+//! A set of public keys (JWKS, RFC 7517) that is fetched from a URL.
+//!
+//! It is fetched again at regular intervals, and when a token names an unknown key.
 
 mod url;
 
@@ -23,33 +24,33 @@ use crate::{
     runtime::backoff::{Backoff, jittered},
 };
 
-/// A set has at most this many bytes; the largest of the field have some tens
-/// of thousands.
+/// The largest set that is accepted; the largest in practice have some tens of thousands
+/// of bytes.
 const SET_BYTES: usize = 1 << 20;
 
-/// A set has at most this many keys, of use or not.
+/// The most keys that a set may have, usable or not.
 const SET_KEYS: usize = 100;
 
-/// So many keys of a set are tried on one token: a signature costs its forger
-/// nothing, and each check some time. Only a set whose keys have no names of
-/// their own has more that fit.
+/// The most keys of a set that are tried on one token: forging a signature is free, and
+/// checking one is not. Only a set whose keys have no names can have more keys that
+/// match.
 const TRIED_KEYS: usize = 16;
 
-/// One fetch, from the name's resolution to the last byte, takes no longer.
+/// Time limit for one fetch, from resolving the name to the last byte.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
 
-/// So many requests may wait for a fetch. Others are told to come back.
+/// How many requests may wait for a fetch. Further ones have to retry later.
 const WAITING: usize = 1_000;
 
-/// When the set is fetched.
+/// How often the set is fetched.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// So long after the last time, give or take.
+    /// The interval between fetches, with jitter.
     refresh: Duration,
-    /// Because of unknown keys at most so often: tokens that name them cost
-    /// their forger nothing.
+    /// The shortest interval between fetches because of unknown keys: naming one in a
+    /// forged token is free.
     asked: Duration,
-    /// After a failure first so soon, later less often.
+    /// The first and the longest backoff after a failed fetch.
     retry: (Duration, Duration),
 }
 
@@ -61,11 +62,11 @@ impl Pace {
     };
 }
 
-/// Nobody knows the key, and whoever does can't be asked at the moment.
+/// The key is unknown, and the set can't be fetched at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfReach;
 
-/// The keys that a URL holds.
+/// The keys of the set at a URL.
 pub struct KeySet {
     shared: Arc<Shared>,
 }
@@ -74,26 +75,26 @@ struct Shared {
     url: KeySetUrl,
     accepted: Accepted,
     pace: Pace,
-    /// Replaced as a whole; nothing until the first set has come.
+    /// Replaced as a whole; `None` until the first fetch succeeds.
     keys: ArcSwapOption<Vec<Arc<Key>>>,
     rounds: watch::Sender<Rounds>,
-    /// The number of the round that somebody waits for.
+    /// The highest number of a round that was requested.
     asked: watch::Sender<u64>,
     waiting: Semaphore,
 }
 
-/// How often the set was fetched, or tried to be.
+/// Numbers of the fetches, successful or not.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rounds {
     begun: u64,
     ended: u64,
-    /// Whether the one that ended last did so without a set.
+    /// Whether the last fetch that ended failed.
     failed: bool,
 }
 
 impl KeySet {
-    /// The set at `url`, of which those keys are taken that serve an accepted
-    /// algorithm. Nothing is fetched before [`refresh`](Self::refresh).
+    /// The set at `url`. Only keys that serve an accepted algorithm are used. Nothing is
+    /// fetched before [`refresh`](Self::refresh).
     pub fn new(url: KeySetUrl, accepted: Accepted) -> Self {
         Self::paced(url, accepted, Pace::USUAL)
     }
@@ -112,15 +113,15 @@ impl KeySet {
         }
     }
 
-    /// Fetches the set, again and again, for ever. Until the first time no key of it
-    /// is known.
+    /// Fetches the set at regular intervals, forever. No key is known until the first
+    /// fetch succeeds.
     pub fn refresh(&self) -> impl Future<Output = ()> + Send + 'static {
         let shared = Arc::clone(&self.shared);
         async move { shared.refresh().await }
     }
 
-    /// Has the set fetched once more, soon: unless that was done a moment ago, at
-    /// once. Nobody waits for it.
+    /// Requests another fetch without waiting for it. It starts at once, unless a
+    /// requested fetch began less than 10 s ago.
     pub fn fetch_anew(&self) {
         let fresh = self.shared.rounds.borrow().begun + 1;
         self.shared.ask(fresh);
@@ -133,13 +134,13 @@ impl KeySet {
         is_public && (configured.is_empty() || configured.contains(&algorithm))
     }
 
-    /// The keys that may have signed a token. `kid` is what the token says, and
-    /// is only ever compared. If no key is called so, the set is fetched once
-    /// more before that is believed.
+    /// The keys that may have signed a token. `kid` is the name in the token's header,
+    /// and is only compared. If no key has this name, the set is fetched again before the
+    /// key counts as unknown.
     ///
     /// # Errors
     ///
-    /// [`OutOfReach`], if it can't be told.
+    /// [`OutOfReach`] if the fetch fails, or too many requests are waiting for one.
     pub async fn find(
         &self,
         kid: Option<&str>,
@@ -151,8 +152,7 @@ impl KeySet {
         }
         let _place = shared.waiting.try_acquire().map_err(|_| OutOfReach)?;
         let mut rounds = shared.rounds.subscribe();
-        // A round that has begun already may have read the set before the key
-        // was put into it.
+        // A round that has already begun may have read the set before the key was added.
         let fresh = rounds.borrow().begun + 1;
         loop {
             let now = *rounds.borrow_and_update();
@@ -174,7 +174,7 @@ impl KeySet {
 }
 
 impl Shared {
-    /// Asks for a round of this number.
+    /// Requests the round with this number.
     fn ask(&self, round: u64) {
         self.asked.send_if_modified(|asked| {
             let is_new = *asked < round;
@@ -183,8 +183,7 @@ impl Shared {
         });
     }
 
-    /// The keys of that name that serve the algorithm, or nothing if there is
-    /// no key of that name.
+    /// The keys with this name that serve the algorithm. `None` if no key has this name.
     fn known(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Vec<Arc<Key>>> {
         let keys = self.keys.load_full()?;
         let is_named = |key: &&Arc<Key>| kid.is_none() || key.kid() == kid;
@@ -196,12 +195,12 @@ impl Shared {
         Some(fitting.cloned().collect())
     }
 
-    /// Never ends.
+    /// Never returns.
     async fn refresh(&self) {
         let (first, longest) = self.pace.retry;
         let mut backoff = Backoff::new(first, longest);
         let mut client = None;
-        // When it was last fetched because somebody asked.
+        // When the last requested fetch began.
         let mut asked: Option<Instant> = None;
         loop {
             let failed_before = self.rounds.borrow().failed;
@@ -250,18 +249,18 @@ impl Shared {
         }
     }
 
-    /// Somebody waits for another round, and it may begin.
+    /// Resolves when another round was requested and may begin.
     async fn is_asked(&self, last: Option<Instant>) {
         let begun = self.rounds.borrow().begun;
         let mut asked = self.asked.subscribe();
-        // The sender lives as long as this.
+        // This can't fail: `self` holds the sender.
         let _ = asked.wait_for(|asked| *asked > begun).await;
         if let Some(last) = last {
             sleep_until(last + self.pace.asked).await;
         }
     }
 
-    /// The set as it is now, or what is wrong with it.
+    /// Fetches the set. An error describes the problem.
     async fn fetch(&self, client: &mut Option<Client>) -> Result<Vec<Arc<Key>>, String> {
         let client = match client {
             Some(client) => client,
@@ -276,7 +275,7 @@ impl Shared {
 
     fn client(&self) -> Result<Client, String> {
         let mut roots = RootCertStore::empty();
-        // A certificate that can't be read is one that nothing is signed by.
+        // A root that can't be parsed is skipped: no certificate can be verified with it.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -286,18 +285,19 @@ impl Shared {
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(Policy::none())
-            // One request in ten minutes: nothing is gained by keeping it open.
+            // With one request in ten minutes, keeping the connection open has no
+            // benefit.
             .pool_max_idle_per_host(0)
             .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")));
-        // HTTPS_PROXY is heeded. What is on this machine needs no proxy.
+        // HTTPS_PROXY is respected, except for this machine, which needs no proxy.
         if self.url.is_this_machine() {
             builder = builder.no_proxy();
         }
         builder.build().map_err(|error| said(&error))
     }
 
-    /// Reads no more than a set may have: a length that the server tells is a
-    /// promise at best.
+    /// Reads the body, and fails once it is too large. The length that the server
+    /// announces is not trusted.
     async fn body(&self, client: &Client) -> Result<Vec<u8>, String> {
         let answer = client.get(self.url.whole()).send().await;
         let mut answer = answer.map_err(|error| said(&error.without_url()))?;
@@ -346,7 +346,7 @@ impl Shared {
     }
 }
 
-/// What an error says, and what it comes from.
+/// The message of an error and of its causes.
 fn said(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -373,7 +373,7 @@ mod tests {
     const SET: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a",
         "x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-    /// Serves the set, and tells when each answer was asked for.
+    /// Serves the set, and reports when each request arrived.
     async fn server() -> (KeySetUrl, watch::Receiver<Vec<Instant>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -449,7 +449,7 @@ mod tests {
     async fn no_more_requests_wait_than_there_are_places() {
         let (url, _asked) = server().await;
         let set = KeySet::paced(url, Accepted::default(), Pace::USUAL);
-        // It was never started: who waits, waits.
+        // The set is never fetched, so all of these wait.
         let mut waiting: Vec<_> = (0..WAITING)
             .map(|_| Box::pin(set.find(Some("a"), Algorithm::EdDSA)))
             .collect();

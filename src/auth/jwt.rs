@@ -1,5 +1,5 @@
-//! Tokens: JWTs (RFC 7519) that name a user, signed by the application or by
-//! what signs its users in.
+//! Tokens: JWTs (RFC 7519) that name a user, signed by the application or by its identity
+//! provider.
 
 use std::{
     sync::Arc,
@@ -25,22 +25,21 @@ use crate::{
     },
 };
 
-/// A token may have at most this many bytes: those of the field have one or
-/// two thousand, and nothing is done for a longer one.
+/// The longest token that is accepted; a longer one is rejected without being parsed.
+/// Real tokens have one or two thousand bytes.
 pub const MAX_BYTES: usize = 8 << 10;
 
 /// The claim that names the user unless another one is configured.
 pub const USER_CLAIM: &str = "sub";
 
-/// What a good token is, whatever key signed it.
+/// The requirements that a token must meet, whichever key signed it.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// With what it may be signed.
+    /// The algorithms with which it may be signed.
     pub accepted: Accepted,
-    /// One of these issued it (`iss`); if there are none, anybody.
+    /// The accepted issuers (`iss`); any if empty.
     pub issuers: Vec<String>,
-    /// It is meant for one of these (`aud`); if there are none, it may be meant
-    /// for anybody.
+    /// The accepted audiences (`aud`); any if empty.
     pub audiences: Vec<String>,
     /// The claim that names the user.
     pub user_claim: String,
@@ -65,8 +64,7 @@ impl Rules {
             required.push("iss");
             validation.set_issuer(&self.issuers);
         }
-        // Where no audience is configured, a token that names one is still its
-        // user's.
+        // If no audience is configured, a token that names one is still valid.
         validation.validate_aud = !self.audiences.is_empty();
         if validation.validate_aud {
             required.push("aud");
@@ -79,12 +77,12 @@ impl Rules {
     }
 }
 
-/// Signs a token for `user` that is valid for so many seconds, with the first
-/// algorithm of a secret that the rules accept.
+/// Signs a token for `user` that is valid for `seconds`, with the first algorithm that
+/// the rules accept for a secret.
 ///
 /// # Errors
 ///
-/// What the library says; it signs with nothing but a secret.
+/// If the rules accept no algorithm for a secret, or the library fails.
 pub fn sign(
     secret: &JwtSecret,
     rules: &Rules,
@@ -108,26 +106,25 @@ pub fn sign(
     jsonwebtoken::encode(&Header::new(algorithm), &claims, &secret.signing())
 }
 
-/// Whom a good token names, and until when.
+/// What a valid token contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
-    /// The user.
     pub user: UserId,
     /// The token's `exp`.
     pub expires: SystemTime,
 }
 
-/// Seconds count whole, and the last one of the leeway is still good.
+/// Validation compares whole seconds, and still accepts the last second of the leeway.
 const LAST_SECOND: Duration = Duration::from_secs(1);
 
-/// Who claims to have longer than this has it: the stream ends much earlier.
+/// A longer lifetime is shortened to this; streams end much earlier anyway.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl From<Claimed> for Identity {
-    /// It expires when the same token would no longer be accepted.
+    /// The identity expires when the same token would no longer be accepted.
     fn from(claimed: Claimed) -> Self {
         let left = claimed.expires.duration_since(SystemTime::now());
-        // Some time of the leeway may have passed.
+        // Part of the leeway may have passed.
         let left = match left {
             Ok(left) => left.min(LONGEST) + LEEWAY + LAST_SECOND,
             Err(past) => (LEEWAY + LAST_SECOND).saturating_sub(past.duration()),
@@ -139,23 +136,23 @@ impl From<Claimed> for Identity {
     }
 }
 
-/// The keys that were configured.
+/// The configured keys.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
     /// Shared with the application.
     pub secrets: Vec<Key>,
-    /// Of whoever signs users' tokens.
+    /// Keys of whoever signs users' tokens, such as an identity provider.
     pub public: Vec<Key>,
 }
 
 impl Keys {
-    /// All of them, in the order in which they are tried.
+    /// All keys, in the order in which they are tried.
     pub fn iter(&self) -> impl Iterator<Item = &Key> {
         self.secrets.iter().chain(&self.public)
     }
 }
 
-/// Tells good tokens from bad ones.
+/// Verifies tokens.
 pub struct Tokens {
     keys: ArcSwap<Keys>,
     key_set: Option<KeySet>,
@@ -164,7 +161,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Tokens that are signed with one of the keys, or with one of the set.
+    /// Accepts tokens that are signed with one of `keys`, or with a key of the set.
     pub fn new(keys: Keys, key_set: Option<KeySet>, rules: &Rules) -> Self {
         Self {
             keys: ArcSwap::from_pointee(keys),
@@ -174,23 +171,22 @@ impl Tokens {
         }
     }
 
-    /// The keys that are used now.
+    /// The current keys.
     pub fn keys(&self) -> Arc<Keys> {
         self.keys.load_full()
     }
 
-    /// Uses these keys from now on. Streams that a token opened stay, also if it
-    /// would no longer be accepted.
+    /// Replaces the keys. Streams that a token opened stay open, even if it would no
+    /// longer be accepted.
     pub fn replace_keys(&self, keys: Keys) {
         self.keys.store(Arc::new(keys));
     }
 
-    /// The set of keys, if there is one.
     pub fn key_set(&self) -> Option<&KeySet> {
         self.key_set.as_ref()
     }
 
-    /// What may be a mistake, for the log.
+    /// A probable mistake in the configuration, for the log.
     pub fn warning(&self) -> Option<&'static str> {
         let takes_others = self.key_set.is_some() && !self.validation.validate_aud;
         takes_others.then_some(
@@ -199,23 +195,19 @@ impl Tokens {
         )
     }
 
-    /// Checks a token. It may wait for the set of keys to be fetched.
-    ///
-    /// # Errors
-    ///
-    /// [`Unidentified`].
+    /// Verifies a token. This may wait for the key set to be fetched.
     pub async fn verify(&self, token: &str) -> Result<Claimed, Unidentified> {
         if token.len() > MAX_BYTES {
             return Err(Unidentified::Invalid);
         }
         let header = decode_header(token).map_err(|_| Unidentified::Invalid)?;
-        // Whoever doesn't understand what is marked as critical must refuse
-        // (RFC 7515, section 4.1.11), and nothing of it is understood here.
+        // A token with critical extensions that are not understood must be rejected (RFC
+        // 7515, section 4.1.11), and none are understood here.
         if header.crit.is_some() {
             return Err(Unidentified::Invalid);
         }
-        // The header says which of the algorithms it is that a key may be used
-        // with by configuration; it can't add one.
+        // The header only selects one of the algorithms that the configuration allows for
+        // a key; it can't add one.
         let algorithm = header.alg;
         let keys = self.keys();
         let own = keys.iter().filter(|key| key.serves(algorithm));
@@ -231,7 +223,7 @@ impl Tokens {
         claimed.ok_or(Unidentified::Invalid)
     }
 
-    /// What the token says, if one of the keys signed it.
+    /// The claims of the token, if one of the keys signed it.
     fn try_each<'k>(
         &self,
         token: &str,
@@ -243,7 +235,7 @@ impl Tokens {
         for key in keys {
             let decoded =
                 jsonwebtoken::decode::<Map<String, Value>>(token, key.decoding(), &validation);
-            // The claims are looked at once the signature is good.
+            // The claims are validated only if the signature is good.
             match decoded {
                 Ok(decoded) => return self.claimed(&decoded.claims).map(Some),
                 Err(error) => match error.kind() {
@@ -259,8 +251,8 @@ impl Tokens {
     fn claimed(&self, claims: &Map<String, Value>) -> Result<Claimed, Unidentified> {
         let user = match claims.get(&self.user_claim) {
             Some(Value::String(text)) => UserId::parse(text).ok_or(Unidentified::User)?,
-            // Users that are numbers are known by their decimal text. `sub` is
-            // a string by RFC 7519.
+            // The id of a user that is a number is its decimal text. `sub` is a string
+            // (RFC 7519).
             Some(Value::Number(number)) if self.user_claim != USER_CLAIM && !number.is_f64() => {
                 UserId::parse(&number.to_string()).ok_or(Unidentified::User)?
             }

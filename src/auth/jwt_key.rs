@@ -1,5 +1,5 @@
-//! What a token's signature is checked with: secrets and public keys, and the
-//! algorithms that each may be used with.
+//! The keys that verify tokens: secrets and public keys, and the algorithms that each may
+//! be used with.
 
 use std::{fmt, str::FromStr};
 
@@ -12,28 +12,22 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
 };
 
-/// The bits of an RSA key: fewer can be broken (RFC 7518, section 3.3), and more
-/// cost more than they are worth.
+/// The accepted sizes of RSA keys in bits: smaller ones can be broken (RFC 7518, section
+/// 3.3), and larger ones cost more than they are worth.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
 
-/// What a key is, and so which algorithms it can serve at all. A key is never
-/// used with an algorithm of another kind.
+/// The kind of a key, which decides the algorithms that it can serve. A key is never used
+/// with an algorithm of another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A shared secret.
     Secret,
-    /// RSA.
     Rsa,
-    /// The elliptic curve P-256.
     P256,
-    /// The elliptic curve P-384.
     P384,
-    /// The Edwards curve 25519.
     Ed25519,
 }
 
 impl Kind {
-    /// All that there are.
     pub const ALL: [Self; 5] = [
         Self::Secret,
         Self::Rsa,
@@ -42,8 +36,7 @@ impl Kind {
         Self::Ed25519,
     ];
 
-    /// What it can serve. The first is what it does serve if nobody says
-    /// otherwise.
+    /// The algorithms that it can serve. The first is the default.
     pub fn algorithms(self) -> &'static [Algorithm] {
         use Algorithm::{
             ES256, ES384, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, RS256, RS384, RS512,
@@ -77,24 +70,23 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The algorithms that are accepted: those that were configured, or of each
-/// kind of key the usual one.
+/// The accepted algorithms: those configured, or the default of each kind of key.
 #[derive(Clone, Debug, Default)]
 pub struct Accepted(Vec<Algorithm>);
 
 impl Accepted {
-    /// These alone; an empty list leaves the usual ones.
+    /// Accepts only these; an empty list means the defaults.
     pub fn only(algorithms: &[Algorithm]) -> Self {
         Self(algorithms.to_vec())
     }
 
-    /// What was configured; nothing if the usual ones are accepted.
+    /// The configured algorithms; empty if the defaults are accepted.
     pub fn configured(&self) -> &[Algorithm] {
         &self.0
     }
 
-    /// What a key of this kind may be used with, in the order in which it was
-    /// configured.
+    /// The algorithms that a key of this kind may be used with, in the order in which
+    /// they were configured.
     pub fn of(&self, kind: Kind) -> Vec<Algorithm> {
         let served = kind.algorithms();
         if self.0.is_empty() {
@@ -106,7 +98,7 @@ impl Accepted {
             .collect()
     }
 
-    /// What a key may be used with that says itself what it is for.
+    /// The algorithms that a key may be used with, given the one that it names, if any.
     fn of_key(&self, kind: Kind, own: Option<Algorithm>) -> Vec<Algorithm> {
         match own {
             None => self.of(kind),
@@ -124,12 +116,12 @@ impl Accepted {
 pub struct JwtSecret(String);
 
 impl JwtSecret {
-    /// Checks that it is as long as the hash of each algorithm (RFC 7518,
-    /// section 3.2).
+    /// Checks that the secret is at least as long as the hash of each algorithm (RFC
+    /// 7518, section 3.2).
     ///
     /// # Errors
     ///
-    /// What is wrong with it, and what to do.
+    /// A message with the problem and the fix.
     pub fn suits(&self, algorithms: &[Algorithm]) -> Result<(), String> {
         let too_long = |algorithm: &&Algorithm| self.0.len() < hash_bytes(**algorithm);
         match algorithms.iter().find(too_long) {
@@ -143,13 +135,13 @@ impl JwtSecret {
         }
     }
 
-    /// What signs with it.
+    /// The key for signing with this secret.
     pub(crate) fn signing(&self) -> EncodingKey {
         EncodingKey::from_secret(self.0.as_bytes())
     }
 }
 
-/// The length of the hash, and so the least length of the secret.
+/// The length of the algorithm's hash, which is also the least length of a secret.
 fn hash_bytes(algorithm: Algorithm) -> usize {
     match algorithm {
         Algorithm::HS512 => 64,
@@ -174,22 +166,18 @@ impl fmt::Debug for JwtSecret {
     }
 }
 
-/// A key, and what it may be used with.
+/// A key, and the algorithms that it may be used with.
 #[derive(Clone, Debug)]
 pub struct Key {
     key: DecodingKey,
     kind: Kind,
     algorithms: Vec<Algorithm>,
-    /// The name that a set of keys gives it.
+    /// Its name in a key set.
     kid: Option<String>,
 }
 
 impl Key {
-    /// A secret.
-    ///
-    /// # Errors
-    ///
-    /// If it is too short for what it is to be used with.
+    /// Fails if the secret is too short for one of the accepted algorithms.
     pub fn of_secret(secret: &JwtSecret, accepted: &Accepted) -> Result<Self, String> {
         let algorithms = accepted.of(Kind::Secret);
         secret.suits(&algorithms)?;
@@ -201,11 +189,11 @@ impl Key {
         })
     }
 
-    /// A public key, as one block of PEM.
+    /// A public key from one block of PEM.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, and what to do.
+    /// A message with the problem and the fix.
     pub fn of_pem(block: &str, accepted: &Accepted) -> Result<Self, String> {
         const UNUSABLE: &str = "it is no public key of RSA, P-256, P-384 or Ed25519";
         let label = block
@@ -252,10 +240,9 @@ impl Key {
         })
     }
 
-    /// A key of a set, or nothing if it is of no use here: a symmetric one
-    /// (whoever can read the set could sign with it), one of a kind that isn't
-    /// known or that is weak, one for another purpose or for an algorithm that
-    /// isn't accepted.
+    /// A key of a set. `None` if it can't be used here: a symmetric key (anyone who can
+    /// read the set could sign with it), a weak key or one of an unknown kind, or a key
+    /// for another purpose or for an algorithm that isn't accepted.
     pub fn of_jwk(jwk: &Jwk, accepted: &Accepted) -> Option<Self> {
         let common = &jwk.common;
         let verifies = match (&common.public_key_use, &common.key_operations) {
@@ -280,17 +267,15 @@ impl Key {
         })
     }
 
-    /// What checks a signature with it.
     pub fn decoding(&self) -> &DecodingKey {
         &self.key
     }
 
-    /// What it is.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// What a set of keys calls it.
+    /// Its name in a key set.
     pub fn kid(&self) -> Option<&str> {
         self.kid.as_deref()
     }
@@ -300,7 +285,7 @@ impl Key {
         self.algorithms.contains(&algorithm)
     }
 
-    /// Whether it may be used with anything.
+    /// Whether there is an algorithm that it may be used with.
     pub fn is_used(&self) -> bool {
         !self.algorithms.is_empty()
     }
@@ -311,11 +296,11 @@ enum Unusable {
     Kind,
 }
 
-/// The key that the numbers stand for, once they are seen to be one.
+/// Builds a key from its numbers, after checking that they are a valid key.
 fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, Kind), Unusable> {
     match parameters {
         AlgorithmParameters::RSA(key) => {
-            // Some write the sign's byte, which says nothing of the number.
+            // Some encoders add a leading zero byte for the sign.
             let (n, e) = (without_zeros(&key.n)?, without_zeros(&key.e)?);
             let leading = n.first().map_or(0, |byte| byte.leading_zeros() as usize);
             let bits = n.len() * 8 - leading;
@@ -328,7 +313,7 @@ fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, Kind), U
             let mut point = vec![4];
             point.extend(number(&key.x)?);
             point.extend(number(&key.y)?);
-            // This sees whether the point is on that curve.
+            // Parsing fails if the point is not on the curve.
             let (kind, parsed) = match key.curve {
                 EllipticCurve::P256 => (
                     Kind::P256,

@@ -1,8 +1,8 @@
-//! Whose pages may read streams.
+//! Checks which pages may read streams.
 //!
-//! A browser sends cookies with every request to their host, whatever page made
-//! it. It keeps the answer from pages of others, but by then their rows are
-//! marked as sent: so such a request must not open a stream at all.
+//! A browser sends cookies with every request to their host, whichever page made it. It
+//! hides the response from a page of another origin, but by then the rows are marked as
+//! sent. So such a request must not open a stream at all.
 
 use std::str::FromStr;
 
@@ -28,22 +28,22 @@ use crate::auth::{
     scheme::Scheme,
 };
 
-/// What a browser says of where a request comes from, also where it sends no
-/// origin (an image, a script).
+/// The header in which a browser reports where a request comes from, even if it sends no
+/// origin (for an image or a script).
 const FETCH_SITE: &str = "sec-fetch-site";
 
-/// How long a browser may remember the answer to its question whether it may
-/// ask. Chromium remembers it no longer than this.
+/// How long a browser may cache the response to a preflight request. Chromium caches it
+/// no longer than this.
 const PREFLIGHT_SECONDS: usize = 7_200;
 
-/// The origins, beside the stream's own, whose pages may read streams.
+/// The origins, besides the stream's own, whose pages may read streams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(Vec<String>);
 
 impl FromStr for Origins {
     type Err = String;
 
-    /// Exact origins, with commas between them.
+    /// Parses exact origins, separated by commas.
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split(',').map(str::trim);
         let origins = parts.filter(|part| !part.is_empty()).map(origin);
@@ -51,7 +51,7 @@ impl FromStr for Origins {
     }
 }
 
-/// An origin of the list, as browsers write it.
+/// Parses an origin, and returns it as browsers write it.
 fn origin(text: &str) -> Result<String, String> {
     let because = match text {
         "*" => "it would let every page read with its visitor's cookie; list the origins",
@@ -96,9 +96,9 @@ fn has_scheme(text: &str, schemes: &[&str]) -> bool {
     })
 }
 
-/// The form that browsers send: lower case, without the default port. Pages of extensions and
-/// apps have their own schemes (`chrome-extension`, `capacitor`, `tauri`), and origins of the
-/// same form.
+/// The form that browsers send: lower case, without the default port. Pages of extensions
+/// and apps have their own schemes (`chrome-extension`, `capacitor`, `tauri`), and
+/// origins of the same form.
 fn normalised(origin: &str) -> Option<String> {
     let (scheme, authority) = origin.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
@@ -128,8 +128,8 @@ fn normalised(origin: &str) -> Option<String> {
 }
 
 impl Origins {
-    /// Answers what browsers ask before they let a page read, and tells them
-    /// that it may.
+    /// The CORS middleware: answers preflight requests, and allows pages of the listed
+    /// origins to read responses.
     pub fn cors(&self) -> Cors {
         let cors = Cors::default()
             .allowed_methods([Method::GET])
@@ -145,7 +145,8 @@ impl Origins {
         cors.allowed_origin_fn(move |origin, _| origins.list(origin))
     }
 
-    /// Accepts a request for this scheme and host unless a page of another origin made it.
+    /// Accepts a request for this scheme and host unless a page of another origin made
+    /// it.
     fn judge(&self, headers: &HeaderMap, scheme: Scheme, host: &Host) -> Result<(), Refused> {
         let mut origins = headers.get_all(header::ORIGIN);
         let origin = match (origins.next(), origins.next()) {
@@ -178,21 +179,21 @@ impl Origins {
         }
     }
 
-    /// Whether an origin is in the list. Case is ignored, because browsers don't normalise it
-    /// after schemes that they don't know.
+    /// Whether an origin is in the list. Case is ignored, because browsers don't
+    /// normalise it after schemes that they don't know.
     fn list(&self, origin: &HeaderValue) -> bool {
         let is_listed = |listed: &String| listed.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
         self.0.iter().any(is_listed)
     }
 }
 
-/// Why a request is refused.
+/// Why a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refused {
     /// A page of another origin made it.
     Origin,
-    /// A page of this host made it that was loaded by the other scheme. An attacker in the
-    /// network can replace a page that is loaded by http.
+    /// A page of this host made it, but the page was loaded by the other scheme. An
+    /// attacker in the network can replace a page that is loaded by http.
     Scheme(Scheme),
 }
 
@@ -215,12 +216,9 @@ impl Refused {
     }
 }
 
-/// Lets a request pass unless a page of somebody else made it. Needs
-/// `Data<Origins>`, `Data<Proxies>`, `Data<Refusals>`, and the port's `Data<Scheme>`.
-///
-/// # Errors
-///
-/// 403, before anybody asks who it is.
+/// Middleware that rejects requests from pages of other origins with 403, before the user
+/// is identified. Needs `Data<Origins>`, `Data<Proxies>`, `Data<Refusals>`, and the
+/// port's `Data<Scheme>`.
 pub async fn check(
     origins: web::Data<Origins>,
     proxies: web::Data<Proxies>,

@@ -1,4 +1,4 @@
-//! Errors as clients see them: RFC 9457 problem details.
+//! Error responses: RFC 9457 problem details.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use actix_web::{
 };
 use serde::Serialize;
 
-/// A refusal that says what to do.
+/// An error response that tells the client what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     status: StatusCode,
@@ -16,7 +16,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem of this status; `detail` tells the reader what to do.
+    /// `detail` tells the reader what to do.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
             status,
@@ -52,7 +52,7 @@ impl ResponseError for Problem {
         let mut response = HttpResponse::build(self.status);
         response.insert_header((header::CACHE_CONTROL, "no-store"));
         if self.status == StatusCode::UNAUTHORIZED {
-            // RFC 9110, section 15.5.2, wants one with every 401.
+            // Required with every 401 (RFC 9110, section 15.5.2).
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
         response.content_type("application/problem+json").body(body)

@@ -1,4 +1,4 @@
-//! Who was turned away, and why: counted, and told of without filling the log.
+//! Counts rejected requests by reason, and logs them at a limited rate.
 
 use std::{fmt, time::Instant};
 
@@ -7,29 +7,29 @@ use tracing::{info, warn};
 
 use crate::{auth::client_addr::Client, runtime::log_throttle::Rarely};
 
-/// Why somebody was turned away.
+/// Why a request or connection was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// So many streams are open, in all.
+    /// Too many streams are open in total.
     Connections,
-    /// So many of one user.
+    /// The user has too many streams open.
     User,
-    /// So many from one address.
+    /// Too many streams are open from the address.
     Address,
-    /// One address asks too often.
+    /// The address exceeds its rate limit.
     Rate,
-    /// So many sockets are open, in all or from one address.
+    /// Too many sockets are open, in total or from the address.
     Sockets,
-    /// A page of somebody else.
+    /// The request comes from a page of another origin.
     Origin,
-    /// Nobody knows who it is.
+    /// The credentials are missing or invalid.
     Identity,
-    /// It could not be found out in time who it is.
+    /// The user could not be identified in time.
     Unavailable,
 }
 
 impl Reason {
-    /// All of them.
+    /// In the order of declaration: the position is the discriminant.
     pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::User,
@@ -41,7 +41,7 @@ impl Reason {
         Self::Unavailable,
     ];
 
-    /// Its name in the metrics.
+    /// The reason's label in the metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
@@ -77,10 +77,9 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The label of a counter.
 type Label = [(&'static str, &'static str); 1];
 
-/// Counts refusals, and tells of them now and then.
+/// Counts rejections, and logs them at a limited rate.
 #[derive(Debug)]
 pub struct Refusals {
     counted: Family<Label, Counter>,
@@ -91,7 +90,7 @@ impl Default for Refusals {
     fn default() -> Self {
         let counted = Family::default();
         for reason in Reason::ALL {
-            // So that it is there, as a zero, before the first.
+            // Each reason is exported as zero before its first rejection.
             drop(counted.get_or_create(&label(reason)));
         }
         Self {
@@ -102,7 +101,6 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// How many were turned away for this reason.
     pub fn of(&self, reason: Reason) -> u64 {
         self.counted.get_or_create(&label(reason)).get()
     }
@@ -112,17 +110,18 @@ impl Refusals {
         self.counted.clone()
     }
 
-    /// Somebody was turned away, and came from there.
+    /// Counts a rejection of this client. At most one line per reason is logged in 10 s,
+    /// with the number of rejections since the last one.
     pub fn count(&self, reason: Reason, client: Client) {
         self.counted.get_or_create(&label(reason)).inc();
-        // In the order in which they are declared, which is that of `ALL`.
+        // The discriminants follow the order of `ALL`.
         let Some(count) = self.told[reason as usize].count(Instant::now()) else {
             return;
         };
         let name = reason.name();
         match reason {
-            // Tokens expire, and pages of others are none of the operator's
-            // business.
+            // These are normal: tokens expire, and other sites' pages are not the
+            // operator's concern.
             Reason::Origin | Reason::Identity => {
                 info!(reason = name, count, %client, "turned away {count}, {client} at last: {reason}");
             }

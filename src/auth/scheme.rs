@@ -15,12 +15,9 @@ use crate::auth::{
 /// The header in which a proxy passes on the scheme of the request that it received.
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
-/// How a client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// Unencrypted.
     Http,
-    /// Over TLS.
     Https,
 }
 
@@ -37,9 +34,9 @@ impl Scheme {
     /// The scheme that the client of a request used. `own` is the scheme of the port that
     /// accepted it.
     ///
-    /// Only a trusted proxy can override that, with `X-Forwarded-Proto` or, where that header is
-    /// missing, `Forwarded` (RFC 7239). Of several values, the one from the farthest trusted proxy
-    /// counts. A value other than http and https is ignored.
+    /// Only a trusted proxy can override it, with `X-Forwarded-Proto` or, where that
+    /// header is missing, `Forwarded` (RFC 7239). Of several values, the one from the
+    /// farthest trusted proxy counts. A value other than http and https is ignored.
     pub fn of(request: &HttpRequest, own: Self, proxies: &Proxies) -> Self {
         if !proxies.handed_over(request) {
             return own;
@@ -53,7 +50,6 @@ impl Scheme {
         named.unwrap_or(own)
     }
 
-    /// The other one.
     pub fn other(self) -> Self {
         match self {
             Self::Http => Self::Https,
@@ -73,8 +69,8 @@ impl Scheme {
     }
 }
 
-/// Each proxy has appended one value, as it did to `X-Forwarded-For`, or the outermost one has
-/// set a single value.
+/// Each proxy has appended one value, as it did to `X-Forwarded-For`, or the outermost
+/// one has set a single value.
 fn in_forwarded_proto(headers: &HeaderMap, hops: usize) -> Option<Scheme> {
     let lines: Vec<_> = headers.get_all(FORWARDED_PROTO).collect();
     // As bytes: invalid text from a client must not hide what a proxy appended to it.
@@ -138,7 +134,7 @@ mod tests {
         let line = ("x-forwarded-proto", "http");
         assert_eq!(scheme("10.0.0.1", Https, &[line]), Http);
         assert_eq!(scheme("203.0.113.9", Https, &[line]), Https);
-        // Without a header, the connection's own.
+        // Without a header, the connection's own scheme counts.
         assert_eq!(scheme("10.0.0.1", Http, &[]), Http);
         assert_eq!(scheme("10.0.0.1", Https, &[]), Https);
     }
@@ -151,7 +147,7 @@ mod tests {
         for lines in [
             &[(PROTO, "HTTPS")][..],
             &[(PROTO, " https\t")],
-            // The peer's value follows its client's.
+            // The peer's value comes after its client's.
             &[(PROTO, "http, https")],
             &[(PROTO, "http"), (PROTO, "https")],
             &[(PROTO, "http, https"), (FOR, "10.9.9.9, 198.51.100.7")],

@@ -1,7 +1,7 @@
-//! Tickets: values made in SQL that open a user's streams for a while.
+//! Tickets: values created in SQL that open a user's streams for a limited time.
 //!
-//! The database keeps only their hashes. `create_stream_ticket` makes them, and
-//! a row that is removed ends the streams that it opened.
+//! `create_stream_ticket` creates them; the database stores only their hashes. Deleting a
+//! row ends the streams that its ticket opened.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,30 +31,30 @@ use crate::{
     runtime::{counter_map::Tally, log_throttle::Rarely},
 };
 
-/// A ticket is 64 hexadecimal digits: whatever else is shown costs no query.
+/// A ticket is 64 hexadecimal digits. Anything else is rejected without a query.
 const DIGITS: usize = 64;
 
-/// How many are looked up at once: guessed tickets of strangers must leave the
-/// pool to those who read pages.
+/// How many tickets are looked up at once. Guessed tickets must not take the pool's
+/// connections from readers of pages.
 const LOOKUPS_AT_ONCE: usize = 2;
 
-/// How many requests may wait for a lookup or its answer: some ten milliseconds'
-/// worth while the database answers. Others are told to try again later at once.
+/// How many requests may wait for a lookup or its result: some ten milliseconds' worth
+/// while the database responds. Further requests are rejected at once and have to retry.
 const WAITING: usize = 256;
 
 /// How many of them may come from one address, so that none fills the queue alone.
 const WAITING_PER_ADDRESS: usize = WAITING / 2;
 
-/// Where tickets are looked up.
+/// Looks up tickets.
 pub struct Tickets {
     lookup: Arc<Lookup>,
     queue: Mutex<Queue>,
-    /// Lookups run there, and not on the worker of the request: they end in order
-    /// whatever becomes of that.
+    /// Lookups run on this runtime, not on the request's worker: they finish properly
+    /// whatever happens to the request.
     runtime: Handle,
 }
 
-/// What a lookup takes.
+/// Everything that a lookup needs.
 struct Lookup {
     hub: Arc<Hub>,
     pool: Pool,
@@ -63,21 +63,21 @@ struct Lookup {
     failed: Rarely,
 }
 
-/// The requests that wait.
+/// The numbers of requests that are waiting.
 #[derive(Default)]
 struct Queue {
     all: usize,
     clients: Tally<Client>,
 }
 
-/// A request's place in the queue. Dropping it gives it back.
+/// A request's place in the queue, released on drop.
 struct Place<'a> {
     queue: &'a Mutex<Queue>,
     client: Client,
 }
 
 impl TicketHash {
-    /// The hash of what could be a ticket.
+    /// The hash of a ticket. `None` if the text can't be a ticket.
     pub fn of(ticket: &str) -> Option<Self> {
         let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if ticket.len() != DIGITS || !ticket.as_bytes().iter().all(is_digit) {
@@ -88,8 +88,7 @@ impl TicketHash {
 }
 
 impl Tickets {
-    /// Looks them up with connections from `pool`, in tasks on the runtime that
-    /// this is called on.
+    /// Looks tickets up with connections from `pool`, in tasks on the current runtime.
     pub fn new(hub: Arc<Hub>, pool: Pool, sql: Arc<Sql>) -> Self {
         Self {
             lookup: Arc::new(Lookup {
@@ -104,15 +103,11 @@ impl Tickets {
         }
     }
 
-    /// Whose a ticket is, if that can be found out before `deadline`. It expires
-    /// by the database's clock alone.
+    /// The identity of a ticket's user, if the lookup ends before `deadline`. Only the
+    /// database's clock decides whether the ticket has expired.
     ///
-    /// If the request is dropped, its place in the queue is free at once; a lookup
-    /// that has begun goes on to its end, so that its connection stays good.
-    ///
-    /// # Errors
-    ///
-    /// [`Unidentified`].
+    /// If the request is dropped, its place in the queue is free at once. A lookup that
+    /// has begun runs to its end, so that its connection stays usable.
     pub async fn verify(
         &self,
         ticket: &str,
@@ -134,7 +129,7 @@ impl Tickets {
         });
         match timeout_at(deadline, answer).await {
             Ok(Ok(identity)) => identity,
-            // It takes too long, or the runtime is shutting down.
+            // The lookup took too long, or the runtime is shutting down.
             Ok(Err(_)) | Err(_) => Err(Unidentified::Unavailable),
         }
     }
@@ -145,7 +140,7 @@ impl Lookup {
         match self.find(hash, deadline).await {
             Ok(identity) => identity,
             Err(error) => {
-                // Anybody can have one looked up.
+                // Logged at a limited rate: anyone can cause a lookup.
                 if let Some(count) = self.failed.count(time::Instant::now()) {
                     warn!(%error, count, "could not look up {count} tickets: {error}");
                 }
@@ -165,8 +160,8 @@ impl Lookup {
         let rows = query.await?;
         let row = pool::first_row(&rows);
         if page_reader::read_incarnation(row)? != self.hub.tail().history.incarnation {
-            // An old primary may keep its sessions for ever, and knows nothing
-            // of the tickets that were taken away since.
+            // A former primary may keep its sessions forever, and doesn't know which
+            // tickets were revoked since.
             self.pool.renew();
             return Ok(Err(Unidentified::Unavailable));
         }
@@ -185,7 +180,7 @@ impl Lookup {
 }
 
 impl<'a> Place<'a> {
-    /// One for a request from there, unless there is none.
+    /// A place for a request of this client. `None` if the queue is full.
     fn take(queue: &'a Mutex<Queue>, client: Client) -> Option<Self> {
         let mut waiting = lock(queue);
         if waiting.all >= WAITING || waiting.clients.of(&client) >= WAITING_PER_ADDRESS {

@@ -1,4 +1,4 @@
-//! A header that names the user, set by a proxy which knows who it is.
+//! A header in which a trusted proxy names the authenticated user.
 
 use actix_web::{
     HttpRequest,
@@ -7,36 +7,30 @@ use actix_web::{
 
 use crate::{auth::client_addr::Proxies, domain::notification::UserId};
 
-/// Why such a header is not believed.
+/// Why the header is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disbelief {
-    /// It came from somebody who is no trusted proxy.
+    /// The peer is not a trusted proxy.
     Spoofed,
-    /// It is there twice, or is no text of 1 to 255 bytes.
+    /// The header occurs twice, or is not a text of 1 to 255 bytes.
     Malformed,
 }
 
-/// The header, and who may set it.
 #[derive(Clone, Debug)]
 pub struct UserHeader {
-    /// The header.
     pub name: HeaderName,
-    /// Who may set it.
+    /// The proxies that may set it.
     pub proxies: Proxies,
 }
 
 impl UserHeader {
-    /// The user that it names, if it is there.
-    ///
-    /// # Errors
-    ///
-    /// [`Disbelief`].
+    /// The user in the header; `None` without the header.
     pub fn user(&self, request: &HttpRequest) -> Result<Option<UserId>, Disbelief> {
         let mut values = request.headers().get_all(&self.name);
         let Some(value) = values.next() else {
             return Ok(None);
         };
-        // The peer itself, whatever address it says the request came from.
+        // Only the peer's address counts, not the address that it forwards.
         if !self.proxies.handed_over(request) {
             return Err(Disbelief::Spoofed);
         }

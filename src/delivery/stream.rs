@@ -90,7 +90,7 @@ type Place = Box<dyn Any + Send + Sync>;
 
 /// The body of one response.
 ///
-/// Each poll means that all earlier bytes are in the kernel's hands ([`crate::http::detached_stream`]
+/// Each poll means that all earlier bytes are in the kernel's hands (`http::detached_stream`
 /// sees to it, and in the server a write buffer of one byte; [`crate::tls::server_certificate`] tells
 /// what HTTPS adds), so that is when rows count as sent.
 pub struct EventStream {

@@ -1,5 +1,5 @@
-//! What time it is in the database: rows bear its time, and this machine's may be
-//! another.
+//! The database's clock. Rows carry its time, and this machine's clock may differ from
+//! it.
 
 use std::{
     collections::VecDeque,
@@ -14,28 +14,28 @@ use std::{
 use bytes::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
-/// Of so many comparisons the closest counts: one of them was answered without a
-/// wait on the way.
+/// How many comparisons are kept. The narrowest one counts: it had the least network
+/// delay.
 const COMPARISONS: usize = 16;
 
-/// Where Postgres begins to count, 2000-01-01, in microseconds since 1970.
+/// Postgres' epoch, 2000-01-01, in microseconds since 1970.
 const EPOCH: i64 = 946_684_800_000_000;
 
 const MINUTE: i64 = 60_000_000;
 
-/// A moment by the database's clock, in microseconds since 2000.
+/// A time by the database's clock, in microseconds since 2000-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub i64);
 
 impl Moment {
-    /// Now, by this machine's clock.
+    /// The current time by this machine's clock.
     pub fn here() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let micros = since.map(|since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
         Self(micros.unwrap_or_default().saturating_sub(EPOCH))
     }
 
-    /// Reads what the reading queries write: `2000-01-01T00:00:00.000000Z`.
+    /// Parses the format that the reading queries print: `2000-01-01T00:00:00.000000Z`.
     pub fn parse(text: &str) -> Option<Self> {
         let text: &[u8; 27] = text.as_bytes().try_into().ok()?;
         let number = |from: usize, to: usize| {
@@ -51,18 +51,17 @@ impl Moment {
         Some(Self(minutes * MINUTE + second * 1_000_000 + micros))
     }
 
-    /// The beginning of its minute.
+    /// Rounds down to the minute.
     pub fn minute(self) -> Self {
         Self(self.0 - self.0.rem_euclid(MINUTE))
     }
 
-    /// So much earlier.
     pub fn before(self, duration: Duration) -> Self {
         let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_sub(micros))
     }
 
-    /// How long until it is a whole number of `step`s.
+    /// The time left until the next whole multiple of `step`.
     pub fn until_next(self, step: Duration) -> Duration {
         let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX).max(1);
         let left = step - self.0.rem_euclid(step);
@@ -70,8 +69,8 @@ impl Moment {
     }
 }
 
-/// Days from 2000-01-01 to this day of the Gregorian calendar. A year is taken to
-/// begin in March, so that the day that leap years have is its last.
+/// Days from 2000-01-01 to this day of the Gregorian calendar. Years are counted from
+/// March, so that a leap day is the last day of its year.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 {
         (year, month - 3)
@@ -79,7 +78,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
         (year - 1, month + 9)
     };
     let leaps = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
-    // From 1 March of the year 0 to 2000-01-01.
+    // From 0000-03-01 to 2000-01-01.
     const TO_2000: i64 = 730_425;
     year * 365 + leaps + (153 * month + 2) / 5 + day - 1 - TO_2000
 }
@@ -101,7 +100,7 @@ impl ToSql for Moment {
     to_sql_checked!();
 }
 
-/// How far the database's clock is ahead of this machine's.
+/// Estimates how far the database's clock is ahead of this machine's.
 #[derive(Debug)]
 pub struct Clock {
     /// In microseconds; [`UNKNOWN`] before the first comparison.
@@ -111,7 +110,7 @@ pub struct Clock {
 
 const UNKNOWN: i64 = i64::MIN;
 
-/// The database's clock was ahead by something between the two, in microseconds.
+/// Bounds on how far the database's clock was ahead, in microseconds.
 #[derive(Clone, Copy, Debug)]
 struct Comparison {
     least: i64,
@@ -138,34 +137,36 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// How many microseconds it is ahead; below zero, it is behind.
+    /// How many microseconds the database's clock is ahead; negative if it is behind,
+    /// `None` before the first comparison.
     pub fn ahead(&self) -> Option<i64> {
         let ahead = self.ahead.load(Ordering::Relaxed);
         (ahead != UNKNOWN).then_some(ahead)
     }
 
-    /// What time it is in the database.
+    /// The current time by the database's clock, as far as it is known; before the first
+    /// comparison, this machine's.
     pub fn now(&self) -> Moment {
         let ahead = self.ahead().unwrap_or_default();
         Moment(Moment::here().0.saturating_add(ahead))
     }
 
-    /// The database said what time it was there, asked and answered at these
-    /// times here.
+    /// Records a comparison: the database reported the time `theirs`, between `asked` and
+    /// `answered` by this machine's clock.
     pub fn compare(&self, asked: Moment, theirs: Moment, answered: Moment) {
         let comparison = Comparison {
             least: theirs.0.saturating_sub(answered.0),
             most: theirs.0.saturating_sub(asked.0),
         };
         if comparison.width() < 0 {
-            // This machine's clock was put back meanwhile.
+            // This machine's clock was set back in the meantime.
             return;
         }
         let mut comparisons = self
             .comparisons
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // A clock that was set makes what was found before void.
+        // If either clock was set, earlier comparisons contradict this one and are void.
         comparisons.retain(|&other| other.agrees_with(comparison));
         comparisons.truncate(COMPARISONS - 1);
         comparisons.push_front(comparison);
@@ -213,13 +214,13 @@ mod tests {
         };
         // Between 900 and 1,000 ahead.
         assert_eq!(compare(0, 1_000, 100), 950);
-        // One that took longer says less.
+        // A slower comparison adds nothing.
         assert_eq!(compare(1_000, 5_000, 4_500), 950);
-        // One that was quicker says more.
+        // A quicker one narrows the estimate.
         assert_eq!(compare(5_000, 5_930, 5_010), 925);
-        // It was set back by a second.
+        // The database's clock was set back by a second.
         assert_eq!(compare(9_000, -991_000, 9_100), -1_000_050);
-        // This machine's was set while the database was asked.
+        // This machine's clock was set back during the query.
         assert_eq!(compare(10_000, 0, 9_000), -1_000_050);
     }
 

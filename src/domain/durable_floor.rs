@@ -1,38 +1,39 @@
-//! How far transaction ids are on disk.
+//! Which transaction ids are durable, that is, flushed to disk.
 //!
-//! A row can be seen before it is on disk, if its writer committed with
-//! `synchronous_commit = off`. A crash then forgets the row, and its transaction
-//! id and row id are handed out again: to a reader that has moved past them, the
-//! rows that bear them now are as good as seen. So the bridge knows, beside its
-//! position, the *safe* floor, below which ids are never handed out again, and
-//! every position falls to it when Postgres has crashed.
+//! If its writer committed with `synchronous_commit = off`, a row is visible before it is
+//! on disk. A crash then loses the row, and its transaction id and row id are assigned
+//! again. A reader that has moved past these ids would skip the rows that reuse them. So
+//! besides its position, the bridge knows the *durable floor*, below which ids are never
+//! reused. After a crash of Postgres, every position falls back to it.
 
 use tokio_postgres::types::PgLsn;
 
 use crate::domain::snapshot::Xid;
 
-/// Where the write-ahead log stood when a page was read.
+/// State of the write-ahead log when a page was read.
 #[derive(Clone, Copy, Debug)]
 pub struct Log {
-    /// All that the page could see lies before this
+    /// Everything that the page could see was written before this position
     /// (`pg_current_wal_insert_lsn()`).
     pub inserted: PgLsn,
-    /// What lies before this is on disk (`pg_current_wal_flush_lsn()`).
+    /// Everything before this position is on disk (`pg_current_wal_flush_lsn()`).
     pub flushed: PgLsn,
 }
 
-/// Transaction ids below it are on disk. It holds for the whole cluster.
+/// The durable floor: transaction ids below it are on disk. It applies to the whole
+/// cluster.
 #[derive(Debug)]
 pub struct SafeFloor {
     xid: Xid,
-    /// A floor that has been read up to, and where the log must be flushed to
-    /// for it to be safe. One is enough: the next is taken when it has been.
+    /// A floor that was read but isn't durable yet, and the log position that must be
+    /// flushed first. One candidate is enough: the next is taken once this one is
+    /// durable.
     candidate: Option<(Xid, PgLsn)>,
 }
 
 impl SafeFloor {
-    /// Begins with the next transaction id of the last checkpoint, which
-    /// recovery never goes back behind.
+    /// Starts at the next transaction id of the last checkpoint, which recovery never
+    /// goes back behind.
     pub fn new(checkpoint: Xid) -> Self {
         Self {
             xid: checkpoint,
@@ -40,13 +41,12 @@ impl SafeFloor {
         }
     }
 
-    /// The floor.
     pub fn xid(&self) -> Xid {
         self.xid
     }
 
-    /// A reader has read up to `floor`, the log standing so: the transaction
-    /// before the floor wrote its row before the log's end.
+    /// Records that a reader has read up to `floor` while the log was in state `log`. The
+    /// transaction before `floor` wrote its row before `log.inserted`.
     pub fn read_up_to(&mut self, floor: Xid, log: Log) {
         if let Some((candidate, inserted)) = self.candidate
             && inserted <= log.flushed
@@ -61,7 +61,8 @@ impl SafeFloor {
         }
     }
 
-    /// Postgres has crashed: what was not on disk then will never be.
+    /// Call this after a crash of Postgres: what was not on disk at that point never will
+    /// be.
     pub fn crashed(&mut self) {
         self.candidate = None;
     }
@@ -83,7 +84,8 @@ mod tests {
         let mut safe = SafeFloor::new(Xid(5));
         safe.read_up_to(Xid(9), log(100, 90));
         assert_eq!(safe.xid(), Xid(5));
-        // The younger floor must not pass for the older one's log.
+        // A flush up to the older candidate's log position must not make the younger
+        // floor durable.
         safe.read_up_to(Xid(12), log(150, 99));
         assert_eq!(safe.xid(), Xid(5));
         safe.read_up_to(Xid(14), log(160, 100));

@@ -1,47 +1,46 @@
-//! Which history of which database: transaction ids and row ids mean something
-//! only within it.
+//! Identifies the history of a database: transaction ids and row ids mean something only
+//! within one.
 
 use std::error::Error;
 
 use tokio_postgres::types::{FromSql, ToSql, Type, accepts, to_sql_checked};
 
-/// A cluster, and the life of its primary.
+/// A cluster and one incarnation of its primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct History {
-    /// `pg_control_system()`'s, given at `initdb`.
+    /// From `pg_control_system()`, assigned by `initdb`.
     pub system_identifier: i64,
-    /// Since the last failover and the last crash.
     pub incarnation: Incarnation,
 }
 
 /// The life of a primary between two crashes.
 ///
-/// A failover or a restore begins another timeline, in which every id means
-/// something else. A crash keeps the timeline, but ids that were handed out and
-/// not yet written to disk are handed out again.
+/// A failover or a restore starts a new timeline, in which every id means something else.
+/// A crash keeps the timeline, but ids that were assigned and not yet flushed to disk are
+/// assigned again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Incarnation {
-    /// Counts the promotions of standbys.
+    /// Increased by each promotion of a standby.
     pub timeline: i32,
-    /// What a crash changes.
+    /// Changed by a crash.
     pub since: Since,
 }
 
 /// When a bridge first found the unlogged table `tidings_incarnation` empty, in
-/// microseconds: crash recovery empties it, also after a single backend was killed,
-/// and a restart in order keeps it. `docs/decisions/0010` compares it with other signs
+/// microseconds. Crash recovery empties the table, also after a single backend was
+/// killed; a clean restart keeps it. `docs/decisions/0010` compares this with other signs
 /// of a crash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Since(pub i64);
 
-/// A history's short name, for the ids of events: what a failover or a restore
-/// changes, and a crash does not.
+/// A short hash of the history for event ids. A failover or a restore changes it, a crash
+/// does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epoch(pub u32);
 
 impl History {
-    /// Mixed into 32 bits, so that an id stays short: two histories share an
-    /// epoch once in four thousand million.
+    /// Hashed to 32 bits to keep event ids short: the chance that two histories share an
+    /// epoch is one in 4 billion.
     pub fn epoch(self) -> Epoch {
         let timeline = u64::from(self.incarnation.timeline.cast_unsigned());
         let mixed = mix(self.system_identifier.cast_unsigned() ^ timeline.rotate_left(32));
@@ -50,12 +49,12 @@ impl History {
 }
 
 impl Since {
-    /// The table is empty: Postgres has crashed, and no bridge has begun the next
-    /// incarnation yet. A time that no bridge ever finds the table empty at.
+    /// The table is empty: Postgres has crashed, and no bridge has started the next
+    /// incarnation yet. No bridge ever records this value.
     pub const NONE: Self = Self(i64::MIN);
 
-    /// Mixed into 21 bits, which are three bytes in an id: one crash in two
-    /// million goes unnoticed by an id that a client brings back.
+    /// Hashed to 21 bits, which are three bytes in an event id: with a chance of one in
+    /// two million, an id that a client presents doesn't reveal the crash.
     pub fn short(self) -> u32 {
         (mix(self.0.cast_unsigned()) >> 43) as u32
     }
@@ -69,7 +68,7 @@ fn mix(mut bits: u64) -> u64 {
 }
 
 impl<'a> FromSql<'a> for Since {
-    /// Any fixed beginning will do: it is only compared.
+    /// Postgres' epoch is kept: the value is only compared.
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
         i64::from_sql(&Type::INT8, raw).map(Self)
     }

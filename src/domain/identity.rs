@@ -1,4 +1,5 @@
-//! Who is asking, and for how long the answer holds.
+//! The user that a request authenticates as, for how long, and what ends the user's
+//! streams.
 
 use std::time::Duration;
 
@@ -6,27 +7,26 @@ use tokio::time::Instant;
 
 use crate::domain::notification::UserId;
 
-/// How far the clocks of issuer and bridge may be apart. A token is good for
-/// this long after its `exp`, and so is a stream that was opened with it.
+/// Allowed clock skew between issuer and bridge. A token is accepted this long after its
+/// `exp`, and a stream that was opened with it lasts as long.
 pub const LEEWAY: Duration = Duration::from_secs(30);
 
-/// Who is asking.
+/// The result of authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The user.
     pub user: UserId,
-    /// From when on the same credentials are refused, if they expire.
+    /// When the same credentials start to be rejected, if they expire.
     pub expires: Option<Instant>,
-    /// The ticket that was shown, if there was one.
+    /// The ticket that was presented, if any.
     pub ticket: Option<TicketHash>,
 }
 
 impl Identity {
-    /// Both, for as long as both hold.
+    /// Combines two credentials of one request: valid for as long as both are.
     ///
     /// # Errors
     ///
-    /// [`Unidentified::Disagree`].
+    /// [`Unidentified::Disagree`] if they name different users.
     pub fn and(self, other: Self) -> Result<Self, Unidentified> {
         if self.user != other.user {
             return Err(Unidentified::Disagree);
@@ -44,7 +44,7 @@ impl Identity {
 }
 
 impl From<UserId> for Identity {
-    /// One that never expires.
+    /// An identity that never expires.
     fn from(user: UserId) -> Self {
         Self {
             user,
@@ -54,37 +54,36 @@ impl From<UserId> for Identity {
     }
 }
 
-/// SHA-256 of a ticket, by which the database and the hub know it.
+/// SHA-256 of a ticket. The database and the hub store only this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TicketHash(pub [u8; 32]);
 
 impl TicketHash {
-    /// As the database has it.
+    /// Reads the column's value; `None` unless it has 32 bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
 
-/// Which streams are to end, by `disconnect_user` and `disconnect_everyone` or
-/// because tickets were removed.
+/// Which streams must end, because of `disconnect_user`, `disconnect_everyone`, or
+/// deleted tickets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disconnection {
-    /// All of a user's.
+    /// All streams of a user.
     User(UserId),
-    /// Those of a user that this ticket opened.
+    /// A user's streams that were opened with this ticket.
     Ticket(UserId, TicketHash),
-    /// Those of a user that any ticket opened.
+    /// A user's streams that were opened with any ticket.
     Tickets(UserId),
-    /// Everyone's that any ticket opened.
+    /// All users' streams that were opened with any ticket.
     AllTickets,
-    /// Everyone's.
+    /// All streams.
     Everyone,
 }
 
 impl Disconnection {
-    /// As the database has it: without a user it concerns everyone, without a
-    /// ticket all streams, and an empty ticket stands for any. `None` for what
-    /// no stream can match.
+    /// Reads a row's columns. Without a user it applies to everyone, without a ticket to
+    /// all streams; an empty ticket stands for any ticket. `None` if no stream can match.
     pub fn from_columns(user: Option<&str>, ticket: Option<&[u8]>) -> Option<Self> {
         match (user, ticket) {
             (None, None) => Some(Self::Everyone),
@@ -98,7 +97,7 @@ impl Disconnection {
         }
     }
 
-    /// The user whose streams end; `None` for everyone.
+    /// The user whose streams end; `None` for all users.
     pub fn user(&self) -> Option<&UserId> {
         match self {
             Self::User(user) | Self::Ticket(user, _) | Self::Tickets(user) => Some(user),
@@ -106,13 +105,12 @@ impl Disconnection {
         }
     }
 
-    /// Whether a stream of this user, opened with this ticket, is to end.
+    /// Whether a stream of this user that was opened with this ticket must end.
     pub fn means(&self, user: &UserId, ticket: Option<TicketHash>) -> bool {
         self.user().is_none_or(|whose| whose == user) && self.means_ticket(ticket)
     }
 
-    /// Whether a stream that was opened with this ticket is to end, if its user is
-    /// concerned.
+    /// Like [`means`](Self::means), for a stream whose user is already known to match.
     pub fn means_ticket(&self, ticket: Option<TicketHash>) -> bool {
         match self {
             Self::User(_) | Self::Everyone => true,
@@ -122,36 +120,37 @@ impl Disconnection {
     }
 }
 
-/// Why a request is nobody's. The text is for the client, and says nothing of
-/// the inside.
+/// Why a request could not be authenticated. The text is sent to the client and reveals
+/// nothing internal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unidentified {
-    /// No token at all.
+    /// No credentials were sent.
     #[error(
         "this stream needs to know who you are: sign in, or send a token as `Authorization: Bearer <JWT>`"
     )]
     Missing,
-    /// It was valid once.
+    /// The token has expired.
     #[error("the token has expired: get a new one")]
     Expired,
-    /// Wrong in any other way: signature, algorithm, form, claims.
+    /// The token is invalid for any other reason: signature, algorithm, form, claims.
     #[error("the token is not valid here: get one from the application that this stream is of")]
     Invalid,
-    /// Unknown, expired, or taken away.
+    /// The ticket is unknown, expired or deleted.
     #[error("the ticket is not valid, or not any more: get a new one")]
     Ticket,
-    /// Two sources that name two users.
+    /// Two credentials name different users.
     #[error("the request carries credentials of different users: send one")]
     Disagree,
-    /// A header for proxies, from somebody else.
+    /// A header reserved for trusted proxies, sent by another address.
     #[error(
         "the request has a header that only a trusted proxy may set: leave it out, or come through the proxy"
     )]
     Spoofed,
-    /// Not a text of 1 to 255 bytes.
+    /// The user is not a text of 1 to 255 bytes.
     #[error("the user must be a text of 1 to 255 bytes")]
     User,
-    /// Nobody can tell at the moment: what it takes is out of reach.
+    /// Authentication is impossible at the moment, because something it depends on is
+    /// unreachable.
     #[error("it can't be told at the moment who you are: try again in some seconds")]
     Unavailable,
 }

@@ -1,14 +1,14 @@
-//! What a reader has seen, as a Postgres snapshot.
+//! What a reader has seen, represented as a Postgres snapshot.
 //!
-//! A row takes its id when it is inserted and becomes visible when its
-//! transaction commits, so `id > last_seen` skips the rows of a slow
-//! transaction. A [`Position`] remembers instead what the reader's snapshot
-//! could not see: every row stores the transaction that wrote it, and a row is
-//! *new* if that transaction was still running, or unknown, when the reader
-//! looked. PgQ has read queues this way for fifteen years.
+//! A row gets its id when it is inserted and becomes visible when its transaction
+//! commits, so `id > last_seen` skips the rows of a slow transaction. A [`Position`]
+//! instead remembers what the reader's snapshot could not see. Every row stores the
+//! transaction that wrote it, and a row is *new* if that transaction was still running,
+//! or had not started, when the reader read. PgQ has read queues this way for fifteen
+//! years.
 //!
-//! One type serves the bridge's own tail of the table, a connection's catch-up
-//! and live delivery, and the id of every SSE event.
+//! The same type serves the bridge's own tail of the table, a connection's catch-up and
+//! live delivery, and the id of every SSE event.
 
 mod event_id;
 
@@ -18,7 +18,7 @@ use crate::domain::snapshot::{Snapshot, Xid};
 
 pub use self::event_id::{EventId, OPEN_IN_TEXT, UnusableId};
 
-/// Where a row stands in the order of delivery: by transaction, then by id.
+/// A row's place in the order of delivery: by transaction, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowKey {
     /// The transaction that wrote the row.
@@ -27,16 +27,15 @@ pub struct RowKey {
     pub id: i64,
 }
 
-/// What a reading leaves.
+/// Whether a read left new rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// Nothing: all that is new was read.
+    /// Everything new was read.
     Nothing,
-    /// More rows.
     More,
 }
 
-/// Whether more rows of the same transaction follow the one that was read.
+/// Whether more rows of the same transaction follow the row that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {
     /// The next row was written by the same transaction.
@@ -45,35 +44,35 @@ pub enum Follows {
     Other,
 }
 
-/// Transactions that a run of rows was cut in, or has left behind although later
-/// rows are in it: their rows above an id are still to be read.
+/// Transactions that a run of rows cut off or left behind, although the run contains
+/// later rows: their rows above an id are still unread.
 ///
-/// A transaction with more rows than a page holds is read in pieces, and later
-/// transactions don't wait for it. Every reader that moves past one of the later
-/// rows keeps the rest of the large transaction open.
+/// A transaction with more rows than a page is read in pieces, and later transactions
+/// don't wait for it. Every reader that moves past one of the later rows keeps the rest
+/// of the large transaction open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unread(BTreeMap<Xid, i64>);
 
 impl Unread {
-    /// The rows are all that is new, up to the last one and its transaction's end.
+    /// The run contains everything new, up to its last row and the end of that row's
+    /// transaction.
     pub const NOTHING: Self = Self(BTreeMap::new());
 
-    /// The run was cut after this row, and more of its transaction follow.
+    /// The run was cut off after `row`, and more rows of its transaction follow.
     pub fn after(row: RowKey) -> Self {
         Self(BTreeMap::from([(row.xid, row.id)]))
     }
 
-    /// The run was cut after this row, too.
+    /// The run was also cut off after `row`.
     pub fn add(&mut self, row: RowKey) {
         self.0.insert(row.xid, row.id);
     }
 
-    /// How many transactions they are.
+    /// The number of transactions.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -83,36 +82,36 @@ impl Unread {
         self.0.keys().copied().collect()
     }
 
-    /// For each of [`xids`](Self::xids), the last row id read of it.
+    /// For each of [`xids`](Self::xids), the id of the last row that was read.
     pub fn reads(&self) -> Vec<i64> {
         self.0.values().copied().collect()
     }
 }
 
-/// What a reader has seen: all rows of transactions below `floor`, except those
-/// of the transactions in `open`, of which it has seen the rows up to an id.
+/// What a reader has seen: all rows of transactions below `floor`, except for the
+/// transactions in `open`, of which it has seen the rows up to an id.
 ///
-/// The floor is made of the transactions of rows, never of a snapshot's `xmax`:
-/// transaction ids that were handed out and not logged are used again after a
-/// crash, and a floor above them would hide the rows that reuse them.
+/// The floor is computed from the transactions of rows, never from a snapshot's `xmax`:
+/// transaction ids that were assigned and not logged are reused after a crash, and a
+/// floor above them would hide the rows that reuse them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     floor: Xid,
-    /// Each is below `floor`; the value is the last row id read of it, 0 = none.
+    /// Each is below `floor`; the value is the id of the last row read, 0 for none.
     open: BTreeMap<Xid, i64>,
 }
 
 impl Position {
-    /// Everything that `snapshot` sees up to and including transaction `top`
-    /// has been seen. Without `top` there was nothing to see.
+    /// The position after everything that `snapshot` sees, up to and including
+    /// transaction `top`. Without `top`, there was nothing to see.
     pub fn after(top: Option<Xid>, snapshot: &Snapshot) -> Self {
         let mut position = Self::default();
         position.finish(top, snapshot, &Unread::NOTHING);
         position
     }
 
-    /// Everything that `snapshot` sees before `first` has been seen, and
-    /// nothing from `first` on.
+    /// The position after everything that `snapshot` sees before `first`, and nothing
+    /// from `first` on.
     pub fn before(first: RowKey, snapshot: &Snapshot) -> Self {
         let floor = first.xid.next();
         let mut open = running_below(floor, snapshot);
@@ -120,18 +119,18 @@ impl Position {
         Self { floor, open }
     }
 
-    /// Whether the row has not been seen.
+    /// Whether the reader has not seen this row.
     pub fn is_new(&self, row: RowKey) -> bool {
         row.xid >= self.floor || self.open.get(&row.xid).is_some_and(|&read| row.id > read)
     }
 
-    /// Moves on to after `row`, the next new row in the order of delivery that
-    /// `snapshot` sees. It is in a run of rows that leaves `unread`.
+    /// Moves to after `row`, the next new row in delivery order that `snapshot` sees. The
+    /// row belongs to a run that leaves `unread`.
     pub fn advance(&mut self, row: RowKey, snapshot: &Snapshot, follows: Follows, unread: &Unread) {
         let left = self.left_of(unread, row.xid);
         self.floor = self.floor.max(row.xid.next());
-        // What lies above the row is still to be read of; what lies below has
-        // been read to its end, unless it is still running or was left behind.
+        // Transactions above the row's are still unread. Those below have been read to
+        // their ends, unless they are still running or were left behind.
         self.open.retain(|&xid, _| xid > row.xid);
         for xid in snapshot.running_below(self.floor) {
             self.open.entry(xid).or_insert(0);
@@ -142,10 +141,10 @@ impl Position {
         }
     }
 
-    /// Ends a reading: every row that `snapshot` sees has been read, the
-    /// highest of them of transaction `top` (none that is higher than what was
-    /// read row by row, if it is left out), but for the rest of the transactions
-    /// in `unread`.
+    /// Completes a read: every row that `snapshot` sees has been read, except the rest of
+    /// the transactions in `unread`. `top` is the highest transaction of these rows;
+    /// without it, none is higher than the rows that [`advance`](Self::advance) has
+    /// passed.
     pub fn finish(&mut self, top: Option<Xid>, snapshot: &Snapshot, unread: &Unread) {
         let floor = top.map_or(self.floor, |top| self.floor.max(top.next()));
         let left = self.left_of(unread, floor);
@@ -154,18 +153,17 @@ impl Position {
         self.open.extend(left);
     }
 
-    /// Moves the position from which a page was read past the rows of the
-    /// transactions that were begun: they have been read to their ends, but for
-    /// those in `cut`. Returns what the rows leave.
+    /// Moves the position from which a page was read past the page's rows of transactions
+    /// that were already begun: these have been read to their ends, except those in
+    /// `cut`. Returns what the rows leave unread.
     pub fn pass_begun(&mut self, cut: &Unread) -> Unread {
         self.open.retain(|_, read| *read == 0);
         self.open.extend(&cut.0);
         Unread(self.open.clone())
     }
 
-    /// Moves the position from which a page was read past the rows of the other
-    /// transactions, from which those that were begun are left. Returns what the
-    /// rows leave.
+    /// Moves the position from which a page was read past the page's rows of all other
+    /// transactions. The begun ones stay unread. Returns what the rows leave unread.
     pub fn pass_others(
         &mut self,
         last: Option<RowKey>,
@@ -175,7 +173,7 @@ impl Position {
     ) -> Unread {
         let mut unread = self.begun();
         unread.0.extend(&cut.0);
-        // The rows are in order, so moving past the last moves past them all.
+        // The rows are in order, so moving past the last one moves past all of them.
         if let Some(last) = last {
             self.advance(last, snapshot, Follows::Other, &unread);
         }
@@ -185,8 +183,8 @@ impl Position {
         unread
     }
 
-    /// What this reader, too, has not seen of the transactions in `unread` below
-    /// `xid`. It may have read further than the reader who left them behind.
+    /// The part of `unread` below `xid` that this reader hasn't seen either. It may have
+    /// read further than the reader that left these transactions behind.
     fn left_of(&self, unread: &Unread, xid: Xid) -> BTreeMap<Xid, i64> {
         let below = unread.0.range(..xid);
         let left = below.filter_map(|(&xid, &read)| match self.open.get(&xid) {
@@ -197,8 +195,8 @@ impl Position {
         left.collect()
     }
 
-    /// Joins what two readers have seen: a row is new to the result if it is
-    /// new to both.
+    /// Merges what two readers have seen: a row is new to the result only if it is new to
+    /// both.
     pub fn join(&mut self, other: &Self) {
         let (high, low) = if self.floor >= other.floor {
             (&*self, other)
@@ -220,16 +218,16 @@ impl Position {
         };
     }
 
-    /// After a crash of Postgres: transaction ids from `safe` on may have been
-    /// handed out again, so nothing of them counts as seen.
+    /// After a crash of Postgres, transaction ids from `safe` on may have been assigned
+    /// again, so none of them counts as seen.
     pub fn fall_to(&mut self, safe: Xid) {
         self.floor = self.floor.min(safe);
         self.open.retain(|&xid, _| xid < safe);
     }
 
-    /// Whether new rows may be among those that were removed, the youngest of
-    /// which were of transaction `pruned`. What `snapshot` says to be running
-    /// still has lost no row.
+    /// Whether this reader may have missed rows that were removed. `pruned` is their
+    /// youngest transaction. No row of a transaction that `snapshot` shows as running has
+    /// been removed.
     pub fn may_miss(&self, pruned: Xid, snapshot: &Snapshot) -> bool {
         let has_ended = |xid| {
             snapshot
@@ -239,29 +237,28 @@ impl Position {
         self.floor <= pruned || self.open.range(..=pruned).any(|(&xid, _)| has_ended(xid))
     }
 
-    /// Rows of this transaction and later ones are all new.
+    /// All rows of this transaction and later ones are new.
     pub fn floor(&self) -> Xid {
         self.floor
     }
 
-    /// The transactions below the floor of which rows are still to come, in
-    /// ascending order.
+    /// The transactions below the floor that still have unread rows, in ascending order.
     pub fn open_xids(&self) -> Vec<Xid> {
         self.open.keys().copied().collect()
     }
 
-    /// For each of [`open_xids`](Self::open_xids), the last row id read of it.
+    /// For each of [`open_xids`](Self::open_xids), the id of the last row that was read.
     pub fn open_reads(&self) -> Vec<i64> {
         self.open.values().copied().collect()
     }
 
-    /// The open transactions of which rows have been read: they have committed,
-    /// and were larger than a page.
+    /// The open transactions of which some rows have been read: they have committed, and
+    /// were larger than a page.
     pub fn begun(&self) -> Unread {
         self.open_where(|read| read != 0)
     }
 
-    /// The open transactions of which nothing has been read: they were running.
+    /// The open transactions of which nothing has been read: they were still running.
     pub fn not_begun(&self) -> Unread {
         self.open_where(|read| read == 0)
     }
@@ -296,7 +293,7 @@ mod tests {
         })
     }
 
-    /// Few transactions, so that most are known to both.
+    /// Few transactions, so that most are known to both positions.
     fn dense_position() -> impl Strategy<Value = Position> {
         (0..12u64, unread()).prop_map(|(floor, Unread(mut open))| {
             let floor = Xid(floor);
@@ -318,7 +315,7 @@ mod tests {
     }
 
     proptest! {
-        // Some cases are one in a hundred or rarer.
+        // Some cases occur in one of a hundred inputs, or fewer.
         #![proptest_config(ProptestConfig::with_cases(4_000))]
 
         #[test]

@@ -1,18 +1,18 @@
 //! Transaction ids and snapshots, as Postgres sends them.
 //!
-//! See <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT>.
+//! See
+//! <https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT>.
 
 use std::{error::Error, fmt};
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
-/// A transaction id that never wraps (`xid8`).
+/// A transaction id that never wraps around (`xid8`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Xid(pub u64);
 
 impl Xid {
-    /// The id that is handed out after this one.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -36,16 +36,16 @@ impl ToSql for Xid {
     to_sql_checked!();
 }
 
-/// Which transactions a statement could see the work of (`pg_snapshot`).
+/// Which transactions are visible to a statement (`pg_snapshot`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     xmax: Xid,
-    /// Ascending; each below `xmax`.
+    /// In ascending order, each below `xmax`.
     running: Vec<Xid>,
 }
 
 impl Snapshot {
-    /// A snapshot that sees all finished transactions below `xmax` but those in
+    /// A snapshot that sees all finished transactions below `xmax` except those in
     /// `running`.
     pub fn new(xmax: Xid, mut running: Vec<Xid>) -> Self {
         running.retain(|&xid| xid < xmax);
@@ -53,18 +53,18 @@ impl Snapshot {
         Self { xmax, running }
     }
 
-    /// How many transactions were running, of all databases of the cluster.
+    /// The number of running transactions, in all databases of the cluster.
     pub fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// All transactions below it have ended, and it sees what those that
-    /// committed have done: `xmin`.
+    /// The snapshot's `xmin`: all transactions below it have ended, and what they
+    /// committed is visible.
     pub fn ended_below(&self) -> Xid {
         self.running.first().copied().unwrap_or(self.xmax)
     }
 
-    /// The transactions below `floor` that were still running, ascending.
+    /// The transactions below `floor` that were still running, in ascending order.
     pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
         self.running
             .iter()
@@ -73,7 +73,7 @@ impl Snapshot {
     }
 }
 
-/// As Postgres writes it: `xmin:xmax:running,running`.
+/// Postgres' text form: `xmin:xmax:running,running`.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:", self.ended_below().0, self.xmax.0)?;

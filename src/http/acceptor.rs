@@ -1,5 +1,4 @@
-//! A port where clients connect: every connection is bounded from the moment when
-//! it is accepted.
+//! Accepts connections on a port, and limits each of them from the moment it is accepted.
 
 use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
@@ -28,28 +27,31 @@ use crate::{
     tls::server_certificate,
 };
 
-/// A request and its answer have this long, from the connection or, over HTTP/2,
-/// from the request's headers on; only a stream may stay longer. It leaves time for
-/// an answer to a client that sent its request at the last moment.
+/// Time limit for a request and its response, measured from the connection or, over
+/// HTTP/2, from the request's headers. Only streams may last longer. It is longer than
+/// [`CLIENT_LIMIT`], so that a client that sent its request at the last moment still gets
+/// a response.
 pub const EXCHANGE_LIMIT: Duration = Duration::from_secs(40);
 
-/// A client whose request was not read to its end has this long to notice that it
-/// was answered, before the connection is closed.
+/// When a response is sent before the whole request was read, the client has this long to
+/// read it before the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What a port does with a connection before HTTP.
+/// How a port handles a connection before HTTP.
 #[derive(Clone)]
 pub struct Port {
-    /// Where its clients are counted; those of the admin address are not.
+    /// Counts the clients. `None` at the admin address, where they are not counted.
     pub sockets: Option<Arc<Sockets>>,
-    /// With HTTPS and HTTP/2, or plain HTTP/1.1.
+    /// HTTPS with HTTP/2 if set; otherwise plain HTTP/1.1.
     pub tls: Option<TlsAcceptor>,
-    /// Cancelled when no more connections are accepted: those of HTTP/2 are told to close then.
+    /// Cancelled when no more connections are accepted. HTTP/2 connections then shut down
+    /// gracefully.
     pub closing: CancellationToken,
 }
 
 impl Port {
-    /// Has a server listen, and answer with what `app` makes.
+    /// Makes `server` listen on `listener` and answer with the service that `app`
+    /// creates.
     ///
     /// # Errors
     ///
@@ -70,7 +72,7 @@ impl Port {
         <S::Service as Service<Request>>::Future: 'static,
         B: MessageBody + 'static,
     {
-        // Once for each worker thread.
+        // Called once for each worker thread.
         server.listen("port", listener, move || {
             let (port, app) = (self.clone(), app.clone());
             fn_factory(move || {
@@ -81,7 +83,7 @@ impl Port {
         })
     }
 
-    /// Answers connections with what `app` answers to their requests.
+    /// Passes the requests of each connection to `app`.
     async fn serve<S, B>(
         self,
         app: S,
@@ -96,18 +98,19 @@ impl Port {
         let app = Rc::new(app);
         let shared = Rc::clone(&app);
         let http1 = HttpService::build()
-            // The deadline is that of a connection's first request, so there is no other.
+            // `EXCHANGE_LIMIT` covers the whole connection, so it serves only one
+            // request.
             .keep_alive(KeepAlive::Disabled)
-            // A client that is slower to ask than this gets a 408, after which an
-            // `EventSource` never comes back; a device that wakes up, or a connection
-            // that a browser opened ahead, may take some seconds.
+            // A client that takes longer gets a 408, after which an `EventSource` never
+            // reconnects. A device that is waking up, or a connection that a browser
+            // opened in advance, may take some seconds.
             .client_request_timeout(CLIENT_LIMIT)
             .client_disconnect_timeout(LINGER)
-            // A body is polled again only when all its earlier bytes are in the
-            // kernel's hands: that is what "sent" rests on.
+            // A body is polled again only when all its earlier bytes are in the kernel.
+            // The meaning of "sent" depends on this.
             .h1_write_buffer_size(1)
-            // A browser that closes its half has gone; a script that asks the admin
-            // address may wait for its answer.
+            // A browser that closes its side of the connection has gone; a script that
+            // queries the admin address may still be waiting for its response.
             .h1_allow_half_closed(self.sockets.is_none())
             .on_connect_ext(|exchange: &Exchange, extensions| {
                 extensions.insert(exchange.clone());
@@ -121,7 +124,7 @@ impl Port {
             .await?;
         let (port, http1) = (Rc::new(self), Rc::new(http1));
         let serve = fn_service(move |tcp: TcpStream| {
-            // Before the client can have the bridge do anything.
+            // Before the client can make the bridge do any work.
             let socket = port.take_in(tcp);
             let (port, app, http1) = (Rc::clone(&port), Rc::clone(&app), Rc::clone(&http1));
             async move {
@@ -130,7 +133,8 @@ impl Port {
                 match transport {
                     Transport::Tls(stream) if server_certificate::speaks_http2(&stream) => {
                         let closing = port.closing.clone().cancelled_owned();
-                        // Boxed, so that other connections have no room for it.
+                        // Boxed, so that the futures of other connections don't reserve
+                        // space for it.
                         Box::pin(http2::serve(stream, peer, app, closing, EXCHANGE_LIMIT)).await;
                     }
                     transport => {
@@ -147,7 +151,7 @@ impl Port {
         Ok(serve.into_service())
     }
 
-    /// Counts a connection. One that has no place is closed.
+    /// Counts a connection, or closes it if a limit is reached.
     fn take_in(&self, tcp: TcpStream) -> Result<Socket, ()> {
         let place = match &self.sockets {
             Some(sockets) => Some(sockets.take_in(&tcp).ok_or(())?),
@@ -159,7 +163,7 @@ impl Port {
         Ok(Socket::new(tcp, place))
     }
 
-    /// Makes the handshake, if there is to be one.
+    /// Performs the TLS handshake, if TLS is enabled.
     async fn open(&self, socket: Socket) -> Result<Transport, ()> {
         let Some(tls) = &self.tls else {
             return Ok(Transport::Plain(socket));
@@ -178,8 +182,9 @@ impl Port {
     }
 }
 
-/// Answers a request over HTTP/1, in the framing of its version. A connection serves one request,
-/// and the response says so, also to a client that asked to upgrade the protocol.
+/// Answers a request over HTTP/1, in the framing of its version. A connection serves one
+/// request, and the response says so, also to a client that asked to upgrade the
+/// protocol.
 async fn answer_http1<S, B>(app: Rc<S>, request: Request) -> Result<Response<B>, Response<BoxBody>>
 where
     S: Service<Request>,

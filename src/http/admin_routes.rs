@@ -1,4 +1,4 @@
-//! What probes and monitors ask for, on an address of its own.
+//! The routes for probes and monitoring, on an address of their own.
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 
@@ -23,22 +23,22 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(readable("/database", dashboard::database));
 }
 
-/// The response for paths without a resource.
+/// The response for unknown paths.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
     let detail = "there is nothing here: this is the admin address, which has /, /health/live, \
                   /health/ready and /metrics";
     methods::missing(&request, detail)
 }
 
-/// The process runs and answers. A database that is away is no reason to kill
-/// it: streams stay open, and it finds back by itself.
+/// The process is running and responds. It should not be restarted because the database
+/// is unavailable: streams stay open, and it reconnects by itself.
 async fn live() -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .json(serde_json::json!({ "status": "live" }))
 }
 
-/// The bridge hears the database and may be sent clients.
+/// Whether the bridge is listening to the database and may receive clients.
 async fn ready(health: web::Data<Health>) -> HttpResponse {
     let readiness = health.readiness();
     let mut response = if readiness.is_ready() {

@@ -1,5 +1,5 @@
-//! How many streams are let in: in all, of one user, from one address, and how
-//! often.
+//! Limits streams: their number in total, per user and per address, and the rate of new
+//! ones.
 
 use std::{
     collections::HashMap,
@@ -24,17 +24,17 @@ use crate::{
     runtime::counter_map::Tally,
 };
 
-/// An address that was quiet may ask for as many streams at once as its rate
-/// allows in this time: a browser restores all its tabs, an office comes back
-/// after a power cut.
+/// The burst that an idle address may use: as many streams at once as its rate allows in
+/// this time. A browser may restore all its tabs, or a whole office may reconnect after a
+/// power cut.
 const BURST: Duration = Duration::from_secs(10);
 
-/// Addresses whose rates are watched, each for [`BURST`] at the longest. Who
-/// comes from yet another while there are so many shares one rate with all
-/// who do. A map of this size takes some megabytes.
+/// The most addresses that have a rate of their own, each for at most [`BURST`] after its
+/// last request. While there are this many, all further addresses share one rate. A map
+/// of this size takes some megabytes.
 const WATCHED: usize = 100_000;
 
-/// Lets streams in.
+/// Admits streams within the limits.
 #[derive(Debug)]
 pub struct Admission {
     limits: LimitOptions,
@@ -42,11 +42,11 @@ pub struct Admission {
     refusals: Arc<Refusals>,
     open: Mutex<Open>,
     pace: Mutex<Pace>,
-    /// Whether it was said that a proxy seems to be missing from the settings.
+    /// Whether the warning was logged that a proxy seems to be missing from the settings.
     told_of_proxy: AtomicBool,
 }
 
-/// What is open.
+/// The numbers of open streams.
 #[derive(Debug, Default)]
 struct Open {
     all: usize,
@@ -54,7 +54,7 @@ struct Open {
     clients: Tally<Client>,
 }
 
-/// A stream's place. Dropping it gives it back.
+/// A stream's place, released on drop.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
@@ -63,7 +63,6 @@ pub struct Permit {
 }
 
 impl Admission {
-    /// Within these limits.
     pub fn new(limits: LimitOptions, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
         Self {
             limits,
@@ -75,7 +74,8 @@ impl Admission {
         }
     }
 
-    /// Whose request it is, as far as limits are concerned.
+    /// The client to which the limits apply. Warns once if a proxy seems to be missing
+    /// from the settings.
     pub fn client_of(&self, request: &HttpRequest) -> Client {
         let client = self.proxies.client_of(request);
         if self.proxies.disbelieve(request) && !self.told_of_proxy.swap(true, Ordering::Relaxed) {
@@ -89,11 +89,11 @@ impl Admission {
         client
     }
 
-    /// Whether a client may ask now; it counts as having asked.
+    /// Counts a request, unless the client exceeds its rate.
     ///
     /// # Errors
     ///
-    /// A [`Deferral`], if it asks too often.
+    /// A [`Deferral`] if it does.
     pub fn pace(&self, client: Client) -> Result<(), Deferral> {
         let is_in_time = lock(&self.pace).ask(client, self.limits.connection_rate, Instant::now());
         if is_in_time {
@@ -103,11 +103,11 @@ impl Admission {
         }
     }
 
-    /// A place for a stream.
+    /// Reserves a place for a stream.
     ///
     /// # Errors
     ///
-    /// A [`Deferral`], if there is none.
+    /// A [`Deferral`] if a limit is reached.
     pub fn admit(self: &Arc<Self>, user: &UserId, client: Client) -> Result<Permit, Deferral> {
         let limits = &self.limits;
         let mut open = lock(&self.open);
@@ -135,7 +135,8 @@ impl Admission {
         })
     }
 
-    /// For what is out of reach at the moment: `detail` says what.
+    /// The response while something that the request needs is unavailable; `detail` names
+    /// it.
     pub fn unavailable(&self, detail: impl Into<String>) -> Deferral {
         Deferral::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -177,16 +178,16 @@ impl Drop for Permit {
     }
 }
 
-/// How often each client asks.
+/// The rate limit of each client.
 #[derive(Debug, Default)]
 struct Pace {
-    /// When each will have been quiet for long enough to be forgotten: every
-    /// request moves that by what the rate grants one (the generic cell rate
+    /// When each client will have been quiet for long enough to be forgotten. Each
+    /// request moves this by the time that the rate allows for one (the generic cell rate
     /// algorithm).
     clients: HashMap<Client, Instant>,
-    /// The same, of all for whom there was no room.
+    /// The same, shared by all clients for which there was no room.
     others: Option<Instant>,
-    /// When those who can be forgotten were last looked for.
+    /// When `clients` was last swept.
     swept: Option<Instant>,
 }
 
@@ -209,8 +210,8 @@ impl Pace {
         is_in_time
     }
 
-    /// Forgets those who have been quiet, at most once a second: a flood of
-    /// addresses must not cost a look at all of them each time.
+    /// Forgets clients that have been quiet, at most once a second: a flood of addresses
+    /// must not cause a scan of the whole map for each request.
     fn sweep(&mut self, now: Instant) {
         let is_time = self
             .swept
@@ -296,7 +297,7 @@ mod tests {
                 .map(|number| {
                     let admission = &admission;
                     scope.spawn(move || {
-                        // Taken and given back, so that drops race too.
+                        // Acquired and released, so that drops race too.
                         for _ in 0..100 {
                             drop(admission.admit(&user("alice"), client(number)));
                         }
@@ -330,7 +331,7 @@ mod tests {
             |number, millis| pace.ask(client(number), 10, start + Duration::from_millis(millis));
         assert!((0..100).all(|_| ask(1, 0)));
         assert!(!ask(1, 0) && !ask(1, 99));
-        // Others don't pay for it.
+        // Other clients are not affected.
         assert!(ask(2, 99));
         assert!(ask(1, 100) && !ask(1, 100));
         assert!((0..10).all(|_| ask(1, 1_100)) && !ask(1, 1_100));
@@ -350,7 +351,7 @@ mod tests {
         };
         assert!((0..10).all(|_| stranger(&mut pace, 0)));
         assert!(!stranger(&mut pace, 0));
-        // Who is watched has a rate of their own.
+        // A client in the map keeps its own rate.
         assert!(pace.ask(client(0), 1, start));
         assert_eq!(pace.clients.len(), WATCHED);
         // After a second all but one are forgotten.

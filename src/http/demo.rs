@@ -1,4 +1,4 @@
-//! The demo page of `tidings dev`, and what it asks for.
+//! The demo page of `tidings dev`, and the routes that it calls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,22 +22,21 @@ use crate::{
     },
 };
 
-/// The users who get the server's time once a second.
+/// The users who receive the server's time once a second.
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
 
-/// How long a query of the page may take.
+/// Time limit for the page's queries.
 const QUERY_LIMIT: Duration = Duration::from_secs(5);
 
 /// A form holds one text of at most 1 MiB, which JSON may escape.
 const BODY_BYTES: usize = 8 << 20;
 
-/// The page runs its own script and style, speaks to its own server, and is
-/// shown in nobody's frame.
+/// The page may run its own script and style and connect to its own server. No page may
+/// embed it in a frame.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 
-/// What the page works with.
 #[derive(Clone)]
 pub struct Demo {
     pool: Pool,
@@ -45,8 +44,7 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// A page that sends with connections from `pool` and shows the command
-    /// `psql`.
+    /// A page that inserts with connections from `pool` and shows the command `psql`.
     pub fn new(pool: Pool, psql: &str) -> Self {
         Self {
             pool,
@@ -54,7 +52,6 @@ impl Demo {
         }
     }
 
-    /// Adds the page's routes.
     pub fn routes(&self, config: &mut web::ServiceConfig) {
         let json = web::JsonConfig::default()
             .limit(BODY_BYTES)
@@ -81,8 +78,8 @@ impl Demo {
             .service(postable("/demo/notifications", list, send));
     }
 
-    /// Inserts the server's time once a second for each of the page's users,
-    /// until it is dropped. It takes the same path as any other notification.
+    /// Inserts the server's time once a second for each of the page's users, until it is
+    /// dropped. These rows take the same path as any other notification.
     pub async fn tick(self) {
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -95,7 +92,7 @@ impl Demo {
                 .query(QUERY_LIMIT, query, &[(&users, Type::TEXT_ARRAY)])
                 .await;
             if let Err(error) = inserted {
-                // The listener tells of a database that is away.
+                // The listener already logs an unavailable database.
                 debug!(%error, "could not insert the time: {error}");
             }
         }
@@ -131,7 +128,7 @@ struct Listed {
     sent_at: Option<String>,
 }
 
-/// The newest notifications of a user, as the table has them.
+/// The newest notifications of a user, from the table.
 async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpResponse, Problem> {
     let query = &SchemaName::public().fill(include_str!("../../sql/demo_notifications.sql"));
     let parameters = [(&whose.user as _, Type::TEXT)];
@@ -161,7 +158,7 @@ struct Draft {
     text: String,
 }
 
-/// Sends a notification, as any application would.
+/// Sends a notification as an application would.
 async fn send(
     request: HttpRequest,
     demo: web::Data<Demo>,
@@ -188,8 +185,8 @@ async fn send(
     }
 }
 
-/// Other pages can't send in the name of whoever looks at them. (They could not
-/// send JSON without asking first either; this doesn't rest on that alone.)
+/// Prevents other pages from sending on behalf of a visitor. (They could not send JSON
+/// without a preflight request either; this is a second safeguard.)
 fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
     let header = |name| {
         request

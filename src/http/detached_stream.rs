@@ -1,12 +1,10 @@
-//! A live stream's line to its client: the connection, without the HTTP server
-//! around it.
+//! Writes a stream to its connection, without the HTTP server around it.
 //!
-//! For as long as a response lasts the server keeps two buffers of 8 KiB, the
-//! request, and timers of its own. A stream lasts for hours, and says nothing
-//! most of the time. So once the head of the response is in the kernel's hands,
-//! a small task takes the connection over, and the server drops all it has. The
-//! streams of an HTTP/2 connection share it, so there [`crate::http::http2`] takes over
-//! the stream alone.
+//! During a response, the server keeps two buffers of 8 KiB, the request, and its own
+//! timers. A stream lasts for hours and is idle most of the time. So once the head of the
+//! response is in the kernel, a small task takes over the connection, and the server
+//! drops everything it holds. The streams of an HTTP/2 connection share it, so
+//! [`crate::http::http2`] takes over only the stream.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,17 +33,17 @@ use tracing::debug;
 
 use crate::{delivery::stream::EventStream, http::transport::Transport};
 
-/// Bytes that a client may send after its request, which nobody reads. Who sends
-/// more has not come for a stream, and is cut off.
+/// Bytes that a client may send after its request. They are discarded. A client that
+/// sends more is not reading a stream, and is disconnected.
 const SENT_AFTERWARDS: usize = 64 << 10;
 
-/// Bytes of what nobody reads that are taken at once.
+/// Bytes to discard per read.
 const READ_AT_ONCE: usize = 1 << 10;
 
-/// Bytes around a chunk: its length in hexadecimal, and two line breaks.
+/// Overhead of a chunk: its length in hexadecimal, and two line breaks.
 const FRAME_BYTES: usize = 2 * size_of::<usize>() + 4;
 
-/// What ends a response that is sent in chunks.
+/// The end of a response with chunked transfer coding.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// How the end of a stream is marked over HTTP/1.
@@ -53,7 +51,7 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 pub enum Framing {
     /// Chunked transfer coding, which has a last chunk.
     Chunks,
-    /// The end of the connection: HTTP/1.0 has no chunked coding.
+    /// The connection is closed: HTTP/1.0 has no chunked coding.
     Close,
 }
 
@@ -75,7 +73,7 @@ impl Framing {
         }
     }
 
-    /// What is written at the end of a stream, before the connection is closed.
+    /// The bytes to write at the end of a stream, before the connection is closed.
     fn end(self) -> Bytes {
         match self {
             Self::Chunks => Bytes::from_static(LAST_CHUNK),
@@ -84,7 +82,7 @@ impl Framing {
     }
 }
 
-/// All lines, and where they run.
+/// The tasks of all detached streams, and the runtime on which they run.
 #[derive(Debug)]
 pub struct Lines {
     runtime: Handle,
@@ -92,7 +90,6 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// They run on this runtime.
     pub fn new(runtime: Handle) -> Self {
         Self {
             runtime,
@@ -100,7 +97,7 @@ impl Lines {
         }
     }
 
-    /// Resolves when all have ended, and no more are to come.
+    /// Resolves when all tasks have ended. Call it only when no more will be added.
     pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -123,13 +120,12 @@ impl Lines {
     }
 }
 
-/// A connection while an HTTP/1.1 server answers the request that came by it. A
-/// stream can take it away from the server, which finds it closed then.
+/// A connection while an HTTP/1 server answers its request. A stream can take the
+/// connection away from the server, which then sees it as closed.
 #[derive(Clone)]
 pub struct Exchange(Rc<RefCell<Option<Transport>>>);
 
 impl Exchange {
-    /// By this connection.
     pub fn new(transport: Transport) -> Self {
         Self(Rc::new(RefCell::new(Some(transport))))
     }
@@ -173,12 +169,11 @@ impl AsyncWrite for Exchange {
     }
 }
 
-/// Where a stream of an HTTP/2 connection is put once its response has begun.
+/// Receives the stream of an HTTP/2 request once its response has begun.
 #[derive(Clone, Default)]
 pub struct Handover(Rc<Cell<Option<EventStream>>>);
 
 impl Handover {
-    /// What was put there.
     pub fn take(&self) -> Option<EventStream> {
         self.0.take()
     }
@@ -186,15 +181,14 @@ impl Handover {
 
 /// How a stream leaves the server that answers its request.
 pub enum Exit {
-    /// With its connection.
+    /// Together with its connection.
     Exchange(Exchange, Framing),
-    /// Without: others share it.
+    /// Without the connection, which other streams share.
     Handover(Handover),
 }
 
 impl Exit {
-    /// That of the server which has this request. Every server of the bridge has
-    /// one.
+    /// The exit for this request. Every server of the bridge provides one.
     pub fn of(request: &HttpRequest) -> Option<Self> {
         let exchange = request.conn_data::<Exchange>().cloned();
         let handover = || request.extensions().get::<Handover>().cloned();
@@ -206,16 +200,15 @@ impl Exit {
 
 /// The body of a response whose stream leaves the server.
 ///
-/// It is polled when all earlier bytes are in the kernel's hands, which are the
-/// head of the response, and then it fails: that makes the server drop what it
-/// has of the response, and say no more.
+/// It is first polled when all earlier bytes, the head of the response, are in the
+/// kernel. Then it fails, so the server drops everything that belongs to the response and
+/// writes nothing more.
 pub struct Departure {
     lines: Arc<Lines>,
     leaving: Option<(Exit, EventStream)>,
 }
 
 impl Departure {
-    /// Of this stream, by this exit.
     pub fn new(lines: Arc<Lines>, exit: Exit, stream: EventStream) -> Self {
         Self {
             lines,
@@ -249,7 +242,7 @@ impl MessageBody for Departure {
     }
 }
 
-/// What the server is told: its part of the response is over.
+/// The error that makes the server drop the response.
 #[derive(Debug)]
 struct Departed;
 
@@ -261,21 +254,22 @@ impl fmt::Display for Departed {
 
 impl Error for Departed {}
 
-/// Writes a stream to its connection, until one of them ends.
+/// The task that writes a stream to its connection, until one of them ends.
 struct Line {
-    /// None once it has ended. Dropped before the connection, whose place is given
-    /// back last.
+    /// `None` once it has ended. Dropped before the connection, so that the connection's
+    /// place is released last.
     stream: Option<EventStream>,
-    /// What has yet to be handed to the kernel.
+    /// Bytes that are not yet in the kernel.
     writing: Bytes,
-    /// How much of what nobody reads may still come.
+    /// How many more bytes the client may send.
     unread: usize,
     framing: Framing,
     transport: Transport,
 }
 
 impl Line {
-    /// Resolves when the client has gone, or its network.
+    /// Resolves when the client has disconnected, the connection is broken, or the client
+    /// has sent too much.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut bytes = [0; READ_AT_ONCE];
         loop {
@@ -289,25 +283,25 @@ impl Line {
         }
     }
 
-    /// Resolves when all that is being written is in the kernel's hands.
+    /// Resolves when all bytes of `writing` are in the kernel.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.writing.is_empty() {
             let count = ready!(Pin::new(&mut self.transport).poll_write(cx, &self.writing))?;
             self.writing.advance(count);
         }
         self.writing = Bytes::new();
-        // TLS may have taken bytes that the kernel had no room for.
+        // TLS may have buffered bytes for which the kernel had no room.
         Pin::new(&mut self.transport).poll_flush(cx)
     }
 
-    /// Resolves when the stream has ended and all of it is in the kernel's hands.
+    /// Resolves when the stream has ended and all its bytes are in the kernel.
     fn poll_speak(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            // The stream is polled only when all its earlier bytes are in the
-            // kernel's hands: that is what "sent" rests on.
+            // The stream is polled only when all its earlier bytes are in the kernel. The
+            // meaning of "sent" depends on this.
             if self.poll_write(cx)?.is_pending() {
-                // What makes no progress has a deadline; the stream may have to end
-                // before that.
+                // A write without progress has a deadline, but the stream may have to end
+                // earlier.
                 return match &mut self.stream {
                     Some(stream) => stream.poll_cut_off(cx).map(Ok),
                     None => Poll::Pending,
@@ -336,7 +330,7 @@ impl Future for Line {
             Poll::Ready(gone) => gone,
             Poll::Pending => ready!(line.poll_speak(cx)),
         };
-        // The client took nothing until the deadline.
+        // The client read nothing until the deadline.
         if let (Err(error), Some(stream)) = (outcome, &mut line.stream)
             && error.kind() == io::ErrorKind::TimedOut
         {

@@ -1,7 +1,9 @@
-//! Requests for the stream while the bridge stops: the port keeps answering, and no stream is opened.
+//! Answers requests for a stream while the bridge stops: the port keeps responding, but
+//! no stream is opened.
 //!
-//! A port that is closed while streams drain turns a restart into a failure for clients that give up after
-//! one refused connection, such as Firefox on a page of another origin.
+//! If the port were closed while streams drain, a restart would look like a failure to
+//! clients that give up after one refused connection, such as Firefox on a page of
+//! another origin.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -24,17 +26,18 @@ use crate::{
     http::{methods::readable, retry_later::Deferral},
 };
 
-/// A client that is turned away while the bridge stops comes back within the drain time, but not later
-/// than this. The next process, or another bridge, is there by then.
+/// A client that is rejected while the bridge stops retries within the drain time, but no
+/// later than this. The next process, or another bridge, is available by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The least of that: a request every second or more from each client costs little.
+/// The lower bound of that time: clients then retry once a second at most, which costs
+/// little.
 const SHORTEST_WAIT: Duration = Duration::from_secs(4);
 
-/// How often it is looked whether requests that had passed were answered.
+/// How often to check whether all requests that passed have a response.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Open until the bridge stops, then closed for good.
+/// Open until the bridge stops, then closed permanently.
 #[derive(Debug)]
 pub struct Gate {
     is_closed: AtomicBool,
@@ -44,12 +47,12 @@ pub struct Gate {
     come_back: Duration,
 }
 
-/// Marks a request that came after the gate was closed.
+/// Marks a request that arrived after the gate was closed.
 #[derive(Clone, Copy, Debug)]
 struct TurnedAway;
 
 impl Gate {
-    /// That of a bridge which ends its streams over this time.
+    /// The gate of a bridge that ends its streams over the time `drain`.
     pub fn new(drain: Duration) -> Self {
         Self {
             is_closed: AtomicBool::new(false),
@@ -59,22 +62,24 @@ impl Gate {
         }
     }
 
-    /// From now on no request opens a stream, except for those that have passed.
+    /// From now on no request opens a stream, except for those that have already passed.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
     }
 
-    /// Lets a request pass. None if the gate is closed.
+    /// Lets a request pass. `None` if the gate is closed.
     fn enter(&self) -> Option<Passing<'_>> {
-        // In this order, while `close` and `passed` look in the other one: a request that finds the
-        // gate open is seen by whoever has closed it.
+        // The order matters: a request writes `passing` before it reads `is_closed`, and
+        // the closing side writes `is_closed` before it reads `passing`. So a request
+        // that finds the gate open is seen by `passed`, which waits for it.
         self.passing.fetch_add(1, Ordering::SeqCst);
         let passing = Passing(self);
         (!self.is_closed.load(Ordering::SeqCst)).then_some(passing)
     }
 
-    /// Resolves once all requests that passed the gate have their response: streams that they opened are
-    /// in the hub by then. To be called after the gate was closed.
+    /// Resolves once all requests that passed the gate have their response. The streams
+    /// that they opened are registered in the hub by then. Call it after
+    /// [`close`](Self::close).
     pub async fn passed(&self) {
         let mut looks = interval(LOOK);
         while self.passing.load(Ordering::SeqCst) > 0 {
@@ -82,13 +87,13 @@ impl Gate {
         }
     }
 
-    /// How many requests were turned away because it was closed.
+    /// How many requests were rejected because the gate was closed.
     pub fn turned_away(&self) -> u64 {
         self.turned_away.load(Ordering::Relaxed)
     }
 
-    /// Adds the route of the stream that is used while the gate is closed. It must be added before the
-    /// stream's own, needs the same data, and works for the same pages.
+    /// Adds the route of the stream for the time when the gate is closed. It must be
+    /// added before the regular one, needs the same data, and allows the same origins.
     pub fn routes(gate: &web::Data<Self>, origins: &Origins, config: &mut web::ServiceConfig) {
         let is_turned_away =
             |context: &GuardContext<'_>| context.req_data().contains::<TurnedAway>();
@@ -96,7 +101,7 @@ impl Gate {
             readable("/stream", turn_away)
                 .guard(guard::fn_guard(is_turned_away))
                 .wrap(origins.cors())
-                // The last is asked first.
+                // The middleware added last runs first.
                 .wrap(from_fn(origin::check)),
         );
     }
@@ -111,11 +116,8 @@ impl Drop for Passing<'_> {
     }
 }
 
-/// Takes note of every request, and marks those that come after the gate was closed. Needs `Data<Gate>`.
-///
-/// # Errors
-///
-/// Those of the application.
+/// Middleware that counts requests until they have their response, and marks those that
+/// arrive after the gate was closed. Needs `Data<Gate>`.
 pub async fn pass(
     gate: web::Data<Gate>,
     request: ServiceRequest,

@@ -1,11 +1,11 @@
-//! HTTP/2 to clients: many requests and streams in one connection, each of them
-//! bounded.
+//! HTTP/2 connections of clients: many requests and streams in one connection, each of
+//! them limited.
 //!
-//! The connection, the requests that are being answered and the streams are one
-//! task of the worker thread that accepted the connection: what one of them has
-//! to say is on its way before the task sleeps, and all end with the connection.
-//! An event stream is polled only when the client's window had room for all its
-//! earlier bytes; that is when its rows count as sent.
+//! A connection, its pending requests and its streams are one task on the worker thread
+//! that accepted the connection. Everything that they write is sent before the task
+//! sleeps, and all of them end with the connection. An event stream is polled only when
+//! the client's window had room for all its earlier bytes; that is when its rows count as
+//! sent.
 
 use std::{
     future::poll_fn,
@@ -52,48 +52,49 @@ use crate::{
     },
 };
 
-/// Requests and streams of one connection that are open at once. A browser has
-/// one stream a tab; a client that wants more opens another connection.
+/// The most requests and streams that are open at once in one connection. A browser has
+/// one stream per tab; a client that needs more opens another connection.
 pub const STREAMS: u32 = 128;
 
-/// Bytes of a request's headers, with 32 more for each line, as the protocol
-/// counts them: four tokens of the longest kind that is let in don't fit, and no
-/// browser sends half as much.
+/// The most bytes of a request's headers. HTTP/2 counts 32 more per header line. This is
+/// too little for four tokens of the greatest accepted length, and no browser sends half
+/// as much.
 pub const HEADER_BYTES: u32 = 32 << 10;
 
-/// Bytes of a stream that wait in the connection for room in the socket. The next
-/// ones are made when these have been written. It bounds what a client that stops
-/// reading can hold: 2 MiB with [`STREAMS`] streams.
+/// The most bytes of a stream that wait in the connection for room in the socket. More
+/// are produced when these have been written. This limits the memory for a client that
+/// stops reading: 2 MiB with [`STREAMS`] streams.
 const WAITING_BYTES: usize = 16 << 10;
 
-/// Bytes that a client may send beside its requests: the least that the protocol
-/// has, as no route reads them.
+/// Bytes of request bodies that a client may send. No route reads them, so this is the
+/// smallest connection window that HTTP/2 allows.
 const BODY_BYTES: u32 = 65_535;
 
-/// Requests that the client took back before they were looked at. A client that
-/// makes more of them at once is cut off (CVE-2023-44487).
+/// The most requests that the client reset before they were accepted. A client that has
+/// more of them at once is disconnected (CVE-2023-44487).
 const RESET_EARLY: usize = 20;
 
-/// Streams of which a late frame is tolerated after the bridge reset them.
+/// The most streams reset by the bridge for which late frames are still tolerated.
 const RESET_BY_US: usize = 16;
 
-/// Streams that may break the protocol before the connection is closed.
+/// How many streams may violate the protocol before the connection is closed.
 const BROKEN: usize = 128;
 
-/// Requests that are taken in before other connections of the thread have a turn.
+/// Requests to accept before yielding to other connections of the thread.
 const AT_ONCE: usize = 32;
 
-/// A connection is asked for a sign of life after this time, and closed if none has
-/// come after as much again. Every stream has heartbeats beside it, so a phone need
-/// not be woken more often.
+/// The interval of pings. If a ping is not answered within the same time, the connection
+/// is closed. Streams also have heartbeats, so there is no need to wake a phone more
+/// often.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 
-/// A connection that was told to close has this long after its last stream.
+/// After a graceful shutdown was announced, the connection is closed this long after its
+/// last stream.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Serves a connection until it ends: by itself, or because it carried nothing for
-/// [`CLIENT_LIMIT`], or, once `stopping` resolves, after its last stream. Each
-/// request is answered within `answer_limit`, or reset.
+/// Serves a connection until the client closes it or doesn't answer a ping, it has
+/// carried nothing for `CLIENT_LIMIT`, or, once `stopping` resolves, its last stream
+/// has ended. A request that isn't answered within `answer_limit` is reset.
 pub async fn serve<I, S, B>(
     io: I,
     peer: Option<SocketAddr>,
@@ -139,8 +140,8 @@ pub async fn serve<I, S, B>(
     }
 }
 
-/// A delivery whose panic ends that stream alone. Behind a proxy the connection may
-/// carry the streams of many users.
+/// A delivery whose panic ends only that stream. Behind a proxy, a connection may carry
+/// the streams of many users.
 type Guarded = CatchUnwind<AssertUnwindSafe<Delivery>>;
 
 struct Connection<I: AsyncRead + AsyncWrite + Unpin, S> {
@@ -151,9 +152,9 @@ struct Connection<I: AsyncRead + AsyncWrite + Unpin, S> {
     app: Rc<S>,
     answer_limit: Duration,
     life: Option<Life>,
-    /// None once the client was told to go.
+    /// `None` once a graceful shutdown was announced.
     stopping: Option<LocalBoxFuture<'static, ()>>,
-    /// While it carries nothing.
+    /// The deadline while the connection carries nothing.
     idle: Option<Pin<Box<Sleep>>>,
 }
 
@@ -163,7 +164,7 @@ where
     S: Service<Request> + 'static,
     S::Error: Into<Response<BoxBody>>,
 {
-    /// Resolves when it has ended.
+    /// Resolves when the connection has ended.
     fn poll<B>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>>
     where
         S::Response: Into<Response<B>>,
@@ -191,14 +192,15 @@ where
         }
     }
 
-    /// Tells the client to go, which it does after its last stream.
+    /// Announces a graceful shutdown: the client may finish its streams, but not open new
+    /// ones.
     fn close(&mut self) {
         self.stopping = None;
         self.idle = None;
         self.frames.graceful_shutdown();
     }
 
-    /// Resolves once nothing was carried for too long.
+    /// Resolves when the connection has carried nothing for too long.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.answers.is_empty() || !self.deliveries.is_empty() {
             self.idle = None;
@@ -212,8 +214,8 @@ where
         idle.as_mut().poll(cx)
     }
 
-    /// Reads and writes, and moves on with what is being answered. Resolves when the
-    /// connection has ended.
+    /// Reads and writes, and advances pending requests. Resolves when the connection has
+    /// ended.
     fn poll_frames<B>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>>
     where
         S::Response: Into<Response<B>>,
@@ -224,15 +226,15 @@ where
                 let delivery = answered.map(|delivery| AssertUnwindSafe(delivery).catch_unwind());
                 self.deliveries.extend(delivery);
             }
-            // A panic was reported by the panic hook.
+            // The panic hook has already reported a panic.
             while let Poll::Ready(Some(_)) = Pin::new(&mut self.deliveries).poll_next(cx) {}
-            // Last, so that what was said above is written now.
+            // Last, so that everything written above is sent now.
             match ready!(self.frames.poll_accept(cx)) {
                 Some(Ok((request, respond))) => {
                     let (head, _) = request.into_parts();
                     let answer = answer(Rc::clone(&self.app), head, self.peer, respond);
                     let limited = timeout(self.answer_limit, answer);
-                    // Dropping what is too slow resets it.
+                    // On timeout the answer is dropped, which resets the request.
                     let answer = limited.map(|outcome| outcome.unwrap_or_default());
                     self.answers.push(answer.boxed_local());
                 }
@@ -245,8 +247,8 @@ where
     }
 }
 
-/// Answers a request, and returns its stream if it was for one. No route reads a
-/// request's body: what comes of it is dropped, within the window that it has.
+/// Answers a request, and returns its stream if it has one. No route reads a request's
+/// body, so its data is discarded, within the request's window.
 async fn answer<S, B>(
     app: Rc<S>,
     head: Parts,
@@ -265,7 +267,7 @@ where
     request.extensions_mut().insert(handover.clone());
     let response = tokio::select! {
         biased;
-        // The client has taken it back.
+        // The client has reset the request.
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return None,
         response = app.call(request) => response,
     };
@@ -287,7 +289,7 @@ where
             Err(_) => {
                 return match handover.take() {
                     Some(stream) => Some(Delivery { stream, writer }),
-                    // The body is broken, and the client must not take it for whole.
+                    // The body failed, and the client must not take it for complete.
                     None => {
                         writer.reset(Reason::INTERNAL_ERROR);
                         None
@@ -300,9 +302,9 @@ where
     None
 }
 
-/// Converts a request. Whitespace around header values is removed, as HTTP/1.1 parsers do: HTTP/2
-/// forbids it (RFC 9113, section 8.2.1) but transports it, and no reader of a header should have
-/// to deal with it.
+/// Converts a request. Whitespace around header values is removed, as HTTP/1.1 parsers
+/// do: HTTP/2 forbids it (RFC 9113, section 8.2.1) but transports it, and code that reads
+/// a header should not have to handle it.
 fn request(mut parts: Parts, peer: Option<SocketAddr>) -> Request {
     for value in parts.headers.values_mut() {
         let trimmed = trimmed(value.as_bytes());
@@ -321,7 +323,7 @@ fn request(mut parts: Parts, peer: Option<SocketAddr>) -> Request {
     Request::from(head)
 }
 
-/// Headers that are HTTP/1.1's alone
+/// Headers that only HTTP/1.1 allows
 /// (<https://www.rfc-editor.org/rfc/rfc9113#section-8.2.2>).
 const OF_THE_CONNECTION: [HeaderName; 5] = [
     CONNECTION,
@@ -359,11 +361,11 @@ fn response_head(head: &ResponseHead, size: BodySize) -> http::Response<()> {
 enum Unwritten {
     /// The client has reset the stream, or the connection is broken.
     Gone,
-    /// The client took nothing for too long.
+    /// The client's window had no room until the deadline.
     Silent,
 }
 
-/// Writes one response within the window that the client has announced for it.
+/// Writes one response within the client's flow-control window.
 struct Writer {
     send: SendStream<Bytes>,
     writing: Bytes,
@@ -379,8 +381,8 @@ impl Writer {
         }
     }
 
-    /// Resolves with the room that the client's window has, as soon as there is any.
-    /// At most `wanted` bytes of it are kept for this response.
+    /// Resolves with the room in the client's window, as soon as there is any. At most
+    /// `wanted` bytes of it are reserved for this response.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<usize, Unwritten>> {
         self.send.reserve_capacity(wanted.min(WAITING_BYTES));
         let mut room = self.send.capacity();
@@ -398,7 +400,7 @@ impl Writer {
         Poll::Ready(Ok(room))
     }
 
-    /// Resolves when the client's window had room for all that is being written.
+    /// Resolves when the client's window had room for all bytes of `writing`.
     fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwritten>> {
         if self.send.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(Unwritten::Gone));
@@ -413,33 +415,32 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// Resolves when all was written and the client's window has room for more.
+    /// Resolves when everything was written and the client's window has room for more.
     fn poll_free(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwritten>> {
         ready!(self.poll_written(cx))?;
         self.poll_room(cx, 1).map_ok(drop)
     }
 
-    /// Writes this, or resets the response.
+    /// Writes these bytes, or resets the response.
     async fn write(&mut self, bytes: Bytes) -> Result<(), Unwritten> {
         self.writing = bytes;
         let written = poll_fn(|cx| self.poll_written(cx)).await;
         written.inspect_err(|_| self.reset(Reason::CANCEL))
     }
 
-    /// Nothing follows.
+    /// Ends the response.
     fn end(&mut self) {
-        // If it can't be said, the client knows of a worse end already.
+        // This fails only if the client already knows that the response was cut off.
         let _ = self.send.send_data(Bytes::new(), true);
     }
 
-    /// Nothing follows, and something may be missing. A browser's `EventSource`
-    /// comes back.
+    /// Ends a response that may be incomplete. A browser's `EventSource` reconnects.
     fn reset(&mut self, reason: Reason) {
         self.send.send_reset(reason);
     }
 }
 
-/// Writes an event stream, until it or its client ends.
+/// Writes an event stream, until the stream or its client ends.
 struct Delivery {
     stream: EventStream,
     writer: Writer,
@@ -451,7 +452,7 @@ impl Future for Delivery {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Self { stream, writer } = self.get_mut();
         loop {
-            // A client whose window has no room at all makes the stream read nothing.
+            // While the client's window has no room, the stream reads nothing.
             match writer.poll_free(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Unwritten::Gone)) => return Poll::Ready(()),
@@ -477,7 +478,7 @@ impl Future for Delivery {
     }
 }
 
-/// Asks the client for signs of life.
+/// Checks with pings whether the client is still connected.
 struct Life {
     ping: PingPong,
     is_awaited: bool,
@@ -493,7 +494,7 @@ impl Life {
         }
     }
 
-    /// Resolves when none has come in time.
+    /// Resolves when a ping was not answered in time.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             if self.is_awaited && self.ping.poll_pong(cx)?.is_ready() {

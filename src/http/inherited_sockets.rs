@@ -1,8 +1,8 @@
 //! Sockets that the service manager opened for this process: systemd's socket activation.
 //!
-//! See <https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html>. The service
-//! manager keeps such a socket while no bridge runs, so connections wait in its queue during a
-//! restart and after a crash, instead of being refused.
+//! See <https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html>. The
+//! service manager keeps such a socket open while no bridge runs. So during a restart and
+//! after a crash, connections wait in its queue instead of being refused.
 
 use std::{
     env, io,
@@ -12,19 +12,18 @@ use std::{
 
 use listenfd::ListenFd;
 
-/// How many sockets are passed.
+/// The number of sockets that are passed.
 const COUNT: &str = "LISTEN_FDS";
 
-/// To which process they are passed.
+/// The id of the process to which they are passed.
 const PROCESS: &str = "LISTEN_PID";
 
-/// What they are called, with colons between them.
+/// Their names, separated by colons.
 const NAMES: &str = "LISTEN_FDNAMES";
 
 /// systemd's name for a socket without a name.
 const UNNAMED: &str = "unknown";
 
-/// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Stream,
@@ -40,12 +39,12 @@ impl Purpose {
         }
     }
 
-    /// The purpose of a socket with this name, of so many sockets.
+    /// The purpose of a socket with this name, when `count` sockets are passed.
     fn of(name: &str, count: usize) -> Result<Self, ActivationError> {
         match name {
             "stream" => Ok(Self::Stream),
             "admin" => Ok(Self::Admin),
-            // Other launchers than systemd name nothing.
+            // Launchers other than systemd don't name sockets.
             "" | UNNAMED if count == 1 => Ok(Self::Stream),
             _ => Err(ActivationError::Name(name.to_owned())),
         }
@@ -55,13 +54,13 @@ impl Purpose {
 /// The sockets that were passed to this process.
 #[derive(Debug, Default)]
 pub struct Activation {
-    /// Where browsers connect, instead of `TIDINGS_LISTEN`.
+    /// For browsers, instead of `TIDINGS_LISTEN`.
     pub stream: Option<Inherited>,
-    /// Where probes connect, instead of `TIDINGS_ADMIN_LISTEN`.
+    /// For probes, instead of `TIDINGS_ADMIN_LISTEN`.
     pub admin: Option<Inherited>,
 }
 
-/// A socket that listens already.
+/// A socket that is already listening.
 #[derive(Debug)]
 pub struct Inherited {
     listener: TcpListener,
@@ -69,21 +68,20 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The socket itself.
     pub fn into_listener(self) -> TcpListener {
         self.listener
     }
 }
 
-/// What was passed can't be used.
+/// Why the passed sockets can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
-    /// The number of sockets is no number.
+    /// `LISTEN_FDS` is not a number.
     #[error("{COUNT} is {0:?}, which is not a number of sockets")]
     Count(String),
     /// A socket for an unknown purpose.
@@ -98,26 +96,26 @@ pub enum ActivationError {
              with BindIPv6Only=both takes IPv4, too"
     )]
     Twice(&'static str),
-    /// Not a TCP socket, or none that listens.
+    /// Not a TCP socket, or one that doesn't listen.
     #[error(
         "the service manager passed a socket named {name} that can't be used: {source}; it must be a \
              TCP socket that listens (ListenStream= with an address and a port, and Accept=no)"
     )]
     Socket {
-        /// Its name.
         name: &'static str,
-        /// What is wrong with it.
         source: io::Error,
     },
 }
 
 impl Activation {
-    /// Takes the sockets that were passed to this process, which clears the variables that say so. Must be
-    /// called before the process has a second thread, since it changes the environment.
+    /// Takes the sockets that were passed to this process, and clears the variables that
+    /// describe them. Must be called before the process has a second thread, because it
+    /// changes the environment.
     ///
     /// # Errors
     ///
-    /// [`ActivationError`]: what was passed on purpose is never silently left unused.
+    /// [`ActivationError`] if a socket can't be used: a socket was passed on purpose, so
+    /// it is never silently ignored.
     pub fn of_process() -> Result<Self, ActivationError> {
         let purposes = purposes(|name| env::var(name).ok(), process::id())?;
         let mut activation = Self::default();
@@ -142,14 +140,14 @@ impl Activation {
     }
 }
 
-/// What the variables say of the sockets, in their order.
+/// The purposes of the sockets in their order, from the variables.
 fn purposes(
     variable: impl Fn(&str) -> Option<String>,
     process: u32,
 ) -> Result<Vec<Purpose>, ActivationError> {
     let variable = |name| variable(name).unwrap_or_default();
     let (count, meant) = (variable(COUNT), variable(PROCESS));
-    // A parent may have been the one that they were passed to.
+    // The sockets may have been meant for a parent process.
     if count.is_empty() || !(meant.is_empty() || meant.parse() == Ok(process)) {
         return Ok(Vec::new());
     }
@@ -202,7 +200,7 @@ mod tests {
                 &[(COUNT, "2"), (PROCESS, "42"), (NAMES, "admin:stream")],
                 &[Admin, Stream],
             ),
-            // Of somebody else.
+            // Meant for another process.
             (&[(COUNT, "1"), (PROCESS, "41")], &[]),
             (&[(COUNT, "many"), (PROCESS, "41")], &[]),
         ];
@@ -218,7 +216,7 @@ mod tests {
             (&[(COUNT, "-1")], "\"-1\""),
             (&[(COUNT, "2000000000")], "\"2000000000\""),
             (&[(COUNT, "1"), (NAMES, "http")], "\"http\""),
-            // systemd's default; it may be either's.
+            // systemd's default name, which doesn't tell the purpose.
             (
                 &[(COUNT, "1"), (NAMES, "tidings.socket")],
                 "FileDescriptorName=stream",

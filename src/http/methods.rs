@@ -11,11 +11,10 @@ use actix_web::{
 
 use crate::auth::problem::Problem;
 
-/// The methods of a read-only resource.
 const READ: &str = "GET, HEAD";
 
-/// A resource at `path` whose `handler` answers GET and HEAD; the server sends no body for the
-/// latter. Every other method gets a 405.
+/// A resource at `path` whose `handler` answers GET and HEAD; for HEAD the server sends
+/// no body. Every other method gets a 405.
 pub fn readable<F, Args>(path: &str, handler: F) -> Resource
 where
     F: Handler<Args>,
@@ -43,8 +42,8 @@ where
         .default_service(web::to(|request| not_allowed(request, "GET, HEAD, POST")))
 }
 
-/// The response for a path without a resource: a 404 with this detail. `OPTIONS *` and CONNECT
-/// have no path and get a 405.
+/// The response for an unknown path: a 404 with this detail. `OPTIONS *` and CONNECT have
+/// no path and get a 405.
 pub fn missing(request: &HttpRequest, detail: &str) -> HttpResponse {
     if matches!(request.path(), "*" | "") {
         return method_not_allowed(request, READ);

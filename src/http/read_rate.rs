@@ -1,4 +1,4 @@
-//! The pace at which a client may send.
+//! Limits the rate at which a client may send.
 
 use std::{
     io,
@@ -12,36 +12,34 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// How long a client must have been quiet to send its most at once, which is 256 KiB:
-/// the requests of a proxy that opens all streams of a connection, with two kilobytes
-/// of headers each.
+/// The idle time after which a client may send a full burst of 256 KiB. That is enough
+/// for a proxy that opens all streams of a connection, with two kilobytes of headers
+/// each.
 const BURST: Duration = Duration::from_secs(4);
 
-/// Bytes a second that a client may send for long. What an honest one sends beside its
-/// requests is room for more, a hundredth of what it reads. A flood of the smallest
-/// frames costs a few hundredths of a processor at this pace.
+/// The sustained rate, in bytes per second. Besides its requests, a well-behaved client
+/// sends only window updates, about a hundredth of what it reads. At this rate, a flood
+/// of the smallest frames costs a few hundredths of a CPU core.
 const A_SECOND: u32 = 64 << 10;
 
-/// Bytes that are read at once, and that must be free before a client that was too
-/// fast is read again.
+/// The most bytes per read. A throttled client is read again when it may send this many.
 const PIECE: usize = 4 << 10;
 
-/// Pieces after which others of the thread have a turn.
+/// Reads without a pause before yielding to other tasks of the thread.
 const PIECES: u32 = 4;
 
-/// A connection that is read no faster than its pace: a client that sends more has to
-/// wait.
+/// A connection that is read no faster than the rate limit: a client that sends more has
+/// to wait.
 pub struct Paced<I> {
     io: I,
     pace: Pace,
-    /// While nothing may be read.
+    /// Set while the client is throttled.
     wait: Option<Pin<Box<Sleep>>>,
-    /// Pieces that were read without a pause.
+    /// Reads without a pause.
     in_a_row: u32,
 }
 
 impl<I> Paced<I> {
-    /// This connection.
     pub fn new(io: I) -> Self {
         Self {
             io,
@@ -115,12 +113,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Paced<I> {
     }
 }
 
-/// When the client may send its most at once again: what it sends moves that by the
-/// time that the pace allows for it (the generic cell rate algorithm).
+/// When the client may send a full burst again. Each byte that it sends moves this by the
+/// time that the rate allows for one (the generic cell rate algorithm).
 struct Pace(Instant);
 
 impl Pace {
-    /// When a piece may be read, if not now.
+    /// When a piece may be read; `None` if it may be read now.
     fn free_at(&self, now: Instant) -> Option<Instant> {
         let free = self.0.checked_sub(BURST - span(PIECE))?;
         (free > now).then_some(free)
@@ -131,7 +129,7 @@ impl Pace {
     }
 }
 
-/// The time in which so much may be sent.
+/// The time in which the rate allows this many bytes.
 fn span(bytes: usize) -> Duration {
     Duration::from_secs(1).mul_f64(bytes as f64 / f64::from(A_SECOND))
 }
@@ -142,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// Within the resolution of timers and the size of a piece.
+    /// Covers the resolution of timers and the size of a piece.
     const CLOSE: Duration = Duration::from_millis(100);
 
     async fn time_to_read(paced: &mut Paced<impl AsyncRead + Unpin>, bytes: usize) -> Duration {
@@ -152,7 +150,7 @@ mod tests {
         start.elapsed()
     }
 
-    // The clock stands still while there is something to do.
+    // The paused clock doesn't advance while there is work to do.
     #[tokio::test(start_paused = true)]
     async fn a_client_may_send_a_burst_and_then_at_its_pace() {
         let (mut client, server) = duplex(1 << 16);
@@ -165,7 +163,7 @@ mod tests {
             let expected = Duration::from_secs(seconds as u64);
             assert!(took.abs_diff(expected) < CLOSE, "{took:?} for {seconds}");
         }
-        // Half the time of quiet, half of the burst.
+        // Half the idle time allows half the burst.
         tokio::time::sleep(BURST / 2).await;
         assert!(time_to_read(&mut paced, burst / 2).await < CLOSE);
         let took = time_to_read(&mut paced, burst / 2).await;

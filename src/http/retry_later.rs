@@ -1,4 +1,4 @@
-//! Turned away for now: answers after which a client comes back.
+//! Responses to requests that are rejected for now, which make the client retry later.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use bytes::BytesMut;
 
 use crate::{auth::problem::Problem, delivery::sse, http::stream_query::Refusal};
 
-/// Why a request is refused now that may succeed later.
+/// A rejection of a request that may succeed later.
 ///
-/// Browsers' `EventSource` and most libraries give up for good on any status but 200,
-/// and ignore `Retry-After`. So a request that accepts an event stream is answered with
-/// a stream that says when to retry, and ends. Other requests, and those with
+/// Browsers' `EventSource` and most libraries give up permanently on any status but 200,
+/// and ignore `Retry-After`. So a request that accepts an event stream is answered with a
+/// stream that says when to retry, and ends. Other requests, and those with
 /// [`errors=status`](Refusal::Status), get the real status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deferral {
@@ -27,10 +27,9 @@ pub struct Deferral {
 }
 
 impl Deferral {
-    /// For those who can be told, it has this status; `detail` tells the reader
-    /// what is wrong, on one line. They are asked to come back after a quarter
-    /// to all of `span`, each after a time of their own: those who were turned
-    /// away together would return together otherwise.
+    /// `status` is for clients that can handle one. `detail` describes the problem on one
+    /// line. Each client is asked to retry after a random time, a quarter to all of
+    /// `span`: otherwise clients that were rejected together would return together.
     pub fn new(status: StatusCode, detail: impl Into<String>, span: Duration) -> Self {
         Self {
             status,
@@ -39,7 +38,7 @@ impl Deferral {
         }
     }
 
-    /// The answer to `request`.
+    /// The response to `request`.
     pub fn answer(&self, request: &HttpRequest) -> HttpResponse {
         let wanted = Refusal::wanted(request.query_string());
         let delay = self.span.mul_f64(rand::random_range(0.25..=1.0));
@@ -52,14 +51,15 @@ impl Deferral {
                 .body(body.freeze());
         }
         let mut response = Problem::new(self.status, self.detail.as_str()).error_response();
-        // Whole seconds, and no fewer than were meant.
+        // Whole seconds, rounded up.
         let seconds = HeaderValue::from(delay.as_millis().div_ceil(1_000).max(1) as u64);
         response.headers_mut().insert(header::RETRY_AFTER, seconds);
         response
     }
 }
 
-/// Whether the request names the media type; `*/*` is what every other client sends.
+/// Whether the request names this media type. `*/*` doesn't count, because every other
+/// client sends it.
 fn accepts_event_stream(request: &HttpRequest) -> bool {
     let Ok(accepted) = Accept::parse(request) else {
         return false;

@@ -1,4 +1,4 @@
-//! The two servers, and how they are bounded.
+//! The server for browsers and the server for the admin address, with their limits.
 
 use std::{
     io,
@@ -36,43 +36,42 @@ use crate::{
     tls::server_certificate::Certificate,
 };
 
-/// Streams have ended after the drain time; what is still open then is cut off
-/// after this.
+/// Streams have ended after the drain time. Whatever is still open this much later is
+/// closed.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// Connections that wait to be accepted: after a restart all browsers come
-/// back together. The kernel caps it at `net.core.somaxconn`.
+/// The most connections that wait to be accepted: after a restart, all browsers reconnect
+/// at once. The kernel caps this at `net.core.somaxconn`.
 const ACCEPT_BACKLOG: i32 = 4_096;
 
-/// Connections to the admin address: probes, monitors and a few people. Beyond
-/// that, clients wait until one of them ends, which none keeps open for long.
+/// The most connections to the admin address, from probes, monitoring and a few people.
+/// Further clients wait until one of these is closed; none stays open for long.
 const ADMIN_CONNECTIONS: usize = 1_024;
 
-/// How long the thread that accepts connections may take to notice that it is to accept no more. It needs
-/// microseconds; there is nothing to wait for.
+/// How long to wait until the thread that accepts connections has paused. It needs
+/// microseconds, but doesn't report when it is done.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// How long connections that were accepted before that may take to send their request and to be answered: a
-/// few round trips to the other side of the world. Then they are closed.
+/// How long connections that were accepted before the pause may take to send their
+/// request and receive the response: a few round trips to the other side of the world.
+/// Then they are closed.
 pub const CLOSING_LIMIT: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether they have ended.
+/// How often to check whether they have ended.
 const CLOSING_LOOK: Duration = Duration::from_millis(5);
 
-/// Why a server did not come to be.
+/// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServersError {
-    /// The certificate.
+    /// The certificate can't be used.
     #[error("HTTPS can't be had: {0}")]
     Tls(#[from] rustls::Error),
-    /// An address.
+    /// An address can't be bound.
     #[error("can't listen on {address} ({setting}): {source}{}", advice(.source))]
     Bind {
-        /// What was asked for.
         address: SocketAddr,
-        /// Where it was asked for.
+        /// The setting that contains the address.
         setting: &'static str,
-        /// What the system says.
         source: io::Error,
     },
 }
@@ -90,11 +89,7 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Whether both addresses are free at the moment: listens there, and stops at once.
-///
-/// # Errors
-///
-/// [`ServersError`].
+/// Checks that both addresses are free at the moment: listens on them, and stops at once.
 pub fn check_ports(options: &BridgeOptions) -> Result<(), ServersError> {
     for (setting, address) in [
         ("TIDINGS_LISTEN", options.listen),
@@ -109,7 +104,7 @@ pub fn check_ports(options: &BridgeOptions) -> Result<(), ServersError> {
     Ok(())
 }
 
-/// The server where browsers connect.
+/// The server for browsers.
 pub struct StreamServer {
     server: Server,
     address: SocketAddr,
@@ -118,14 +113,15 @@ pub struct StreamServer {
 }
 
 impl StreamServer {
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `stop` is cancelled. Then it accepts no more, so that connections which were not
-    /// accepted are left to the next process if that has the same socket, answers those that were, and
-    /// closes the rest after [`CLOSING_LIMIT`].
+    /// Serves until `stop` is cancelled. Then it accepts no more connections, so those
+    /// that wait are left to the next process if that shares the socket. It answers
+    /// connections that were already accepted, and closes the rest after
+    /// [`CLOSING_LIMIT`].
     ///
     /// # Errors
     ///
@@ -165,11 +161,7 @@ async fn all_closed(sockets: &Sockets) {
     }
 }
 
-/// Binds the address where browsers connect, unless a socket was inherited.
-///
-/// # Errors
-///
-/// [`ServersError`].
+/// Binds the address for browsers, unless a socket was inherited.
 pub fn bind_streams(
     options: &BridgeOptions,
     inherited: Option<Inherited>,
@@ -198,7 +190,8 @@ pub fn bind_streams(
             .default_service(web::to(stream_route::not_found))
     };
     let server = ServerBuilder::new()
-        // Above our own limit, at which a client is told, instead of never accepted.
+        // One more than our own limit, so that clients beyond that are rejected instead
+        // of never accepted.
         .max_concurrent_connections(sockets::most(&options.limits) + 1)
         .disable_signals();
     let closing = CancellationToken::new();
@@ -222,11 +215,7 @@ pub fn bind_streams(
     })
 }
 
-/// Binds the address where probes connect, unless a socket was inherited.
-///
-/// # Errors
-///
-/// [`ServersError`].
+/// Binds the admin address, unless a socket was inherited.
 pub fn bind_admin(
     options: &BridgeOptions,
     inherited: Option<Inherited>,
@@ -240,7 +229,8 @@ pub fn bind_admin(
         source,
     };
     let (listener, address) = listener(inherited, options.admin_listen).map_err(bind)?;
-    // Only this machine can connect, but so can web pages in a browser on it.
+    // Only this machine can connect to a loopback address, but that includes web pages in
+    // a browser on it.
     let is_loopback = address.ip().to_canonical().is_loopback();
     let app = move || {
         ActixApp::new()
@@ -264,7 +254,8 @@ pub fn bind_admin(
     Ok((server.run(), address))
 }
 
-/// The listener that was inherited, or one at this address, and where it listens.
+/// The inherited listener, or a new one at this address; and the address on which it
+/// listens.
 fn listener(
     inherited: Option<Inherited>,
     address: SocketAddr,
@@ -278,16 +269,16 @@ fn listener(
     }
 }
 
-/// A listener, and where it listens: with port 0 asked for, at the one that was
-/// given.
+/// A new listener, and the address on which it listens; for port 0, with the port that
+/// the system chose.
 fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    // A bridge that was just replaced leaves connections behind that end by
-    // themselves.
+    // A bridge that was just replaced leaves connections behind, which end by themselves
+    // but would keep this one from binding.
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;

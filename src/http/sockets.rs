@@ -1,5 +1,7 @@
-//! Sockets of clients: bounded in what each can hold, and in number. Most are
-//! streams; those whose requests never end reach no other limit.
+//! Limits the sockets of clients: their number, and the memory that each can hold.
+//!
+//! Most sockets carry streams. For those whose request never completes, there is no other
+//! limit.
 
 use std::{
     net::IpAddr,
@@ -20,23 +22,23 @@ use crate::{
     runtime::counter_map::Tally,
 };
 
-/// A client that doesn't take what was sent to it is cut off after this, and so
+/// A client that doesn't read what was sent to it is disconnected after this time, and so
 /// is one that has not sent the head of its request.
 pub const CLIENT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes that the kernel may hold for one client. What is in there counts as
-/// sent, so it is kept small.
+/// The most bytes that the kernel may buffer for one client. Buffered bytes count as
+/// sent, so the buffer is small.
 const CLIENT_BUFFER: usize = 128 << 10;
 
-/// Sockets beside those of the streams that are allowed, at least: for requests
-/// that are being answered. A quarter of the streams is added to it.
+/// The least number of sockets allowed in addition to those of streams, for requests that
+/// are being answered. A quarter of the number of streams is added.
 const SPARE: usize = 64;
 
-/// Open files beside those of clients and of the pool: the listener, the log,
-/// the servers' own.
+/// Open files besides those of clients and of the pool: the listener, the log, the
+/// servers' own.
 const OTHER_FILES: u64 = 64;
 
-/// Counts sockets.
+/// Counts sockets in total and by client.
 #[derive(Debug)]
 pub struct Sockets {
     most: usize,
@@ -52,16 +54,15 @@ struct Open {
     clients: Tally<Client>,
 }
 
-/// A socket's place, which lives as long as the connection. Dropping it gives it
-/// back.
+/// A socket's place, held for as long as the connection and released on drop.
 pub struct Place {
     sockets: Arc<Sockets>,
-    /// None for a proxy's: many clients are behind it.
+    /// `None` for a trusted proxy, because many clients are behind it.
     client: Option<Client>,
 }
 
 impl Sockets {
-    /// For so many streams, and some more.
+    /// The limits follow from those of streams, with some spare sockets.
     pub fn new(limits: &LimitOptions, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
         Self {
             most: most(limits),
@@ -72,12 +73,12 @@ impl Sockets {
         }
     }
 
-    /// Bounds a connection that was just accepted, and gives it a place. None if
-    /// its client has too many, or all places are taken: it is to be closed then.
-    /// An `EventSource` takes that for a failure of the network, and comes back.
+    /// Sets the options of a connection that was just accepted, and reserves a place for
+    /// it. `None` if its client has too many, or all places are taken; it must then be
+    /// closed. An `EventSource` treats that as a network failure, and reconnects.
     pub fn take_in(self: &Arc<Self>, tcp: &TcpStream) -> Option<Place> {
         bound(tcp);
-        // Without an address it has gone already.
+        // Without an address, the client has already disconnected.
         let peer = tcp.peer_addr().ok()?;
         let place = self.place(peer.ip());
         place
@@ -126,12 +127,13 @@ impl Drop for Place {
     }
 }
 
-/// Sockets that may be open in all.
+/// The most sockets that may be open in total.
 pub fn most(limits: &LimitOptions) -> usize {
     with_spare(limits.max_connections)
 }
 
-/// Each client is an open file, and one that can't be opened can't be told why.
+/// Warns if the limit of open files is too low. Each client is an open file, and a client
+/// whose socket can't be opened gets no response at all.
 pub fn warn_of_few_files(limits: &LimitOptions, pool_size: u16) {
     let sockets = u64::try_from(most(limits)).unwrap_or(u64::MAX);
     let needed = sockets + u64::from(pool_size) + OTHER_FILES;
@@ -153,8 +155,8 @@ fn with_spare(streams: u32) -> usize {
     streams + streams / 4 + SPARE
 }
 
-/// Bounds what a client that has gone silent can hold. An option that the
-/// system refuses is no reason to refuse the client.
+/// Limits what the kernel holds for a client that stopped responding. If the system
+/// refuses an option, the client is still served.
 pub fn bound(socket: &TcpStream) {
     let socket = SockRef::from(socket);
     let keepalive = TcpKeepalive::new()

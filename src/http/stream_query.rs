@@ -6,8 +6,8 @@ use crate::delivery::{page_reader::REPLAY_ROWS, sse::Format};
 
 /// The query parameters of a request for a stream.
 ///
-/// Unknown parameters are ignored, since pages and proxies add their own (cache busters,
-/// campaign tags). A parameter that is given several times counts as last given.
+/// Unknown parameters are ignored, because pages and proxies add their own (cache
+/// busters, campaign tags). If a parameter is repeated, the last value counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
     /// `format`: `text` or `json`.
@@ -16,32 +16,29 @@ pub struct Parameters {
     /// [`REPLAY_ROWS`].
     pub replay: u32,
     /// `last_event_id`, or `lastEventId`, as event-source-polyfill and
-    /// reconnecting-eventsource call it. These libraries append theirs to the URL that
-    /// the page has given, so the last one that isn't empty is the most recent.
+    /// reconnecting-eventsource call it. These libraries append theirs to the URL from
+    /// the page, so the last one that isn't empty is the most recent.
     pub last_event_id: Option<String>,
 }
 
-/// What is wrong with a query.
+/// A parameter with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadParameter {
-    /// There is no such format.
     #[error("format is text or json, not {0:?}")]
     Format(String),
-    /// It is not a number within the limit.
     #[error("replay is a number from 0 to {REPLAY_ROWS}, not {0:?}")]
     Replay(String),
-    /// There is no such choice.
     #[error("errors is retry or status, not {0:?}")]
     Errors(String),
 }
 
 impl Parameters {
-    /// Reads a query string, percent-encoded as in a URL.
+    /// Parses a query string, percent-encoded as in a URL.
     ///
     /// # Errors
     ///
-    /// [`BadParameter`]. A last event id never is one: a status other than 200 ends an
-    /// `EventSource` for good.
+    /// [`BadParameter`], but never because of a last event id: a status other than 200
+    /// ends an `EventSource` permanently.
     pub fn read(query: &str) -> Result<Self, BadParameter> {
         let mut parameters = Self::default();
         for (name, value) in parse(query.as_bytes()) {
@@ -71,19 +68,20 @@ impl Parameters {
     }
 }
 
-/// `errors`: how a client wants to learn that it can't have a stream at the moment.
+/// `errors`: how to reject a client that can't have a stream at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Refusal {
-    /// By an empty stream that says when to retry, if it accepts an event stream.
+    /// With an empty stream that says when to retry, if the client accepts an event
+    /// stream.
     #[default]
     Retry,
-    /// By the status: 429 or 503.
+    /// With the status: 429 or 503.
     Status,
 }
 
 impl Refusal {
-    /// The choice in a query string, which may have other parameters that are wrong: a
-    /// request is refused before they are read.
+    /// The choice in a query string. Other parameters may be invalid: a request is
+    /// rejected before they are checked.
     pub fn wanted(query: &str) -> Self {
         let given = parse(query.as_bytes()).filter(|(name, _)| name == "errors");
         let last = given.last().and_then(|(_, value)| Self::named(&value));

@@ -1,4 +1,4 @@
-//! What browsers ask for: `GET /stream`.
+//! The route `GET /stream`.
 
 use std::convert::Infallible;
 
@@ -36,33 +36,27 @@ use crate::{
     },
 };
 
-/// The header that a returning `EventSource` sends.
+/// The header that a reconnecting `EventSource` sends.
 const LAST_EVENT_ID: &str = "last-event-id";
 
 /// Replaces an id that can't be used; no valid id equals it.
 const NO_ID: &str = "?";
 
-/// What the route of the stream works with.
+/// The data that the route of the stream needs.
 #[derive(Clone)]
 pub struct Door {
-    /// What streams are made of.
     pub streams: web::Data<Streams>,
-    /// Where they go once they have begun.
+    /// Takes over streams once their response has begun.
     pub lines: web::Data<Lines>,
-    /// Who is asking.
     pub authenticator: web::Data<Authenticator>,
-    /// How many are let in.
     pub admission: web::Data<Admission>,
-    /// Whose pages may ask.
     pub origins: web::Data<Origins>,
-    /// Who may say whose request it is.
     pub proxies: web::Data<Proxies>,
-    /// Who is turned away.
     pub refusals: web::Data<Refusals>,
 }
 
 impl Door {
-    /// Adds the route of the stream to the application of a port of this scheme.
+    /// Adds the route of the stream to the application of a port with this scheme.
     pub fn routes(&self, scheme: Scheme, config: &mut web::ServiceConfig) {
         config
             .app_data(self.streams.clone())
@@ -76,19 +70,19 @@ impl Door {
             .service(
                 readable("/stream", answer)
                     .wrap(self.origins.cors())
-                    // The last is asked first.
+                    // The middleware added last runs first.
                     .wrap(from_fn(origin::check)),
             );
     }
 }
 
-/// The response for paths without a resource.
+/// The response for unknown paths.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
     methods::missing(&request, "there is nothing here: the stream is at /stream")
 }
 
-/// Answers GET with a stream. HEAD gets the same status and headers and opens no stream: no row
-/// is read or marked as sent.
+/// Answers GET with a stream. HEAD gets the same status and headers and opens no stream:
+/// no row is read or marked as sent.
 async fn answer(
     request: HttpRequest,
     streams: web::Data<Streams>,
@@ -98,12 +92,13 @@ async fn answer(
     refusals: web::Data<Refusals>,
 ) -> Result<HttpResponse, Problem> {
     let client = admission.client_of(&request);
-    // Before anything is done for it that costs more than this.
+    // First, because everything after it costs more.
     if let Err(deferral) = admission.pace(client) {
         return Ok(deferral.answer(&request));
     }
     let noted = streams.hub.note();
-    // Who is asking comes first: nothing is explained to strangers.
+    // Authentication comes before parsing: errors are not explained to unauthenticated
+    // clients.
     let identity = match authenticator.identify(&request, client).await {
         Ok(identity) => identity,
         Err(error) => {
@@ -128,10 +123,10 @@ async fn answer(
             CacheDirective::NoCache,
             CacheDirective::NoTransform,
         ]))
-        // nginx would buffer the stream otherwise.
+        // Otherwise nginx would buffer the stream.
         .insert_header(("x-accel-buffering", "no"));
     if request.method() == Method::HEAD {
-        // A place was available, which is part of the answer. It is released again.
+        // The response shows that a place was available; HEAD doesn't keep it.
         drop(permit);
         let empty = stream::empty::<Result<Bytes, Infallible>>();
         return Ok(builder.body(BodyStream::new(empty)));
@@ -144,8 +139,8 @@ async fn answer(
         &start,
         parameters.format,
     );
-    // Of no cost unless the log is to be that talkative: a span that is kept takes half
-    // a kilobyte, and an idle stream some two.
+    // Costs nothing unless the log level enables it: an enabled span takes half a
+    // kilobyte, and an idle stream about two.
     let span = debug_span!(
         "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
     );
@@ -155,7 +150,7 @@ async fn answer(
     Ok(builder.body(Departure::new(lines.into_inner(), exit, stream)))
 }
 
-/// A server that was set up wrongly, which is a bug.
+/// The server was set up incorrectly, which is a bug.
 fn no_exit() -> Problem {
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -163,8 +158,8 @@ fn no_exit() -> Problem {
     )
 }
 
-/// Where the client wants to begin. An id that can't be used is no reason for a
-/// 400, which would end an `EventSource` for good.
+/// Where the stream begins. An unusable id must not cause a 400, which would end an
+/// `EventSource` permanently.
 fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
     let header = last_event_id(request.headers()).filter(|id| !id.is_empty());
     match header.or(parameters.last_event_id.as_deref()) {
@@ -175,7 +170,8 @@ fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
     }
 }
 
-/// The id in the header. Two different ids are rejected, because the wrong one would skip rows.
+/// The id in the header. Two different ids are rejected, because the wrong one would skip
+/// rows.
 fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     let mut ids = headers.get_all(LAST_EVENT_ID);
     let id = ids.next()?;

@@ -18,18 +18,17 @@ use crate::http::{sockets::Place, write_deadline::Stall};
 
 /// A client's socket and its place. A write that makes no progress fails with
 /// [`io::ErrorKind::TimedOut`] at [`CLIENT_LIMIT`](crate::http::sockets::CLIENT_LIMIT),
-/// on systems too whose kernel has no such deadline.
+/// also on systems whose kernel has no such deadline.
 pub struct Socket {
-    /// None only while it moves to another runtime, or if that has failed.
+    /// `None` only while it moves to another runtime, or if that has failed.
     tcp: Option<TcpStream>,
     stall: Stall,
-    /// None at the admin address, where clients are not counted. Given back after
-    /// the socket is closed.
+    /// `None` at the admin address, where clients are not counted. Released after the
+    /// socket is closed.
     _place: Option<Place>,
 }
 
 impl Socket {
-    /// Of a connection that was accepted.
     pub fn new(tcp: TcpStream, place: Option<Place>) -> Self {
         Self {
             tcp: Some(tcp),
@@ -40,7 +39,7 @@ impl Socket {
 
     fn move_to(&mut self, runtime: &Handle) -> io::Result<()> {
         let tcp = self.tcp.take().ok_or_else(closed)?.into_std()?;
-        // Sockets and timers belong to the runtime in which they are made.
+        // Sockets and timers belong to the runtime in which they are created.
         let _runtime = runtime.enter();
         self.tcp = Some(TcpStream::from_std(tcp)?);
         self.stall.end();
@@ -51,7 +50,7 @@ impl Socket {
         self.tcp.as_mut().map(Pin::new).ok_or_else(closed)
     }
 
-    /// The outcome of a write, unless there has been none for too long.
+    /// Returns the outcome of a write, or an error if there was no progress for too long.
     fn watch<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -112,20 +111,19 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A connection, as HTTP uses it.
+/// A connection as HTTP uses it.
 pub enum Transport {
-    /// Without encryption.
     Plain(Socket),
-    /// After the handshake. Boxed: a session takes a kilobyte.
+    /// After the handshake. Boxed, because a session takes a kilobyte.
     Tls(Box<TlsStream<Socket>>),
 }
 
 impl Transport {
-    /// Moves it to another runtime, which must be the one that polls it next.
+    /// Moves the connection to another runtime, which must be the one that polls it next.
     ///
     /// # Errors
     ///
-    /// If the system can't; then the connection is closed.
+    /// If the system refuses; then the connection is closed.
     pub fn move_to(&mut self, runtime: &Handle) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.move_to(runtime),
@@ -133,7 +131,7 @@ impl Transport {
         }
     }
 
-    /// Where the client is.
+    /// The client's address.
     pub fn peer(&self) -> Option<SocketAddr> {
         let socket = match self {
             Self::Plain(socket) => socket,
@@ -194,7 +192,8 @@ mod tests {
     use super::*;
     use crate::http::sockets::CLIENT_LIMIT;
 
-    // The clock stands still while anything can be written, and jumps once nothing can.
+    // The paused clock doesn't advance while anything can be written, and jumps once
+    // nothing can.
     #[tokio::test(start_paused = true)]
     async fn a_write_without_progress_fails_at_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -9,21 +9,22 @@ use tokio::time::{Sleep, sleep};
 
 use crate::http::sockets::CLIENT_LIMIT;
 
-/// How long a writer has been waiting for its client. It costs a pointer while
+/// The deadline of a writer that is waiting for its client. It takes only a pointer while
 /// there is nothing to wait for.
 #[derive(Debug, Default)]
 pub struct Stall(Option<Pin<Box<Sleep>>>);
 
 impl Stall {
-    /// The client has taken something, or there is nothing to take.
+    /// Call this when the client has read something, or there is nothing to read.
     pub fn end(&mut self) {
         self.0 = None;
     }
 
-    /// To be polled whenever the client takes nothing. Resolves after
-    /// [`CLIENT_LIMIT`] without a call of [`end`](Self::end).
+    /// Poll this while the client reads nothing. Resolves after [`CLIENT_LIMIT`] without
+    /// a call of [`end`](Self::end).
     pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Made when it is first waited for: a timer belongs to the runtime that waits.
+        // Created on the first poll: a timer belongs to the runtime in which it is
+        // created, and must belong to the one that waits.
         let deadline = self.0.get_or_insert_with(|| Box::pin(sleep(CLIENT_LIMIT)));
         deadline.as_mut().poll(cx)
     }

@@ -1,4 +1,4 @@
-//! Connections to Postgres: where it is, and how one is opened.
+//! Opens connections to Postgres, and sets what their sessions need.
 
 mod borrowed;
 mod conninfo;
@@ -38,30 +38,30 @@ use self::{
 };
 use crate::runtime::escape;
 
-/// How long connecting may take in all: name look-up, TCP, the server's answer
-/// and the session's settings, of all hosts that the URL names. tokio-postgres'
-/// own `connect_timeout` covers the TCP connect alone.
+/// Time limit for connecting: name lookup, TCP, the server's answer and the session's
+/// settings, for all hosts that the URL names. tokio-postgres' own `connect_timeout`
+/// covers only the TCP connect.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// A connection that carries nothing is probed after 5 s, and given up when
-/// two probes 5 s apart, or 15 s of unacknowledged data, bring no answer.
+/// An idle connection is probed after 5 s, and closed if two probes 5 s apart, or data
+/// unacknowledged for 15 s, get no answer.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 2;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(15);
 
-/// What a database or a role may set for its applications and would change what our
-/// statements mean, whom they conflict with, or whether they work at all.
+/// Settings that a database or a role may change for its applications, and that would
+/// change what our statements mean, what they conflict with, or whether they work at all.
 ///
-/// Of names, only those of `pg_catalog` are found without a schema: in any other, a
-/// function that somebody made could take precedence over one of Postgres with less
-/// exact argument types. Where row-level security would hide rows, Postgres reports
-/// an error instead.
+/// Only names in `pg_catalog` are resolved without a schema: in any other schema, another
+/// user's function could take precedence over a Postgres function whose argument types
+/// match less exactly. Where row-level security would hide rows, Postgres reports an
+/// error instead.
 ///
-/// Left to the database on purpose: `role`, which decides about rights,
-/// `synchronous_commit`, which decides how durable a mark is, and what only a superuser
-/// may set (`session_replication_role`).
+/// Deliberately left to the database: `role`, which decides about privileges;
+/// `synchronous_commit`, which decides how durable a mark is; and settings that only a
+/// superuser may change (`session_replication_role`).
 const PINNED: &[(&str, &str)] = &[
     ("search_path", "pg_catalog, pg_temp"),
     ("row_security", "off"),
@@ -81,20 +81,20 @@ const PINNED: &[(&str, &str)] = &[
     ("idle_in_transaction_session_timeout", "0"),
 ];
 
-/// The same for settings that only newer servers have: 14 and 17.
+/// Settings that only exist from PostgreSQL 14 and 17 on; they are set to 0.
 const PINNED_IF_KNOWN: [&str; 2] = ["idle_session_timeout", "transaction_timeout"];
 
-/// The queries must stay on their indexes at any table size, also with plans
-/// made while the table was empty or never analysed: without these settings
-/// Postgres then reads the whole table. The penalties that they set on other
-/// plans would start the JIT compiler, which costs more than any query here.
+/// The queries must stay on their indexes at any table size, also with plans made while
+/// the table was empty or never analysed. Without these settings Postgres then reads the
+/// whole table. The penalties that they put on other plans would trigger the JIT
+/// compiler, which costs more than any of these queries.
 ///
-/// A query that the bridge no longer waits for need not run on; a shorter
-/// timeout, which the database may have for its applications, would only make
-/// deaf.
+/// The server need not finish a query that the bridge no longer waits for. A shorter
+/// timeout, which the database may set for its applications, would only interrupt
+/// delivery.
 ///
-/// What our sessions do to the table never makes an earlier row one that is to be
-/// delivered (the trigger of `V9__drained.sql`).
+/// `tidings.marking`: our sessions' updates never make an earlier row deliverable again
+/// (the trigger of `V9__drained.sql`).
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "'10s'"),
     ("enable_seqscan", "off"),
@@ -113,16 +113,16 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tidings.marking", "on"),
 ];
 
-/// Begins a transaction that means the same whatever the database's defaults are.
+/// Begins a transaction independently of the database's defaults.
 pub const BEGIN: &str = "begin isolation level read committed, read write, not deferrable;";
 
-/// The same for what only reads, which a standby lets begin, too.
+/// The same for reading only, which a standby also allows.
 const BEGIN_READING: &str = "begin isolation level read committed, read only, not deferrable;";
 
-/// Bounds for how long the server keeps a session whose bridge is frozen or
-/// gone: it would pin the notification queue of the whole cluster. They act on
-/// TCP alone. What it writes is written again if it is lost, so no commit waits
-/// for the disk.
+/// Limits how long the server keeps the session of a bridge that is frozen or gone. Such a
+/// session would pin the notification queue of the whole cluster. The limits only work for
+/// TCP. Whatever the session writes is written again if it is lost, so no commit waits for
+/// the disk.
 const LISTENER_SETTINGS: &str = "
     set tcp_keepalives_idle = 5;
     set tcp_keepalives_interval = 5;
@@ -134,36 +134,25 @@ const LISTENER_SETTINGS: &str = "
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Postgres refused.
+    /// Postgres reported an error, or the connection broke.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// The network refused.
+    /// The network reported an error.
     #[error("can't connect to {host}: {reason}")]
-    Network {
-        /// Where.
-        host: String,
-        /// Why.
-        reason: io::Error,
-    },
-    /// The server doesn't encrypt.
+    Network { host: String, reason: io::Error },
+    /// The server doesn't support TLS.
     #[error(
         "the server at {host} offers no TLS, and without it passwords and notifications would \
          cross the network in clear text: turn it on there (ssl = on), or, over a network that \
          you trust, add sslmode=disable to the URL"
     )]
-    Unencrypted {
-        /// Where.
-        host: String,
-    },
-    /// The server doesn't prove to be the one that was asked for, or doesn't
-    /// believe us to be.
+    Unencrypted { host: String },
+    /// The server's certificate was not accepted, or the server didn't accept ours.
     #[error("no TLS with {host} (sslmode={mode}): {reason}")]
     Tls {
-        /// Where.
         host: String,
-        /// What was asked for.
+        /// The `sslmode` in effect.
         mode: &'static str,
-        /// Why.
         reason: String,
     },
     /// The server asks for a password, and there is none.
@@ -173,28 +162,25 @@ pub enum ConnectError {
          PGPASSFILE names ({reason})"
     )]
     NoPassword {
-        /// Where.
         host: String,
-        /// Whose.
         role: String,
-        /// Why none was found.
+        /// Why no password was found.
         reason: String,
     },
-    /// The server refuses a password that is not from the connection string.
+    /// The server rejects a password that is not from the connection string.
     #[error("{} (the password is from {password})", describe(.error))]
     Password {
-        /// What it says.
         error: tokio_postgres::Error,
-        /// Where the password is from.
+        /// The source of the password.
         password: String,
     },
-    /// Nothing answered.
+    /// There was no answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     TimedOut(Duration),
     /// One of several hosts is a standby; another may be the primary.
     #[error("it is a standby")]
     Standby,
-    /// None of several hosts would do.
+    /// None of several hosts is usable.
     #[error("none of the hosts is a primary that answers ({})", list(.0))]
     NoHost(Vec<(String, Self)>),
 }
@@ -205,10 +191,9 @@ fn list(hosts: &[(String, ConnectError)]) -> String {
 }
 
 impl ConnectError {
-    /// Whether waiting may help: the server is not there yet, or is starting
-    /// or stopping (class 57P of SQLSTATE), or has no room (class 53), or the
-    /// connection broke. A password, role or database that it doesn't know is
-    /// nothing to wait for.
+    /// Whether retrying may help: the server is not there yet, is starting or stopping
+    /// (SQLSTATE class 57P), or has no room (class 53), or the connection broke. Retrying
+    /// doesn't help if the server rejects the password, role or database.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::TimedOut(_) | Self::Network { .. } | Self::Standby => true,
@@ -225,8 +210,8 @@ impl ConnectError {
     }
 }
 
-/// Whether the connection broke, rather than that the two could not agree, which
-/// tokio-postgres reports with an [`io::Error`] of its own, too.
+/// Whether the connection broke, as opposed to a failed negotiation, which tokio-postgres
+/// also reports as an [`io::Error`].
 fn is_broken(error: &tokio_postgres::Error) -> bool {
     let source = std::error::Error::source(error);
     let source = source.and_then(|source| source.downcast_ref::<io::Error>());
@@ -237,8 +222,8 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
     error.is_closed() || source.is_some_and(|error| !is_disagreement(error))
 }
 
-/// An error with its cause: tokio-postgres' own text says only "db error" or
-/// "error connecting to server".
+/// An error with its cause: tokio-postgres' own text is only "db error" or "error
+/// connecting to server".
 pub fn describe(error: &tokio_postgres::Error) -> String {
     let text = match (error.as_db_error(), std::error::Error::source(error)) {
         (Some(database), _) => {
@@ -254,17 +239,18 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
         (None, Some(source)) => format!("{error}: {source}"),
         (None, None) => error.to_string(),
     };
-    // It may quote names of roles and objects, and raise what an application wrote.
+    // The text may quote names of roles and objects, and messages that an application
+    // raised.
     escape::line(&text).into_owned()
 }
 
-/// What to do where row-level security applies to a query.
+/// What to do if row-level security applies to a query.
 const ROW_SECURITY: &str = ": row-level security would hide rows from this role; `tidings check` \
                             has the statement that ends it";
 
-/// Whether Postgres refused a query because row-level security applies to it
-/// (`row_security = off`). The code is that of every missing privilege, and the
-/// message may be translated; the place in the server's source is neither.
+/// Whether Postgres rejected a query because row-level security applies to it
+/// (`row_security = off`). The code is the same for every missing privilege, and the
+/// message may be translated, so the function name in the server's source decides.
 pub fn is_row_security(error: &tokio_postgres::Error) -> bool {
     let database = error.as_db_error();
     error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
@@ -277,17 +263,16 @@ pub fn is_queue_full(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::PROGRAM_LIMIT_EXCEEDED)
 }
 
-/// The task that drives a connection. It ends with its client or with the
-/// connection, and tells the error that ended it.
+/// The task that drives a connection. It ends with its client or with the connection, and
+/// returns the error that ended it.
 pub type Driver = JoinHandle<Option<tokio_postgres::Error>>;
 
-/// Opens a connection. `on_message` is called for what the server says
-/// unasked, notifications above all, from a task that always drains the socket:
-/// a listener that stops reading pins the notification queue of the whole
-/// cluster.
+/// Opens a connection. `on_message` is called for unsolicited messages, mainly
+/// notifications, from a task that always drains the socket: a listener that stops
+/// reading pins the notification queue of the whole cluster.
 ///
-/// Of several hosts the first primary that answers is taken. Nothing is set in
-/// the session, so names must be qualified.
+/// If there are several hosts, the first primary that answers is used. The session has no
+/// settings of ours, so names must be qualified.
 ///
 /// # Errors
 ///
@@ -298,7 +283,7 @@ pub async fn connect(
 ) -> Result<(Client, Driver), ConnectError> {
     let url = &url.target();
     let count = url.hosts.len();
-    // So that a host that is frozen leaves time for the others.
+    // A frozen host must leave time for the others.
     let share = CONNECT_LIMIT / u32::try_from(count).unwrap_or(u32::MAX);
     let first = url.answered.load(Ordering::Relaxed);
     let mut failed = Vec::new();
@@ -354,8 +339,8 @@ async fn open(
     }
 }
 
-/// Whether the server may take the connection the other way: `pg_hba.conf` has
-/// no line for this one, or a pooler wants TLS.
+/// Whether the server might accept the other kind of connection: `pg_hba.conf` has no
+/// line for this one, or a pooler requires TLS.
 fn refuses_encryption_or_its_lack(error: &tokio_postgres::Error) -> bool {
     matches!(error.code().map(SqlState::code), Some("28000" | "08P01"))
 }
@@ -424,14 +409,14 @@ async fn open_once(
     }
 }
 
-/// Why the server does not let us in, where the password has to do with it.
+/// Explains a rejected connection if the password is involved.
 fn explained(
     error: tokio_postgres::Error,
     url: &Target,
     host: &Place,
     password: Option<&Result<Found, Missing>>,
 ) -> ConnectError {
-    // tokio-postgres says so in a text alone.
+    // tokio-postgres reports this only as text.
     let source = std::error::Error::source(&error);
     let is_missing = source.is_some_and(|source| source.to_string() == "password missing");
     let is_wrong = error.code() == Some(&SqlState::INVALID_PASSWORD);
@@ -493,8 +478,8 @@ async fn dial(
     Err(last)
 }
 
-/// Bounds how long a connection whose other end is gone passes for open. An
-/// option that the system refuses is no reason to do without the database.
+/// Limits how long a connection with a dead peer appears open. If the system rejects an
+/// option, the connection is used anyway.
 fn bound(socket: &TcpStream) {
     let _ = socket.set_nodelay(true);
     let socket = SockRef::from(socket);
@@ -507,55 +492,42 @@ fn bound(socket: &TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT));
 }
 
-/// Opens a connection for commands that need a session of their own, with what is
-/// pinned in every session.
-///
-/// # Errors
-///
-/// As [`connect`].
+/// Opens a connection for commands that need a session of their own, with the settings
+/// that every session pins.
 pub async fn connect_pinned(url: &DatabaseUrl) -> Result<(Client, Driver), ConnectError> {
     let (client, driver) = connect(url, |_| ()).await?;
-    // A migration that makes an index takes as long as the table is large.
+    // A migration that creates an index may take long on a large table.
     let settings = pinned(Scope::Session) + "set statement_timeout = 0;";
     client.batch_execute(&settings).await?;
     Ok((client, driver))
 }
 
-/// Gives a session of our own the settings that the bridge's queries need.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// Applies the settings that the bridge's queries need to a session of our own.
 pub async fn settle(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute(&settings(Scope::Session)).await
 }
 
-/// The same for the session that listens.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// The same, plus the settings of the listener's session.
 pub async fn settle_listener(client: &Client) -> Result<(), tokio_postgres::Error> {
     settle(client).await?;
     client.batch_execute(LISTENER_SETTINGS).await
 }
 
-/// How long a setting holds.
+/// How long a setting applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Until the session ends.
     Session,
-    /// Until the transaction ends: a pooler lends sessions for one at a time.
+    /// Until the transaction ends, for a pooler that lends a session per transaction.
     Transaction,
 }
 
-/// The statements that give a session, or a transaction, all that the bridge's
-/// queries need.
+/// The statements for all settings that the bridge's queries need.
 pub fn settings(scope: Scope) -> String {
     pinned(scope) + &set(scope, SETTINGS)
 }
 
-/// The statements that pin what must not depend on the database's defaults.
+/// The statements for settings that must not depend on the database's defaults.
 fn pinned(scope: Scope) -> String {
     let is_local = scope == Scope::Transaction;
     let known = PINNED_IF_KNOWN.iter().map(|name| {

@@ -1,4 +1,4 @@
-//! By which sign a bridge notices that Postgres has crashed.
+//! The sign by which a bridge detects that Postgres has crashed.
 
 use tokio_postgres::{Client, Row, types::Type};
 
@@ -8,26 +8,27 @@ use crate::postgres::{
     schema::{SchemaError, SchemaName},
 };
 
-/// By what crashes are noticed. All statements of a bridge go by the same sign.
+/// How crashes are detected. All statements of a bridge use the same sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CrashSign {
     /// Crash recovery empties the unlogged table `tidings_incarnation`.
     #[default]
     Table,
-    /// It resets the server's statistics, and so can a superuser, which is taken for a
-    /// crash. For a role that was given its rights by hand, before there was the table.
+    /// Crash recovery resets the server's statistics. A superuser can do so too, which
+    /// then counts as a crash. For roles that were granted their privileges by hand
+    /// before the table existed.
     Statistics,
 }
 
-/// The table, as the files in `sql/` name it.
+/// The table, as named in the files in `sql/`.
 const TABLE: &str = ":\"schema\".tidings_incarnation";
 
-/// What a role reads instead that may not use the table.
+/// Replaces the table for a role that may not use it.
 const STATISTICS: &str =
     "(select true as single, stats_reset as since from pg_stat_bgwriter) as incarnation";
 
 impl CrashSign {
-    /// A text of `sql/` that goes by this sign.
+    /// Adapts a text of `sql/` to this sign.
     pub fn adapt(self, text: &str) -> String {
         match self {
             Self::Table => text.to_owned(),
@@ -35,11 +36,7 @@ impl CrashSign {
         }
     }
 
-    /// What the role of the listener may go by.
-    ///
-    /// # Errors
-    ///
-    /// [`SchemaError`], if it can't be found out.
+    /// The sign that the listener's role may use.
     pub async fn of_listener(url: &DatabaseUrl, schema: &SchemaName) -> Result<Self, SchemaError> {
         let (client, _driver) = connect::connect_pinned(url).await?;
         Ok(Self::of_session(&client, schema).await?)
@@ -57,12 +54,8 @@ impl CrashSign {
         Self::read(&row)
     }
 
-    /// What the roles of the listener and of the pool may both go by, where the
-    /// listener's may go by this sign.
-    ///
-    /// # Errors
-    ///
-    /// [`QueryError`].
+    /// The sign that the roles of both the listener and the pool may use, given that the
+    /// listener's may use `self`.
     pub async fn and_of_pool(self, pool: &Pool, schema: &SchemaName) -> Result<Self, QueryError> {
         if self == Self::Statistics {
             return Ok(self);

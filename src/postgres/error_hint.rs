@@ -1,10 +1,10 @@
-//! What an error of Postgres means to whoever ran a command, and what to do about it.
+//! Explains Postgres errors to the user of a command, and says what to do about them.
 
 use std::error::Error;
 
 use tokio_postgres::error::DbError;
 
-/// Our own constraints, by name, and what they ask for.
+/// Our constraints by name, with what each requires.
 const CONSTRAINTS: &[(&str, &str)] = &[
     ("notifications_id_positive", "ids begin at 1"),
     (
@@ -34,7 +34,7 @@ const CONSTRAINTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What the error of Postgres behind this one means, if more is to be said than Postgres
+/// Explains the Postgres error behind `error`, if there is more to say than Postgres
 /// does.
 pub fn of(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);

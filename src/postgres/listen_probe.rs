@@ -1,8 +1,8 @@
-//! Whether a URL leads to a primary by a session of our own, which listening
-//! and migrating need.
+//! Checks that a URL leads to a primary through sessions of our own, which LISTEN and
+//! migrations need.
 //!
-//! A pooler that lends sessions for one transaction at a time takes LISTEN
-//! without an error, and nothing is ever heard.
+//! A pooler that lends sessions per transaction accepts LISTEN without an error, but
+//! notifications never arrive.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,25 +11,25 @@ use tokio_postgres::AsyncMessage;
 
 use crate::postgres::connect::{self, ConnectError, DatabaseUrl, describe};
 
-/// How long a notification may take: it is a matter of milliseconds.
+/// How long a notification may take. Normally it takes milliseconds.
 const HEARD_LIMIT: Duration = Duration::from_secs(5);
 
-/// Why a URL is of no use to the listener.
+/// Why the listener can't use a URL.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectError {
-    /// No connection.
+    /// The connection failed.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// Postgres or the network refused.
+    /// Postgres reported an error, or the connection broke.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// A hot standby takes no LISTEN and no writes.
+    /// A hot standby accepts neither LISTEN nor writes.
     #[error(
         "{0} is a standby, where nobody can LISTEN or write: point DATABASE_URL at the primary, \
              or name all hosts in it (host=a,b), and the primary among them is found"
     )]
     Standby(String),
-    /// What was rung in one session was not heard in another.
+    /// A notification sent in one session didn't arrive in another.
     #[error(
         "notifications don't arrive through {0}: it leads to a pooler that lends sessions for one \
              transaction at a time (PgBouncer's pool_mode=transaction). Set \
@@ -40,7 +40,7 @@ pub enum DirectError {
 }
 
 impl DirectError {
-    /// Whether waiting may help.
+    /// Whether retrying may help.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_passing(),
@@ -50,7 +50,7 @@ impl DirectError {
     }
 }
 
-/// Rings in one session, and listens in another.
+/// Sends NOTIFY in one session and listens in another.
 ///
 /// # Errors
 ///
@@ -72,10 +72,10 @@ pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
         .batch_execute(&format!("listen {channel}"))
         .await?;
     let (ringing, _driver) = connect::connect(url, |_| ()).await?;
-    // Not pg_notify(), which a role may have been forbidden.
+    // Not pg_notify(): EXECUTE on it may have been revoked from the role.
     match ringing.batch_execute(&format!("notify {channel}")).await {
-        // Nothing can be proven while there is no room for notifications, and the
-        // bridge delivers without them: the listener warns of it.
+        // While the notification queue is full, nothing can be checked. The bridge
+        // delivers without notifications; the listener logs a warning.
         Err(error) if connect::is_queue_full(&error) => return Ok(()),
         notified => notified?,
     }

@@ -1,4 +1,4 @@
-//! The connections that streams and the marker share.
+//! The pool of connections that streams and the marker share.
 
 use std::time::Duration;
 
@@ -22,76 +22,77 @@ use crate::postgres::connect::{
     self, BEGIN, CONNECT_LIMIT, ConnectError, DatabaseUrl, Scope, describe, in_transaction,
 };
 
-/// How long a query that reads may take: a page of a user, or less.
+/// Time limit for reading queries: a user's page, or less.
 pub const READ_LIMIT: Duration = Duration::from_secs(10);
 
-/// Whose sessions the connections lead to.
+/// Whether the connections have sessions of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sessions {
-    /// Ours: settings and prepared statements stay.
+    /// Each connection has its own session: settings and prepared statements persist.
     Own,
-    /// Lent by a pooler for one transaction at a time: nothing may stay in
-    /// them, and statements have no name.
+    /// A pooler lends a session per transaction: no session state may remain, and
+    /// statements must be unnamed.
     Lent,
 }
 
-/// A bounded number of connections to Postgres.
+/// A bounded pool of connections to Postgres.
 #[derive(Clone, Debug)]
 pub struct Pool {
     /// For pages, lookups of tickets, reports.
     shared: managed::Pool<Opener>,
-    /// For marks alone.
+    /// Only for marks.
     reserved: managed::Pool<Opener>,
     purpose: Purpose,
     sessions: Sessions,
     timeouts: Counter,
 }
 
-/// Connections that only the marker uses, so that pages and lookups, which
-/// clients cause, never keep marks waiting.
+/// Connections reserved for the marker. Pages and lookups are triggered by clients, and
+/// must never make marks wait.
 const RESERVED_FOR_MARKS: usize = 1;
 
-/// Which of the connections a handle of the pool uses.
+/// Which of the connections a handle uses.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
     Shared,
     Marks,
 }
 
-/// How a pool is used.
+/// Current use of the pool.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Usage {
-    /// Connections that it may have.
+    /// The maximum number of connections.
     pub most: usize,
-    /// Connections that somebody works with.
+    /// Connections that are in use.
     pub in_use: usize,
     /// Connections that are open and free.
     pub idle: usize,
-    /// How many wait for one.
+    /// Queries waiting for a connection.
     pub waiting: usize,
-    /// Queries and connections that took too long so far.
+    /// Queries and connection attempts that have timed out so far.
     pub timeouts: u64,
 }
 
-/// A parameter of a query, with its type: asking for it would name a statement.
+/// A query parameter with its type. Asking Postgres for the type would require a named
+/// statement.
 pub type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Why a query failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// There was no connection to be had.
+    /// No connection was available.
     #[error("no database connection: {0}")]
     Connect(#[from] managed::PoolError<ConnectError>),
-    /// Postgres or the network refused.
+    /// Postgres reported an error, or the connection broke.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// Nothing answered.
+    /// There was no answer in time.
     #[error("the database did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
 }
 
 impl QueryError {
-    /// Whether waiting may help.
+    /// Whether retrying may help.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Connect(managed::PoolError::Backend(error)) => error.is_passing(),
@@ -100,9 +101,9 @@ impl QueryError {
         }
     }
 
-    /// Whether it is because of the rows that a statement writes: what raises is
-    /// a trigger or a constraint, and the same statement may work for other rows.
-    /// The session is as good as before.
+    /// Whether the rows that the statement writes caused the error. A trigger or a
+    /// constraint raised it, so the same statement may succeed for other rows, and the
+    /// session is still usable.
     pub fn is_of_rows(&self) -> bool {
         let Self::Postgres(error) = self else {
             return false;
@@ -110,13 +111,13 @@ impl QueryError {
         let Some(error) = error.as_db_error() else {
             return false;
         };
-        // The classes of SQLSTATE (appendix A of the manual) for what an expression,
-        // a constraint, a function or another transaction has against a row.
+        // SQLSTATE classes (appendix A of the manual) of errors that an expression, a
+        // constraint, a function or another transaction raises for a row.
         const OF_ROWS: [&str; 14] = [
             "09", "21", "22", "23", "27", "2F", "38", "39", "40", "44", "54", "55", "P0", "XX",
         ];
-        // What is raised inside a function has a context, whatever its code: our
-        // statements call none, so it is a trigger's.
+        // An error raised inside a function has a context, whatever its code. Our
+        // statements call no functions, so it comes from a trigger.
         let code = error.code();
         let is_the_sessions = *code == SqlState::ADMIN_SHUTDOWN
             || *code == SqlState::CRASH_SHUTDOWN
@@ -127,11 +128,11 @@ impl QueryError {
 }
 
 impl Pool {
-    /// A pool of at most `size` connections, which are opened as needed.
+    /// Creates a pool of at most `size` connections, which are opened as needed.
     ///
-    /// Their driver tasks live on `runtime`: deadpool would spawn them on the
-    /// runtime that first asks, one of actix's single-threaded workers, where
-    /// they would stall while that worker is busy.
+    /// Their driver tasks run on `runtime`. deadpool would spawn them on the runtime of
+    /// the first caller, one of actix's single-threaded workers, where they would stall
+    /// while that worker is busy.
     ///
     /// # Errors
     ///
@@ -150,7 +151,7 @@ impl Pool {
             };
             managed::Pool::builder(opener)
                 .max_size(count)
-                // What was used last is still in the processor's cache.
+                // The connection that was used last is still in the processor's cache.
                 .queue_mode(QueueMode::Lifo)
                 .runtime(Runtime::Tokio1)
                 .create_timeout(Some(CONNECT_LIMIT))
@@ -165,7 +166,7 @@ impl Pool {
         })
     }
 
-    /// The same pool for the marker, which has a connection reserved.
+    /// The same pool, but using the connection reserved for the marker.
     pub fn for_marks(&self) -> Self {
         Self {
             purpose: Purpose::Marks,
@@ -173,20 +174,15 @@ impl Pool {
         }
     }
 
-    /// Runs one query. It runs in a transaction of its own, with the
-    /// [settings](connect::settings) that keep it on its indexes. `limit` covers
-    /// every wait: for a connection, for opening one, and for the answer.
+    /// Runs one query in a transaction of its own, with the [settings](connect::settings)
+    /// that keep it on its indexes. `limit` covers every wait: for a connection, for
+    /// opening one, and for the answer.
     ///
-    /// A query that fails, isn't answered in time, or whose future is dropped
-    /// costs its connection. It may be dead or busy, and a session keeps the
-    /// settings that it began with, which may be what is wrong
-    /// (`default_transaction_read_only`, say) and be changed since. Only one that
-    /// fails because of the rows that it writes doesn't: the session is not to
-    /// blame.
-    ///
-    /// # Errors
-    ///
-    /// [`QueryError`].
+    /// If the query fails, times out, or its future is dropped, its connection is closed.
+    /// The connection may be dead or busy. Also, a session keeps the settings that it
+    /// started with: these may be the cause (`default_transaction_read_only`, say) and
+    /// may have been changed since. The exception is an error caused by the rows that the
+    /// query writes: then the session is not at fault.
     pub async fn query(
         &self,
         limit: Duration,
@@ -196,8 +192,8 @@ impl Pool {
         let outcome = match timeout(limit, self.attempt(query, parameters)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                // The network or server that swallowed the answer has the idle
-                // connections too: each would cost another query the same wait.
+                // The network or server that didn't answer affects the idle connections
+                // too: each would cost another query the same wait.
                 self.renew();
                 Err(QueryError::TimedOut(limit))
             }
@@ -219,7 +215,7 @@ impl Pool {
             Purpose::Shared => &self.shared,
             Purpose::Marks => &self.reserved,
         };
-        // Given back while a query runs, a connection would make its next user
+        // If a connection were returned while its query is running, its next user would
         // wait for an answer that nothing reads.
         let close = |connection| drop(managed::Object::take(connection));
         let connection = scopeguard::guard(connections.get().await?, close);
@@ -234,7 +230,7 @@ impl Pool {
         answer
     }
 
-    /// How it is used at the moment.
+    /// The current use of the pool.
     pub fn usage(&self) -> Usage {
         let [shared, reserved] = [&self.shared, &self.reserved].map(managed::Pool::status);
         let idle = shared.available + reserved.available;
@@ -247,15 +243,15 @@ impl Pool {
         }
     }
 
-    /// Closes the connections that nobody uses: they may lead to a server that
-    /// is no longer the one that the listener hears.
+    /// Closes the idle connections: they may lead to a different server than the
+    /// listener's.
     pub fn renew(&self) {
         for connections in [&self.shared, &self.reserved] {
             connections.retain(|_, _| false);
         }
     }
 
-    /// Closes all connections; queries fail from now on.
+    /// Closes all connections. All later queries fail.
     pub fn close(&self) {
         for connections in [&self.shared, &self.reserved] {
             connections.close();
@@ -301,7 +297,7 @@ impl managed::Manager for Opener {
             if sessions == Sessions::Own {
                 connect::settle(&client).await?;
             }
-            // An error that ends the connection reaches whoever uses it.
+            // An error that ends the connection is returned to the query that uses it.
             let driver = AbortOnDropHandle::new(driver);
             let driver = tokio::spawn(async move {
                 let _ = driver.await;
@@ -310,7 +306,7 @@ impl managed::Manager for Opener {
         });
         match opening.await {
             Ok(opened) => opened,
-            // The runtime is shutting down; nobody waits for an answer.
+            // The runtime is shutting down, so the answer isn't needed.
             Err(_) => std::future::pending().await,
         }
     }
@@ -327,8 +323,8 @@ impl managed::Manager for Opener {
     }
 }
 
-/// The first row of an answer. Statements that read a page repeat in each row what holds
-/// for the whole page, and answer with one row even if nothing is new.
+/// The first row of an answer. Statements that read a page repeat values that hold for
+/// the whole page in each row, and return one row even if nothing is new.
 pub fn first_row(rows: &[Row]) -> &Row {
     match rows {
         [first, ..] => first,

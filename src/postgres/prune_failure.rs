@@ -1,31 +1,26 @@
-//! Rows that could not be removed, and why (`V16__prune_failures.sql`).
+//! Rows that could not be removed, and the reasons (`V16__prune_failures.sql`).
 
 use tokio_postgres::{error::SqlState, types::Type};
 
 use crate::postgres::{connect::Queries, schema::SchemaName};
 
-/// Records that are counted at most, some 50 ms: beyond, the exact number makes no
-/// difference.
+/// How many records are counted at most, in about 50 ms. Beyond this, the exact number
+/// makes no difference.
 const MOST_COUNTED: i64 = 100_000;
 
 /// Rows that could not be removed for the same reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PruneFailure {
-    /// The constraint that was violated: `schema.table.constraint`.
+    /// The violated constraint: `schema.table.constraint`.
     pub constraint: Option<String>,
-    /// The error message of one of them, without control characters.
+    /// The error message for one of them, without control characters.
     pub reason: String,
-    /// How many.
     pub rows: u64,
 }
 
 impl PruneFailure {
-    /// All of them, the most frequent reason first; `None` if this role may not read
-    /// them, or if the schema is too old to have them.
-    ///
-    /// # Errors
-    ///
-    /// What Postgres answers.
+    /// Reads all failures, the most frequent reason first. `None` if this role may not
+    /// read them, or if the schema is too old to contain them.
     pub async fn read(
         client: &impl Queries,
         schema: &SchemaName,
@@ -59,7 +54,7 @@ impl PruneFailure {
         rows.iter().map(failure).collect::<Result<_, _>>().map(Some)
     }
 
-    /// How many rows in all.
+    /// The number of rows for all reasons.
     pub fn total(failures: &[Self]) -> u64 {
         failures.iter().map(|failure| failure.rows).sum()
     }

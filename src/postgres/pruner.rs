@@ -1,7 +1,8 @@
-//! Removes old rows in the background of `tidings serve`, where that is wanted.
+//! Removes old rows in the background of `tidings serve`, if this is configured.
 //!
-//! Of several bridges on one table one does it. It holds an advisory lock in a
-//! session of its own; if it goes, another one takes over.
+//! If several bridges use the same table, one of them does it: the one that holds an
+//! advisory lock, in a session of its own. When that bridge stops, another one takes
+//! over.
 
 use std::{
     sync::{
@@ -25,18 +26,17 @@ use crate::{
     runtime::backoff::{Backoff, jittered},
 };
 
-/// It works for a tenth of the time at most: ten thousand rows a second on a
-/// small machine, and little that anybody else feels.
+/// It works at most a tenth of the time. This removes ten thousand rows per second on a
+/// small machine and hardly affects other sessions.
 const PACE: Pace = Pace { rest: 9 };
 
 /// The longest wait after a failure, which may last until a DBA has time.
 const RETRY_LONGEST: Duration = Duration::from_secs(60 * 60);
 
-/// The log is told at most once in this time that rows can't be removed for the same
-/// reason.
+/// At most one warning in this time about rows that can't be removed for the same reason.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60 * 60);
 
-/// How many rows this bridge has removed.
+/// Counts the rows that this bridge has removed.
 #[derive(Debug, Default)]
 pub struct Pruned {
     removed: AtomicU64,
@@ -44,12 +44,12 @@ pub struct Pruned {
 }
 
 impl Pruned {
-    /// Since it started.
+    /// Rows removed since the bridge started.
     pub fn rows(&self) -> u64 {
         self.removed.load(Ordering::Relaxed)
     }
 
-    /// Rows that it could not remove, at the moment.
+    /// Rows that can't be removed at the moment.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
@@ -58,20 +58,19 @@ impl Pruned {
 /// The task that removes rows.
 #[derive(Debug)]
 pub struct Pruner {
-    /// Where it has sessions of its own.
+    /// A URL that leads to sessions of our own.
     pub url: DatabaseUrl,
-    /// Whose rows.
     pub schema: SchemaName,
-    /// How long they stay after they were sent.
+    /// How long rows stay after they were sent.
     pub sent_for: Duration,
-    /// How long it waits when nothing more is old enough.
+    /// How long to wait when no other row is old enough.
     pub every: Duration,
-    /// Where it counts them.
     pub pruned: Arc<Pruned>,
 }
 
 impl Pruner {
-    /// Removes rows until `stop`. A batch that is cut off was either done or not.
+    /// Removes rows until `stop`. A batch that is interrupted was either committed or
+    /// rolled back.
     pub async fn run(self, stop: CancellationToken) {
         let _ = stop.run_until_cancelled(self.prune()).await;
     }
@@ -102,7 +101,8 @@ impl Pruner {
         }
     }
 
-    /// Returns at once if another bridge does it; else only with an error.
+    /// Returns immediately if another bridge removes rows; otherwise it only returns an
+    /// error.
     async fn take_turn(&self, backoff: &mut Backoff) -> Result<(), PruneError> {
         let mut prune = Prune::open(&self.url, &self.schema, self.sent_for, Retry::WhenDue).await?;
         match prune.take_turn().await? {
@@ -134,7 +134,7 @@ impl Pruner {
         }
     }
 
-    /// From the oldest row to the first that is too young.
+    /// Removes rows from the oldest to the first that is too young.
     async fn walk(&self, prune: &mut Prune) -> Result<u64, PruneError> {
         let mut removed = 0;
         loop {
@@ -147,7 +147,7 @@ impl Pruner {
                         return Ok(removed);
                     }
                 }
-                // Whoever it is does the same work.
+                // The other session does the same work.
                 Batch::Busy => return Ok(removed),
             }
             sleep(PACE.after(begin)).await;
@@ -155,14 +155,14 @@ impl Pruner {
     }
 }
 
-/// What the log was told of rows that can't be removed.
+/// The last warning about rows that can't be removed.
 #[derive(Debug, Default)]
 struct Complaints {
     told: Option<(Option<String>, Instant)>,
 }
 
 impl Complaints {
-    /// Tells the log, unless it was told of the same lately.
+    /// Logs a warning, unless it has logged the same one recently.
     fn tell(&mut self, failures: &[PruneFailure]) {
         let (Some(complaint), Some(first)) = (complaint(failures), failures.first()) else {
             self.told = None;

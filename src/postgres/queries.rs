@@ -1,13 +1,12 @@
-//! The queries of the bridge, one a file in `sql/`.
+//! The texts of the bridge's queries, one per file in `sql/`.
 //!
-//! They name the schema as a psql variable, so that each can be tried in psql
-//! (`psql -v schema=public`), and so that no session state decides which
-//! table is meant.
+//! They name the schema by a psql variable. So each can be tried in psql
+//! (`psql -v schema=public`), and no session state decides which table is meant.
 
 use crate::postgres::{crash_sign::CrashSign, schema::SchemaName};
 
-/// What a role that may not read how far users are drained reads instead:
-/// nothing is known of anybody.
+/// Replaces the tables of drained floors with empty floors, for a role that may not read
+/// them.
 const WITHOUT_DRAINED: [(&str, &str); 2] = [
     (
         ":\"schema\".tidings_drained as",
@@ -19,56 +18,56 @@ const WITHOUT_DRAINED: [(&str, &str); 2] = [
     ),
 ];
 
-/// The texts, for one schema.
+/// The query texts, for one schema.
 #[derive(Debug)]
 pub struct Sql {
-    /// By what they notice that Postgres has crashed.
+    /// The sign of a crash that the texts use.
     pub sign: CrashSign,
-    /// Where a bridge begins.
+    /// The position at which a bridge starts.
     pub tail_start: String,
     /// New rows of all users.
     pub tail_page: String,
     /// New rows of one user.
     pub user_page: String,
-    /// What a user without a position gets first.
+    /// The first page of a user without a position.
     pub backlog_page: String,
-    /// The same, for a role that may not read how far the user is drained.
+    /// The same, for a role that may not read the user's drained floor.
     pub backlog_page_without_drained: String,
-    /// Notes how far a user is drained.
+    /// Stores a user's drained floor.
     pub drain: String,
-    /// The same, of somebody whose streams have been open for long.
+    /// The same, for a user whose streams have been open for a long time.
     pub drain_live: String,
-    /// Tells what the bridge does.
+    /// Stores what this bridge is doing, for the SQL views.
     pub report: String,
     /// Sets `sent_at`.
     pub mark_sent: String,
-    /// What returning clients have received, and is unmarked.
+    /// Unmarked rows that returning clients have received.
     pub acknowledged: String,
-    /// Whether what rings the bell is in order.
+    /// Whether the doorbell's trigger is installed and enabled.
     pub doorbell: String,
-    /// Which streams are to end.
+    /// Which streams must end.
     pub disconnections: String,
     /// The incarnation of the server.
     pub incarnation: String,
-    /// Begins one, if a crash has ended the one before.
+    /// Starts an incarnation if a crash has ended the previous one.
     pub begin_incarnation: String,
-    /// Has writers ring.
+    /// Makes writers ring the doorbell.
     pub fall_asleep: String,
-    /// Has them leave the bell unrung.
+    /// Makes writers stop ringing.
     pub wake: String,
-    /// Whose a ticket is.
+    /// The user of a ticket.
     pub ticket: String,
-    /// Takes over rows of another cluster.
+    /// Restamps rows restored from another cluster.
     pub restamp_restored_rows: String,
 }
 
 impl Sql {
-    /// Fills in the schema.
+    /// Fills in the schema, using the default sign of crashes.
     pub fn new(schema: &SchemaName) -> Self {
         Self::going_by(CrashSign::default(), schema)
     }
 
-    /// The same, with this sign of crashes.
+    /// Fills in the schema, using this sign of crashes.
     pub fn going_by(sign: CrashSign, schema: &SchemaName) -> Self {
         let fill = |text: &str| schema.fill(&sign.adapt(text));
         let backlog_page = include_str!("../../sql/backlog_page.sql");

@@ -1,5 +1,5 @@
-//! How long rows stay, and how they are removed: a batch at a time, by the one
-//! function of the database that can (`V10__prune.sql`).
+//! How long rows stay, and how they are removed: in batches, by the only database
+//! function that can remove them (`V10__prune.sql`).
 
 use std::{str::FromStr, time::Duration};
 
@@ -13,33 +13,31 @@ use crate::postgres::{
     schema::SchemaName,
 };
 
-/// Rows stay for so long at least after they were sent; the function refuses
-/// less. Who returns later than that is told of a gap.
+/// The minimum time that rows stay after they were sent; the function rejects less. A
+/// client that returns later than this receives `tidings.gap`.
 pub const LEAST: Duration = Duration::from_secs(60 * 60);
 
-/// And for so long at most, so that dates stay within what Postgres knows: a
-/// hundred years.
+/// The maximum, a hundred years, so that dates stay within Postgres' range.
 pub const MOST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// What a batch writes is written again if it is lost, so its commit need not
-/// wait for the disk.
+/// If a crash loses a batch, it is simply repeated, so its commit need not wait for the
+/// disk.
 ///
-/// A batch takes a second, unless the delete of a single row takes longer: a foreign
-/// key whose column has no index makes each one read the whole referencing table. Up
-/// to a minute of that is slow and makes progress; with the limit of other queries
-/// each try would be rolled back.
+/// A batch takes a second, unless deleting a single row takes longer: a foreign key
+/// without an index on its column makes each delete read the whole referencing table. Up
+/// to a minute, that is slow but makes progress; with the limit of other queries, each
+/// attempt would be rolled back.
 const SESSION: &str = "set synchronous_commit = off; set statement_timeout = '1min'";
 
-/// To count what could be removed the whole table is read, which takes what it
-/// takes.
+/// Counting the removable rows reads the whole table, however long that takes.
 const PATIENT: &str = "set statement_timeout = 0";
 
 /// How long rows stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// Until somebody else removes them.
+    /// The bridge removes no rows.
     Forever,
-    /// For so long after they were sent.
+    /// Rows are removed this long after they were sent.
     SentFor(Duration),
 }
 
@@ -54,11 +52,11 @@ impl FromStr for Retention {
     }
 }
 
-/// A duration that rows may stay after they were sent: `30d`.
+/// Parses how long rows stay after they were sent, such as `30d`.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// A message that says what is wrong with it.
 pub fn sent_for(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if (LEAST..=MOST).contains(&duration) {
@@ -74,13 +72,13 @@ pub fn sent_for(text: &str) -> Result<Duration, String> {
 /// Why rows were not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
-    /// No connection.
+    /// The connection failed.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// Postgres refused.
+    /// Postgres reported an error, or the connection broke.
     #[error("{}", describe(.0))]
     Postgres(tokio_postgres::Error),
-    /// This role may not.
+    /// This role may not remove rows.
     #[error(
         "{}: let the owner of the schema run: grant execute on function \
          {}.tidings_prune_batch(interval, bigint, integer) to the role of DATABASE_URL; or grant \
@@ -88,15 +86,13 @@ pub enum PruneError {
         describe(.error), .schema.quoted()
     )]
     Right {
-        /// Where.
         schema: SchemaName,
-        /// What Postgres said.
         error: tokio_postgres::Error,
     },
-    /// There is no such function.
+    /// The function doesn't exist.
     #[error("the schema {0} is too old for this, or holds no Tidings: run `tidings migrate`")]
     TooOld(SchemaName),
-    /// It can't be waited for.
+    /// Another session didn't finish in time.
     #[error(
         "somebody else has been removing rows for {} s, or holds a lock on what that needs; see \
          pg_stat_activity",
@@ -105,59 +101,53 @@ pub enum PruneError {
     Busy(Duration),
 }
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Batch {
-    /// So many rows were removed.
-    Removed {
-        /// How many.
-        rows: u64,
-        /// What is to be looked at still.
-        left: Left,
-    },
-    /// Nothing: somebody else is removing rows just now.
+    /// Rows were removed.
+    Removed { rows: u64, left: Left },
+    /// Nothing was removed, because another session is removing rows.
     Busy,
 }
 
-/// What is to be looked at still.
+/// Which rows remain to be examined.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Left {
-    /// Nothing that is old enough.
+    /// None that is old enough.
     Nothing,
-    /// Rows of a time that begins so long before the youngest that are old enough.
+    /// Rows of a period of this length, up to the youngest that are old enough.
     Time(Duration),
 }
 
 /// How many rows could be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prunable {
-    /// They were sent long ago.
+    /// Rows that were sent long enough ago.
     pub sent: u64,
-    /// Others, which have expired.
+    /// Other rows, which have expired.
     pub expired: u64,
 }
 
-/// Which of several bridges removes rows by itself.
+/// Which of several bridges removes rows automatically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// This one.
     Ours,
-    /// Another one.
     Another,
-    /// This one, although somebody else holds the lock who may not remove rows: who.
+    /// This one, although a role that may not remove rows holds the lock. Contains a
+    /// description of the holder.
     Obstructed(String),
 }
 
-/// When rows are tried again that could not be removed.
+/// When to retry rows that could not be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// At once: somebody may have removed what kept them.
+    /// Immediately: the obstacle may have been removed.
     All,
-    /// After an hour at first, and once a day later.
+    /// After an hour at first, later once a day.
     WhenDue,
 }
 
-/// A session that removes rows, from the oldest on.
+/// A session that removes rows, starting with the oldest.
 #[derive(Debug)]
 pub struct Prune {
     client: Client,
@@ -165,18 +155,14 @@ pub struct Prune {
     schema: SchemaName,
     batch: String,
     sent_for: Duration,
-    /// The last row that was looked at; `None` before all, if rows that could not be
-    /// removed are to be tried again.
+    /// The id of the last row that was examined. `None` at the start, if rows that could
+    /// not be removed must be retried.
     looked_to: Option<i64>,
 }
 
 impl Prune {
-    /// In a session of its own, so that it never takes a connection from streams
-    /// and marks.
-    ///
-    /// # Errors
-    ///
-    /// [`PruneError`].
+    /// Opens a session of its own, so that removing rows never takes a connection from
+    /// streams and marks.
     pub async fn open(
         url: &DatabaseUrl,
         schema: &SchemaName,
@@ -202,16 +188,12 @@ impl Prune {
         Ok(prune)
     }
 
-    /// Whether this is the one bridge that removes rows by itself, from now on
+    /// Whether this is the bridge that removes rows automatically. If so, it remains that
     /// until the session ends.
     ///
-    /// A role that may not remove rows can hold the lock and doesn't count: batches
-    /// exclude each other by a lock that only their function can take, so that several
-    /// bridges at once only read more than they would have to.
-    ///
-    /// # Errors
-    ///
-    /// [`PruneError`].
+    /// A role that may not remove rows can take the lock too; its lock is ignored.
+    /// Batches exclude each other by a lock that only their function can take, so several
+    /// bridges at once only read more than necessary.
     pub async fn take_turn(&self) -> Result<Turn, PruneError> {
         self.try_turn().await.map_err(|error| self.explain(error))
     }
@@ -232,12 +214,8 @@ impl Prune {
         Ok(Turn::Another)
     }
 
-    /// Removes one batch, in a transaction of its own. After the last one it
-    /// begins again at the oldest row.
-    ///
-    /// # Errors
-    ///
-    /// [`PruneError`].
+    /// Removes one batch, in a transaction of its own. After the last batch it starts
+    /// again with the oldest row.
     pub async fn batch(&mut self) -> Result<Batch, PruneError> {
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
             [&self.sent_for.as_secs_f64(), &self.looked_to];
@@ -260,11 +238,8 @@ impl Prune {
         Ok(Batch::Removed { rows, left })
     }
 
-    /// Which rows could not be removed, and why, as far as this role may read it.
-    ///
-    /// # Errors
-    ///
-    /// [`PruneError`].
+    /// Rows that could not be removed, and the reasons; empty if this role may not read
+    /// them.
     pub async fn failures(&self) -> Result<Vec<PruneFailure>, PruneError> {
         let failures = PruneFailure::read(&self.client, &self.schema).await;
         let failures = failures.map_err(PruneError::Postgres)?;
@@ -274,7 +249,7 @@ impl Prune {
     fn explain(&self, error: tokio_postgres::Error) -> PruneError {
         let schema = self.schema.clone();
         match error.code() {
-            // It has the right to call it, and the function doesn't see all rows.
+            // The role may call the function, but the function doesn't see all rows.
             _ if connect::is_row_security(&error) => PruneError::Postgres(error),
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => PruneError::Right { schema, error },
             Some(&SqlState::UNDEFINED_FUNCTION | &SqlState::INVALID_SCHEMA_NAME) => {
@@ -285,11 +260,7 @@ impl Prune {
     }
 }
 
-/// Counts what could be removed, and removes nothing.
-///
-/// # Errors
-///
-/// [`PruneError`].
+/// Counts the rows that could be removed, without removing any.
 pub async fn prunable(
     url: &DatabaseUrl,
     schema: &SchemaName,
@@ -309,15 +280,15 @@ pub async fn prunable(
     counting.await.map_err(PruneError::Postgres)
 }
 
-/// How long a batch took, and how long to rest after it.
+/// How long to rest after a batch, relative to its duration.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// How many times as long as the batch took.
+    /// The rest as a multiple of the batch's duration.
     pub rest: u32,
 }
 
 impl Pace {
-    /// The rest after what began then.
+    /// The rest after a batch that began at `begin` and has just ended.
     pub fn after(self, begin: Instant) -> Duration {
         begin.elapsed() * self.rest
     }

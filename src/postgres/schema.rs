@@ -1,5 +1,5 @@
-//! The schema in the database: its name, its migrations, and whether it is the
-//! one that this bridge understands.
+//! The database schema: its name, its migrations, and whether it is compatible with this
+//! bridge.
 
 mod error;
 mod locks;
@@ -28,26 +28,26 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// Where refinery keeps what has been applied. Its default name may be the
-/// application's own.
+/// The table in which refinery records applied migrations. Its default name may be in use
+/// by the application.
 const HISTORY: &str = "tidings_schema_history";
 
-/// The oldest Postgres that has `xid8` and `pg_current_snapshot()`.
+/// The oldest Postgres with `xid8` and `pg_current_snapshot()`.
 const OLDEST_SERVER: i32 = 13_00_00;
 
-/// Bridges that start together wait for each other this long, and so long a migration
-/// tries to get locks that others hold.
+/// How long bridges that start at the same time wait for each other, and how long a
+/// migration tries to acquire locks that other sessions hold.
 pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// The same, if there is nothing to migrate: as long as another bridge's migration
-/// takes as a rule.
+/// usually takes.
 const CURRENT_LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// A migration whose name begins so takes something away that older bridges
-/// need (expand and contract, see `migrations/README.md`).
+/// Prefix of migrations that remove something that older bridges need (expand and
+/// contract, see `migrations/README.md`).
 const CONTRACTING: &str = "contract_";
 
-/// What bears a name.
+/// The kind of object that has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// A table, a view, or a sequence of its own.
@@ -58,8 +58,8 @@ enum Kind {
     Part,
 }
 
-/// The names that migrations take in the schema, with the version that does.
-/// Whatever else bears one of them is not ours and is never touched.
+/// The names that migrations use in the schema, each with the version that creates it.
+/// Any other object with one of these names is not ours and is never touched.
 const NAMES: &[(i32, Kind, &str)] = &[
     (1, Kind::Relation, "notifications"),
     (1, Kind::Part, "notifications_id_seq"),
@@ -121,29 +121,28 @@ const NAMES: &[(i32, Kind, &str)] = &[
     (17, Kind::Function, "tidings_restamp"),
 ];
 
-/// The name of the schema that everything lives in, 1 to 63 bytes.
+/// The name of the schema that contains all objects, 1 to 63 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchemaName(String);
 
 impl SchemaName {
-    /// The default.
     pub fn public() -> Self {
         Self("public".to_owned())
     }
 
-    /// As it is.
+    /// The unquoted name.
     pub fn name(&self) -> &str {
         &self.0
     }
 
-    /// As SQL wants it: in double quotes.
+    /// The name in double quotes, for SQL.
     pub fn quoted(&self) -> String {
         quoted(&self.0)
     }
 
-    /// A text of `sql/` or `migrations/`, with this schema where it has the variable:
-    /// as a name (`:"schema"`), as a text (`:'schema'`), or as a text that names
-    /// something in it (`:'"schema".notifications'`).
+    /// Fills this schema into a text of `sql/` or `migrations/`: as an identifier
+    /// (`:"schema"`), as a string (`:'schema'`), or in a string that names something in
+    /// the schema (`:'"schema".notifications'`).
     pub fn fill(&self, text: &str) -> String {
         let mut pieces = text.split(":'\"schema\".");
         let mut filled = pieces.next().unwrap_or_default().to_owned();
@@ -157,23 +156,23 @@ impl SchemaName {
             .replace(":'schema'", &literal(&self.0))
     }
 
-    /// A constant for what bears a plain name in this schema.
+    /// An SQL constant for the relation of this name in the schema.
     pub fn regclass(&self, name: &str) -> String {
         format!("{}::regclass", literal(&self.qualified(name)))
     }
 
-    /// A plain name in this schema.
+    /// Prefixes an unquoted name with this schema.
     pub fn qualified(&self, name: &str) -> String {
         format!("{}.{name}", self.quoted())
     }
 }
 
-/// A name as SQL wants it: in double quotes.
+/// A name in double quotes, for SQL.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text as SQL wants it: in single quotes.
+/// A string in single quotes, for SQL.
 fn literal(text: &str) -> String {
     let doubled = text.replace('\'', "''");
     if doubled.contains('\\') {
@@ -191,7 +190,7 @@ impl FromStr for SchemaName {
             0 => Err("a schema's name can't be empty"),
             64.. => Err("a schema's name has at most 63 bytes"),
             _ if text.contains('\0') => Err("a schema's name can't hold NUL"),
-            // Functions name it between dollar quotes.
+            // Function bodies, which contain the name, are dollar-quoted.
             _ if text.contains("$$") => Err("a schema's name can't hold $$"),
             _ if text.starts_with("pg_") => Err("names that begin with pg_ belong to Postgres"),
             _ => Ok(Self(text.to_owned())),
@@ -205,24 +204,24 @@ impl fmt::Display for SchemaName {
     }
 }
 
-/// How the schema in the database relates to this bridge.
+/// Whether the schema in the database is compatible with this bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It serves this bridge. Its version may be newer than the bridge.
+    /// It is. Its version may be newer than the bridge.
     Serves,
-    /// There is none, or migrations are missing.
+    /// The schema doesn't exist, or migrations are missing.
     TooOld {
-        /// The version that was found; `None` without any.
+        /// The version in the database; `None` without any.
         found: Option<i32>,
     },
-    /// A newer migration has taken something away.
+    /// A newer migration has removed something that this bridge needs.
     TooNew {
-        /// The version that was found.
+        /// The version in the database.
         found: i32,
     },
 }
 
-/// The version that this bridge brings.
+/// The schema version of this bridge.
 pub fn version() -> i32 {
     embedded::migrations::runner()
         .get_migrations()
@@ -236,7 +235,7 @@ pub fn version() -> i32 {
 ///
 /// # Errors
 ///
-/// None in practice: refinery has parsed the files' names before.
+/// None in practice: refinery has already parsed the file names.
 fn runner(schema: &SchemaName) -> Result<Runner, refinery::Error> {
     let embedded = embedded::migrations::runner();
     let filled = embedded.get_migrations().iter().map(|migration| {
@@ -245,16 +244,16 @@ fn runner(schema: &SchemaName) -> Result<Runner, refinery::Error> {
     });
     let mut runner = Runner::new(&filled.collect::<Result<Vec<_>, _>>()?);
     runner.set_migration_table_name(schema.qualified(HISTORY));
-    // A newer bridge may have migrated already: `fit` has decided that it may. The files
-    // of earlier releases did not name the schema, so their checksums differ.
+    // A newer bridge may have migrated already; `fit` has found that compatible. The
+    // files of earlier releases did not name the schema, so their checksums differ.
     Ok(runner.set_abort_missing(false).set_abort_divergent(false))
 }
 
-/// Compares the schema with what this bridge needs. Reads only the history.
+/// Compares the schema with what this bridge needs. Only reads the migration history.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], also if the history's name is taken by something else.
+/// [`SchemaError`], also if another object has the history's name.
 pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, SchemaError> {
     let history = schema.qualified(HISTORY);
     let exists: bool = client
@@ -268,7 +267,7 @@ pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, Sche
         return Ok(Fit::TooOld { found: None });
     }
     let query = format!("select version, name from {history} order by version");
-    // Without a name for it: a pooler may lend the session.
+    // An unnamed statement, because a pooler may lend the session.
     let applied = client
         .query_typed(&query, &[])
         .await
@@ -297,7 +296,7 @@ pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, Sche
     })
 }
 
-/// The version that the schema is at, as far as this role may see it.
+/// The version of the schema, if this role may read it.
 pub async fn found(client: &impl Queries, schema: &SchemaName) -> Option<i32> {
     let history = schema.qualified(HISTORY);
     let query = format!("select max(version) from {history}");
@@ -305,16 +304,16 @@ pub async fn found(client: &impl Queries, schema: &SchemaName) -> Option<i32> {
     row.try_get(0).ok().flatten()
 }
 
-/// Brings the schema up to this bridge's version, and creates it if need be.
+/// Migrates the schema to this bridge's version; creates it if necessary.
 ///
-/// Safe when several do so at once: refinery takes no lock, so an advisory lock
-/// is held around it. Beside applications that write, too: they never wait for longer
-/// than two seconds for a lock that it can't get.
+/// Several bridges can run this at once: refinery takes no lock, so this holds an
+/// advisory lock meanwhile. Applications can keep writing: they never wait more than two
+/// seconds for a lock that the migration can't get.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], also if others hold locks for longer than `lock_limit`. Nothing of a
-/// migration that failed remains.
+/// [`SchemaError`], also if other sessions hold locks for longer than `lock_limit`. A
+/// migration that fails leaves nothing behind.
 pub async fn migrate(
     url: &DatabaseUrl,
     schema: &SchemaName,
@@ -325,7 +324,7 @@ pub async fn migrate(
     let owner = Owner::find(&client, schema).await?;
     create_schema(&client, schema, &owner).await?;
     owner.act(&client).await?;
-    // Any role can hold the lock, and must not keep a current schema from being used:
+    // Any role can hold the lock, and that must not prevent using an up-to-date schema:
     // `tidings migrate` often runs before each start of a bridge.
     let is_current = matches!(fit(&client, schema).await?, Fit::Serves);
     let limit = if is_current {
@@ -367,12 +366,8 @@ pub async fn migrate(
     restamp_restored(&client, schema).await
 }
 
-/// What `serve` does at its start: checks, and migrates if the schema is too
-/// old and `may_migrate`.
-///
-/// # Errors
-///
-/// [`SchemaError`].
+/// The check when `serve` starts. Migrates if the schema is too old and `may_migrate` is
+/// set.
 pub async fn prepare(
     url: &DatabaseUrl,
     schema: &SchemaName,
@@ -403,7 +398,7 @@ pub async fn prepare(
     }
 }
 
-/// Whether the server, and its database, can hold a schema.
+/// Checks whether the server and the database are suitable.
 ///
 /// # Errors
 ///
@@ -457,8 +452,8 @@ async fn create_schema(
     }
 }
 
-/// Refuses a history that tells of migrations whose objects are missing or belong to
-/// others: it was restored without them, or put there by somebody else.
+/// Rejects a history that lists migrations whose objects are missing or belong to another
+/// role: it was restored without them, or created by someone else.
 pub(crate) async fn refuse_incomplete(
     client: &impl Queries,
     schema: &SchemaName,
@@ -502,7 +497,8 @@ pub(crate) async fn refuse_incomplete(
     }
 }
 
-/// Refuses if a migration that is still to come would meet its name.
+/// Returns an error if an object that is not ours has a name that a pending migration
+/// needs.
 async fn refuse_foreign(
     client: &Client,
     schema: &SchemaName,
@@ -520,7 +516,7 @@ async fn refuse_foreign(
     }
 }
 
-/// The table must not be filled by logical replication.
+/// Returns an error if logical replication fills the table.
 async fn refuse_subscription(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
     let sql = include_str!("../../sql/subscription.sql");
     let table = schema.qualified("notifications");
@@ -533,9 +529,9 @@ async fn refuse_subscription(client: &Client, schema: &SchemaName) -> Result<(),
     }
 }
 
-/// Rows restored from a dump carry transaction ids of another cluster. Those
-/// that lie in this one's future would stay invisible to every reader until it
-/// gets there; they are given to the transaction that finds them instead.
+/// Restamps rows that were restored from a dump of another cluster. If their transaction
+/// ids lie in this cluster's future, no reader would see them until the cluster gets
+/// there; they get the id of the transaction that finds them.
 async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), SchemaError> {
     let restored = schema.fill(include_str!("../../sql/has_restored_rows.sql"));
     let row = client.query_one(&restored, &[]).await?;

@@ -1,9 +1,9 @@
-//! Whether the bridge sees every row of its tables.
+//! Checks whether the bridge sees every row of its tables.
 //!
-//! Where row-level security applies to the bridge's role, Postgres would leave rows
-//! out without an error. All sessions therefore set `row_security = off`, with which
-//! it refuses the query instead; and what else can stand between a role and the rows
-//! of a table is looked for in the catalogs.
+//! If row-level security applied to the bridge's role, Postgres would omit rows without
+//! an error. Therefore all sessions set `row_security = off`, which makes Postgres reject
+//! the query instead. Everything else that can hide a table's rows from a role is looked
+//! up in the catalogs.
 
 use std::fmt;
 
@@ -11,23 +11,23 @@ use tokio_postgres::{Error, Row, types::Type};
 
 use crate::postgres::{connect::Queries, schema::SchemaName};
 
-/// Whose view of the tables is examined.
+/// The roles to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readers {
     /// This session's role.
     Session,
-    /// The roles of all bridges: members of `tidings_bridge`, and this session's.
+    /// The roles of all bridges: members of `tidings_bridge`, and this session's role.
     Bridges,
 }
 
-/// What hides rows, or keeps the bridge from noticing that they are gone.
+/// What hides rows, or keeps the bridge from noticing that rows are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Row-level security applies to the bridge or to the owner of the functions.
     RowSecurity,
-    /// A view, or another kind of relation, bears the name of a table.
+    /// A view, or another kind of relation, has the name of a table.
     Relation,
-    /// The table that a crash must empty is kept by a crash.
+    /// `tidings_incarnation` isn't UNLOGGED, so a crash doesn't empty it.
     Logged,
     /// A rule rewrites what is written to `notifications`.
     Rule,
@@ -36,23 +36,18 @@ pub enum Kind {
 /// Something that hides rows of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hidden {
-    /// How.
     pub kind: Kind,
-    /// The table's plain name.
+    /// The table's unqualified name.
     pub relation: String,
-    /// The same with its schema, as SQL wants it.
+    /// The table's name with its schema, quoted for SQL.
     pub table: String,
-    /// The roles that are affected, the kind of relation, or the name of the rule.
+    /// The affected roles, the kind of relation, or the name of the rule.
     pub what: Option<String>,
-    /// The statement that ends it, if there is one that fits every case.
+    /// The statement that fixes it, if one statement fits every case.
     pub cure: Option<String>,
 }
 
-/// What hides rows in this schema.
-///
-/// # Errors
-///
-/// What Postgres answers.
+/// Returns what hides rows in this schema.
 pub async fn examine(
     client: &impl Queries,
     schema: &SchemaName,
@@ -84,12 +79,12 @@ impl Hidden {
         })
     }
 
-    /// Whether the bridge can't deliver all rows, or can't tell that it does.
+    /// Whether the bridge can't deliver all rows, or can't know that it does.
     pub fn stops_delivery(&self) -> bool {
         self.kind != Kind::Rule
     }
 
-    /// What is so.
+    /// The problem, in words.
     pub fn found(&self) -> String {
         let table = &self.table;
         let what = self.what.as_deref().unwrap_or_default();
@@ -107,11 +102,12 @@ impl Hidden {
         }
     }
 
-    /// What to do.
+    /// How to fix it.
     pub fn advice(&self) -> String {
         let cure = self.cure.as_deref().unwrap_or_default();
         match self.kind {
-            // A policy is no way out: the bridge can't know that it lets all rows pass.
+            // A policy isn't a solution: the bridge can't know that it lets all rows
+            // pass.
             Kind::RowSecurity => format!(
                 "`{cure}` and control access by GRANT, or keep it for other roles and exempt these \
                  (`alter role … bypassrls`); a policy doesn't help, because the bridge refuses to \

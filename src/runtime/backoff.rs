@@ -1,9 +1,9 @@
-//! How long to wait before trying again.
+//! Exponential backoff with jitter.
 
 use std::time::Duration;
 
-/// Doubles the wait with each failure, with jitter, so that bridges that lost
-/// the same database don't all come back in the same instant.
+/// Doubles the delay after each failure, with jitter, so that bridges that lost the same
+/// database don't all reconnect at the same moment.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -12,8 +12,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits about `first` after the first failure and never more than
-    /// `longest`.
+    /// Starts at about `first` and never exceeds `longest`.
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self {
             first,
@@ -22,7 +21,7 @@ impl Backoff {
         }
     }
 
-    /// The wait before the next try: between half and all of a span that
+    /// The delay before the next attempt: random, between half and all of a span that
     /// doubles each time.
     pub fn next_delay(&mut self) -> Duration {
         let delay = jittered(self.next);
@@ -30,13 +29,13 @@ impl Backoff {
         delay
     }
 
-    /// Starts over. Call it only after a success that proves something.
+    /// Starts over. Call it only after a success that proves that the problem is gone.
     pub fn reset(&mut self) {
         self.next = self.first;
     }
 }
 
-/// Between half and all of `span`.
+/// A random duration between half of `span` and `span`.
 pub fn jittered(span: Duration) -> Duration {
     span.mul_f64(rand::random_range(0.5..=1.0))
 }

@@ -1,8 +1,8 @@
-//! How many there are of each.
+//! Counters by key.
 
 use std::{collections::HashMap, hash::Hash};
 
-/// Counts by key. Who has none takes no room.
+/// A map of counters. A key whose count is zero uses no memory.
 #[derive(Debug)]
 pub struct Tally<K>(HashMap<K, usize>);
 
@@ -13,17 +13,15 @@ impl<K> Default for Tally<K> {
 }
 
 impl<K: Eq + Hash> Tally<K> {
-    /// How many there are of this one.
+    /// The count of this key.
     pub fn of(&self, key: &K) -> usize {
         self.0.get(key).copied().unwrap_or_default()
     }
 
-    /// One more.
     pub fn add(&mut self, key: K) {
         *self.0.entry(key).or_default() += 1;
     }
 
-    /// One less.
     pub fn remove(&mut self, key: &K) {
         if let Some(count) = self.0.get_mut(key) {
             *count -= 1;
@@ -33,7 +31,8 @@ impl<K: Eq + Hash> Tally<K> {
         }
     }
 
-    /// Whether there is none of any.
+    /// Whether all counts are zero.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,15 +1,15 @@
-//! Text from elsewhere (the database, the environment, clients), made safe to show.
+//! Makes text from the database, the environment or clients safe to print.
 //!
 //! A terminal executes escape sequences: they set its title, move the cursor, hide
-//! what was printed before, or type an answer into the shell. Whoever may write an
-//! event's name, name a role or set `application_name` would otherwise control the
-//! terminal of the operator who looks.
+//! earlier output, or type into the shell. Without escaping, anyone who can choose an
+//! event name, a role name or an `application_name` could control the terminal of the
+//! operator who reads it.
 
 use std::borrow::Cow;
 
-/// Whether a terminal may do anything but show this character: the control
-/// characters of C0 (ESC, CR, BEL …) and C1 (U+009B is CSI), DEL, the separators that
-/// some terminals treat as line breaks, and the characters that reorder a line.
+/// Whether a terminal might do anything other than display this character: the control
+/// characters C0 (ESC, CR, BEL …) and C1 (U+009B is CSI), DEL, the separators that some
+/// terminals treat as line breaks, and the characters that reorder a line.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -18,13 +18,13 @@ fn is_unsafe(c: char) -> bool {
         )
 }
 
-/// The text on one line, with every unsafe character as Rust writes it (`\n`,
+/// Escapes text for a single line. Every unsafe character is written as in Rust (`\n`,
 /// `\u{1b}`).
 pub fn line(text: &str) -> Cow<'_, str> {
     replaced(text, |_| false)
 }
 
-/// The same, for text that may have several lines: line breaks and tabs stay.
+/// Escapes text that may have several lines: line breaks and tabs are kept.
 pub fn lines(text: &str) -> Cow<'_, str> {
     replaced(text, |c| matches!(c, '\n' | '\t'))
 }
@@ -45,8 +45,8 @@ fn replaced(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON that means the same. JSON itself escapes C0 alone; the other unsafe
-/// characters occur in its strings only, where `\u009b` stands for them.
+/// Escapes JSON without changing its meaning. JSON itself only escapes C0; other unsafe
+/// characters occur only in its strings, where they are written like `\u009b`.
 pub fn json(text: &str) -> Cow<'_, str> {
     let is_replaced = |c: char| is_unsafe(c) && !c.is_ascii_whitespace();
     if !text.contains(is_replaced) {
@@ -55,7 +55,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         if is_replaced(c) {
-            // None of them is beyond the basic plane.
+            // All of them are in the basic multilingual plane.
             shown.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             shown.push(c);
@@ -68,8 +68,8 @@ pub fn json(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    /// What controls a terminal: an OSC, a CSI of one character, a carriage return,
-    /// DEL, and an override of the direction.
+    /// An OSC sequence, a one-character CSI, a carriage return, DEL, and a direction
+    /// override.
     const HOSTILE: &str = "a\x1b]0;t\x07\u{9b}2Jb\rc\x7f\u{202e}d\ne";
 
     #[test]

@@ -1,20 +1,21 @@
-//! How often the log is told of what comes again and again: how many lines are
-//! written must be neither a stranger's choice nor that of an outage.
+//! Limits how many lines recurring events write to the log. Neither a client nor an
+//! outage may decide how many there are.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// The log has at most one line in this time for each such thing.
+/// At most one line in this time for each kind of event.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// Of something that anybody can make happen, the log is told at once, and then of
-/// all since, now and then.
+/// Throttles log lines about an event that clients can cause. The first is logged
+/// immediately; later lines are at least 10 s apart and carry the number of
+/// events since the previous line.
 #[derive(Debug, Default)]
 pub struct Rarely(Mutex<Untold>);
 
-/// What the log doesn't know yet.
+/// Events that haven't been logged yet.
 #[derive(Debug, Default)]
 struct Untold {
     count: u64,
@@ -22,12 +23,12 @@ struct Untold {
 }
 
 impl Rarely {
-    /// It has happened: how often, if it is time to tell.
+    /// Records one event. Returns the count to log, if a line is due.
     pub fn count(&self, now: Instant) -> Option<u64> {
         self.add(1, now)
     }
 
-    /// It has happened so many times: how often, if it is time to tell.
+    /// Records several events. Returns the count to log, if a line is due.
     pub fn add(&self, times: u64, now: Instant) -> Option<u64> {
         let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         untold.count += times;
@@ -41,15 +42,15 @@ impl Rarely {
     }
 }
 
-/// What fails and is tried again: told once for each reason, and now and then while
-/// it lasts.
+/// Throttles log lines about an operation that fails and is retried: one line when the
+/// reason changes, and one per 10 s while it lasts.
 #[derive(Debug, Default)]
 pub struct Failing {
     told: Option<(String, Instant)>,
 }
 
 impl Failing {
-    /// It has failed: whether that is worth a line for whoever reads no other.
+    /// Records a failure. Returns whether to log it at a level that operators read.
     pub fn is_news(&mut self, reason: &str, now: Instant) -> bool {
         let is_known = self.told.as_ref().is_some_and(|(known, told)| {
             known == reason && now.saturating_duration_since(*told) < TELL_EVERY
@@ -60,7 +61,7 @@ impl Failing {
         !is_known
     }
 
-    /// It works again: whether the log has a line that it fails.
+    /// Records a success. Returns whether a failure had been logged before.
     pub fn is_over(&mut self) -> bool {
         self.told.take().is_some()
     }

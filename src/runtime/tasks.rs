@@ -1,8 +1,8 @@
-//! The contract of all background tasks: each has a name, is told to stop by a token,
-//! has a limit for stopping, and is supervised. A task that ends although nobody asked
-//! it to is reported (readiness turns red), and the process stops with an error, so that
-//! whatever started it starts it again. A bridge that runs on without its marker, for instance,
-//! would look healthy and send every row twice.
+//! Supervises background tasks. Each task has a name, is stopped through a token, and has
+//! a time limit for stopping. If a task ends without having been asked to, this is
+//! reported (readiness turns red), and the process exits with an error so that its
+//! service manager restarts it. A bridge that kept running without its marker, for
+//! instance, would look healthy and send every row twice.
 
 use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -15,20 +15,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{error, warn};
 
-/// How long a task that has nothing to finish may take to end: until it is
-/// scheduled again, on a machine that is busy.
+/// How long a task with nothing to finish may take to end: the time until it is scheduled
+/// again on a busy machine.
 const ENDLESS_LIMIT: Duration = Duration::from_secs(1);
 
 task_local! {
     static NAME: &'static str;
 }
 
-/// The name of the background task that calls this, for the log.
+/// The name of the calling background task, for the log.
 pub fn current() -> Option<&'static str> {
     NAME.try_with(|name| *name).ok()
 }
 
-/// Starts background tasks and watches them.
 pub struct Tasks {
     /// Called with the name of each task that ends too early.
     report: Arc<dyn Fn(&'static str) + Send + Sync>,
@@ -36,42 +35,38 @@ pub struct Tasks {
     failed: watch::Sender<Option<Failed>>,
 }
 
-/// A task that ended although it was not asked to.
+/// A task that ended without having been asked to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// Which.
     pub name: &'static str,
-    /// How.
     pub how: Failure,
 }
 
-/// How a task ended that was not asked to.
+/// How such a task ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// It returned, which is a bug.
     Returned,
     /// It panicked, which is a bug.
     Panicked,
-    /// It could not go on for this reason.
+    /// It returned this error.
     Error(String),
 }
 
-/// How a task that was asked to stop has done so.
+/// How a task ended that was asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Stopped {
-    /// It finished what it had to.
+    /// It finished its work.
     InTime,
     /// It was aborted at its limit.
     CutOff,
 }
 
-/// What a task's future resolves to.
+/// The result of a task's future.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It has nothing more to do.
     Finished,
-    /// It can't go on.
     Failed(io::Error),
 }
 
@@ -100,7 +95,7 @@ pub struct Task {
 }
 
 impl Tasks {
-    /// `report` is called with the name of each task that ends although it was not asked
+    /// `report` is called with the name of each task that ends without having been asked
     /// to.
     pub fn new(report: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
         Self {
@@ -109,8 +104,8 @@ impl Tasks {
         }
     }
 
-    /// Starts a task on the current runtime. It gets a token and must end within
-    /// `limit` after that was cancelled, and not before.
+    /// Starts a task on the current runtime. The task must not end before its token is
+    /// cancelled, and must end within `limit` afterwards.
     pub fn start<F>(
         &self,
         name: &'static str,
@@ -132,7 +127,7 @@ impl Tasks {
             };
             let is_asked = is_asked.is_cancelled();
             match &how {
-                // The panic hook has logged it with its place in the code.
+                // The panic hook has logged it, with the location in the code.
                 Failure::Panicked => {}
                 Failure::Error(error) if is_asked => {
                     warn!(%error, "the {name} failed while it stopped: {error}");
@@ -158,8 +153,8 @@ impl Tasks {
         }
     }
 
-    /// Starts a task that has nothing to finish: it is dropped wherever it waits
-    /// when it is to stop.
+    /// Starts a task that has nothing to finish: when it is asked to stop, it is dropped
+    /// at whatever it is waiting for.
     pub fn start_endless(
         &self,
         name: &'static str,
@@ -170,33 +165,32 @@ impl Tasks {
         })
     }
 
-    /// Resolves when a task has ended that was not asked to.
+    /// Resolves when any task has ended without having been asked to.
     pub async fn failed(&self) -> Failed {
         let mut failed = self.failed.subscribe();
         loop {
             if let Some(failed) = failed.borrow_and_update().clone() {
                 return failed;
             }
-            // The sender lives as long as this.
+            // `self` owns the sender, so this can't fail.
             let _ = failed.changed().await;
         }
     }
 }
 
 impl Task {
-    /// What it is called.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Asks it to stop, and doesn't wait.
+    /// Asks the task to stop, without waiting for it.
     pub fn ask(&self) {
         self.stop.cancel();
     }
 
-    /// Asks it to stop, and waits until it has, but neither beyond its own limit
-    /// nor beyond `deadline`; then it is aborted. A task that never yields is left
-    /// behind: nothing in the process can end it.
+    /// Asks the task to stop and waits until it has, up to its own limit or `deadline`,
+    /// whichever comes first. Then it is aborted. A task that never yields is left
+    /// running: nothing in the process can end it.
     pub async fn stop(self, deadline: Instant) -> Stopped {
         self.stop.cancel();
         let deadline = deadline.min(Instant::now() + self.limit);
@@ -234,7 +228,7 @@ mod tests {
         Instant::now() + 1_000 * LIMIT
     }
 
-    /// The first failure, which is reported at once.
+    /// The first failure, which must be reported immediately.
     async fn failure(tasks: &Tasks, reported: &Reported) -> Failed {
         let begin = Instant::now();
         let failed = timeout_at(begin + LIMIT, tasks.failed()).await;

@@ -1,4 +1,4 @@
-//! Certificates and keys in PEM files, and the cryptography behind them.
+//! Reads certificates and keys from PEM files, and selects the cryptographic provider.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -12,17 +12,17 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-/// The cryptography that all of Tidings uses. It is named wherever TLS is set
-/// up, as a default of the process could be somebody else's.
+/// The provider that all of Tidings uses. It is passed explicitly wherever TLS is set up,
+/// because the process default could be set by another library.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// A certificate, with those that lead to its authority, and its key.
+/// Reads a certificate with its chain, and its key.
 ///
 /// # Errors
 ///
-/// A text that names the file; also if the two don't belong together.
+/// A message that names the file; also if certificate and key don't belong together.
 pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let chain = certificates(certificate)?;
     let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| match error {
@@ -46,11 +46,11 @@ pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, Str
     })
 }
 
-/// The authorities in a file.
+/// Reads the root certificates in a file.
 ///
 /// # Errors
 ///
-/// A text that names the file.
+/// A message that names the file.
 pub fn authorities(path: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
@@ -61,15 +61,15 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// The authorities that this machine trusts.
+/// The root certificates that this machine trusts.
 ///
 /// # Errors
 ///
-/// A text, if there are none.
+/// A message if there are none.
 pub fn system_authorities() -> Result<RootCertStore, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    // Systems come with some that can't be read; the others do.
+    // System stores contain some certificates that can't be parsed; the others suffice.
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         return Err(match found.errors.first() {
@@ -93,8 +93,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(certificates)
 }
 
-/// A file without the mark that editors of Windows put at its beginning, which would
-/// hide the first line.
+/// Reads a file without the UTF-8 byte order mark that Windows editors put at its
+/// beginning, which would hide the first line.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
     let mut bytes =

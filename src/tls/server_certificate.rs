@@ -1,6 +1,6 @@
-//! HTTPS for browsers: the certificate, and its renewal while the bridge runs.
-//! With it comes HTTP/2, over which a browser has all its streams in one
-//! connection; without, the seventh tab waits for one of the six others.
+//! The certificate for serving HTTPS, reloaded while the bridge runs. HTTPS enables
+//! HTTP/2, over which a browser uses one connection for all its streams; over HTTP/1.1,
+//! the seventh tab waits for one of the other six.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,17 +16,16 @@ use tracing::{info, warn};
 
 use crate::tls::certificates;
 
-/// A client has this long for its handshake: a phone on a bad network needs
-/// some seconds of it.
+/// Time limit for a client's handshake. A phone on a bad network needs several seconds.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// The name of HTTP/2 in a handshake.
+/// The ALPN name of HTTP/2.
 const HTTP_2: &[u8] = b"h2";
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// A certificate that is read again when its files change.
+/// A certificate that is reloaded when its files change.
 #[derive(Debug)]
 pub struct Certificate {
     certificate: PathBuf,
@@ -39,7 +38,7 @@ impl Certificate {
     ///
     /// # Errors
     ///
-    /// What is wrong with them; also if they don't belong together.
+    /// A message that says what is wrong with them; also if they don't belong together.
     pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, String> {
         let current = certificates::certified_key(&certificate, &key)?;
         Ok(Self {
@@ -49,11 +48,11 @@ impl Certificate {
         })
     }
 
-    /// What a server that shows it is set up with, whatever it speaks.
+    /// A TLS configuration that uses this certificate, without ALPN protocols.
     ///
     /// # Errors
     ///
-    /// None that was ever seen: the provider has what TLS 1.2 and 1.3 need.
+    /// None in practice: the provider supports what TLS 1.2 and 1.3 need.
     pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, rustls::Error> {
         let builder = ServerConfig::builder_with_provider(certificates::provider());
         let builder = builder.with_safe_default_protocol_versions()?;
@@ -61,20 +60,20 @@ impl Certificate {
         Ok(builder.with_no_client_auth().with_cert_resolver(resolver))
     }
 
-    /// Makes the handshakes of a server that speaks HTTP/2 and HTTP/1.1.
+    /// Accepts TLS connections for a server of HTTP/2 and HTTP/1.1.
     ///
     /// # Errors
     ///
-    /// Those of [`server_config`](Self::server_config).
+    /// As [`server_config`](Self::server_config).
     pub fn acceptor(self: &Arc<Self>) -> Result<TlsAcceptor, rustls::Error> {
         let mut config = self.server_config()?;
         config.alpn_protocols = vec![HTTP_2.to_vec(), b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Looks at the files for ever. What can't be used, because only one of the
-    /// two is written yet, or for good, leaves the old one in use and is logged
-    /// once.
+    /// Checks the files forever. If they can't be used, because only one of the two has
+    /// been replaced yet or for any other reason, the old certificate stays in use and
+    /// the reason is logged once.
     pub async fn renew(self: Arc<Self>) {
         let mut pace = interval(LOOK);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,18 +96,18 @@ impl Certificate {
                     warn!("the certificate stays the one that was read before: {reason}");
                     told = Some(reason);
                 }
-                // Told already; or a panic, which was reported by the panic hook.
+                // Already logged. A panic was logged by the panic hook.
                 Ok(Err(_)) | Err(_) => {}
             }
         }
     }
 
-    /// Reads the files; tells whether another certificate was found. Those who are
-    /// connected keep theirs.
+    /// Reads the files and returns whether the certificate has changed. Existing
+    /// connections keep the old one.
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// A message that says what is wrong with them.
     pub fn look(&self) -> Result<bool, String> {
         let found = certificates::certified_key(&self.certificate, &self.key)?;
         let is_new = found.cert != self.current.load().cert;
@@ -119,7 +118,7 @@ impl Certificate {
     }
 }
 
-/// Whether client and server have agreed on HTTP/2.
+/// Whether client and server have negotiated HTTP/2.
 pub fn speaks_http2<I>(stream: &TlsStream<I>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(HTTP_2)
 }

@@ -1,11 +1,11 @@
-//! Where a set of keys is.
+//! The URL of a key set.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use reqwest::Url;
 
-/// Where a set of keys is. Its forms for people leave out what may be secret:
-/// query and password.
+/// The URL of a key set. `Display` and `Debug` leave out the query and the password,
+/// which may be secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeySetUrl(Url);
 
@@ -45,12 +45,13 @@ impl fmt::Debug for KeySetUrl {
 }
 
 impl KeySetUrl {
-    /// What to ask for, with all that is secret about it.
+    /// The URL to fetch, with its secrets.
     pub(super) fn whole(&self) -> Url {
         self.0.clone()
     }
 
-    /// Whether nobody can be on the way.
+    /// Whether the host is this machine, so that the response can't be altered on the
+    /// network.
     pub(super) fn is_this_machine(&self) -> bool {
         let host = self.0.host_str().unwrap_or_default();
         let address = host.trim_start_matches('[').trim_end_matches(']');

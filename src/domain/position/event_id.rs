@@ -1,4 +1,4 @@
-//! The id of an SSE event, with which a client comes back.
+//! The id of an SSE event, which a client sends back when it reconnects.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -7,19 +7,19 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use super::Position;
 use crate::domain::{history::History, snapshot::Xid};
 
-/// How many unfinished transactions an id names. With 64 an id takes about 90
-/// bytes; with more, the reader's floor is lowered in the text (rows may repeat
-/// across a break, none is lost).
+/// How many open transactions an id names. With 64, an id has about 90 bytes. If there
+/// are more, the text has a lower floor: rows may be repeated after a reconnect, none is
+/// lost.
 pub const OPEN_IN_TEXT: usize = 64;
 
-/// First byte of the text form. Another layout gets another number, so that ids
-/// that browsers hold across an upgrade are recognised.
+/// The first number of the encoded position. A new layout gets a new number, so that ids
+/// that browsers kept across an upgrade are recognized.
 const LAYOUT: u64 = 2;
 
-/// The id of an SSE event: the row, and the position after that very row.
+/// The id of an SSE event: the row, and the position after exactly that row.
 ///
-/// Its text is `<row id>-<position>`, opaque but for the leading row id:
-/// `parseInt(event.lastEventId)` names the row, 0 means none.
+/// Its text is `<row id>-<position>`, opaque except for the leading row id:
+/// `parseInt(event.lastEventId)` is the row's id, or 0 for none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventId<'a> {
     /// The row's primary key, or 0.
@@ -28,29 +28,29 @@ pub struct EventId<'a> {
     pub history: History,
     /// What the connection has been sent.
     pub position: Cow<'a, Position>,
-    /// Transaction ids below this one are on disk: no crash hands them out
-    /// again.
+    /// The durable floor: transaction ids below it are on disk, so no crash causes them
+    /// to be assigned again.
     pub safe: Xid,
 }
 
-/// Why an id can't be resumed from.
+/// Why a connection can't resume from an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableId {
-    /// It is not an id that a bridge gave out.
+    /// No bridge issued this id.
     #[error("malformed")]
     Malformed,
-    /// It belongs to another history of the database.
+    /// The id belongs to another history of the database.
     #[error("epoch")]
     Epoch,
 }
 
 impl EventId<'_> {
-    /// Reads an id that a client sent. If Postgres has crashed since, the
-    /// position has fallen to what was safe then.
+    /// Parses an id that a client sent. If Postgres has crashed since, the position falls
+    /// back to the durable floor in the id.
     ///
     /// # Errors
     ///
-    /// [`UnusableId`], if it can't be resumed from in this `history`.
+    /// [`UnusableId`] if a connection can't resume from it in this `history`.
     pub fn parse(text: &str, history: History) -> Result<EventId<'static>, UnusableId> {
         let (row, position) = text.split_once('-').ok_or(UnusableId::Malformed)?;
         let canonical = !row.starts_with('+') && (row == "0" || !row.starts_with('0'));
@@ -85,7 +85,7 @@ impl fmt::Display for EventId<'_> {
     }
 }
 
-/// Appends `value` in base 128, least significant group first (LEB128).
+/// Appends `value` as LEB128: base 128, least significant group first.
 fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         bytes.push(value as u8 | 0x80);
@@ -100,7 +100,8 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u64, UnusableId> {
         let (&byte, rest) = bytes.split_first().ok_or(UnusableId::Malformed)?;
         *bytes = rest;
         let group = u64::from(byte & 0x7f);
-        // Only the shortest form is taken, so that a position has one text.
+        // Only the shortest encoding is accepted, so that each position has exactly one
+        // text.
         let overflows =
             shift > 0 && (group == 0 && byte < 0x80 || group << shift >> shift != group);
         if overflows {
@@ -115,8 +116,8 @@ fn take_varint(bytes: &mut &[u8]) -> Result<u64, UnusableId> {
 }
 
 impl Position {
-    /// The same position with at most [`OPEN_IN_TEXT`] open transactions: the
-    /// oldest stay, and the next one becomes the floor.
+    /// This position with at most [`OPEN_IN_TEXT`] open transactions: the oldest are
+    /// kept, and the next one becomes the floor.
     fn for_text(&self) -> (Xid, impl DoubleEndedIterator<Item = (Xid, i64)>) {
         let floor = self
             .open
@@ -140,8 +141,8 @@ impl Position {
         if behind > 0 {
             push_varint(bytes, history.incarnation.since.short().into());
         }
-        // From the floor downwards, each by its distance to the one before: the
-        // running transactions are the youngest, so distances are short.
+        // From the floor downwards, each as the distance to the previous one. Running
+        // transactions are the youngest, so distances are small.
         let mut above = floor;
         for (xid, read) in open.rev() {
             push_varint(bytes, (above.0 - xid.0) << 1 | u64::from(read > 0));
@@ -152,7 +153,7 @@ impl Position {
         }
     }
 
-    /// Also the safe floor.
+    /// Returns the position and the durable floor.
     fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid), UnusableId> {
         let bytes = &mut bytes;
         if take_varint(bytes)? != LAYOUT {
@@ -257,7 +258,7 @@ mod tests {
             floor in any::<u64>(), behind in 0..3u64,
             junk in prop::collection::vec(any::<u8>(), 0..24), row in any::<i64>()
         ) {
-            // Mostly not understood; what is has no second text.
+            // Most of these are rejected; any that parses must have no other text.
             let mut bytes = Vec::new();
             for number in [LAYOUT, HISTORY.epoch().0.into(), floor, behind] {
                 push_varint(&mut bytes, number);

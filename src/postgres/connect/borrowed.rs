@@ -1,4 +1,4 @@
-//! A session that a pooler may have lent for one transaction at a time.
+//! Sessions that a pooler may lend for one transaction at a time.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{BEGIN, BEGIN_READING, ConnectError, DatabaseUrl, Scope, connect, pinned};
 
-/// Queries that don't depend on the database's settings: what runs them has pinned
-/// these ([`connect_pinned`](super::connect_pinned)), or does so for each.
+/// Queries that don't depend on the database's settings: the implementation has pinned
+/// these once ([`connect_pinned`](super::connect_pinned)), or does so for each query.
 pub trait Queries {
-    /// Runs one query, without a name for it.
+    /// Runs one query as an unnamed statement.
     fn query_typed(
         &self,
         query: &str,
@@ -46,8 +46,7 @@ impl Queries for Client {
     }
 }
 
-/// A connection in which nothing may stay: each query is a transaction with its own
-/// settings.
+/// A connection without session state: each query is a transaction with its own settings.
 #[derive(Debug)]
 pub struct Borrowed {
     client: Client,
@@ -56,20 +55,12 @@ pub struct Borrowed {
 }
 
 impl Borrowed {
-    /// Connects, to read.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`].
+    /// Connects for reading only.
     pub async fn to_read(url: &DatabaseUrl) -> Result<Self, ConnectError> {
         Self::connect(url, BEGIN_READING).await
     }
 
-    /// Connects, to write, too.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`].
+    /// Connects for reading and writing.
     pub async fn to_write(url: &DatabaseUrl) -> Result<Self, ConnectError> {
         Self::connect(url, BEGIN).await
     }
@@ -83,11 +74,7 @@ impl Borrowed {
         })
     }
 
-    /// Runs a query that always returns one row, and that the server ends after this time.
-    ///
-    /// # Errors
-    ///
-    /// What Postgres answers.
+    /// Runs a query that always returns one row. The server cancels it after `limit`.
     pub async fn query_one_within(&self, limit: Duration, query: &str) -> Result<Row, Error> {
         let begin = self.begin_within(limit);
         in_transaction(
@@ -99,10 +86,6 @@ impl Borrowed {
     }
 
     /// The same for a query that returns any number of rows.
-    ///
-    /// # Errors
-    ///
-    /// What Postgres answers.
     pub async fn query_within(&self, limit: Duration, query: &str) -> Result<Vec<Row>, Error> {
         let begin = self.begin_within(limit);
         in_transaction(&self.client, &begin, self.client.query_typed(query, &[])).await
@@ -142,14 +125,14 @@ impl Queries for Borrowed {
     }
 }
 
-/// Runs a query in a transaction that begins so.
+/// Runs a query in a transaction that starts with `begin`.
 ///
-/// The statements are polled in this order at first, so they are sent as one and no
-/// pooler can tear them apart, also if nobody waits for the answer.
+/// The statements are first polled in this order, so they are sent together. No pooler
+/// can separate them, even if this future is dropped before the answer arrives.
 ///
 /// # Errors
 ///
-/// That of the query, or else of its transaction.
+/// The query's error, or else the transaction's.
 pub async fn in_transaction<T>(
     client: &Client,
     begin: &str,

@@ -1,17 +1,17 @@
-//! The two ways in which libpq is told where a database is, a URL or
-//! `key=value` pairs, read as names and values.
+//! Parses the two forms of libpq's connection strings, a URL or `key=value` pairs, into
+//! names and values.
 //!
-//! No message shows a value, as that may be the password or a piece of it.
+//! No message contains a value, since it may be the password or a part of it.
 
 use std::str::Chars;
 
-/// What was given, in order. The last of a name counts, and an empty value is
-/// none, as in libpq.
+/// The parameters, in order. As in libpq, the last value of a name counts, and an empty
+/// value counts as absent.
 #[derive(Default)]
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    /// Reads either form.
+    /// Parses either form.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = ["postgres://", "postgresql://"]
             .iter()
@@ -24,14 +24,13 @@ impl Parameters {
         Ok(parameters)
     }
 
-    /// The value of a name.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let pair = self.0.iter().rev().find(|pair| pair.0 == name)?;
         Some(pair.1.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// All names that have a value, and what to call each in a message: a
-    /// password with a space in it that isn't quoted goes on as a name.
+    /// All names that have a value, each with a form for messages: the second word of an
+    /// unquoted password is parsed as a name, and must not be shown.
     pub(super) fn names(&self) -> impl Iterator<Item = (&str, &str)> {
         let given = self.0.iter().enumerate();
         given
@@ -70,7 +69,7 @@ impl Parameters {
                 .split_once('=')
                 .ok_or("a part of it after the ? has no =")?;
             match (decoded(name)?.as_str(), decoded(value)?) {
-                // As libpq does for those who come from JDBC.
+                // As libpq does, for JDBC users.
                 ("ssl", value) if value == "true" => self.set("sslmode", "require".to_owned()),
                 (name, value) => self.set(name, value),
             }
@@ -131,7 +130,7 @@ impl Parameters {
     }
 }
 
-/// Reads one value, in quotes or up to white space.
+/// Parses one value: quoted, or up to white space.
 fn value(characters: &mut Chars<'_>) -> Result<String, String> {
     let is_quoted = characters.as_str().starts_with('\'');
     if is_quoted {
@@ -152,7 +151,7 @@ fn value(characters: &mut Chars<'_>) -> Result<String, String> {
     Ok(value)
 }
 
-/// Undoes percent-encoding.
+/// Percent-decodes a string.
 fn decoded(text: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

@@ -1,5 +1,5 @@
-//! The password of a connection string that has none: as libpq finds it, in
-//! `PGPASSWORD` or in a password file.
+//! Finds the password for a connection string without one as libpq does: in `PGPASSWORD`
+//! or in a password file.
 
 use std::{
     env, fmt, fs, io,
@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A password file may have at most this many bytes: thousands of lines. A device would
-/// never end.
+/// The maximum size of a password file: thousands of lines. Reading a device would never
+/// end.
 const FILE_BYTES: u64 = 1 << 20;
 
-/// Whom a line of a password file is for.
+/// What a line of a password file must match.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Login<'a> {
     /// The name of the host; `localhost` for the default socket.
@@ -21,7 +21,7 @@ pub(super) struct Login<'a> {
     pub(super) user: &'a str,
 }
 
-/// A password, and where it is from, for a message that the server refused it.
+/// A password, and its source for the message if the server rejects it.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) password: String,
@@ -31,17 +31,17 @@ pub(super) struct Found {
 /// Why there is no password.
 #[derive(Debug)]
 pub(super) enum Missing {
-    /// No file is named, and there is no folder for the default one.
+    /// No file is named, and there is no home directory for the default one.
     NoFile,
-    /// There is no such file.
+    /// The file doesn't exist.
     NotThere(PathBuf),
-    /// It can't be read.
+    /// The file can't be read.
     Unreadable(PathBuf, io::Error),
-    /// A folder, or a device.
+    /// The path is a folder or a device.
     NotPlain(PathBuf),
-    /// Others may read it, so libpq does not use it, either.
+    /// Other users may read the file, so it is ignored, as by libpq.
     Open(PathBuf, u32),
-    /// No line is for this login.
+    /// No line matches this login.
     NoLine(PathBuf),
 }
 
@@ -79,10 +79,10 @@ impl fmt::Display for Missing {
     }
 }
 
-/// What `PGPASSWORD` says, or else the first line for this login in the file `named` by
-/// the connection string, in that of `PGPASSFILE`, or in `~/.pgpass`.
+/// Returns `PGPASSWORD`, or else the first line for this login in a password file:
+/// `named` by the connection string, named by `PGPASSFILE`, or `~/.pgpass`.
 ///
-/// It is read for each connection, so that a new password needs no restart.
+/// This is read for each connection, so that a new password needs no restart.
 pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<Found, Missing> {
     let is_given = |value: &std::ffi::OsString| !value.is_empty();
     if let Some(password) = env::var_os("PGPASSWORD").filter(is_given)
@@ -104,7 +104,7 @@ pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<Found, Miss
 fn in_file(path: PathBuf, login: Login<'_>) -> Result<Found, Missing> {
     use std::io::Read;
 
-    // Asked before it is opened: a pipe would wait for a writer.
+    // Checked before opening: opening a pipe would wait for a writer.
     let metadata = match fs::metadata(&path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -124,7 +124,7 @@ fn in_file(path: PathBuf, login: Login<'_>) -> Result<Found, Missing> {
         return Err(Missing::Unreadable(path, error));
     }
     let text = String::from_utf8_lossy(&bytes);
-    // As some editors of Windows write it.
+    // Some Windows editors write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     match text.lines().find_map(|line| password(line, login)) {
         Some(password) => Ok(Found {
@@ -135,9 +135,8 @@ fn in_file(path: PathBuf, login: Login<'_>) -> Result<Found, Missing> {
     }
 }
 
-/// The password of a line, if it is for this login:
-/// `host:port:database:role:password`, where `*` is anything, and `\` takes a `:` or a
-/// `\` as it is.
+/// The password of a line, if it matches this login: `host:port:database:role:password`,
+/// where `*` matches anything, and `\` escapes `:` and `\`.
 fn password(line: &str, login: Login<'_>) -> Option<String> {
     if line.starts_with('#') {
         return None;
@@ -149,7 +148,7 @@ fn password(line: &str, login: Login<'_>) -> Option<String> {
             Some(rest) => rest,
             None => {
                 let (field, rest) = field(rest);
-                // Behind a field there is another one.
+                // Another field must follow.
                 if field != wanted {
                     return None;
                 }
@@ -161,14 +160,14 @@ fn password(line: &str, login: Login<'_>) -> Option<String> {
     Some(password).filter(|password| !password.is_empty())
 }
 
-/// The first field without its escapes, and what is behind its `:`.
+/// The first field without its escapes, and the text after its `:`.
 fn field(text: &str) -> (String, Option<&str>) {
     let mut field = String::new();
     let mut characters = text.chars();
     while let Some(c) = characters.next() {
         match c {
             ':' => return (field, Some(characters.as_str())),
-            // One at the end of the line stands for itself.
+            // A backslash at the end of the line stands for itself.
             '\\' => field.push(characters.next().unwrap_or('\\')),
             c => field.push(c),
         }

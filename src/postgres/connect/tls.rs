@@ -1,5 +1,5 @@
-//! How a connection to Postgres is encrypted, and whom it believes to be the
-//! server: libpq's `sslmode` and what belongs to it.
+//! How a connection to Postgres is encrypted, and how the server's certificate is
+//! verified: libpq's `sslmode` and related parameters.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -21,8 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::conninfo::Parameters;
 use crate::tls::certificates;
 
-/// The protocol's name in a TLS handshake; a server of version 17 insists on it
-/// where the handshake comes first.
+/// The ALPN name of Postgres' protocol. Version 17 servers require it for direct TLS.
 const ALPN: &[u8] = b"postgresql";
 
 /// libpq's modes, from the weakest to the strongest.
@@ -55,7 +54,8 @@ impl Mode {
             .unwrap_or_default()
     }
 
-    /// What to try, in order; the second only if the server refuses the first.
+    /// What to try, in order. The second attempt is made only if the server rejects the
+    /// first.
     pub(super) fn attempts(self) -> &'static [Attempt] {
         match self {
             Self::Disable => &[Attempt::Clear],
@@ -73,26 +73,25 @@ pub(super) enum Attempt {
     Encrypted,
 }
 
-/// Where the way to a server leads.
+/// How a server is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
     /// A Unix socket, over which libpq and Postgres never encrypt.
     Socket,
     /// This machine, by TCP.
     Loopback,
-    /// A network.
     Remote,
 }
 
-/// Whose signature below the server's certificate is good.
+/// The certificate authority that must have signed the server's certificate.
 #[derive(Clone)]
 enum Authority {
     File(PathBuf),
-    /// Read once, as these are many.
+    /// Read once, because there are many.
     System(Arc<RootCertStore>),
 }
 
-/// What a connection string says about encryption.
+/// A connection string's parameters for encryption.
 #[derive(Clone)]
 pub(super) struct Tls {
     mode: Option<Mode>,
@@ -101,12 +100,12 @@ pub(super) struct Tls {
     identity: Option<(PathBuf, PathBuf)>,
     versions: Vec<&'static SupportedProtocolVersion>,
     names_server: bool,
-    /// The handshake comes first, without asking for it.
+    /// Starts with the TLS handshake, without negotiation.
     pub(super) is_direct: bool,
 }
 
 impl Tls {
-    /// Reads what is given for servers that are reached in these ways.
+    /// Reads the parameters for servers that are reached in these ways.
     pub(super) fn of(given: &Parameters, reaches: &[Reach]) -> Result<Self, String> {
         let mode = match given.get("sslmode") {
             None => None,
@@ -162,7 +161,7 @@ impl Tls {
         Ok(tls)
     }
 
-    /// Finds at start what would fail at each connection.
+    /// Finds problems at startup that would make each connection fail.
     fn prove(&self, reaches: &[Reach]) -> Result<(), String> {
         let modes = reaches
             .iter()
@@ -182,15 +181,15 @@ impl Tls {
         Ok(())
     }
 
-    /// The mode for a server that is reached in this way. Without `sslmode`,
-    /// nothing crosses a network in clear text.
+    /// The mode for a server that is reached in this way. Without `sslmode`, nothing
+    /// crosses a network unencrypted.
     pub(super) fn mode(&self, reach: Reach) -> Mode {
         if reach == Reach::Socket {
             return Mode::Disable;
         }
         match (self.mode, &self.authority) {
             (None, Some(Authority::System(_))) => Mode::VerifyFull,
-            // As libpq does, so that who names an authority is not ignored.
+            // As in libpq: a given authority is never ignored.
             (None | Some(Mode::Require), Some(_)) => Mode::VerifyCa,
             (Some(mode), _) => mode,
             (None, None) if reach == Reach::Loopback => Mode::Prefer,
@@ -198,8 +197,8 @@ impl Tls {
         }
     }
 
-    /// What makes the encrypted connections. The files are read each time, so
-    /// that renewed certificates need no restart.
+    /// Creates the TLS connector. The files are read each time, so that renewed
+    /// certificates need no restart.
     pub(super) fn connector(&self, mode: Mode) -> Result<MakeRustlsConnect, String> {
         let provider = certificates::provider();
         let verifier = self.verifier(mode, &provider)?;
@@ -263,15 +262,14 @@ fn versions(given: &Parameters) -> Result<Vec<&'static SupportedProtocolVersion>
     Ok(versions)
 }
 
-/// Whether the server said that it has no TLS. tokio-postgres tells in a text
-/// alone.
+/// Whether the server doesn't support TLS. tokio-postgres reports this only as text.
 pub(super) fn is_not_offered(error: &tokio_postgres::Error) -> bool {
     let source = std::error::Error::source(error);
     source.is_some_and(|source| source.to_string() == "server does not support TLS")
 }
 
-/// Why one side did not accept the other, if that is what happened: not a
-/// connection that broke.
+/// Why one side rejected the other, if that is what happened, as opposed to a broken
+/// connection.
 pub(super) fn failure(error: &tokio_postgres::Error) -> Option<String> {
     let source = std::error::Error::source(error)?;
     let source = source.downcast_ref::<io::Error>()?.get_ref()?;
@@ -288,9 +286,8 @@ pub(super) fn failure(error: &tokio_postgres::Error) -> Option<String> {
     })
 }
 
-/// Takes a certificate for whatever name it was made: signed by one of the
-/// roots, or, without roots, by anybody. That the server holds its key is
-/// proven in each case.
+/// Accepts a certificate for any name: signed by one of the roots or, without roots, by
+/// anyone. In each case the server must prove that it has the certificate's key.
 #[derive(Debug)]
 struct AnyName {
     roots: Option<Arc<RootCertStore>>,

@@ -1,4 +1,4 @@
-//! Where Postgres is, as libpq writes it.
+//! Parses `DATABASE_URL`, in libpq's syntax.
 
 use std::{
     fmt,
@@ -21,14 +21,14 @@ use super::{
     tls::{Reach, Tls},
 };
 
-/// Where Postgres listens if a URL doesn't say.
+/// The port if a URL names none.
 const DEFAULT_PORT: u16 = 5432;
 
-/// The folders of its socket if a URL names no host: the one of Linux
-/// distributions, and the one that Postgres itself is built with.
+/// The socket folders if a URL names no host: that of Linux distributions, and Postgres'
+/// built-in default.
 const SOCKET_FOLDERS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// What has an effect.
+/// Parameters that have an effect.
 const USED: &[&str] = &[
     "application_name",
     "channel_binding",
@@ -51,8 +51,8 @@ const USED: &[&str] = &[
     "user",
 ];
 
-/// What libpq knows and nobody misses here: the bridge has its own timeouts,
-/// probes and order of hosts, and speaks UTF-8 and no GSSAPI.
+/// libpq parameters that are accepted and ignored: the bridge has its own timeouts,
+/// probes and order of hosts, and uses UTF-8 and no GSSAPI.
 const IGNORED: &[&str] = &[
     "client_encoding",
     "connect_timeout",
@@ -70,8 +70,7 @@ const IGNORED: &[&str] = &[
     "tcp_user_timeout",
 ];
 
-/// What is good with some values only: those that ask for nothing that can't
-/// be had.
+/// Parameters that are accepted only with values that don't require anything unsupported.
 const BOUND: &[(&str, &[&str])] = &[
     ("gssencmode", &["disable", "prefer"]),
     ("sslcertmode", &["disable", "allow"]),
@@ -81,7 +80,7 @@ const BOUND: &[(&str, &[&str])] = &[
 const NO_SERVICES: &str = "service files (pg_service.conf) are not read: write out the host, the \
                            database and the role that the service stands for";
 
-/// What libpq knows and can't be had, and what to do instead.
+/// Unsupported libpq parameters, and what to do instead.
 const REFUSED: &[(&str, &str)] = &[
     ("require_auth", "channel_binding=require can be had"),
     (
@@ -98,33 +97,33 @@ const REFUSED: &[(&str, &str)] = &[
     ("sslpassword", "the key must not be encrypted"),
 ];
 
-/// Where the database is, as libpq writes it: a URL or `key=value` pairs.
-/// Its `Debug` form hides the password.
+/// The location of the database, in libpq's syntax: a URL or `key=value` pairs. Its
+/// `Debug` form hides the password.
 ///
-/// Clones share it: what replaces it in one replaces it in all of them.
+/// Clones share their value: [`replace_by`](Self::replace_by) changes all of them.
 #[derive(Clone)]
 pub struct DatabaseUrl(Arc<ArcSwap<Target>>);
 
-/// What a URL says.
+/// The contents of a URL.
 pub(super) struct Target {
     pub(super) config: Config,
     pub(super) hosts: Vec<Place>,
     pub(super) tls: Tls,
-    /// Where the password is looked up if there is none in the configuration.
+    /// The password file to search if the URL contains no password.
     passfile: Option<PathBuf>,
-    /// The host that answered last, to begin with: after a failover each
-    /// connection would otherwise first try the one that is gone.
+    /// The host that answered last is tried first. After a failover, each connection
+    /// would otherwise first try the failed host.
     pub(super) answered: AtomicUsize,
 }
 
 impl DatabaseUrl {
-    /// What it says at the moment.
+    /// The current value.
     pub(super) fn target(&self) -> Arc<Target> {
         self.0.load_full()
     }
 
-    /// Connections that are opened from now on lead to where `other` leads, as whom
-    /// it names. Those that are open stay.
+    /// Makes later connections use the servers and the role of `other`. Open connections
+    /// stay.
     pub fn replace_by(&self, other: &Self) {
         self.0.store(other.target());
     }
@@ -137,20 +136,19 @@ impl Target {
         database.unwrap_or_default()
     }
 
-    /// As whom it connects.
     pub(super) fn user(&self) -> &str {
         self.config.get_user().unwrap_or_default()
     }
 
-    /// The password for this host from outside the connection string, unless that has
-    /// one.
+    /// The password for this host from outside the connection string; `None` if the
+    /// connection string contains one.
     pub(super) fn password(&self, host: &Place) -> Option<Result<Found, Missing>> {
         if self.config.get_password().is_some() {
             return None;
         }
         let (name, port) = match host {
             Place::Tcp { name, port, .. } => (name.clone(), *port),
-            // As libpq does, with the folder that it was built with.
+            // As libpq does for the folder that it was built with.
             Place::Unix { folder, port } => {
                 let is_default = SOCKET_FOLDERS
                     .iter()
@@ -177,9 +175,9 @@ impl Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Tcp {
-        /// What its certificate must be for.
+        /// The name in the server's certificate.
         name: String,
-        /// Where it is, if not where the name leads.
+        /// The IP address, if it is given instead of looking up the name.
         address: Option<IpAddr>,
         port: u16,
     },
@@ -220,8 +218,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// The hosts, as libpq pairs them: an address stands for the name beside it,
-/// and a single port is that of all.
+/// Pairs the hosts as libpq does: an address is used instead of looking up the name at
+/// the same index, and a single port applies to all hosts.
 fn places(given: &Parameters) -> Result<Vec<Place>, String> {
     let list = |name| -> Vec<&str> {
         let value = given.get(name).map(|value| value.split(',').map(str::trim));
@@ -282,7 +280,7 @@ fn socket_folder(port: u16) -> &'static str {
     folders.find(has_socket).unwrap_or(SOCKET_FOLDERS[0])
 }
 
-/// What is asked for must be had, or refused: never left out in silence.
+/// Rejects parameters that can't be honoured, instead of silently ignoring them.
 fn refuse_unknown(given: &Parameters) -> Result<(), String> {
     for (name, shown) in given.names() {
         if USED.contains(&name) || IGNORED.contains(&name) {
@@ -361,7 +359,7 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// Host and database, for messages; never the password.
+/// Hosts and database, for messages; never the password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let target = self.target();

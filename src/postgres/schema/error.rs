@@ -8,49 +8,47 @@ use crate::postgres::connect::{ConnectError, describe};
 /// Why the schema can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// No connection.
+    /// The connection failed.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// Postgres refused a statement.
+    /// A statement failed.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// A migration failed; it was rolled back.
+    /// A migration failed and was rolled back.
     #[error("a migration failed and was rolled back: {}", causes(.0))]
     Migration(#[from] refinery::Error),
-    /// Too old a server.
+    /// The server is too old.
     #[error("the server is PostgreSQL {0}; Tidings needs 13 or later")]
     Server(String),
-    /// Text would be mangled.
+    /// The database's encoding can't store all text.
     #[error(
         "the database's encoding is {0}; Tidings needs a database created with encoding 'UTF8'"
     )]
     Encoding(String),
-    /// Nothing can be written.
+    /// The server is read-only.
     #[error("the server is a standby: point DATABASE_URL at the primary")]
     Standby,
-    /// The schema is missing and this role can't make it.
+    /// The schema doesn't exist and this role can't create it.
     #[error("the schema {schema} does not exist, and {role} may not create it; let a DBA run: \
              create schema {} authorization {};", schema.quoted(), quoted(role))]
     NoSchema {
-        /// What is missing.
         schema: SchemaName,
-        /// Who tried.
+        /// The current role.
         role: String,
     },
-    /// The schema must be changed, and this role may not.
+    /// The schema must be changed, but this role may not do so.
     #[error(
         "the schema {schema} is to be changed, and {role} may not do it: let its owner \
              run `tidings migrate`, or what you have run; or, if this role is to do it, let a DBA run: {cure}"
     )]
     NotOwner {
-        /// Where.
         schema: SchemaName,
-        /// Who tried.
+        /// The current role.
         role: String,
-        /// The statement that lets the role do it.
+        /// The statement that grants the missing privilege.
         cure: String,
     },
-    /// What is there belongs to a role that nobody has to trust.
+    /// The history belongs to a role that is not trusted.
     #[error(
         "the history of Tidings in the schema {schema} belongs to {owner}, which is neither \
              tidings_owner nor the owner of the schema ({schema_owner}) nor the role that you log \
@@ -60,16 +58,15 @@ pub enum SchemaError {
         schema.quoted()
     )]
     Stranger {
-        /// Where.
         schema: SchemaName,
-        /// Whose the history is.
+        /// The owner of the history.
         owner: String,
-        /// Who tried.
+        /// The login role.
         role: String,
-        /// Whose the schema is.
+        /// The owner of the schema.
         schema_owner: String,
     },
-    /// The history tells of objects that are not there.
+    /// The history lists objects that don't exist.
     #[error(
         "the history of Tidings in the schema {schema} says version {version}, but {missing}restore \
              the whole schema from one backup, or, if it was put there by mistake, remove it: drop \
@@ -77,25 +74,22 @@ pub enum SchemaError {
         schema.quoted()
     )]
     Incomplete {
-        /// Where.
         schema: SchemaName,
-        /// What the history says.
+        /// The version according to the history.
         version: i32,
-        /// What is missing.
         missing: Box<MissingObject>,
     },
-    /// Something that is not ours bears one of our names.
+    /// Another object has a name that a migration needs.
     #[error(
         "the schema {schema} already holds {what} that Tidings did not make, and Tidings needs \
              that name: set TIDINGS_SCHEMA (or --schema) to another schema, such as tidings"
     )]
     Foreign {
-        /// Where.
         schema: SchemaName,
-        /// Kind and name.
+        /// The kind and name of the object.
         what: String,
     },
-    /// Somebody else is migrating, or holds the lock.
+    /// Another session is migrating, or holds the lock.
     #[error(
         "the advisory lock around migrations of the schema {schema} was not free for \
          {} s. {holder}. If that is another `tidings migrate`, wait for it to end; any role can hold \
@@ -103,14 +97,12 @@ pub enum SchemaError {
         waited.as_secs(), holder.cure()
     )]
     Locked {
-        /// Where.
         schema: SchemaName,
-        /// For how long it was tried.
+        /// How long it was tried.
         waited: Duration,
-        /// Who holds the lock.
         holder: Box<MigrationLockHolder>,
     },
-    /// Transactions that are open for long are in the way.
+    /// Long transactions of other sessions blocked the migration.
     #[error(
         "the schema {schema} was not migrated, or not to the end: for {} s a table was not free, and \
          {holder}. Nothing was left half done, and the older bridges go on: let that transaction \
@@ -118,60 +110,55 @@ pub enum SchemaError {
          holder.pid().map_or_else(String::new, |pid| format!(", or end it (select pg_terminate_backend({pid});)"))
     )]
     InUse {
-        /// Where.
         schema: SchemaName,
-        /// For how long it was tried.
+        /// How long it was tried.
         lock_limit: Duration,
-        /// Who uses it.
         holder: LockHolder,
     },
-    /// `serve` found too old a schema and may not change it.
+    /// `serve` found a schema that is too old, and may not change it.
     #[error("the schema {schema} {found}, and this bridge needs version {needed}: run \
              `tidings migrate`{}", if *.may_migrate { "" } else { " (TIDINGS_MIGRATE is never)" })]
     TooOld {
-        /// Where.
         schema: SchemaName,
-        /// What is there.
+        /// The state of the schema: `is at version 3`.
         found: String,
-        /// What should be.
+        /// The version that this bridge needs.
         needed: i32,
-        /// Whether the setting allows it.
+        /// Whether `TIDINGS_MIGRATE` allows migrations.
         may_migrate: bool,
     },
-    /// A newer bridge has taken something away.
+    /// A newer migration has removed something that this bridge needs.
     #[error(
         "the schema {schema} is at version {found} and no longer serves this bridge, which \
              knows version {needed}: start the newer tidings"
     )]
     TooNew {
-        /// Where.
         schema: SchemaName,
-        /// What is there.
+        /// The version in the database.
         found: i32,
-        /// What this bridge knows.
+        /// The version of this bridge.
         needed: i32,
     },
     /// There is nothing to remove.
     #[error("the schema {0} holds no Tidings, so there is nothing to remove")]
     Nothing(SchemaName),
-    /// Something that isn't ours would go with it.
+    /// An object that isn't ours depends on ours.
     #[error(
         "nothing was removed: what isn't Tidings' own uses what is in the schema {schema} ({by}): \
              remove or change that first"
     )]
     Used {
-        /// Where.
         schema: SchemaName,
-        /// What Postgres says.
+        /// The dependent objects, as Postgres lists them.
         by: String,
     },
-    /// Somebody else holds a table for too long.
+    /// Another session holds a lock on a table for too long.
     #[error(
         "nothing was removed: others are using the tables; stop the bridges and long transactions \
              (`tidings status` names the longest), and try again"
     )]
     Busy,
-    /// Logical replication writes into the table.
+    /// Logical replication writes to the table.
     #[error(
         "the table notifications in the schema {schema} is filled by the subscription \
              {subscription}: its rows bear the transaction ids of the publisher, which mean nothing \
@@ -180,12 +167,10 @@ pub enum SchemaError {
              start the bridge. To keep the subscription, leave the table out of the publication"
     )]
     Subscribed {
-        /// Where.
         schema: SchemaName,
-        /// Its name.
         subscription: String,
     },
-    /// Rows were restored from another cluster.
+    /// The table holds rows restored from another cluster, and restamping them failed.
     #[error("the table holds rows with transaction ids of another cluster (it was dumped and \
              restored), which would never be seen: run `tidings migrate` as the table's owner \
              ({})", describe(.0))]
@@ -193,22 +178,22 @@ pub enum SchemaError {
 }
 
 impl SchemaError {
-    /// Whether waiting may help.
+    /// Whether retrying may help.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Connect(error) if error.is_passing())
     }
 }
 
-/// An object that the history tells of, and that is not there or belongs to another role.
+/// An object that the history lists, and that doesn't exist or belongs to another role.
 #[derive(Debug)]
 pub struct MissingObject {
-    /// Whose the history is.
+    /// The owner of the history.
     pub(super) owner: String,
-    /// What it is called.
+    /// The name of the object.
     pub(super) name: String,
-    /// Whose objects of that name there are.
+    /// The owners of objects of that name, if there are any.
     pub(super) owners: Option<String>,
-    /// What gives such an object to the owner of the history.
+    /// The statement that gives such an object to the owner of the history.
     pub(super) cure: Option<String>,
 }
 
@@ -236,7 +221,7 @@ impl fmt::Display for MissingObject {
     }
 }
 
-/// refinery hides what Postgres said behind its own sentence.
+/// The error with its causes: refinery's own message hides what Postgres reported.
 fn causes(error: &refinery::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,4 +1,5 @@
-//! Migrations that need a table for themselves while applications write.
+//! Applies migrations that need an exclusive lock on a table while applications are
+//! writing.
 
 use std::{fmt, time::Duration};
 
@@ -8,18 +9,18 @@ use tracing::{info, warn};
 
 use super::{SchemaError, SchemaName, runner};
 
-/// Who waits for a table's lock is waited for by all writers that come after. So a
-/// migration gives up its turn after the first, and tries again after the second.
-/// Longer than `deadlock_timeout` (1 s, as a rule), after which Postgres has an
-/// autovacuum make room.
+/// When a session waits for a table's lock, all writers that come later queue behind it.
+/// So a migration stops waiting after [`LOCK_TIMEOUT`], and tries again after
+/// [`LOCK_PAUSE`]. The timeout is longer than `deadlock_timeout` (1 s by default), after
+/// which Postgres cancels an autovacuum that is in the way.
 pub(super) const LOCK_TIMEOUT: &str = "2s";
 const LOCK_PAUSE: Duration = Duration::from_secs(2);
 
-/// Applies what is missing, without keeping writers waiting.
+/// Applies the missing migrations without making writers wait.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], also if others hold locks for longer than `lock_limit`.
+/// [`SchemaError`], also if other sessions hold locks for longer than `lock_limit`.
 pub(super) async fn apply(
     client: &mut Client,
     schema: &SchemaName,
@@ -67,7 +68,8 @@ pub(super) async fn apply(
     Ok(())
 }
 
-/// Whose transaction has held a lock on one of our tables for longest.
+/// The session whose transaction has held a lock on one of our tables for the longest
+/// time.
 #[derive(Debug)]
 pub struct LockHolder {
     who: Option<String>,
@@ -76,16 +78,11 @@ pub struct LockHolder {
 }
 
 impl LockHolder {
-    /// The session that may be ended.
+    /// The session's process id, if it may be terminated.
     pub(super) fn pid(&self) -> Option<i32> {
         self.pid
     }
 
-    /// Looks for it.
-    ///
-    /// # Errors
-    ///
-    /// What Postgres says.
     async fn find(client: &Client, schema: &SchemaName) -> Result<Self, tokio_postgres::Error> {
         let holder = include_str!("../../../sql/lock_holder.sql");
         let schema = [(&schema.name() as _, Type::TEXT)];
@@ -125,7 +122,7 @@ impl fmt::Display for LockHolder {
     }
 }
 
-/// Whether a migration gave up since somebody else held a lock.
+/// Whether a migration failed because another session held a lock.
 fn waited_for_a_lock(error: &refinery::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

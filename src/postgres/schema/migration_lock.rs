@@ -1,5 +1,5 @@
-//! The advisory lock around migrations. Any role that can connect can take it, so that
-//! nothing but changing the schema may depend on it.
+//! The advisory lock around migrations. Any role that can connect can take it, so only
+//! schema changes may depend on it.
 
 use std::{fmt, time::Duration};
 
@@ -8,16 +8,16 @@ use tokio_postgres::{Client, types::Type};
 
 use super::{SchemaError, SchemaName};
 
-/// The lock is polled, not waited for: a waiting session would hold a snapshot
-/// that blocks `create index concurrently`.
+/// The lock is polled, because a waiting session would hold a snapshot that blocks
+/// `create index concurrently`.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Takes it, until the session ends. The session may be left as the role that logged
-/// in, which may see more of other sessions than the owner.
+/// Takes the lock until the session ends. May reset the session's role to the login role,
+/// which may see more of other sessions than the owner.
 ///
 /// # Errors
 ///
-/// [`SchemaError::Locked`], if another session holds it for longer than `limit`.
+/// [`SchemaError::Locked`], if another session holds the lock for longer than `limit`.
 pub(super) async fn take(
     client: &Client,
     schema: &SchemaName,
@@ -53,20 +53,20 @@ pub(super) async fn take(
     }
 }
 
-/// Who holds the lock around migrations, as far as this role may see it.
+/// The holder of the lock around migrations, as far as this role may see it.
 #[derive(Debug)]
 pub struct MigrationLockHolder {
     pid: Option<i32>,
     role: Option<String>,
     application: Option<String>,
-    /// When its transaction or, without one, its session began.
+    /// When its transaction began, or its session if there is none.
     since: Option<String>,
-    /// The prepared transaction that holds it.
+    /// The prepared transaction that holds the lock.
     prepared: Option<String>,
 }
 
 impl MigrationLockHolder {
-    /// The statement that ends it, in parentheses.
+    /// The statement that ends the holder, in parentheses.
     pub(super) fn cure(&self) -> String {
         match (self.pid, &self.prepared) {
             (Some(pid), _) => format!(" (select pg_terminate_backend({pid});)"),

@@ -1,25 +1,28 @@
-//! To whom belongs what migrations make, whoever logs in to run them.
+//! Determines which role owns the objects that migrations create, whatever role logs in
+//! to run them.
 
 use tokio_postgres::Client;
 
 use super::{SchemaError, SchemaName, quoted};
 
-/// To whom things belong.
+/// The owner of Tidings' objects.
 #[derive(Debug)]
 pub(super) enum Owner {
-    /// To a role as which this session may act.
+    /// A role that this session may switch to.
     Reachable(String),
-    /// To somebody else.
+    /// A role that this session may not switch to.
     Other(String),
-    /// To whoever makes them: there is nothing yet.
+    /// Nothing exists yet: the role that creates the objects will own them.
     Nobody,
 }
 
 impl Owner {
+    /// Finds the owner.
+    ///
     /// # Errors
     ///
-    /// [`SchemaError::Stranger`], if what is there belongs to a role that could have
-    /// put it there to own what migrations make.
+    /// [`SchemaError::Stranger`], if the history belongs to a role that may have created
+    /// it in order to own what migrations create.
     pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Self, SchemaError> {
         let find = include_str!("../../../sql/migration_owner.sql");
         let Some(row) = client.query_opt(find, &[&schema.0]).await? else {
@@ -40,12 +43,12 @@ impl Owner {
         } else if is_there {
             Self::Other(name)
         } else {
-            // The group serves another database of this cluster.
+            // The group exists for another database of this cluster.
             Self::Nobody
         })
     }
 
-    /// From here on the session is the owner, if it may be.
+    /// Switches the session to the owner, if possible.
     pub(super) async fn act(&self, client: &Client) -> Result<(), SchemaError> {
         if let Self::Reachable(owner) = self {
             let act = format!("set role {}", quoted(owner));
@@ -54,11 +57,11 @@ impl Owner {
         Ok(())
     }
 
-    /// Whether who acts now may change what is there, and add to it.
+    /// Checks whether the current role may change the existing objects and create others.
     ///
     /// # Errors
     ///
-    /// [`SchemaError::NotOwner`] says what is missing.
+    /// [`SchemaError::NotOwner`] with the statement that grants what is missing.
     pub(super) async fn check(
         &self,
         client: &Client,
@@ -83,8 +86,8 @@ impl Owner {
         })
     }
 
-    /// Gives the groups of `sql/roles.sql`, as far as there are any, their
-    /// rights on what is there, if it is the session's to give.
+    /// Grants the groups of `sql/roles.sql`, if they exist, their privileges on the
+    /// existing objects, if this session may do so.
     pub(super) async fn grant(
         &self,
         client: &Client,

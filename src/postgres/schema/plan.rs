@@ -1,4 +1,4 @@
-//! `tidings migrate --dry-run`: what a migration would do, as a script for psql.
+//! `tidings migrate --dry-run`: prints what a migration would do, as a psql script.
 
 use std::fmt::Write;
 
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::postgres::connect::{self, DatabaseUrl};
 
-/// The SQL that `migrate` would run, in its order. It only reads.
+/// Returns the SQL that `migrate` would run, in the same order. Only reads.
 ///
-/// What is printed leaves behind what `migrate` would, whichever of the two runs.
+/// Running the script has the same result as running `migrate`.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], for what would keep `migrate` from beginning. That this role
-/// may not migrate is told in the script.
+/// [`SchemaError`], for problems that would keep `migrate` from starting. If this role
+/// may not migrate, the script says so in a comment.
 pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, SchemaError> {
     let (client, _driver) = connect::connect_pinned(url).await?;
     check_server(&client).await?;
@@ -40,7 +40,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     refuse_foreign(&client, schema, found).await?;
     let owner = Owner::find(&client, schema).await?;
     let mut script = String::new();
-    // To write to a String never fails.
+    // Writing to a String never fails.
     let _ = head(&mut script, &client, schema, &owner).await?;
     let runner = runner(schema)?;
     let mut pending: Vec<_> = runner
@@ -48,8 +48,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
         .iter()
         .filter(|migration| Some(migration.version()) > found)
         .collect();
-    // They come in the order of their files' names, where the tenth is before the
-    // second.
+    // refinery orders them by file name, with the tenth before the second.
     pending.sort_by_key(|migration| migration.version());
     for migration in pending {
         let _ = step(&mut script, schema, migration);
@@ -115,7 +114,8 @@ async fn head(
     Ok(write())
 }
 
-/// As refinery does it: what is done, and that it was done, in one transaction.
+/// Writes the migration and its entry in the history in one transaction, as refinery
+/// does.
 fn step(script: &mut String, schema: &SchemaName, migration: &Migration) -> std::fmt::Result {
     writeln!(script, "-- {migration}")?;
     writeln!(script, "begin;")?;

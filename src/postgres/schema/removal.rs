@@ -1,38 +1,38 @@
-//! Takes everything out of the database that migrations put there.
+//! Removes everything from the database that migrations created.
 
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{HISTORY, NAMES, SchemaError, SchemaName, ownership::Owner, quoted};
 use crate::postgres::connect::{self, DatabaseUrl, Driver};
 
-/// How long it waits for those who use the tables. INSERTs queue behind it.
+/// How long to wait for sessions that use the tables. INSERTs queue behind it.
 const LOCK_TIMEOUT: &str = "5s";
 
-/// What would go, and the session that would take it away.
+/// What would be removed, and the session that removes it.
 pub struct Removal {
     client: Client,
     _driver: Driver,
     owner: Owner,
     schema: SchemaName,
-    /// The objects, a kind a line.
+    /// The objects, one line per kind.
     pub objects: Vec<String>,
-    /// How many notifications there are, and how many of them wait.
+    /// The number of notifications.
     pub rows: i64,
-    /// See `rows`.
+    /// How many of them are unsent.
     pub unsent: i64,
-    /// Sessions that call themselves tidings.
+    /// Other sessions with an `application_name` that starts with tidings.
     pub sessions: i64,
-    /// The groups of `sql/roles.sql`, which stay.
+    /// The existing groups of `sql/roles.sql`, which are kept.
     pub groups: Vec<String>,
     owns_schema: bool,
 }
 
 impl Removal {
-    /// Looks what there is.
+    /// Finds what would be removed.
     ///
     /// # Errors
     ///
-    /// [`SchemaError`], also if there is nothing, or it is somebody else's.
+    /// [`SchemaError`], also if there is nothing to remove, or another role owns it.
     pub async fn find(url: &DatabaseUrl, schema: &SchemaName) -> Result<Self, SchemaError> {
         let (client, driver) = connect::connect_pinned(url).await?;
         let names: Vec<&str> = NAMES
@@ -74,11 +74,11 @@ impl Removal {
         })
     }
 
-    /// Takes it away, all or nothing.
+    /// Removes everything in one transaction.
     ///
     /// # Errors
     ///
-    /// [`SchemaError::Used`], if something that isn't ours uses it.
+    /// [`SchemaError::Used`], if an object that isn't ours depends on it.
     pub async fn carry_out(self) -> Result<(), SchemaError> {
         let mut script = format!("begin; set local lock_timeout = '{LOCK_TIMEOUT}'; ");
         if let Owner::Reachable(owner) = &self.owner {
@@ -102,8 +102,8 @@ impl Removal {
         self.drop_empty_schema().await
     }
 
-    /// The schema itself, unless somebody uses it for something else. That of
-    /// `public` is every database's own.
+    /// Removes the schema itself, unless other objects use it. `public` stays, because
+    /// every database has it.
     async fn drop_empty_schema(&self) -> Result<(), SchemaError> {
         if !self.owns_schema || self.schema == SchemaName::public() {
             return Ok(());
