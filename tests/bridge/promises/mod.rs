@@ -1,4 +1,4 @@
-//! What Tidings promises, each under its own name, in the order of the README.
+//! What Tidings promises, each under its own name, in the order of docs/reliability.md.
 //! The fourth, that nothing is lost whatever breaks, is `faults` and `model`.
 
 mod backlog;
