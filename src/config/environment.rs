@@ -19,6 +19,9 @@ const LISTS: [&str; 6] = [
     "TIDINGS_TRUSTED_PROXIES",
 ];
 
+/// Variables that were renamed in this version, with their new names.
+const RENAMED: [(&str, &str); 1] = [("TIDINGS_COME_BACK", "TIDINGS_RETRY_AFTER")];
+
 /// How similar a name must be, between 0 and 1, to be suggested for another one: two or
 /// three wrong letters of a dozen.
 const SIMILAR: f64 = 0.8;
@@ -98,13 +101,19 @@ impl Environment {
                 env!("CARGO_PKG_VERSION")
             ),
         });
+        let renamed = RENAMED.iter().filter(|(old, _)| self.0.contains_key(*old));
+        let renamed = renamed.map(|(old, new)| {
+            format!(
+                "{old} is now called {new}: rename it, as the next version won't know the old name"
+            )
+        });
         let libpq = LIBPQ.iter().filter(|(name, _)| {
             let value = self.0.get(*name);
             value.is_some_and(|value| !value.is_empty())
         });
         let libpq =
             libpq.map(|(name, instead)| format!("{name} is set and has no effect: {instead}"));
-        unknown.chain(libpq).collect()
+        unknown.chain(renamed).chain(libpq).collect()
     }
 }
 
@@ -195,6 +204,11 @@ mod tests {
         let warnings = environment(&[("TIDINGS_FUTURE", "2s")]).warnings();
         assert!(
             warnings[0].contains("no such setting in version"),
+            "{warnings:?}"
+        );
+        let warnings = environment(&[("TIDINGS_COME_BACK", "1s")]).warnings();
+        assert!(
+            warnings[0].contains("now called TIDINGS_RETRY_AFTER"),
             "{warnings:?}"
         );
         let warnings = environment(&[("PGSERVICE", "app")]).warnings();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, builder::ArgPredicate};
 
 use super::duration_between;
 
@@ -27,8 +27,51 @@ pub struct LimitOptions {
     /// three quarters to all of this, each at a time of its own
     #[arg(long, env = "TIDINGS_MAX_STREAM_AGE", default_value = "12h", value_parser = duration_between::<1, 31_536_000>)]
     pub max_stream_age: Duration,
-    /// When those come back who were turned away because it was full: after a
-    /// quarter to all of this, each after a time of its own
-    #[arg(long, env = "TIDINGS_COME_BACK", default_value = "60s", value_parser = duration_between::<1, 3_600>)]
-    pub come_back: Duration,
+    /// When rejected clients retry: after a random 25 to 100 % of this
+    #[arg(
+        long,
+        env = "TIDINGS_RETRY_AFTER",
+        default_value = "60s",
+        default_value_if("come_back", ArgPredicate::IsPresent, None),
+        value_parser = duration_between::<1, 3_600>
+    )]
+    pub retry_after: Option<Duration>,
+    /// The name of `retry_after` up to 0.2, which has no effect where the new one is set
+    #[arg(long, env = "TIDINGS_COME_BACK", hide = true, value_parser = duration_between::<1, 3_600>)]
+    pub come_back: Option<Duration>,
+}
+
+impl LimitOptions {
+    /// When rejected clients retry, at the latest.
+    pub fn retry_after(&self) -> Duration {
+        let given = self.retry_after.or(self.come_back);
+        given.expect("one of them is given unless the other has its default")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        limits: LimitOptions,
+    }
+
+    #[test]
+    fn the_old_name_of_a_setting_counts_unless_the_new_one_is_given() {
+        for (arguments, expected) in [
+            (&[][..], 60),
+            (&["--retry-after=5s"], 5),
+            (&["--come-back=7s"], 7),
+            (&["--come-back=7s", "--retry-after=5s"], 5),
+        ] {
+            let options = Options::parse_from([&["tidings"], arguments].concat());
+            let expected = Duration::from_secs(expected);
+            assert_eq!(options.limits.retry_after(), expected, "{arguments:?}");
+        }
+    }
 }

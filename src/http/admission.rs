@@ -141,7 +141,7 @@ impl Admission {
         Deferral::new(
             StatusCode::SERVICE_UNAVAILABLE,
             detail,
-            self.limits.come_back,
+            self.limits.retry_after(),
         )
     }
 
@@ -165,7 +165,7 @@ impl Admission {
                 "too many streams are open: try again later",
             ),
         };
-        Deferral::new(status, detail, self.limits.come_back)
+        Deferral::new(status, detail, self.limits.retry_after())
     }
 }
 

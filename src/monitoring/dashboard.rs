@@ -158,7 +158,7 @@ fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> 
             limits.connection_rate.to_string(),
         ),
         ("TIDINGS_MAX_STREAM_AGE", span(limits.max_stream_age)),
-        ("TIDINGS_COME_BACK", span(limits.come_back)),
+        ("TIDINGS_RETRY_AFTER", span(limits.retry_after())),
     ];
     let setting = |(name, value)| Setting { name, value };
     listed.into_iter().map(setting).collect()

@@ -38,7 +38,7 @@ in_each_browser!(
 const LEFT_WITHIN: Duration = Duration::from_secs(20);
 
 /// Clients come back sooner than by default.
-const SOON: &str = "--come-back=1s";
+const SOON: &str = "--retry-after=1s";
 
 /// Opens the page, which has a plain `EventSource` and writes down what it is told.
 async fn listen(browser: &Browser, page: &Page, stream: &str) {

@@ -55,7 +55,7 @@ async fn a_browser_comes_back_by_itself_from_every_refusal_and_misses_nothing(ki
         ("--max-connections-per-user=1", "alice"),
         ("--max-connections-per-address=1", "bob"),
     ] {
-        let settings = [origin.as_str(), limit, "--come-back=1s"];
+        let settings = [origin.as_str(), limit, "--retry-after=1s"];
         let bridge = Bridge::start_with(&database, &settings).await;
         // Somebody else leaves no room, which the page finds out at least
         // twice.
@@ -80,7 +80,7 @@ async fn a_browser_that_asks_too_often_is_slowed_down_and_comes_back(kind: Kind)
     let database = Database::migrated().await;
     let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
-    let settings = [origin.as_str(), "--connection-rate=1", "--come-back=1s"];
+    let settings = [origin.as_str(), "--connection-rate=1", "--retry-after=1s"];
     let bridge = Bridge::start_with(&database, &settings).await;
     // Somebody else, behind the same address, takes all that it is granted.
     let asking = async {
@@ -146,7 +146,7 @@ async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen(kind: Kind)
         origin.as_str(),
         "--max-connections=1",
         "--max-stream-age=8s",
-        "--come-back=1s",
+        "--retry-after=1s",
     ];
     let bridge = Bridge::start_with(&database, &settings).await;
     listen(&browser, &page, &bridge, "alice").await;

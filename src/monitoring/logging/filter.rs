@@ -17,6 +17,36 @@ const CHECKSUMS: &str = "refinery_core::traits::divergent=off";
 /// the hashes of tickets. Nothing of it is logged, whatever the setting says.
 const PARAMETERS: &str = "tokio_postgres::query";
 
+/// Targets of version 0.1 whose modules have other names now. `TIDINGS_LOG` accepts them
+/// in this version, too.
+const RENAMED: [(&str, &str); 25] = [
+    ("admission", "http::admission"),
+    ("catch_up", "delivery::catch_up"),
+    ("demo", "http::demo"),
+    ("dev", "cli::dev"),
+    ("drained", "delivery::delivered_watermark"),
+    ("health", "delivery::health"),
+    ("http2", "http::http2"),
+    ("key_set", "auth::jwks"),
+    ("line", "http::detached_stream"),
+    ("listener", "delivery::listener"),
+    ("marker", "delivery::marker"),
+    ("port", "http::acceptor"),
+    ("pruner", "postgres::pruner"),
+    ("reader", "delivery::page_reader"),
+    ("refusals", "auth::rejections"),
+    ("reload", "app::reload"),
+    ("report", "monitoring::reporter"),
+    ("schema", "postgres::schema"),
+    ("shutdown", "app::shutdown"),
+    ("sockets", "http::sockets"),
+    ("stream", "delivery::stream"),
+    ("tail", "cli::tail"),
+    ("tasks", "runtime::tasks"),
+    ("telemetry", "monitoring::logging"),
+    ("ticket", "auth::ticket"),
+];
+
 /// The levels, as the setting names them.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -44,7 +74,7 @@ pub(super) fn parse(text: &str) -> Result<EnvFilter, FilterError> {
     let directives = text.split(',').map(str::trim);
     let directives = directives.filter(|part| !part.is_empty());
     for part in directives.chain([DEPARTURES, CHECKSUMS]) {
-        filter = filter.add_directive(directive(part)?);
+        filter = filter.add_directive(directive(&renamed(part))?);
     }
     Ok(filter)
 }
@@ -52,6 +82,20 @@ pub(super) fn parse(text: &str) -> Result<EnvFilter, FilterError> {
 /// Whether what comes from there may be in a log.
 pub(super) fn is_public(metadata: &Metadata<'_>) -> bool {
     !metadata.target().starts_with(PARAMETERS)
+}
+
+/// A directive whose target has its present name.
+fn renamed(text: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let present = || {
+        let target = text.strip_prefix("tidings::")?;
+        let (old, new) = RENAMED.iter().find(|(old, _)| {
+            let rest = target.strip_prefix(old);
+            rest.is_some_and(|rest| !rest.starts_with(is_word))
+        })?;
+        Some(format!("tidings::{new}{}", &target[old.len()..]))
+    };
+    present().unwrap_or_else(|| text.to_owned())
 }
 
 fn directive(text: &str) -> Result<Directive, FilterError> {
@@ -109,6 +153,26 @@ mod tests {
         ] {
             let error = parse(bad).expect_err(bad).to_string();
             assert!(error.contains("warn,tidings=debug"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn targets_of_earlier_versions_mean_those_that_took_their_place() {
+        for (text, expected) in [
+            (
+                "tidings::listener=debug",
+                "tidings::delivery::listener=debug",
+            ),
+            ("tidings::listener", "tidings::delivery::listener"),
+            (
+                "tidings::stream::opening",
+                "tidings::delivery::stream::opening",
+            ),
+            ("tidings::streams=info", "tidings::streams=info"),
+            ("tidings::http=debug", "tidings::http=debug"),
+            ("warn", "warn"),
+        ] {
+            assert_eq!(renamed(text), expected);
         }
     }
 }
