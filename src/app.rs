@@ -1,4 +1,4 @@
-//! Puts the bridge together, runs it, and stops it in order.
+//! Builds the bridge, runs it, and stops it in order.
 
 pub mod reload;
 pub mod shutdown;
@@ -76,42 +76,43 @@ use crate::{
     tls::server_certificate::Certificate,
 };
 
-/// A database that is not there yet, at start, is waited for this long:
-/// services that are started together come up in any order.
+/// How long to retry at startup while the database can't be reached: services that are
+/// started together come up in any order.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// The first and the longest wait between two tries at start.
+/// First and longest wait between two attempts at startup.
 const START_FIRST: Duration = Duration::from_millis(200);
 const START_LONGEST: Duration = Duration::from_secs(3);
 
-/// Beyond the drain time, the whole shutdown takes no longer than this: the process
-/// then ends, whatever hangs. Process managers are told to wait for so long.
+/// Limit for the whole shutdown, beyond the drain time: after it the process ends,
+/// whatever hangs. Process managers are configured to wait this long.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Of that, so much is left for what follows when all tasks have ended or were cut
-/// off: the admin server, the last lines of the log, and the end of the runtime.
+/// The part of [`SHUTDOWN_LIMIT`] that is reserved for what follows once all tasks have
+/// ended or were aborted: the admin server, the last log lines, and the end of the
+/// runtime.
 const EXIT_RESERVE: Duration = Duration::from_millis(1_500);
 
-/// How long the listener may take to end: a look, and the lock given back.
+/// How long the listener may take to stop: one poll, and releasing its lock.
 const LISTENER_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the HTTP server may take to close its port and its connections.
 const SERVER_LIMIT: Duration = servers::CLOSING_LIMIT.saturating_add(Duration::from_millis(400));
 
-/// How long the last marks may take: in a shutdown whose other parts take no time,
-/// all of [`SHUTDOWN_LIMIT`], as rows that go without their marks are sent again.
+/// How long writing the last marks may take: all of [`SHUTDOWN_LIMIT`] if the other parts
+/// of the shutdown take no time, because rows without marks are sent again.
 const MARKER_LIMIT: Duration = SHUTDOWN_LIMIT;
 
-/// How often it is looked whether all streams have ended.
+/// How often to check whether all streams have ended.
 const STREAMS_LOOK: Duration = Duration::from_millis(5);
 
-/// How long the last report may take; it gives up by itself before that.
+/// How long the last report may take; the reporter itself gives up earlier.
 const REPORTER_LIMIT: Duration = Duration::from_millis(1_500);
 
-/// How long the pruner may take, which is dropped where it waits.
+/// How long the pruner may take to stop: it is dropped wherever it is waiting.
 const PRUNER_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long the admin server may take, which cuts off its connections.
+/// How long the admin server may take to stop: it drops its connections.
 const ADMIN_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long a bridge with these settings may take to stop.
@@ -137,49 +138,42 @@ pub struct App {
     certificate: Option<Arc<Certificate>>,
     reload: Option<Reload>,
     tasks: Tasks,
-    /// Those that have nothing to finish.
+    /// Tasks that have nothing to finish when they are stopped.
     background: Vec<Task>,
 }
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A setting.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// Where the listener is to connect.
     #[error("{0}")]
     Direct(#[from] DirectError),
-    /// The schema, or the database itself.
     #[error("{0}")]
     Schema(#[from] SchemaError),
-    /// The listener's connection.
     #[error("{0}")]
     Listen(#[from] ListenError),
-    /// The pool.
     #[error("{0}")]
     Pool(#[from] deadpool::managed::BuildError),
-    /// The pool's connections.
     #[error("DATABASE_URL: {0}")]
     Query(#[from] QueryError),
-    /// They lead somewhere else.
     #[error(
         "DATABASE_URL and TIDINGS_DIRECT_DATABASE_URL lead to different servers, or one of them \
              to a standby: rows that are heard of on one must be read on the same"
     )]
     TwoServers,
-    /// The servers.
     #[error("{0}")]
     Servers(#[from] ServersError),
 }
 
-/// Why the bridge stopped without being asked to.
+/// Why a running bridge stopped without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A task can't go on, such as a server whose socket fails.
+    /// A task can't continue, for example a server whose socket fails: its name and the
+    /// reason.
     #[error("the {0} failed: {1}")]
     Failed(&'static str, String),
-    /// A task is gone, which is a bug.
+    /// A task ended on its own, which is a bug: its name.
     #[error("the {0} ended unexpectedly; please report this with the log")]
     Ended(&'static str),
 }
@@ -193,35 +187,33 @@ impl From<Failed> for RunError {
     }
 }
 
-/// Where a bridge reads, as whom it knows people, and what it shows beside the
-/// stream.
+/// What a bridge is built from: its databases, who may connect, and what it serves
+/// besides streams.
 pub struct Parts {
-    /// Pages and marks.
+    /// For reading pages and writing marks.
     pub url: DatabaseUrl,
-    /// The listener and migrations, if the other URL leads through a pooler.
+    /// For the listener and migrations, if `url` goes through a pooler.
     pub direct_url: Option<DatabaseUrl>,
-    /// Where everything lives.
     pub schema: SchemaName,
-    /// Whether the schema may be changed.
+    /// Whether the schema may be migrated.
     pub migrate: MigratePolicy,
-    /// Who is asking.
     pub credentials: Credentials,
-    /// What browsers are shown, if they connect by HTTPS.
+    /// For HTTPS; without it browsers connect over HTTP.
     pub certificate: Option<Certificate>,
-    /// Who may say whose request it is.
+    /// The proxies whose forwarding headers are trusted.
     pub proxies: Proxies,
-    /// Whose pages may ask.
+    /// The origins whose pages may open streams.
     pub origins: Origins,
-    /// The demo page, in `tidings dev`.
+    /// The demo page of `tidings dev`.
     pub demo: Option<Demo>,
-    /// The settings whose files SIGHUP reads again.
+    /// The settings whose files are read again on SIGHUP.
     pub reloadable: Option<Box<ServeOptions>>,
-    /// Sockets that listen already.
+    /// Listening sockets that the service manager passed.
     pub activation: Activation,
 }
 
 impl Parts {
-    /// What `tidings serve` is made of.
+    /// The parts of `tidings serve`.
     ///
     /// # Errors
     ///
@@ -256,13 +248,12 @@ impl Parts {
 }
 
 impl App {
-    /// Checks the schema, starts to listen, and binds both addresses. Must be
-    /// called on a multi-threaded runtime, which drives the database
-    /// connections.
+    /// Checks the schema, starts the listener, and binds both addresses. Must be called
+    /// on a multi-threaded runtime, which drives the database connections.
     ///
     /// # Errors
     ///
-    /// [`StartError`]. A database that can't be reached is tried for 30 s.
+    /// [`StartError`]. A database that can't be reached is retried for 30 s.
     pub async fn build(parts: Parts, options: &BridgeOptions) -> Result<Self, StartError> {
         let health = Arc::new(Health::default());
         let tasks = Tasks::new({
@@ -276,7 +267,7 @@ impl App {
                 warn!("{warning}");
             }
             let key_set = tokens.key_set();
-            // Early, so that its keys are there for the first connection.
+            // Started early, so that its keys are there for the first connection.
             background
                 .extend(key_set.map(|set| tasks.start_endless("key set refresh", set.refresh())));
         }
@@ -327,8 +318,8 @@ impl App {
             );
         }
         let sql = Arc::new(Sql::going_by(sign, &schema));
-        // Before any connection is taken: what becomes visible from now on
-        // reaches it.
+        // Before the first connection is accepted: every row that becomes visible from
+        // now on reaches it.
         let listener = Listener::start(
             direct_url.clone(),
             schema.clone(),
@@ -475,25 +466,25 @@ impl App {
         })
     }
 
-    /// Where browsers connect; with port 0 asked for, the one that was given.
+    /// The address for browsers. If port 0 was configured, with the port that the system
+    /// assigned.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Where probes connect.
+    /// The address for probes and monitors.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Where connections are registered.
     pub fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
 
-    /// Runs a task beside the bridge for as long as that runs, under the same
-    /// contract as its own (`Tasks`): if it ends by itself or panics, readiness
-    /// turns red and the bridge stops with an error. It is dropped when the bridge
-    /// stops. The name is a noun that can follow "the".
+    /// Runs a task alongside the bridge, under the same contract as the bridge's own
+    /// tasks (`Tasks`): if it returns or panics, readiness turns red and the bridge
+    /// stops with an error. It is dropped when the bridge stops. `name` is a noun that
+    /// can follow "the".
     pub fn supervise(
         &mut self,
         name: &'static str,
@@ -503,21 +494,22 @@ impl App {
             .push(self.tasks.start_endless(name, running));
     }
 
-    /// Reads secrets and certificates from their files again at each of these.
+    /// Reads secrets and certificates from their files again at each SIGHUP.
     pub fn reload_on(&mut self, hangups: Hangups) {
         if let Some(reload) = self.reload.take() {
             self.supervise("reload on SIGHUP", reload.run(hangups));
         }
     }
 
-    /// Serves until `shutdown` resolves or a task ends by itself, then stops in order:
-    /// no new streams, no new rows, the streams spread over the drain time, the last
-    /// marks, and the port, which answers until then. What takes too long is cut off, so that stopping takes no longer
-    /// than the drain time and ten seconds.
+    /// Serves until `shutdown` resolves or a task ends on its own, then stops in order:
+    /// new streams are deferred, the listener stops, the streams end spread over the
+    /// drain time, the last marks are written, and the port closes, which answers until
+    /// then. Whatever takes too long is aborted, so stopping takes at most the drain time
+    /// plus ten seconds.
     ///
     /// # Errors
     ///
-    /// [`RunError`], if it stopped for another reason.
+    /// [`RunError`], if a task ended on its own.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let address = self.address();
         info!(
@@ -552,7 +544,7 @@ impl App {
             deadline: begin + self.drain + SHUTDOWN_LIMIT - EXIT_RESERVE,
             cut_off: Vec::new(),
         };
-        // First: from now on requests for streams are answered and told to come back.
+        // First: from now on requests for streams are answered with a deferral.
         self.gate.close();
         self.health.drain();
         if let Some(pruner) = &pruner {
@@ -560,7 +552,7 @@ impl App {
         }
         listener.ask();
         self.hub.end_all(Ending::Draining);
-        // It may be waiting for a database that is gone.
+        // The listener may be waiting for a database that can't be reached.
         stopping.stop(listener).await;
         let streams_deadline = Instant::now() + self.drain + servers::STOP_GRACE;
         let ended = timeout_at(streams_deadline, async {
@@ -568,18 +560,18 @@ impl App {
             until_empty(&self.hub).await;
         });
         let server = match ended.await {
-            // No stream can begin any more, so the port goes on answering until the last moment.
+            // No stream can start any more, so the port keeps answering until the end.
             Ok(()) => {
                 let _ = timeout_at(streams_deadline, self.lines.ended()).await;
                 Some(server)
             }
-            // What is cut off can't write rows after the last marks.
+            // Streams that are cut off can't write rows after the last marks.
             Err(_) => {
                 stopping.stop(server).await;
                 None
             }
         };
-        // What the bridge did to its end is told after the marks.
+        // The last report follows the last marks, so that it includes them.
         let marks_deadline = stopping.deadline - REPORTER_LIMIT;
         stopping.stop_before(marks_deadline, marker).await;
         stopping
@@ -601,13 +593,14 @@ impl App {
     }
 }
 
-/// Pages that are read at once: one connection is reserved for marks, and one is
-/// left for lookups of tickets and reports.
+/// How many pages are read at once: one connection of the pool is reserved for marks, and
+/// one is left for ticket lookups and reports.
 fn pages_at_once(pool_size: u16) -> usize {
     usize::from(pool_size).saturating_sub(2).max(1)
 }
 
-/// Drives a server to its end: it stops only while somebody does. Its connections are cut off.
+/// Runs a server until it is stopped. It makes progress, and stops, only while its future
+/// is polled. Its connections are dropped.
 async fn drive(server: Server, stop: CancellationToken) -> io::Result<()> {
     let handle = server.handle();
     tokio::pin!(server);
@@ -621,7 +614,6 @@ async fn drive(server: Server, stop: CancellationToken) -> io::Result<()> {
     }
 }
 
-/// Resolves once no stream is open.
 async fn until_empty(hub: &Hub) {
     let mut looks = interval(STREAMS_LOOK);
     while hub.connections() > 0 {
@@ -629,7 +621,7 @@ async fn until_empty(hub: &Hub) {
     }
 }
 
-/// A shutdown, and what was cut off in it.
+/// The deadline of a shutdown, and the tasks that were aborted in it.
 #[derive(Debug)]
 struct Stopping {
     deadline: Instant,
@@ -649,7 +641,7 @@ impl Stopping {
         }
     }
 
-    /// All at the same time.
+    /// Stops all of them concurrently.
     async fn stop_all(&mut self, tasks: impl Iterator<Item = Task>) {
         let deadline = self.deadline;
         let stopped = join_all(tasks.map(async |task| (task.name(), task.stop(deadline).await)));
@@ -670,7 +662,8 @@ impl Stopping {
     }
 }
 
-/// Tries again while the database at `url` is not there yet.
+/// Retries while `attempt` fails because the database can't be reached, for at most
+/// [`START_LIMIT`].
 async fn patiently<T, E: Display>(
     url: &DatabaseUrl,
     is_passing: impl Fn(&E) -> bool,

@@ -1,7 +1,7 @@
-//! `tidings check`: what is wrong, what was expected instead, and what mends it.
+//! `tidings check`: reports what is wrong, what was expected instead, and how to fix it.
 //!
-//! Each part looks at one thing and knows nothing of the others. All of it reads,
-//! and nothing is left in the session: it may be a pooler's.
+//! Each submodule checks one thing and is independent of the others. The checks only
+//! read, and leave nothing behind in the session, which may belong to a pooler.
 
 mod bridges;
 mod clock;
@@ -32,28 +32,27 @@ use crate::{
     },
 };
 
-/// Where is looked.
+/// The database and schema to check.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// Where the listener and migrations connect.
+    /// For the listener and migrations.
     pub direct: &'a DatabaseUrl,
-    /// Where pages are read and marks are written, if it is somewhere else.
+    /// For reading pages and writing marks, if that is another URL.
     pub pooled: Option<&'a DatabaseUrl>,
-    /// Where everything lives.
     pub schema: &'a SchemaName,
 }
 
-/// All that is wrong, for the roles that the URLs name.
+/// Runs all checks, for the roles that the URLs name.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], if it can't be found out.
+/// [`SchemaError`], if a check can't be completed.
 pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report, SchemaError> {
     let mut report = Report::default();
     report.findings.extend(path::direct(place.direct).await);
     let client = match Borrowed::to_read(place.direct).await {
         Ok(connected) => connected,
-        // It is among the findings.
+        // This error is already among the findings.
         Err(_) if report.wrong() > 0 => {
             report
                 .unseen
@@ -84,11 +83,12 @@ pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report
     Ok(report)
 }
 
-/// What is wrong with what is there and how it runs, whoever asks.
+/// Checks the schema and the running state. The result doesn't depend on the session's
+/// role being the bridge's.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], if it can't be found out.
+/// [`SchemaError`], if a check can't be completed.
 pub async fn state(
     client: &Borrowed,
     schema: &SchemaName,
@@ -140,11 +140,12 @@ pub async fn state(
     Ok(report)
 }
 
-/// Warns of what lets others read notifications, or create objects in the schema.
+/// Logs a warning for each privilege that lets other roles read notifications, or create
+/// objects in the schema.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], if it can't be found out.
+/// [`SchemaError`], if the check can't be completed.
 pub async fn warn_of_readers(url: &DatabaseUrl, schema: &SchemaName) -> Result<(), SchemaError> {
     let client = Borrowed::to_read(url).await?;
     let findings = rights::foreign(&client, schema).await?;

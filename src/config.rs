@@ -39,7 +39,7 @@ use crate::{
     postgres::{connect::DatabaseUrl, schema::SchemaName},
 };
 
-/// Pushes rows of a Postgres table to the browsers of the people they concern.
+/// Pushes rows of a Postgres table to the browsers of the users they are for.
 #[derive(Debug, Parser)]
 #[command(
     name = "tidings",
@@ -48,64 +48,59 @@ use crate::{
     arg_required_else_help = true
 )]
 pub struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Logging.
     #[command(flatten)]
     pub log: LogOptions,
 }
 
-/// What `tidings` does.
 #[derive(Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is one, parsed at start")]
 pub enum Command {
     /// Stream notifications to browsers
     Serve(ServeOptions),
-    /// Create or update the schema in the database
+    /// Create or update the database schema
     Migrate(MigrateOptions),
-    /// Tell what is wrong, each with what mends it: settings, rights, the way to
-    /// the database, the running state
+    /// Report problems, each with a fix: settings, privileges, the connection to the
+    /// database, the running state
     #[command(after_help = CHECK_EXIT)]
     Check(Box<CheckOptions>),
-    /// Show what is so: rows, bridges, the bell, and what `check` finds of it
+    /// Show the current state: rows, bridges, the doorbell, and what `check` finds in it
     #[command(after_help = CHECK_EXIT)]
     Status(StatusOptions),
-    /// Notify a user, and print the notification's id
+    /// Send a notification to a user, and print its id
     Send(SendOptions),
-    /// Show what a user's stream shows, live, without taking it from the user
+    /// Print a user's notifications live, without marking them as sent
     Tail(TailOptions),
-    /// Remove rows that were sent long ago, and rows that have expired
+    /// Remove rows that were sent long ago, and expired rows
     Prune(PruneOptions),
-    /// Try it: a private PostgreSQL, the bridge, and a demo page
+    /// Try Tidings: a private PostgreSQL, the bridge, and a demo page
     Dev(DevOptions),
     /// Sign a token for a user, to try `serve` with curl
     Token(TokenOptions),
-    /// Make a ticket, which opens a user's stream with `?ticket=`
+    /// Create a ticket, which opens a user's stream with `?ticket=`
     Ticket(TicketOptions),
-    /// Print the settings that `serve` would have here, and where each comes from
+    /// Print the settings that `serve` would use here, and where each comes from
     Config(Box<ConfigOptions>),
-    /// Ask the bridge on this machine whether it is ready, for health checks of
-    /// containers
+    /// Ask the bridge on this machine whether it is ready, for container health checks
     Health(HealthOptions),
-    /// Remove all of it from the database, after having asked
+    /// Remove Tidings from the database, after asking for confirmation
     Uninstall(UninstallOptions),
-    /// Print what lets a shell complete this command's line
+    /// Print the completion script for a shell
     Completions(CompletionsOptions),
-    /// Print a page for `man`: `tidings man | man -l -`
+    /// Print a man page: `tidings man | man -l -`
     Man(ManOptions),
 }
 
 const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints), with 1 if \
                           something is, and with 2 if a setting can't be understood.";
 
-/// What is logged unless `TIDINGS_LOG` says otherwise.
+/// The default of `TIDINGS_LOG`.
 pub const DEFAULT_LOG: &str = "warn,tidings=info";
 
-/// How to log.
 #[derive(Debug, Args)]
 pub struct LogOptions {
-    /// Text for people, JSON for machines; auto is text on a terminal
+    /// Format of the log: text for people, json for programs; auto is text on a terminal
     #[arg(
         long,
         env = "TIDINGS_LOG_FORMAT",
@@ -113,7 +108,7 @@ pub struct LogOptions {
         default_value = "auto"
     )]
     pub log_format: LogFormat,
-    /// What to log: a level, or targets and levels (tidings=debug,actix=warn)
+    /// What to log: a level, or targets with levels (tidings=debug,actix=warn)
     #[arg(
         long,
         env = "TIDINGS_LOG",
@@ -123,104 +118,93 @@ pub struct LogOptions {
     pub log: String,
 }
 
-/// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
-    /// A line a person reads.
+    /// Lines for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where the database is.
 #[derive(Clone, Debug, Args)]
 pub struct DatabaseOptions {
-    /// Where the database is, as a URL (`postgres://user:password@host/database`)
-    /// or as keys and values (host=… dbname=…)
+    /// Database, as a URL (`postgres://user:password@host/database`) or as keys and
+    /// values (host=… dbname=…)
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<Hidden>,
-    /// The same, read from a file
+    /// File that contains DATABASE_URL
     #[arg(long, env = "DATABASE_URL_FILE")]
     pub database_url_file: Option<PathBuf>,
-    /// Where the listener and migrations connect, if DATABASE_URL goes through
-    /// a pooler
+    /// Database for the listener and migrations, if DATABASE_URL goes through a pooler
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL", hide_env_values = true)]
     pub direct_database_url: Option<Hidden>,
-    /// The same, read from a file
+    /// File that contains TIDINGS_DIRECT_DATABASE_URL
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL_FILE")]
     pub direct_database_url_file: Option<PathBuf>,
-    /// The schema that everything lives in
+    /// Schema that contains everything
     #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
     pub schema: SchemaName,
 }
 
-/// The settings of `tidings serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeOptions {
-    /// Where the database is.
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// Whether `serve` migrates a schema that is too old
+    /// Whether `serve` migrates an outdated schema
     #[arg(long, env = "TIDINGS_MIGRATE", default_value = "auto")]
     pub migrate: MigratePolicy,
-    /// Whose tokens are good.
     #[command(flatten)]
     pub jwt: JwtOptions,
-    /// HTTPS for browsers.
     #[command(flatten)]
     pub tls: TlsOptions,
-    /// What of a request is believed.
     #[command(flatten)]
     pub trust: TrustOptions,
-    /// How to serve.
     #[command(flatten)]
     pub bridge: BridgeOptions,
 }
 
-/// What `serve` and `dev` have in common.
+/// The settings that `serve` and `dev` have in common.
 #[derive(Clone, Debug, Args)]
 pub struct BridgeOptions {
-    /// Where browsers connect: 127.0.0.1:8080, localhost:8080, or :8080 for every
-    /// IPv4 address of this machine (`[::]:8080` for IPv6, too)
+    /// Address for browsers: 127.0.0.1:8080, localhost:8080, or :8080 for every IPv4
+    /// address of this machine (`[::]:8080` for IPv6, too)
     #[arg(long, env = "TIDINGS_LISTEN", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     pub listen: SocketAddr,
-    /// Where probes, monitors and operators connect: /health/live, /health/ready,
-    /// /metrics, and a page at /
+    /// Address for probes, monitors and operators: /health/live, /health/ready, /metrics,
+    /// and a page at /
     #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_parser = listen_address)]
     pub admin_listen: SocketAddr,
-    /// The silence after which a stream gets a heartbeat; proxies cut idle
+    /// Time without events after which a stream gets a heartbeat; proxies close idle
     /// streams, many after 30 s
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "15s", value_parser = duration_between::<1, 300>)]
     pub heartbeat: Duration,
-    /// How long a connection must stay open after a row was written to it until the
-    /// row is marked as sent: a page that is being unloaded shows it no more. Longer
-    /// than the next page takes to load; 0s marks rows when they are written
+    /// How long a connection must stay open after a row was written to it before the row
+    /// is marked as sent, because a page that is being unloaded no longer shows it.
+    /// Should be longer than the next page takes to load; 0s marks rows when they are
+    /// written
     #[arg(long, env = "TIDINGS_SETTLE", default_value = "2s", value_parser = duration_between::<0, 60>)]
     pub settle: Duration,
-    /// The time over which streams are ended when the bridge stops
+    /// Time over which streams are ended when the bridge stops
     #[arg(long, env = "TIDINGS_DRAIN", default_value = "2s", value_parser = duration_between::<0, 600>)]
     pub drain: Duration,
-    /// Database connections, beside the listener's own
+    /// Number of database connections, besides the listener's own
     #[arg(long, env = "TIDINGS_POOL_SIZE", default_value = "8", value_parser = clap::value_parser!(u16).range(2..=1000))]
     pub pool_size: u16,
-    /// Bytes of text that may wait for one connection before it is sent back
-    /// to reading pages
+    /// Bytes of text that may wait for one connection before it reads pages instead
     #[arg(long, env = "TIDINGS_QUEUE_BYTES", default_value = "262144", value_parser = clap::value_parser!(u32).range(1024..))]
     pub queue_bytes: u32,
-    /// How often the table is looked at although nobody rang. So that tests can
-    /// do without, and see that nothing rests on it
+    /// Interval at which the table is polled without a doorbell. For tests, which
+    /// lengthen it to prove that nothing depends on it
     #[arg(long, hide = true, default_value = "1s", value_parser = duration_between::<1, 3_600>)]
     pub safety_look: Duration,
-    /// Rows of a page of the table's tail at most. So that tests can have
-    /// transactions cut that are small
+    /// Maximum rows per page of the table's tail. For tests, in which small transactions
+    /// must be split
     #[arg(long, hide = true, default_value = "1000", value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub tail_rows: u16,
-    /// How much is let in.
     #[command(flatten)]
     pub limits: LimitOptions,
-    /// How long rows stay.
     #[command(flatten)]
     pub retention: RetentionOptions,
 }
@@ -228,20 +212,18 @@ pub struct BridgeOptions {
 /// Whether `serve` may change the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MigratePolicy {
-    /// It migrates when the schema is too old.
+    /// Migrate if the schema is outdated.
     Auto,
-    /// It only checks; a DBA runs `tidings migrate`.
+    /// Only check; a DBA runs `tidings migrate`.
     Never,
 }
 
-/// The settings of `tidings dev`.
 #[derive(Debug, Args)]
 pub struct DevOptions {
-    /// Where the private PostgreSQL keeps its data; default: tidings/dev in
-    /// your state folder (as root: /var/lib/tidings/dev)
+    /// Data folder of the private PostgreSQL; default: tidings/dev in your state folder
+    /// (as root: /var/lib/tidings/dev)
     #[arg(long, env = "TIDINGS_DEV_DATA")]
     pub data: Option<PathBuf>,
-    /// How to serve.
     #[command(flatten)]
     pub bridge: BridgeOptions,
 }
@@ -249,35 +231,26 @@ pub struct DevOptions {
 /// A setting that is missing or can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No database.
     #[error(
         "set DATABASE_URL (or --database-url) to postgres://user:password@host/database (of libpq's \
              own variables only PGPASSWORD and PGPASSFILE are read, and no pg_service.conf); to try \
              Tidings without a database, run `tidings dev`"
     )]
     NoDatabase,
-    /// A URL that can't be used.
     #[error("{name} can't be used: {reason}")]
     Database {
-        /// The setting.
         name: &'static str,
-        /// What is wrong with it; never its value.
+        /// What is wrong with the value, without the value itself.
         reason: String,
     },
-    /// A setting that was given as it is and in a file.
     #[error("{0} and {0}_FILE are both set: keep one of them")]
     Twice(&'static str),
-    /// A file that can't be read.
     #[error("{name}_FILE names {}, which can't be read: {reason}", path.display())]
     File {
-        /// The setting.
         name: &'static str,
-        /// What it names.
         path: PathBuf,
-        /// What is wrong with it.
         reason: String,
     },
-    /// Nobody could be told apart.
     #[error(
         "no authentication is configured, and without it anybody could read everybody's \
              notifications: set TIDINGS_JWT_SECRET (or --jwt-secret) to a secret of 32 bytes at \
@@ -287,81 +260,61 @@ pub enum ConfigError {
              TIDINGS_TICKETS=on, if create_stream_ticket is all that lets users in"
     )]
     NoAuthentication,
-    /// Everybody could say who they are.
     #[error(
         "TIDINGS_TRUSTED_USER_HEADER is set without TIDINGS_TRUSTED_PROXIES, so nobody may set \
              that header: list the addresses of the proxies that authenticate"
     )]
     NoProxies,
-    /// `token` can't sign.
     #[error(
         "set TIDINGS_JWT_SECRET (or --jwt-secret) to the secret that `tidings serve` was given"
     )]
     NoSecret,
-    /// A key, or what is said of keys.
+    /// A key, or a setting about keys, that can't be used.
     #[error("{name} can't be used: {reason}")]
     Key {
-        /// The setting.
         name: &'static str,
-        /// What is wrong with it; never its value.
+        /// What is wrong with the value, without the value itself.
         reason: String,
     },
-    /// A certificate without its key, or the other way round.
     #[error(
         "TIDINGS_TLS_CERT and TIDINGS_TLS_KEY need each other: set both for HTTPS, or neither \
              behind a proxy that does it"
     )]
     HalfTls,
-    /// A certificate or key that can't be used.
     #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used: {0}")]
     Tls(String),
-    /// A variable with a line break or another control character in it.
     #[error(
         "{name} is {value:?}, which has a control character in it: the file that it comes from may \
              have the line ends of Windows (convert it, for example with dos2unix)"
     )]
     ControlCharacter {
-        /// The setting.
         name: String,
-        /// What it is. It is no secret.
+        /// The value, which is no secret.
         value: String,
     },
-    /// Somebody else could reach `dev`.
     #[error(
         "tidings dev believes whoever asks, so it listens on loopback addresses only: set \
              {setting} to 127.0.0.1:{}, not {address}", address.port()
     )]
     NotLoopback {
-        /// The setting.
         setting: &'static str,
-        /// What it says.
         address: SocketAddr,
     },
-    /// `dev` has nowhere to keep its data.
     #[error("there is no folder to keep the data in: set TIDINGS_DEV_DATA (or --data)")]
     NoDataFolder,
-    /// There is no such page.
     #[error("there is no command {0}, so there is no page for it: `tidings help` lists them")]
     NoCommand(String),
 }
 
 impl DatabaseOptions {
-    /// Where pages are read and marks are written.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
+    /// The database for reading pages and writing marks.
     pub fn url(&self) -> Result<DatabaseUrl, ConfigError> {
         let (value, file) = (&self.database_url, &self.database_url_file);
         let url = secret::given("DATABASE_URL", value.as_ref(), file.as_deref())?;
         database("DATABASE_URL", &url.ok_or(ConfigError::NoDatabase)?)
     }
 
-    /// Where the listener and migrations connect, if it is somewhere else.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
+    /// The database for the listener and migrations, if it is configured separately.
     pub fn direct_url(&self) -> Result<Option<DatabaseUrl>, ConfigError> {
         let name = "TIDINGS_DIRECT_DATABASE_URL";
         let (value, file) = (&self.direct_database_url, &self.direct_database_url_file);
@@ -369,11 +322,7 @@ impl DatabaseOptions {
         url.map(|url| database(name, &url)).transpose()
     }
 
-    /// Where one has a session of one's own.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
+    /// The URL for sessions that no pooler shares: the direct URL if there is one.
     pub fn session_url(&self) -> Result<DatabaseUrl, ConfigError> {
         match self.direct_url()? {
             Some(url) => Ok(url),
@@ -389,8 +338,9 @@ fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError
         .map_err(|reason| ConfigError::Database { name, reason })
 }
 
-/// Where to listen, as people write it. Names are not looked up: what they lead to may
-/// change, and may be an address of another machine.
+/// Parses an address to listen on, as people write it. Names other than `localhost` are
+/// not resolved: what they resolve to may change, and may be an address of another
+/// machine.
 fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
     let text = text.trim();
     let port = |port: &str| port.parse::<u16>().ok();
@@ -411,7 +361,8 @@ fn user(text: &str) -> Result<UserId, &'static str> {
     UserId::parse(text).ok_or("a user is a text of 1 to 255 bytes")
 }
 
-/// Durations as people write them: `15s`, `500ms`, `1m 30s`.
+/// Parses a duration as people write it: `15s`, `500ms`, `1m 30s`. The limits are in
+/// seconds.
 fn duration_between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if duration < Duration::from_secs(LEAST) || duration > Duration::from_secs(MOST) {

@@ -1,4 +1,4 @@
-//! Tidings turns rows of a Postgres table into browser events.
+//! Tidings delivers rows of a Postgres table to browsers as events.
 //!
 //! ```text
 //!  app ── INSERT ──▶ notifications ──(doorbell)──▶ listener ──▶ hub ──▶ stream ──▶ browser
@@ -7,11 +7,11 @@
 //!                         └────────────── marker ◀─────── written ◀────────┘
 //! ```
 //!
-//! Data moves one way. The listener and the streams meet only in the hub, and
-//! the hub knows neither database nor HTTP. Nothing is lost; a row comes twice
-//! only around a broken connection.
+//! Data flows one way. The listener and the streams meet only in the hub, which knows
+//! neither the database nor HTTP. No row is lost; a row is delivered twice only across a
+//! disconnect.
 //!
-//! A folder is a layer: it uses only those that stand below it here.
+//! A folder is a layer, and uses only the layers below it in this list.
 
 pub mod cli;
 

@@ -38,28 +38,28 @@ use tracing::info;
 
 type Failure = Box<dyn Error>;
 
-/// What `serve` and `dev` exit with when they were asked to stop, also if something
-/// was cut off: the stop was wanted, and no process manager is to start them again.
+/// Exit code of `serve` and `dev` after they were asked to stop, even if something was
+/// cut off: the stop was wanted, so process managers must not restart them.
 const STOPPED: i32 = 0;
 
-/// What `prune` exits with if it is cut off: there may be more to remove.
+/// Exit code of `prune` if it is cut off: there may be more to remove.
 const UNFINISHED: i32 = 1;
 
-/// What everything exits with if a setting is missing or can't be used, as it does for
-/// bad arguments: another try won't help, and process managers can be told so
+/// Exit code of every command if a setting is missing or can't be used, the same as for
+/// bad arguments: another attempt won't help, and process managers can be told so
 /// (`RestartPreventExitStatus=2`).
 const BAD_SETTING: u8 = 2;
 
-/// How long `prune` may take to finish its batch when it is asked to stop: as long as
-/// a statement may run, and some more.
+/// How long `prune` may take to finish its batch when it is asked to stop. A batch
+/// normally takes a second.
 const BATCH_LIMIT: Duration = Duration::from_secs(12);
 
-/// How long tasks that were cut off may take to close what they hold, once all is
-/// done: they may also never end.
+/// How long tasks that were cut off may take to close what they hold, at the very end:
+/// they may also never end.
 const RUNTIME_LIMIT: Duration = Duration::from_millis(100);
 
-/// Settings that `serve` would refuse were found and printed, so it is not repeated
-/// which.
+/// `serve` would refuse the settings. The reasons were printed already, so the error
+/// doesn't repeat them.
 #[derive(Debug)]
 struct BadSettings(String);
 
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return refuse(&error, &environment),
     };
-    // Before there is a second thread.
+    // This changes the environment, so it must happen before there is a second thread.
     let activation = match matches.subcommand_name() {
         Some("serve") => Activation::of_process(),
         _ => Ok(Activation::default()),
@@ -108,9 +108,9 @@ fn main() -> ExitCode {
     code
 }
 
-/// What can't be parsed; or help, which was asked for.
+/// Prints what is wrong with the arguments, or the help that was requested.
 fn refuse(error: &clap::Error, environment: &Environment) -> ExitCode {
-    // Nothing can be done if nobody reads it.
+    // If it can't be printed, nothing can be done about it.
     let _ = error.print();
     if error.kind() == clap::error::ErrorKind::InvalidValue
         || error.kind() == clap::error::ErrorKind::ValueValidation
@@ -123,7 +123,7 @@ fn refuse(error: &clap::Error, environment: &Environment) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_SETTING))
 }
 
-/// As in `tidings status | head`: whoever reads has enough.
+/// Whether the output was closed, as in `tidings status | head`: its reader has enough.
 fn nobody_reads(error: &(dyn Error + 'static)) -> bool {
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     error.downcast_ref().is_some_and(is_closed) || error.source().is_some_and(nobody_reads)
@@ -141,7 +141,7 @@ fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
         || error.source().is_some_and(is_of_settings)
 }
 
-/// A verdict counts also if nobody reads what it rests on.
+/// The verdict counts even if the output was closed.
 fn unless_nobody_reads(printed: Result<(), Failure>) -> Result<(), Failure> {
     match printed {
         Err(error) if !nobody_reads(&*error) => Err(error),
@@ -158,7 +158,7 @@ async fn run(
     environment.check()?;
     logging::install(&cli.log)?;
     match &cli.command {
-        // They print it themselves, or need no settings.
+        // They print the warnings themselves, or need no settings.
         Command::Check(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_) => {}
         _ => {
             for warning in environment.warnings() {
@@ -166,8 +166,8 @@ async fn run(
             }
         }
     }
-    // Each stream is a file to the system, and a fresh shell allows 1,024. What
-    // can't be had is felt only by the streams beyond it.
+    // Each stream is an open file, and a fresh shell allows 1,024. If the limit can't be
+    // raised, only the streams beyond it are affected.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let output = &mut Screen::new(io::stdout());
     match cli.command {
@@ -214,7 +214,7 @@ fn config(
 
 async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(), Failure> {
     match uninstall::run(output, options).await {
-        // Whoever doesn't read what is about to be removed has not agreed to it.
+        // An operator who did not see what would be removed has not agreed to it.
         Err(UninstallError::Terminal(error)) => {
             Err(format!("nothing was removed: can't print what would be: {error}").into())
         }
@@ -222,8 +222,8 @@ async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(
     }
 }
 
-/// Sockets that were inherited are used whatever the settings say: whoever passes one means it, and the
-/// service manager already has its address.
+/// Inherited sockets take precedence over the settings: they are passed on purpose, and
+/// the service manager already holds their addresses.
 fn prefer(activation: &Activation, options: &mut BridgeOptions) {
     for (inherited, address, setting) in [
         (&activation.stream, &mut options.listen, "TIDINGS_LISTEN"),
@@ -288,7 +288,7 @@ async fn check(
         unseen: Vec::new(),
     };
     let database = &options.serve.database;
-    // What keeps it from being found is among the findings.
+    // Errors in the URLs are already among the findings.
     if let (Ok(url), Ok(direct)) = (database.url(), database.direct_url()) {
         let place = Place {
             direct: direct.as_ref().unwrap_or(&url),

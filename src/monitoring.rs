@@ -1,5 +1,5 @@
-//! What the bridge counts, and where it shows it: metrics, the operator's page, the tables
-//! that the views read, and the log.
+//! What the bridge measures, and where it is shown: metrics, the operator's page, the
+//! tables behind the SQL views, and the log.
 //!
 //! May use: `config` and the layers below.
 

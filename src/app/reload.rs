@@ -1,5 +1,5 @@
-//! SIGHUP: secrets, keys, database URLs and certificates are read from their files
-//! again. Nothing ends: streams and database connections that are open stay.
+//! Handles SIGHUP: reads secrets, keys, database URLs and certificates from their files
+//! again. Open streams and database connections stay open.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -14,26 +14,24 @@ use crate::{
     tls::server_certificate::Certificate,
 };
 
-/// After this time it is logged that the files can't be read: one of them may lie on
-/// a network drive that is gone. They are still waited for.
+/// After this time a warning is logged that the files can't be read: one of them may be
+/// on a network drive that is gone. The reload keeps waiting for them.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is read again, and where it is used.
+/// What to read again, and where the new values are used.
 pub struct Reload {
-    /// The settings, which name the files.
+    /// They name the files.
     pub options: Box<ServeOptions>,
-    /// Where pages are read and marks are written.
+    /// For reading pages and writing marks.
     pub url: DatabaseUrl,
-    /// Where the listener connects, if that is somewhere else.
+    /// For the listener, if it connects elsewhere.
     pub direct_url: Option<DatabaseUrl>,
-    /// What tells good tokens from bad ones.
     pub tokens: Option<Arc<Tokens>>,
-    /// What browsers are shown.
     pub certificate: Option<Arc<Certificate>>,
 }
 
 impl Reload {
-    /// Reads all of it again at each of these, for ever.
+    /// Reads everything again at each SIGHUP, forever.
     pub async fn run(self, hangups: Hangups) {
         let reload = Arc::new(self);
         loop {
@@ -57,7 +55,7 @@ impl Reload {
         }
     }
 
-    /// A file that can't be used leaves the value in use that was read before.
+    /// If a file can't be used, the value that was read before stays in use.
     fn read(&self) -> Read {
         let database = &self.options.database;
         let jwt = &self.options.jwt;
@@ -130,7 +128,7 @@ impl Reload {
     }
 }
 
-/// Whether there was something to read.
+/// Whether there was anything to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Read {
     Something,
@@ -150,8 +148,8 @@ fn text<T>(outcome: Result<T, impl ToString>) -> Result<T, String> {
     outcome.map_err(|error| error.to_string())
 }
 
-/// Reads one kind of setting again, if a file holds it, and logs how that went;
-/// never what the file says.
+/// Reads one kind of setting again, if it comes from a file, and logs the outcome, but
+/// never the file's contents.
 fn read_file(
     what: &'static str,
     file: Option<&Path>,

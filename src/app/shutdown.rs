@@ -1,9 +1,9 @@
-//! What signals ask of the process: SIGTERM and SIGINT to stop, SIGHUP to read its
-//! files again.
+//! Handles the signals of the process: SIGTERM and SIGINT request a shutdown, SIGHUP
+//! requests a reload of files.
 //!
-//! They are caught on a thread of its own, which ends the process when the orderly
-//! stop takes longer than it may. So a task that blocks a thread, or a system call
-//! that never returns, can't keep the process alive.
+//! A dedicated thread catches them, and ends the process if the orderly shutdown exceeds
+//! its limit. So neither a task that blocks a thread nor a system call that never returns
+//! can keep the process alive.
 
 use std::{future::Future, io, process, sync::Arc, thread, time::Duration};
 
@@ -18,16 +18,16 @@ use tracing::warn;
 
 use crate::monitoring::logging;
 
-/// How long stopping may take until [`Shutdown::allow`] says more: nothing has
-/// been begun that must be finished.
+/// How long stopping may take until [`Shutdown::allow`] sets a limit: nothing has been
+/// started yet that must be finished.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// A second SIGTERM or SIGINT ends the process at once, but not within this time
-/// after the first: shells, `sudo` and process managers may send one signal twice,
-/// to the process and to its group.
+/// A second SIGTERM or SIGINT ends the process immediately, but not within this time
+/// after the first: shells, `sudo` and process managers may send one signal twice, to the
+/// process and to its group.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Signals that the process has caught.
+/// The signals that the process catches.
 #[derive(Debug)]
 pub struct Shutdown {
     requested: CancellationToken,
@@ -35,12 +35,13 @@ pub struct Shutdown {
     limit: watch::Sender<Duration>,
 }
 
-/// SIGHUP. Several that come together count as one.
+/// Occurrences of SIGHUP. Several that arrive together count as one.
 #[derive(Clone, Debug, Default)]
 pub struct Hangups(Arc<Notify>);
 
 impl Hangups {
-    /// Resolves with the next one, or with one that came since the last.
+    /// Resolves at the next SIGHUP, or immediately if one has arrived since the last
+    /// call.
     pub async fn next(&self) {
         self.0.notified().await;
     }
@@ -51,8 +52,8 @@ impl Hangups {
 }
 
 impl Shutdown {
-    /// Catches the signals from now on. If stopping takes too long, the process
-    /// ends with `exit_code`.
+    /// Starts to catch the signals. If stopping takes too long, the process ends with
+    /// `exit_code`.
     ///
     /// # Errors
     ///
@@ -89,23 +90,22 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// From now on an orderly stop may take this long.
+    /// Sets how long an orderly stop may take, counted from the signal.
     pub fn allow(&self, limit: Duration) {
         self.limit.send_replace(limit);
     }
 
-    /// Resolves when the process is asked to stop.
+    /// Resolves when a shutdown is requested.
     pub fn requested(&self) -> impl Future<Output = ()> + Send + 'static {
         self.requested.clone().cancelled_owned()
     }
 
-    /// Resolves to what `work` does, or to nothing when the process is asked to stop
-    /// before; then the work is dropped where it waits.
+    /// Resolves to the result of `work`, or to `None` if a shutdown is requested first;
+    /// then `work` is dropped wherever it is waiting.
     pub async fn unless_requested<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.requested.run_until_cancelled(work).await
     }
 
-    /// SIGHUP.
     pub fn hangups(&self) -> Hangups {
         self.hangups.clone()
     }
@@ -118,7 +118,7 @@ struct Caught {
 }
 
 impl Caught {
-    /// Resolves when the process is asked to stop.
+    /// Resolves when a shutdown is requested. Until then, forwards SIGHUPs.
     async fn stop(&mut self, hangups: &Hangups) {
         loop {
             tokio::select! {
@@ -129,11 +129,11 @@ impl Caught {
         }
     }
 
-    /// Resolves when stopping has taken too long, or was asked for again.
+    /// Resolves when stopping has exceeded its limit, or was requested again.
     async fn cut_off(&mut self, asked: Instant, mut allowed: watch::Receiver<Duration>) {
         let again = async {
             sleep(AGAIN_AFTER).await;
-            // Those that came until now are the first one's echo.
+            // Signals that have arrived until now are echoes of the first one.
             let echo = async {
                 tokio::join!(self.terminate.recv(), self.interrupt.recv());
             };
@@ -148,7 +148,7 @@ impl Caught {
                 let limit = *allowed.borrow_and_update();
                 tokio::select! {
                     () = tokio::time::sleep_until(asked + limit) => return limit,
-                    // Without a sender the limit stays.
+                    // If the sender is gone, the limit stays.
                     Ok(()) = allowed.changed() => {}
                 }
             }

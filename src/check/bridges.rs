@@ -1,4 +1,4 @@
-//! Whether bridges are connected, and do what they are for.
+//! Whether bridges are connected and ready.
 
 use std::time::Duration;
 
@@ -13,16 +13,16 @@ use crate::{
     },
 };
 
-/// A bridge reports every ten seconds. One that has been silent for so long hangs, or
+/// A bridge reports every ten seconds. One that has not reported for this long hangs, or
 /// can't write.
 const SILENT_FOR: Duration = Duration::from_secs(30);
 
-/// How long counting what waits may take: it follows the number of users
+/// Time limit for counting pending rows, which takes longer the more users there are
 /// (`V12__seen_from_sql.sql`).
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is wrong with the bridges that are connected, or that none is; and what could
-/// not be found out.
+/// What is wrong with the connected bridges, or that none is connected; and what could
+/// not be checked.
 pub(super) async fn bridges(
     client: &Borrowed,
     schema: &SchemaName,
@@ -77,7 +77,7 @@ pub(super) async fn bridges(
     Ok((findings, None))
 }
 
-/// No bridge is connected: whether rows wait for one.
+/// No bridge is connected: checks whether rows are waiting for one.
 async fn nobody(
     client: &Borrowed,
     schema: &SchemaName,
@@ -118,12 +118,13 @@ async fn nobody(
     Ok((vec![finding], None))
 }
 
-/// Whether a status of `/health/ready` calls for somebody.
+/// Whether this status of `/health/ready` needs attention.
 fn is_trouble(readiness: &str) -> bool {
     !["ready", "draining"].contains(&readiness)
 }
 
-/// Whether this role may not read it, or it isn't there: both are told elsewhere.
+/// Whether this role may not read the object, or the object doesn't exist. Other checks
+/// report both.
 fn is_out_of_sight(error: &tokio_postgres::Error) -> bool {
     let codes = [
         SqlState::INSUFFICIENT_PRIVILEGE,

@@ -1,4 +1,4 @@
-//! Whether the database and this machine agree about the time.
+//! Whether the clocks of the database and of this machine agree.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,14 +11,13 @@ use crate::{
     },
 };
 
-/// How far two clocks are apart.
 fn apart(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other)
         .unwrap_or_else(|error| error.duration())
 }
 
-/// The database is asked for its time in the middle between asking and answer,
-/// as far as anybody can tell.
+/// Compares the clocks. The database is assumed to have read its clock halfway between
+/// the request and the response, so half the round trip is tolerated.
 pub(super) async fn skew(
     client: &Borrowed,
     thresholds: &Thresholds,

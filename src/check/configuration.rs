@@ -1,12 +1,12 @@
-//! What `serve` would refuse here.
+//! Whether `serve` would refuse the settings.
 
 use super::finding::{Cure, Finding, Topic};
 use crate::config::{ConfigError, Environment, ServeOptions};
 
-/// What `serve` would refuse with these settings, and what may be a mistake.
+/// Settings that `serve` would refuse, and settings that may be mistakes.
 ///
-/// Whoever looks from where the bridge doesn't run may well have no key: that
-/// nobody would be let in is a hint.
+/// That no authentication is configured is only a hint: `check` may run on another
+/// machine than the bridge, one that has no key.
 pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<Finding> {
     const EXPECTED: &str = "the settings of the bridge, as `tidings config` shows them";
     let refused = options.problems().into_iter().map(|problem| match problem {

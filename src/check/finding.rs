@@ -1,98 +1,91 @@
-//! Something that is not as it should be.
+//! What the checks report.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
-/// Something that is not as it should be.
+/// Something that is wrong, or could be better.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What it is about.
     pub topic: Topic,
-    /// Whether it must be put right.
     pub severity: Severity,
-    /// What is so.
+    /// The actual state.
     pub found: String,
-    /// What should be, and why.
+    /// The expected state, and why.
     pub expected: String,
-    /// What to do.
     pub cure: Cure,
 }
 
-/// What a finding is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// What `serve` would refuse.
+    /// A setting that `serve` would refuse, or that may be a mistake.
     Configuration,
-    /// The way to the database: nobody there, a pooler, a standby.
+    /// The database can't be reached, or is behind a pooler, or is a standby.
     Path,
-    /// The schema doesn't serve this bridge.
+    /// This bridge can't use the schema or the server.
     Schema,
-    /// The bridge may not do what it has to do.
+    /// The bridge or writers lack a privilege.
     Missing,
-    /// Somebody else may read notifications.
+    /// A foreign role can read notifications, from the table or with a ticket.
     Read,
-    /// Somebody else may do something that is only ours.
+    /// A foreign role has another privilege on objects of Tidings.
     Wide,
-    /// What is ours belongs to another role.
+    /// An object of Tidings is missing, or belongs to another role than it should.
     Owner,
-    /// Another role may create objects in the schema.
+    /// A foreign role can create objects in the schema.
     Create,
-    /// The bridge may do more than it has to.
+    /// The bridge's role has more privileges than it needs.
     Role,
-    /// A trigger is gone, or doesn't fire.
+    /// A trigger is missing, or doesn't always fire.
     Trigger,
-    /// Rows are hidden from bridges.
     Hidden,
-    /// No bridge is connected, or one is not ready.
+    /// No bridge is connected while rows wait, or a bridge is silent or not ready.
     Bridges,
-    /// Rows that are delivered may not be marked.
+    /// Delivered rows may not get marked.
     Marks,
-    /// Somebody else holds a lock of ours.
+    /// A session that has no use for it holds an advisory lock of Tidings.
     Lock,
-    /// Old rows may not be removed.
+    /// Old rows may not get removed.
     Prune,
-    /// The clocks are apart.
+    /// The clocks of the database and of this machine differ.
     Clock,
-    /// Nobody empties the queue of notifications.
+    /// The server's notification queue is filling up.
     Queue,
-    /// Somebody keeps VACUUM from removing what is dead.
+    /// Something keeps VACUUM from removing dead rows.
     Horizon,
-    /// VACUUM is behind.
+    /// Autovacuum is off or behind.
     Vacuum,
 }
 
-/// Whether a finding must be put right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// It must.
+    /// It must be fixed.
     Wrong,
     /// It could be better.
     Hint,
 }
 
-/// What mends it.
+/// How to fix a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cure {
-    /// A statement, for who may.
+    /// A statement, for a role that may execute it.
     Sql(String),
-    /// A line for the shell.
+    /// A shell command.
     Command(String),
-    /// What only a person can decide.
+    /// Something that requires a human decision.
     Advice(String),
 }
 
-/// What was found, and what could not be seen.
+/// The result of all checks.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// What is wrong, or could be better.
     pub findings: Vec<Finding>,
-    /// What was not looked at, and why.
+    /// What could not be checked, and why.
     pub unseen: Vec<String>,
 }
 
 impl Topic {
-    /// As programs read it.
+    /// The name in the JSON output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
@@ -119,7 +112,7 @@ impl Topic {
 }
 
 impl Severity {
-    /// As people and programs read it.
+    /// The name in the text and JSON output.
     pub fn name(self) -> &'static str {
         match self {
             Self::Wrong => "wrong",
@@ -137,7 +130,7 @@ impl fmt::Display for Cure {
 }
 
 impl Finding {
-    /// Something that must be put right.
+    /// A finding that must be fixed.
     pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, cure: Cure) -> Self {
         Self {
             topic,
@@ -148,7 +141,7 @@ impl Finding {
         }
     }
 
-    /// Something that could be better.
+    /// A finding that could be better.
     pub fn hint(topic: Topic, found: String, expected: impl Into<String>, cure: Cure) -> Self {
         Self {
             severity: Severity::Hint,
@@ -156,7 +149,6 @@ impl Finding {
         }
     }
 
-    /// Whether it must be put right.
     pub fn is_wrong(&self) -> bool {
         self.severity == Severity::Wrong
     }
@@ -178,7 +170,7 @@ impl Finding {
 }
 
 impl Report {
-    /// How many findings must be put right.
+    /// The number of findings that must be fixed.
     pub fn wrong(&self) -> usize {
         self.findings
             .iter()
@@ -186,13 +178,13 @@ impl Report {
             .count()
     }
 
-    /// Whether `serve` would refuse its settings.
+    /// Whether `serve` would refuse the settings.
     pub fn has_bad_settings(&self) -> bool {
         let mut wrong = self.findings.iter().filter(|found| found.is_wrong());
         wrong.any(|found| found.topic == Topic::Configuration)
     }
 
-    /// As programs read it.
+    /// The JSON output.
     pub fn json(&self) -> Value {
         let findings: Vec<Value> = self.findings.iter().map(Finding::json).collect();
         json!({
@@ -203,11 +195,11 @@ impl Report {
         })
     }
 
-    /// What a script is told by the exit code.
+    /// The verdict, which determines the exit code.
     ///
     /// # Errors
     ///
-    /// If something is wrong: how much.
+    /// If anything is wrong: a sentence with the number of findings.
     pub fn verdict(&self) -> Result<(), String> {
         match self.wrong() {
             0 => Ok(()),

@@ -1,4 +1,4 @@
-//! Advisory locks of ours that somebody else holds.
+//! Advisory locks of Tidings that unrelated sessions hold.
 
 use tokio_postgres::{Row, types::Type};
 
@@ -8,7 +8,7 @@ use crate::postgres::{
     schema::{SchemaError, SchemaName},
 };
 
-/// Sessions that hold one of our locks although they have nothing to do with it.
+/// Sessions that hold an advisory lock of Tidings although their role has no use for it.
 pub(super) async fn strangers(
     client: &Borrowed,
     schema: &SchemaName,

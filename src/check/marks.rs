@@ -1,5 +1,4 @@
-//! What keeps rows that were delivered from being marked, as far as the database
-//! shows it.
+//! What keeps delivered rows from being marked, as far as the database shows it.
 
 use std::time::Duration;
 
@@ -11,11 +10,11 @@ use crate::postgres::{
     schema::{SchemaError, SchemaName},
 };
 
-/// A transaction that locks rows for longer than this holds up marks, and makes
-/// readiness red.
+/// A transaction that locks rows for longer than this delays marks and turns readiness
+/// red.
 const LOCKED_FOR: Duration = Duration::from_secs(10);
 
-/// Transactions that hold locks on rows for long.
+/// Transactions that have held row locks for longer than [`LOCKED_FOR`].
 pub(super) async fn locks(
     client: &Borrowed,
     schema: &SchemaName,
@@ -70,7 +69,7 @@ pub(super) async fn locks(
     Ok(findings)
 }
 
-/// What of the application's own takes part in each mark.
+/// Triggers and constraints of the application that take part in each mark.
 pub(super) async fn obstacles(
     client: &Borrowed,
     schema: &SchemaName,

@@ -1,4 +1,4 @@
-//! Whether the URLs lead where a bridge can listen, read and write.
+//! Whether the URLs lead to a database where a bridge can listen, read and write.
 
 use super::{
     finding::{Cure, Finding, Topic},
@@ -13,7 +13,7 @@ use crate::postgres::{
 const LISTENS: &str = "a session of its own on the primary, for LISTEN: without it rows are found \
                        only by looking, or never";
 
-/// What keeps the listener from hearing.
+/// What keeps the listener from receiving notifications.
 pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
     let error = listen_probe::prove(url).await.err()?;
     let (found, cure) = match &error {
@@ -48,7 +48,8 @@ pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
     ))
 }
 
-/// What is wrong with the other URL: where it leads, and what may be done there.
+/// What is wrong with the pooled URL: where it leads, and which privileges its role
+/// lacks.
 pub(super) async fn pooled(
     direct: &Borrowed,
     url: &DatabaseUrl,

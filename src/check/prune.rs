@@ -1,5 +1,5 @@
-//! What keeps rows that have had their time from being removed, or makes each
-//! removal slow: foreign keys, triggers and rules of the application.
+//! What keeps old and expired rows from being removed, or makes removing them slow:
+//! foreign keys, triggers and rules of the application.
 
 use tokio_postgres::types::Type;
 
@@ -11,7 +11,7 @@ use crate::postgres::{
 };
 
 /// Foreign keys, triggers and rules that take part in each delete, and rows that could
-/// not be removed for any other reason.
+/// not be removed for other reasons.
 pub(super) async fn obstacles(
     client: &Borrowed,
     schema: &SchemaName,
@@ -64,8 +64,8 @@ pub(super) async fn obstacles(
                 findings.push(judged(kept > 0 || is_ours_alone, found, expected, cure));
             }
             kind => {
-                // A trigger may raise anything; what another constraint refused is not
-                // its doing.
+                // A trigger may raise any error, but what a constraint refused is not its
+                // doing.
                 let kept = if is_ours_alone {
                     0
                 } else {
@@ -104,12 +104,13 @@ pub(super) async fn obstacles(
     Ok(findings)
 }
 
-/// As in the record of what was violated, which has no quotes.
+/// The constraint's name as failures are recorded, without quotes.
 fn name_of(table: &str, constraint: &str) -> String {
     format!("{table}.{constraint}").replace('"', "")
 }
 
-/// How many rows failed for such reasons, which are explained thereby.
+/// Takes out the failures that `is_explained` accepts, and returns the number of their
+/// rows.
 fn take(failures: &mut Vec<PruneFailure>, is_explained: impl Fn(&PruneFailure) -> bool) -> u64 {
     let mut rows = 0;
     failures.retain(|failure| {
@@ -132,7 +133,7 @@ fn so_far(rows: u64) -> String {
     }
 }
 
-/// What has kept rows must be changed; what only may do so is worth a look.
+/// What has kept rows must be fixed; what might keep rows is a hint.
 fn judged(is_wrong: bool, found: String, expected: String, cure: String) -> Finding {
     if is_wrong {
         Finding::wrong(Topic::Prune, found, expected, Cure::Sql(cure))

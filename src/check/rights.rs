@@ -1,4 +1,4 @@
-//! What the bridge may not do and has to, and what others may do and should not.
+//! Privileges that the bridge lacks, and privileges that others should not have.
 
 use tokio_postgres::{Row, types::Type};
 
@@ -8,16 +8,15 @@ use crate::postgres::{
     schema::{SchemaError, SchemaName},
 };
 
-/// Who lacks something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Who {
-    /// The session's role, if it is the bridge's.
+    /// The session's role. This is meaningful only if it is the bridge's role.
     Bridge,
-    /// Whoever inserts.
+    /// Roles that insert notifications.
     Writers,
 }
 
-/// What the session's role, and writers, lack.
+/// Privileges that the session's role or writers lack.
 pub(super) async fn missing(
     client: &Borrowed,
     schema: &SchemaName,
@@ -44,7 +43,7 @@ pub(super) async fn missing(
     rows.iter().map(finding).collect()
 }
 
-/// What those may who are none of ours.
+/// Privileges of roles that are not part of Tidings.
 pub(super) async fn foreign(
     client: &Borrowed,
     schema: &SchemaName,
@@ -80,8 +79,9 @@ pub(super) async fn foreign(
     rows.iter().map(finding).collect()
 }
 
-/// Nothing of ours looks there for functions of others. What applications run may: by
-/// default `public` is on the search path of every session.
+/// Only a hint in most schemas: Tidings doesn't look there for functions of other roles.
+/// What applications execute may: by default `public` is on the search path of every
+/// session.
 fn creates(grantee: &str, what: &str, cure: String) -> Result<Finding, SchemaError> {
     let found = format!("{grantee} has {what}");
     let expected = "nobody but the owner creates objects beside those of Tidings, where they can \
@@ -93,7 +93,8 @@ fn creates(grantee: &str, what: &str, cure: String) -> Result<Finding, SchemaErr
     })
 }
 
-/// A bridge that was broken into could do what its role can.
+/// Whether the session's role has more privileges than a bridge needs: an attacker who
+/// breaks into the bridge can do whatever its role can.
 pub(super) async fn too_mighty(
     client: &Borrowed,
     schema: &SchemaName,

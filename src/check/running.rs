@@ -1,4 +1,5 @@
-//! What builds up while it runs: notifications that nobody hears, and dead rows.
+//! What accumulates at runtime: unread notifications, dead rows, and rows that are not
+//! frozen.
 
 use std::time::Duration;
 
@@ -13,16 +14,16 @@ use crate::{
     },
 };
 
-/// So many times what autovacuum waits for is more than it may be behind between
-/// two of its rounds.
+/// Autovacuum is behind if the dead rows reach this multiple of the number at which it
+/// starts. Fewer may accumulate between two of its rounds.
 const BEHIND: f64 = 3.0;
 
-/// Before it comes to that, autovacuum vacuums whatever else it is told: at
-/// `autovacuum_freeze_max_age`, which this is a multiple of.
+/// Rows should be frozen before they are this multiple of `autovacuum_freeze_max_age`
+/// old: at `autovacuum_freeze_max_age`, autovacuum freezes them even if it is disabled.
 const UNFROZEN: f64 = 1.5;
 
-/// Whether somebody keeps the queue of notifications from being emptied; and that it
-/// could not be seen.
+/// Whether the notification queue is too full, and what keeps it from being emptied; or
+/// that this role can't see it.
 pub(super) async fn queue(
     client: &Borrowed,
     thresholds: &Thresholds,
@@ -66,7 +67,7 @@ pub(super) async fn queue(
     Ok((Some(finding), None))
 }
 
-/// Who keeps VACUUM from removing what is dead; and what could not be seen.
+/// What keeps VACUUM from removing dead rows, and what this role could not see.
 pub(super) async fn horizon(
     client: &Borrowed,
     thresholds: &Thresholds,
@@ -117,7 +118,7 @@ fn held(row: &Row) -> Result<String, tokio_postgres::Error> {
     Ok(format!("{what} has held VACUUM back {since}"))
 }
 
-/// Whether dead rows are removed, and old ones frozen, in time.
+/// Whether autovacuum removes dead rows and freezes old ones in time.
 pub(super) async fn vacuum(
     client: &Borrowed,
     schema: &SchemaName,

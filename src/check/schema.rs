@@ -1,4 +1,4 @@
-//! Whether the schema, and the server that it is in, serve this bridge.
+//! Whether this bridge can use the schema and its server.
 
 use tokio_postgres::{error::SqlState, types::Type};
 
@@ -22,13 +22,13 @@ pub(super) async fn misfit(
                 Cure::Advice("move to such a server or database".to_owned()),
             )));
         }
-        // Where one can't write, that is told of elsewhere.
+        // `path` reports this.
         Err(SchemaError::Standby) => {}
         Err(error) => return Err(error),
     }
     let needed = schema::version();
     let fit = match schema::fit(client, schema).await {
-        // Among the missing rights.
+        // `rights` reports this.
         Err(SchemaError::Postgres(error))
             if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
         {
@@ -69,7 +69,7 @@ pub(super) async fn misfit(
     )))
 }
 
-/// An object of ours is missing, or belongs to a role that could change it at will.
+/// An object of Tidings is missing, or belongs to a role that could change it at will.
 fn incomplete(error: SchemaError) -> Finding {
     let cure = match &error {
         SchemaError::Incomplete { missing, .. } => missing.cure(),
@@ -83,7 +83,8 @@ fn incomplete(error: SchemaError) -> Finding {
     Finding::wrong(Topic::Owner, error.to_string(), expected, cure)
 }
 
-/// The history belongs to a role that could have put it there to own the rest.
+/// Whether the migration history belongs to an untrusted role, which could have created
+/// it in order to own the rest.
 pub(super) async fn stranger(
     client: &Borrowed,
     schema: &SchemaName,

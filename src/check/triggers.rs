@@ -1,4 +1,4 @@
-//! Whether the triggers are there and fire.
+//! Whether the triggers exist and fire.
 
 use tokio_postgres::{Row, types::Type};
 

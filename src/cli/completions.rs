@@ -1,5 +1,4 @@
-//! What helps to type the command line: completions for shells, and pages for
-//! `man`.
+//! Shell completions and man pages.
 
 use std::io::{self, Write};
 
@@ -9,34 +8,28 @@ use clap_mangen::Man;
 
 use crate::config::{Cli, ConfigError};
 
-/// Why there is no page.
+/// Why a man page was not printed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManualError {
-    /// An argument.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// Nobody reads it.
     #[error("{0}")]
     Output(#[from] io::Error),
 }
 
-/// Writes what lets a shell complete the command line.
-///
-/// # Errors
-///
-/// If nobody reads it.
+/// Prints the completion script for a shell.
 pub fn complete(output: &mut impl Write, shell: Shell) -> io::Result<()> {
-    // The generator panics when its output is closed.
+    // The generator panics if its output is closed, so it writes to memory.
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tidings", &mut text);
     output.write_all(&text)
 }
 
-/// Writes the page of a command, or that of all.
+/// Prints the man page of a command, or of `tidings` itself.
 ///
 /// # Errors
 ///
-/// [`ManualError`].
+/// [`ManualError`], if there is no such command, or if `output` can't be written to.
 pub fn page(output: &mut impl Write, name: Option<&str>) -> Result<(), ManualError> {
     let mut all = Cli::command();
     all.build();

@@ -1,7 +1,7 @@
 //! `tidings dev`: a private PostgreSQL, the bridge, and the demo page.
 //!
-//! Safe on a shared machine: it never touches a database that is not its own,
-//! and answers nobody but this machine.
+//! Safe on a shared machine: it never touches a database other than its own, and accepts
+//! connections from this machine only.
 
 use std::{
     env,
@@ -39,46 +39,36 @@ use private_postgres::{self, Cluster, ClusterError, PostgresBinaries};
 /// The database in the private cluster.
 const DATABASE: &str = "tidings";
 
-/// Connections for the demo page's own queries.
+/// Pool size for the demo page's own queries.
 const PAGE_CONNECTIONS: usize = 2;
 
-/// Why `dev` did not run, or stopped.
+/// Why `dev` did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
-    /// A setting.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// An address that is in use.
     #[error("{0}")]
     Servers(#[from] ServersError),
-    /// The private PostgreSQL.
     #[error("{0}")]
     Cluster(#[from] ClusterError),
-    /// Its database.
     #[error("the private PostgreSQL refused: {}", connect::describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// Its address, which is of our own making.
+    /// The URL that `dev` itself composed can't be parsed.
     #[error("the private PostgreSQL can't be addressed: {0}")]
     Url(String),
-    /// The bridge did not start.
     #[error("{0}")]
     Start(#[from] StartError),
-    /// The bridge stopped.
     #[error("{0}")]
     Run(#[from] RunError),
 }
 
-/// Runs until it is asked to stop or loses its terminal, then stops the bridge and
+/// Runs until it is asked to stop or its terminal is closed, then stops the bridge and
 /// its PostgreSQL.
-///
-/// # Errors
-///
-/// [`DevError`].
 pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevError> {
     check_loopback(&options.bridge)?;
-    // Told at once, and not after a PostgreSQL was set up.
+    // Checked first, so that a port in use is reported before a PostgreSQL is set up.
     servers::check_ports(&options.bridge)?;
-    // An exported production URL must never be migrated and written to.
+    // An exported production URL must never be migrated or written to.
     if env::var_os("DATABASE_URL").is_some() {
         warn!("DATABASE_URL is set and ignored: tidings dev has a PostgreSQL of its own");
     }
@@ -87,7 +77,7 @@ pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevErro
         .or_else(data_folder)
         .ok_or(ConfigError::NoDataFolder)?;
     let binaries = PostgresBinaries::find()?;
-    // What is half made is removed by whoever starts it the next time.
+    // If this is interrupted, the next start removes what is half made.
     let starting = Cluster::start(&binaries, &data, &[]);
     let Some(cluster) = shutdown.unless_requested(starting).await else {
         return Ok(());
@@ -99,8 +89,9 @@ pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevErro
     outcome
 }
 
-/// Resolves when it is asked to stop, or when the terminal that it was started at is
-/// closed: nobody would end it then. Another SIGHUP ends nothing, as everywhere.
+/// Resolves when a shutdown is requested, or when the terminal that `dev` was started
+/// from is closed, because nobody would stop it then. Any other SIGHUP stops nothing, as
+/// in `serve`.
 async fn asked(shutdown: &Shutdown) {
     let has_terminal = || io::stdin().is_terminal();
     let hangups = shutdown.hangups();
@@ -181,8 +172,8 @@ async fn build(
     Ok(app)
 }
 
-/// Writes to standard output, which may be a pipe that nobody reads: on a thread that
-/// may hang alone.
+/// Writes to standard output on a separate thread: if that is a pipe whose reader hangs,
+/// only this thread blocks.
 fn tell(text: String) {
     let thread = thread::Builder::new().name("tidings-output".to_owned());
     let written = thread.spawn(move || {
@@ -195,7 +186,7 @@ fn tell(text: String) {
     }
 }
 
-/// What to type for psql: its name where that finds one, else its whole path.
+/// How to call psql: by name if it is on the PATH, otherwise by its full path.
 fn psql_command(binaries: &PostgresBinaries) -> String {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_found = env::split_paths(&path).any(|folder| folder.join("psql").is_file());
@@ -219,8 +210,8 @@ fn check_loopback(options: &BridgeOptions) -> Result<(), ConfigError> {
     }
 }
 
-/// Where state is kept by default: for root, below a folder that the
-/// unprivileged user whom PostgreSQL runs as can enter.
+/// The default data folder. For root, it is below a folder that the unprivileged user who
+/// runs PostgreSQL can enter.
 fn data_folder() -> Option<PathBuf> {
     if nix::unistd::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/tidings/dev"));

@@ -1,5 +1,5 @@
-//! `tidings health`: asks a bridge on this machine whether it is ready, for the health
-//! checks of containers. Its image has neither a shell nor an HTTP client.
+//! `tidings health`: asks a bridge on this machine whether it is ready, for container
+//! health checks. The container image has neither a shell nor an HTTP client.
 
 use std::{
     io,
@@ -16,40 +16,29 @@ use tokio::{
 
 use crate::config::HealthOptions;
 
-/// How long an answer may take; it is a matter of milliseconds.
+/// Time limit for the response, which normally takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// An answer has some hundreds of bytes.
+/// Size limit for the response, which normally has some hundred bytes.
 const ANSWER_BYTES: u64 = 64 << 10;
 
-/// Why a bridge does not pass for healthy.
+/// Why the health check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// Nothing answers.
     #[error("no bridge answers at {address} (TIDINGS_ADMIN_LISTEN): {reason}")]
     Unreachable {
-        /// Where.
         address: SocketAddr,
-        /// Why.
         reason: io::Error,
     },
-    /// It takes too long.
     #[error("the bridge at {0} did not answer within {limit} s", limit = LIMIT.as_secs())]
     Silent(SocketAddr),
-    /// Something else answers.
     #[error("what answers at {0} (TIDINGS_ADMIN_LISTEN) is no bridge")]
     Stranger(SocketAddr),
-    /// It says so itself.
     #[error("the bridge at {address} is not ready: {reason}")]
-    NotReady {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        reason: String,
-    },
+    NotReady { address: SocketAddr, reason: String },
 }
 
-/// Asks.
+/// Asks the bridge whether it is ready.
 ///
 /// # Errors
 ///
@@ -73,7 +62,7 @@ pub async fn run(options: &HealthOptions) -> Result<(), ProbeError> {
     }
 }
 
-/// What listens on every address is asked on this machine's own.
+/// The address to connect to: loopback if the bridge listens on all addresses.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -83,7 +72,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     (ip, address.port()).into()
 }
 
-/// In the older version of HTTP, whose answers end with the connection.
+/// Uses HTTP/1.0, where a response ends with the connection.
 async fn ask(address: SocketAddr) -> io::Result<String> {
     let mut socket = TcpStream::connect(address).await?;
     let request = format!("GET /health/ready HTTP/1.0\r\nHost: {address}\r\n\r\n");

@@ -1,5 +1,4 @@
-//! How things are shown to people: in colour where that is wanted, and in numbers
-//! that can be read.
+//! Output for people: colours where they are wanted, and readable numbers.
 
 use std::{
     env, fmt,
@@ -17,28 +16,27 @@ use crate::{
     runtime::escape,
 };
 
-/// How often it is looked whether somebody still reads what is printed: soon enough for
-/// whoever waits for the shell's prompt.
+/// How often to check whether standard output still has a reader: soon enough for a
+/// person who waits for the shell's prompt.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The sequences of [`Colour`]. Nothing else reaches a terminal that it would execute.
+/// The escape sequences of [`Colour`], the only ones that a [`Screen`] lets through.
 const SEQUENCES: [&str; 5] = ["\x1b[1;31m", "\x1b[33m", "\x1b[32m", "\x1b[2m", "\x1b[0m"];
 
-/// Standard output, or whatever else is shown to people: texts, our own colours, and
-/// nothing that a terminal would execute, whatever is printed.
+/// Output for people, such as standard output: passes on text and our own colours, and
+/// escapes everything else that a terminal would execute.
 #[derive(Debug)]
 pub struct Screen<W>(W);
 
 impl<W: Write> Screen<W> {
-    /// One that writes there.
     pub fn new(output: W) -> Self {
         Self(output)
     }
 }
 
 impl<W: Write> Write for Screen<W> {
-    /// Takes all of it, which is what one `write!` formats at a time: whole characters
-    /// and sequences.
+    /// Accepts all bytes. They are whole characters and sequences, because they are what
+    /// one `write!` formats at a time.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
         let mut rest = text.as_ref();
@@ -66,8 +64,9 @@ impl<W: Write> Write for Screen<W> {
     }
 }
 
-/// Resolves when nobody reads standard output any more, as in `tidings tail alice |
-/// head -1`: the next write would tell, but there may be none for hours.
+/// Resolves when standard output has no reader any more, as in
+/// `tidings tail alice | head -1`: the next write would fail, but there may be none for
+/// hours.
 pub async fn closed_stdout() {
     loop {
         sleep(LOOK_EVERY).await;
@@ -83,26 +82,21 @@ pub async fn closed_stdout() {
     }
 }
 
-/// Prints JSON, with line breaks if it is for a person to look through.
-///
-/// # Errors
-///
-/// If nobody reads it.
+/// Prints JSON, indented.
 pub fn print_json(output: &mut impl Write, value: &Value) -> io::Result<()> {
     writeln!(output, "{}", escape::json(&format!("{value:#}")))
 }
 
-/// Whether escape sequences are understood.
+/// Whether to print escape sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colour {
-    /// They are.
     On,
-    /// Nothing but text.
     Off,
 }
 
 impl Colour {
-    /// On a terminal, unless its user wants none (<https://no-color.org>).
+    /// `On` if standard output is a terminal and its user has not disabled colours
+    /// (<https://no-color.org>).
     pub fn of_stdout() -> Self {
         let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         if io::stdout().is_terminal() && !unwanted {
@@ -112,22 +106,22 @@ impl Colour {
         }
     }
 
-    /// A word that nobody should miss.
+    /// For errors.
     pub fn alarm(self, text: &str) -> String {
         self.paint("1;31", text)
     }
 
-    /// A word that may be looked at.
+    /// For hints.
     pub fn notice(self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    /// The word for nothing to do.
+    /// For success.
     pub fn calm(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    /// What stands beside what matters.
+    /// For secondary text.
     pub fn faint(self, text: &str) -> String {
         self.paint("2", text)
     }
@@ -140,11 +134,6 @@ impl Colour {
     }
 }
 
-/// Prints what was found.
-///
-/// # Errors
-///
-/// If nobody reads it.
 pub fn print_report(output: &mut impl Write, report: &Report, colour: Colour) -> io::Result<()> {
     for finding in &report.findings {
         print_finding(output, finding, colour)?;
@@ -161,7 +150,7 @@ fn print_finding(output: &mut impl Write, finding: &Finding, colour: Colour) -> 
         Severity::Wrong => colour.alarm("wrong:"),
         Severity::Hint => colour.notice("hint:"),
     };
-    // They name roles and programs, which may have names that a terminal executes.
+    // Findings name roles and programs, whose names may contain escape sequences.
     let cure = finding.cure.to_string();
     let [found, expected, cure] =
         [&finding.found, &finding.expected, &cure].map(|s| escape::line(s));
@@ -170,7 +159,7 @@ fn print_finding(output: &mut impl Write, finding: &Finding, colour: Colour) -> 
     writeln!(output, "  {} {cure}", colour.faint("mend:"))
 }
 
-/// A count, with a comma at each thousand.
+/// A number with a comma at each thousand.
 #[derive(Clone, Copy, Debug)]
 pub struct Count(pub i64);
 
@@ -190,7 +179,8 @@ impl fmt::Display for Count {
     }
 }
 
-/// Bytes, in a unit that leaves three digits or four.
+/// A number of bytes, in the smallest unit that keeps it below 10,240, as
+/// `pg_size_pretty` does.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes(pub i64);
 
@@ -198,7 +188,6 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 5] = ["bytes", "kB", "MB", "GB", "TB"];
         let (mut amount, mut unit) = (self.0, 0);
-        // As pg_size_pretty does.
         while amount >= 10_240 && unit + 1 < UNITS.len() {
             amount /= 1024;
             unit += 1;
@@ -207,7 +196,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A time span in its two largest units.
+/// A duration in seconds, shown in its two largest units.
 #[derive(Clone, Copy, Debug)]
 pub struct Span(pub f64);
 

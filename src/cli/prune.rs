@@ -1,4 +1,4 @@
-//! `tidings prune`: removes what has had its time, once.
+//! `tidings prune`: removes old and expired rows, once.
 
 use std::{
     fmt,
@@ -13,38 +13,35 @@ use crate::postgres::{
     retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
 };
 
-/// It works for a fifth of the time, so that others have the processor, the disk
-/// and the log in between: some 40,000 rows a second on a small machine.
+/// Works for a fifth of the time, to leave the processor, the disk and the WAL to others
+/// in between: some 40,000 rows per second on a small machine.
 const PACE: Pace = Pace { rest: 4 };
 
-/// How long to wait before asking again whether somebody else is done with a
-/// batch, and for how long to do so.
+/// How often to check whether another session has finished its batch, and for how long.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 const BUSY_LIMIT: Duration = Duration::from_secs(60);
 
-/// How often a terminal shows how far it is.
+/// How often the progress line is updated.
 const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
-/// What was done.
+/// How the removal ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything that has had its time is gone, except for rows that can't be removed.
+    /// All old and expired rows are gone, except those that can't be removed.
     Done {
-        /// How many rows were removed.
         removed: u64,
-        /// The rows that could not be removed.
         failures: Vec<PruneFailure>,
     },
-    /// It was asked to stop after so many; there may be more.
+    /// It was stopped after this many rows; there may be more.
     Stopped(u64),
 }
 
-/// Removes rows, batch by batch, until none is old enough or it is asked to
-/// stop, and tells `progress` after each.
+/// Removes rows, batch by batch, until none is old enough or `stop` resolves, and updates
+/// `progress` after each batch.
 ///
 /// # Errors
 ///
-/// [`PruneError`]. What was removed before stays removed.
+/// [`PruneError`]. Rows that were removed before stay removed.
 pub async fn run(
     mut prune: Prune,
     stop: impl Future<Output = ()>,
@@ -88,13 +85,13 @@ pub async fn run(
     }
 }
 
-/// Shows how far it is, on one line of a terminal; nothing elsewhere.
+/// Shows the progress on one line of a terminal; elsewhere nothing.
 #[derive(Debug)]
 pub struct Progress {
     terminal: Terminal,
     begin: Instant,
     shown: Option<Instant>,
-    /// What was to be looked at in the beginning.
+    /// The time span that was left at the beginning.
     whole: Option<Duration>,
 }
 
@@ -105,7 +102,7 @@ enum Terminal {
 }
 
 impl Progress {
-    /// On standard error, if that is a terminal.
+    /// Shows it on standard error, if that is a terminal.
     pub fn on_stderr() -> Self {
         Self {
             terminal: match io::stderr().is_terminal() {
@@ -127,7 +124,7 @@ impl Progress {
         self.shown = Some(Instant::now());
         let part = 1.0 - left.as_secs_f64() / whole.as_secs_f64().max(1.0);
         let rate = removed as f64 / self.begin.elapsed().as_secs_f64().max(0.001);
-        // Nothing is lost if the terminal is gone.
+        // If the terminal is gone, nothing is lost.
         let _ = write!(
             io::stderr(),
             "\r{} removed, {rate:.0} a second, {:.0} % looked at\x1b[K",
@@ -136,7 +133,7 @@ impl Progress {
         );
     }
 
-    /// The line makes room for what follows.
+    /// Erases the line.
     fn end(&self) {
         if self.shown.is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K");

@@ -1,5 +1,5 @@
-//! What applications do in SQL, done from the command line: a notification is
-//! sent, a ticket is made.
+//! `tidings send` and `tidings ticket`: what applications do in SQL, from the command
+//! line.
 
 use std::{
     io::{self, Read},
@@ -17,64 +17,55 @@ use crate::{
     },
 };
 
-/// More than a notification holds: the database says what the bound is.
+/// More than a notification can hold: the database reports the actual limit.
 const INPUT_BYTES: u64 = 2 << 20;
 
-/// Why it could not be done.
+/// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ErrandError {
-    /// A setting.
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
-    /// No connection.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// Standard input can't be read.
     #[error("the text can't be read from standard input: {0}")]
     Input(#[from] io::Error),
-    /// It is not for this role to do.
+    /// This role lacks the privilege.
     #[error(
         "{role}, as which DATABASE_URL logs in, may not {what}: set DATABASE_URL to a role that \
              may, or let a DBA run: grant {group} to {role}; ({reason})"
     )]
     Denied {
-        /// Who is connected.
+        /// The role of the session.
         role: String,
-        /// What was to be done.
+        /// What it may not do.
         what: &'static str,
-        /// Whose members may.
+        /// The group whose members may.
         group: &'static str,
-        /// What Postgres says.
+        /// The message from Postgres.
         reason: String,
     },
-    /// There is nothing to do it with.
+    /// The schema contains no Tidings, or an outdated version.
     #[error(
         "the schema {schema} holds no Tidings, or too old one: run `tidings migrate` ({reason})"
     )]
     NoSchema {
-        /// Where.
         schema: SchemaName,
-        /// What Postgres says.
+        /// The message from Postgres.
         reason: String,
     },
-    /// Postgres refused.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
 }
 
-/// Something that an application does.
+/// A command that executes one SQL query.
 struct Errand<'a> {
     database: &'a DatabaseOptions,
     what: &'static str,
-    /// Whose members may do it.
+    /// The group whose members may execute it.
     group: &'static str,
 }
 
-/// Sends a notification, and returns its id.
-///
-/// # Errors
-///
-/// [`ErrandError`].
+/// Sends a notification and returns its id.
 pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
     let text = match options.text.as_str() {
         "-" => read_input()?,
@@ -87,7 +78,7 @@ pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
     };
     let user = options.user.as_str();
     let row = match options.expires {
-        // The function alone may be what a role is allowed.
+        // The role may have no privilege but to execute the function.
         None => {
             let parameters: [Parameter<'_>; 3] = [
                 (&user, Type::TEXT),
@@ -114,11 +105,7 @@ pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
     Ok(row.try_get("id")?)
 }
 
-/// Makes a ticket, and returns it, this once.
-///
-/// # Errors
-///
-/// [`ErrandError`].
+/// Creates a ticket and returns it. It can't be retrieved later.
 pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
     let errand = Errand {
         database: &options.database,
@@ -137,7 +124,8 @@ pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
 }
 
 impl Errand<'_> {
-    /// Through a pooler as well: the statement has no name, and nothing stays.
+    /// Works through a pooler too: the statement is unnamed and leaves nothing in the
+    /// session.
     async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, ErrandError> {
         let url: DatabaseUrl = self.database.url()?;
         let client = Borrowed::to_write(&url).await?;
@@ -178,7 +166,7 @@ impl Errand<'_> {
     }
 }
 
-/// All of it, but for the line break that ends what `echo` writes.
+/// Reads standard input, without the line break that `echo` adds at the end.
 fn read_input() -> io::Result<String> {
     const NOT_UTF_8: &str =
         "it is not UTF-8: convert it, for example with iconv -f latin1 -t utf-8";
@@ -186,7 +174,7 @@ fn read_input() -> io::Result<String> {
     io::stdin().take(INPUT_BYTES).read_to_end(&mut bytes)?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
-        // It was cut, and the database says that it is too long.
+        // The input was truncated, and the database reports that it is too long.
         Err(error) if error.as_bytes().len() as u64 == INPUT_BYTES => {
             String::from_utf8_lossy(error.as_bytes()).into_owned()
         }

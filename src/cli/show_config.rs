@@ -1,4 +1,4 @@
-//! `tidings config`: the settings that `serve` would have, and where each comes
+//! `tidings config`: prints the settings that `serve` would use, and where each comes
 //! from.
 
 use std::io::{self, Write};
@@ -12,18 +12,16 @@ use crate::{
     runtime::escape,
 };
 
-/// The flag of `config` itself.
+/// The flag of `config` itself, which is no setting of `serve`.
 const OWN: &str = "json";
 
-/// So a secret is shown.
+/// Printed instead of a secret.
 const HIDDEN: &str = "(hidden)";
 
-/// One setting as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     flag: String,
     variable: Option<String>,
-    /// What it is, unless it is not set, or a secret.
     value: Shown,
     source: Source,
 }
@@ -35,12 +33,11 @@ enum Shown {
     Unset,
 }
 
-/// Where a setting comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Flag,
     Environment,
-    /// Its value stands in the file that the setting `…_FILE` names.
+    /// The file that the setting `…_FILE` names.
     File,
     Default,
 }
@@ -59,7 +56,7 @@ impl Source {
 /// The settings, in the order of `tidings serve --help`.
 pub fn of(matches: &ArgMatches) -> Vec<Setting> {
     let mut command = Cli::command();
-    // So that what is given for every command is among each one's own.
+    // This adds the global arguments to each subcommand.
     command.build();
     let Some(config) = command.find_subcommand("config") else {
         return Vec::new();
@@ -106,12 +103,8 @@ fn setting(argument: &Arg, matches: &ArgMatches) -> Setting {
     }
 }
 
-/// Prints the settings, all for which `serve` would refuse them, and what may be a
-/// mistake.
-///
-/// # Errors
-///
-/// If nobody reads it.
+/// Prints the settings, every reason for which `serve` would refuse them, and possible
+/// mistakes.
 pub fn print(
     output: &mut impl Write,
     options: &ConfigOptions,

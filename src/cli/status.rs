@@ -1,4 +1,4 @@
-//! `tidings status`: what is so, on a page.
+//! `tidings status`: the state of the database and the bridges, on one page.
 
 use std::io::{self, Write};
 
@@ -17,25 +17,26 @@ use crate::{
     runtime::escape,
 };
 
-/// What is so.
+/// The state of the database and the bridges.
 #[derive(Debug)]
 pub struct Status {
     place: String,
     schema: String,
     version: Option<i32>,
     facts: Row,
-    /// How full the queue of notifications is, if this role may know.
+    /// How full the notification queue is, from 0 to 1; `None` if this role may not see
+    /// it.
     queue: Option<f64>,
     survey: Survey,
-    /// What is wrong with it.
+    /// What `check` finds in this state.
     pub report: Report,
 }
 
-/// Looks.
+/// Reads the state.
 ///
 /// # Errors
 ///
-/// [`SchemaError`], if nobody answers.
+/// [`StatusError`], if the database can't be reached or read.
 pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let mut report = Report::default();
@@ -65,29 +66,20 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     })
 }
 
-/// Why nothing can be told.
+/// Why the state could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// A setting.
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
-    /// No connection.
     #[error("{0}")]
     Connect(#[from] connect::ConnectError),
-    /// The schema.
     #[error("{0}")]
     Schema(#[from] SchemaError),
-    /// Postgres refused.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
 }
 
 impl Status {
-    /// Prints it.
-    ///
-    /// # Errors
-    ///
-    /// [`PrintError`].
     pub fn print(&self, output: &mut impl Write, form: Form) -> Result<(), PrintError> {
         match form {
             Form::Json => Ok(print_json(output, &self.json()?)?),
@@ -97,7 +89,8 @@ impl Status {
 
     fn print_text(&self, output: &mut impl Write, colour: Colour) -> Result<(), PrintError> {
         let facts = &self.facts;
-        // Roles, programs and bridges name themselves as they like.
+        // Roles, programs and bridges choose their own names, which may contain escape
+        // sequences.
         let mut line = |name: &str, text: String| {
             let (name, text) = (colour.faint(&format!("{name:12}")), escape::line(&text));
             writeln!(output, "{name} {text}")
@@ -206,13 +199,12 @@ impl Status {
     }
 }
 
-/// Why it can't be printed.
+/// Why the state could not be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum PrintError {
-    /// Nobody reads it.
     #[error("{0}")]
     Output(#[from] io::Error),
-    /// Postgres answered something else.
+    /// A column doesn't have the expected type.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
 }

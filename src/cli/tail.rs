@@ -1,8 +1,8 @@
-//! `tidings tail`: what a user's stream shows, without taking it from the user.
+//! `tidings tail`: prints what a user's stream shows, without taking it from the user.
 //!
-//! It reads the table as a stream does, by a position of its own, and marks
-//! nothing. To open the user's stream on a bridge would show the same, but mark
-//! the user's backlog as sent: whoever looked would have taken it away.
+//! It reads the table as a stream does, from a position of its own, and marks nothing.
+//! Opening the user's stream on a bridge would show the same rows, but would mark the
+//! user's backlog as sent, so the user would not receive it.
 
 use std::{
     io::{self, Write},
@@ -32,32 +32,26 @@ use crate::{
     runtime::escape,
 };
 
-/// How often it looks: a person doesn't feel it, and a look is a fraction of a
+/// Polling interval: too short for a person to notice, and a poll takes a fraction of a
 /// millisecond.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How long it waits for a database that is away.
+/// How long to wait after a failed poll.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Why it ended.
+/// Why `tail` ended.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    /// A setting.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// No connection.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// The pool.
     #[error("{0}")]
     Pool(#[from] deadpool::managed::BuildError),
-    /// Reading.
     #[error("{0}")]
     Query(#[from] QueryError),
-    /// Postgres refused.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// Nobody reads.
     #[error("{0}")]
     Output(#[from] io::Error),
 }
@@ -69,12 +63,12 @@ struct Tail<'a, W> {
     sql: Arc<Sql>,
 }
 
-/// Prints what waits for the user and then what comes, until nobody reads standard
-/// output any more.
+/// Prints the user's unsent rows and then new rows, until standard output has no reader
+/// any more.
 ///
 /// # Errors
 ///
-/// [`TailError`]. A database that goes away is waited for.
+/// [`TailError`]. If the database goes away later, `tail` retries.
 pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
     tokio::select! {
         outcome = follow(output, options) => outcome,
@@ -85,7 +79,7 @@ pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), T
 async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
     let url = options.database.url()?;
     let pool = Pool::new(&url, Sessions::Lent, 1, Handle::current())?;
-    // Somebody may read the table who is no bridge.
+    // A role that can read the table need not be a bridge's.
     let schema = &options.database.schema;
     let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
     let sql = Arc::new(Sql::going_by(sign, schema));
@@ -95,7 +89,7 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), Ta
         pool,
         sql,
     };
-    // What keeps it from reading at all is told at once.
+    // An error that prevents the first read is reported immediately.
     let mut seen = tail.begin().await?;
     loop {
         sleep(LOOK_EVERY).await;
@@ -110,14 +104,15 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), Ta
     }
 }
 
-/// What was printed, and in which life of the server.
+/// The position up to which rows were printed, and the server incarnation that it is
+/// valid in.
 struct Seen {
     position: Position,
     incarnation: Incarnation,
 }
 
 impl<W: Write> Tail<'_, W> {
-    /// What a connection without a position gets first.
+    /// Prints what a connection without a position receives first.
     async fn begin(&mut self) -> Result<Seen, TailError> {
         let client = Borrowed::to_read(&self.options.database.url()?).await?;
         let identity = "select system_identifier from pg_control_system()";
@@ -142,14 +137,14 @@ impl<W: Write> Tail<'_, W> {
         Ok(seen)
     }
 
-    /// Prints what is new since.
+    /// Prints the rows that are new to the position.
     async fn look(&mut self, seen: &mut Seen) -> Result<(), TailError> {
         loop {
             let (user, size) = (&self.options.user, PageSize::USER);
             let page =
                 page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
             if page.incarnation != seen.incarnation {
-                // Transaction ids of before may mean something else now.
+                // Transaction ids from before may mean something else now.
                 tracing::warn!("the server has crashed or was replaced: beginning anew");
                 *seen = self.begin().await?;
                 return Ok(());
@@ -160,7 +155,7 @@ impl<W: Write> Tail<'_, W> {
         }
     }
 
-    /// Returns whether there is more.
+    /// Returns whether there are more rows.
     fn print_page(&mut self, page: &UserPage, position: &mut Position) -> io::Result<bool> {
         let batch = &page.batch;
         for (index, event) in batch.events.iter().enumerate() {
@@ -187,7 +182,7 @@ impl<W: Write> Tail<'_, W> {
                 });
                 writeln!(self.output, "{}", escape::json(&line.to_string()))?;
             }
-            // Both may hold what a terminal takes for commands.
+            // Both may contain escape sequences.
             Form::Text => writeln!(
                 self.output,
                 "{id}  {}  {}  {}",

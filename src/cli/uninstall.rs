@@ -1,4 +1,4 @@
-//! `tidings uninstall`: says what goes, asks, and removes it.
+//! `tidings uninstall`: lists what will be removed, asks, and removes it.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -9,29 +9,25 @@ use crate::{
     runtime::escape,
 };
 
-/// Why it was not removed.
+/// Why nothing was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    /// A setting.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// The database.
     #[error("{0}")]
     Schema(#[from] SchemaError),
-    /// Nobody reads, or nothing can be read.
+    /// The terminal can't be written to or read from.
     #[error("{0}")]
     Terminal(#[from] io::Error),
-    /// Nobody can be asked.
     #[error(
         "nothing was removed: there is no terminal to ask at; if you are sure, say so with --yes"
     )]
     Unasked,
-    /// Somebody was asked, and said something else.
     #[error("nothing was removed: that is not the schema's name")]
     Declined,
 }
 
-/// Removes all of it.
+/// Removes everything that belongs to Tidings.
 ///
 /// # Errors
 ///
@@ -65,7 +61,7 @@ pub async fn run(
     }
     let groups = removal.groups.join(", ");
     removal.carry_out().await?;
-    // It is done, also if nobody reads so.
+    // The removal has succeeded, even if this can't be printed.
     let _ = writeln!(output, "Removed.");
     if !groups.is_empty() {
         let _ = writeln!(

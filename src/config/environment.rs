@@ -1,4 +1,5 @@
-//! The environment as a whole: what in it looks like a setting and is none.
+//! Checks the environment as a whole: variables that look like settings and are none, and
+//! values that can't be meant.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
@@ -6,10 +7,10 @@ use clap::CommandFactory;
 
 use super::{Cli, ConfigError};
 
-/// With which all variables of ours begin.
+/// The prefix of all variables of Tidings' own.
 const PREFIX: &str = "TIDINGS_";
 
-/// Lists, whose parts are trimmed: they may stand on several lines.
+/// Settings that are lists. Their parts are trimmed, so a list may span several lines.
 const LISTS: [&str; 6] = [
     "TIDINGS_CORS_ORIGINS",
     "TIDINGS_JWT_ALGORITHMS",
@@ -23,11 +24,11 @@ const LISTS: [&str; 6] = [
 const RENAMED: [(&str, &str); 1] = [("TIDINGS_COME_BACK", "TIDINGS_RETRY_AFTER")];
 
 /// How similar a name must be, between 0 and 1, to be suggested for another one: two or
-/// three wrong letters of a dozen.
+/// three wrong letters in a dozen.
 const SIMILAR: f64 = 0.8;
 
-/// Variables of libpq that decide what a connection leads to or whom it believes, and
-/// that are not read. Others, such as `PGHOST`, are often set for psql alone.
+/// Variables of libpq that decide where a connection leads or what it trusts, and that
+/// Tidings doesn't read. Others, such as `PGHOST`, are often set for psql alone.
 const LIBPQ: [(&str, &str); 8] = [
     (
         "PGSERVICE",
@@ -48,25 +49,24 @@ const LIBPQ: [(&str, &str); 8] = [
     ),
 ];
 
-/// The variables of a process, as far as they are text.
+/// The variables of a process whose names are valid Unicode.
 #[derive(Clone, Debug)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// That of this process.
     pub fn of_process() -> Self {
         std::env::vars_os().collect()
     }
 
-    /// Refuses what can't have been meant in any setting.
+    /// Rejects values that can't be meant in any setting.
     ///
-    /// A line break at the end of a value, as files with the line ends of Windows leave
-    /// it, would otherwise become part of a schema's or a claim's name. Secrets, URLs,
-    /// keys and lists are trimmed instead.
+    /// A line break at the end of a value, as left by files with Windows line endings,
+    /// would otherwise become part of the name of a schema or claim. Secrets, URLs, keys
+    /// and lists are trimmed instead.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`].
+    /// [`ConfigError::ControlCharacter`].
     pub fn check(&self) -> Result<(), ConfigError> {
         for (name, is_secret) in known() {
             let is_trimmed = is_secret || LISTS.contains(&name.as_str());
@@ -79,11 +79,11 @@ impl Environment {
         Ok(())
     }
 
-    /// Variables that look like settings and have no effect, with the setting that may
-    /// have been meant.
+    /// Warnings about variables that look like settings and have no effect, each with the
+    /// setting that may be meant.
     ///
-    /// They are warned of and not refused: the variable may be one of a later version,
-    /// whose environment an earlier one must be able to run in.
+    /// They are not errors: the variable may belong to a later version, and an earlier
+    /// version must be able to run in the environment of a later one.
     pub fn warnings(&self) -> Vec<String> {
         let known = known();
         let unknown = self.0.iter().filter(|(name, value)| {
@@ -139,7 +139,7 @@ fn known() -> BTreeMap<String, bool> {
     variables.collect()
 }
 
-/// The known name that is most like this one, if one is at all.
+/// The known name that is most similar to `name`, if one is similar enough.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Option<&'a String> {
     let name = name.to_ascii_uppercase();
     let distinctive = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
@@ -153,8 +153,9 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Option<&'
     nearest.map(|(known, _)| known)
 }
 
-/// What Kubernetes puts into each container of a namespace that has a Service whose name
-/// begins with `tidings`: `TIDINGS_SERVICE_HOST`, `TIDINGS_PORT_80_TCP_ADDR`, ….
+/// Whether Kubernetes sets this variable in each container of a namespace that has a
+/// Service whose name begins with `tidings`: `TIDINGS_SERVICE_HOST`,
+/// `TIDINGS_PORT_80_TCP_ADDR`, ….
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let is_service = name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")

@@ -1,4 +1,4 @@
-//! Whose tokens are good.
+//! The settings for verifying tokens.
 
 use std::path::PathBuf;
 
@@ -15,8 +15,8 @@ use crate::auth::{
     jwt_key::{Accepted, Key, Kind},
 };
 
-/// So many secrets, and so many public keys, may be configured. Two are enough
-/// to replace one by another; each is tried on each token.
+/// Maximum number of secrets, and of public keys. Two are enough to replace one by
+/// another; each is tried on each token.
 const MAX_KEYS: usize = 10;
 
 pub(super) const SECRET: &str = "TIDINGS_JWT_SECRET";
@@ -27,8 +27,8 @@ const ALGORITHMS: &str = "TIDINGS_JWT_ALGORITHMS";
 /// The secrets that the bridge and the application share.
 #[derive(Clone, Debug, Args)]
 pub struct SecretOptions {
-    /// The secrets that sign users' tokens, one a line (32 bytes at least; 48 for
-    /// HS384, 64 for HS512); `tidings token` takes the first
+    /// Secrets that sign users' tokens, one per line (at least 32 bytes; 48 for HS384, 64
+    /// for HS512); `tidings token` uses the first
     #[arg(
         long,
         env = "TIDINGS_JWT_SECRET",
@@ -36,19 +36,17 @@ pub struct SecretOptions {
         allow_hyphen_values = true
     )]
     pub jwt_secret: Option<Hidden>,
-    /// The same, read from a file
+    /// File that contains TIDINGS_JWT_SECRET
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
 }
 
-/// Whose tokens are good.
 #[derive(Clone, Debug, Args)]
 pub struct JwtOptions {
-    /// Of those who share a secret.
     #[command(flatten)]
     pub secrets: SecretOptions,
-    /// The public keys of who signs users' tokens, as PEM, one after the other:
-    /// RSA, P-256, P-384 or Ed25519
+    /// Public keys that verify users' tokens, as PEM, one after the other: RSA, P-256,
+    /// P-384 or Ed25519
     #[arg(
         long,
         env = "TIDINGS_JWT_PUBLIC_KEY",
@@ -56,35 +54,34 @@ pub struct JwtOptions {
         allow_hyphen_values = true
     )]
     pub jwt_public_key: Option<Hidden>,
-    /// The same, read from a file
+    /// File that contains TIDINGS_JWT_PUBLIC_KEY
     #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY_FILE")]
     pub jwt_public_key_file: Option<PathBuf>,
-    /// Where an identity provider publishes its keys as a JSON Web Key Set
+    /// URL where an identity provider publishes its keys as a JSON Web Key Set
     /// (https://…/.well-known/jwks.json)
     #[arg(long, env = "TIDINGS_JWKS_URL", hide_env_values = true)]
     pub jwks_url: Option<Hidden>,
-    /// What a good token is.
     #[command(flatten)]
     pub rules: RuleOptions,
 }
 
-/// What a good token is, whatever key signed it.
+/// What a token must satisfy, whatever key signed it.
 #[derive(Clone, Debug, Args)]
 pub struct RuleOptions {
-    /// The algorithms that tokens may be signed with, separated by commas;
-    /// default: what the key says, or HS256, RS256, ES256, ES384 or EdDSA, by its
-    /// kind
+    /// Accepted signature algorithms, separated by commas; default: the algorithm that
+    /// the key names, otherwise HS256, RS256, ES256, ES384 or EdDSA, depending on the
+    /// kind of key
     #[arg(long, env = "TIDINGS_JWT_ALGORITHMS", value_delimiter = ',', value_parser = algorithm)]
     pub jwt_algorithms: Vec<Algorithm>,
-    /// Who may have issued a token (its `iss` must be one of these, separated by
-    /// commas); default: anybody who has a key
+    /// Accepted issuers, separated by commas: a token's `iss` must be one of them;
+    /// default: any issuer whose key is configured
     #[arg(long, env = "TIDINGS_JWT_ISSUER", value_delimiter = ',', value_parser = name)]
     pub jwt_issuer: Vec<String>,
-    /// For whom a token must be meant (its `aud` must be or hold one of these,
-    /// separated by commas); default: it doesn't matter
+    /// Accepted audiences, separated by commas: a token's `aud` must be or contain one of
+    /// them; default: not checked
     #[arg(long, env = "TIDINGS_JWT_AUDIENCE", value_delimiter = ',', value_parser = name)]
     pub jwt_audience: Vec<String>,
-    /// The claim that names the user: a text or, but for sub, an integer
+    /// Claim that names the user: a string or, except for sub, an integer
     #[arg(long, env = "TIDINGS_JWT_USER_CLAIM", default_value = "sub", value_parser = user_claim)]
     pub jwt_user_claim: String,
 }
@@ -101,7 +98,7 @@ impl RuleOptions {
 }
 
 impl SecretOptions {
-    /// None, if none were given. White space around one is not part of it.
+    /// The secrets without surrounding white space; empty if none is configured.
     pub(super) fn secrets(&self) -> Result<Vec<JwtSecret>, ConfigError> {
         let (value, file) = (&self.jwt_secret, &self.jwt_secret_file);
         let Some(given) = secret::given(SECRET, value.as_ref(), file.as_deref())? else {
@@ -117,12 +114,11 @@ impl SecretOptions {
 }
 
 impl JwtOptions {
-    /// What tells good tokens from bad ones.
+    /// The rules and keys that verify tokens.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], also if nothing is configured: nothing is accepted by
-    /// default.
+    /// [`ConfigError`], also if nothing is configured: nothing is accepted by default.
     pub fn tokens(&self) -> Result<Tokens, ConfigError> {
         let rules = self.rules.rules();
         let keys = Keys {
@@ -148,10 +144,6 @@ impl JwtOptions {
     }
 
     /// The secrets, read from their file if they are in one.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
     pub fn secret_keys(&self) -> Result<Vec<Key>, ConfigError> {
         let accepted = self.rules.rules().accepted;
         let secrets = self.secrets.secrets()?;
@@ -163,10 +155,6 @@ impl JwtOptions {
     }
 
     /// The public keys, read from their file if they are in one.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
     pub fn public_keys(&self) -> Result<Vec<Key>, ConfigError> {
         let accepted = self.rules.rules().accepted;
         let (value, file) = (&self.jwt_public_key, &self.jwt_public_key_file);
@@ -179,18 +167,14 @@ impl JwtOptions {
         keys.map_err(|reason| unusable(PUBLIC_KEY, reason))
     }
 
-    /// Whether the keys and the algorithms that are accepted fit each other.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`].
+    /// Checks that each configured algorithm has a key, and each key an algorithm.
     pub fn check(&self, keys: &Keys, key_set: Option<&KeySet>) -> Result<(), ConfigError> {
         every_algorithm_has_a_key(&self.rules.rules().accepted, keys, key_set)?;
         every_key_has_an_algorithm(keys)
     }
 }
 
-/// What can't be true of any token was not meant.
+/// An algorithm that no token can be signed with is a mistake.
 fn every_algorithm_has_a_key(
     accepted: &Accepted,
     keys: &Keys,
@@ -228,11 +212,11 @@ fn every_key_has_an_algorithm(keys: &Keys) -> Result<(), ConfigError> {
     }
 }
 
-/// The blocks of PEM. Environments that have no line breaks write `\n`.
+/// The blocks of PEM. Environments that can't hold line breaks use `\n`.
 fn blocks(given: &Hidden) -> Result<Vec<String>, ConfigError> {
     const BEGIN: &str = "-----BEGIN ";
     let text = given.reveal().replace("\\n", "\n");
-    // What stands before the first one is a comment.
+    // Text before the first block is a comment.
     let blocks = text.split(BEGIN).skip(1);
     let blocks = blocks.map(|block| format!("{BEGIN}{}", block.trim_end()));
     some(PUBLIC_KEY, blocks.collect())

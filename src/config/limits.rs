@@ -1,4 +1,4 @@
-//! How much is let in.
+//! The settings that limit streams.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use clap::{Args, builder::ArgPredicate};
 
 use super::duration_between;
 
-/// How much is let in.
 #[derive(Clone, Debug, Args)]
 pub struct LimitOptions {
-    /// Streams that may be open, in all; each is an open file
+    /// Maximum number of open streams; each is an open file
     #[arg(long, env = "TIDINGS_MAX_CONNECTIONS", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
-    /// Streams that one user may have open: tabs and devices
+    /// Maximum number of open streams per user: tabs and devices
     #[arg(long, env = "TIDINGS_MAX_CONNECTIONS_PER_USER", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections_per_user: u32,
-    /// Streams that may be open from one address (of IPv6, one /64 network): an
-    /// office can be behind it
+    /// Maximum number of open streams per address (for IPv6, per /64 network): an office
+    /// may share one
     #[arg(long, env = "TIDINGS_MAX_CONNECTIONS_PER_ADDRESS", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections_per_address: u32,
-    /// Streams a second that may be asked for from one address, for long; ten
-    /// times as many at once
+    /// Sustained rate of requests for streams per second from one address; bursts of ten
+    /// times as many are allowed
     #[arg(long, env = "TIDINGS_CONNECTION_RATE", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connection_rate: u32,
-    /// When a stream is ended, so that its client comes back with a new one: at
-    /// three quarters to all of this, each at a time of its own
+    /// Maximum age of a stream, after which its client reconnects. Each stream ends at a
+    /// random time between three quarters of this and all of it
     #[arg(long, env = "TIDINGS_MAX_STREAM_AGE", default_value = "12h", value_parser = duration_between::<1, 31_536_000>)]
     pub max_stream_age: Duration,
-    /// When rejected clients retry: after a random 25 to 100 % of this
+    /// When clients retry that were rejected because a limit was reached: after a random 25 to
+    /// 100 % of this
     #[arg(
         long,
         env = "TIDINGS_RETRY_AFTER",

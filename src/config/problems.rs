@@ -1,15 +1,15 @@
-//! What `serve` would refuse, and what may be a mistake.
+//! Settings that `serve` would refuse, and settings that may be mistakes.
 
 use super::{ConfigError, ServeOptions, Tickets};
 use crate::auth::jwt::Tokens;
 
 impl ServeOptions {
-    /// What tells good tokens from bad ones, unless users are let in by something
-    /// else alone.
+    /// The rules and keys that verify tokens; `None` if users are authenticated by other
+    /// means only.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], also if nobody is let in.
+    /// [`ConfigError`], also if no authentication is configured.
     pub fn tokens(&self) -> Result<Option<Tokens>, ConfigError> {
         let has_others = matches!(self.trust.user_header(), Ok(Some(_)))
             || self.trust.tickets == Some(Tickets::On);
@@ -19,7 +19,7 @@ impl ServeOptions {
         }
     }
 
-    /// All for which `serve` would refuse to start, at once.
+    /// All reasons for which `serve` would refuse to start.
     pub fn problems(&self) -> Vec<ConfigError> {
         let outcomes = [
             self.database.url().err(),
@@ -31,7 +31,7 @@ impl ServeOptions {
         outcomes.into_iter().flatten().collect()
     }
 
-    /// What may be a mistake, for the log.
+    /// Possible mistakes, for the log.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(network) = self.trust.trusted_proxies.boundless() {

@@ -1,15 +1,15 @@
-//! Settings that must not show, each given as it is or in a file.
+//! Settings whose values must not be shown. Each is given directly or in a file.
 
 use std::{convert::Infallible, fmt, fs, path::Path, str::FromStr};
 
 use super::ConfigError;
 
-/// A secret in a file may have at most this many bytes: nobody's secret is
-/// longer, and a device would never end.
+/// Maximum size of a file that contains a secret: no secret is longer, and a device would
+/// never end.
 const FILE_BYTES: u64 = 1 << 20;
 
-/// A setting that must not show. clap prints a value that it can't parse, so
-/// secrets are parsed later.
+/// A value that must not be shown. clap prints values that it can't parse, so secrets are
+/// parsed later.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hidden(String);
 
@@ -28,14 +28,13 @@ impl fmt::Debug for Hidden {
 }
 
 impl Hidden {
-    /// What it hides.
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }
 }
 
-/// The value of the setting `name`, given as it is or in a file, as container
-/// platforms mount secrets. White space around a file's text is not part of it.
+/// The value of the setting `name`, given directly or in a file, as container platforms
+/// mount secrets. White space around a file's text is not part of it.
 ///
 /// # Errors
 ///
@@ -70,7 +69,8 @@ fn read(path: &Path) -> Result<Hidden, String> {
     }
 }
 
-/// What a file says, without the mark that editors of Windows put at its beginning.
+/// The text of a file, without the byte order mark that Windows editors put at its
+/// beginning.
 fn text(bytes: &[u8]) -> Result<&str, String> {
     const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
     const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];

@@ -1,4 +1,4 @@
-//! HTTPS for browsers.
+//! The settings for HTTPS.
 
 use std::path::PathBuf;
 
@@ -7,24 +7,24 @@ use clap::Args;
 use super::ConfigError;
 use crate::tls::server_certificate::Certificate;
 
-/// HTTPS for browsers.
 #[derive(Clone, Debug, Args)]
 pub struct TlsOptions {
-    /// A certificate with its chain (PEM): browsers then connect by HTTPS, and
-    /// HTTP/2. Renewed files are used within seconds, without a restart
+    /// Certificate with its chain (PEM): browsers then connect over HTTPS and HTTP/2.
+    /// Renewed files are used within seconds, without a restart
     #[arg(long, env = "TIDINGS_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
-    /// The key of the certificate (PEM, not encrypted)
+    /// Private key of the certificate (PEM, not encrypted)
     #[arg(long, env = "TIDINGS_TLS_KEY")]
     pub tls_key: Option<PathBuf>,
 }
 
 impl TlsOptions {
-    /// What to show to browsers, if they are to connect by HTTPS.
+    /// The certificate, if HTTPS is configured.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], if there is half of it, or it can't be used.
+    /// [`ConfigError`], if only one of the two files is configured, or they can't be
+    /// used.
     pub fn certificate(&self) -> Result<Option<Certificate>, ConfigError> {
         match (&self.tls_cert, &self.tls_key) {
             (None, None) => Ok(None),

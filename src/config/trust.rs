@@ -1,4 +1,4 @@
-//! What of a request is believed.
+//! The settings for what to trust in a request.
 
 use std::str::FromStr;
 
@@ -10,12 +10,11 @@ use crate::auth::{
     client_addr::Proxies, cookie::CookieName, origin::Origins, user_header::UserHeader,
 };
 
-/// What of a request is believed.
 #[derive(Clone, Debug, Args)]
 pub struct TrustOptions {
-    /// The proxies in front, as addresses and networks with commas between them
-    /// (10.0.0.5,10.1.0.0/16): their X-Forwarded-For tells whose request it is, and
-    /// their X-Forwarded-Proto or Forwarded whether it came by http or https
+    /// Trusted proxies, as addresses and networks separated by commas
+    /// (10.0.0.5,10.1.0.0/16): their X-Forwarded-For names the client, and their
+    /// X-Forwarded-Proto or Forwarded says whether it uses http or https
     #[arg(
         long,
         env = "TIDINGS_TRUSTED_PROXIES",
@@ -23,22 +22,21 @@ pub struct TrustOptions {
         hide_default_value = true
     )]
     pub trusted_proxies: Proxies,
-    /// The header in which a trusted proxy names the user whom it has
-    /// authenticated (X-User-Id); it must remove what clients send under that
-    /// name
+    /// Header in which a trusted proxy names the user that it has authenticated
+    /// (X-User-Id); the proxy must remove this header from clients' requests
     #[arg(long, env = "TIDINGS_TRUSTED_USER_HEADER")]
     pub trusted_user_header: Option<UserHeaderName>,
-    /// The cookie that carries a token
+    /// Cookie that contains a token
     #[arg(long, env = "TIDINGS_COOKIE_NAME", default_value = "tidings_token")]
     pub cookie_name: CookieName,
-    /// Whether `?ticket=` opens streams; on also where nothing else lets users
-    /// in; default: where something else does too
+    /// Whether `?ticket=` opens streams; on: even if no other authentication is
+    /// configured; default: only if another one is
     #[arg(long, env = "TIDINGS_TICKETS")]
     pub tickets: Option<Tickets>,
-    /// The origins whose pages may read streams with the user's cookie, exact
-    /// and with commas between them (`https://app.example.org`, or of an app or
-    /// extension `capacitor://localhost`, `chrome-extension://…`); pages of the
-    /// stream's own origin always may
+    /// Origins whose pages may read streams with the user's cookie, exact and separated
+    /// by commas (`https://app.example.org`, or for an app or extension
+    /// `capacitor://localhost`, `chrome-extension://…`); pages of the stream's own origin
+    /// always may
     #[arg(
         long,
         env = "TIDINGS_CORS_ORIGINS",
@@ -48,16 +46,15 @@ pub struct TrustOptions {
     pub cors_origins: Origins,
 }
 
-/// Whether tickets open streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tickets {
-    /// They do, and need nobody else to let users in.
+    /// Tickets open streams, even if no other authentication is configured.
     On,
-    /// They don't.
+    /// Tickets are rejected.
     Off,
 }
 
-/// The name of a header that names users. Empty is none.
+/// The name of the header that names the user. Empty means none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserHeaderName(Option<HeaderName>);
 
@@ -70,7 +67,8 @@ impl FromStr for UserHeaderName {
         }
         let name = HeaderName::from_str(text)
             .map_err(|_| "it is no name of a header, such as X-User-Id".to_owned())?;
-        // What clients and proxies send for other reasons would be taken for a name.
+        // What clients and proxies send in these headers for other reasons would be taken
+        // for a user.
         let taken = [
             header::ACCEPT,
             header::AUTHORIZATION,
@@ -94,11 +92,11 @@ impl FromStr for UserHeaderName {
 }
 
 impl TrustOptions {
-    /// The header that names the user, and who may set it.
+    /// The header that names the user, and the proxies that may set it.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], if nobody may.
+    /// [`ConfigError`], if no proxy may.
     pub fn user_header(&self) -> Result<Option<UserHeader>, ConfigError> {
         let Some(UserHeaderName(Some(name))) = &self.trusted_user_header else {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! The operator's page: how this bridge does, at a glance, in one file that needs
-//! nothing from elsewhere.
+//! The operator's page: the state of this bridge at a glance, in one file without
+//! external resources.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -27,16 +27,15 @@ use crate::{
 
 const PAGE: &str = include_str!("dashboard/index.html");
 
-/// For how long what the database answered is shown.
+/// How long an answer of the database is shown.
 const SURVEY_AGE: Duration = Duration::from_secs(5);
 
-/// So many times as long as it took to answer it is not asked again, and for a minute
-/// at most: however many pages are open, they are little work for it.
+/// The pause before the next query is this multiple of the time that the last one took,
+/// and at most a minute: however many pages are open, they cost the database little.
 const SURVEY_PAUSE: u32 = 20;
 const SURVEY_LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The page's own script and style are named by their hashes, and nothing else runs
-/// or is loaded.
+/// Allows the page's own script and style by their hashes, and nothing else.
 static CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; img-src data:; \
@@ -46,7 +45,7 @@ static CONTENT_SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Of what stands in the page's only element of this name.
+/// The hash of the content of the page's only element of this name.
 fn hash_of(element: &str) -> String {
     let after = PAGE.split_once(&format!("<{element}>"));
     let inside = after.and_then(|(_, rest)| rest.split_once(&format!("</{element}>")));
@@ -55,20 +54,20 @@ fn hash_of(element: &str) -> String {
     format!("sha256-{}", BASE64_STANDARD.encode(hash))
 }
 
-/// What the page shows.
+/// The state behind the page.
 #[derive(Debug)]
 pub struct Operator {
     vitals: Arc<Vitals>,
     settings: Vec<Setting>,
-    /// Where the database is asked, by a connection that neither streams nor marks
-    /// have to wait for.
+    /// For querying the database over a connection of its own, so that neither streams
+    /// nor marks have to wait.
     url: DatabaseUrl,
     schema: SchemaName,
-    /// What it answered last, and until when that is shown.
+    /// The last answer of the database, and until when it is shown.
     survey: Mutex<Option<(Arc<Survey>, Instant)>>,
 }
 
-/// A setting by the name of its variable, as it is in use. None of them is secret.
+/// A setting that is in use, under the name of its variable. None of them is secret.
 #[derive(Debug, Serialize)]
 pub struct Setting {
     name: &'static str,
@@ -85,8 +84,7 @@ struct Overview<'a> {
 }
 
 impl Operator {
-    /// Of a bridge with these settings, which reads this database; `direct_url` leads
-    /// to it past any pooler.
+    /// `direct_url` leads to the database without a pooler.
     pub fn new(
         vitals: Arc<Vitals>,
         options: &BridgeOptions,
@@ -103,10 +101,10 @@ impl Operator {
         }
     }
 
-    /// What is so in the database, as of some seconds ago at most, unless it takes
-    /// it long to answer.
+    /// The state of the database, at most some seconds old unless the database takes long
+    /// to answer.
     async fn survey(&self) -> Arc<Survey> {
-        // Who comes while it is being asked waits for the same answer.
+        // A request that arrives during a query waits for the same answer.
         let mut survey = self.survey.lock().await;
         if let Some((survey, until)) = &*survey
             && Instant::now() < *until
@@ -133,7 +131,7 @@ fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> 
     let limits = &options.limits;
     let span = |span| humantime::format_duration(span).to_string();
     let listed = [
-        // Host and name, without whoever connects and how.
+        // Host and database, without credentials and parameters.
         ("DATABASE_URL", url.to_string()),
         ("TIDINGS_SCHEMA", schema.to_string()),
         ("TIDINGS_LISTEN", options.listen.to_string()),
@@ -164,7 +162,6 @@ fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> 
     listed.into_iter().map(setting).collect()
 }
 
-/// The page.
 pub async fn page() -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/html; charset=utf-8")
@@ -178,7 +175,7 @@ pub async fn page() -> HttpResponse {
         .body(PAGE)
 }
 
-/// What the page asks for every two seconds. Needs `Data<Operator>`.
+/// Answers what the page requests every two seconds. Needs `Data<Operator>`.
 pub async fn overview(operator: web::Data<Operator>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
@@ -190,16 +187,17 @@ pub async fn overview(operator: web::Data<Operator>) -> HttpResponse {
         })
 }
 
-/// What the page asks for now and then: what waits in the database, and which bridges
-/// there are. Needs `Data<Operator>`.
+/// Answers what the page requests from time to time: the pending rows and the connected
+/// bridges. Needs `Data<Operator>`.
 pub async fn database(operator: web::Data<Operator>) -> HttpResponse {
     let operator = operator.into_inner();
-    // Who leaves doesn't leave a query behind that nobody knows of.
+    // In a task of its own, so that a client that disconnects doesn't leave an untracked
+    // query behind.
     match tokio::spawn(async move { operator.survey().await }).await {
         Ok(survey) => HttpResponse::Ok()
             .insert_header((header::CACHE_CONTROL, "no-store"))
             .json(&*survey),
-        // The bridge is ending.
+        // The bridge is stopping.
         Err(_) => HttpResponse::ServiceUnavailable().finish(),
     }
 }

@@ -1,5 +1,5 @@
-//! What is so in the database and not in one bridge: what waits, and which bridges
-//! there are. `tidings status` and the operator's page show it.
+//! State of the database as opposed to that of one bridge: the pending rows and the
+//! connected bridges. Shown by `tidings status` and the operator's page.
 
 use std::time::Duration;
 
@@ -11,30 +11,25 @@ use crate::postgres::{
     schema::SchemaName,
 };
 
-/// How long each answer may take. It follows the number of users
-/// (`V12__seen_from_sql.sql`); while floors are void, what is kept.
+/// Time limit for each query. Its duration grows with the number of users
+/// (`V12__seen_from_sql.sql`); while the per-user floors are void, with the number of
+/// rows that are kept.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What was found.
+/// The state of the database.
 #[derive(Debug, Serialize)]
 pub struct Survey {
-    /// What waits to be delivered.
     pub pending: Found<Pending>,
-    /// Those that are connected, in the order in which they started.
+    /// The connected bridges, in the order in which they started.
     pub bridges: Found<Vec<Bridge>>,
 }
 
-/// Or why it is not known.
+/// A value, or why it is not known.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Found<T> {
-    /// It is known.
     So(T),
-    /// It is not.
-    Unknown {
-        /// Why.
-        unknown: String,
-    },
+    Unknown { unknown: String },
 }
 
 impl<T> Found<T> {
@@ -57,33 +52,31 @@ impl<T> From<Result<T, Error>> for Found<T> {
     }
 }
 
-/// What is neither sent nor expired.
+/// The rows that are neither sent nor expired.
 #[derive(Debug, Serialize)]
 pub struct Pending {
-    /// Rows.
     pub rows: i64,
-    /// Whom they concern.
+    /// Users that the rows are for.
     pub users: i64,
-    /// For how long the oldest has waited, if any does.
+    /// How long the oldest row has waited; `None` if there is none.
     pub oldest_seconds: Option<f64>,
 }
 
-/// A bridge that is connected.
 #[derive(Debug, Serialize)]
 pub struct Bridge {
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
-    /// Where it serves streams.
+    /// Address where it serves streams.
     pub address: String,
-    /// Where it connects from, unless that is a Unix socket.
+    /// Address that it connects from; `None` for a Unix socket.
     pub client_address: Option<String>,
     /// `awake` or `asleep`.
     pub state: String,
-    /// Streams that are open.
+    /// Open streams.
     pub connections: i64,
-    /// For how long it has run.
+    /// Time since it started.
     pub up_seconds: f64,
-    /// How long ago it told so.
+    /// Time since its last report.
     pub silent_seconds: f64,
 }
 
@@ -96,7 +89,7 @@ impl Survey {
         }
     }
 
-    /// Looks.
+    /// Queries the database.
     pub async fn take(client: &Borrowed, schema: &SchemaName) -> Self {
         let pending = schema.fill(include_str!("../../sql/pending.sql"));
         let bridges = schema.fill(include_str!("../../sql/bridges.sql"));

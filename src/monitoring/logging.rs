@@ -1,5 +1,5 @@
-//! Logging: text for people, JSON for machines. `docs/operations/logs.md` says what
-//! the levels and fields mean.
+//! Logging: text for people, JSON for programs. `docs/operations/logs.md` describes the
+//! levels and fields.
 
 mod filter;
 mod output;
@@ -39,32 +39,26 @@ use crate::{
     runtime::escape,
 };
 
-/// How often it is told how many lines are missing.
+/// How often the number of missing lines is logged.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// How long the end of the process may wait for whoever reads the log.
+/// How long the process may wait at its end for the reader of the log.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// As there is one standard error, there is one of these. None until [`install`].
+/// One per process, as standard error is. Empty until [`install`].
 static OUTPUT: OnceLock<Output> = OnceLock::new();
 
-/// Why there is no log.
+/// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// `TIDINGS_LOG` can't be understood.
     #[error("{0}")]
     Filter(#[from] FilterError),
-    /// The system refuses a thread.
     #[error("can't start the thread that writes the log: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// Installs the process-wide subscriber, which writes to standard error without
-/// ever waiting for whoever reads that, and logs panics.
-///
-/// # Errors
-///
-/// [`LogError`].
+/// Installs the process-wide subscriber, which writes to standard error without ever
+/// waiting for the reader, and logs panics.
 pub fn install(options: &LogOptions) -> Result<(), LogError> {
     let filter = filter::parse(&options.log)?;
     let output = match OUTPUT.get() {
@@ -95,8 +89,7 @@ pub fn install(options: &LogOptions) -> Result<(), LogError> {
             .with_span_list(false)
             .boxed()
     };
-    // Installing fails only where a subscriber is there already, which serves
-    // as well.
+    // This fails only if a subscriber is installed already, which serves as well.
     let _ = registry()
         .with(filter)
         .with(filter_fn(filter::is_public))
@@ -108,14 +101,14 @@ pub fn install(options: &LogOptions) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Writes a field as the subscriber does by default, without anything that a terminal
-/// would take for a command: what Postgres and clients say is in messages and fields.
+/// Writes a field as the subscriber does by default, but escapes everything that a
+/// terminal would execute: messages and fields contain text from Postgres and clients.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> std::fmt::Result {
     let value = format!("{value:?}");
     let value = escape::line(&value);
     match field.name() {
         "message" => write!(writer, "{value}"),
-        // What `log` says of itself is in the line already.
+        // The fields that `log` adds are in the line already.
         name if name.starts_with("log.") => Ok(()),
         name if writer.has_ansi_escapes() => {
             write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}")
@@ -124,40 +117,41 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> std
     }
 }
 
-/// Writes a text to standard error, after the lines of the log, without anything that
-/// a terminal would take for a command.
+/// Writes a text to standard error, after the lines of the log, and escapes everything
+/// that a terminal would execute.
 pub fn say(text: &str) {
     let text = format!("{}\n", escape::lines(text));
     match OUTPUT.get() {
         Some(output) => output.line(text.as_bytes()),
-        // Nothing runs yet that could be held up.
+        // Nothing is running yet that this could block.
         None => {
             let _ = io::Write::write_all(&mut stderr(), text.as_bytes());
         }
     }
 }
 
-/// Waits until the log is written, but not for long.
+/// Waits until the log is written, for at most [`FLUSH_LIMIT`].
 pub fn flush() {
     if let Some(output) = OUTPUT.get() {
         output.flush(FLUSH_LIMIT);
     }
 }
 
-/// How many lines were dropped because nobody read standard error.
+/// The number of lines that were dropped because standard error was not read.
 pub fn dropped() -> u64 {
     OUTPUT.get().map_or(0, Output::dropped)
 }
 
-/// Tells now and then how many lines are missing from the log, until it is dropped:
-/// those that were like too many others, and those that nobody read in time.
+/// Periodically logs how many lines are missing from the log: those that the rate limit
+/// suppressed, and those that were dropped because standard error was not read in time.
+/// Never returns.
 pub async fn keep_telling_what_is_missing() {
     let (mut pace, mut told) = (interval(TELL_EVERY), 0);
     loop {
         pace.tick().await;
         tell_what_was_left_out();
         let dropped = dropped();
-        // While nobody reads, this line would be dropped too.
+        // While standard error is not read, this line would be dropped too.
         if dropped > told && OUTPUT.get().is_some_and(Output::has_room) {
             let count = dropped - told;
             warn!(
@@ -170,8 +164,7 @@ pub async fn keep_telling_what_is_missing() {
     }
 }
 
-/// Tells how many lines were left out since the last time because they were like
-/// others before them.
+/// Logs how many lines the rate limit has suppressed since the last call.
 pub fn tell_what_was_left_out() {
     rate_limit::tell();
 }

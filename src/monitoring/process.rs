@@ -1,5 +1,5 @@
-//! What the system says of this process. Linux tells it in files; elsewhere nothing
-//! is known.
+//! Resource usage of this process, as Linux reports it in `/proc`. On other systems it is
+//! not known.
 
 use std::{
     fs,
@@ -8,26 +8,24 @@ use std::{
 
 use serde::Serialize;
 
-/// The unit of times in `/proc`: to programs it is the same on all machines.
+/// The unit of times in `/proc`: for programs it is the same on all machines.
 const TICKS_A_SECOND: f64 = 100.0;
 
-/// What it has taken from the system.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Process {
-    /// When it began, in seconds since 1970.
+    /// Start time, in seconds since 1970.
     pub started: f64,
-    /// The time that processors have worked for it.
+    /// CPU time used, in user and system mode.
     pub cpu_seconds: f64,
-    /// The memory that it occupies.
     pub resident_bytes: u64,
 }
 
 impl Process {
-    /// Of the moment.
+    /// The current usage; `None` if it is not known.
     pub fn now() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // The program's name, in brackets, may hold anything; what follows begins with
-        // the third field.
+        // The program's name, in parentheses, may contain anything; the third field
+        // follows it.
         let (_, fields) = stat.rsplit_once(')')?;
         let seconds = |number: usize| -> Option<f64> {
             let ticks: f64 = fields.split_whitespace().nth(number - 3)?.parse().ok()?;
@@ -54,7 +52,7 @@ fn resident_bytes() -> Option<u64> {
     Some(kibibytes << 10)
 }
 
-/// How many files it has open, and may have. Each stream is one.
+/// How many files are open, and how many may be. Each stream is one.
 pub fn files() -> Option<(usize, u64)> {
     let open = fs::read_dir("/proc/self/fd").ok()?.count();
     let (most, _) = rlimit::Resource::NOFILE.get().ok()?;

@@ -1,5 +1,5 @@
-//! What a monitor reads, in the OpenMetrics text format or in that of Prometheus.
-//! `docs/operations/metrics.md` says what each of them is for.
+//! The metrics, in the OpenMetrics text format or in that of Prometheus.
+//! `docs/operations/metrics.md` explains what each of them is for.
 
 mod exposition;
 
@@ -21,12 +21,11 @@ use crate::{
 
 pub use self::exposition::Exposition;
 
-/// What is measured.
+/// All metrics of the bridge and its process.
 #[derive(Debug)]
 pub struct Metrics(Registry);
 
 impl Metrics {
-    /// Of these vitals, and of the streams that have ended.
     pub fn new(vitals: Arc<Vitals>, ended: &Ended) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(OfProcess));
@@ -55,7 +54,7 @@ impl Metrics {
         Self(registry)
     }
 
-    /// All of it, as it is now, in this format.
+    /// The current values in this format.
     pub fn text(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         let written = text::encode(&mut text, &self.0);
@@ -64,7 +63,7 @@ impl Metrics {
     }
 }
 
-/// What is read off the bridge when a monitor asks.
+/// The metrics that are read from the bridge at each scrape.
 #[derive(Debug)]
 struct OfBridge(Arc<Vitals>);
 
@@ -246,7 +245,7 @@ impl Collector for OfBridge {
     }
 }
 
-/// What every process can tell, under the names that all of them use.
+/// The metrics of the process, under the names that are standard for all programs.
 #[derive(Debug)]
 struct OfProcess;
 
@@ -278,7 +277,7 @@ impl Collector for OfProcess {
     }
 }
 
-/// Writes metrics down, each with the sentence that a monitor shows.
+/// Encodes metrics, each with its help text.
 struct Sheet<'a>(DescriptorEncoder<'a>);
 
 impl Sheet<'_> {

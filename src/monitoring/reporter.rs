@@ -1,6 +1,6 @@
-//! Tells the database every ten seconds what this bridge is and does, for the
-//! views `tidings_bridges`, `tidings_throughput` and `tidings_delay`. Nothing
-//! rests on it.
+//! Reports to the database every ten seconds what this bridge is and does, for the views
+//! `tidings_bridges`, `tidings_throughput` and `tidings_delay`. Delivery doesn't depend
+//! on it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,33 +24,32 @@ use crate::{
     runtime::backoff::Backoff,
 };
 
-/// How often it tells. By the database's clock, so that a minute's last report
-/// comes when it is over.
+/// Interval of the reports, by the database's clock, so that a minute's last report is
+/// sent when the minute is over.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// How soon after another report a change is told, such as of being awake or
-/// asleep: a bridge that keeps changing tells once a second.
+/// Minimum time between a report and the next one about a change, such as falling asleep:
+/// a bridge that keeps changing reports once a second.
 const SOON: Duration = Duration::from_secs(1);
 
-/// How long telling may take. A connection that isn't answered in time is closed.
+/// Time limit of a report. A connection that isn't answered in time is closed.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the last report may keep the bridge from stopping.
+/// How long the last report may delay the shutdown.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
 
-/// The first and the longest wait before it is asked again whether this role may
-/// tell, while the database is away.
+/// First and longest wait before asking again, while the database can't be reached,
+/// whether this role may report.
 const ASK_FIRST: Duration = Duration::from_millis(200);
 const ASK_LONGEST: Duration = Duration::from_secs(10);
 
-/// Whether this role may tell.
+/// Whether this role may report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Right {
     Granted,
     Missing,
 }
 
-/// The task that tells.
 #[derive(Debug)]
 pub struct Reporter {
     bridge: String,
@@ -66,19 +65,19 @@ pub struct Reporter {
     told: Option<Instant>,
 }
 
-/// What has been told of a minute.
+/// What has been reported about a minute.
 #[derive(Debug, Default)]
 struct Minute {
     begins: Moment,
-    /// What had been told before it.
+    /// Totals that were reported before this minute.
     before: Totals,
-    /// What has been told by now.
+    /// Totals that have been reported so far.
     told: Totals,
 }
 
 impl Minute {
-    /// What is to be told of this minute, if anything has happened since the last
-    /// time: all that has been done in it.
+    /// Everything that was done in this minute, if anything has happened since the last
+    /// report.
     fn news(&mut self, minute: Moment, totals: &Totals) -> Option<Totals> {
         if self.begins != minute {
             self.begins = minute;
@@ -89,7 +88,7 @@ impl Minute {
 }
 
 impl Reporter {
-    /// Of a bridge that serves at this address.
+    /// `address` is where the bridge serves streams.
     pub fn new(
         address: String,
         activity: Arc<Activity>,
@@ -114,8 +113,9 @@ impl Reporter {
         }
     }
 
-    /// Tells until `stop`, and what is left then. A role that was given its rights
-    /// by hand, before there was anything to tell, may not: then it does nothing.
+    /// Reports until `stop`, and the rest then. A role whose privileges were granted by
+    /// hand, before there were reports, may lack this one: then the reporter does
+    /// nothing.
     pub async fn run(mut self, stop: CancellationToken) {
         match stop.run_until_cancelled(self.right()).await {
             Some(Right::Granted) => {}
@@ -124,7 +124,8 @@ impl Reporter {
                     "this role may not tell what the bridge does, so the views that show it leave \
                      it out; `tidings check` tells what to grant"
                 );
-                // Without a report it still is one of the bridge's tasks.
+                // Even without reporting it is one of the bridge's tasks, which must not
+                // end on their own.
                 return stop.cancelled().await;
             }
             None => return,
@@ -132,7 +133,8 @@ impl Reporter {
         while !stop.is_cancelled() {
             let now = self.activity.clock.now();
             let minute = tokio::select! {
-                // What is told then was done before.
+                // What is reported now was done before, so it belongs to the minute of
+                // half an interval ago.
                 () = sleep(now.until_next(EVERY)) => {
                     Some(self.activity.clock.now().before(EVERY / 2).minute())
                 }
@@ -148,7 +150,7 @@ impl Reporter {
         debug!(?told, "told the last of what the bridge did");
     }
 
-    /// Whether its role may tell. Asks until the database answers.
+    /// Whether this role may report. Asks until the database answers.
     async fn right(&self) -> Right {
         let mut backoff = Backoff::new(ASK_FIRST, ASK_LONGEST);
         loop {
@@ -179,7 +181,7 @@ impl Reporter {
         }
     }
 
-    /// How the bridge is, and what it did in this minute.
+    /// Reports the state of the bridge, and what it did in this minute.
     async fn tell(&mut self, minute: Option<Moment>) -> Result<(), QueryError> {
         self.told = Some(Instant::now());
         let totals = self.activity.totals();
@@ -239,7 +241,7 @@ impl Reporter {
     }
 }
 
-/// As the database counts.
+/// Converts to the database's type.
 fn count(rows: u64) -> i64 {
     i64::try_from(rows).unwrap_or(i64::MAX)
 }
@@ -264,7 +266,7 @@ mod tests {
         minute.told = seen(3);
         assert_eq!(minute.news(first, &seen(3)), None);
         assert_eq!(minute.news(first, &seen(5)), Some(seen(5)));
-        // That was not told, so it is told of the next minute.
+        // The rows that were not reported count for the next minute.
         assert_eq!(minute.news(second, &seen(6)), Some(seen(3)));
         minute.told = seen(6);
         assert_eq!(minute.news(second, &seen(6)), None);

@@ -1,6 +1,6 @@
-//! How the bridge does: all that it counts, read when somebody asks.
+//! The statistics of the bridge, read on request.
 //!
-//! What a row passes counts in atomics, and nobody adds them up before that.
+//! The delivery path counts in atomics, which are summed up only here.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,108 +22,95 @@ use crate::{
     },
 };
 
-/// Where it is counted.
+/// Where the statistics are counted.
 #[derive(Debug)]
 pub struct Vitals {
-    /// Connections, and what waits for them.
     pub hub: Arc<Hub>,
-    /// Rows that were sent.
     pub marks: Arc<Marks>,
-    /// Rows on their way, and how long it took.
     pub activity: Arc<Activity>,
-    /// The listener.
     pub health: Arc<Health>,
-    /// Connections to the database.
     pub pool: Pool,
-    /// Pages.
     pub reads: Reads,
-    /// Rows that were removed.
     pub pruned: Arc<Pruned>,
-    /// Who was turned away.
     pub refusals: Arc<Refusals>,
-    /// Streams that may be open.
+    /// Maximum number of open streams.
     pub connections_limit: u32,
 }
 
-/// All of it, at one moment. What only grows is counted since the bridge began.
+/// All statistics at one moment. Counters begin at the start of the bridge.
 #[derive(Debug, Serialize)]
 pub struct Figures {
-    /// Whether it should be sent clients, and why not.
+    /// Whether the bridge should receive clients, and why not.
     #[serde(flatten)]
     pub readiness: Readiness,
-    /// Streams that are open.
+    /// Open streams.
     pub connections: usize,
-    /// Streams that may be open.
+    /// Maximum number of open streams.
     pub connections_limit: u32,
     /// Streams that were opened.
     pub opened: u64,
-    /// Users with a stream.
+    /// Users with an open stream.
     pub users: usize,
     /// Rows that were written to sockets.
     pub delivered: u64,
-    /// How long they took from the table.
+    /// How long they took from `created_at` to a socket.
     pub delays: Delays,
-    /// Rows in mailboxes.
     pub waiting_rows: usize,
-    /// Mailboxes that were full.
+    /// Times that a mailbox was full.
     pub overflows: u64,
-    /// Rows that have their mark.
+    /// Rows that were marked as sent.
     pub marked: u64,
-    /// Rows that have not settled, each for every connection that it was written to.
+    /// Rows that have not settled, counted once per connection that they were written to.
     pub in_flight: usize,
-    /// Rows that have settled and whose marks are still to be written.
+    /// Rows that have settled and are not marked yet.
     pub unmarked: usize,
     /// Those of them that can't be marked at the moment.
     pub marks_stuck: usize,
-    /// Tries to write marks that failed.
+    /// Failed attempts to write marks.
     pub mark_failures: u64,
-    /// Rows that go without a mark.
+    /// Rows that will not be marked, and may be sent again.
     pub lost_marks: u64,
     /// Streams that wait for a page of what they missed.
     pub pages_wanted: i64,
-    /// Rows in pages.
+    /// Rows that were read in pages.
     pub page_rows: u64,
-    /// Tries to read a page that failed.
+    /// Failed attempts to read a page.
     pub page_failures: u64,
-    /// Rows that this bridge has removed because they had had their time.
+    /// Old and expired rows that this bridge has removed.
     pub pruned: u64,
-    /// Rows that have had their time and that this bridge could not remove.
+    /// Old and expired rows that this bridge can't remove at the moment.
     pub prune_failures: u64,
-    /// How many seconds the database's clock is ahead, once that is known.
+    /// How many seconds the database's clock is ahead; `None` until that is known.
     pub clock_offset: Option<f64>,
-    /// The listener.
     pub listener: Listener,
-    /// Connections to the database.
     pub pool: Usage,
-    /// Those who were turned away, by reason.
+    /// Rejected requests and sockets, by reason.
     pub refused: BTreeMap<&'static str, u64>,
-    /// What the process takes, where the system tells it.
+    /// Resource usage of the process, if the system reports it.
     pub process: Option<Process>,
 }
 
-/// How the listener does.
+/// Statistics of the listener.
 #[derive(Debug, Serialize)]
 pub struct Listener {
-    /// Whether it hears the database.
+    /// Whether the listener reaches the database.
     pub hears: bool,
-    /// How it learns of rows.
     pub watching: Watching,
-    /// Whether what rings when rows are inserted is in order.
+    /// Whether the trigger that sends NOTIFY exists and fires.
     pub doorbell_in_order: bool,
-    /// How full the server's notification queue is, if that is known.
+    /// How full the server's notification queue is, from 0 to 1, if that is known.
     pub queue_usage: Option<f64>,
-    /// Looks at the table.
+    /// Polls of the table.
     pub looks: u64,
-    /// Bells that it woke up by.
+    /// Doorbells that woke it up.
     pub rings: u64,
-    /// How often it changed between polling and waiting for the bell.
+    /// Changes between awake and asleep.
     pub changes: u64,
-    /// How often it found the database again that it had lost.
+    /// Reconnections after the database was lost.
     pub reconnects: u64,
 }
 
 impl Vitals {
-    /// How it does now.
     pub fn figures(&self) -> Figures {
         let (audience, marks) = (self.hub.audience(), self.marks.counts());
         let listened = self.health.listened();

@@ -1,20 +1,20 @@
-//! `TIDINGS_LOG`: what is written to the log.
+//! `TIDINGS_LOG`: which events are logged.
 
 use tracing::Metadata;
 use tracing_subscriber::{EnvFilter, filter::Directive};
 
 use crate::config::DEFAULT_LOG;
 
-/// To the server a stream that leaves it is a response that failed, and it would
-/// say so each time ([`crate::http::detached_stream`]).
+/// To the HTTP server, a stream that is detached from it is a failed response, which it
+/// would log each time ([`crate::http::detached_stream`]).
 const DEPARTURES: &str = "actix_http::h1::dispatcher=off";
 
-/// The migrations of earlier releases did not name the schema, so the checksums of what
-/// they applied differ (`docs/decisions/0011-names-are-qualified-in-all-sql.md`).
+/// The migrations of earlier releases did not name the schema, so the checksums of the
+/// applied ones differ (`docs/decisions/0011-names-are-qualified-in-all-sql.md`).
 const CHECKSUMS: &str = "refinery_core::traits::divergent=off";
 
-/// Where `tokio_postgres` writes the parameters of queries, which name users and hold
-/// the hashes of tickets. Nothing of it is logged, whatever the setting says.
+/// The target where `tokio_postgres` logs the parameters of queries, which contain users
+/// and the hashes of tickets. It is never logged, whatever the setting.
 const PARAMETERS: &str = "tokio_postgres::query";
 
 /// Targets of version 0.1 whose modules have other names now. `TIDINGS_LOG` accepts them
@@ -55,14 +55,14 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 #[error("TIDINGS_LOG (or --log) can't be used: {0}")]
 pub struct FilterError(String);
 
-/// Reads the setting. Empty is the default.
+/// Parses the setting. Empty means the default.
 ///
-/// The library would take a word that is no level for the name of a target, so that
-/// `inof` would leave the log empty, without any message.
+/// The library would take a word that is not a level for a target, so `inof` would leave
+/// the log empty without any message.
 ///
 /// # Errors
 ///
-/// [`FilterError`], which says what is allowed.
+/// [`FilterError`], which lists what is allowed.
 pub(super) fn parse(text: &str) -> Result<EnvFilter, FilterError> {
     let text = match text.trim() {
         "" => DEFAULT_LOG,
@@ -79,7 +79,7 @@ pub(super) fn parse(text: &str) -> Result<EnvFilter, FilterError> {
     Ok(filter)
 }
 
-/// Whether what comes from there may be in a log.
+/// Whether events of this target may be logged.
 pub(super) fn is_public(metadata: &Metadata<'_>) -> bool {
     !metadata.target().starts_with(PARAMETERS)
 }
@@ -102,7 +102,8 @@ fn directive(text: &str) -> Result<Directive, FilterError> {
     const HELP: &str = "write a level (off, error, warn, info, debug, trace), or targets and \
                         levels with commas between them: warn,tidings=debug";
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    // What has a span in it is for those who know the library's syntax.
+    // Directives with a span are not checked: they are for those who know the library's
+    // syntax.
     let has_span = text.contains('[');
     let is_name = |c: char| c.is_ascii_alphanumeric() || "_:-.".contains(c);
     let level = match text.rsplit_once('=') {

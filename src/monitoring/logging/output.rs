@@ -1,12 +1,12 @@
-//! Standard error, as the log writes to it: never waiting for whoever reads it.
+//! Writes the log to standard error, without ever waiting for the reader.
 //!
-//! A pipe whose reader hangs takes 64 KiB and then blocks whoever writes to it, and
-//! every task of the bridge logs. So lines are queued, and a thread of its own writes
-//! them. A line for which the queue has no room is dropped and counted.
+//! A pipe whose reader hangs takes 64 KiB and then blocks the writer, and every task of
+//! the bridge logs. So lines are queued and written by a dedicated thread. A line for
+//! which the queue has no room is dropped and counted.
 //!
 //! `tracing-appender` does the same, but its guard reports a reader that hangs with
-//! `eprintln!`, which is where the process would then hang; and it counts lines, which
-//! bounds no memory.
+//! `eprintln!`, where the process would then hang; and it limits the number of lines,
+//! which doesn't bound memory.
 
 use std::{
     io::{self, Write, stderr},
@@ -21,29 +21,29 @@ use std::{
 
 use crate::runtime::escape;
 
-/// Bytes of lines that wait to be written: some thousand lines, which is a burst of
-/// some milliseconds at the level `trace`, and minutes of `info`. As much again may
-/// be with the system at the same time.
+/// Size limit of the queue: some thousand lines, which is a burst of some milliseconds at
+/// the level `trace`, and minutes of `info`. As many bytes again may be in the thread
+/// that is writing.
 const QUEUE_BYTES: usize = 1 << 20;
 
 /// Memory that an empty queue keeps.
 const KEPT_BYTES: usize = 16 << 10;
 
-/// Writes whole lines. Its clones write to the same queue.
+/// Writes whole lines. Clones share one queue.
 #[derive(Clone, Debug)]
 pub struct Output(Arc<Shared>);
 
-/// The same for lines of JSON, which has no escapes of its own for all that a terminal
-/// would take for a command.
+/// The same for lines of JSON, whose own escapes don't cover everything that a terminal
+/// would execute.
 #[derive(Clone, Debug)]
 pub struct JsonOutput(Output);
 
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// The queue holds something.
+    /// Signals that the queue is not empty.
     filled: Condvar,
-    /// The queue is empty, and nothing is being written.
+    /// Signals that the queue is empty and nothing is being written.
     emptied: Condvar,
     dropped: AtomicU64,
 }
@@ -65,7 +65,7 @@ impl Output {
         Self::start_with(stderr())
     }
 
-    /// For lines of JSON.
+    /// A writer for lines of JSON.
     pub fn as_json(&self) -> JsonOutput {
         JsonOutput(self.clone())
     }
@@ -78,7 +78,7 @@ impl Output {
         Ok(output)
     }
 
-    /// Queues a line, or drops it. Never waits for the reader.
+    /// Queues a line, or drops it if the queue is full. Never waits for the reader.
     pub fn line(&self, line: &[u8]) {
         let mut queue = self.0.queue();
         if queue.bytes.len() + line.len() > QUEUE_BYTES {
@@ -90,17 +90,18 @@ impl Output {
         self.0.filled.notify_one();
     }
 
-    /// How many lines were dropped, or could not be written.
+    /// The number of lines that were dropped or could not be written.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Whether there is room for more than a burst: the reader reads again.
+    /// Whether there is room for more than a burst, which means that the reader is
+    /// reading again.
     pub fn has_room(&self) -> bool {
         self.0.queue().bytes.len() < QUEUE_BYTES / 2
     }
 
-    /// Waits until all lines are written, at most for `limit`.
+    /// Waits until all lines are written, for at most `limit`.
     pub fn flush(&self, limit: Duration) {
         let give_up = Instant::now() + limit;
         let mut queue = self.0.queue();
@@ -128,7 +129,7 @@ impl Shared {
             let (mut bytes, lines) = (mem::take(&mut queue.bytes), mem::take(&mut queue.lines));
             queue.is_writing = true;
             drop(queue);
-            // A pipe that is closed: nobody can be told, but monitors.
+            // The pipe is closed: only the metrics can report this.
             if target
                 .write_all(&bytes)
                 .and_then(|()| target.flush())
@@ -145,13 +146,13 @@ impl Shared {
         }
     }
 
-    /// No code panics while it holds the lock.
+    /// Ignores poisoning: no code panics while it holds the lock.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes a line at once, as the subscriber writes it.
+/// Each write is one whole line, as the subscriber writes them.
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.line(line);
@@ -183,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes bytes only while it is read.
+    /// Accepts bytes only while it is being read.
     struct Pipe {
         begun: Sender<()>,
         read: Receiver<()>,
@@ -220,7 +221,7 @@ mod tests {
         output.line(b"first\n");
         begun.recv_timeout(PATIENCE).expect("it is written");
 
-        // The thread hangs from here on.
+        // From here on the thread hangs.
         let (line, start) = (vec![b'x'; QUEUE_BYTES / 16], Instant::now());
         for _ in 0..16 {
             assert_eq!(output.dropped(), 0);
@@ -240,7 +241,7 @@ mod tests {
         assert!(output.has_room());
         assert_eq!(taken.lock().expect("no panic").len(), 6 + QUEUE_BYTES);
 
-        // Closed: what can't be written counts as dropped.
+        // Closed: lines that can't be written count as dropped.
         drop(reads);
         output.line(b"for nobody\n");
         output.flush(PATIENCE);

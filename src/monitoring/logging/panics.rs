@@ -1,5 +1,5 @@
-//! Panics in the log. The hook that the language brings writes to standard error by
-//! itself: not in the log's form, and it blocks if nobody reads that.
+//! Logs panics. The default hook writes to standard error directly: not in the log's
+//! format, and it blocks if standard error is not read.
 
 use std::{
     any::Any,
@@ -11,7 +11,7 @@ use tracing::error;
 
 use crate::runtime::tasks;
 
-/// Logs each panic once, as an error, with the task or thread and the place.
+/// Logs each panic once, as an error, with the task or thread and the location.
 pub fn log() {
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -22,7 +22,7 @@ pub fn log() {
         let place = panic.location().map(ToString::to_string);
         let place = place.unwrap_or_default();
         let reason = text(panic.payload());
-        // Asked for by RUST_BACKTRACE.
+        // Captured if `RUST_BACKTRACE` is set.
         let backtrace = Backtrace::capture();
         let trace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
         error!(

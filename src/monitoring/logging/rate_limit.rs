@@ -1,5 +1,5 @@
-//! How much of one kind the log takes: whoever floods the bridge must not fill its
-//! disk too.
+//! Limits the lines per second of each call site: a client that floods the bridge must
+//! not fill its disk too.
 
 use std::{
     collections::HashMap,
@@ -10,16 +10,16 @@ use std::{
 use tracing::{Event, Level, Metadata, Subscriber, callsite::Identifier, info};
 use tracing_subscriber::layer::{Context, Layer};
 
-/// Lines of one kind, which is one place in the code, that are written in a second.
-/// Enough to see what they are like; with a hundred bytes or two each, and some
-/// dozens of kinds that strangers can cause, a disk fills in months.
+/// Lines per second and call site. Enough to see what they are about; with 100 to 200
+/// bytes each, and some dozens of call sites that strangers can trigger, a disk takes
+/// months to fill.
 const LINES_A_SECOND: u32 = 20;
 
-/// As there is one subscriber, there is one of these.
+/// One per process, as the subscriber is.
 static KINDS: LazyLock<Mutex<Kinds>> = LazyLock::new(Mutex::default);
 
-/// Leaves out lines of a kind of which there are too many. Who asks for
-/// [`Level::TRACE`] gets all of that.
+/// Suppresses the lines of call sites that log too many. An operator who enables
+/// [`Level::TRACE`] gets all of its lines.
 pub struct Flood;
 
 impl<S: Subscriber> Layer<S> for Flood {
@@ -29,9 +29,9 @@ impl<S: Subscriber> Layer<S> for Flood {
     }
 }
 
-/// Tells how many lines were left out since the last time.
+/// Logs how many lines were suppressed since the last call.
 pub fn tell() {
-    // Told when the lock is no longer held, as these are lines too.
+    // Logged after the lock is released, because these are lines too.
     let left_out = kinds().take_left_out();
     for (kind, count) in left_out {
         let (of, line) = (kind.target(), kind.line().unwrap_or_default());
@@ -42,12 +42,12 @@ pub fn tell() {
     }
 }
 
-/// No code panics while it holds the lock.
+/// Ignores poisoning: no code panics while it holds the lock.
 fn kinds() -> MutexGuard<'static, Kinds> {
     KINDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// There are no more of them than places in the code that write to the log.
+/// Bounded by the number of call sites in the code.
 #[derive(Debug, Default)]
 struct Kinds(HashMap<Identifier, Kind>);
 
@@ -60,7 +60,7 @@ struct Kind {
 }
 
 impl Kinds {
-    /// Whether a line of this kind is to be written now.
+    /// Whether a line of this call site may be logged now. If not, it is counted.
     fn admit(&mut self, metadata: &'static Metadata<'static>, now: Instant) -> bool {
         let kind = self.0.entry(metadata.callsite()).or_insert(Kind {
             metadata,
@@ -80,7 +80,7 @@ impl Kinds {
         is_admitted
     }
 
-    /// How many were left out of each kind since the last time.
+    /// The number of suppressed lines per call site since the last call.
     fn take_left_out(&mut self) -> Vec<(&'static Metadata<'static>, u64)> {
         let kinds = self.0.values_mut().filter(|kind| kind.left_out > 0);
         kinds
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Notes what kinds of lines there are.
+    /// Records the metadata of all events.
     #[derive(Clone, Default)]
     struct Witness(Arc<Mutex<Vec<&'static Metadata<'static>>>>);
 

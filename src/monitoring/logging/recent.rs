@@ -1,4 +1,4 @@
-//! The last lines that somebody should look at, for the operator's page.
+//! Keeps the last warnings and errors for the operator's page.
 
 use std::{
     collections::VecDeque,
@@ -17,21 +17,21 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
-/// Lines that are kept.
+/// Number of lines that are kept.
 const KEPT: usize = 30;
 
-/// Bytes of a line that are kept: a message is a sentence or two.
+/// Maximum size of a line: a message is a sentence or two.
 const LINE_BYTES: usize = 1_000;
 
-/// As there is one subscriber, there is one of these.
+/// One per process, as the subscriber is.
 static LINES: Mutex<VecDeque<Line>> = Mutex::new(VecDeque::new());
 static ERRORS: AtomicU64 = AtomicU64::new(0);
 static WARNINGS: AtomicU64 = AtomicU64::new(0);
 
-/// A line of the log: its message, which reads alone.
+/// A line of the log: its message, which is complete without the fields.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
-    /// In milliseconds since 1970.
+    /// Milliseconds since 1970.
     at_ms: u64,
     level: &'static str,
     message: String,
@@ -42,13 +42,13 @@ pub fn recent() -> Vec<Line> {
     lines().iter().rev().cloned().collect()
 }
 
-/// How many there were of each, by level.
+/// How many errors and warnings were logged, by level.
 pub fn counted() -> [(&'static str, u64); 2] {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     [("error", count(&ERRORS)), ("warn", count(&WARNINGS))]
 }
 
-/// Keeps them.
+/// The layer that keeps warnings and errors.
 pub struct Recent;
 
 impl<S: Subscriber> Layer<S> for Recent {
@@ -75,12 +75,12 @@ impl<S: Subscriber> Layer<S> for Recent {
     }
 }
 
-/// No code panics while it holds the lock.
+/// Ignores poisoning: no code panics while it holds the lock.
 fn lines() -> MutexGuard<'static, VecDeque<Line>> {
     LINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the message from among an event's fields.
+/// Extracts the message from an event's fields.
 struct Message(String);
 
 impl Message {
