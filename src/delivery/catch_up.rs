@@ -5,6 +5,7 @@ mod metrics;
 mod turns;
 
 use std::{
+    fmt,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -93,6 +94,14 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Reading(oneshot::Receiver<Outcome>);
 
+impl Reading {
+    /// A page that is delivered through the sender.
+    pub fn channel() -> (oneshot::Sender<Outcome>, Self) {
+        let (reply, reading) = oneshot::channel();
+        (reply, Self(reading))
+    }
+}
+
 impl Future for Reading {
     type Output = Outcome;
 
@@ -114,6 +123,12 @@ pub struct Page {
     pub lease: Lease,
 }
 
+/// Where a stream gets its pages from.
+pub trait PageSource: fmt::Debug + Send + Sync {
+    /// Reads the first page that was not yet delivered. Dropping the [`Reading`] abandons it.
+    fn read(self: Arc<Self>, wanted: Wanted) -> Reading;
+}
+
 /// A page that has been read, with the user's new watermark if there is one.
 struct Read {
     start: Option<Position>,
@@ -122,17 +137,18 @@ struct Read {
     drained: Option<Xid>,
 }
 
-impl Pages {
-    /// Reads a page in a task of the bridge. While the database is unreachable, the read
+impl PageSource for Pages {
+    /// Reads the page in a task of the bridge. While the database is unreachable, the read
     /// is retried.
-    pub fn read(self: &Arc<Self>, wanted: Wanted) -> Reading {
-        let (reply, reading) = oneshot::channel();
-        let pages = Arc::clone(self);
-        self.runtime
-            .spawn(async move { pages.answer(wanted, reply).await });
-        Reading(reading)
+    fn read(self: Arc<Self>, wanted: Wanted) -> Reading {
+        let (reply, reading) = Reading::channel();
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move { self.answer(wanted, reply).await });
+        reading
     }
+}
 
+impl Pages {
     /// Every wait ends when the stream is gone, but a running query is never cancelled.
     async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<Outcome>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);

@@ -27,7 +27,7 @@ pub use self::start::Start;
 use crate::{
     delivery::{
         batch::{Batch, End},
-        catch_up::{Lease, Outcome, Page, Pages, Reading, Wanted},
+        catch_up::{Lease, Outcome, Page, PageSource, Reading, Wanted},
         chunk_rows::HandedOut,
         counters::Activity,
         heartbeat::{Alarm, Heartbeats},
@@ -71,7 +71,7 @@ pub struct Streams {
     pub hub: Arc<Hub>,
     pub marks: Arc<Marks>,
     pub activity: Arc<Activity>,
-    pub pages: Arc<Pages>,
+    pub pages: Arc<dyn PageSource>,
     pub heartbeats: Heartbeats,
     /// The time over which the ends of streams are spread when the bridge stops.
     pub drain: Duration,
@@ -363,7 +363,7 @@ impl EventStream {
         // Accept batches first: whatever is published from now on may not be in this
         // page.
         self.connection.reopen();
-        self.streams.pages.read(Wanted {
+        Arc::clone(&self.streams.pages).read(Wanted {
             user: self.connection.user().clone(),
             history: self.history,
             position: self.position.clone(),
@@ -613,3 +613,6 @@ impl Stream for EventStream {
         Poll::Ready(Some(Ok(chunk.freeze())))
     }
 }
+
+#[cfg(test)]
+mod tests;
