@@ -20,7 +20,7 @@ impl FromStr for CookieName {
         if !text.is_empty() && text.bytes().all(is_token) {
             Ok(Self(text.to_owned()))
         } else {
-            Err("a cookie's name has letters, digits, - and _ in it, such as __Host-tidings")
+            Err("it must be a cookie name: letters, digits, - and _, such as __Host-tidings")
         }
     }
 }

@@ -71,9 +71,9 @@ pub async fn loopback_only(
     if is_here {
         return next.call(request).await;
     }
-    let detail = "this address is a loopback address and answers only requests whose Host is localhost, \
-                  127.0.0.1 or [::1]: ask for one of these (a proxy in front must set Host to it), or \
-                  listen on another address";
+    let detail = "this server listens on a loopback address and accepts only requests with the \
+                  Host localhost, 127.0.0.1 or [::1]: use one of these (a proxy must set Host to \
+                  it), or listen on another address";
     Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
 }
 

@@ -213,23 +213,23 @@ impl Shared {
                     let is_first = self.keys.swap(Some(Arc::new(keys))).is_none();
                     let count = self.keys.load().as_ref().map_or(0, |keys| keys.len());
                     if is_first || failed_before {
-                        info!(url = %self.url, keys = count, "tokens' keys were fetched");
+                        info!(url = %self.url, keys = count, "fetched the key set");
                     } else {
-                        debug!(url = %self.url, keys = count, "tokens' keys were fetched");
+                        debug!(url = %self.url, keys = count, "fetched the key set");
                     }
                 }
                 Err(reason) if failed_before => {
-                    debug!(url = %self.url, reason, "tokens' keys still can't be fetched");
+                    debug!(url = %self.url, reason, "still can't fetch the key set: {reason}");
                 }
                 Err(reason) => {
                     let meanwhile = if self.keys.load().is_some() {
-                        "those that are known stay good"
+                        "using the keys that were fetched before"
                     } else {
-                        "tokens that need them are not taken yet"
+                        "tokens that need it are not accepted yet"
                     };
                     warn!(
                         url = %self.url, reason,
-                        "tokens' keys can't be fetched, {meanwhile}; trying on: {reason}"
+                        "can't fetch the key set ({meanwhile}), retrying: {reason}"
                     );
                 }
             }
@@ -269,7 +269,7 @@ impl Shared {
         let fetching = timeout(FETCH_LIMIT, self.body(client));
         let body = fetching
             .await
-            .map_err(|_| format!("it took longer than {} s", FETCH_LIMIT.as_secs()))??;
+            .map_err(|_| format!("the request took longer than {} s", FETCH_LIMIT.as_secs()))??;
         self.read(&body)
     }
 
@@ -302,7 +302,7 @@ impl Shared {
         let answer = client.get(self.url.whole()).send().await;
         let mut answer = answer.map_err(|error| said(&error.without_url()))?;
         if answer.status() != StatusCode::OK {
-            return Err(format!("it answers {}", answer.status()));
+            return Err(format!("the server responded with {}", answer.status()));
         }
         let mut body = Vec::new();
         while let Some(piece) = answer
@@ -311,7 +311,7 @@ impl Shared {
             .map_err(|error| said(&error.without_url()))?
         {
             if body.len() + piece.len() > SET_BYTES {
-                return Err(format!("it is larger than {SET_BYTES} bytes"));
+                return Err(format!("the response is larger than {SET_BYTES} bytes"));
             }
             body.extend_from_slice(&piece);
         }
@@ -323,11 +323,14 @@ impl Shared {
         struct Set {
             keys: Vec<Value>,
         }
-        let set: Set = serde_json::from_slice(body)
-            .map_err(|_| "it is no key set: a JSON object with \"keys\"".to_owned())?;
+        let set: Set = serde_json::from_slice(body).map_err(|_| {
+            "the response is not a key set (a JSON object with \"keys\")".to_owned()
+        })?;
         let count = set.keys.len();
         if count > SET_KEYS {
-            return Err(format!("it has {count} keys, more than {SET_KEYS}"));
+            return Err(format!(
+                "the key set has {count} keys, more than {SET_KEYS}"
+            ));
         }
         let keys: Vec<_> = set
             .keys
@@ -338,8 +341,8 @@ impl Shared {
             .collect();
         if keys.is_empty() {
             return Err(format!(
-                "none of its {count} keys can be used: public keys for signatures, RSA of 2048 \
-                 bits at least, P-256, P-384 or Ed25519, for an algorithm that is accepted"
+                "none of its {count} keys can be used: a key must be a public signature key (RSA \
+                 with at least 2048 bits, P-256, P-384 or Ed25519) for an accepted algorithm"
             ));
         }
         Ok(keys)

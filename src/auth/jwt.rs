@@ -190,8 +190,8 @@ impl Tokens {
     pub fn warning(&self) -> Option<&'static str> {
         let takes_others = self.key_set.is_some() && !self.validation.validate_aud;
         takes_others.then_some(
-            "TIDINGS_JWKS_URL is set and TIDINGS_JWT_AUDIENCE is not: every token that this \
-             provider signs is taken, also those that are meant for other applications",
+            "TIDINGS_JWKS_URL is set but TIDINGS_JWT_AUDIENCE is not: every token that this \
+             provider signs is accepted, including those issued for other applications",
         )
     }
 

@@ -127,7 +127,7 @@ impl JwtSecret {
         match algorithms.iter().find(too_long) {
             None => Ok(()),
             Some(&algorithm) => Err(format!(
-                "it has {} bytes, and {algorithm:?} needs {} at least: make one with \
+                "it has {} bytes, but {algorithm:?} needs at least {}: generate one with \
                  `openssl rand -hex {1}`",
                 self.0.len(),
                 hash_bytes(algorithm)
@@ -195,7 +195,7 @@ impl Key {
     ///
     /// A message with the problem and the fix.
     pub fn of_pem(block: &str, accepted: &Accepted) -> Result<Self, String> {
-        const UNUSABLE: &str = "it is no public key of RSA, P-256, P-384 or Ed25519";
+        const UNUSABLE: &str = "it is not a public key for RSA, P-256, P-384 or Ed25519";
         let label = block
             .strip_prefix("-----BEGIN ")
             .and_then(|rest| rest.split_once("-----"))
@@ -203,19 +203,19 @@ impl Key {
         match label {
             "PUBLIC KEY" | "RSA PUBLIC KEY" => {}
             "CERTIFICATE" => {
-                return Err("it is a certificate: take its key out with \
+                return Err("it is a certificate: extract its public key with \
                             `openssl x509 -in certificate.pem -pubkey -noout`"
                     .to_owned());
             }
             label if label.ends_with("PRIVATE KEY") => {
                 return Err(
-                    "it is a private key, with which others could sign tokens: keep that \
-                            where tokens are signed, and give the public one, which \
-                            `openssl pkey -in private.pem -pubout` writes"
+                    "it is a private key, which can sign tokens: keep it where tokens are \
+                            signed, and use its public key here, which \
+                            `openssl pkey -in private.pem -pubout` prints"
                         .to_owned(),
                 );
             }
-            _ => return Err("it must be PEM, -----BEGIN PUBLIC KEY----- and so on".to_owned()),
+            _ => return Err("it must be PEM, beginning with -----BEGIN PUBLIC KEY-----".to_owned()),
         }
         let pem = block.as_bytes();
         let key = DecodingKey::from_rsa_pem(pem)
@@ -225,7 +225,7 @@ impl Key {
             .map_err(|_| UNUSABLE.to_owned())?;
         let (key, kind) = public_key(&key.algorithm).map_err(|error| match error {
             Unusable::Bits(bits) => format!(
-                "it is an RSA key of {bits} bits, and {} to {} are accepted: make a new one with \
+                "it is an RSA key of {bits} bits, but {} to {} are accepted: generate one with \
                  `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072`",
                 RSA_BITS.start(),
                 RSA_BITS.end()

@@ -54,22 +54,22 @@ impl FromStr for Origins {
 /// Parses an origin, and returns it as browsers write it.
 fn origin(text: &str) -> Result<String, String> {
     let because = match text {
-        "*" => "it would let every page read with its visitor's cookie; list the origins",
-        "null" => "it is the origin of files and sandboxed frames, which can be anybody's",
+        "*" => "it would let any page read streams with its visitor's cookie; list the origins",
+        "null" => "it is the origin of files and sandboxed frames, which anyone can create",
         _ => match normalised(text) {
             Some(origin) if !has_scheme(&origin, &FORBIDDEN_SCHEMES) => return Ok(origin),
             _ if has_scheme(text, &["file"]) => {
-                "it is the origin of every file, which can be anybody's"
+                "it is the origin of every file, whoever created it"
             }
             _ if has_scheme(text, &["ws", "wss"]) => {
-                "browsers send the origin of the page, which begins with http or https"
+                "browsers send the page's origin, which begins with http or https"
             }
             _ if has_scheme(text, &FORBIDDEN_SCHEMES) => {
-                "no page of such an address has an origin of its own"
+                "pages with such an address have no origin of their own"
             }
             _ => {
-                "it must be a scheme and a host, with a port if that is not the default, and \
-                 nothing after it: https://app.example.org, capacitor://localhost"
+                "it must be a scheme and a host, with a port unless it is the default, and \
+                 nothing else, such as https://app.example.org or capacitor://localhost"
             }
         },
     };
@@ -200,16 +200,16 @@ enum Refused {
 impl Refused {
     fn detail(self) -> String {
         match self {
-            Self::Origin => "pages of this origin may not read the stream; whoever runs it can \
-                             allow them, in TIDINGS_CORS_ORIGINS"
+            Self::Origin => "pages of this origin may not read the stream; the operator can \
+                             allow the origin in TIDINGS_CORS_ORIGINS"
                 .to_owned(),
             Self::Scheme(asked) => {
                 let page = asked.other();
                 format!(
-                    "the page was loaded by {page} and requested the stream by {asked}, so their \
-                     origins differ; if a proxy terminates TLS, have it send X-Forwarded-Proto and \
-                     list it in TIDINGS_TRUSTED_PROXIES, or list the page's origin in \
-                     TIDINGS_CORS_ORIGINS"
+                    "the page was loaded over {page} but requested the stream over {asked}, so \
+                     their origins differ; if a proxy terminates TLS, have it send \
+                     X-Forwarded-Proto and list it in TIDINGS_TRUSTED_PROXIES, or list the page's \
+                     origin in TIDINGS_CORS_ORIGINS"
                 )
             }
         }

@@ -54,24 +54,34 @@ impl Reason {
             Self::Unavailable => "unavailable",
         }
     }
+
+    /// What was rejected for this reason, for the log.
+    fn rejected(self, count: u64) -> &'static str {
+        match (self, count) {
+            (Self::Sockets, 1) => "connection",
+            (Self::Sockets, _) => "connections",
+            (_, 1) => "request",
+            (_, _) => "requests",
+        }
+    }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connections => "TIDINGS_MAX_CONNECTIONS streams are open",
-            Self::User => "their user has TIDINGS_MAX_CONNECTIONS_PER_USER streams",
-            Self::Address => "their address has TIDINGS_MAX_CONNECTIONS_PER_ADDRESS streams",
-            Self::Rate => "their address asks more often than TIDINGS_CONNECTION_RATE",
+            Self::User => "the user has TIDINGS_MAX_CONNECTIONS_PER_USER streams open",
+            Self::Address => "the address has TIDINGS_MAX_CONNECTIONS_PER_ADDRESS streams open",
+            Self::Rate => "the address exceeds TIDINGS_CONNECTION_RATE",
             Self::Sockets => {
                 "more sockets are open than TIDINGS_MAX_CONNECTIONS or \
-                              TIDINGS_MAX_CONNECTIONS_PER_ADDRESS has use for"
+                 TIDINGS_MAX_CONNECTIONS_PER_ADDRESS allows"
             }
-            Self::Origin => "their page's origin is not in TIDINGS_CORS_ORIGINS",
-            Self::Identity => "they did not prove who they are",
+            Self::Origin => "the page's origin is not in TIDINGS_CORS_ORIGINS",
+            Self::Identity => "the credentials are missing or invalid",
             Self::Unavailable => {
-                "the database or the key set does not answer in time, or too many requests wait \
-                 for it"
+                "the database or the key set did not respond in time, or too many requests were \
+                 waiting for it"
             }
         })
     }
@@ -119,14 +129,21 @@ impl Refusals {
             return;
         };
         let name = reason.name();
+        let what = reason.rejected(count);
         match reason {
             // These are normal: tokens expire, and other sites' pages are not the
             // operator's concern.
             Reason::Origin | Reason::Identity => {
-                info!(reason = name, count, %client, "turned away {count}, {client} at last: {reason}");
+                info!(
+                    reason = name, count, %client,
+                    "rejected {count} {what}, most recently from {client}: {reason}"
+                );
             }
             _ => {
-                warn!(reason = name, count, %client, "turned away {count}, {client} at last: {reason}");
+                warn!(
+                    reason = name, count, %client,
+                    "rejected {count} {what}, most recently from {client}: {reason}"
+                );
             }
         }
     }

@@ -171,11 +171,11 @@ impl Port {
         match timeout(server_certificate::HANDSHAKE_LIMIT, tls.accept(socket)).await {
             Ok(Ok(stream)) => Ok(Transport::Tls(Box::new(stream))),
             Ok(Err(error)) => {
-                debug!(%error, "a handshake failed: {error}");
+                debug!(%error, "a TLS handshake failed: {error}");
                 Err(())
             }
             Err(_) => {
-                debug!("a handshake took too long");
+                debug!("a TLS handshake took too long");
                 Err(())
             }
         }

@@ -25,8 +25,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 
 /// The response for unknown paths.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
-    let detail = "there is nothing here: this is the admin address, which has /, /health/live, \
-                  /health/ready and /metrics";
+    let detail = "not found: the admin address serves /, /health/live, /health/ready and /metrics";
     methods::missing(&request, detail)
 }
 

@@ -81,9 +81,9 @@ impl Admission {
         if self.proxies.disbelieve(request) && !self.told_of_proxy.swap(true, Ordering::Relaxed) {
             warn!(
                 %client,
-                "a request from {client} has a header X-Forwarded-For, which is not believed: if \
-                 that is your proxy, add it to TIDINGS_TRUSTED_PROXIES, or all who come through \
-                 it share the limits of one address"
+                "ignored the X-Forwarded-For header of a request from {client}: if that is your \
+                 proxy, add it to TIDINGS_TRUSTED_PROXIES; otherwise all clients behind it share \
+                 the limits of one address"
             );
         }
         client
@@ -158,7 +158,7 @@ impl Admission {
             ),
             Reason::Rate => (
                 StatusCode::TOO_MANY_REQUESTS,
-                "your address asks too often: wait before you try again",
+                "too many requests from your address: wait before you retry",
             ),
             _ => (
                 StatusCode::SERVICE_UNAVAILABLE,

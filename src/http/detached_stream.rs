@@ -115,7 +115,7 @@ impl Lines {
                 };
                 self.tasks.spawn_on(line, &self.runtime);
             }
-            Err(error) => debug!(%error, "could not take a connection over: {error}"),
+            Err(error) => debug!(%error, "could not take over a connection: {error}"),
         }
     }
 }
@@ -248,7 +248,7 @@ struct Departed;
 
 impl fmt::Display for Departed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stream has left the server")
+        f.write_str("the stream was moved out of the server")
     }
 }
 
@@ -344,7 +344,7 @@ impl Future for Line {
 fn chunk(bytes: &[u8]) -> Bytes {
     let mut chunk = BytesMut::with_capacity(bytes.len() + FRAME_BYTES);
     let written = write!((&mut chunk).writer(), "{:x}\r\n", bytes.len());
-    debug_assert!(written.is_ok(), "memory takes all that is written to it");
+    debug_assert!(written.is_ok(), "writing to memory can't fail");
     chunk.put_slice(bytes);
     chunk.put_slice(b"\r\n");
     chunk.freeze()

@@ -134,7 +134,7 @@ async fn turn_away(request: HttpRequest, gate: web::Data<Gate>) -> HttpResponse 
     gate.turned_away.fetch_add(1, Ordering::Relaxed);
     Deferral::new(
         StatusCode::SERVICE_UNAVAILABLE,
-        "this bridge is stopping: come back for the next one",
+        "this bridge is shutting down: reconnect to reach another one",
         gate.come_back,
     )
     .answer(&request)

@@ -120,8 +120,8 @@ pub async fn serve<I, S, B>(
         .max_local_error_reset_streams(Some(BROKEN));
     let frames = match timeout(CLIENT_LIMIT, builder.handshake(Paced::new(io))).await {
         Ok(Ok(frames)) => frames,
-        Ok(Err(error)) => return debug!(%error, "no HTTP/2 connection: {error}"),
-        Err(_) => return debug!("no HTTP/2 connection: the client says nothing"),
+        Ok(Err(error)) => return debug!(%error, "could not set up an HTTP/2 connection: {error}"),
+        Err(_) => return debug!("could not set up an HTTP/2 connection: the client took too long"),
     };
     let mut frames = frames;
     let mut connection = Connection {
@@ -136,7 +136,7 @@ pub async fn serve<I, S, B>(
         idle: None,
     };
     if let Err(error) = poll_fn(|cx| connection.poll(cx)).await {
-        debug!(%error, "an HTTP/2 connection broke: {error}");
+        debug!(%error, "an HTTP/2 connection failed: {error}");
     }
 }
 

@@ -82,24 +82,24 @@ impl Inherited {
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
     /// `LISTEN_FDS` is not a number.
-    #[error("{COUNT} is {0:?}, which is not a number of sockets")]
+    #[error("{COUNT} is {0:?}; it must be the number of sockets")]
     Count(String),
     /// A socket for an unknown purpose.
     #[error(
-        "the service manager passed a socket named {0:?}: set FileDescriptorName=stream (where \
-             browsers connect) or FileDescriptorName=admin (probes and monitors) in its .socket unit"
+        "the service manager passed a socket named {0:?}: set FileDescriptorName=stream (for \
+             browsers) or FileDescriptorName=admin (for probes and monitoring) in its .socket unit"
     )]
     Name(String),
     /// Two sockets for one purpose.
     #[error(
-        "the service manager passed two sockets named {0}: a bridge has one; ListenStream=[::]:8080 \
-             with BindIPv6Only=both takes IPv4, too"
+        "the service manager passed two sockets named {0}, but a bridge uses only one: \
+             ListenStream=[::]:8080 with BindIPv6Only=both accepts IPv4, too"
     )]
     Twice(&'static str),
     /// Not a TCP socket, or one that doesn't listen.
     #[error(
-        "the service manager passed a socket named {name} that can't be used: {source}; it must be a \
-             TCP socket that listens (ListenStream= with an address and a port, and Accept=no)"
+        "the service manager passed a socket named {name} that can't be used: {source}; it must \
+             be a listening TCP socket (ListenStream= with an address and a port, and Accept=no)"
     )]
     Socket {
         name: &'static str,
@@ -165,7 +165,7 @@ fn inherit(sockets: &mut ListenFd, index: usize) -> io::Result<Inherited> {
     let listener = sockets.take_tcp_listener(index)?.ok_or_else(missing)?;
     #[cfg(target_os = "linux")]
     if !socket2::SockRef::from(&listener).is_listener()? {
-        return Err(io::Error::other("it does not listen"));
+        return Err(io::Error::other("it is not listening"));
     }
     // Also proves that it is neither a Unix socket nor closed.
     let address = listener.local_addr()?;

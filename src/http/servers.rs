@@ -64,7 +64,7 @@ const CLOSING_LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ServersError {
     /// The certificate can't be used.
-    #[error("HTTPS can't be had: {0}")]
+    #[error("can't set up HTTPS: {0}")]
     Tls(#[from] rustls::Error),
     /// An address can't be bound.
     #[error("can't listen on {address} ({setting}): {source}{}", advice(.source))]
@@ -79,11 +79,12 @@ pub enum ServersError {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; end the program that listens there (`ss -ltnp` names it), or choose another port"
+            "; stop the program that is listening there (`ss -ltnp` lists it), or choose another \
+             port"
         }
-        io::ErrorKind::AddrNotAvailable => "; it is no address of this machine",
+        io::ErrorKind::AddrNotAvailable => "; this machine doesn't have that address",
         io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 are for root, as a rule: choose another port"
+            "; ports below 1024 usually require root: choose another port"
         }
         _ => "",
     }

@@ -143,8 +143,8 @@ pub fn warn_of_few_files(limits: &LimitOptions, pool_size: u16) {
         warn!(
             needed,
             allowed,
-            "TIDINGS_MAX_CONNECTIONS={} takes up to {needed} open files, and the system allows \
-             {allowed}: raise its limit (ulimit -n, LimitNOFILE=), or lower the setting",
+            "TIDINGS_MAX_CONNECTIONS={} needs up to {needed} open files, but the system allows \
+             {allowed}: raise that limit (ulimit -n, LimitNOFILE=), or lower the setting",
             limits.max_connections
         );
     }

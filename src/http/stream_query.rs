@@ -24,11 +24,11 @@ pub struct Parameters {
 /// A parameter with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadParameter {
-    #[error("format is text or json, not {0:?}")]
+    #[error("format must be text or json, not {0:?}")]
     Format(String),
-    #[error("replay is a number from 0 to {REPLAY_ROWS}, not {0:?}")]
+    #[error("replay must be a number from 0 to {REPLAY_ROWS}, not {0:?}")]
     Replay(String),
-    #[error("errors is retry or status, not {0:?}")]
+    #[error("errors must be retry or status, not {0:?}")]
     Errors(String),
 }
 

@@ -78,7 +78,7 @@ impl Door {
 
 /// The response for unknown paths.
 pub async fn not_found(request: HttpRequest) -> HttpResponse {
-    methods::missing(&request, "there is nothing here: the stream is at /stream")
+    methods::missing(&request, "not found: the stream is at /stream")
 }
 
 /// Answers GET with a stream. HEAD gets the same status and headers and opens no stream:
@@ -102,7 +102,7 @@ async fn answer(
     let identity = match authenticator.identify(&request, client).await {
         Ok(identity) => identity,
         Err(error) => {
-            debug!(%client, %error, "turned away {client}: {error}");
+            debug!(%client, %error, "rejected {client}: {error}");
             if error == Unidentified::Unavailable {
                 refusals.count(Reason::Unavailable, client);
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
@@ -144,7 +144,7 @@ async fn answer(
     let span = debug_span!(
         "connection", number = stream.number(), %client, start = start.name(), format = ?parameters.format
     );
-    span.in_scope(|| debug!("a stream begins"));
+    span.in_scope(|| debug!("opened a stream"));
     let stream = stream.holding(permit).within(span);
     let exit = Exit::of(&request).ok_or_else(no_exit)?;
     Ok(builder.body(Departure::new(lines.into_inner(), exit, stream)))
@@ -154,7 +154,7 @@ async fn answer(
 fn no_exit() -> Problem {
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,
-        "this server can't carry streams; please report this",
+        "this server can't open streams; this is a bug, please report it",
     )
 }
 

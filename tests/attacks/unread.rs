@@ -132,7 +132,7 @@ async fn a_stream_over_tls_that_is_not_read_ends_with_the_drain_time_when_the_br
     let mut bridge = Served::start_in(&database, &settings, &environment).await;
     database.execute(BACKLOG).await;
     let _client = ask(bridge.address(), &authority, "/stream").await;
-    bridge.until_logged("DEBUG", "a stream begins").await;
+    bridge.until_logged("DEBUG", "opened a stream").await;
     until_blocked(bridge.address(), &database, &authority).await;
     let lines = timeout(ENDS, bridge.log()).await.expect("an end");
     // By itself, not with the server.

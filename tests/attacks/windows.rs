@@ -164,7 +164,7 @@ async fn stalled_streams_end_with_the_drain_time_when_the_bridge_stops() {
     for (user, window) in [("user0", 0), ("user1", LITTLE)] {
         let connection = Http2::with_window(bridge.address(), &authority, window).await;
         let stream = connection.open(user).await;
-        bridge.until_logged("DEBUG", "a stream begins").await;
+        bridge.until_logged("DEBUG", "opened a stream").await;
         stalled.push((connection, stream));
     }
     let lines = timeout(ENDS, bridge.log()).await.expect("an end");

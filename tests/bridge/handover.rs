@@ -351,7 +351,7 @@ async fn what_is_no_listening_tcp_socket_is_refused_and_named() {
             vec![("stream", unix.into())],
             "named stream that can't be used",
         ),
-        (vec![("stream", connected.into())], "it does not listen"),
+        (vec![("stream", connected.into())], "it is not listening"),
         (
             vec![("admin", file.into())],
             "named admin that can't be used",

@@ -255,7 +255,7 @@ async fn over_https_the_systems_roots_decide_and_no_secret_of_the_url_is_logged(
     server.answer(Answer::Closes);
     assert_eq!(status(served.address(), &pair.token(ES256, "b")).await, 503);
     let line = served
-        .until_logged("WARN", "can't be fetched")
+        .until_logged("WARN", "can't fetch the key set")
         .await
         .to_string();
     assert!(
@@ -268,7 +268,7 @@ async fn over_https_the_systems_roots_decide_and_no_secret_of_the_url_is_logged(
     );
     server.answer(Answer::Keys(vec![pair.jwk("b")]));
     let line = served
-        .until_logged("INFO", "were fetched")
+        .until_logged("INFO", "fetched the key set")
         .await
         .to_string();
     assert!(!line.contains("hunter2"), "{line}");

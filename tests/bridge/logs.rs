@@ -23,7 +23,7 @@ async fn each_line_reads_alone_and_tells_machines_whose_it_is() {
     let mut bridge = Served::start(&database, &["--log=warn,tidings=debug"]).await;
     let mut tab = bridge.connect("alice", None).await;
     until(&mut tab, "tidings.caught-up").await;
-    let begun = bridge.until_logged("DEBUG", "a stream begins").await;
+    let begun = bridge.until_logged("DEBUG", "opened a stream").await;
     let span = &begun["span"];
     assert_eq!(
         (

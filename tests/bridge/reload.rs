@@ -212,9 +212,7 @@ async fn the_set_of_keys_is_fetched_at_once() {
     let server = KeyServer::start(Answer::Keys(vec![old.jwk("a")])).await;
     let url = format!("--jwks-url={}", server.url());
     let mut bridge = Served::start(&database, &[&url]).await;
-    bridge
-        .until_logged("INFO", "tokens' keys were fetched")
-        .await;
+    bridge.until_logged("INFO", "fetched the key set").await;
     // Under the same name, so that no token makes the bridge ask.
     server.answer(Answer::Keys(vec![new.jwk("a")]));
     let asked = Instant::now();

@@ -71,7 +71,7 @@ async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
         (&["--jwt-public-key", &private], "it is a private key"),
         (&["--jwt-public-key", &certificate], "openssl x509"),
         (&["--jwt-public-key", &short], "an RSA key of 1024 bits"),
-        (&["--jwt-public-key", &off_curve], "no public key"),
+        (&["--jwt-public-key", &off_curve], "not a public key"),
         (
             &[
                 "--jwt-public-key",
@@ -88,7 +88,7 @@ async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
                 "--jwt-public-key",
                 "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
             ],
-            "no public key",
+            "not a public key",
         ),
         (
             &["--jwt-public-key", &public, "--jwt-algorithms=RS256"],
@@ -115,14 +115,14 @@ async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
             ],
             "HS256 needs a secret",
         ),
-        (&["--jwt-secret", "x y z"], "needs 32 at least"),
+        (&["--jwt-secret", "x y z"], "needs at least 32"),
         (
             &[
                 "--jwt-secret",
                 "a secret of 32 bytes, all in all",
                 "--jwt-algorithms=HS512",
             ],
-            "HS512 needs 64",
+            "HS512 needs at least 64",
         ),
         (
             &["--jwt-secret", "a secret of 32 bytes, all in all\nshort"],

@@ -13,14 +13,14 @@ impl FromStr for KeySetUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        let url = Url::parse(text).map_err(|_| "it must be a URL, https://host/path")?;
+        let url = Url::parse(text).map_err(|_| "it must be a URL, such as https://host/path")?;
         let url = Self(url);
         match url.0.scheme() {
             "https" => Ok(url),
             "http" if url.is_this_machine() => Ok(url),
             "http" => Err(
-                "http lets whoever is on the way put keys of their own in: use https \
-                 (http is for this machine alone: localhost, 127.0.0.1, [::1])",
+                "over http, anyone on the network path could replace the keys: use https \
+                 (http is accepted only for this machine: localhost, 127.0.0.1, [::1])",
             ),
             _ => Err("it must begin with https://"),
         }

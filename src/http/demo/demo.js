@@ -41,15 +41,15 @@ function duration(ms) {
 /** What is wrong with a user name, or nothing. */
 function nameProblem(name) {
   const bytes = new TextEncoder().encode(name).length;
-  if (bytes === 0) return 'Type a name, of 1 to 255 bytes.';
-  if (bytes > 255) return `A name has at most 255 bytes; this one has ${bytes}.`;
+  if (bytes === 0) return 'Enter a name of 1 to 255 bytes.';
+  if (bytes > 255) return `A name can have at most 255 bytes; this one has ${bytes}.`;
   return '';
 }
 
 /** The words of an answer that reports a problem (application/problem+json). */
 async function problemOf(response) {
   const problem = await response.json().catch(() => null);
-  return (problem && (problem.detail || problem.title)) || `The server answered ${response.status}.`;
+  return (problem && (problem.detail || problem.title)) || `The server responded with ${response.status}.`;
 }
 
 function element(name, className, text = '') {
@@ -131,8 +131,8 @@ class Log {
   noteGap(reason) {
     const earlier = this.entries.findIndex((entry) => !entry.row);
     if (earlier >= 0) this.entries.splice(earlier, 1)[0].item.remove();
-    const item = element('li', 'notice', 'Some older notifications are gone.');
-    item.title = `The server could not resume from where this page was (${reason}).`;
+    const item = element('li', 'notice', 'Some older notifications are no longer available.');
+    item.title = `The server could not resume from this page's last position (${reason}).`;
     this.place({ order: this.isEmpty ? 0.5 : this.entries[0].order + 0.5, item });
   }
 
@@ -148,11 +148,12 @@ class Log {
     if (entry.sent) return;
     entry.sent = true;
     entry.item.dataset.sent = 'true';
-    entry.item.querySelector('.state').textContent = 'sent';
+    entry.item.querySelector('.state').textContent = entry.streamed ? 'arrived' : 'sent';
     if (!sentAt) return;
     const took = new Date(sentAt) - new Date(entry.row.created_at);
     const detail = entry.item.querySelector('.detail');
     detail.textContent = ` ${clockTime(sentAt)}, after ${duration(took)}`;
+    if (entry.streamed) detail.textContent += '; marked as sent';
     detail.title = sentAt;
   }
 }
@@ -328,7 +329,7 @@ class Pane {
       const pause = ceiling / 2 + Math.random() * ceiling / 2;
       this.failures += 1;
       this.retryTimer = setTimeout(() => this.open(), pause);
-      this.showLight('closed', `trying again in ${Math.round(pause / 1000)} s`);
+      this.showLight('closed', `retrying in ${Math.round(pause / 1000)} s`);
     }
   }
 
