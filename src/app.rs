@@ -159,7 +159,7 @@ pub enum StartError {
     Query(#[from] QueryError),
     #[error(
         "DATABASE_URL and TIDINGS_DIRECT_DATABASE_URL lead to different servers, or one of them \
-             to a standby: rows that are heard of on one must be read on the same"
+         to a standby: the bridge must read rows from the same server on which it listens"
     )]
     TwoServers,
     #[error("{0}")]
@@ -314,7 +314,8 @@ impl App {
         if sign == CrashSign::Statistics {
             warn!(
                 "this role may not use the table tidings_incarnation, so a reset of the server's \
-                 statistics is taken for a crash of Postgres; `tidings check` tells what to grant"
+                 statistics looks like a crash of Postgres; `tidings check` prints the missing \
+                 GRANT"
             );
         }
         let sql = Arc::new(Sql::going_by(sign, &schema));
@@ -514,7 +515,7 @@ impl App {
         let address = self.address();
         info!(
             %address, admin_address = %self.admin_address,
-            "streaming on {}://{}/stream, the operator's page is http://{}/",
+            "streaming on {}://{}/stream, operator's page at http://{}/",
             if self.certificate.is_some() { "https" } else { "http" },
             address, self.admin_address
         );
@@ -587,7 +588,7 @@ impl App {
         let turned_away = self.gate.turned_away();
         info!(
             took_ms = took.as_millis() as u64,
-            turned_away, "stopped; {turned_away} requests for streams were told to come back"
+            turned_away, "stopped; {turned_away} requests for streams were told to retry"
         );
         outcome
     }
@@ -655,8 +656,9 @@ impl Stopping {
             let cut_off = self.cut_off.join(", ");
             warn!(
                 cut_off,
-                "stopping took too long, so this was cut off: {cut_off}. Rows that were sent and \
-                 are not marked are sent again to whoever connects without a last event id"
+                "stopping took too long, so these tasks were aborted: {cut_off}. Rows that were \
+                 sent but not marked are sent again to clients that connect without a last event \
+                 id"
             );
         }
     }
@@ -682,7 +684,7 @@ async fn patiently<T, E: Display>(
         }
         warn!(
             %error, database = %url,
-            "can't reach the database at {url}, trying for {} s more: {error}",
+            "can't reach the database at {url}, retrying for {} s more: {error}",
             left.as_secs()
         );
         sleep(backoff.next_delay()).await;

@@ -56,7 +56,7 @@ pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report
         Err(_) if report.wrong() > 0 => {
             report
                 .unseen
-                .push("the rest lies behind it, and was not looked at".to_owned());
+                .push("everything that needs a connection to the database".to_owned());
             return Ok(report);
         }
         Err(error) => return Err(error.into()),
@@ -153,11 +153,11 @@ pub async fn warn_of_readers(url: &DatabaseUrl, schema: &SchemaName) -> Result<(
         let Finding { found, cure, .. } = finding;
         match finding.topic {
             Topic::Read => {
-                warn!("{found}, and so can read notifications; if that is not meant: {cure}");
+                warn!("{found}, so it can read notifications; if this is not intended: {cure}");
             }
             Topic::Create => warn!(
-                "{found}, and so can create objects beside those of Tidings; if that is not \
-                 meant: {cure}"
+                "{found}, so it can create objects next to those of Tidings; if this is not \
+                 intended: {cure}"
             ),
             _ => {}
         }

@@ -232,9 +232,9 @@ pub struct DevOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(
-        "set DATABASE_URL (or --database-url) to postgres://user:password@host/database (of libpq's \
-             own variables only PGPASSWORD and PGPASSFILE are read, and no pg_service.conf); to try \
-             Tidings without a database, run `tidings dev`"
+        "set DATABASE_URL (or --database-url) to postgres://user:password@host/database (of \
+         libpq's variables, only PGPASSWORD and PGPASSFILE are read; pg_service.conf is not); to \
+         try Tidings without a database, run `tidings dev`"
     )]
     NoDatabase,
     #[error("{name} can't be used: {reason}")]
@@ -252,22 +252,20 @@ pub enum ConfigError {
         reason: String,
     },
     #[error(
-        "no authentication is configured, and without it anybody could read everybody's \
-             notifications: set TIDINGS_JWT_SECRET (or --jwt-secret) to a secret of 32 bytes at \
-             least, made with `openssl rand -hex 32`, and sign users' tokens with it; or tell who \
-             signs them, by TIDINGS_JWT_PUBLIC_KEY or TIDINGS_JWKS_URL; or set \
-             TIDINGS_TRUSTED_USER_HEADER, behind a proxy that authenticates; or set \
-             TIDINGS_TICKETS=on, if create_stream_ticket is all that lets users in"
+        "no authentication is configured, so anyone could read all notifications: set \
+         TIDINGS_JWT_SECRET (or --jwt-secret) to a secret of at least 32 bytes, generated with \
+         `openssl rand -hex 32`, and sign users' tokens with it; or set TIDINGS_JWT_PUBLIC_KEY or \
+         TIDINGS_JWKS_URL, if tokens are signed with a private key; or set \
+         TIDINGS_TRUSTED_USER_HEADER, behind a proxy that authenticates; or set \
+         TIDINGS_TICKETS=on, if users connect only with tickets from create_stream_ticket"
     )]
     NoAuthentication,
     #[error(
-        "TIDINGS_TRUSTED_USER_HEADER is set without TIDINGS_TRUSTED_PROXIES, so nobody may set \
-             that header: list the addresses of the proxies that authenticate"
+        "TIDINGS_TRUSTED_USER_HEADER is set without TIDINGS_TRUSTED_PROXIES, so no proxy may set \
+         that header: list the addresses of the proxies that authenticate"
     )]
     NoProxies,
-    #[error(
-        "set TIDINGS_JWT_SECRET (or --jwt-secret) to the secret that `tidings serve` was given"
-    )]
+    #[error("set TIDINGS_JWT_SECRET (or --jwt-secret) to the secret that `tidings serve` uses")]
     NoSecret,
     /// A key, or a setting about keys, that can't be used.
     #[error("{name} can't be used: {reason}")]
@@ -277,15 +275,15 @@ pub enum ConfigError {
         reason: String,
     },
     #[error(
-        "TIDINGS_TLS_CERT and TIDINGS_TLS_KEY need each other: set both for HTTPS, or neither \
-             behind a proxy that does it"
+        "only one of TIDINGS_TLS_CERT and TIDINGS_TLS_KEY is set: set both for HTTPS, or neither \
+         behind a proxy that terminates TLS"
     )]
     HalfTls,
     #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used: {0}")]
     Tls(String),
     #[error(
-        "{name} is {value:?}, which has a control character in it: the file that it comes from may \
-             have the line ends of Windows (convert it, for example with dos2unix)"
+        "{name} is {value:?}, which contains a control character: the file that it comes from may \
+         have Windows line endings (convert it, for example with dos2unix)"
     )]
     ControlCharacter {
         name: String,
@@ -293,16 +291,16 @@ pub enum ConfigError {
         value: String,
     },
     #[error(
-        "tidings dev believes whoever asks, so it listens on loopback addresses only: set \
-             {setting} to 127.0.0.1:{}, not {address}", address.port()
+        "`tidings dev` doesn't authenticate users, so it listens only on loopback addresses: set \
+         {setting} to 127.0.0.1:{}, not {address}", address.port()
     )]
     NotLoopback {
         setting: &'static str,
         address: SocketAddr,
     },
-    #[error("there is no folder to keep the data in: set TIDINGS_DEV_DATA (or --data)")]
+    #[error("no default data folder could be determined: set TIDINGS_DEV_DATA (or --data)")]
     NoDataFolder,
-    #[error("there is no command {0}, so there is no page for it: `tidings help` lists them")]
+    #[error("there is no command {0}: `tidings help` lists all commands")]
     NoCommand(String),
 }
 
@@ -352,13 +350,13 @@ fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
         _ => text.parse().ok(),
     };
     address.ok_or(
-        "it is an address and a port: 127.0.0.1:8080, localhost:8080, [::1]:8080, or :8080 for \
-         every address of this machine",
+        "it must be an address and a port: 127.0.0.1:8080, localhost:8080, [::1]:8080, or :8080 \
+         for every address of this machine",
     )
 }
 
 fn user(text: &str) -> Result<UserId, &'static str> {
-    UserId::parse(text).ok_or("a user is a text of 1 to 255 bytes")
+    UserId::parse(text).ok_or("the user must be 1 to 255 bytes long")
 }
 
 /// Parses a duration as people write it: `15s`, `500ms`, `1m 30s`. The limits are in

@@ -206,7 +206,7 @@ fn config(
     match options.serve.problems().len() {
         0 => Ok(()),
         count => Err(BadSettings(format!(
-            "`tidings serve` would refuse to start with these settings ({count} to put right)"
+            "`tidings serve` would refuse to start with these settings ({count} to fix)"
         ))
         .into()),
     }
@@ -216,7 +216,7 @@ async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(
     match uninstall::run(output, options).await {
         // An operator who did not see what would be removed has not agreed to it.
         Err(UninstallError::Terminal(error)) => {
-            Err(format!("nothing was removed: can't print what would be: {error}").into())
+            Err(format!("nothing was removed: can't print what would be removed: {error}").into())
         }
         outcome => Ok(outcome?),
     }
@@ -313,11 +313,11 @@ fn print_check(output: &mut impl Write, options: &CheckOptions, report: &Report)
     let colour = Colour::of_stdout();
     output::print_report(output, report, colour)?;
     if report.wrong() == 0 {
-        let calm = colour.calm("in order:");
+        let calm = colour.calm("no problems:");
         let schema = &options.serve.database.schema;
         writeln!(
             output,
-            "{calm} the schema {schema}, the rights in it, and how it runs"
+            "{calm} checked the schema {schema}, its privileges, and the running state"
         )?;
     }
     Ok(())
@@ -359,7 +359,7 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
         }
         Outcome::Stopped(rows) => {
             let rows = prune_failure::rows(rows);
-            Err(format!("stopped with {rows} removed; there may be more to remove").into())
+            Err(format!("stopped after removing {rows}; there may be more to remove").into())
         }
     }
 }

@@ -42,7 +42,7 @@ impl Reload {
                 Ok(read) => read,
                 Err(_) => {
                     warn!(
-                        "SIGHUP: the files of the settings can't be read for {} s; still trying",
+                        "SIGHUP: reading the settings' files has taken {} s so far; still waiting",
                         READ_LIMIT.as_secs()
                     );
                     reading.await
@@ -123,7 +123,7 @@ impl Reload {
             return Read::Nothing;
         };
         key_set.fetch_anew();
-        info!("SIGHUP: the set of tokens' keys (TIDINGS_JWKS_URL) is fetched anew");
+        info!("SIGHUP: fetching the key set (TIDINGS_JWKS_URL) again");
         Read::Something
     }
 }
@@ -159,10 +159,10 @@ fn read_file(
         return Read::Nothing;
     };
     match read() {
-        Ok(()) => info!(%file, "SIGHUP: {what} in {file} is read again and used from now on"),
+        Ok(()) => info!(%file, "SIGHUP: reloaded {what} from {file}"),
         Err(error) => warn!(
             %file, %error,
-            "SIGHUP: {what} in {file} can't be used, so what was read before stays in use: {error}"
+            "SIGHUP: {what} in {file} can't be used, so the previous value stays in use: {error}"
         ),
     }
     Read::Something

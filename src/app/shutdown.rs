@@ -154,9 +154,9 @@ impl Caught {
             }
         };
         tokio::select! {
-            () = again => warn!("asked to stop once more, so the process ends at once"),
+            () = again => warn!("received a second signal to stop, exiting immediately"),
             limit = too_long => warn!(
-                "stopping took longer than {} s, so the process ends now, whatever hangs",
+                "stopping took longer than {} s, exiting now",
                 limit.as_secs_f64()
             ),
         }

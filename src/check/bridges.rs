@@ -50,11 +50,11 @@ pub(super) async fn bridges(
             let silent = humantime::format_duration(Duration::from_secs(silent.as_secs()));
             findings.push(Finding::wrong(
                 Topic::Bridges,
-                format!("the bridge at {address} is connected and has not reported for {silent}"),
-                "a report every 10 s: a bridge that is silent hangs, or its role can't write",
+                format!("the bridge at {address} is connected but has not reported for {silent}"),
+                "a report every 10 s: a bridge that doesn't report hangs, or its role can't write",
                 Cure::Advice(
-                    "look at its log and at GET /health/ready of its admin address; restart it if \
-                     it doesn't answer"
+                    "check its log and GET /health/ready on its admin address; restart it if it \
+                     doesn't respond"
                         .to_owned(),
                 ),
             ));
@@ -64,11 +64,11 @@ pub(super) async fn bridges(
             findings.push(Finding::wrong(
                 Topic::Bridges,
                 format!("the bridge at {address} is not ready ({readiness}){reason}"),
-                "bridges that are ready: others don't deliver all rows, or can't mark what they \
-                 have delivered, so that it is sent again",
+                "a bridge that is ready: otherwise it doesn't deliver all rows, or can't mark the \
+                 rows that it has delivered, so they are sent again",
                 Cure::Advice(
-                    "do what the reason, the other findings, and docs/operations/runbooks.md say; \
-                     the bridge goes on by itself then"
+                    "fix what the reason and the other findings name (see \
+                     docs/operations/runbooks.md); the bridge then recovers by itself"
                         .to_owned(),
                 ),
             ));
@@ -89,12 +89,14 @@ async fn nobody(
         Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
             let limit = COUNT_LIMIT.as_secs();
             let unseen = format!(
-                "no bridge is connected, and what waits for one could not be counted within {limit} s"
+                "how many rows are waiting while no bridge is connected: counting them takes \
+                 longer than {limit} s"
             );
             return Ok((Vec::new(), Some(unseen)));
         }
         Err(error) if is_out_of_sight(&error) => {
-            let unseen = "no bridge is connected, and this role may not see what waits for one";
+            let unseen = "how many rows are waiting while no bridge is connected: this role may \
+                          not read them";
             return Ok((Vec::new(), Some(unseen.to_owned())));
         }
         Err(error) => return Err(error.into()),
@@ -105,12 +107,12 @@ async fn nobody(
         return Ok((Vec::new(), None));
     }
     let found = format!(
-        "no bridge is connected, and {rows} rows wait, the oldest for {}",
+        "no bridge is connected, and {rows} rows are waiting, the oldest for {}",
         humantime::format_duration(Duration::from_secs(age.as_secs()))
     );
     let expected = format!(
-        "a bridge: nothing is delivered without one, and rows that are younger than {} may wait \
-         while it is restarted",
+        "a connected bridge: without one, nothing is delivered. Rows may wait for less than {}, \
+         so that a bridge can restart",
         humantime::format_duration(thresholds.max_wait)
     );
     let cure = Cure::Command("tidings serve   # or: systemctl start tidings".to_owned());

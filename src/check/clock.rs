@@ -41,8 +41,8 @@ pub(super) async fn skew(
             skew.as_secs_f64()
         ),
         format!(
-            "{} s at most: tokens are judged by this machine's clock, and tickets and expiry by \
-             the database's",
+            "at most {} s: tokens are checked against this machine's clock, tickets and expiry \
+             against the database's",
             thresholds.max_clock_skew.as_secs_f64()
         ),
         Cure::Command("timedatectl set-ntp true   # on both machines".to_owned()),

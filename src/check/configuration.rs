@@ -12,10 +12,12 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
     let refused = options.problems().into_iter().map(|problem| match problem {
         ConfigError::NoAuthentication => Finding::hint(
             Topic::Configuration,
-            "nothing here lets users in, and `tidings serve` would refuse to start here".to_owned(),
+            "no authentication is configured here, so `tidings serve` would refuse to start here"
+                .to_owned(),
             EXPECTED,
             Cure::Advice(
-                "where the bridge runs, set TIDINGS_JWT_SECRET, or what else lets users in"
+                "where the bridge runs, set TIDINGS_JWT_SECRET or configure another \
+                 authentication method"
                     .to_owned(),
             ),
         ),
@@ -30,16 +32,16 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
         Finding::hint(
             Topic::Configuration,
             "a setting may be a mistake".to_owned(),
-            "that nobody is believed whom you don't know",
+            "only your own proxies are trusted",
             Cure::Advice(warning),
         )
     });
     let ineffective = environment.warnings().into_iter().map(|warning| {
         Finding::hint(
             Topic::Configuration,
-            "a variable looks like a setting and is none".to_owned(),
-            "no variables but those that `tidings config` lists: one that is mistyped leaves its \
-             setting at the default",
+            "a variable looks like a setting but isn't one".to_owned(),
+            "only the variables that `tidings config` lists: a mistyped one leaves its setting at \
+             the default",
             Cure::Advice(warning),
         )
     });

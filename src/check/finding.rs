@@ -203,8 +203,8 @@ impl Report {
     pub fn verdict(&self) -> Result<(), String> {
         match self.wrong() {
             0 => Ok(()),
-            1 => Err("one thing is wrong".to_owned()),
-            wrong => Err(format!("{wrong} things are wrong")),
+            1 => Err("1 problem found".to_owned()),
+            wrong => Err(format!("{wrong} problems found")),
         }
     }
 }

@@ -21,19 +21,19 @@ pub(super) async fn strangers(
         let (what, cure): (String, String) = (row.try_get("what")?, row.try_get("cure")?);
         let (lock, effect) = match row.try_get::<_, &str>("lock")? {
             "bell" => (
-                "by which bridges agree on whether writers ring",
-                "while somebody else holds it, bridges can't sleep and poll without pause, or \
-                 writers ring without need; rows are delivered all the same",
+                "with which bridges agree on whether writers send NOTIFY",
+                "while another session holds it, bridges can't sleep and poll without pause, or \
+                 writers send NOTIFY needlessly; rows are still delivered",
             ),
             "prune" => (
-                "by which one of several bridges removes old rows",
-                "while somebody else holds it, all bridges that remove old rows do so, and each \
-                 reads the same rows",
+                "for removing old rows",
+                "while another session holds it, every bridge that removes old rows does so, and \
+                 each reads the same rows",
             ),
             _ => (
-                "around migrations",
-                "while somebody else holds it, `tidings migrate` can't change the schema; bridges \
-                 start if the schema is current",
+                "for migrations",
+                "while another session holds it, `tidings migrate` can't change the schema; \
+                 bridges start if the schema is current",
             ),
         };
         Ok(Finding::wrong(

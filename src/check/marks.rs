@@ -34,8 +34,8 @@ pub(super) async fn locks(
         let (what, table, cure) = (text("what")?, text("table")?, text("cure")?);
         let age = row.try_get::<_, Option<f64>>("seconds")?;
         let expected = format!(
-            "locks for less than {} s: rows that are locked are delivered and can't be marked as \
-             sent, so they may be sent again",
+            "locks for less than {} s: locked rows are delivered but can't be marked as sent, so \
+             they may be sent again",
             LOCKED_FOR.as_secs()
         );
         let for_long = age.map_or_else(String::new, |seconds| {
@@ -51,14 +51,14 @@ pub(super) async fn locks(
             ),
             (None, true) => Finding::hint(
                 Topic::Marks,
-                format!("{what} has locked rows of {table}; for how long, this role may not see"),
+                format!("{what} has locked rows of {table}; this role may not see for how long"),
                 expected,
                 Cure::Sql(cure),
             ),
             (_, false) => Finding::hint(
                 Topic::Marks,
                 format!(
-                    "{what} has been writing to {table}{for_long}; if it changes or deletes rows, \
+                    "{what} has been writing to {table}{for_long}; if it updates or deletes rows, \
                      it has locked them"
                 ),
                 expected,
@@ -88,13 +88,13 @@ pub(super) async fn obstacles(
             (
                 format!("the trigger {name} on {table} ({function}) fires when a row is marked"),
                 format!(
-                    "let it fire on the columns that it is about (`update of …`), or drop it: \
+                    "restrict it to the columns that it needs (`update of …`), or drop it: \
                      drop trigger {name} on {table};"
                 ),
             )
         } else {
             (
-                format!("the constraint {name} on {table} may refuse marks: {function}"),
+                format!("the constraint {name} on {table} may reject marks: {function}"),
                 format!(
                     "validate or drop it: alter table {table} validate constraint {name}; or \
                      alter table {table} drop constraint {name};"
@@ -104,7 +104,7 @@ pub(super) async fn obstacles(
         findings.push(Finding::hint(
             Topic::Marks,
             found,
-            "nothing that refuses or delays an update of sent_at: the row is delivered and can't \
+            "nothing that rejects or delays an update of sent_at: the row is delivered but can't \
              be marked as sent, so it may be sent again",
             Cure::Advice(cure),
         ));

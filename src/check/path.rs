@@ -10,33 +10,34 @@ use crate::postgres::{
     schema::{SchemaError, SchemaName},
 };
 
-const LISTENS: &str = "a session of its own on the primary, for LISTEN: without it rows are found \
-                       only by looking, or never";
+const LISTENS: &str = "a dedicated session on the primary for LISTEN: without it, rows are found \
+                       only by polling, or never";
 
 /// What keeps the listener from receiving notifications.
 pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
     let error = listen_probe::prove(url).await.err()?;
     let (found, cure) = match &error {
         DirectError::Connect(error) => (
-            format!("no connection to {url}: {error}"),
+            format!("can't connect to {url}: {error}"),
             "start PostgreSQL there, or correct DATABASE_URL".to_owned(),
         ),
         DirectError::Postgres(_) => (
-            format!("{url} refuses to listen or to ring: {error}"),
-            "let this role connect, LISTEN and NOTIFY there".to_owned(),
+            format!("LISTEN or NOTIFY fails at {url}: {error}"),
+            "allow this role to connect, LISTEN and NOTIFY there".to_owned(),
         ),
         DirectError::Standby(_) => (
-            format!("{url} is a standby, where nobody can LISTEN or write"),
-            "point DATABASE_URL at the primary, or name all hosts in it (host=a,b), and the \
-             primary among them is found"
+            format!("{url} is a standby, which allows neither LISTEN nor writes"),
+            "point DATABASE_URL at the primary, or list all hosts in it (host=a,b), so that the \
+             bridge finds the primary"
                 .to_owned(),
         ),
         DirectError::Unheard(_) => (
             format!(
-                "notifications don't arrive through {url}: a pooler is in front of it that lends \
-                 sessions for one transaction at a time (PgBouncer's pool_mode=transaction)"
+                "notifications don't arrive through {url}: it goes through a pooler in \
+                 transaction mode (PgBouncer's pool_mode=transaction)"
             ),
-            "set TIDINGS_DIRECT_DATABASE_URL to Postgres itself; DATABASE_URL may stay as it is"
+            "point TIDINGS_DIRECT_DATABASE_URL directly at Postgres; DATABASE_URL can stay \
+             unchanged"
                 .to_owned(),
         ),
     };
@@ -56,16 +57,16 @@ pub(super) async fn pooled(
     schema: &SchemaName,
 ) -> Result<Vec<Finding>, SchemaError> {
     let wrong = |found| {
-        let expected = "the same database as TIDINGS_DIRECT_DATABASE_URL: what is heard of on one \
-                        must be read on the same";
-        let cure = "let both lead to the primary of the same server, and to the same database";
+        let expected = "the same database as TIDINGS_DIRECT_DATABASE_URL: the bridge must read \
+                        rows from the database on which it listens";
+        let cure = "point both at the same database on the same primary";
         Finding::wrong(Topic::Path, found, expected, Cure::Advice(cure.to_owned()))
     };
     let client = match Borrowed::to_read(url).await {
         Ok(connected) => connected,
         Err(error) => {
             return Ok(vec![wrong(format!(
-                "DATABASE_URL: no connection to {url}: {error}"
+                "DATABASE_URL: can't connect to {url}: {error}"
             ))]);
         }
     };

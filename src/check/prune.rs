@@ -39,12 +39,12 @@ pub(super) async fn obstacles(
             "index" => findings.push(Finding::wrong(
                 Topic::Prune,
                 format!(
-                    "the foreign key {name} of {table} refers to {target}, and {table} has no index \
-                     on its columns"
+                    "the foreign key {name} of {table} refers to {target}, and {table} has no \
+                     index on its columns"
                 ),
                 format!(
-                    "an index on the columns of the foreign key: without it each row that is \
-                     removed from {target} makes Postgres read all of {table}"
+                    "an index on the columns of the foreign key: without it, Postgres reads all \
+                     of {table} for each row removed from {target}"
                 ),
                 Cure::Sql(cure),
             )),
@@ -57,9 +57,8 @@ pub(super) async fn obstacles(
                     so_far(kept)
                 );
                 let expected = format!(
-                    "a foreign key with `on delete cascade` or `on delete set null`: rows of {target} \
-                     are removed once they have had their time, and those that {table} refers to \
-                     stay for ever"
+                    "a foreign key with `on delete cascade` or `on delete set null`: otherwise, \
+                     old rows of {target} to which {table} refers are never removed"
                 );
                 findings.push(judged(kept > 0 || is_ours_alone, found, expected, cure));
             }
@@ -74,12 +73,12 @@ pub(super) async fn obstacles(
                 let function = row.try_get::<_, Option<String>>("function")?;
                 let function = function.map_or_else(String::new, |name| format!(" ({name})"));
                 let found = format!(
-                    "the {kind} {name} on {table}{function} takes part when a row is removed{}",
+                    "the {kind} {name} on {table}{function} runs when a row is removed{}",
                     so_far(kept)
                 );
                 let expected = format!(
-                    "nothing that keeps rows of {target} from being removed once they have had their \
-                     time: let the {kind} raise no error and skip no row, or remove it"
+                    "nothing that keeps old rows of {target} from being removed: make sure that \
+                     the {kind} raises no error and skips no row, or remove it"
                 );
                 findings.push(judged(kept > 0, found, expected, cure));
             }
@@ -89,14 +88,14 @@ pub(super) async fn obstacles(
         findings.push(Finding::wrong(
             Topic::Prune,
             format!(
-                "{} could not be removed although they have had their time: {}",
+                "{} could not be removed when due: {}",
                 crate::postgres::prune_failure::rows(failure.rows),
                 failure.reason
             ),
-            "rows that are removed once they have had their time",
+            "rows that are removed when they are due",
             Cure::Advice(
-                "remove what the message names; then `tidings prune` tries these rows again at once, \
-                 and `serve` within a day"
+                "remove the cause that the message names; then `tidings prune` retries these rows \
+                 at once, and `serve` within a day"
                     .to_owned(),
             ),
         ));

@@ -60,13 +60,12 @@ pub(super) async fn foreign(
         let (topic, expected) = if row.try_get("reads")? {
             (
                 Topic::Read,
-                "nobody but the bridge reads notifications, and nobody but tidings_issuer opens \
-                 streams",
+                "only the bridge reads notifications, and only tidings_issuer opens streams",
             )
         } else {
             (
                 Topic::Wide,
-                "nobody but the groups of sql/roles.sql has rights here",
+                "only the groups in sql/roles.sql have privileges here",
             )
         };
         Ok(Finding::wrong(
@@ -84,9 +83,8 @@ pub(super) async fn foreign(
 /// session.
 fn creates(grantee: &str, what: &str, cure: String) -> Result<Finding, SchemaError> {
     let found = format!("{grantee} has {what}");
-    let expected = "nobody but the owner creates objects beside those of Tidings, where they can \
-                    take a name that a later release needs, or stand in for what an application \
-                    calls";
+    let expected = "only the owner creates objects in this schema: other objects can take a name \
+                    that a later release needs, or replace a function that an application calls";
     Ok(match grantee {
         "public" => Finding::wrong(Topic::Create, found, expected, Cure::Sql(cure)),
         _ => Finding::hint(Topic::Create, found, expected, Cure::Sql(cure)),
@@ -114,9 +112,10 @@ pub(super) async fn too_mighty(
     Ok(Some(Finding::hint(
         Topic::Role,
         found,
-        "a bridge that was broken into can do what its role can, so that should be little",
+        "few privileges: an attacker who breaks into the bridge can do whatever its role can",
         Cure::Advice(
-            "let `tidings serve` log in as a member of tidings_bridge alone (sql/roles.sql)"
+            "let `tidings serve` log in as a role that is only a member of tidings_bridge \
+             (sql/roles.sql)"
                 .to_owned(),
         ),
     )))

@@ -31,7 +31,7 @@ pub(super) async fn queue(
     let query = include_str!("../../sql/queue.sql");
     let row = match client.query_typed_one(query, &[]).await {
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let unseen = "how full the queue of notifications is: this role may not call \
+            let unseen = "how full the notification queue is: this role may not call \
                           pg_notification_queue_usage()";
             return Ok((None, Some(unseen.to_owned())));
         }
@@ -45,21 +45,21 @@ pub(super) async fn queue(
     let cure = match (row.try_get("cure")?, &holder) {
         (Some(cure), Some(_)) => Cure::Sql(cure),
         _ => Cure::Advice(
-            "end the session that listens and doesn't read, or is in a transaction: the server's \
-             log names it when the queue is half full"
+            "end the session that listens but doesn't read, or that is in a transaction: the \
+             server's log names it when the queue is half full"
                 .to_owned(),
         ),
     };
     let holder = holder.map_or_else(String::new, |holder| {
-        format!("; the oldest transaction, which may be who holds it, is {holder}")
+        format!("; the oldest transaction, which may be the cause, is {holder}")
     });
     let finding = Finding::wrong(
         Topic::Queue,
-        format!("the server's queue of notifications is {percent:.4} % full{holder}"),
+        format!("the server's notification queue is {percent:.4} % full{holder}"),
         format!(
-            "{} % at most: one that is read is empty within milliseconds. Above 50 % INSERTs don't \
-             ring, so rows are found up to a second late; at 100 % every commit that notifies \
-             fails, in all applications of the server",
+            "at most {} %: a queue that is read empties within milliseconds. Above 50 %, INSERTs \
+             don't send NOTIFY, so rows are found up to a second late; at 100 %, every commit \
+             that sends NOTIFY fails, in all applications on the server",
             thresholds.max_queue
         ),
         cure,
@@ -82,8 +82,8 @@ pub(super) async fn horizon(
         )
         .await?;
     let expected = format!(
-        "transactions of {} at most, and slots that hold {} transactions at most: VACUUM removes \
-         nothing that is younger than the oldest of them",
+        "transactions of at most {}, and slots that hold back at most {} transactions: VACUUM \
+         removes nothing newer than the oldest of them",
         humantime::format_duration(thresholds.max_transaction),
         thresholds.max_held
     );
@@ -142,7 +142,7 @@ pub(super) async fn vacuum(
     for (index, row) in rows.iter().enumerate() {
         let table: String = row.try_get("table")?;
         let (dead, waits): (i64, f64) = (row.try_get("dead")?, row.try_get("waits_for")?);
-        let on = "autovacuum on: each row that is sent leaves a dead one".to_owned();
+        let on = "autovacuum on: each row that is sent leaves a dead row behind".to_owned();
         if index == 0 && !row.try_get::<_, bool>("server_on")? {
             add(
                 "autovacuum is off for the whole server".to_owned(),
@@ -159,16 +159,17 @@ pub(super) async fn vacuum(
         if dead >= thresholds.max_dead_rows && dead as f64 >= BEHIND * waits {
             add(
                 format!("autovacuum is behind: {table} has {dead} dead rows"),
-                format!("it comes at {waits:.0} of them, once a minute"),
+                format!("autovacuum checks once a minute, and starts at {waits:.0} dead rows"),
                 format!("vacuum (analyze) {table};"),
             );
         }
         let (age, freeze): (i64, i64) = (row.try_get("age")?, row.try_get("freeze_age")?);
         if age as f64 > UNFROZEN * freeze as f64 {
             add(
-                format!("{table} holds rows that are {age} transactions old and not frozen"),
+                format!("{table} contains rows that are {age} transactions old and not frozen"),
                 format!(
-                    "autovacuum freezes them at {freeze}; at two thousand million nothing can be written any more"
+                    "autovacuum freezes rows at an age of {freeze}; at 2 billion, nothing can be \
+                     written any more"
                 ),
                 format!("vacuum (freeze) {table};"),
             );

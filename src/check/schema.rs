@@ -19,7 +19,7 @@ pub(super) async fn misfit(
                 Topic::Schema,
                 error.to_string(),
                 "PostgreSQL 13 or later, and a database in UTF8",
-                Cure::Advice("move to such a server or database".to_owned()),
+                Cure::Advice("use such a server and database".to_owned()),
             )));
         }
         // `path` reports this.
@@ -46,7 +46,7 @@ pub(super) async fn misfit(
     let (found, cure) = match fit {
         Fit::Serves => return Ok(None),
         Fit::TooOld { found: None } => (
-            format!("the schema {schema} holds no Tidings"),
+            format!("Tidings is not installed in the schema {schema}"),
             command("tidings migrate"),
         ),
         Fit::TooOld { found: Some(found) } => (
@@ -55,16 +55,19 @@ pub(super) async fn misfit(
         ),
         Fit::TooNew { found } => (
             format!(
-                "the schema {schema} is too new: version {found} has taken something away that \
-                 this bridge needs"
+                "the schema {schema} is too new: version {found} has removed something that this \
+                 bridge needs"
             ),
-            Cure::Advice("start the newer tidings, or restore the database".to_owned()),
+            Cure::Advice("run the newer tidings, or restore the database".to_owned()),
         ),
     };
     Ok(Some(Finding::wrong(
         Topic::Schema,
         found,
-        format!("version {needed}, which this tidings brings, or one that still serves it"),
+        format!(
+            "version {needed}, which belongs to this tidings, or a newer one that is \
+             compatible with it"
+        ),
         cure,
     )))
 }
@@ -79,7 +82,7 @@ fn incomplete(error: SchemaError) -> Finding {
         Some(cure) => Cure::Sql(cure.to_owned()),
         None => Cure::Advice("restore the whole schema from one backup".to_owned()),
     };
-    let expected = "all objects of Tidings are there and belong to the owner of its history";
+    let expected = "all objects of Tidings exist and belong to the owner of its migration history";
     Finding::wrong(Topic::Owner, error.to_string(), expected, cure)
 }
 

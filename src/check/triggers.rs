@@ -20,13 +20,13 @@ pub(super) async fn gone(
         let text = |name: &str| row.try_get::<_, String>(name);
         let (trigger, table) = (text("trigger")?, text("table")?);
         let found = match row.try_get::<_, Option<&str>>("fires")? {
-            None => format!("the trigger {trigger} on {table} is gone"),
+            None => format!("the trigger {trigger} on {table} is missing"),
             Some("D") => format!("the trigger {trigger} on {table} is disabled"),
             Some("O") => format!(
-                "the trigger {trigger} on {table} is not enabled always: it was disabled and enabled \
-                 again, as `pg_restore --disable-triggers` does"
+                "the trigger {trigger} on {table} is not set to ENABLE ALWAYS: it was disabled \
+                 and enabled again, as `pg_restore --disable-triggers` does"
             ),
-            Some(_) => format!("the trigger {trigger} on {table} fires for replicas alone"),
+            Some(_) => format!("the trigger {trigger} on {table} fires only in replica mode"),
         };
         Ok(Finding::wrong(
             Topic::Trigger,

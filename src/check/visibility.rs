@@ -19,21 +19,22 @@ pub(super) async fn hidden(
 fn finding(hidden: &Hidden) -> Finding {
     let expected = match hidden.kind {
         Kind::RowSecurity => {
-            "no row-level security for the bridge's role and for the tables' owner: nothing is \
-             delivered, or no ticket is valid. `disable row level security` leaves access to GRANT; \
-             to keep it for other roles, a superuser can exempt these instead: alter role … \
-             bypassrls. A policy is not enough, because the bridge refuses to read through policies"
+            "no row-level security for the bridge's role and the tables' owner: with it, nothing \
+             is delivered, or no ticket is valid. After `disable row level security`, only GRANT \
+             controls access; to keep row-level security for other roles, a superuser can exempt \
+             these two instead: alter role … bypassrls. A policy is not enough, because the \
+             bridge refuses to read through policies"
         }
         Kind::Relation => {
-            "the tables that `tidings migrate` made: something else may leave rows out"
+            "the tables that `tidings migrate` created: anything else may leave rows out"
         }
         Kind::Logged => {
-            "an UNLOGGED table: a crash empties it, and so bridges know that what was not on disk \
-             must be read again"
+            "an UNLOGGED table: a crash empties it, which tells bridges to read rows again that \
+             were not on disk"
         }
         Kind::Rule => {
-            "no rule that rewrites what is inserted or updated there: with one, rows don't \
-             arrive or can't be marked"
+            "no rule that rewrites INSERTs or UPDATEs there: with one, rows don't arrive or can't \
+             be marked"
         }
     };
     let cure = match &hidden.cure {

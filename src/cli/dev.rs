@@ -51,10 +51,10 @@ pub enum DevError {
     Servers(#[from] ServersError),
     #[error("{0}")]
     Cluster(#[from] ClusterError),
-    #[error("the private PostgreSQL refused: {}", connect::describe(.0))]
+    #[error("the private PostgreSQL returned an error: {}", connect::describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// The URL that `dev` itself composed can't be parsed.
-    #[error("the private PostgreSQL can't be addressed: {0}")]
+    #[error("the private PostgreSQL's URL can't be parsed: {0}")]
     Url(String),
     #[error("{0}")]
     Start(#[from] StartError),
@@ -70,7 +70,7 @@ pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevErro
     servers::check_ports(&options.bridge)?;
     // An exported production URL must never be migrated or written to.
     if env::var_os("DATABASE_URL").is_some() {
-        warn!("DATABASE_URL is set and ignored: tidings dev has a PostgreSQL of its own");
+        warn!("DATABASE_URL is set but ignored: `tidings dev` runs its own PostgreSQL");
     }
     let data = options
         .data
@@ -102,7 +102,7 @@ async fn asked(shutdown: &Shutdown) {
             if had_terminal && !has_terminal() {
                 return;
             }
-            info!("SIGHUP: `tidings dev` has no files to read again");
+            info!("SIGHUP: `tidings dev` has no files to reload");
         }
     };
     tokio::select! {

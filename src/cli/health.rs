@@ -32,7 +32,7 @@ pub enum ProbeError {
     },
     #[error("the bridge at {0} did not answer within {limit} s", limit = LIMIT.as_secs())]
     Silent(SocketAddr),
-    #[error("what answers at {0} (TIDINGS_ADMIN_LISTEN) is no bridge")]
+    #[error("the server at {0} (TIDINGS_ADMIN_LISTEN) is not a bridge")]
     Stranger(SocketAddr),
     #[error("the bridge at {address} is not ready: {reason}")]
     NotReady { address: SocketAddr, reason: String },

@@ -140,14 +140,14 @@ pub fn print_report(output: &mut impl Write, report: &Report, colour: Colour) ->
     }
     for unseen in &report.unseen {
         let unseen = escape::line(unseen);
-        writeln!(output, "{} {unseen}", colour.faint("unseen:"))?;
+        writeln!(output, "{} {unseen}", colour.faint("not checked:"))?;
     }
     Ok(())
 }
 
 fn print_finding(output: &mut impl Write, finding: &Finding, colour: Colour) -> io::Result<()> {
     let word = match finding.severity {
-        Severity::Wrong => colour.alarm("wrong:"),
+        Severity::Wrong => colour.alarm("problem:"),
         Severity::Hint => colour.notice("hint:"),
     };
     // Findings name roles and programs, whose names may contain escape sequences.
@@ -156,7 +156,7 @@ fn print_finding(output: &mut impl Write, finding: &Finding, colour: Colour) -> 
         [&finding.found, &finding.expected, &cure].map(|s| escape::line(s));
     writeln!(output, "{word} {found}")?;
     writeln!(output, "  {} {expected}", colour.faint("expected:"))?;
-    writeln!(output, "  {} {cure}", colour.faint("mend:"))
+    writeln!(output, "  {} {cure}", colour.faint("fix:"))
 }
 
 /// A number with a comma at each thousand.

@@ -127,7 +127,7 @@ impl Progress {
         // If the terminal is gone, nothing is lost.
         let _ = write!(
             io::stderr(),
-            "\r{} removed, {rate:.0} a second, {:.0} % looked at\x1b[K",
+            "\r{} removed, {rate:.0} per second, {:.0} % checked\x1b[K",
             rows(removed),
             100.0 * part.clamp(0.0, 1.0)
         );

@@ -27,12 +27,12 @@ pub enum ErrandError {
     Config(#[from] crate::config::ConfigError),
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    #[error("the text can't be read from standard input: {0}")]
+    #[error("can't read the text from standard input: {0}")]
     Input(#[from] io::Error),
     /// This role lacks the privilege.
     #[error(
-        "{role}, as which DATABASE_URL logs in, may not {what}: set DATABASE_URL to a role that \
-             may, or let a DBA run: grant {group} to {role}; ({reason})"
+        "the role {role}, as which DATABASE_URL logs in, may not {what}: use a role in \
+         DATABASE_URL that may, or have a DBA run: grant {group} to {role}; ({reason})"
     )]
     Denied {
         /// The role of the session.
@@ -46,7 +46,8 @@ pub enum ErrandError {
     },
     /// The schema contains no Tidings, or an outdated version.
     #[error(
-        "the schema {schema} holds no Tidings, or too old one: run `tidings migrate` ({reason})"
+        "Tidings is not installed in the schema {schema}, or is too old: run `tidings migrate` \
+         ({reason})"
     )]
     NoSchema {
         schema: SchemaName,
@@ -109,7 +110,7 @@ pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
 pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
     let errand = Errand {
         database: &options.database,
-        what: "make tickets",
+        what: "create tickets",
         group: "tidings_issuer",
     };
     let seconds = Duration::as_secs_f64(&options.ttl);

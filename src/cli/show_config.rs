@@ -157,7 +157,7 @@ fn print_text(
         writeln!(
             output,
             "{} {}",
-            colour.alarm("wrong:"),
+            colour.alarm("problem:"),
             escape::line(problem)
         )?;
     }

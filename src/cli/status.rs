@@ -101,7 +101,7 @@ impl Status {
         line(
             "server",
             format!(
-                "PostgreSQL {server} at {}, up for {up}; seen as {role}",
+                "PostgreSQL {server} at {}, up for {up}; connected as {role}",
                 self.place
             ),
         )?;
@@ -109,23 +109,23 @@ impl Status {
             "schema",
             match self.version {
                 Some(version) => format!(
-                    "{}, version {version} (this tidings brings {})",
+                    "{}, version {version} (this tidings comes with {})",
                     self.schema,
                     schema::version()
                 ),
-                None => format!("{}, of no known version", self.schema),
+                None => format!("{}, version unknown", self.schema),
             },
         )?;
         line("table", table(facts)?)?;
         line(
             "pending",
             match &self.survey.pending {
-                Found::Unknown { unknown } => format!("not known: {unknown}"),
+                Found::Unknown { unknown } => format!("unknown: {unknown}"),
                 Found::So(pending) => waiting(pending),
             },
         )?;
         match &self.survey.bridges {
-            Found::Unknown { unknown } => line("bridges", format!("not known: {unknown}"))?,
+            Found::Unknown { unknown } => line("bridges", format!("unknown: {unknown}"))?,
             Found::So(bridges) if bridges.is_empty() => line("bridges", "none".to_owned())?,
             Found::So(bridges) => {
                 for found in bridges {
@@ -134,33 +134,37 @@ impl Status {
             }
         }
         line(
-            "bell",
+            "doorbell",
             match facts.try_get("rings")? {
-                Some(true) => "writers ring: a bridge sleeps".to_owned(),
-                Some(false) => "writers need not ring: bridges poll, or there are none".to_owned(),
-                None => "not known".to_owned(),
+                Some(true) => "writers send NOTIFY: a bridge is asleep".to_owned(),
+                Some(false) => "writers don't send NOTIFY: bridges are polling, or none is \
+                                connected"
+                    .to_owned(),
+                None => "unknown".to_owned(),
             },
         )?;
         line(
             "queue",
             match self.queue {
                 Some(usage) => format!("{:.4} % full", usage * 100.0),
-                None => "not known".to_owned(),
+                None => "unknown".to_owned(),
             },
         )?;
         let longest: Option<String> = facts.try_get("longest")?;
         line(
             "transaction",
             match (longest, facts.try_get("longest_seconds")?) {
-                (Some(who), Some(seconds)) => format!("the longest, for {}: {who}", Span(seconds)),
+                (Some(who), Some(seconds)) => {
+                    format!("the longest has been open for {}: {who}", Span(seconds))
+                }
                 _ if self.report.unseen.is_empty() => "none open".to_owned(),
-                _ => "none open that can be seen".to_owned(),
+                _ => "none open that this role may see".to_owned(),
             },
         )?;
         line("vacuum", vacuum(facts)?)?;
         print_report(output, &self.report, colour)?;
         if self.report.wrong() == 0 {
-            writeln!(output, "{}", colour.calm("in order"))?;
+            writeln!(output, "{}", colour.calm("no problems"))?;
         }
         Ok(())
     }
@@ -228,7 +232,10 @@ fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {
 fn waiting(pending: &Pending) -> String {
     let (rows, users) = (Count(pending.rows), Count(pending.users));
     match pending.oldest_seconds {
-        Some(age) => format!("{rows} rows of {users} users, the oldest for {}", Span(age)),
+        Some(age) => format!(
+            "{rows} rows for {users} users, the oldest waiting for {}",
+            Span(age)
+        ),
         None => format!("{rows} rows"),
     }
 }

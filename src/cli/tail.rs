@@ -96,7 +96,7 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), Ta
         match tail.look(&mut seen).await {
             Ok(()) => {}
             Err(TailError::Query(error)) => {
-                tracing::warn!(%error, "could not read, trying again: {error}");
+                tracing::warn!(%error, "read failed, retrying: {error}");
                 sleep(TRY_AGAIN).await;
             }
             Err(error) => return Err(error),
@@ -145,7 +145,7 @@ impl<W: Write> Tail<'_, W> {
                 page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
             if page.incarnation != seen.incarnation {
                 // Transaction ids from before may mean something else now.
-                tracing::warn!("the server has crashed or was replaced: beginning anew");
+                tracing::warn!("the server has crashed or was replaced, starting over");
                 *seen = self.begin().await?;
                 return Ok(());
             }

@@ -20,7 +20,8 @@ pub enum UninstallError {
     #[error("{0}")]
     Terminal(#[from] io::Error),
     #[error(
-        "nothing was removed: there is no terminal to ask at; if you are sure, say so with --yes"
+        "nothing was removed: there is no terminal to ask for confirmation; if you are sure, pass \
+         --yes"
     )]
     Unasked,
     #[error("nothing was removed: that is not the schema's name")]
@@ -44,15 +45,15 @@ pub async fn run(
     }
     writeln!(
         output,
-        "and with it {} notifications, of which {} are unsent, for ever.",
+        "and permanently deletes {} notifications, of which {} are unsent.",
         Count(removal.rows),
         Count(removal.unsent)
     )?;
     if removal.sessions > 0 {
         writeln!(
             output,
-            "{} sessions are open that call themselves tidings: stop the bridges first, since one \
-             that starts again makes it anew (TIDINGS_MIGRATE=auto).",
+            "{} sessions of tidings are open: stop the bridges first, because a bridge that \
+             restarts installs Tidings again (TIDINGS_MIGRATE=auto).",
             removal.sessions
         )?;
     }
@@ -66,8 +67,8 @@ pub async fn run(
     if !groups.is_empty() {
         let _ = writeln!(
             output,
-            "The groups stay, which other schemas and databases may use. If none does, let a DBA \
-             run, as a superuser:\n  drop owned by {groups};\n  drop role {groups};"
+            "The groups remain, because other schemas and databases may use them. If none does, \
+             have a superuser run:\n  drop owned by {groups};\n  drop role {groups};"
         );
     }
     Ok(())

@@ -184,8 +184,8 @@ impl TokenOptions {
         let suited = secret.suits(&algorithms);
         suited.map_err(|reason| unusable(SECRET, reason))?;
         if algorithms.is_empty() {
-            let reason = "TIDINGS_JWT_ALGORITHMS names none that a secret signs with, such as \
-                          HS256: sign where the private key is";
+            let reason = "TIDINGS_JWT_ALGORITHMS contains no algorithm that signs with a secret, \
+                          such as HS256: sign tokens where the private key is";
             return Err(unusable(SECRET, reason));
         }
         Ok((secret, rules))

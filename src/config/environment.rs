@@ -32,11 +32,13 @@ const SIMILAR: f64 = 0.8;
 const LIBPQ: [(&str, &str); 8] = [
     (
         "PGSERVICE",
-        "service files (pg_service.conf) are not read: write out in DATABASE_URL what the service stands for",
+        "service files (pg_service.conf) are not read: put the service's parameters into \
+         DATABASE_URL",
     ),
     (
         "PGSERVICEFILE",
-        "service files (pg_service.conf) are not read: write out in DATABASE_URL what the service stands for",
+        "service files (pg_service.conf) are not read: put the service's parameters into \
+         DATABASE_URL",
     ),
     ("PGSSLMODE", "add sslmode=… to DATABASE_URL"),
     ("PGSSLROOTCERT", "add sslrootcert=… to DATABASE_URL"),
@@ -93,18 +95,19 @@ impl Environment {
         });
         let unknown = unknown.map(|(name, _)| match nearest(name, known.keys()) {
             Some(meant) => format!(
-                "{name} is set and has no effect: there is no such setting; {meant} may be meant"
+                "{name} is set but has no effect: there is no such setting; did you mean {meant}?"
             ),
             None => format!(
-                "{name} is set and has no effect: there is no such setting in version {}; `tidings \
-                 config` lists them",
+                "{name} is set but has no effect: there is no such setting in version {}; \
+                 `tidings config` lists them",
                 env!("CARGO_PKG_VERSION")
             ),
         });
         let renamed = RENAMED.iter().filter(|(old, _)| self.0.contains_key(*old));
         let renamed = renamed.map(|(old, new)| {
             format!(
-                "{old} is now called {new}: rename it, as the next version won't know the old name"
+                "{old} is now called {new}: rename it, because the next version won't accept the \
+                 old name"
             )
         });
         let libpq = LIBPQ.iter().filter(|(name, _)| {
@@ -112,7 +115,7 @@ impl Environment {
             value.is_some_and(|value| !value.is_empty())
         });
         let libpq =
-            libpq.map(|(name, instead)| format!("{name} is set and has no effect: {instead}"));
+            libpq.map(|(name, instead)| format!("{name} is set but has no effect: {instead}"));
         unknown.chain(renamed).chain(libpq).collect()
     }
 }
@@ -198,7 +201,7 @@ mod tests {
             };
             assert!(warning.starts_with(name), "{warning}");
             assert!(
-                warning.contains(&format!("{meant} may be meant")),
+                warning.contains(&format!("did you mean {meant}?")),
                 "{warning}"
             );
         }

@@ -188,8 +188,8 @@ fn every_algorithm_has_a_key(
             return Err(unusable(
                 ALGORITHMS,
                 format!(
-                    "{algorithm:?} needs {needed}, and there is none: set {SECRET}, {PUBLIC_KEY} \
-                     or {KEY_SET}, or leave the algorithm out"
+                    "{algorithm:?} needs {needed}, and none is configured: set {SECRET}, \
+                     {PUBLIC_KEY} or {KEY_SET}, or remove the algorithm"
                 ),
             ));
         }
@@ -203,8 +203,8 @@ fn every_key_has_an_algorithm(keys: &Keys) -> Result<(), ConfigError> {
         Some(key) => Err(unusable(
             ALGORITHMS,
             format!(
-                "it names no algorithm for {}, which is configured: add one of {:?}, or leave \
-                 the key out",
+                "it contains no algorithm for {}, which is configured: add one of {:?}, or remove \
+                 the key",
                 key.kind(),
                 key.kind().algorithms()
             ),
@@ -226,12 +226,12 @@ fn some<K>(name: &'static str, keys: Vec<K>) -> Result<Vec<K>, ConfigError> {
     match keys.len() {
         0 => Err(unusable(
             name,
-            "there is no key in it: a secret is a text, a public key is PEM",
+            "it contains no key: a secret is text, a public key is PEM",
         )),
         1..=MAX_KEYS => Ok(keys),
         count => Err(unusable(
             name,
-            format!("it holds {count} keys, and {MAX_KEYS} are the most"),
+            format!("it contains {count} keys, and at most {MAX_KEYS} are allowed"),
         )),
     }
 }
@@ -250,7 +250,7 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
             .flat_map(|kind| kind.algorithms())
             .map(|algorithm| format!("{algorithm:?}"))
             .collect();
-        format!("the algorithms are {}", known.join(", "))
+        format!("the supported algorithms are {}", known.join(", "))
     })
 }
 

@@ -36,8 +36,8 @@ impl ServeOptions {
         let mut warnings = Vec::new();
         if let Some(network) = self.trust.trusted_proxies.boundless() {
             warnings.push(format!(
-                "TIDINGS_TRUSTED_PROXIES contains {network}, which is the whole internet: \
-                 whoever reaches this server is believed to be a proxy; list only your proxies"
+                "TIDINGS_TRUSTED_PROXIES contains {network}, which is the whole internet: every \
+                 client that reaches this server is trusted as a proxy; list only your own proxies"
             ));
         }
         let listen = self.bridge.listen;
@@ -45,9 +45,9 @@ impl ServeOptions {
             && !listen.ip().is_loopback()
         {
             warnings.push(format!(
-                "users are named by the header {}, and {listen} can be reached from elsewhere: \
-                 it is believed from TIDINGS_TRUSTED_PROXIES alone, but let a firewall see to it \
-                 that nobody else comes this far",
+                "the header {} names the user, and {listen} can be reached from other machines: \
+                 the header is trusted only from TIDINGS_TRUSTED_PROXIES, but set up a firewall \
+                 that lets only these proxies through",
                 header.name
             ));
         }

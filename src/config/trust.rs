@@ -66,7 +66,7 @@ impl FromStr for UserHeaderName {
             return Ok(Self(None));
         }
         let name = HeaderName::from_str(text)
-            .map_err(|_| "it is no name of a header, such as X-User-Id".to_owned())?;
+            .map_err(|_| "it is not the name of a header, such as X-User-Id".to_owned())?;
         // What clients and proxies send in these headers for other reasons would be taken
         // for a user.
         let taken = [
@@ -85,7 +85,7 @@ impl FromStr for UserHeaderName {
             "x-forwarded-proto",
         ];
         if taken.contains(&name) || taken_too.contains(&name.as_str()) {
-            return Err("that header has another meaning: take X-User-Id, for instance".to_owned());
+            return Err("that header has another meaning: use X-User-Id, for example".to_owned());
         }
         Ok(Self(Some(name)))
     }

@@ -45,7 +45,7 @@ impl<T> From<Result<T, Error>> for Found<T> {
         match answer {
             Ok(found) => Self::So(found),
             Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
-                Self::unknown(format!("it takes longer than {} s", LIMIT.as_secs()))
+                Self::unknown(format!("the query takes longer than {} s", LIMIT.as_secs()))
             }
             Err(error) => Self::unknown(describe(&error)),
         }

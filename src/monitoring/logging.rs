@@ -156,8 +156,8 @@ pub async fn keep_telling_what_is_missing() {
             let count = dropped - told;
             warn!(
                 count,
-                "{count} lines of the log were dropped: standard error was not read as fast as \
-                 they came, or was closed; look at what reads it"
+                "{count} log lines were dropped: standard error was not read fast enough, or was \
+                 closed; check the program that reads it"
             );
             told = dropped;
         }

@@ -32,22 +32,22 @@ impl Metrics {
         let tidings = registry.sub_registry_with_prefix("tidings");
         tidings.register(
             "build",
-            "Which Tidings it is",
+            "The version of Tidings",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         tidings.register(
             "refused",
-            "Requests and sockets that were turned away, by reason",
+            "Rejected requests and sockets, by reason",
             vitals.refusals.counted(),
         );
         tidings.register(
             "connections_ended",
-            "Streams that have ended, by reason",
+            "Streams ended, by reason",
             ended.counted(),
         );
         tidings.register(
             "page_seconds",
-            "How long streams waited for pages of what they had missed",
+            "How long streams waited for pages of rows that they had missed",
             vitals.reads.seconds.clone(),
         );
         tidings.register_collector(Box::new(OfBridge(vitals)));
@@ -76,25 +76,21 @@ impl Collector for OfBridge {
         let mut sheet = Sheet(encoder);
         sheet.gauge(
             "ready",
-            "Whether it should be sent clients",
+            "Whether the bridge is ready for clients",
             u64::from(now.readiness.is_ready()),
         )?;
-        sheet.gauge("connections", "Streams that are open", now.connections)?;
+        sheet.gauge("connections", "Open streams", now.connections)?;
         sheet.gauge(
             "connections_limit",
-            "Streams that may be open",
+            "Maximum number of open streams",
             now.connections_limit,
         )?;
-        sheet.counter("connections_opened", "Streams that were opened", now.opened)?;
-        sheet.gauge("users", "Users with a stream", now.users)?;
-        sheet.counter(
-            "delivered_rows",
-            "Rows that were written to sockets",
-            now.delivered,
-        )?;
+        sheet.counter("connections_opened", "Streams opened", now.opened)?;
+        sheet.gauge("users", "Users with at least one open stream", now.users)?;
+        sheet.counter("delivered_rows", "Rows written to sockets", now.delivered)?;
         sheet.histogram(
             "delay_seconds",
-            "How long rows took from created_at to sockets of streams that were open before",
+            "Time from created_at to the sockets of streams that were already open",
             &now.delays,
         )?;
         if let Some(offset) = now.clock_offset {
@@ -106,88 +102,86 @@ impl Collector for OfBridge {
         }
         sheet.gauge(
             "mailbox_rows",
-            "Rows that wait for live streams",
+            "Rows waiting in memory for live streams",
             now.waiting_rows,
         )?;
         sheet.counter(
             "mailbox_overflows",
-            "Streams that were sent back to reading pages because they were too slow",
+            "Streams that went back to reading pages because they were too slow",
             now.overflows,
         )?;
-        sheet.counter("marked_rows", "Rows that were marked as sent", now.marked)?;
+        sheet.counter("marked_rows", "Rows marked as sent", now.marked)?;
         sheet.gauge(
             "rows_in_flight",
-            "Rows that were written to a connection less than TIDINGS_SETTLE ago, for each connection",
+            "Rows written to a connection less than TIDINGS_SETTLE ago, counted once per \
+             connection",
             now.in_flight,
         )?;
         sheet.gauge(
             "unmarked_rows",
-            "Rows that have settled and whose marks are still to be written",
+            "Rows that have settled but are not marked yet",
             now.unmarked,
         )?;
         sheet.gauge(
             "marks_stuck",
-            "Rows that were sent and can't be marked at the moment: locked, failing, or the database can't mark any",
+            "Rows that were sent but currently can't be marked: locked, rejected, or the database \
+             can't mark any",
             now.marks_stuck,
         )?;
         sheet.counter(
             "mark_failures",
-            "Tries to write marks that failed",
+            "Failed attempts to write marks",
             now.mark_failures,
         )?;
         sheet.counter(
             "lost_marks",
-            "Rows that go without a mark, and may be sent again",
+            "Rows whose marks were dropped, and which may be sent again",
             now.lost_marks,
         )?;
-        sheet.counter(
-            "pruned_rows",
-            "Rows that were removed because they had had their time",
-            now.pruned,
-        )?;
+        sheet.counter("pruned_rows", "Old rows removed", now.pruned)?;
         sheet.gauge(
             "prune_failed_rows",
-            "Rows that have had their time and can't be removed at the moment",
+            "Old rows that currently can't be removed",
             now.prune_failures,
         )?;
         sheet.gauge(
             "pages_wanted",
-            "Streams that wait for a page of what they missed",
+            "Streams waiting for a page of rows that they missed",
             now.pages_wanted,
         )?;
         sheet.counter(
             "page_rows",
-            "Rows in pages of what streams had missed",
+            "Rows in pages that streams had missed",
             now.page_rows,
         )?;
         sheet.counter(
             "page_failures",
-            "Tries to read a page that failed",
+            "Failed attempts to read a page",
             now.page_failures,
         )?;
         sheet.gauge(
             "listener_hears",
-            "Whether the listener hears the database",
+            "Whether the listener is connected to the database and reads the table",
             u64::from(listener.hears),
         )?;
         sheet.gauge(
             "listener_last_look_age_seconds",
-            "How long ago the listener last read the table",
+            "Time since the listener last read the table",
             age.unwrap_or(f64::INFINITY),
         )?;
         sheet.counter(
             "listener_looks",
-            "Looks of the listener at the table",
+            "Polls of the table by the listener",
             listener.looks,
         )?;
         sheet.counter(
             "listener_reconnects",
-            "How often the listener found the database again that it had lost",
+            "How often the listener reconnected to the database after losing it",
             listener.reconnects,
         )?;
         sheet.gauge(
             "doorbell_in_order",
-            "Whether the trigger that rings is there and fires",
+            "Whether the trigger that sends NOTIFY exists and fires",
             u64::from(listener.doorbell_in_order),
         )?;
         sheet.gauge(
@@ -197,19 +191,15 @@ impl Collector for OfBridge {
         )?;
         sheet.gauge(
             "doorbell_awake",
-            "Whether the bridge polls, so that writers need not ring",
+            "Whether the bridge polls, so that writers needn't send NOTIFY",
             u64::from(is_awake),
         )?;
         sheet.counter(
             "doorbell_changes",
-            "How often the bridge changed between polling and waiting for the bell",
+            "How often the bridge switched between polling and waiting for the doorbell",
             listener.changes,
         )?;
-        sheet.counter(
-            "doorbell_rings",
-            "Bells that the bridge woke up by",
-            listener.rings,
-        )?;
+        sheet.counter("doorbell_rings", "Doorbell rings received", listener.rings)?;
         sheet.gauges(
             "pool_connections",
             "Database connections of the pool, by state",
@@ -218,28 +208,28 @@ impl Collector for OfBridge {
         )?;
         sheet.gauge(
             "pool_size",
-            "Database connections that the pool may have",
+            "Maximum number of database connections of the pool",
             pool.most,
         )?;
         sheet.gauge(
             "pool_waiting",
-            "How many wait for a database connection",
+            "Queries waiting for a database connection",
             pool.waiting,
         )?;
         sheet.counter(
             "pool_timeouts",
-            "Queries and connections of the pool that took too long",
+            "Queries of the pool that timed out, including the wait for a connection",
             pool.timeouts,
         )?;
         sheet.counters(
             "log_lines",
-            "Lines of the log at these levels",
+            "Log lines, by level",
             "level",
             &logging::counted(),
         )?;
         sheet.counter(
             "log_lines_dropped",
-            "Lines of the log that were dropped because standard error was not read in time",
+            "Log lines dropped because standard error was not read in time",
             logging::dropped(),
         )
     }
@@ -255,23 +245,23 @@ impl Collector for OfProcess {
         if let Some(now) = process::Process::now() {
             sheet.gauge(
                 "process_start_time_seconds",
-                "When the process began, since 1970",
+                "When the process started, in seconds since 1970",
                 now.started,
             )?;
             sheet.counter(
                 "process_cpu_seconds",
-                "The time that processors have worked for it",
+                "CPU time used by the process",
                 now.cpu_seconds,
             )?;
             sheet.gauge(
                 "process_resident_memory_bytes",
-                "The memory that it occupies",
+                "Resident memory of the process",
                 now.resident_bytes,
             )?;
         }
         if let Some((open, most)) = process::files() {
-            sheet.gauge("process_open_fds", "Files that it has open", open)?;
-            sheet.gauge("process_max_fds", "Files that it may have open", most)?;
+            sheet.gauge("process_open_fds", "Open files", open)?;
+            sheet.gauge("process_max_fds", "Maximum number of open files", most)?;
         }
         Ok(())
     }

@@ -121,8 +121,8 @@ impl Reporter {
             Some(Right::Granted) => {}
             Some(Right::Missing) => {
                 warn!(
-                    "this role may not tell what the bridge does, so the views that show it leave \
-                     it out; `tidings check` tells what to grant"
+                    "this role may not report the bridge's activity, so the views don't show this \
+                     bridge; `tidings check` prints the missing GRANT"
                 );
                 // Even without reporting it is one of the bridge's tasks, which must not
                 // end on their own.
@@ -142,12 +142,12 @@ impl Reporter {
                 () = stop.cancelled() => break,
             };
             if let Err(error) = self.tell(minute).await {
-                debug!(%error, "could not tell what the bridge does: {error}");
+                debug!(%error, "could not report the bridge's activity: {error}");
             }
         }
         let minute = self.activity.clock.now().minute();
         let told = timeout(LAST_LIMIT, self.tell(Some(minute))).await;
-        debug!(?told, "told the last of what the bridge did");
+        debug!(?told, "sent the last report");
     }
 
     /// Whether this role may report. Asks until the database answers.
@@ -157,7 +157,10 @@ impl Reporter {
             match self.ask_for_right().await {
                 Ok(right) => return right,
                 Err(error) => {
-                    debug!(%error, "could not ask whether this role may tell what the bridge does: {error}");
+                    debug!(
+                        %error,
+                        "could not check whether this role may report the bridge's activity: {error}"
+                    );
                 }
             }
             sleep(backoff.next_delay()).await;

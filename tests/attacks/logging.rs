@@ -136,7 +136,7 @@ async fn a_full_pipe_stops_nothing(format: &str) {
     }
 
     // Once it is read again, it tells what is missing.
-    bridge.until_logged("lines of the log were dropped").await;
+    bridge.until_logged("log lines were dropped").await;
 
     let before = bridge.dropped().await;
     let filling = async {

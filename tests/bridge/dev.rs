@@ -70,7 +70,7 @@ async fn a_folder_in_use_and_a_database_of_somebody_else_are_left_alone() {
     let mut with_url = command(&folder);
     with_url.env("DATABASE_URL", elsewhere.connection_string());
     let dev = Dev::start_with(with_url).await;
-    dev.until_said("DATABASE_URL is set and ignored").await;
+    dev.until_said("DATABASE_URL is set but ignored").await;
     let relations = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";
     assert_eq!(elsewhere.ids(relations).await, [0]);
 

@@ -30,7 +30,7 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
     let origin = format!("http://{}/", bridge.admin_address());
     browser.client.goto(&origin).await.expect("the page");
     until_reads(&browser, "status", "ready").await;
-    until_reads(&browser, "listener", "hears").await;
+    until_reads(&browser, "listener", "connected").await;
     until_reads(&browser, "connections", "0").await;
 
     let mut tab = bridge.connect_live("alice").await;
@@ -46,14 +46,14 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
         .await;
 
     // What waits in the database, and who else serves it.
-    until_reads(&browser, "pending-more", "nobody waits").await;
+    until_reads(&browser, "pending-more", "none waiting").await;
     database
         .execute("select send_notification('carol', 'a text of nobody else')")
         .await;
     let other = Bridge::start(&database).await;
     until_reads(&browser, "pending", "1 row").await;
     browser
-        .until("document.getElementById('pending-more').textContent.startsWith('of 1 user; ')")
+        .until("document.getElementById('pending-more').textContent.startsWith('for 1 user; ')")
         .await;
     let told = |address| {
         let version = env!("CARGO_PKG_VERSION");
@@ -80,7 +80,7 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
 
     network.set(Network::Refuse);
     network.reset();
-    until_reads(&browser, "listener", "deaf").await;
+    until_reads(&browser, "listener", "disconnected").await;
     until_reads(&browser, "status", "deaf").await;
     browser
         .until("document.getElementById('reason').textContent")

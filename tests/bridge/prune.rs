@@ -320,7 +320,7 @@ async fn asked_to_stop_it_ends_with_the_batch_that_it_is_at() {
     let output = running.wait_with_output().await.expect("an end");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("stopped with 4500 rows removed"), "{said}");
+    assert!(said.contains("stopped after removing 4500 rows"), "{said}");
     assert_eq!(count(&database).await, 4_500);
 }
 

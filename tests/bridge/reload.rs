@@ -93,7 +93,7 @@ async fn another_secret_lets_others_in_and_ends_no_stream() {
     setting.write(OTHER_SECRET);
     let asked = Instant::now();
     bridge.signal(Signal::SIGHUP);
-    let told = bridge.until_logged("INFO", "the token secrets in").await;
+    let told = bridge.until_logged("INFO", "the token secrets from").await;
     assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
     assert_eq!(status(bridge.address(), &new).await, 200);
     assert_eq!(status(bridge.address(), &old).await, 401);
@@ -134,7 +134,7 @@ async fn another_public_key_lets_others_in_and_one_that_no_algorithm_serves_is_r
     setting.write(new.pem());
     bridge.signal(Signal::SIGHUP);
     bridge
-        .until_logged("INFO", "the tokens' public keys in")
+        .until_logged("INFO", "the tokens' public keys from")
         .await;
     assert_eq!(status(bridge.address(), &theirs).await, 200);
     assert_eq!(status(bridge.address(), &old).await, 401);
@@ -178,7 +178,7 @@ async fn new_connections_use_the_new_url_and_open_ones_stay() {
     setting.write(&format!("{url}after"));
     let asked = Instant::now();
     bridge.signal(Signal::SIGHUP);
-    bridge.until_logged("INFO", "the database URL in").await;
+    bridge.until_logged("INFO", "the database URL from").await;
     assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
     assert_goes_on(&mut stream, &database).await;
     let still = superuser.ids(&sessions("before")).await;
@@ -239,6 +239,6 @@ async fn without_files_a_hangup_ends_nothing() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;
     dev.signal(Signal::SIGHUP);
-    dev.until_said("has no files to read again").await;
+    dev.until_said("has no files to reload").await;
     dev.stop().await;
 }

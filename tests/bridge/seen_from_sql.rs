@@ -425,7 +425,7 @@ async fn a_bridge_that_may_not_tell_serves_all_the_same() {
         )
         .await;
     let mut bridge = Served::start(&database, &[]).await;
-    bridge.until_logged("WARN", "`tidings check` tells").await;
+    bridge.until_logged("WARN", "`tidings check` prints").await;
     let mut source = bridge.connect("alice", None).await;
     until(&mut source, "tidings.caught-up").await;
     database

@@ -291,7 +291,9 @@ async fn asked_twice_it_stops_at_once_but_not_for_an_echo_of_the_first_signal() 
     };
     timeout(PATIENCE, asking).await.expect("an end");
     assert!(asked.elapsed() < drain / 10, "{:?}", asked.elapsed());
-    bridge.until_logged("WARN", "asked to stop once more").await;
+    bridge
+        .until_logged("WARN", "received a second signal to stop")
+        .await;
     assert!(bridge.ended().await.success());
     drop(tabs);
 }

@@ -81,7 +81,7 @@ async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
             "TIDINGS_JWT_PUBLIC_KEY and TIDINGS_JWT_PUBLIC_KEY_FILE",
         ),
         (&["--jwt-public-key-file=/dev/null"], "it is empty"),
-        (&["--jwt-public-key", "nonsense"], "there is no key in it"),
+        (&["--jwt-public-key", "nonsense"], "it contains no key"),
         (&["--jwt-public-key", &eleven], "11 keys"),
         (
             &[

@@ -99,8 +99,8 @@ fn renamed(text: &str) -> String {
 }
 
 fn directive(text: &str) -> Result<Directive, FilterError> {
-    const HELP: &str = "write a level (off, error, warn, info, debug, trace), or targets and \
-                        levels with commas between them: warn,tidings=debug";
+    const HELP: &str = "use a level (off, error, warn, info, debug, trace), or a comma-separated \
+                        list of targets and levels: warn,tidings=debug";
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     // Directives with a span are not checked: they are for those who know the library's
     // syntax.
@@ -108,14 +108,14 @@ fn directive(text: &str) -> Result<Directive, FilterError> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || "_:-.".contains(c);
     let level = match text.rsplit_once('=') {
         Some((target, _)) if !has_span && (target.is_empty() || !target.chars().all(is_name)) => {
-            return Err(FilterError(format!("{target:?} is no target; {HELP}")));
+            return Err(FilterError(format!("{target:?} is not a target; {HELP}")));
         }
         Some((_, level)) => Some(level),
         None if text == "tidings" || text.starts_with("tidings::") => None,
         None => Some(text),
     };
     if let Some(word) = level.filter(|word| !has_span && !is_level(word)) {
-        return Err(FilterError(format!("{word:?} is no level; {HELP}")));
+        return Err(FilterError(format!("{word:?} is not a level; {HELP}")));
     }
     text.parse()
         .map_err(|error| FilterError(format!("{text:?}: {error}; {HELP}")))

@@ -28,7 +28,7 @@ pub fn log() {
         error!(
             place,
             backtrace = trace.as_ref().map(tracing::field::display),
-            "{what} panicked at {place}, which is a bug, please report it: {reason}"
+            "{what} panicked at {place}; this is a bug, please report it: {reason}"
         );
     }));
 }

@@ -37,7 +37,7 @@ pub fn tell() {
         let (of, line) = (kind.target(), kind.line().unwrap_or_default());
         info!(
             left_out = count,
-            of, line, "left out {count} lines of {of} that were like others before them"
+            of, line, "left out {count} lines of {of} that were similar to earlier ones"
         );
     }
 }

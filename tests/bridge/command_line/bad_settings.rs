@@ -130,9 +130,9 @@ async fn a_filter_of_the_log_that_is_none_ends_every_command_with_2() {
     {
         run(arguments, &[("TIDINGS_LOG", "inof")])
             .await
-            .unusable("TIDINGS_LOG (or --log) can't be used: \"inof\" is no level");
+            .unusable("TIDINGS_LOG (or --log) can't be used: \"inof\" is not a level");
         let flag = [arguments, &["--log=warn,tidings=verbose"]].concat();
-        run(&flag, &[]).await.unusable("\"verbose\" is no level");
+        run(&flag, &[]).await.unusable("\"verbose\" is not a level");
     }
     // Empty is what Compose makes of a variable that isn't set.
     let token = run(&["token", "alice"], &[("TIDINGS_LOG", "")]).await;
@@ -226,9 +226,9 @@ async fn a_variable_that_is_no_setting_is_warned_of_and_stops_nothing() {
         ("TIDINGS_OF_A_LATER_VERSION", "1"),
     ];
     let expected = [
-        "TIDINGS_HEARTBEET is set and has no effect: there is no such setting; \
-         TIDINGS_HEARTBEAT may be meant",
-        "TIDINGS_OF_A_LATER_VERSION is set and has no effect",
+        "TIDINGS_HEARTBEET is set but has no effect: there is no such setting; \
+         did you mean TIDINGS_HEARTBEAT?",
+        "TIDINGS_OF_A_LATER_VERSION is set but has no effect",
     ];
     // In the log of what runs, and in the report of what looks at settings.
     let token = run(&["token", "alice"], &mistyped).await;
@@ -246,5 +246,5 @@ async fn a_variable_that_is_no_setting_is_warned_of_and_stops_nothing() {
     // A value that can't be parsed ends it before there is a log.
     let both = [("TIDINGS_LISTEN", "nonsense"), ("TIDINGS_LISTN", ":8080")];
     let refused = run(&["serve"], &both).await;
-    refused.unusable("TIDINGS_LISTN is set and has no effect");
+    refused.unusable("TIDINGS_LISTN is set but has no effect");
 }

@@ -18,9 +18,15 @@ async fn rows_that_wait_while_no_bridge_is_connected_are_found_until_one_is() {
     let database = Database::migrated().await;
     waits(&database, 9).await;
     both_are_content(&database, &[]).await;
-    both_find(&database, &["--max-wait=5m"], "bridges", "1 rows wait").await;
+    both_find(
+        &database,
+        &["--max-wait=5m"],
+        "bridges",
+        "1 rows are waiting",
+    )
+    .await;
     waits(&database, 11).await;
-    let text = "no bridge is connected, and 2 rows wait, the oldest for 11m";
+    let text = "no bridge is connected, and 2 rows are waiting, the oldest for 11m";
     both_find(&database, &[], "bridges", text).await;
     for (command, said) in both(&database, &[]).await {
         let mend = &findings(&said)[0]["mend"]["command"];
@@ -49,7 +55,7 @@ async fn a_queue_that_nobody_may_see_keeps_neither_command_from_its_work() {
         )
         .await;
     let [(_, check), (_, status)] = both(&database, &[]).await;
-    let unseen = "how full the queue of notifications is";
+    let unseen = "how full the notification queue is";
     for said in [&check, &status] {
         assert!(said.out.contains(unseen), "{said:?}");
     }
@@ -135,7 +141,7 @@ async fn a_bridge_that_has_not_reported_for_long_is_found() {
          from pg_stat_activity where pid = {pid}"
     );
     database.superuser().execute(&hangs).await;
-    let text = "the bridge at here:80 is connected and has not reported for 2m";
+    let text = "the bridge at here:80 is connected but has not reported for 2m";
     both_find(&database, &[], "bridges", text).await;
     let reports = "update tidings_bridges_seen set last_seen = now()";
     database.superuser().execute(reports).await;

@@ -77,6 +77,6 @@ async fn what_is_silent_or_no_bridge_is_not_healthy() {
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n<html>");
     });
     let told = health(&address).await.badly();
-    assert!(told.contains("is no bridge"), "{told}");
+    assert!(told.contains("is not a bridge"), "{told}");
     answering.join().expect("no panic");
 }

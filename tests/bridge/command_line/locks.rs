@@ -14,15 +14,15 @@ use crate::support::{database::Database, process::Served};
 /// What a stranger runs to hold each of the locks.
 const LOCKS: [(&str, &str); 3] = [
     (
-        "around migrations",
+        "for migrations",
         "hashtextextended('tidings migrate public', 0)",
     ),
     (
-        "whether writers ring",
+        "whether writers send NOTIFY",
         "1953064041, 'public.notifications'::regclass::oid::int",
     ),
     (
-        "removes old rows",
+        "for removing old rows",
         "1953064048, 'public.notifications'::regclass::oid::int",
     ),
 ];

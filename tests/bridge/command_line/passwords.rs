@@ -141,7 +141,7 @@ async fn a_password_is_found_where_libpq_finds_it() {
     for (more, environment) in cases {
         let said = server.status(more, environment).await;
         assert!(
-            said.out.contains("seen as bridge"),
+            said.out.contains("connected as bridge"),
             "{more} {environment:?}: {said:?}"
         );
         assert!(!format!("{said:?}").contains("good"), "{said:?}");
@@ -235,7 +235,7 @@ async fn what_the_server_refuses_for_good_is_told_at_once_with_what_to_do() {
             for reason in reasons {
                 assert!(said.error.contains(reason), "{reason}: {said:?}");
             }
-            assert!(!said.error.contains("trying for"), "{said:?}");
+            assert!(!said.error.contains("retrying for"), "{said:?}");
         }
     }
 }

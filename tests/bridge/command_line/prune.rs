@@ -125,11 +125,11 @@ async fn triggers_and_rules_that_keep_rows_are_found_and_mended() {
                raise exception 'kept'; end $$; \
              create trigger \"the keeper\" before delete on notifications \
                for each row execute function keep()",
-            "the trigger \"the keeper\" on public.notifications (public.keep()) takes part",
+            "the trigger \"the keeper\" on public.notifications (public.keep()) runs when a row is removed",
         ),
         (
             "create rule keep as on delete to notifications do instead nothing",
-            "the rule keep on public.notifications takes part",
+            "the rule keep on public.notifications runs when a row is removed",
         ),
     ] {
         let database = filled().await;
@@ -172,8 +172,7 @@ async fn rows_that_stay_for_another_reason_are_found_with_the_reason() {
         .await;
     both_are_content(&database, &[]).await;
     prune(&database).await;
-    let text =
-        "1 row could not be removed although they have had their time: kept for  the auditors";
+    let text = "1 row could not be removed when due: kept for  the auditors";
     both_find(&database, &[], "prune", text).await;
     let mend = "alter table receipts disable trigger keep";
     database.superuser().execute(mend).await;

@@ -98,7 +98,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
     ] {
         let made = trigger_definition(&database, trigger).await;
         for (breaking, text) in [
-            (format!("drop trigger {trigger} on {table}"), "gone"),
+            (format!("drop trigger {trigger} on {table}"), "missing"),
             (
                 format!("alter table {table} disable trigger {trigger}"),
                 "disabled",
@@ -119,7 +119,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
              alter table notifications enable trigger all",
         )
         .await;
-    let text = "tidings_restamp on public.notifications is not enabled always";
+    let text = "tidings_restamp on public.notifications is not set to ENABLE ALWAYS";
     found_and_mended(&database, &[], "trigger", text).await;
 }
 
@@ -182,7 +182,7 @@ async fn a_standby_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_that_is_too_old_or_too_new_is_found() {
     let database = Database::empty().await;
-    both_find(&database, &[], "schema", "holds no Tidings").await;
+    both_find(&database, &[], "schema", "Tidings is not installed").await;
     database.migrate().await;
     both_are_content(&database, &[]).await;
     let latest = "(select max(version) from tidings_schema_history)";
@@ -329,7 +329,12 @@ async fn status_shows_what_waits_and_who_serves_also_to_who_may_only_watch() {
         .await
         .well();
     let told = format!("{name}, asleep, 0 connections");
-    for expected in ["2 rows of 2 users", "PostgreSQL", told.as_str(), "in order"] {
+    for expected in [
+        "2 rows for 2 users",
+        "PostgreSQL",
+        told.as_str(),
+        "no problems",
+    ] {
         assert!(text.contains(expected), "{text}");
     }
     assert!(!text.contains("secret") && !text.contains('\x1b'), "{text}");
@@ -346,7 +351,7 @@ async fn status_says_what_could_not_be_found_out_in_time_and_shows_the_rest() {
     let said = run(&database, &["status", "--json"]).await;
     let json = said.json();
     assert_eq!(
-        json["pending"]["unknown"], "it takes longer than 5 s",
+        json["pending"]["unknown"], "the query takes longer than 5 s",
         "{json}"
     );
     assert_eq!(json["bridges"], Value::Array(Vec::new()), "{json}");
@@ -365,11 +370,14 @@ async fn check_looks_at_the_settings_that_serve_would_have() {
         said(command, "")
     };
     let content = check("TIDINGS_HEARTBEAT", "20s").await.well();
-    assert!(content.contains("in order: the schema public"), "{content}");
+    assert!(
+        content.contains("no problems: checked the schema public"),
+        "{content}"
+    );
     let refused = check("TIDINGS_TLS_CERT", "cert.pem").await;
     assert!(refused.out.contains("TIDINGS_TLS_KEY"), "{refused:?}");
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert_eq!(refused.error, "tidings: one thing is wrong\n");
+    assert_eq!(refused.error, "tidings: 1 problem found\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -388,7 +396,7 @@ async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
     let said = run(&database.bridge(), &["check", "--json"]).await;
     let hint = hint(
         &said,
-        "has locked rows of public.notifications; for how long",
+        "has locked rows of public.notifications; this role may not see for how long",
     );
     assert!(hint["mend"]["sql"].is_string(), "{hint}");
     database

@@ -96,7 +96,7 @@ async fn a_hangup_has_it_read_at_once_and_what_can_not_be_used_changes_nothing()
     let asked = Instant::now();
     bridge.signal(Signal::SIGHUP);
     bridge
-        .until_logged("INFO", "SIGHUP: the certificate in")
+        .until_logged("INFO", "SIGHUP: reloaded the certificate from")
         .await;
     assert!(asked.elapsed() < AT_ONCE, "{:?}", asked.elapsed());
     assert!(connect(bridge.address(), &new, "h2").await.is_ok());
