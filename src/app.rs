@@ -1,50 +1,38 @@
 //! Builds the bridge, runs it, and stops it in order.
 
+mod database;
+mod delivery;
 pub mod reload;
 pub mod shutdown;
 
-use std::{
-    fmt::Display,
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{dev::Server, web};
 use futures_util::future::join_all;
 use tokio::{
     runtime::Handle,
-    time::{Instant, interval, sleep, timeout_at},
+    time::{Instant, interval, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::{database::Database, delivery::Delivery, reload::Reload, shutdown::Hangups};
 use crate::{
-    app::{reload::Reload, shutdown::Hangups},
     auth::{
         authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
         client_addr::Proxies,
+        jwt::Tokens,
         origin::Origins,
         rejections::Refusals,
         ticket::Tickets,
     },
-    check,
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
     delivery::{
-        catch_up::{PageMemory, Pages, Reads, Turns},
-        counters::Activity,
-        delivered_watermark::Drained,
         health::Health,
-        heartbeat::Heartbeats,
         hub::Hub,
         listener::{ListenError, Listener},
         mailbox::Ending,
-        marker::{Marker, Marks},
-        page_reader,
-        stream::Streams,
-        stream_end::Ended,
+        marker::Marker,
     },
     http::{
         admission::Admission,
@@ -56,33 +44,17 @@ use crate::{
         sockets::{self, Sockets},
         stream_route::Door,
     },
-    monitoring::{
-        dashboard::Operator, logging, prometheus::Metrics, reporter::Reporter, stats::Vitals,
-    },
+    monitoring::{dashboard::Operator, logging, prometheus::Metrics, reporter::Reporter},
     postgres::{
         connect::DatabaseUrl,
-        crash_sign::CrashSign,
-        listen_probe::{self, DirectError},
-        pool::{Pool, QueryError, Sessions},
-        pruner::{Pruned, Pruner},
-        queries::Sql,
-        retention::Retention,
-        schema::{self, SchemaError, SchemaName},
+        listen_probe::DirectError,
+        pool::{Pool, QueryError},
+        pruner::Pruner,
+        schema::{SchemaError, SchemaName},
     },
-    runtime::{
-        backoff::Backoff,
-        tasks::{Failed, Failure, Stopped, Task, Tasks},
-    },
+    runtime::tasks::{Failed, Failure, Stopped, Task, Tasks},
     tls::server_certificate::Certificate,
 };
-
-/// How long to retry at startup while the database can't be reached: services that are
-/// started together come up in any order.
-const START_LIMIT: Duration = Duration::from_secs(30);
-
-/// First and longest wait between two attempts at startup.
-const START_FIRST: Duration = Duration::from_millis(200);
-const START_LONGEST: Duration = Duration::from_secs(3);
 
 /// Limit for the whole shutdown, beyond the drain time: after it the process ends,
 /// whatever hangs. Process managers are configured to wait this long.
@@ -260,200 +232,76 @@ impl App {
             let health = Arc::clone(&health);
             move |name| health.task_ended(name)
         });
-        let mut background = Vec::new();
+        // Early, so that the keys are there for the first connection.
         let tokens = parts.credentials.tokens.clone();
-        if let Some(tokens) = &tokens {
-            if let Some(warning) = tokens.warning() {
-                warn!("{warning}");
-            }
-            let key_set = tokens.key_set();
-            // Started early, so that its keys are there for the first connection.
-            background
-                .extend(key_set.map(|set| tasks.start_endless("key set refresh", set.refresh())));
-        }
+        let background = refresh_keys(tokens.as_deref(), &tasks);
         sockets::warn_of_few_files(&options.limits, options.pool_size);
-        let (direct_url, sessions) = match parts.direct_url {
-            Some(ref url) => (url, Sessions::Lent),
-            None => (&parts.url, Sessions::Own),
-        };
-        patiently(direct_url, DirectError::is_passing, || {
-            listen_probe::prove(direct_url)
-        })
-        .await?;
-        patiently(direct_url, SchemaError::is_passing, async || {
-            let may_migrate = parts.migrate == MigratePolicy::Auto;
-            schema::prepare(direct_url, &parts.schema, may_migrate).await?;
-            check::warn_of_readers(direct_url, &parts.schema).await
-        })
-        .await?;
-        let schema = parts.schema;
-        let sign = patiently(direct_url, SchemaError::is_passing, || {
-            CrashSign::of_listener(direct_url, &schema)
-        })
-        .await?;
-        let pruned = Arc::new(Pruned::default());
-        let pruner = match options.retention.prune_sent_after {
-            Retention::Forever => None,
-            Retention::SentFor(sent_for) => Some(Pruner {
-                url: direct_url.clone(),
-                schema: schema.clone(),
-                sent_for,
-                every: options.retention.prune_every,
-                pruned: Arc::clone(&pruned),
-            }),
-        };
-        let hub = Arc::new(Hub::new(options.queue_bytes as usize));
-        let activity = Arc::new(Activity::default());
-        let marks = Arc::new(Marks::new(options.settle, Arc::clone(&activity)));
-        let size = options.pool_size.into();
-        let pool = Pool::new(&parts.url, sessions, size, Handle::current())?;
-        let sign = patiently(&parts.url, QueryError::is_passing, || {
-            sign.and_of_pool(&pool, &schema)
-        })
-        .await?;
-        if sign == CrashSign::Statistics {
-            warn!(
-                "this role may not use the table tidings_incarnation, so a reset of the server's \
-                 statistics looks like a crash of Postgres; `tidings check` prints the missing \
-                 GRANT"
-            );
-        }
-        let sql = Arc::new(Sql::going_by(sign, &schema));
-        // Before the first connection is accepted: every row that becomes visible from
-        // now on reaches it.
-        let listener = Listener::start(
-            direct_url.clone(),
-            schema.clone(),
-            Arc::clone(&sql),
-            Arc::clone(&hub),
-            Arc::clone(&health),
-            Arc::clone(&activity),
-            options.safety_look,
-        )
-        .await?
-        .with_page_rows(options.tail_rows.into());
-        let found = patiently(&parts.url, QueryError::is_passing, || {
-            page_reader::incarnation(&pool, &sql)
-        });
-        if found.await? != hub.tail().history.incarnation {
-            return Err(StartError::TwoServers);
-        }
-        let drained = patiently(&parts.url, QueryError::is_passing, || {
-            Drained::open(pool.clone(), Arc::clone(&sql), &schema)
-        })
-        .await?;
-        let drained = Arc::new(drained);
-        let (reads, ended) = (Reads::default(), Ended::default());
-        let streams = web::Data::new(Streams {
-            hub: Arc::clone(&hub),
-            marks: Arc::clone(&marks),
-            activity: Arc::clone(&activity),
-            pages: Arc::new(Pages {
-                hub: Arc::clone(&hub),
-                pool: pool.clone(),
-                sql: Arc::clone(&sql),
-                drained: Arc::clone(&drained),
-                health: Arc::clone(&health),
-                turns: Arc::new(Turns::new(pages_at_once(options.pool_size))),
-                memory: Arc::new(PageMemory::default()),
-                runtime: Handle::current(),
-                history: Mutex::new(hub.tail().history),
-                reads: reads.clone(),
-            }),
-            heartbeats: Heartbeats::every(options.heartbeat),
-            drain: options.drain,
-            max_age: options.limits.max_stream_age,
-            ended: ended.clone(),
-        });
-        let tickets = Tickets::new(Arc::clone(&hub), pool.clone(), Arc::clone(&sql));
-        let authenticator = Authenticator::new(parts.credentials, tickets);
-        let refusals = Arc::new(Refusals::default());
-        let vitals = Arc::new(Vitals {
-            hub: Arc::clone(&hub),
-            marks: Arc::clone(&marks),
-            activity: Arc::clone(&activity),
-            health: Arc::clone(&health),
-            pool: pool.clone(),
-            reads,
-            pruned,
-            refusals: Arc::clone(&refusals),
-            connections_limit: options.limits.max_connections,
-        });
-        let activation = parts.activation;
+        let database = Database::open(&parts, options).await?;
+        let delivery = Delivery::start(&database, options, Arc::clone(&health)).await?;
+        let pruned = Arc::default();
+        let rejections = Arc::new(Refusals::default());
+        let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections));
         let (admin, admin_address) = servers::bind_admin(
             options,
-            activation.admin,
+            parts.activation.admin,
             web::Data::from(Arc::clone(&health)),
-            web::Data::new(Metrics::new(Arc::clone(&vitals), &ended)),
+            web::Data::new(Metrics::new(Arc::clone(&stats), &delivery.streams.ended)),
             web::Data::new(Operator::new(
-                vitals,
+                stats,
                 options,
-                &parts.url,
-                direct_url.clone(),
-                schema.clone(),
+                &database.url,
+                database.direct_url.clone(),
+                database.schema.clone(),
             )),
         )?;
-        let proxies = web::Data::new(parts.proxies.clone());
-        let sockets = Sockets::new(
-            &options.limits,
-            parts.proxies.clone(),
-            Arc::clone(&refusals),
+        let tickets = Tickets::new(
+            Arc::clone(&delivery.hub),
+            database.pool.clone(),
+            Arc::clone(&database.sql),
         );
-        let admission =
-            Admission::new(options.limits.clone(), parts.proxies, Arc::clone(&refusals));
         let lines = Arc::new(Lines::new(Handle::current()));
+        let limits = &options.limits;
+        let admission = Admission::new(
+            limits.clone(),
+            parts.proxies.clone(),
+            Arc::clone(&rejections),
+        );
+        let sockets = Sockets::new(limits, parts.proxies.clone(), Arc::clone(&rejections));
         let door = Door {
-            streams,
+            streams: web::Data::from(Arc::clone(&delivery.streams)),
             lines: web::Data::from(Arc::clone(&lines)),
-            authenticator: web::Data::new(authenticator),
+            authenticator: web::Data::new(Authenticator::new(parts.credentials, tickets)),
             admission: web::Data::new(admission),
             origins: web::Data::new(parts.origins),
-            proxies,
-            refusals: web::Data::from(refusals),
+            proxies: web::Data::new(parts.proxies),
+            refusals: web::Data::from(rejections),
         };
         let certificate = parts.certificate.map(Arc::new);
-        let reload = parts.reloadable.map(|options| Reload {
-            options,
-            url: parts.url.clone(),
-            direct_url: parts.direct_url.clone(),
-            tokens,
-            certificate: certificate.clone(),
-        });
-        let sockets = Arc::new(sockets);
         let gate = web::Data::new(Gate::new(options.drain));
         let server = servers::bind_streams(
             options,
-            activation.stream,
+            parts.activation.stream,
             door,
             gate.clone(),
-            sockets,
+            Arc::new(sockets),
             parts.demo,
             certificate.as_ref(),
         )?;
-        let marker = Marker {
-            marks,
-            pool: pool.clone(),
-            sql: Arc::clone(&sql),
-            health: Arc::clone(&health),
-            drained,
-        };
-        let reporter = Reporter::new(
-            server.address().to_string(),
-            activity,
-            Arc::clone(&hub),
-            Arc::clone(&health),
-            pool.clone(),
-            sql,
-            schema,
-        );
+        let reload = parts.reloadable.map(|options| Reload {
+            options,
+            url: parts.url,
+            direct_url: parts.direct_url,
+            tokens,
+            certificate: certificate.clone(),
+        });
         Ok(Self {
-            hub,
+            pruner: database.pruner(&options.retention, pruned),
+            reporter: delivery.reporter(&database, server.address()),
+            marker: delivery.marker(&database),
+            hub: delivery.hub,
+            listener: delivery.listener,
+            pool: database.pool,
             health,
-            pool,
-            listener,
-            marker,
-            pruner,
-            reporter,
             lines,
             drain: options.drain,
             gate,
@@ -594,12 +442,6 @@ impl App {
     }
 }
 
-/// How many pages are read at once: one connection of the pool is reserved for marks, and
-/// one is left for ticket lookups and reports.
-fn pages_at_once(pool_size: u16) -> usize {
-    usize::from(pool_size).saturating_sub(2).max(1)
-}
-
 /// Runs a server until it is stopped. It makes progress, and stops, only while its future
 /// is polled. Its connections are dropped.
 async fn drive(server: Server, stop: CancellationToken) -> io::Result<()> {
@@ -664,29 +506,16 @@ impl Stopping {
     }
 }
 
-/// Retries while `attempt` fails because the database can't be reached, for at most
-/// [`START_LIMIT`].
-async fn patiently<T, E: Display>(
-    url: &DatabaseUrl,
-    is_passing: impl Fn(&E) -> bool,
-    attempt: impl AsyncFn() -> Result<T, E>,
-) -> Result<T, E> {
-    let give_up = Instant::now() + START_LIMIT;
-    let mut backoff = Backoff::new(START_FIRST, START_LONGEST);
-    loop {
-        let error = match attempt().await {
-            Err(error) if is_passing(&error) => error,
-            outcome => return outcome,
-        };
-        let left = give_up.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(error);
-        }
-        warn!(
-            %error, database = %url,
-            "can't reach the database at {url}, retrying for {} s more: {error}",
-            left.as_secs()
-        );
-        sleep(backoff.next_delay()).await;
+/// Starts to fetch the keys that verify tokens, if they are published at a URL.
+fn refresh_keys(tokens: Option<&Tokens>, tasks: &Tasks) -> Vec<Task> {
+    let Some(tokens) = tokens else {
+        return Vec::new();
+    };
+    if let Some(warning) = tokens.warning() {
+        warn!("{warning}");
     }
+    let keys = tokens.key_set();
+    keys.map(|keys| tasks.start_endless("key set refresh", keys.refresh()))
+        .into_iter()
+        .collect()
 }

@@ -221,7 +221,8 @@ mod tests {
 
     #[test]
     fn what_is_a_setting_or_none_of_ours_is_passed_over() {
-        for name in known().keys() {
+        let is_renamed = |name: &str| RENAMED.iter().any(|&(old, _)| old == name);
+        for name in known().keys().filter(|name| !is_renamed(name)) {
             assert_eq!(environment(&[(name, "x")]).warnings(), [""; 0]);
         }
         let others = environment(&[

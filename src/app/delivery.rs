@@ -1,0 +1,151 @@
+//! The parts of the bridge that deliver rows, from the listener to the marker.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::runtime::Handle;
+
+use super::{StartError, database::Database};
+use crate::{
+    auth::rejections::Refusals,
+    config::BridgeOptions,
+    delivery::{
+        catch_up::{PageMemory, Pages, Reads, Turns},
+        counters::Activity,
+        delivered_watermark::Drained,
+        health::Health,
+        heartbeat::Heartbeats,
+        hub::Hub,
+        listener::Listener,
+        marker::{Marker, Marks},
+        page_reader,
+        stream::Streams,
+        stream_end::Ended,
+    },
+    monitoring::{reporter::Reporter, stats::Vitals},
+    postgres::pruner::Pruned,
+};
+
+pub(super) struct Delivery {
+    pub(super) hub: Arc<Hub>,
+    pub(super) listener: Listener,
+    pub(super) streams: Arc<Streams>,
+    health: Arc<Health>,
+    drained: Arc<Drained>,
+    reads: Reads,
+}
+
+impl Delivery {
+    /// Starts to listen. Must be called before the first connection is accepted: what
+    /// becomes visible from then on reaches it.
+    pub(super) async fn start(
+        database: &Database,
+        options: &BridgeOptions,
+        health: Arc<Health>,
+    ) -> Result<Self, StartError> {
+        let Database {
+            pool, sql, schema, ..
+        } = database;
+        let hub = Arc::new(Hub::new(options.queue_bytes as usize));
+        let activity = Arc::new(Activity::default());
+        let listener = Listener::start(
+            database.direct_url.clone(),
+            schema.clone(),
+            Arc::clone(sql),
+            Arc::clone(&hub),
+            Arc::clone(&health),
+            Arc::clone(&activity),
+            options.safety_look,
+        )
+        .await?
+        .with_page_rows(options.tail_rows.into());
+        let found = database.ask(|| page_reader::incarnation(pool, sql));
+        if found.await? != hub.tail().history.incarnation {
+            return Err(StartError::TwoServers);
+        }
+        let drained = database.ask(|| Drained::open(pool.clone(), Arc::clone(sql), schema));
+        let drained = Arc::new(drained.await?);
+        let reads = Reads::default();
+        let pages = Pages {
+            hub: Arc::clone(&hub),
+            pool: pool.clone(),
+            sql: Arc::clone(sql),
+            drained: Arc::clone(&drained),
+            health: Arc::clone(&health),
+            turns: Arc::new(Turns::new(pages_at_once(options.pool_size))),
+            memory: Arc::new(PageMemory::default()),
+            runtime: Handle::current(),
+            history: Mutex::new(hub.tail().history),
+            reads: reads.clone(),
+        };
+        let streams = Streams {
+            hub: Arc::clone(&hub),
+            marks: Arc::new(Marks::new(options.settle, Arc::clone(&activity))),
+            activity,
+            pages: Arc::new(pages),
+            heartbeats: Heartbeats::every(options.heartbeat),
+            drain: options.drain,
+            max_age: options.limits.max_stream_age,
+            ended: Ended::default(),
+        };
+        Ok(Self {
+            hub,
+            listener,
+            streams: Arc::new(streams),
+            health,
+            drained,
+            reads,
+        })
+    }
+
+    pub(super) fn marker(&self, database: &Database) -> Marker {
+        Marker {
+            marks: Arc::clone(&self.streams.marks),
+            pool: database.pool.clone(),
+            sql: Arc::clone(&database.sql),
+            health: Arc::clone(&self.health),
+            drained: Arc::clone(&self.drained),
+        }
+    }
+
+    /// The task that reports to the database what the bridge at this address does.
+    pub(super) fn reporter(&self, database: &Database, address: SocketAddr) -> Reporter {
+        Reporter::new(
+            address.to_string(),
+            Arc::clone(&self.streams.activity),
+            Arc::clone(&self.hub),
+            Arc::clone(&self.health),
+            database.pool.clone(),
+            Arc::clone(&database.sql),
+            database.schema.clone(),
+        )
+    }
+
+    pub(super) fn stats(
+        &self,
+        database: &Database,
+        options: &BridgeOptions,
+        pruned: &Arc<Pruned>,
+        refusals: &Arc<Refusals>,
+    ) -> Vitals {
+        Vitals {
+            hub: Arc::clone(&self.hub),
+            marks: Arc::clone(&self.streams.marks),
+            activity: Arc::clone(&self.streams.activity),
+            health: Arc::clone(&self.health),
+            pool: database.pool.clone(),
+            reads: self.reads.clone(),
+            pruned: Arc::clone(pruned),
+            refusals: Arc::clone(refusals),
+            connections_limit: options.limits.max_connections,
+        }
+    }
+}
+
+/// How many pages are read at once: one connection of the pool is reserved for marks, and
+/// one is left for ticket lookups and reports.
+fn pages_at_once(pool_size: u16) -> usize {
+    usize::from(pool_size).saturating_sub(2).max(1)
+}
