@@ -19,13 +19,13 @@ pub struct PostgresBinaries {
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// This program is missing.
-    #[error("it holds no `{0}`")]
+    #[error("it contains no `{0}`")]
     Lacks(&'static str),
     /// `postgres` exists but can't be executed.
     #[error("its `postgres` can't be run ({0})")]
     CannotRun(#[source] io::Error),
     /// `postgres --version` doesn't print a version that we know.
-    #[error("its `postgres --version` says {0:?}")]
+    #[error("its `postgres --version` prints {0:?}")]
     UnknownVersion(String),
 }
 

@@ -98,7 +98,7 @@ impl Home {
         let running = open(&path, self.account.as_ref())?;
         for signal in [None, Some(Signal::SIGINT), Some(Signal::SIGQUIT)] {
             if let (Some(signal), Some(pid)) = (signal, postmaster::find(data)) {
-                warn!(%pid, %signal, "a PostgreSQL server is still there; telling it to stop");
+                warn!(%pid, %signal, "a PostgreSQL server is still running; sending it {signal}");
                 // This fails if the server has just ended; then the signal isn't needed.
                 let _ = signal::kill(pid, signal);
             }
@@ -221,7 +221,7 @@ fn sweep(parent: &Path) {
             // This only removes empty folders.
             let _ = fs::remove_dir(&folder);
         } else if let Err(error) = remove(&folder) {
-            debug!(%error, "a temporary cluster is left over");
+            debug!(%error, "could not remove a temporary cluster");
         }
     }
 }

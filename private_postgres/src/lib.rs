@@ -77,20 +77,20 @@ pub enum ClusterError {
     /// This folder has contents that don't belong to a cluster of ours. It is left alone,
     /// because a cluster changes its folder's owner and permissions.
     #[error(
-        "{} is not empty and holds no cluster of tidings: set TIDINGS_DEV_DATA to a folder \
-         of its own, which need not exist",
+        "{} is not empty and is not a Tidings cluster: set TIDINGS_DEV_DATA to an empty folder or \
+         one that doesn't exist yet",
         .0.display()
     )]
     NotOurs(PathBuf),
     /// We are root, and there is no other user to run PostgreSQL as.
     #[error(
-        "PostgreSQL doesn't run as root, and there is neither a user `postgres` nor `nobody` \
-         to run it as: run as an ordinary user, or create one of these"
+        "PostgreSQL doesn't run as root, and there is no user `postgres` or `nobody` to run it as: \
+         run this as an ordinary user, or create one of these"
     )]
     NoAccount,
     /// The user that must run the server can't reach its data.
     #[error(
-        "PostgreSQL doesn't run as root but as `{account}`, which may not enter {}: set \
+        "PostgreSQL doesn't run as root, so it runs as `{account}`, which may not enter {}: set \
          TIDINGS_DEV_DATA to a folder elsewhere (for a temporary cluster: TMPDIR)",
         folder.display()
     )]
@@ -101,8 +101,8 @@ pub enum ClusterError {
     },
     /// The user that must run the server can't execute it.
     #[error(
-        "PostgreSQL doesn't run as root but as `{account}`, which may not enter or execute {}: \
-         set PG_BIN_DIR to the folder of a server that it may execute",
+        "PostgreSQL doesn't run as root, so it runs as `{account}`, which may not enter or execute \
+         {}: set PG_BIN_DIR to the folder of a server that this user may execute",
         path.display()
     )]
     BinariesBarred {
@@ -113,9 +113,9 @@ pub enum ClusterError {
     /// In this folder, the path of the socket would be too long for a Unix socket, or it
     /// can't be written in a connection string, where a comma separates hosts.
     #[error(
-        "{} can't hold the server's Unix socket, whose path must be UTF-8 without a comma and at \
-         most {} bytes: set TIDINGS_DEV_DATA to another or shorter folder (for a temporary \
-         cluster: TMPDIR)",
+        "{} can't be used for the server's Unix socket: the socket's path must be UTF-8 without \
+         commas, and at most {} bytes long. Set TIDINGS_DEV_DATA to another or shorter path (for a \
+         temporary cluster: TMPDIR)",
         .0.display(),
         if cfg!(target_os = "macos") { 103 } else { 107 }
     )]
@@ -136,8 +136,8 @@ pub enum ClusterError {
     },
     /// A server on this data didn't stop when it was signalled.
     #[error(
-        "the PostgreSQL server of {} doesn't stop: end the process that the first line of its \
-         postmaster.pid names, and try again",
+        "the PostgreSQL server in {} doesn't stop: end the process whose PID is on the first line \
+         of its postmaster.pid, and try again",
         .0.display()
     )]
     StillRunning(PathBuf),
@@ -386,7 +386,7 @@ impl Drop for Cluster {
             && !supervised
             && let Err(error) = home::remove(&self.home.folder)
         {
-            debug!(%error, "a temporary cluster is left over");
+            debug!(%error, "could not remove a temporary cluster");
         }
     }
 }

@@ -200,7 +200,7 @@ impl Pages {
                     self.pool.renew();
                 }
                 Err(error) => {
-                    debug!(%error, "could not read a page, trying again: {error}");
+                    debug!(%error, "could not read a page, retrying: {error}");
                     self.health.page_failed(error.to_string());
                     self.reads.failures.inc();
                     if let QueryError::TimedOut(_) = error {

@@ -76,8 +76,8 @@ impl Drained {
         }
         if right == Right::Missing {
             warn!(
-                "this role may not note what has all been sent, so a new connection of a user \
-                 reads all that is kept of the user; `tidings check` tells what to grant"
+                "this role may not store delivery watermarks, so each new connection reads all \
+                 rows kept for its user; `tidings check` shows what to grant"
             );
         }
         Ok(Self {
@@ -126,7 +126,7 @@ impl Drained {
                 )
                 .await;
             if let Err(error) = noted {
-                debug!(%error, "could not note what has all been sent: {error}");
+                debug!(%error, "could not store a delivery watermark: {error}");
             }
         });
     }
@@ -152,7 +152,7 @@ impl Drained {
                 )
                 .await;
             if let Err(error) = noted {
-                debug!(%error, "could not note what has all been sent: {error}");
+                debug!(%error, "could not store a delivery watermark: {error}");
             }
             began
         };

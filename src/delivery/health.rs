@@ -142,25 +142,25 @@ impl Doorbell {
         match self {
             Self::Hung => None,
             Self::Missing(schema) => Some(format!(
-                "the trigger tidings_ring_doorbell is gone, so rows are found a second late: \
-                 `create trigger tidings_ring_doorbell after insert on {} for each statement \
+                "the trigger tidings_ring_doorbell is missing, so rows are found up to a second \
+                 late: `create trigger tidings_ring_doorbell after insert on {} for each statement \
                  when (pg_sequence_last_value({}) is not null) execute function {}()`",
                 schema.qualified("notifications"),
                 schema.regclass("tidings_bell"),
                 schema.qualified("tidings_ring_doorbell"),
             )),
             Self::Disabled(schema) => Some(format!(
-                "the trigger tidings_ring_doorbell is disabled, so rows are found a second late: \
-                 `alter table {} enable trigger tidings_ring_doorbell`",
+                "the trigger tidings_ring_doorbell is disabled, so rows are found up to a second \
+                 late: `alter table {} enable trigger tidings_ring_doorbell`",
                 schema.qualified("notifications"),
             )),
             Self::Bypassed { subscription } => Some(format!(
-                "the subscription {subscription} fills the table with rows that bear the \
-                 publisher's transaction ids, which may be missed: leave the table out of the \
-                 publication, or drop the subscription to switch over"
+                "the subscription {subscription} inserts rows with the publisher's transaction \
+                 ids, which may be missed: remove the table from the publication, or drop the \
+                 subscription to switch over"
             )),
             Self::Restored => Some(
-                "the table holds rows of another cluster, which are not delivered: run `tidings \
+                "the table contains rows of another cluster, which are not delivered: run `tidings \
                  migrate` as the table's owner"
                     .to_owned(),
             ),
@@ -269,7 +269,7 @@ impl Health {
         match doorbell.trouble() {
             Some(trouble) => error!(doorbell = doorbell.name(), "{trouble}"),
             None if known.is_some() => {
-                info!(doorbell = doorbell.name(), "the doorbell is in order again");
+                info!(doorbell = doorbell.name(), "the doorbell works again");
             }
             None => {}
         }
@@ -284,15 +284,15 @@ impl Health {
         if usage > QUEUE_LIMIT && !was_full {
             warn!(
                 usage,
-                "the server's notification queue is {percent:.0} % full, so INSERTs no longer ring \
-                 and rows are found up to a second late; at 100 % every commit that notifies fails, \
-                 in all applications of this server: end the session that listens and doesn't read, \
-                 which `tidings check` and the server's log name"
+                "the server's notification queue is {percent:.0} % full, so INSERTs no longer send \
+                 NOTIFY and rows are found up to a second late; at 100 % every commit that sends \
+                 NOTIFY fails, in all applications on this server: end the session that listens \
+                 but doesn't read (`tidings check` and the server's log name it)"
             );
         } else if usage <= QUEUE_LIMIT && was_full {
             info!(
                 usage,
-                "the server's notification queue is {percent:.0} % full, INSERTs ring again"
+                "the server's notification queue is {percent:.0} % full, INSERTs send NOTIFY again"
             );
         }
     }
@@ -331,7 +331,7 @@ impl Health {
         state.pages = Some(pages);
         drop(state);
         if let Some(reason) = news {
-            warn!(%reason, "clients wait for pages that can't be read: {reason}");
+            warn!(%reason, "clients are waiting for pages that can't be read: {reason}");
         }
     }
 
@@ -355,8 +355,8 @@ impl Health {
         let age = state.last_look.map(|look| look.elapsed());
         let (status, reason) = if let Some(task) = state.ended_task {
             let reason = format!(
-                "the {task} has ended unexpectedly, so the process stops and must be started \
-                 again: please report this with the log"
+                "the {task} has ended unexpectedly, so the process is stopping and must be \
+                 restarted: please report this with the log"
             );
             (Status::Broken, Some(reason))
         } else if state.draining {
@@ -366,7 +366,7 @@ impl Health {
         } else if !state.hears() {
             (
                 Status::Deaf,
-                Some("the database has not answered the listener lately".to_owned()),
+                Some("the database has not answered the listener recently".to_owned()),
             )
         } else if let Some(trouble) = state.doorbell.as_ref().and_then(Doorbell::trouble) {
             (Status::Deaf, Some(trouble))
@@ -375,8 +375,8 @@ impl Health {
             (Status::Blind, Some(reason))
         } else if let Some(stuck) = state.marks.as_ref().filter(|stuck| stuck.lasts()) {
             let reason = format!(
-                "rows were sent and can't be marked, so they may be sent again: {stuck}. Find the \
-                 session or the trigger with `tidings check`"
+                "sent rows can't be marked, so they may be sent again: {stuck}. Run `tidings \
+                 check` to find the session or the trigger"
             );
             (Status::Unmarked, Some(reason))
         } else {

@@ -206,7 +206,7 @@ impl Listener {
                 Err(error) => return Err(session.failed(error, &self.schema).await),
             };
             if kept != watch {
-                debug!(?watch, now = ?kept, "how rows are learned of has changed");
+                debug!(?watch, now = ?kept, "the listener's mode has changed");
                 watch = kept;
                 self.health.watches(watch.into());
             }
@@ -238,7 +238,10 @@ impl Listener {
             }
         }
         let left = timeout(LEAVE_LIMIT, session.wake()).await;
-        debug!(?left, "stopping, writers need not ring for this bridge");
+        debug!(
+            ?left,
+            "stopping, writers need not send NOTIFY for this bridge"
+        );
         Ok(())
     }
 
@@ -288,7 +291,7 @@ impl Listener {
         if page.rest() == Rest::Nothing {
             self.page_size = self.full_page;
         }
-        debug!(rows = page.rows(), "looked at the table");
+        debug!(rows = page.rows(), "polled the table");
         for mut run in page.runs {
             let unread = run.pass(&mut self.position, &page.snapshot);
             self.safe.read_up_to(self.position.floor(), page.log);
@@ -319,7 +322,7 @@ impl Listener {
                 count, row, reason = %flaw,
                 "skipped {count} rows of the table notifications that can't be delivered, such as \
                  the one with id {row}: {flaw}; correct or delete such rows, and restore the \
-                 check constraints of the table, which rule them out"
+                 table's check constraints, which reject them"
             );
         }
     }
@@ -392,11 +395,11 @@ impl Listener {
         if row.try_get("restored")? {
             match client.execute(&self.sql.restamp_restored_rows, &[]).await {
                 Ok(rows) => {
-                    info!(rows, "took over {rows} rows of another cluster");
+                    info!(rows, "restamped {rows} rows of another cluster");
                     again = Duration::ZERO;
                 }
                 Err(error) => {
-                    debug!(%error, "could not take over rows of another cluster: {error}");
+                    debug!(%error, "could not restamp rows of another cluster: {error}");
                     doorbell = Doorbell::Restored;
                 }
             }
@@ -411,7 +414,7 @@ impl Listener {
         match client.query_typed_one(query, &[]).await {
             Ok(row) => self.health.queue_used(row.try_get("usage")?),
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                debug!(%error, "can't see how full the notification queue is: {error}");
+                debug!(%error, "can't read how full the notification queue is: {error}");
             }
             Err(error) => return Err(error.into()),
         }
@@ -424,15 +427,18 @@ impl Listener {
         let (now, before) = (session.history, self.history);
         if self.disconnections.may_have_missed(Instant::now()) {
             self.disconnections = self.present(&session).await?;
-            warn!("too long without the database to know who was logged out, ending all streams");
+            warn!(
+                "the database was unreachable for too long to know who was logged out, ending \
+                 all streams"
+            );
             self.hub.disconnect(&[Disconnection::Everyone]);
         }
         if now == before {
-            info!("the listener hears the database again");
+            info!("the listener has reconnected to the database");
         } else if now.epoch() == before.epoch() {
             self.recover(now);
         } else {
-            warn!("the database continues as another history, all streams begin anew");
+            warn!("the database's history has changed, all streams start over");
             self.begin(&session).await?;
             self.hub.end_all(Ending::AnotherHistory);
         }
@@ -446,7 +452,7 @@ impl Listener {
         let safe = self.safe.xid();
         warn!(
             safe = safe.0,
-            "Postgres has recovered from a crash, reading again what was not on disk before it"
+            "Postgres has recovered from a crash, rereading what was not on disk before it"
         );
         self.safe.crashed();
         self.position.fall_to(safe);
@@ -488,7 +494,7 @@ fn tell_of_loss(error: &ListenError, delay: Duration, is_news: bool) {
     if is_news {
         warn!(
             %error, delay_ms,
-            "the listener lost the database, connecting again in {delay:?}: {error}"
+            "the listener lost the database, reconnecting in {delay:?}: {error}"
         );
     } else {
         debug!(%error, delay_ms, "the listener still can't reach the database: {error}");

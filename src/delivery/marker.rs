@@ -359,7 +359,7 @@ impl Marker {
                         began.elapsed() * ACKNOWLEDGE_PAUSE
                     }
                     Err(error) => {
-                        debug!(%error, "could not look for acknowledged rows, retrying: {error}");
+                        debug!(%error, "could not look up acknowledged rows, retrying: {error}");
                         lock(&self.marks.acknowledged).put_back(taken);
                         backoff.next_delay()
                     }
@@ -466,8 +466,7 @@ impl Marker {
         if left > 0 {
             warn!(
                 rows = left,
-                "stopping with {left} rows that were sent and could not be marked: they may be \
-                 sent again"
+                "stopping with {left} sent rows that could not be marked: they may be sent again"
             );
         }
     }
@@ -522,7 +521,7 @@ impl Marker {
         };
         drop(told);
         if is_over {
-            info!("all rows that were sent are marked again");
+            info!("marking works again, all sent rows are marked");
         }
         let (Some(error), Some(Stuck { rows, .. })) = (failure, stuck) else {
             return;
@@ -530,7 +529,7 @@ impl Marker {
         if is_news {
             warn!(
                 error,
-                rows, "could not mark {rows} rows as sent, trying until it works: {error}"
+                rows, "could not mark {rows} rows as sent, retrying: {error}"
             );
         } else {
             debug!(error, rows, "could not mark {rows} rows as sent: {error}");

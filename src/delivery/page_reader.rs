@@ -157,7 +157,7 @@ pub struct Unusable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// It names no valid user.
-    #[error("user_id is not a text of 1 to {} bytes", UserId::MAX_BYTES)]
+    #[error("user_id is not 1 to {} bytes long", UserId::MAX_BYTES)]
     User,
     /// It is null or too long.
     #[error("text is null or longer than {TEXT_BYTES} bytes")]

@@ -126,32 +126,36 @@ impl Disconnection {
 pub enum Unidentified {
     /// No credentials were sent.
     #[error(
-        "this stream needs to know who you are: sign in, or send a token as `Authorization: Bearer <JWT>`"
+        "this stream requires authentication: sign in, or send a token as `Authorization: Bearer \
+         <JWT>`"
     )]
     Missing,
     /// The token has expired.
     #[error("the token has expired: get a new one")]
     Expired,
     /// The token is invalid for any other reason: signature, algorithm, form, claims.
-    #[error("the token is not valid here: get one from the application that this stream is of")]
+    #[error(
+        "the token is not valid here: get one from the application that this stream belongs to"
+    )]
     Invalid,
     /// The ticket is unknown, expired or deleted.
-    #[error("the ticket is not valid, or not any more: get a new one")]
+    #[error("the ticket is not valid, or no longer valid: get a new one")]
     Ticket,
     /// Two credentials name different users.
-    #[error("the request carries credentials of different users: send one")]
+    #[error("the request carries credentials of different users: send only one")]
     Disagree,
     /// A header reserved for trusted proxies, sent by another address.
     #[error(
-        "the request has a header that only a trusted proxy may set: leave it out, or come through the proxy"
+        "the request has a header that only a trusted proxy may set: remove it, or connect through \
+         the proxy"
     )]
     Spoofed,
     /// The user is not a text of 1 to 255 bytes.
-    #[error("the user must be a text of 1 to 255 bytes")]
+    #[error("the user must be 1 to 255 bytes long")]
     User,
     /// Authentication is impossible at the moment, because something it depends on is
     /// unreachable.
-    #[error("it can't be told at the moment who you are: try again in some seconds")]
+    #[error("authentication is temporarily unavailable: try again in a few seconds")]
     Unavailable,
 }
 

@@ -142,13 +142,13 @@ pub enum ConnectError {
     Network { host: String, reason: io::Error },
     /// The server doesn't support TLS.
     #[error(
-        "the server at {host} offers no TLS, and without it passwords and notifications would \
-         cross the network in clear text: turn it on there (ssl = on), or, over a network that \
-         you trust, add sslmode=disable to the URL"
+        "the server at {host} offers no TLS, so passwords and notifications would cross the \
+         network unencrypted: enable TLS there (ssl = on) or, on a network that you trust, add \
+         sslmode=disable to the URL"
     )]
     Unencrypted { host: String },
     /// The server's certificate was not accepted, or the server didn't accept ours.
-    #[error("no TLS with {host} (sslmode={mode}): {reason}")]
+    #[error("can't establish TLS with {host} (sslmode={mode}): {reason}")]
     Tls {
         host: String,
         /// The `sslmode` in effect.
@@ -157,9 +157,9 @@ pub enum ConnectError {
     },
     /// The server asks for a password, and there is none.
     #[error(
-        "the server at {host} asks for a password for the role {role}, and there is none: put it \
-         into DATABASE_URL, or set PGPASSWORD, or add a line for it to ~/.pgpass or the file that \
-         PGPASSFILE names ({reason})"
+        "the server at {host} requires a password for the role {role}, and none is configured: put \
+         it in DATABASE_URL, set PGPASSWORD, or add a line to ~/.pgpass or the file named by \
+         PGPASSFILE ({reason})"
     )]
     NoPassword {
         host: String,
@@ -181,7 +181,7 @@ pub enum ConnectError {
     #[error("it is a standby")]
     Standby,
     /// None of several hosts is usable.
-    #[error("none of the hosts is a primary that answers ({})", list(.0))]
+    #[error("no host is a reachable primary ({})", list(.0))]
     NoHost(Vec<(String, Self)>),
 }
 
@@ -246,7 +246,7 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 
 /// What to do if row-level security applies to a query.
 const ROW_SECURITY: &str = ": row-level security would hide rows from this role; `tidings check` \
-                            has the statement that ends it";
+                            shows the statement that fixes it";
 
 /// Whether Postgres rejected a query because row-level security applies to it
 /// (`row_security = off`). The code is the same for every missing privilege, and the
@@ -464,7 +464,7 @@ async fn dial(
         None => lookup_host((name, port)).await?.collect(),
     };
     let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for address in addresses {
         match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(socket)) => {

@@ -6,31 +6,31 @@ use tokio_postgres::error::DbError;
 
 /// Our constraints by name, with what each requires.
 const CONSTRAINTS: &[(&str, &str)] = &[
-    ("notifications_id_positive", "ids begin at 1"),
+    ("notifications_id_positive", "ids start at 1"),
     (
         "notifications_user_id_length",
-        "a user is a text of 1 to 255 bytes",
+        "the user must be 1 to 255 bytes long",
     ),
     (
         "notifications_text_length",
-        "a text has at most 1 MiB (1,048,576 bytes)",
+        "the text must be at most 1 MiB (1,048,576 bytes) long",
     ),
     (
         "notifications_event_length",
-        "the name of an event has 1 to 100 bytes",
+        "the event's name must be 1 to 100 bytes long",
     ),
     (
         "notifications_event_one_line",
-        "the name of an event is one line",
+        "the event's name must be one line",
     ),
     (
         "notifications_event_printable",
-        "the name of an event holds no control characters, such as tabs and escape sequences",
+        "the event's name must not contain control characters, such as tabs and escape sequences",
     ),
     (
         "notifications_event_not_reserved",
-        "the names open, error and those that begin with tidings. mean something else to browsers: \
-         choose another one for the event",
+        "the event names open, error and those that begin with tidings. mean something else to \
+         browsers: choose another name",
     ),
 ];
 
@@ -51,36 +51,36 @@ fn explain(error: &DbError) -> Option<String> {
     let code = error.code().code();
     let text = match code {
         "42501" => {
-            "the role that DATABASE_URL names has no right to do this: `tidings check` lists what a \
-             bridge's role lacks, with the statement that grants it, and docs/install.md has the \
-             rights of each group of sql/roles.sql"
+            "the role in DATABASE_URL lacks a privilege for this: `tidings check` lists what a \
+             bridge's role lacks, with the statement that grants it, and docs/install.md lists the \
+             privileges of each group in sql/roles.sql"
         }
         "22021" | "22P05" => {
-            "the text has a byte that Postgres can't store as UTF-8, such as NUL: remove it (tr -d \
-             '\\0'), or encode the text"
+            "the text contains a byte that Postgres can't store as UTF-8, such as NUL: remove it \
+             (tr -d '\\0'), or encode the text"
         }
         "42P01" | "42883" | "42703" | "3F000" => {
-            "the schema holds no Tidings, or one of another version: set TIDINGS_SCHEMA to the \
-             schema that it is in, or run `tidings migrate`"
+            "Tidings is not installed in this schema, or in another version: set TIDINGS_SCHEMA to \
+             its schema, or run `tidings migrate`"
         }
         "25006" => {
-            "the server is a standby, or the database is set to be read only \
-             (default_transaction_read_only): let DATABASE_URL lead to the primary"
+            "the server is a standby, or the database is read-only \
+             (default_transaction_read_only): point DATABASE_URL at the primary"
         }
         "28000" => {
-            "the server lets this role not in from here: check pg_hba.conf, and whether the role \
-             exists and may log in"
+            "the server doesn't let this role log in from here: check pg_hba.conf, and whether the \
+             role exists and may log in"
         }
         "28P01" => "check the role and its password",
         "3D000" => "create the database, or correct its name in DATABASE_URL",
-        "53100" => "make room on the server's disk",
+        "53100" => "free space on the server's disk",
         "53300" => {
-            "raise max_connections or the role's connection limit, or close sessions: SQL shows \
-             them in pg_stat_activity"
+            "raise max_connections or the role's connection limit, or close sessions (see \
+             pg_stat_activity)"
         }
         "55P03" | "40P01" | "57014" => {
-            "another session holds a lock, or the server is busy: try again; pg_stat_activity shows \
-             what it does"
+            "another session holds a lock, or the server is busy: try again; pg_stat_activity \
+             shows the other sessions"
         }
         class if class.starts_with("23") => return Some(constraint(error)),
         _ => return None,
@@ -94,7 +94,7 @@ fn constraint(error: &DbError) -> String {
     match own {
         Some((_, meaning)) => (*meaning).to_owned(),
         None => {
-            "the constraint is none of Tidings' own: ask whoever added it to the table".to_owned()
+            "the constraint doesn't belong to Tidings: ask whoever added it to the table".to_owned()
         }
     }
 }

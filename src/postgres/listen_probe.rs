@@ -25,16 +25,15 @@ pub enum DirectError {
     Postgres(#[from] tokio_postgres::Error),
     /// A hot standby accepts neither LISTEN nor writes.
     #[error(
-        "{0} is a standby, where nobody can LISTEN or write: point DATABASE_URL at the primary, \
-             or name all hosts in it (host=a,b), and the primary among them is found"
+        "{0} is a standby, which supports neither LISTEN nor writes: point DATABASE_URL at the \
+         primary, or list all hosts in it (host=a,b) so that the primary is found"
     )]
     Standby(String),
     /// A notification sent in one session didn't arrive in another.
     #[error(
-        "notifications don't arrive through {0}: it leads to a pooler that lends sessions for one \
-             transaction at a time (PgBouncer's pool_mode=transaction). Set \
-             TIDINGS_DIRECT_DATABASE_URL to Postgres itself, for the listener and migrations; \
-             DATABASE_URL may stay as it is"
+        "notifications don't arrive through {0}: it leads to a pooler in transaction mode \
+         (PgBouncer's pool_mode=transaction). Set TIDINGS_DIRECT_DATABASE_URL to Postgres itself, \
+         for the listener and migrations; DATABASE_URL can stay unchanged"
     )]
     Unheard(String),
 }

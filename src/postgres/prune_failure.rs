@@ -72,7 +72,7 @@ pub fn rows(number: u64) -> String {
 pub fn complaint(failures: &[PruneFailure]) -> Option<String> {
     let first = failures.first()?;
     Some(format!(
-        "{} could not be removed: {}; `tidings check` names what keeps them and what to do",
+        "{} could not be removed: {}; `tidings check` shows the cause and the fix",
         rows(PruneFailure::total(failures)),
         first.reason
     ))

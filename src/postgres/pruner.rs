@@ -91,7 +91,7 @@ impl Pruner {
                     let delay = backoff.next_delay();
                     warn!(
                         %error, delay_ms = delay.as_millis() as u64,
-                        "could not remove old rows, trying again in {}: {error}",
+                        "could not remove old rows, retrying in {}: {error}",
                         humantime::format_duration(Duration::from_secs(delay.as_secs()))
                     );
                     delay
@@ -108,13 +108,13 @@ impl Pruner {
         match prune.take_turn().await? {
             Turn::Ours => {}
             Turn::Another => {
-                debug!("another bridge removes old rows");
+                debug!("another bridge is removing old rows");
                 return Ok(());
             }
             Turn::Obstructed(holder) => warn!(
-                "{holder} holds the advisory lock by which one of several bridges removes old \
-                 rows, and may not remove any: this bridge removes them without it; \
-                 `tidings check` has the statement that ends that session"
+                "{holder} holds the advisory lock for removing old rows, but may not remove any: \
+                 this bridge removes them without the lock; `tidings check` shows the statement \
+                 that ends that session"
             ),
         }
         let mut complaints = Complaints::default();

@@ -63,7 +63,7 @@ pub fn sent_for(text: &str) -> Result<Duration, String> {
         Ok(duration)
     } else {
         Err(
-            "rows stay for an hour at least after they were sent, and for 100 years at most: 30d"
+            "sent rows must be kept for at least an hour and at most 100 years, such as 30d"
                 .to_owned(),
         )
     }
@@ -80,7 +80,7 @@ pub enum PruneError {
     Postgres(tokio_postgres::Error),
     /// This role may not remove rows.
     #[error(
-        "{}: let the owner of the schema run: grant execute on function \
+        "{}: have the schema's owner run: grant execute on function \
          {}.tidings_prune_batch(interval, bigint, integer) to the role of DATABASE_URL; or grant \
          that role tidings_bridge or tidings_owner",
         describe(.error), .schema.quoted()
@@ -90,11 +90,14 @@ pub enum PruneError {
         error: tokio_postgres::Error,
     },
     /// The function doesn't exist.
-    #[error("the schema {0} is too old for this, or holds no Tidings: run `tidings migrate`")]
+    #[error(
+        "the schema {0} is too old for this, or Tidings is not installed in it: run `tidings \
+         migrate`"
+    )]
     TooOld(SchemaName),
     /// Another session didn't finish in time.
     #[error(
-        "somebody else has been removing rows for {} s, or holds a lock on what that needs; see \
+        "another session has been removing rows for {} s, or holds a lock that this needs; see \
          pg_stat_activity",
         .0.as_secs()
     )]

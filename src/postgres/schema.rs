@@ -189,9 +189,9 @@ impl FromStr for SchemaName {
         match text.len() {
             0 => Err("a schema's name can't be empty"),
             64.. => Err("a schema's name has at most 63 bytes"),
-            _ if text.contains('\0') => Err("a schema's name can't hold NUL"),
+            _ if text.contains('\0') => Err("a schema's name can't contain NUL"),
             // Function bodies, which contain the name, are dollar-quoted.
-            _ if text.contains("$$") => Err("a schema's name can't hold $$"),
+            _ if text.contains("$$") => Err("a schema's name can't contain $$"),
             _ if text.starts_with("pg_") => Err("names that begin with pg_ belong to Postgres"),
             _ => Ok(Self(text.to_owned())),
         }
@@ -337,7 +337,7 @@ pub async fn migrate(
         Err(error @ SchemaError::Locked { .. }) if is_current => {
             warn!(
                 schema = %schema,
-                "the schema {schema} is up to date, and the rights of the groups were not renewed: \
+                "the schema {schema} is up to date, but the groups' privileges were not renewed: \
                  {error}"
             );
             return restamp_restored(&client, schema).await;
@@ -384,7 +384,7 @@ pub async fn prepare(
         Fit::TooOld { .. } if may_migrate => migrate(url, schema, LOCK_LIMIT).await,
         Fit::TooOld { found } => Err(SchemaError::TooOld {
             schema: schema.clone(),
-            found: found.map_or("holds no Tidings".to_owned(), |found| {
+            found: found.map_or("has no Tidings installed".to_owned(), |found| {
                 format!("is at version {found}")
             }),
             needed: version(),
@@ -548,10 +548,7 @@ async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), Sc
             Err(error) => return Err(SchemaError::Restored(error)),
         }
     }
-    info!(
-        rows,
-        "restamped {rows} rows that were restored from another cluster"
-    );
+    info!(rows, "restamped {rows} rows of another cluster");
     Ok(())
 }
 

@@ -93,7 +93,7 @@ impl Hidden {
                 format!("row-level security on {table} applies to {what} and hides its rows")
             }
             Kind::Relation => {
-                format!("{table} is {what}, and not the table that migrations made")
+                format!("{table} is {what}, not the table that migrations created")
             }
             Kind::Logged => {
                 format!("{table} is not UNLOGGED, so a crash of Postgres is not noticed")

@@ -130,11 +130,11 @@ impl Tasks {
                 // The panic hook has logged it, with the location in the code.
                 Failure::Panicked => {}
                 Failure::Error(error) if is_asked => {
-                    warn!(%error, "the {name} failed while it stopped: {error}");
+                    warn!(%error, "the {name} failed while stopping: {error}");
                 }
                 Failure::Error(error) => error!(%error, "the {name} failed: {error}"),
                 Failure::Returned if is_asked => {}
-                Failure::Returned => error!("the {name} ended although it was not asked to stop"),
+                Failure::Returned => error!("the {name} ended without being asked to stop"),
             }
             if !is_asked {
                 report(name);

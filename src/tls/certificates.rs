@@ -27,14 +27,14 @@ pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, Str
     let chain = certificates(certificate)?;
     let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| match error {
         pem::Error::NoItemsFound => format!(
-            "{} holds no key that can be read: it must be PEM, and not encrypted",
+            "{} contains no readable key: it must be PEM, and not encrypted",
             key.display()
         ),
         error => unreadable(key, &error),
     })?;
     CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => format!(
-            "the key in {} is not that of the first certificate in {}",
+            "the key in {} doesn't match the first certificate in {}",
             key.display(),
             certificate.display()
         ),
@@ -74,7 +74,7 @@ pub fn system_authorities() -> Result<RootCertStore, String> {
     if roots.is_empty() {
         return Err(match found.errors.first() {
             Some(error) => format!("the system's certificates can't be read: {error}"),
-            None => "the system has no certificates (a package ca-certificates brings them)".into(),
+            None => "the system has no certificates: install the package ca-certificates".into(),
         });
     }
     Ok(roots)
@@ -86,7 +86,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .map_err(|error| unreadable(path, &error))?;
     if certificates.is_empty() {
         return Err(format!(
-            "{} holds no certificate: it must be PEM",
+            "{} contains no certificate: it must be PEM",
             path.display()
         ));
     }

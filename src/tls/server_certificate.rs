@@ -86,14 +86,14 @@ impl Certificate {
                 Ok(Ok(renewed)) => {
                     if renewed {
                         info!(
-                            "the certificate in {} is used now",
+                            "the certificate in {} is now in use",
                             self.certificate.display()
                         );
                     }
                     told = None;
                 }
                 Ok(Err(reason)) if told.as_ref() != Some(&reason) => {
-                    warn!("the certificate stays the one that was read before: {reason}");
+                    warn!("keeping the certificate that was read before: {reason}");
                     told = Some(reason);
                 }
                 // Already logged. A panic was logged by the panic hook.

@@ -69,7 +69,7 @@ async fn each_line_reads_alone_and_tells_machines_whose_it_is() {
         "{lost}"
     );
     bridge
-        .until_logged("INFO", "hears the database again")
+        .until_logged("INFO", "reconnected to the database")
         .await;
 
     let log = bridge.log().await;

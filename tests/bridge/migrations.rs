@@ -364,7 +364,7 @@ async fn a_migration_that_finds_no_gap_names_who_is_in_the_way() {
     let refused = schema::migrate(&database.owner().url(), &SchemaName::public(), limit).await;
     let said = refused.expect_err("a refusal").to_string();
     for expected in [
-        "for 2 s a table was not free",
+        "a table was locked for 2 s",
         "the slow one) uses it",
         "select pg_terminate_backend(",
         "--lock-limit=10m",

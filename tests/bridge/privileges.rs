@@ -498,7 +498,7 @@ async fn who_may_not_migrate_is_told_the_statement_that_lets_them() {
     // Below, nothing of the schema is theirs.
     let said = process::refusal(&database, &[]).await;
     assert!(
-        said.contains("bridge may not do it") && said.contains("run `tidings migrate`"),
+        said.contains("bridge may not do so") && said.contains("run `tidings migrate`"),
         "{said}"
     );
     database.migrate().await;

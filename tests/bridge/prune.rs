@@ -346,7 +346,7 @@ async fn one_of_the_bridges_removes_by_itself_and_another_one_takes_over() {
     let log = [("TIDINGS_LOG", "warn,tidings=debug")];
     let mut second = process::Served::start_in(&database, &settings, &log).await;
     second
-        .until_logged("DEBUG", "another bridge removes old rows")
+        .until_logged("DEBUG", "another bridge is removing old rows")
         .await;
     first.stop().await;
     fill(&database, 10).await;

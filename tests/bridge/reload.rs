@@ -199,7 +199,7 @@ async fn new_connections_use_the_new_url_and_open_ones_stay() {
         )
         .await;
     bridge
-        .until_logged("INFO", "hears the database again")
+        .until_logged("INFO", "reconnected to the database")
         .await;
     assert!(!superuser.ids(&sessions("after")).await.is_empty());
     assert_goes_on(&mut stream, &database).await;

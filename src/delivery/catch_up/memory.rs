@@ -136,7 +136,7 @@ impl PageMemory {
             if let Some(count) = self.cut_off.count(Instant::now().into_std()) {
                 warn!(
                     count,
-                    "the memory for pages is used up: cut off {count} clients that don't read"
+                    "page memory is exhausted: disconnected {count} clients that don't read"
                 );
             }
         }

@@ -50,7 +50,8 @@ pub enum ListenError {
     NoTable(SchemaName),
     /// The sequence that records whether writers send NOTIFY is missing.
     #[error(
-        "there is no sequence tidings_bell in the schema {0}, which `tidings migrate` made: restore it"
+        "there is no sequence tidings_bell in the schema {0}, which `tidings migrate` created: \
+         restore it"
     )]
     NoBell(SchemaName),
     /// The role may not change that sequence.
@@ -60,23 +61,23 @@ pub enum ListenError {
     MayNotRing { sequence: String, role: String },
     /// The table that reveals crashes of the server is missing.
     #[error(
-        "there is no table tidings_incarnation in the schema {0}, which `tidings migrate` made: \
+        "there is no table tidings_incarnation in the schema {0}, which `tidings migrate` created: \
          restore it"
     )]
     NoIncarnation(SchemaName),
     /// The role may not read that table, or not begin an incarnation in it.
     #[error(
-        "{role} may not use the table {table}, which tells that Postgres has crashed: `grant \
-         select, insert on table {table} to {role}`"
+        "{role} may not use the table {table}, which reveals crashes of Postgres: `grant select, \
+         insert on table {table} to {role}`"
     )]
     MayNotNotice { table: String, role: String },
     #[error("{0}")]
     Hidden(Hidden),
     /// The table is not the one that the session listens for.
-    #[error("the table notifications was made anew")]
+    #[error("the table notifications was recreated")]
     OtherTable,
     /// The server's incarnation is not the one in which the session was opened.
-    #[error("the table tidings_incarnation was emptied, which is taken for a crash of Postgres")]
+    #[error("the table tidings_incarnation was emptied, which is treated as a crash of Postgres")]
     OtherIncarnation,
 }
 

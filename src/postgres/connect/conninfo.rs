@@ -67,7 +67,7 @@ impl Parameters {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair
                 .split_once('=')
-                .ok_or("a part of it after the ? has no =")?;
+                .ok_or("a parameter after the ? has no =")?;
             match (decoded(name)?.as_str(), decoded(value)?) {
                 // As libpq does, for JDBC users.
                 ("ssl", value) if value == "true" => self.set("sslmode", "require".to_owned()),
@@ -78,7 +78,7 @@ impl Parameters {
     }
 
     fn read_hosts(&mut self, text: &str) -> Result<(), String> {
-        const ESCAPE: &str = "a @, :, / or ? in the user or the password must be written in hexadecimal, \
+        const ESCAPE: &str = "@, :, / and ? in the user or the password must be percent-encoded, \
                               as %40, %3A, %2F and %3F";
         if text.contains('@') {
             return Err(format!("it has a second @: {ESCAPE}"));
@@ -86,13 +86,13 @@ impl Parameters {
         let (mut hosts, mut ports) = (Vec::new(), Vec::new());
         for place in text.split(',') {
             let (host, rest) = match place.strip_prefix('[') {
-                Some(address) => address.split_once(']').ok_or("it has a [ without its ]")?,
+                Some(address) => address.split_once(']').ok_or("it has a [ without a ]")?,
                 None => place.split_at(place.find(':').unwrap_or(place.len())),
             };
             let port = match rest.strip_prefix(':') {
                 Some(port) => port,
                 None if rest.is_empty() => "",
-                None => return Err("after the ] of an address comes a port or nothing".into()),
+                None => return Err("only a port may follow the ] of an address".into()),
             };
             hosts.push(decoded(host)?);
             ports.push(decoded(port)?);
@@ -112,13 +112,13 @@ impl Parameters {
         let mut rest = text.trim_start();
         while !rest.is_empty() {
             let (name, after) = rest.split_once('=').ok_or(
-                "it should look like postgres://user:password@host/database, or be made of \
+                "it should look like postgres://user:password@host/database, or consist of \
                  key=value pairs",
             )?;
             let name = name.trim_end();
             if name.is_empty() || name.contains(char::is_whitespace) {
                 return Err(
-                    "it has a word without = (a value with spaces in it stands in ' ')".into(),
+                    "it has a word without = (put values with spaces in single quotes)".into(),
                 );
             }
             let mut characters = after.trim_start().chars();
@@ -146,7 +146,7 @@ fn value(characters: &mut Chars<'_>) -> Result<String, String> {
         }
     }
     if is_quoted {
-        return Err("it has a ' without its second one".to_owned());
+        return Err("it has a ' that is never closed".to_owned());
     }
     Ok(value)
 }
@@ -166,12 +166,14 @@ fn decoded(text: &str) -> Result<String, String> {
             Some(Ok(byte @ 1..)) => bytes.push(byte),
             _ => {
                 return Err(
-                    "after a % come two hexadecimal digits, not 00 (a % itself is %25)".into(),
+                    "a % must be followed by two hexadecimal digits other than 00 (write % itself \
+                     as %25)"
+                        .into(),
                 );
             }
         }
     }
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 once its %.. are decoded".to_owned())
+    String::from_utf8(bytes).map_err(|_| "it is not valid UTF-8 after percent-decoding".to_owned())
 }
 
 #[cfg(test)]

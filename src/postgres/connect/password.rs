@@ -66,13 +66,13 @@ impl fmt::Display for Missing {
             }
             Self::Open(path, mode) => write!(
                 f,
-                "the password file {path} is ignored, since its permissions ({mode:04o}) let \
+                "the password file {path} is ignored because its permissions ({mode:04o}) let \
                  others read it: chmod 600 {path}",
                 path = path.display()
             ),
             Self::NoLine(path) => write!(
                 f,
-                "no line of the password file {} is for this host, port, database and role",
+                "no line of the password file {} matches this host, port, database and role",
                 path.display()
             ),
         }

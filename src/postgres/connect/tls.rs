@@ -112,7 +112,7 @@ impl Tls {
             Some(name) => {
                 let known = Mode::NAMES.iter().find(|(known, _)| *known == name);
                 let (_, mode) = known.ok_or(
-                    "sslmode is disable, allow, prefer, require, verify-ca or verify-full",
+                    "sslmode must be disable, allow, prefer, require, verify-ca or verify-full",
                 )?;
                 Some(*mode)
             }
@@ -121,8 +121,8 @@ impl Tls {
             None => None,
             Some("system") if mode.is_some_and(|mode| mode < Mode::VerifyFull) => {
                 return Err(
-                    "sslrootcert=system goes with sslmode=verify-full only: anybody can have a \
-                     certificate for some name from these authorities"
+                    "sslrootcert=system requires sslmode=verify-full: anyone can get a certificate \
+                     for some name from these authorities"
                         .to_owned(),
                 );
             }
@@ -133,8 +133,9 @@ impl Tls {
         };
         if let (Some(mode @ (Mode::VerifyCa | Mode::VerifyFull)), None) = (mode, &authority) {
             return Err(format!(
-                "sslmode={} needs sslrootcert: a file with the certificate of the authority that \
-                 signed the server's, or `system` for those that this machine trusts",
+                "sslmode={} requires sslrootcert: a file with the certificate of the authority \
+                 that signed the server's certificate, or `system` for the authorities that this \
+                 machine trusts",
                 mode.name()
             ));
         }
@@ -142,12 +143,12 @@ impl Tls {
             _ if given.get("sslcertmode") == Some("disable") => None,
             (None, None) => None,
             (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
-            _ => return Err("sslcert and sslkey need each other".to_owned()),
+            _ => return Err("sslcert and sslkey must be set together".to_owned()),
         };
         let is_direct = match given.get("sslnegotiation") {
             None | Some("postgres") => false,
             Some("direct") => true,
-            Some(_) => return Err("sslnegotiation is postgres or direct".to_owned()),
+            Some(_) => return Err("sslnegotiation must be postgres or direct".to_owned()),
         };
         let tls = Self {
             mode,
@@ -170,7 +171,7 @@ impl Tls {
         for mode in modes {
             if self.is_direct && mode < Mode::Require {
                 return Err(format!(
-                    "sslnegotiation=direct needs sslmode=require or more, and here it is {}",
+                    "sslnegotiation=direct requires sslmode=require or stronger, and it is {}",
                     mode.name()
                 ));
             }
@@ -249,12 +250,12 @@ fn versions(given: &Parameters) -> Result<Vec<&'static SupportedProtocolVersion>
     match given.get("ssl_min_protocol_version") {
         None | Some("TLSv1" | "TLSv1.1" | "TLSv1.2") => {}
         Some("TLSv1.3") => versions.retain(|version| *version == &TLS13),
-        Some(_) => return Err("ssl_min_protocol_version is TLSv1.2 or TLSv1.3".to_owned()),
+        Some(_) => return Err("ssl_min_protocol_version must be TLSv1.2 or TLSv1.3".to_owned()),
     }
     match given.get("ssl_max_protocol_version") {
         None | Some("TLSv1.3") => {}
         Some("TLSv1.2") => versions.retain(|version| *version == &TLS12),
-        Some(_) => return Err("ssl_max_protocol_version is TLSv1.2 or TLSv1.3".to_owned()),
+        Some(_) => return Err("ssl_max_protocol_version must be TLSv1.2 or TLSv1.3".to_owned()),
     }
     if versions.is_empty() {
         return Err("ssl_min_protocol_version is above ssl_max_protocol_version".to_owned());
@@ -278,8 +279,8 @@ pub(super) fn failure(error: &tokio_postgres::Error) -> Option<String> {
             if other.to_string().contains("CaUsedAsEndEntity") =>
         {
             format!(
-                "{error}; the server's certificate is that of an authority: it needs one of its \
-                 own, signed by that (a self-signed one must not be CA:TRUE)"
+                "{error}; the server's certificate is a CA certificate: the server needs a \
+                 certificate of its own, signed by that CA (a self-signed one must not be CA:TRUE)"
             )
         }
         error => error.to_string(),

@@ -77,22 +77,22 @@ const BOUND: &[(&str, &[&str])] = &[
     ("target_session_attrs", &["any", "read-write", "primary"]),
 ];
 
-const NO_SERVICES: &str = "service files (pg_service.conf) are not read: write out the host, the \
-                           database and the role that the service stands for";
+const NO_SERVICES: &str = "service files (pg_service.conf) are not read: specify the host, the \
+                           database and the role of the service";
 
 /// Unsupported libpq parameters, and what to do instead.
 const REFUSED: &[(&str, &str)] = &[
-    ("require_auth", "channel_binding=require can be had"),
+    ("require_auth", "use channel_binding=require instead"),
     (
         "requirepeer",
-        "the folder of the socket should be its owner's alone",
+        "restrict the socket's folder to its owner instead",
     ),
     ("service", NO_SERVICES),
     ("servicefile", NO_SERVICES),
-    ("sslcrl", "certificates that are taken back are not known"),
+    ("sslcrl", "certificate revocation lists are not supported"),
     (
         "sslcrldir",
-        "certificates that are taken back are not known",
+        "certificate revocation lists are not supported",
     ),
     ("sslpassword", "the key must not be encrypted"),
 ];
@@ -290,14 +290,11 @@ fn refuse_unknown(given: &Parameters) -> Result<(), String> {
             if given.get(name).is_none_or(|value| values.contains(&value)) {
                 continue;
             }
-            return Err(format!(
-                "of {name} it can have no other value than {}",
-                values.join(" or ")
-            ));
+            return Err(format!("{name} must be {}", values.join(" or ")));
         }
         return Err(match REFUSED.iter().find(|(known, _)| *known == name) {
-            Some((_, instead)) => format!("it can't have the parameter {name}: {instead}"),
-            None => format!("it has a parameter that is not known ({shown})"),
+            Some((_, instead)) => format!("the parameter {name} is not supported: {instead}"),
+            None => format!("it has an unknown parameter ({shown})"),
         });
     }
     Ok(())
@@ -338,7 +335,7 @@ impl FromStr for DatabaseUrl {
             None | Some("prefer") => ChannelBinding::Prefer,
             Some("require") => ChannelBinding::Require,
             Some("disable") => ChannelBinding::Disable,
-            Some(_) => return Err("channel_binding is disable, prefer or require".to_owned()),
+            Some(_) => return Err("channel_binding must be disable, prefer or require".to_owned()),
         });
         if tls.is_direct {
             config.ssl_negotiation(SslNegotiation::Direct);

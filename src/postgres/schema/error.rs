@@ -29,7 +29,7 @@ pub enum SchemaError {
     #[error("the server is a standby: point DATABASE_URL at the primary")]
     Standby,
     /// The schema doesn't exist and this role can't create it.
-    #[error("the schema {schema} does not exist, and {role} may not create it; let a DBA run: \
+    #[error("the schema {schema} does not exist, and {role} may not create it; have a DBA run: \
              create schema {} authorization {};", schema.quoted(), quoted(role))]
     NoSchema {
         schema: SchemaName,
@@ -38,8 +38,9 @@ pub enum SchemaError {
     },
     /// The schema must be changed, but this role may not do so.
     #[error(
-        "the schema {schema} is to be changed, and {role} may not do it: let its owner \
-             run `tidings migrate`, or what you have run; or, if this role is to do it, let a DBA run: {cure}"
+        "the schema {schema} must be changed, and {role} may not do so: have its owner run \
+         `tidings migrate` or the command that you ran; or, to let this role do it, have a DBA \
+         run: {cure}"
     )]
     NotOwner {
         schema: SchemaName,
@@ -50,11 +51,11 @@ pub enum SchemaError {
     },
     /// The history belongs to a role that is not trusted.
     #[error(
-        "the history of Tidings in the schema {schema} belongs to {owner}, which is neither \
-             tidings_owner nor the owner of the schema ({schema_owner}) nor the role that you log \
-             in as ({role}), and would own the notifications. If {owner} installed Tidings here, \
-             log in as {owner}, or hand it over first: psql -v schema={schema} -v from={owner} -f \
-             sql/roles.sql. If not, remove it: drop table {}.tidings_schema_history;",
+        "Tidings' migration history in the schema {schema} belongs to {owner}, which is neither \
+         tidings_owner nor the owner of the schema ({schema_owner}) nor your login role ({role}), \
+         and would own the notifications. If {owner} installed Tidings here, log in as {owner}, or \
+         transfer ownership first: psql -v schema={schema} -v from={owner} -f sql/roles.sql. If \
+         not, remove it: drop table {}.tidings_schema_history;",
         schema.quoted()
     )]
     Stranger {
@@ -68,9 +69,9 @@ pub enum SchemaError {
     },
     /// The history lists objects that don't exist.
     #[error(
-        "the history of Tidings in the schema {schema} says version {version}, but {missing}restore \
-             the whole schema from one backup, or, if it was put there by mistake, remove it: drop \
-             table {}.tidings_schema_history;",
+        "Tidings' migration history in the schema {schema} says version {version}, but \
+         {missing}restore the whole schema from one backup or, if the history was put there by \
+         mistake, remove it: drop table {}.tidings_schema_history;",
         schema.quoted()
     )]
     Incomplete {
@@ -81,8 +82,8 @@ pub enum SchemaError {
     },
     /// Another object has a name that a migration needs.
     #[error(
-        "the schema {schema} already holds {what} that Tidings did not make, and Tidings needs \
-             that name: set TIDINGS_SCHEMA (or --schema) to another schema, such as tidings"
+        "the schema {schema} already contains {what} that Tidings did not create, and Tidings \
+         needs that name: set TIDINGS_SCHEMA (or --schema) to another schema, such as tidings"
     )]
     Foreign {
         schema: SchemaName,
@@ -91,9 +92,9 @@ pub enum SchemaError {
     },
     /// Another session is migrating, or holds the lock.
     #[error(
-        "the advisory lock around migrations of the schema {schema} was not free for \
-         {} s. {holder}. If that is another `tidings migrate`, wait for it to end; any role can hold \
-         this lock, so if it is something else, end it{}",
+        "the advisory lock for migrations of the schema {schema} was not free for {} s. {holder}. \
+         If that is another `tidings migrate`, wait for it to finish; any role can hold this lock, \
+         so if it is anything else, end it{}",
         waited.as_secs(), holder.cure()
     )]
     Locked {
@@ -104,9 +105,10 @@ pub enum SchemaError {
     },
     /// Long transactions of other sessions blocked the migration.
     #[error(
-        "the schema {schema} was not migrated, or not to the end: for {} s a table was not free, and \
-         {holder}. Nothing was left half done, and the older bridges go on: let that transaction \
-         end{}, and run `tidings migrate` again, or with --lock-limit=10m", lock_limit.as_secs(),
+        "the schema {schema} was not migrated, or only in part: a table was locked for {} s, and \
+         {holder}. Nothing was left half done, and the older bridges keep running: let that \
+         transaction end{}, and run `tidings migrate` again, if needed with --lock-limit=10m",
+         lock_limit.as_secs(),
          holder.pid().map_or_else(String::new, |pid| format!(", or end it (select pg_terminate_backend({pid});)"))
     )]
     InUse {
@@ -129,8 +131,8 @@ pub enum SchemaError {
     },
     /// A newer migration has removed something that this bridge needs.
     #[error(
-        "the schema {schema} is at version {found} and no longer serves this bridge, which \
-             knows version {needed}: start the newer tidings"
+        "the schema {schema} is at version {found} and no longer works with this bridge, which was \
+         built for version {needed}: start the newer tidings"
     )]
     TooNew {
         schema: SchemaName,
@@ -140,12 +142,12 @@ pub enum SchemaError {
         needed: i32,
     },
     /// There is nothing to remove.
-    #[error("the schema {0} holds no Tidings, so there is nothing to remove")]
+    #[error("Tidings is not installed in the schema {0}, so there is nothing to remove")]
     Nothing(SchemaName),
     /// An object that isn't ours depends on ours.
     #[error(
-        "nothing was removed: what isn't Tidings' own uses what is in the schema {schema} ({by}): \
-             remove or change that first"
+        "nothing was removed: objects that don't belong to Tidings depend on those in the schema \
+         {schema} ({by}): remove or change them first"
     )]
     Used {
         schema: SchemaName,
@@ -154,25 +156,25 @@ pub enum SchemaError {
     },
     /// Another session holds a lock on a table for too long.
     #[error(
-        "nothing was removed: others are using the tables; stop the bridges and long transactions \
-             (`tidings status` names the longest), and try again"
+        "nothing was removed: other sessions are using the tables; stop the bridges and long \
+         transactions (`tidings status` shows the longest), and try again"
     )]
     Busy,
     /// Logical replication writes to the table.
     #[error(
-        "the table notifications in the schema {schema} is filled by the subscription \
-             {subscription}: its rows bear the transaction ids of the publisher, which mean nothing \
-             here, so rows would be missed. To switch over to this database, stop the writers of \
-             the publisher, wait until the subscription has caught up, `drop subscription` it, and \
-             start the bridge. To keep the subscription, leave the table out of the publication"
+        "the subscription {subscription} writes to the table notifications in the schema {schema}: \
+         its rows have the publisher's transaction ids, which mean nothing here, so rows would be \
+         missed. To switch over to this database, stop the publisher's writers, wait until the \
+         subscription has caught up, drop it with `drop subscription`, and start the bridge. To \
+         keep the subscription, remove the table from the publication"
     )]
     Subscribed {
         schema: SchemaName,
         subscription: String,
     },
     /// The table holds rows restored from another cluster, and restamping them failed.
-    #[error("the table holds rows with transaction ids of another cluster (it was dumped and \
-             restored), which would never be seen: run `tidings migrate` as the table's owner \
+    #[error("the table contains rows with transaction ids of another cluster (it was dumped and \
+             restored), which would never be delivered: run `tidings migrate` as the table's owner \
              ({})", describe(.0))]
     Restored(tokio_postgres::Error),
 }

@@ -56,8 +56,8 @@ pub(super) async fn apply(
         if !waits {
             warn!(
                 schema = %schema,
-                "a migration needs a table for itself, and {holder}: writers go on, and it is tried \
-                 again for {} s",
+                "a migration needs exclusive access to a table, and {holder}: writers continue, \
+                 and the migration is retried for {} s",
                 lock_limit.as_secs()
             );
             waits = true;
@@ -116,7 +116,7 @@ impl fmt::Display for LockHolder {
             (Some(who), None) => write!(f, "{who} uses it"),
             (None, _) => write!(
                 f,
-                "it can't be seen who uses it (it has ended, or is a prepared transaction)"
+                "the session that uses it is unknown (it has ended, or is a prepared transaction)"
             ),
         }
     }

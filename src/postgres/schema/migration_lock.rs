@@ -93,7 +93,7 @@ impl fmt::Display for MigrationLockHolder {
             Some(since) => write!(f, ", since {since} or later"),
             None => write!(
                 f,
-                ", since when, this role may not see (grant pg_read_all_stats to it)"
+                ", and this role may not see since when (grant pg_read_all_stats to it)"
             ),
         }
     }

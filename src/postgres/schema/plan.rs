@@ -25,7 +25,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     let found = match fit(&client, schema).await? {
         Fit::Serves => {
             return Ok(format!(
-                "-- Nothing is to do: the schema {schema} is up to date.\n"
+                "-- Nothing to do: the schema {schema} is up to date.\n"
             ));
         }
         Fit::TooNew { found } => {
@@ -56,7 +56,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     let grants = schema.fill(include_str!("../../../sql/grants.sql"));
     let _ = write!(
         script,
-        "-- The rights of the groups.\nbegin;\n{grants}\ncommit;\n"
+        "-- The privileges of the groups.\nbegin;\n{grants}\ncommit;\n"
     );
     Ok(script)
 }
@@ -101,7 +101,8 @@ async fn head(
         writeln!(script, "set search_path to pg_catalog, pg_temp;")?;
         writeln!(
             script,
-            "-- Writers wait for whoever waits for a table. If this is too short, begin again.\n\
+            "-- Writers queue behind a session that waits for a table. If this is too short, start \
+             again.\n\
              set lock_timeout = '{LOCK_TIMEOUT}';\n"
         )?;
         writeln!(

@@ -109,7 +109,7 @@ async fn marks_that_keep_failing_are_found_and_mended() {
         database
             .until("select exists (select from tidings_bridges where readiness = 'unmarked')")
             .await;
-        let text = "is not ready (unmarked): rows were sent and can't be marked";
+        let text = "is not ready (unmarked): sent rows can't be marked";
         both_find(&database, &[], "bridges", text).await;
         both_find(&database, &[], "bridges", reason).await;
         // As the hint about the trigger says.

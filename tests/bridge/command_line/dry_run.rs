@@ -34,7 +34,7 @@ async fn what_it_prints_is_what_migrate_does() {
     let asked = run(&database, &["migrate", "--dry-run"]).await.well();
     assert_eq!(
         asked,
-        "-- Nothing is to do: the schema public is up to date.\n"
+        "-- Nothing to do: the schema public is up to date.\n"
     );
     // Which `migrate` itself takes for its own work.
     run(&database.owner(), &["migrate"]).await.well();

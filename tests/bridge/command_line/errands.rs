@@ -82,10 +82,10 @@ async fn what_postgres_refuses_is_explained() {
         ("", "1 to 100 bytes"),
         (long.as_str(), "1 to 100 bytes"),
         ("two\nlines", "one line"),
-        ("a\tb", "no control characters"),
-        ("\x1b[2J", "no control characters"),
-        ("open", "choose another one"),
-        ("tidings.gap", "choose another one"),
+        ("a\tb", "must not contain control characters"),
+        ("\x1b[2J", "must not contain control characters"),
+        ("open", "choose another name"),
+        ("tidings.gap", "choose another name"),
     ] {
         let event = format!("--event={event}");
         let told = run(&application, &["send", "alice", "hello", &event]).await;
@@ -111,7 +111,7 @@ async fn what_postgres_refuses_is_explained() {
         .await;
     let told = run(&application, &["send", "alice", "hello"]).await.badly();
     assert!(
-        told.contains("\"theirs\"") && told.contains("none of Tidings' own"),
+        told.contains("\"theirs\"") && told.contains("doesn't belong to Tidings"),
         "{told}"
     );
 

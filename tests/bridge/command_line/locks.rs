@@ -52,10 +52,7 @@ async fn whoever_holds_all_locks_keeps_no_bridge_from_starting_delivering_and_re
     let mut served = Served::start(&database, &settings).await;
     assert!(begin.elapsed() < Duration::from_secs(20));
     served
-        .until_logged(
-            "WARN",
-            "holds the advisory lock by which one of several bridges",
-        )
+        .until_logged("WARN", "holds the advisory lock for removing old rows")
         .await;
     let mut source = served.connect_live("alice").await;
     for n in 0..5 {

@@ -165,7 +165,7 @@ async fn a_password_is_found_where_libpq_finds_it() {
         )
         .await;
     bridge
-        .until_logged("INFO", "hears the database again")
+        .until_logged("INFO", "reconnected to the database")
         .await;
     server
         .database
@@ -196,7 +196,7 @@ async fn what_the_server_refuses_for_good_is_told_at_once_with_what_to_do() {
             let said = server.run(arguments, "", environment).await;
             assert_eq!(said.code, Some(2), "{arguments:?}: {said:?}");
             for expected in [
-                "asks for a password for the role bridge",
+                "requires a password for the role bridge",
                 "PGPASSFILE",
                 reason,
             ] {

@@ -68,7 +68,7 @@ async fn nothing_is_left_in_the_database() {
     }
     assert_eq!(catalog(&grouped).await, before);
     let again = run(&superuser, &["uninstall", "--yes"]).await.badly();
-    assert!(again.contains("holds no Tidings"), "{again}");
+    assert!(again.contains("is not installed in the schema"), "{again}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +100,7 @@ async fn what_others_have_built_on_it_stops_it() {
     // It is not for the bridge to do.
     let told = run(&database, &["uninstall", "--yes"]).await.badly();
     assert!(
-        told.contains("let its owner run `tidings migrate`, or what you have run"),
+        told.contains("have its owner run `tidings migrate` or the command that you ran"),
         "{told}"
     );
     run(&database.owner(), &["uninstall", "--yes"]).await.well();

@@ -65,7 +65,9 @@ async fn a_queue_that_fills_is_warned_of_and_measured() {
     // Rows are delivered all the same.
     assert_eq!(bridge.ready().await.status(), 200);
     pretend(&database, 0.0).await;
-    bridge.until_logged("INFO", "INSERTs ring again").await;
+    bridge
+        .until_logged("INFO", "INSERTs send NOTIFY again")
+        .await;
 }
 
 /// An INSERT fails neither for the writer nor for the owner of the function, whoever

@@ -82,7 +82,7 @@ async fn rows_that_cannot_be_delivered_do_not_stop_the_tail() {
     }
     let warning = bridge.until_logged("WARN", "can't be delivered").await;
     assert_eq!(
-        warning["reason"], "user_id is not a text of 1 to 255 bytes",
+        warning["reason"], "user_id is not 1 to 255 bytes long",
         "{warning}"
     );
     assert!(warning["row"].is_i64(), "{warning}");

@@ -150,7 +150,7 @@ async fn a_bridge_that_would_not_see_all_rows_says_so_instead_of_starting() {
     database.superuser().execute(enable).await;
     let refused = refusal(&database, &[]).await;
     assert!(
-        refused.contains("`tidings check` has the statement"),
+        refused.contains("`tidings check` shows the statement"),
         "{refused}"
     );
     assert!(refused.contains("notifications"), "{refused}");

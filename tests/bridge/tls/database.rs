@@ -279,11 +279,11 @@ async fn files_that_can_not_be_used_are_refused_at_start() {
         (format!("sslcert=/nowhere sslkey={key}"), "/nowhere"),
         (
             format!("sslcert={certificate} sslkey={certificate}"),
-            "no key",
+            "no readable key",
         ),
         (
             format!("sslcert={certificate} sslkey={}", shown(&other.key)),
-            "not that of",
+            "doesn't match",
         ),
     ];
     for (how, named) in cases {

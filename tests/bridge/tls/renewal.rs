@@ -56,7 +56,7 @@ async fn a_renewed_certificate_is_shown_to_new_clients_and_old_streams_go_on() {
     // A pair of which only one half is written yet changes nothing.
     let renewed = new.issue("bridge", &[ORIGIN]);
     fs::copy(&renewed.key, &mounted.key).expect("a copy");
-    bridge.until_logged("WARN", "is not that of").await;
+    bridge.until_logged("WARN", "doesn't match").await;
     assert!(connect(bridge.address(), &old, "h2").await.is_ok());
 
     put(&folder, "second", &renewed);
