@@ -23,7 +23,7 @@ use crate::{
         client_addr::Proxies,
         jwt::Tokens,
         origin::Origins,
-        rejections::Refusals,
+        rejections::Rejections,
         ticket::Tickets,
     },
     config::{self, BridgeOptions, ConfigError, MigratePolicy, ServeOptions},
@@ -37,14 +37,14 @@ use crate::{
     http::{
         admission::Admission,
         demo::Demo,
-        detached_stream::Lines,
-        draining::Gate,
-        inherited_sockets::Activation,
+        detached_stream::DetachedStreams,
+        draining::Draining,
+        inherited_sockets::InheritedSockets,
         servers::{self, ServersError, StreamServer},
         sockets::{self, Sockets},
-        stream_route::Door,
+        stream_route::StreamRoute,
     },
-    monitoring::{dashboard::Operator, logging, prometheus::Metrics, reporter::Reporter},
+    monitoring::{dashboard::Dashboard, logging, prometheus::Metrics, reporter::Reporter},
     postgres::{
         connect::DatabaseUrl,
         listen_probe::DirectError,
@@ -101,9 +101,9 @@ pub struct App {
     marker: Marker,
     pruner: Option<Pruner>,
     reporter: Reporter,
-    lines: Arc<Lines>,
+    lines: Arc<DetachedStreams>,
     drain: Duration,
-    gate: web::Data<Gate>,
+    gate: web::Data<Draining>,
     server: StreamServer,
     admin: Server,
     admin_address: SocketAddr,
@@ -181,7 +181,7 @@ pub struct Parts {
     /// The settings whose files are read again on SIGHUP.
     pub reloadable: Option<Box<ServeOptions>>,
     /// Listening sockets that the service manager passed.
-    pub activation: Activation,
+    pub activation: InheritedSockets,
 }
 
 impl Parts {
@@ -214,7 +214,7 @@ impl Parts {
             certificate: options.tls.certificate()?,
             demo: None,
             reloadable: Some(Box::new(options.clone())),
-            activation: Activation::default(),
+            activation: InheritedSockets::default(),
         })
     }
 }
@@ -239,14 +239,14 @@ impl App {
         let database = Database::open(&parts, options).await?;
         let delivery = Delivery::start(&database, options, Arc::clone(&health)).await?;
         let pruned = Arc::default();
-        let rejections = Arc::new(Refusals::default());
+        let rejections = Arc::new(Rejections::default());
         let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections));
         let (admin, admin_address) = servers::bind_admin(
             options,
             parts.activation.admin,
             web::Data::from(Arc::clone(&health)),
             web::Data::new(Metrics::new(Arc::clone(&stats), &delivery.streams.ended)),
-            web::Data::new(Operator::new(
+            web::Data::new(Dashboard::new(
                 stats,
                 options,
                 &database.url,
@@ -259,7 +259,7 @@ impl App {
             database.pool.clone(),
             Arc::clone(&database.sql),
         );
-        let lines = Arc::new(Lines::new(Handle::current()));
+        let lines = Arc::new(DetachedStreams::new(Handle::current()));
         let limits = &options.limits;
         let admission = Admission::new(
             limits.clone(),
@@ -267,17 +267,17 @@ impl App {
             Arc::clone(&rejections),
         );
         let sockets = Sockets::new(limits, parts.proxies.clone(), Arc::clone(&rejections));
-        let door = Door {
+        let door = StreamRoute {
             streams: web::Data::from(Arc::clone(&delivery.streams)),
             lines: web::Data::from(Arc::clone(&lines)),
             authenticator: web::Data::new(Authenticator::new(parts.credentials, tickets)),
             admission: web::Data::new(admission),
             origins: web::Data::new(parts.origins),
             proxies: web::Data::new(parts.proxies),
-            refusals: web::Data::from(rejections),
+            rejections: web::Data::from(rejections),
         };
         let certificate = parts.certificate.map(Arc::new);
-        let gate = web::Data::new(Gate::new(options.drain));
+        let gate = web::Data::new(Draining::new(options.drain));
         let server = servers::bind_streams(
             options,
             parts.activation.stream,

@@ -21,7 +21,7 @@ use tracing::warn;
 
 pub use self::{
     configuration::configuration,
-    finding::{Cure, Finding, Report, Severity, Topic},
+    finding::{Finding, Fix, Report, Severity, Topic},
     path::direct,
 };
 use crate::{
@@ -76,7 +76,7 @@ pub async fn examine(place: Place<'_>, thresholds: &Thresholds) -> Result<Report
         .extend(rights::foreign(&client, place.schema).await?);
     report
         .findings
-        .extend(rights::too_mighty(&client, place.schema).await?);
+        .extend(rights::over_privileged(&client, place.schema).await?);
     let state = state(&client, place.schema, thresholds).await?;
     report.findings.extend(state.findings);
     report.unseen.extend(state.unseen);

@@ -140,7 +140,7 @@ pub struct DatabaseOptions {
     /// Database for the listener and migrations, if DATABASE_URL goes through a pooler
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL", hide_env_values = true)]
     pub direct_database_url: Option<Hidden>,
-    /// File that contains TIDINGS_DIRECT_DATABASE_URL
+    /// File that contains `TIDINGS_DIRECT_DATABASE_URL`
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL_FILE")]
     pub direct_database_url_file: Option<PathBuf>,
     /// Schema that contains everything

@@ -24,7 +24,7 @@ use tidings::{
         BridgeOptions, CheckOptions, Cli, Command, ConfigError, ConfigOptions, Environment, Form,
         MigrateOptions, PruneOptions, ServeOptions, StatusOptions, TokenOptions, UninstallOptions,
     },
-    http::inherited_sockets::{Activation, ActivationError},
+    http::inherited_sockets::{InheritedSockets, InheritedSocketsError},
     monitoring::logging::{self, LogError},
     postgres::{
         connect::ConnectError,
@@ -79,8 +79,8 @@ fn main() -> ExitCode {
     };
     // This changes the environment, so it must happen before there is a second thread.
     let activation = match matches.subcommand_name() {
-        Some("serve") => Activation::of_process(),
-        _ => Ok(Activation::default()),
+        Some("serve") => InheritedSockets::of_process(),
+        _ => Ok(InheritedSockets::default()),
     };
     let outcome = match Runtime::new() {
         Ok(runtime) => {
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     let code = match outcome {
-        Err(error) if !nobody_reads(&*error) => {
+        Err(error) if !is_broken_pipe(&*error) => {
             match error_hint::of(&*error) {
                 Some(explanation) => logging::say(&format!("tidings: {error}; {explanation}")),
                 None => logging::say(&format!("tidings: {error}")),
@@ -124,9 +124,9 @@ fn refuse(error: &clap::Error, environment: &Environment) -> ExitCode {
 }
 
 /// Whether the output was closed, as in `tidings status | head`: its reader has enough.
-fn nobody_reads(error: &(dyn Error + 'static)) -> bool {
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    error.downcast_ref().is_some_and(is_closed) || error.source().is_some_and(nobody_reads)
+    error.downcast_ref().is_some_and(is_closed) || error.source().is_some_and(is_broken_pipe)
 }
 
 /// Whether a setting is missing or can't be used.
@@ -134,7 +134,7 @@ fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
     let lacks_password = |error: &ConnectError| matches!(error, ConnectError::NoPassword { .. });
     let is_filter = |error: &LogError| matches!(error, LogError::Filter(_));
     error.is::<ConfigError>()
-        || error.is::<ActivationError>()
+        || error.is::<InheritedSocketsError>()
         || error.is::<BadSettings>()
         || error.downcast_ref().is_some_and(lacks_password)
         || error.downcast_ref().is_some_and(is_filter)
@@ -144,7 +144,7 @@ fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
 /// The verdict counts even if the output was closed.
 fn unless_nobody_reads(printed: Result<(), Failure>) -> Result<(), Failure> {
     match printed {
-        Err(error) if !nobody_reads(&*error) => Err(error),
+        Err(error) if !is_broken_pipe(&*error) => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -152,7 +152,7 @@ fn unless_nobody_reads(printed: Result<(), Failure>) -> Result<(), Failure> {
 async fn run(
     matches: ArgMatches,
     environment: &Environment,
-    activation: Result<Activation, ActivationError>,
+    activation: Result<InheritedSockets, InheritedSocketsError>,
 ) -> Result<(), Failure> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     environment.check()?;
@@ -224,7 +224,7 @@ async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(
 
 /// Inherited sockets take precedence over the settings: they are passed on purpose, and
 /// the service manager already holds their addresses.
-fn prefer(activation: &Activation, options: &mut BridgeOptions) {
+fn prefer(activation: &InheritedSockets, options: &mut BridgeOptions) {
     for (inherited, address, setting) in [
         (&activation.stream, &mut options.listen, "TIDINGS_LISTEN"),
         (
@@ -244,7 +244,7 @@ fn prefer(activation: &Activation, options: &mut BridgeOptions) {
     }
 }
 
-async fn serve(mut options: ServeOptions, activation: Activation) -> Result<(), Failure> {
+async fn serve(mut options: ServeOptions, activation: InheritedSockets) -> Result<(), Failure> {
     let shutdown = Shutdown::watch(STOPPED)?;
     prefer(&activation, &mut options.bridge);
     for warning in options.warnings() {

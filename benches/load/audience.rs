@@ -88,7 +88,7 @@ impl Seat {
 }
 
 /// All that happened.
-struct Tally {
+struct CounterMap {
     seats: Vec<Seat>,
     buffer: Vec<u8>,
     arrivals: Vec<Arrival>,
@@ -104,7 +104,7 @@ struct Tally {
     why_broken: Option<io::Error>,
 }
 
-impl Tally {
+impl CounterMap {
     /// Reads what has come for a stream; true when that was its end.
     fn read(
         &mut self,
@@ -163,12 +163,12 @@ impl Tally {
 struct Shared {
     subject: Subject,
     users: Users,
-    tally: Mutex<Tally>,
+    tally: Mutex<CounterMap>,
     opening: Semaphore,
 }
 
 impl Shared {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
+    fn tally(&self) -> MutexGuard<'_, CounterMap> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -258,7 +258,7 @@ impl Audience {
         let shared = Arc::new(Shared {
             subject,
             users,
-            tally: Mutex::new(Tally {
+            tally: Mutex::new(CounterMap {
                 seats: (0..streams as u64).map(seat).collect(),
                 buffer: vec![0; READ_BYTES],
                 arrivals: Vec::new(),
@@ -361,7 +361,7 @@ impl Audience {
         self.expected_by(&self.shared.tally(), rows)
     }
 
-    fn expected_by(&self, tally: &Tally, rows: u64) -> u64 {
+    fn expected_by(&self, tally: &CounterMap, rows: u64) -> u64 {
         let users = self.shared.users;
         let share = |seat: &Seat| users.share(seat.user, rows);
         tally.seats.iter().map(share).sum()

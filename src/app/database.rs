@@ -16,7 +16,7 @@ use crate::{
         connect::DatabaseUrl,
         crash_sign::CrashSign,
         listen_probe::{self, DirectError},
-        pool::{Pool, QueryError, Sessions},
+        pool::{Pool, PoolMode, QueryError},
         pruner::{Pruned, Pruner},
         queries::Sql,
         retention::Retention,
@@ -48,8 +48,8 @@ impl Database {
     /// [`START_LIMIT`] while it can't be reached.
     pub(super) async fn open(parts: &Parts, options: &BridgeOptions) -> Result<Self, StartError> {
         let (direct_url, sessions) = match &parts.direct_url {
-            Some(url) => (url, Sessions::Lent),
-            None => (&parts.url, Sessions::Own),
+            Some(url) => (url, PoolMode::Transaction),
+            None => (&parts.url, PoolMode::Session),
         };
         let schema = &parts.schema;
         retry_while_starting(direct_url, DirectError::is_passing, || {

@@ -9,12 +9,12 @@ use tokio::runtime::Handle;
 
 use super::{StartError, database::Database};
 use crate::{
-    auth::rejections::Refusals,
+    auth::rejections::Rejections,
     config::BridgeOptions,
     delivery::{
         catch_up::{PageMemory, Pages, Reads, Turns},
-        counters::Activity,
-        delivered_watermark::Drained,
+        counters::Counters,
+        delivered_watermark::DeliveredWatermark,
         health::Health,
         heartbeat::Heartbeats,
         hub::Hub,
@@ -24,7 +24,7 @@ use crate::{
         stream::Streams,
         stream_end::Ended,
     },
-    monitoring::{reporter::Reporter, stats::Vitals},
+    monitoring::{reporter::Reporter, stats::Stats},
     postgres::pruner::Pruned,
 };
 
@@ -33,7 +33,7 @@ pub(super) struct Delivery {
     pub(super) listener: Listener,
     pub(super) streams: Arc<Streams>,
     health: Arc<Health>,
-    drained: Arc<Drained>,
+    drained: Arc<DeliveredWatermark>,
     reads: Reads,
 }
 
@@ -49,7 +49,7 @@ impl Delivery {
             pool, sql, schema, ..
         } = database;
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
-        let activity = Arc::new(Activity::default());
+        let activity = Arc::new(Counters::default());
         let listener = Listener::start(
             database.direct_url.clone(),
             schema.clone(),
@@ -65,7 +65,8 @@ impl Delivery {
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
         }
-        let drained = database.ask(|| Drained::open(pool.clone(), Arc::clone(sql), schema));
+        let drained =
+            database.ask(|| DeliveredWatermark::open(pool.clone(), Arc::clone(sql), schema));
         let drained = Arc::new(drained.await?);
         let reads = Reads::default();
         let pages = Pages {
@@ -128,9 +129,9 @@ impl Delivery {
         database: &Database,
         options: &BridgeOptions,
         pruned: &Arc<Pruned>,
-        refusals: &Arc<Refusals>,
-    ) -> Vitals {
-        Vitals {
+        rejections: &Arc<Rejections>,
+    ) -> Stats {
+        Stats {
             hub: Arc::clone(&self.hub),
             marks: Arc::clone(&self.streams.marks),
             activity: Arc::clone(&self.streams.activity),
@@ -138,7 +139,7 @@ impl Delivery {
             pool: database.pool.clone(),
             reads: self.reads.clone(),
             pruned: Arc::clone(pruned),
-            refusals: Arc::clone(refusals),
+            rejections: Arc::clone(rejections),
             connections_limit: options.limits.max_connections,
         }
     }

@@ -15,7 +15,7 @@ use crate::{
         header_value::trimmed,
         jwt::Tokens,
         ticket::Tickets,
-        user_header::{Disbelief, UserHeader},
+        user_header::{HeaderRejection, UserHeader},
     },
     domain::{
         identity::{Identity, Unidentified},
@@ -64,14 +64,14 @@ pub enum QueryUser {
 /// The credentials in a request's query. They are parsed separately from the other
 /// parameters, so that errors in those are explained to authenticated clients only.
 #[derive(Clone, Debug, Default)]
-pub struct Named {
+pub struct CredentialQuery {
     /// The values of `?user=`.
     users: Vec<String>,
     /// The values of `?ticket=`.
     tickets: Vec<String>,
 }
 
-impl Named {
+impl CredentialQuery {
     /// Parses a query. Repeated parameters are no error here, because a parameter that is
     /// not configured is ignored.
     pub fn of(query: &str) -> Self {
@@ -113,7 +113,7 @@ impl Authenticator {
         client: Client,
     ) -> Result<Identity, Unidentified> {
         let deadline = Instant::now() + LIMIT;
-        let named = Named::of(request.query_string());
+        let named = CredentialQuery::of(request.query_string());
         let proving = self.prove(request, &named, client, deadline);
         timeout_at(deadline, proving)
             .await
@@ -123,7 +123,7 @@ impl Authenticator {
     async fn prove(
         &self,
         request: &HttpRequest,
-        named: &Named,
+        named: &CredentialQuery,
         client: Client,
         deadline: Instant,
     ) -> Result<Identity, Unidentified> {
@@ -165,11 +165,11 @@ impl Authenticator {
     }
 }
 
-impl From<Disbelief> for Unidentified {
-    fn from(disbelief: Disbelief) -> Self {
+impl From<HeaderRejection> for Unidentified {
+    fn from(disbelief: HeaderRejection) -> Self {
         match disbelief {
-            Disbelief::Spoofed => Self::Spoofed,
-            Disbelief::Malformed => Self::User,
+            HeaderRejection::Spoofed => Self::Spoofed,
+            HeaderRejection::Malformed => Self::User,
         }
     }
 }
@@ -233,10 +233,12 @@ mod tests {
 
     #[test]
     fn a_query_is_read_however_it_is_written() {
-        let named = Named::of("ticket=%41&user=a%2Bb+c&x=%ff&ticket=b&=&&user&%75ser=d&ticket=%ff");
+        let named = CredentialQuery::of(
+            "ticket=%41&user=a%2Bb+c&x=%ff&ticket=b&=&&user&%75ser=d&ticket=%ff",
+        );
         assert_eq!(named.tickets, ["A", "b", "\u{fffd}"]);
         assert_eq!(named.users, ["a+b c", "", "d"]);
-        let named = Named::of("tickets=a&Ticket=b&ticket%20=c&%=ticket");
+        let named = CredentialQuery::of("tickets=a&Ticket=b&ticket%20=c&%=ticket");
         assert!(named.tickets.is_empty() && named.users.is_empty());
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::url::KeySetUrl;
+pub use self::url::JwksUrl;
 use crate::{
     auth::jwt_key::{Accepted, Key, Kind},
     runtime::backoff::{Backoff, jittered},
@@ -67,12 +67,12 @@ impl Pace {
 pub struct OutOfReach;
 
 /// The keys of the set at a URL.
-pub struct KeySet {
+pub struct Jwks {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    url: KeySetUrl,
+    url: JwksUrl,
     accepted: Accepted,
     pace: Pace,
     /// Replaced as a whole; `None` until the first fetch succeeds.
@@ -92,14 +92,14 @@ struct Rounds {
     failed: bool,
 }
 
-impl KeySet {
+impl Jwks {
     /// The set at `url`. Only keys that serve an accepted algorithm are used. Nothing is
     /// fetched before [`refresh`](Self::refresh).
-    pub fn new(url: KeySetUrl, accepted: Accepted) -> Self {
+    pub fn new(url: JwksUrl, accepted: Accepted) -> Self {
         Self::paced(url, accepted, Pace::USUAL)
     }
 
-    fn paced(url: KeySetUrl, accepted: Accepted, pace: Pace) -> Self {
+    fn paced(url: JwksUrl, accepted: Accepted, pace: Pace) -> Self {
         Self {
             shared: Arc::new(Shared {
                 url,
@@ -377,7 +377,7 @@ mod tests {
         "x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
     /// Serves the set, and reports when each request arrived.
-    async fn server() -> (KeySetUrl, watch::Receiver<Vec<Instant>>) {
+    async fn server() -> (JwksUrl, watch::Receiver<Vec<Instant>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let (ask, asked) = watch::channel(Vec::new());
@@ -407,7 +407,7 @@ mod tests {
             refresh: Duration::from_millis(20),
             ..Pace::USUAL
         };
-        let set = KeySet::paced(url, Accepted::default(), pace);
+        let set = Jwks::paced(url, Accepted::default(), pace);
         let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
         let fetched = timeout(PATIENCE, asked.wait_for(|asked| asked.len() == 3)).await;
         let asked = fetched.expect("it is asked").expect("a server").clone();
@@ -426,7 +426,7 @@ mod tests {
             asked: Duration::from_millis(200),
             ..Pace::USUAL
         };
-        let set = KeySet::paced(url, Accepted::default(), pace);
+        let set = Jwks::paced(url, Accepted::default(), pace);
         let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
         let known = set.find(Some("a"), Algorithm::EdDSA).await;
         assert_eq!(known.expect("within reach").len(), 1);
@@ -451,7 +451,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_requests_wait_than_there_are_places() {
         let (url, _asked) = server().await;
-        let set = KeySet::paced(url, Accepted::default(), Pace::USUAL);
+        let set = Jwks::paced(url, Accepted::default(), Pace::USUAL);
         // The set is never fetched, so all of these wait.
         let mut waiting: Vec<_> = (0..WAITING)
             .map(|_| Box::pin(set.find(Some("a"), Algorithm::EdDSA)))

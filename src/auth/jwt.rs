@@ -16,7 +16,7 @@ use tokio::time::Instant;
 pub use crate::auth::jwt_key::JwtSecret;
 use crate::{
     auth::{
-        jwks::KeySet,
+        jwks::Jwks,
         jwt_key::{Accepted, Key, Kind},
     },
     domain::{
@@ -108,7 +108,7 @@ pub fn sign(
 
 /// What a valid token contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimed {
+pub struct TokenClaims {
     pub user: UserId,
     /// The token's `exp`.
     pub expires: SystemTime,
@@ -120,9 +120,9 @@ const LAST_SECOND: Duration = Duration::from_secs(1);
 /// A longer lifetime is shortened to this; streams end much earlier anyway.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-impl From<Claimed> for Identity {
+impl From<TokenClaims> for Identity {
     /// The identity expires when the same token would no longer be accepted.
-    fn from(claimed: Claimed) -> Self {
+    fn from(claimed: TokenClaims) -> Self {
         let left = claimed.expires.duration_since(SystemTime::now());
         // Part of the leeway may have passed.
         let left = match left {
@@ -155,14 +155,14 @@ impl Keys {
 /// Verifies tokens.
 pub struct Tokens {
     keys: ArcSwap<Keys>,
-    key_set: Option<KeySet>,
+    key_set: Option<Jwks>,
     validation: Validation,
     user_claim: String,
 }
 
 impl Tokens {
     /// Accepts tokens that are signed with one of `keys`, or with a key of the set.
-    pub fn new(keys: Keys, key_set: Option<KeySet>, rules: &Rules) -> Self {
+    pub fn new(keys: Keys, key_set: Option<Jwks>, rules: &Rules) -> Self {
         Self {
             keys: ArcSwap::from_pointee(keys),
             key_set,
@@ -182,7 +182,7 @@ impl Tokens {
         self.keys.store(Arc::new(keys));
     }
 
-    pub fn key_set(&self) -> Option<&KeySet> {
+    pub fn key_set(&self) -> Option<&Jwks> {
         self.key_set.as_ref()
     }
 
@@ -196,7 +196,7 @@ impl Tokens {
     }
 
     /// Verifies a token. This may wait for the key set to be fetched.
-    pub async fn verify(&self, token: &str) -> Result<Claimed, Unidentified> {
+    pub async fn verify(&self, token: &str) -> Result<TokenClaims, Unidentified> {
         if token.len() > MAX_BYTES {
             return Err(Unidentified::Invalid);
         }
@@ -229,7 +229,7 @@ impl Tokens {
         token: &str,
         algorithm: Algorithm,
         keys: impl Iterator<Item = &'k Key>,
-    ) -> Result<Option<Claimed>, Unidentified> {
+    ) -> Result<Option<TokenClaims>, Unidentified> {
         let mut validation = self.validation.clone();
         validation.algorithms = vec![algorithm];
         for key in keys {
@@ -248,7 +248,7 @@ impl Tokens {
         Ok(None)
     }
 
-    fn claimed(&self, claims: &Map<String, Value>) -> Result<Claimed, Unidentified> {
+    fn claimed(&self, claims: &Map<String, Value>) -> Result<TokenClaims, Unidentified> {
         let user = match claims.get(&self.user_claim) {
             Some(Value::String(text)) => UserId::parse(text).ok_or(Unidentified::User)?,
             // The id of a user that is a number is its decimal text. `sub` is a string
@@ -264,6 +264,6 @@ impl Tokens {
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .and_then(|since| UNIX_EPOCH.checked_add(since))
             .ok_or(Unidentified::Invalid)?;
-        Ok(Claimed { user, expires })
+        Ok(TokenClaims { user, expires })
     }
 }

@@ -24,7 +24,7 @@ use crate::auth::{
     client_addr::Proxies,
     host::Host,
     problem::Problem,
-    rejections::{Reason, Refusals},
+    rejections::{RejectReason, Rejections},
     scheme::Scheme,
 };
 
@@ -217,12 +217,12 @@ impl Refused {
 }
 
 /// Middleware that rejects requests from pages of other origins with 403, before the user
-/// is identified. Needs `Data<Origins>`, `Data<Proxies>`, `Data<Refusals>`, and the
+/// is identified. Needs `Data<Origins>`, `Data<Proxies>`, `Data<Rejections>`, and the
 /// port's `Data<Scheme>`.
 pub async fn check(
     origins: web::Data<Origins>,
     proxies: web::Data<Proxies>,
-    refusals: web::Data<Refusals>,
+    rejections: web::Data<Rejections>,
     own: web::Data<Scheme>,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
@@ -232,7 +232,7 @@ pub async fn check(
     match origins.judge(request.headers(), scheme, &host) {
         Ok(()) => next.call(request).await,
         Err(refused) => {
-            refusals.count(Reason::Origin, proxies.client_of(request.request()));
+            rejections.count(RejectReason::Origin, proxies.client_of(request.request()));
             Err(Problem::new(StatusCode::FORBIDDEN, refused.detail()).into())
         }
     }

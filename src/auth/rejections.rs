@@ -5,11 +5,11 @@ use std::{fmt, time::Instant};
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tracing::{info, warn};
 
-use crate::{auth::client_addr::Client, runtime::log_throttle::Rarely};
+use crate::{auth::client_addr::Client, runtime::log_throttle::LogThrottle};
 
 /// Why a request or connection was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum RejectReason {
     /// Too many streams are open in total.
     Connections,
     /// The user has too many streams open.
@@ -28,7 +28,7 @@ pub enum Reason {
     Unavailable,
 }
 
-impl Reason {
+impl RejectReason {
     /// In the order of declaration: the position is the discriminant.
     pub const ALL: [Self; 8] = [
         Self::Connections,
@@ -66,7 +66,7 @@ impl Reason {
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for RejectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connections => "TIDINGS_MAX_CONNECTIONS streams are open",
@@ -91,15 +91,15 @@ type Label = [(&'static str, &'static str); 1];
 
 /// Counts rejections, and logs them at a limited rate.
 #[derive(Debug)]
-pub struct Refusals {
+pub struct Rejections {
     counted: Family<Label, Counter>,
-    told: [Rarely; Reason::ALL.len()],
+    told: [LogThrottle; RejectReason::ALL.len()],
 }
 
-impl Default for Refusals {
+impl Default for Rejections {
     fn default() -> Self {
         let counted = Family::default();
-        for reason in Reason::ALL {
+        for reason in RejectReason::ALL {
             // Each reason is exported as zero before its first rejection.
             drop(counted.get_or_create(&label(reason)));
         }
@@ -110,8 +110,8 @@ impl Default for Refusals {
     }
 }
 
-impl Refusals {
-    pub fn of(&self, reason: Reason) -> u64 {
+impl Rejections {
+    pub fn of(&self, reason: RejectReason) -> u64 {
         self.counted.get_or_create(&label(reason)).get()
     }
 
@@ -122,7 +122,7 @@ impl Refusals {
 
     /// Counts a rejection of this client. At most one line per reason is logged in 10 s,
     /// with the number of rejections since the last one.
-    pub fn count(&self, reason: Reason, client: Client) {
+    pub fn count(&self, reason: RejectReason, client: Client) {
         self.counted.get_or_create(&label(reason)).inc();
         // The discriminants follow the order of `ALL`.
         let Some(count) = self.told[reason as usize].count(Instant::now()) else {
@@ -133,7 +133,7 @@ impl Refusals {
         match reason {
             // These are normal: tokens expire, and other sites' pages are not the
             // operator's concern.
-            Reason::Origin | Reason::Identity => {
+            RejectReason::Origin | RejectReason::Identity => {
                 info!(
                     reason = name, count, %client,
                     "rejected {count} {what}, most recently from {client}: {reason}"
@@ -149,6 +149,6 @@ impl Refusals {
     }
 }
 
-fn label(reason: Reason) -> Label {
+fn label(reason: RejectReason) -> Label {
     [("reason", reason.name())]
 }

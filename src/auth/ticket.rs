@@ -28,7 +28,7 @@ use crate::{
         pool::{self, Pool, QueryError},
         queries::Sql,
     },
-    runtime::{counter_map::Tally, log_throttle::Rarely},
+    runtime::{counter_map::CounterMap, log_throttle::LogThrottle},
 };
 
 /// A ticket is 64 hexadecimal digits. Anything else is rejected without a query.
@@ -60,14 +60,14 @@ struct Lookup {
     pool: Pool,
     sql: Arc<Sql>,
     turns: Arc<Semaphore>,
-    failed: Rarely,
+    failed: LogThrottle,
 }
 
 /// The numbers of requests that are waiting.
 #[derive(Default)]
 struct Queue {
     all: usize,
-    clients: Tally<Client>,
+    clients: CounterMap<Client>,
 }
 
 /// A request's place in the queue, released on drop.
@@ -96,7 +96,7 @@ impl Tickets {
                 pool,
                 sql,
                 turns: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
-                failed: Rarely::default(),
+                failed: LogThrottle::default(),
             }),
             queue: Mutex::default(),
             runtime: Handle::current(),

@@ -9,7 +9,7 @@ use crate::{auth::client_addr::Proxies, domain::notification::UserId};
 
 /// Why the header is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disbelief {
+pub enum HeaderRejection {
     /// The peer is not a trusted proxy.
     Spoofed,
     /// The header occurs twice, or is not a text of 1 to 255 bytes.
@@ -25,18 +25,18 @@ pub struct UserHeader {
 
 impl UserHeader {
     /// The user in the header; `None` without the header.
-    pub fn user(&self, request: &HttpRequest) -> Result<Option<UserId>, Disbelief> {
+    pub fn user(&self, request: &HttpRequest) -> Result<Option<UserId>, HeaderRejection> {
         let mut values = request.headers().get_all(&self.name);
         let Some(value) = values.next() else {
             return Ok(None);
         };
         // Only the peer's address counts, not the address that it forwards.
         if !self.proxies.handed_over(request) {
-            return Err(Disbelief::Spoofed);
+            return Err(HeaderRejection::Spoofed);
         }
         match (user(value), values.next()) {
             (Some(user), None) => Ok(Some(user)),
-            _ => Err(Disbelief::Malformed),
+            _ => Err(HeaderRejection::Malformed),
         }
     }
 }

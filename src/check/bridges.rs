@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::{
     config::Thresholds,
     postgres::{
@@ -52,7 +52,7 @@ pub(super) async fn bridges(
                 Topic::Bridges,
                 format!("the bridge at {address} is connected but has not reported for {silent}"),
                 "a report every 10 s: a bridge that doesn't report hangs, or its role can't write",
-                Cure::Advice(
+                Fix::Advice(
                     "check its log and GET /health/ready on its admin address; restart it if it \
                      doesn't respond"
                         .to_owned(),
@@ -66,7 +66,7 @@ pub(super) async fn bridges(
                 format!("the bridge at {address} is not ready ({readiness}){reason}"),
                 "a bridge that is ready: otherwise it doesn't deliver all rows, or can't mark the \
                  rows that it has delivered, so they are sent again",
-                Cure::Advice(
+                Fix::Advice(
                     "fix what the reason and the other findings name (see \
                      docs/operations/runbooks.md); the bridge then recovers by itself"
                         .to_owned(),
@@ -115,7 +115,7 @@ async fn nobody(
          so that a bridge can restart",
         humantime::format_duration(thresholds.max_wait)
     );
-    let cure = Cure::Command("tidings serve   # or: systemctl start tidings".to_owned());
+    let cure = Fix::Command("tidings serve   # or: systemctl start tidings".to_owned());
     let finding = Finding::wrong(Topic::Bridges, found, expected, cure);
     Ok((vec![finding], None))
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::{
     config::Thresholds,
     postgres::{
@@ -45,6 +45,6 @@ pub(super) async fn skew(
              against the database's",
             thresholds.max_clock_skew.as_secs_f64()
         ),
-        Cure::Command("timedatectl set-ntp true   # on both machines".to_owned()),
+        Fix::Command("timedatectl set-ntp true   # on both machines".to_owned()),
     )))
 }

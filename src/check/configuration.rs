@@ -1,6 +1,6 @@
 //! Whether `serve` would refuse the settings.
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::config::{ConfigError, Environment, ServeOptions};
 
 /// Settings that `serve` would refuse, and settings that may be mistakes.
@@ -15,7 +15,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
             "no authentication is configured here, so `tidings serve` would refuse to start here"
                 .to_owned(),
             EXPECTED,
-            Cure::Advice(
+            Fix::Advice(
                 "where the bridge runs, set TIDINGS_JWT_SECRET or configure another \
                  authentication method"
                     .to_owned(),
@@ -25,7 +25,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
             Topic::Configuration,
             "`tidings serve` would refuse to start here".to_owned(),
             EXPECTED,
-            Cure::Advice(problem.to_string()),
+            Fix::Advice(problem.to_string()),
         ),
     });
     let doubtful = options.warnings().into_iter().map(|warning| {
@@ -33,7 +33,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
             Topic::Configuration,
             "a setting may be a mistake".to_owned(),
             "only your own proxies are trusted",
-            Cure::Advice(warning),
+            Fix::Advice(warning),
         )
     });
     let ineffective = environment.warnings().into_iter().map(|warning| {
@@ -42,7 +42,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
             "a variable looks like a setting but isn't one".to_owned(),
             "only the variables that `tidings config` lists: a mistyped one leaves its setting at \
              the default",
-            Cure::Advice(warning),
+            Fix::Advice(warning),
         )
     });
     refused.chain(doubtful).chain(ineffective).collect()

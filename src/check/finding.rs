@@ -13,7 +13,7 @@ pub struct Finding {
     pub found: String,
     /// The expected state, and why.
     pub expected: String,
-    pub cure: Cure,
+    pub cure: Fix,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub enum Severity {
 
 /// How to fix a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cure {
+pub enum Fix {
     /// A statement, for a role that may execute it.
     Sql(String),
     /// A shell command.
@@ -121,7 +121,7 @@ impl Severity {
     }
 }
 
-impl fmt::Display for Cure {
+impl fmt::Display for Fix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sql(text) | Self::Command(text) | Self::Advice(text) => f.write_str(text),
@@ -131,7 +131,7 @@ impl fmt::Display for Cure {
 
 impl Finding {
     /// A finding that must be fixed.
-    pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, cure: Cure) -> Self {
+    pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, cure: Fix) -> Self {
         Self {
             topic,
             severity: Severity::Wrong,
@@ -142,7 +142,7 @@ impl Finding {
     }
 
     /// A finding that could be better.
-    pub fn hint(topic: Topic, found: String, expected: impl Into<String>, cure: Cure) -> Self {
+    pub fn hint(topic: Topic, found: String, expected: impl Into<String>, cure: Fix) -> Self {
         Self {
             severity: Severity::Hint,
             ..Self::wrong(topic, found, expected, cure)
@@ -155,9 +155,9 @@ impl Finding {
 
     fn json(&self) -> Value {
         let mend = match &self.cure {
-            Cure::Sql(text) => json!({ "sql": text }),
-            Cure::Command(text) => json!({ "command": text }),
-            Cure::Advice(text) => json!({ "advice": text }),
+            Fix::Sql(text) => json!({ "sql": text }),
+            Fix::Command(text) => json!({ "command": text }),
+            Fix::Advice(text) => json!({ "advice": text }),
         };
         json!({
             "topic": self.topic.name(),

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -40,7 +40,7 @@ pub(super) async fn strangers(
             Topic::Lock,
             format!("{what} holds the advisory lock {lock}"),
             format!("only Tidings holds it: {effect}"),
-            Cure::Sql(cure),
+            Fix::Sql(cure),
         ))
     };
     rows.iter().map(finding).collect()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -47,13 +47,13 @@ pub(super) async fn locks(
                 Topic::Marks,
                 format!("{what} has locked rows of {table}{for_long}"),
                 expected,
-                Cure::Sql(cure),
+                Fix::Sql(cure),
             ),
             (None, true) => Finding::hint(
                 Topic::Marks,
                 format!("{what} has locked rows of {table}; this role may not see for how long"),
                 expected,
-                Cure::Sql(cure),
+                Fix::Sql(cure),
             ),
             (_, false) => Finding::hint(
                 Topic::Marks,
@@ -62,7 +62,7 @@ pub(super) async fn locks(
                      it has locked them"
                 ),
                 expected,
-                Cure::Sql(cure),
+                Fix::Sql(cure),
             ),
         });
     }
@@ -106,7 +106,7 @@ pub(super) async fn obstacles(
             found,
             "nothing that rejects or delays an update of sent_at: the row is delivered but can't \
              be marked as sent, so it may be sent again",
-            Cure::Advice(cure),
+            Fix::Advice(cure),
         ));
     }
     Ok(findings)

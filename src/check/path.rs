@@ -1,7 +1,7 @@
 //! Whether the URLs lead to a database where a bridge can listen, read and write.
 
 use super::{
-    finding::{Cure, Finding, Topic},
+    finding::{Finding, Fix, Topic},
     rights::{self, Who},
 };
 use crate::postgres::{
@@ -45,7 +45,7 @@ pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
         Topic::Path,
         found,
         LISTENS,
-        Cure::Advice(cure),
+        Fix::Advice(cure),
     ))
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn pooled(
         let expected = "the same database as TIDINGS_DIRECT_DATABASE_URL: the bridge must read \
                         rows from the database on which it listens";
         let cure = "point both at the same database on the same primary";
-        Finding::wrong(Topic::Path, found, expected, Cure::Advice(cure.to_owned()))
+        Finding::wrong(Topic::Path, found, expected, Fix::Advice(cure.to_owned()))
     };
     let client = match Borrowed::to_read(url).await {
         Ok(connected) => connected,

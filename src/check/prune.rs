@@ -3,7 +3,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     prune_failure::PruneFailure,
@@ -46,7 +46,7 @@ pub(super) async fn obstacles(
                     "an index on the columns of the foreign key: without it, Postgres reads all \
                      of {table} for each row removed from {target}"
                 ),
-                Cure::Sql(cure),
+                Fix::Sql(cure),
             )),
             "reference" => {
                 let kept = take(&mut failures, |failure| {
@@ -93,7 +93,7 @@ pub(super) async fn obstacles(
                 failure.reason
             ),
             "rows that are removed when they are due",
-            Cure::Advice(
+            Fix::Advice(
                 "remove the cause that the message names; then `tidings prune` retries these rows \
                  at once, and `serve` within a day"
                     .to_owned(),
@@ -135,8 +135,8 @@ fn so_far(rows: u64) -> String {
 /// What has kept rows must be fixed; what might keep rows is a hint.
 fn judged(is_wrong: bool, found: String, expected: String, cure: String) -> Finding {
     if is_wrong {
-        Finding::wrong(Topic::Prune, found, expected, Cure::Sql(cure))
+        Finding::wrong(Topic::Prune, found, expected, Fix::Sql(cure))
     } else {
-        Finding::hint(Topic::Prune, found, expected, Cure::Sql(cure))
+        Finding::hint(Topic::Prune, found, expected, Fix::Sql(cure))
     }
 }

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -32,7 +32,7 @@ pub(super) async fn missing(
             Topic::Missing,
             format!("{who} lacks {privilege} on {target}"),
             text("why")?,
-            Cure::Sql(text("cure")?),
+            Fix::Sql(text("cure")?),
         );
         let who = match row.try_get("is_bridge")? {
             true => Who::Bridge,
@@ -72,7 +72,7 @@ pub(super) async fn foreign(
             topic,
             format!("{grantee} has {what}"),
             expected,
-            Cure::Sql(row.try_get("cure")?),
+            Fix::Sql(row.try_get("cure")?),
         ))
     };
     rows.iter().map(finding).collect()
@@ -86,14 +86,14 @@ fn creates(grantee: &str, what: &str, cure: String) -> Result<Finding, SchemaErr
     let expected = "only the owner creates objects in this schema: other objects can take a name \
                     that a later release needs, or replace a function that an application calls";
     Ok(match grantee {
-        "public" => Finding::wrong(Topic::Create, found, expected, Cure::Sql(cure)),
-        _ => Finding::hint(Topic::Create, found, expected, Cure::Sql(cure)),
+        "public" => Finding::wrong(Topic::Create, found, expected, Fix::Sql(cure)),
+        _ => Finding::hint(Topic::Create, found, expected, Fix::Sql(cure)),
     })
 }
 
 /// Whether the session's role has more privileges than a bridge needs: an attacker who
 /// breaks into the bridge can do whatever its role can.
-pub(super) async fn too_mighty(
+pub(super) async fn over_privileged(
     client: &Borrowed,
     schema: &SchemaName,
 ) -> Result<Option<Finding>, SchemaError> {
@@ -113,7 +113,7 @@ pub(super) async fn too_mighty(
         Topic::Role,
         found,
         "few privileges: an attacker who breaks into the bridge can do whatever its role can",
-        Cure::Advice(
+        Fix::Advice(
             "let `tidings serve` log in as a role that is only a member of tidings_bridge \
              (sql/roles.sql)"
                 .to_owned(),

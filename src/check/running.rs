@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Row, error::SqlState, types::Type};
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::{
     config::Thresholds,
     postgres::{
@@ -43,8 +43,8 @@ pub(super) async fn queue(
     }
     let holder: Option<String> = row.try_get("holder")?;
     let cure = match (row.try_get("cure")?, &holder) {
-        (Some(cure), Some(_)) => Cure::Sql(cure),
-        _ => Cure::Advice(
+        (Some(cure), Some(_)) => Fix::Sql(cure),
+        _ => Fix::Advice(
             "end the session that listens but doesn't read, or that is in a transaction: the \
              server's log names it when the queue is half full"
                 .to_owned(),
@@ -97,8 +97,8 @@ pub(super) async fn horizon(
                 held(row)?,
                 expected.clone(),
                 match kind {
-                    "transaction" => Cure::Sql(row.try_get("cure")?),
-                    _ => Cure::Advice(row.try_get("cure")?),
+                    "transaction" => Fix::Sql(row.try_get("cure")?),
+                    _ => Fix::Advice(row.try_get("cure")?),
                 },
             )),
         }
@@ -136,7 +136,7 @@ pub(super) async fn vacuum(
             Topic::Vacuum,
             found,
             expected,
-            Cure::Sql(cure),
+            Fix::Sql(cure),
         ));
     };
     for (index, row) in rows.iter().enumerate() {

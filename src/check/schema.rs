@@ -2,7 +2,7 @@
 
 use tokio_postgres::{error::SqlState, types::Type};
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{self, Fit, SchemaError, SchemaName},
@@ -19,7 +19,7 @@ pub(super) async fn misfit(
                 Topic::Schema,
                 error.to_string(),
                 "PostgreSQL 13 or later, and a database in UTF8",
-                Cure::Advice("use such a server and database".to_owned()),
+                Fix::Advice("use such a server and database".to_owned()),
             )));
         }
         // `path` reports this.
@@ -36,7 +36,7 @@ pub(super) async fn misfit(
         }
         fit => fit?,
     };
-    let command = |text: &str| Cure::Command(format!("{text} --schema '{schema}'"));
+    let command = |text: &str| Fix::Command(format!("{text} --schema '{schema}'"));
     match schema::refuse_incomplete(client, schema, fit).await {
         Err(error @ SchemaError::Incomplete { .. }) => {
             return Ok(Some(incomplete(error)));
@@ -58,7 +58,7 @@ pub(super) async fn misfit(
                 "the schema {schema} is too new: version {found} has removed something that this \
                  bridge needs"
             ),
-            Cure::Advice("run the newer tidings, or restore the database".to_owned()),
+            Fix::Advice("run the newer tidings, or restore the database".to_owned()),
         ),
     };
     Ok(Some(Finding::wrong(
@@ -79,8 +79,8 @@ fn incomplete(error: SchemaError) -> Finding {
         _ => None,
     };
     let cure = match cure {
-        Some(cure) => Cure::Sql(cure.to_owned()),
-        None => Cure::Advice("restore the whole schema from one backup".to_owned()),
+        Some(cure) => Fix::Sql(cure.to_owned()),
+        None => Fix::Advice("restore the whole schema from one backup".to_owned()),
     };
     let expected = "all objects of Tidings exist and belong to the owner of its migration history";
     Finding::wrong(Topic::Owner, error.to_string(), expected, cure)
@@ -107,7 +107,7 @@ pub(super) async fn stranger(
         Topic::Owner,
         format!("{owner} owns Tidings in the schema {schema}, and can read and change all of it"),
         "it belongs to tidings_owner, the owner of the schema, or the role that migrates",
-        Cure::Command(format!(
+        Fix::Command(format!(
             "psql -v schema='{schema}' -v from='{owner}' -f sql/roles.sql"
         )),
     )))

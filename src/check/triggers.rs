@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -32,7 +32,7 @@ pub(super) async fn gone(
             Topic::Trigger,
             found,
             text("effect")?,
-            Cure::Sql(text("cure")?),
+            Fix::Sql(text("cure")?),
         ))
     };
     rows.iter().map(finding).collect()

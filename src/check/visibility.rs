@@ -1,6 +1,6 @@
 //! Whether bridges see every row of their tables.
 
-use super::finding::{Cure, Finding, Topic};
+use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::Borrowed,
     schema::{SchemaError, SchemaName},
@@ -38,8 +38,8 @@ fn finding(hidden: &Hidden) -> Finding {
         }
     };
     let cure = match &hidden.cure {
-        Some(cure) => Cure::Sql(cure.clone()),
-        None => Cure::Advice(hidden.advice()),
+        Some(cure) => Fix::Sql(cure.clone()),
+        None => Fix::Advice(hidden.advice()),
     };
     Finding::wrong(Topic::Hidden, hidden.found(), expected, cure)
 }

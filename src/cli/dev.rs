@@ -25,12 +25,12 @@ use crate::{
     config::{BridgeOptions, ConfigError, DevOptions, MigratePolicy},
     http::{
         demo::Demo,
-        inherited_sockets::Activation,
+        inherited_sockets::InheritedSockets,
         servers::{self, ServersError},
     },
     postgres::{
         connect::{self, DatabaseUrl},
-        pool::{Pool, Sessions},
+        pool::{Pool, PoolMode},
         schema::SchemaName,
     },
 };
@@ -141,7 +141,7 @@ async fn build(
         "{} \"{connection_string}\" -c \"select send_notification('alice', 'Hello from SQL')\"",
         psql_command(binaries),
     );
-    let pool = Pool::new(&url, Sessions::Own, PAGE_CONNECTIONS, Handle::current())
+    let pool = Pool::new(&url, PoolMode::Session, PAGE_CONNECTIONS, Handle::current())
         .map_err(StartError::Pool)?;
     let demo = Demo::new(pool, &psql);
     let parts = Parts {
@@ -161,7 +161,7 @@ async fn build(
         origins: Origins::default(),
         demo: Some(demo.clone()),
         reloadable: None,
-        activation: Activation::default(),
+        activation: InheritedSockets::default(),
     };
     let mut app = App::build(parts, options).await?;
     app.supervise("demo page's clock", demo.tick());

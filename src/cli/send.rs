@@ -22,7 +22,7 @@ const INPUT_BYTES: u64 = 2 << 20;
 
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ErrandError {
+pub enum SqlCommandError {
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
     #[error("{0}")]
@@ -59,7 +59,7 @@ pub enum ErrandError {
 }
 
 /// A command that executes one SQL query.
-struct Errand<'a> {
+struct SqlCommand<'a> {
     database: &'a DatabaseOptions,
     what: &'static str,
     /// The group whose members may execute it.
@@ -67,12 +67,12 @@ struct Errand<'a> {
 }
 
 /// Sends a notification and returns its id.
-pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
+pub async fn send(options: &SendOptions) -> Result<i64, SqlCommandError> {
     let text = match options.text.as_str() {
         "-" => read_input()?,
         text => text.to_owned(),
     };
-    let errand = Errand {
+    let errand = SqlCommand {
         database: &options.database,
         what: "send notifications",
         group: "tidings_writer",
@@ -107,8 +107,8 @@ pub async fn send(options: &SendOptions) -> Result<i64, ErrandError> {
 }
 
 /// Creates a ticket and returns it. It can't be retrieved later.
-pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
-    let errand = Errand {
+pub async fn issue(options: &TicketOptions) -> Result<String, SqlCommandError> {
+    let errand = SqlCommand {
         database: &options.database,
         what: "create tickets",
         group: "tidings_issuer",
@@ -124,10 +124,10 @@ pub async fn issue(options: &TicketOptions) -> Result<String, ErrandError> {
     Ok(row.try_get("ticket")?)
 }
 
-impl Errand<'_> {
+impl SqlCommand<'_> {
     /// Works through a pooler too: the statement is unnamed and leaves nothing in the
     /// session.
-    async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, ErrandError> {
+    async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, SqlCommandError> {
         let url: DatabaseUrl = self.database.url()?;
         let client = Borrowed::to_write(&url).await?;
         let query = self.database.schema.fill(query);
@@ -137,7 +137,7 @@ impl Errand<'_> {
         }
     }
 
-    async fn meaning(&self, client: &Borrowed, error: tokio_postgres::Error) -> ErrandError {
+    async fn meaning(&self, client: &Borrowed, error: tokio_postgres::Error) -> SqlCommandError {
         let reason = describe(&error);
         match error.code() {
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
@@ -145,7 +145,7 @@ impl Errand<'_> {
                     .query_typed_one("select quote_ident(current_user)", &[])
                     .await;
                 match role.and_then(|row| row.try_get(0)) {
-                    Ok(role) => ErrandError::Denied {
+                    Ok(role) => SqlCommandError::Denied {
                         role,
                         what: self.what,
                         group: self.group,
@@ -158,7 +158,7 @@ impl Errand<'_> {
                 &SqlState::UNDEFINED_FUNCTION
                 | &SqlState::UNDEFINED_TABLE
                 | &SqlState::INVALID_SCHEMA_NAME,
-            ) => ErrandError::NoSchema {
+            ) => SqlCommandError::NoSchema {
                 schema: self.database.schema.clone(),
                 reason,
             },

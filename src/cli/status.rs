@@ -9,7 +9,7 @@ use crate::{
     check::{self, Report},
     cli::output::{Bytes, Colour, Count, Span, print_json, print_report},
     config::{Form, StatusOptions},
-    monitoring::database_state::{Bridge, Found, Pending, Survey},
+    monitoring::database_state::{Bridge, DatabaseState, Found, Pending},
     postgres::{
         connect::{self, Borrowed, Queries, describe},
         schema::{self, SchemaError},
@@ -27,7 +27,7 @@ pub struct Status {
     /// How full the notification queue is, from 0 to 1; `None` if this role may not see
     /// it.
     queue: Option<f64>,
-    survey: Survey,
+    survey: DatabaseState,
     /// What `check` finds in this state.
     pub report: Report,
 }
@@ -61,7 +61,7 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
         schema: schema.to_string(),
         version: schema::found(&client, schema).await,
         facts,
-        survey: Survey::take(&client, schema).await,
+        survey: DatabaseState::take(&client, schema).await,
         report,
     })
 }

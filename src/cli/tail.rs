@@ -26,7 +26,7 @@ use crate::{
     postgres::{
         connect::{Borrowed, ConnectError, Queries, describe},
         crash_sign::CrashSign,
-        pool::{Pool, QueryError, Sessions},
+        pool::{Pool, PoolMode, QueryError},
         queries::Sql,
     },
     runtime::escape,
@@ -78,7 +78,7 @@ pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), T
 
 async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
     let url = options.database.url()?;
-    let pool = Pool::new(&url, Sessions::Lent, 1, Handle::current())?;
+    let pool = Pool::new(&url, PoolMode::Transaction, 1, Handle::current())?;
     // A role that can read the table need not be a bridge's.
     let schema = &options.database.schema;
     let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
@@ -126,7 +126,7 @@ impl<W: Write> Tail<'_, W> {
             replay: self.options.replay,
             opened: &opened,
             system_identifier: row.try_get("system_identifier")?,
-            in_vain: page_reader::READ_IN_VAIN,
+            skipped_rows: page_reader::SKIPPED_ROWS_BEFORE_NOTING,
         };
         let first = page_reader::backlog_page(&self.pool, backlog, PageSize::USER).await?;
         let mut seen = Seen {

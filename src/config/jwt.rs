@@ -10,7 +10,7 @@ use super::{
     secret::{self, Hidden},
 };
 use crate::auth::{
-    jwks::KeySet,
+    jwks::Jwks,
     jwt::{JwtSecret, Keys, Rules, Tokens},
     jwt_key::{Accepted, Key, Kind},
 };
@@ -36,7 +36,7 @@ pub struct SecretOptions {
         allow_hyphen_values = true
     )]
     pub jwt_secret: Option<Hidden>,
-    /// File that contains TIDINGS_JWT_SECRET
+    /// File that contains `TIDINGS_JWT_SECRET`
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
 }
@@ -54,7 +54,7 @@ pub struct JwtOptions {
         allow_hyphen_values = true
     )]
     pub jwt_public_key: Option<Hidden>,
-    /// File that contains TIDINGS_JWT_PUBLIC_KEY
+    /// File that contains `TIDINGS_JWT_PUBLIC_KEY`
     #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY_FILE")]
     pub jwt_public_key_file: Option<PathBuf>,
     /// URL where an identity provider publishes its keys as a JSON Web Key Set
@@ -132,7 +132,7 @@ impl JwtOptions {
                     .trim()
                     .parse()
                     .map_err(|reason| unusable(KEY_SET, reason))?;
-                Some(KeySet::new(url, rules.accepted.clone()))
+                Some(Jwks::new(url, rules.accepted.clone()))
             }
             None => None,
         };
@@ -168,7 +168,7 @@ impl JwtOptions {
     }
 
     /// Checks that each configured algorithm has a key, and each key an algorithm.
-    pub fn check(&self, keys: &Keys, key_set: Option<&KeySet>) -> Result<(), ConfigError> {
+    pub fn check(&self, keys: &Keys, key_set: Option<&Jwks>) -> Result<(), ConfigError> {
         every_algorithm_has_a_key(&self.rules.rules().accepted, keys, key_set)?;
         every_key_has_an_algorithm(keys)
     }
@@ -178,7 +178,7 @@ impl JwtOptions {
 fn every_algorithm_has_a_key(
     accepted: &Accepted,
     keys: &Keys,
-    key_set: Option<&KeySet>,
+    key_set: Option<&Jwks>,
 ) -> Result<(), ConfigError> {
     for &algorithm in accepted.configured() {
         let has_key = keys.iter().any(|key| key.serves(algorithm))

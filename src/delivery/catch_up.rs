@@ -26,10 +26,10 @@ pub use self::{
 };
 use crate::{
     delivery::{
-        delivered_watermark::Drained,
+        delivered_watermark::DeliveredWatermark,
         health::Health,
         hub::Hub,
-        page_reader::{self, Backlog, BacklogPage, PageSize, READ_IN_VAIN, UserPage},
+        page_reader::{self, Backlog, BacklogPage, PageSize, SKIPPED_ROWS_BEFORE_NOTING, UserPage},
     },
     domain::{history::History, notification::UserId, position::Position, snapshot::Xid},
     postgres::{
@@ -51,7 +51,7 @@ pub struct Pages {
     pub pool: Pool,
     pub sql: Arc<Sql>,
     /// Watermarks, which save reading rows again.
-    pub drained: Arc<Drained>,
+    pub drained: Arc<DeliveredWatermark>,
     pub health: Arc<Health>,
     /// Limits how many pages are read at once and decides whose is next, so that ten
     /// thousand clients that reconnect together form a queue, not a stampede.
@@ -256,7 +256,7 @@ impl Pages {
             replay: *replay,
             opened: &wanted.opened,
             system_identifier: wanted.history.system_identifier,
-            in_vain: READ_IN_VAIN,
+            skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,
         };
         let BacklogPage {
             start,

@@ -6,20 +6,20 @@ use std::sync::Arc;
 use crate::{
     delivery::{
         batch::Event,
-        counters::Activity,
+        counters::Counters,
         marker::{Closed, Marks, Recipient},
-        page_reader::READ_IN_VAIN,
+        page_reader::SKIPPED_ROWS_BEFORE_NOTING,
     },
     domain::{clock::Moment, history::Incarnation, notification::UserId},
 };
 
 /// After this many rows on one connection, the user's delivered watermark is moved: the
 /// number that a first page passes over before it does the same.
-const NOTE_AFTER: u32 = READ_IN_VAIN;
+const NOTE_AFTER: u32 = SKIPPED_ROWS_BEFORE_NOTING;
 
 /// The rows of one connection.
 #[derive(Debug)]
-pub struct HandedOut {
+pub struct ChunkRows {
     /// Rows in the last chunk, with the times at which they were created.
     rows: Vec<(i64, Option<Moment>)>,
     /// When the connection was opened.
@@ -31,7 +31,7 @@ pub struct HandedOut {
     recipient: Option<Arc<Recipient>>,
 }
 
-impl HandedOut {
+impl ChunkRows {
     pub fn since(since: Moment) -> Self {
         Self {
             rows: Vec::new(),
@@ -60,7 +60,7 @@ impl HandedOut {
         user: &UserId,
         incarnation: Incarnation,
         marks: &Marks,
-        activity: &Activity,
+        activity: &Counters,
     ) {
         if self.rows.is_empty() {
             return;

@@ -58,7 +58,7 @@ const BOUNDS_IN_MICROS: [u64; BOUNDS.len()] = {
 
 /// What this bridge has done since it started, and how it finds new rows.
 #[derive(Debug, Default)]
-pub struct Activity {
+pub struct Counters {
     /// The database's clock, for measuring delays.
     pub clock: Clock,
     seen: AtomicU64,
@@ -114,7 +114,7 @@ pub struct Delays {
     pub count: u64,
 }
 
-impl Activity {
+impl Counters {
     pub fn read(&self, rows: usize) {
         self.seen.fetch_add(rows as u64, Ordering::Relaxed);
     }
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_delay_counts_within_its_bound_alone() {
-        let activity = Activity::default();
+        let activity = Counters::default();
         for micros in [0, 200, 201, 60_000_000, 60_000_001] {
             activity.took(micros);
         }
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_is_older_than_the_connection_has_no_delay() {
-        let activity = Activity::default();
+        let activity = Counters::default();
         let now = activity.clock.now();
         let before = |seconds| now.before(Duration::from_secs(seconds));
         // The last one comes from a clock that is ahead.
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn it_tells_only_of_what_has_changed() {
-        let activity = Activity::default();
+        let activity = Counters::default();
         activity.listens(7, "bridge", Watching::Awake);
         let first = activity.listening();
         activity.listens(7, "bridge", Watching::Awake);

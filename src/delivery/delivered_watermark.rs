@@ -48,14 +48,14 @@ enum Right {
 
 /// The watermarks in the database.
 #[derive(Debug)]
-pub struct Drained {
+pub struct DeliveredWatermark {
     pool: Pool,
     sql: Arc<Sql>,
     right: Right,
     turn: Arc<Semaphore>,
 }
 
-impl Drained {
+impl DeliveredWatermark {
     /// Checks whether this role may use watermarks. A role whose privileges were granted
     /// manually before the tables existed may not; the bridge works nevertheless.
     pub async fn open(pool: Pool, sql: Arc<Sql>, schema: &SchemaName) -> Result<Self, QueryError> {

@@ -48,7 +48,7 @@ struct State {
     trouble: Option<String>,
     doorbell: Option<Doorbell>,
     queue_usage: Option<f64>,
-    pages: Option<Trouble>,
+    pages: Option<ReadOutage>,
     marks: Option<Stuck>,
     ended_task: Option<&'static str>,
     draining: bool,
@@ -92,7 +92,7 @@ impl Watching {
 
 /// Failing page reads.
 #[derive(Debug)]
-struct Trouble {
+struct ReadOutage {
     since: Instant,
     last: Instant,
     reason: String,
@@ -320,7 +320,7 @@ impl Health {
             Some(pages) if pages.last.elapsed() < PAGES_FORGOTTEN => (pages.since, pages.lasts()),
             _ => (last, false),
         };
-        let pages = Trouble {
+        let pages = ReadOutage {
             since,
             last,
             reason,
@@ -402,7 +402,7 @@ impl State {
     }
 }
 
-impl Trouble {
+impl ReadOutage {
     fn lasts(&self) -> bool {
         self.last - self.since >= PAGES_LIMIT && self.last.elapsed() < PAGES_FORGOTTEN
     }

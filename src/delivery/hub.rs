@@ -20,7 +20,7 @@ use crate::{
     delivery::{
         batch::{Batch, End, Event},
         mailbox::{Ending, Letter, Mailbox, Put, Recovery},
-        recent_disconnections::{Disconnected, Noted},
+        recent_disconnections::{DisconnectCursor, Disconnected},
     },
     domain::{
         history::History,
@@ -138,7 +138,7 @@ impl Hub {
 
     /// Call this before a client is authenticated, and pass the result to
     /// [`register`](Self::register).
-    pub fn note(&self) -> Noted {
+    pub fn note(&self) -> DisconnectCursor {
         lock(&self.registry).disconnected.note()
     }
 
@@ -148,7 +148,7 @@ impl Hub {
     pub fn register(
         self: &Arc<Self>,
         identity: &Identity,
-        noted: Noted,
+        noted: DisconnectCursor,
     ) -> (Connection, Arc<Tail>) {
         let user = identity.user.clone();
         let mailbox = Arc::new(Mailbox::default());

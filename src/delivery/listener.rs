@@ -21,21 +21,21 @@ pub use self::session::ListenError;
 use self::{
     disconnections::Progress,
     fine_sleep::Pause,
-    poll_or_listen::{Flow, Watch},
+    poll_or_listen::{Flow, PollMode},
     recently_published::Remembered,
     session::{LOOK_LIMIT, Session},
 };
 use crate::{
     delivery::{
-        counters::Activity,
+        counters::Counters,
         health::{Doorbell, Health},
         hub::{Hub, Reading, Tail},
         mailbox::{Ending, Recovery},
-        page_reader::{self, Disconnections, PageSize, Rings, Unusable},
+        page_reader::{self, BellGeneration, Disconnections, PageSize, Unusable},
     },
     domain::{
         clock::Moment,
-        durable_floor::SafeFloor,
+        durable_floor::DurableFloor,
         history::History,
         identity::Disconnection,
         position::{Position, Rest},
@@ -49,7 +49,7 @@ use crate::{
     },
     runtime::{
         backoff::Backoff,
-        log_throttle::{Failing, Rarely},
+        log_throttle::{LogThrottle, OutageLog},
     },
 };
 
@@ -80,15 +80,15 @@ pub struct Listener {
     sql: Arc<Sql>,
     hub: Arc<Hub>,
     health: Arc<Health>,
-    activity: Arc<Activity>,
+    activity: Arc<Counters>,
     history: History,
     position: Position,
-    safe: SafeFloor,
+    safe: DurableFloor,
     remembered: Remembered,
     full_page: PageSize,
     /// Smaller than `full_page` while the network is too slow for full pages.
     page_size: PageSize,
-    unusable: Rarely,
+    unusable: LogThrottle,
     disconnections: Progress,
     /// How often to poll while asleep. No NOTIFY is sent for rows that fire no trigger
     /// (for example, loaded with `session_replication_role = replica`), or if a bridge
@@ -109,7 +109,7 @@ impl Listener {
         sql: Arc<Sql>,
         hub: Arc<Hub>,
         health: Arc<Health>,
-        activity: Arc<Activity>,
+        activity: Arc<Counters>,
         safety_look: Duration,
     ) -> Result<Self, ListenError> {
         let mut listener = Self {
@@ -121,11 +121,11 @@ impl Listener {
             activity,
             history: History::default(),
             position: Position::default(),
-            safe: SafeFloor::new(Xid::default()),
+            safe: DurableFloor::new(Xid::default()),
             remembered: Remembered::default(),
             full_page: PageSize::TAIL,
             page_size: PageSize::TAIL,
-            unusable: Rarely::default(),
+            unusable: LogThrottle::default(),
             disconnections: Progress::none(Instant::now()),
             safety_look,
             session: None,
@@ -147,7 +147,7 @@ impl Listener {
     /// Listens until `stop`, and reconnects whenever the connection is lost.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_LONGEST);
-        let mut failing = Failing::default();
+        let mut failing = OutageLog::default();
         for session in 1_u64.. {
             let span = info_span!("listener", session, backend = field::Empty);
             let listening = self.listen(&mut backoff, &mut failing, &stop);
@@ -168,7 +168,7 @@ impl Listener {
     async fn listen(
         &mut self,
         backoff: &mut Backoff,
-        failing: &mut Failing,
+        failing: &mut OutageLog,
         stop: &CancellationToken,
     ) -> Result<(), ListenError> {
         let mut session = match self.session.take() {
@@ -177,7 +177,7 @@ impl Listener {
         };
         Span::current().record("backend", session.backend);
         let pause = Pause::new();
-        let mut watch = Watch::Awake;
+        let mut watch = PollMode::Awake;
         self.health.watches(watch.into());
         let mut flow = Flow::begins(Instant::now());
         let mut inspect_at = Instant::now();
@@ -222,10 +222,10 @@ impl Listener {
             }
             let took = looked_at.elapsed();
             let next = match watch {
-                Watch::Awake => flow.gap(Instant::now(), look.rows()),
-                Watch::Asleep(_) => self.safety_look,
+                PollMode::Awake => flow.gap(Instant::now(), look.rows()),
+                PollMode::Asleep(_) => self.safety_look,
             };
-            if watch != Watch::Awake && look == Look::Nothing {
+            if watch != PollMode::Awake && look == Look::Nothing {
                 sleep_until(looked_at + LOOK_GAP).await;
             }
             tokio::select! {
@@ -249,21 +249,21 @@ impl Listener {
     async fn keep_watch(
         &mut self,
         session: &Session,
-        watch: Watch,
+        watch: PollMode,
         flow: &mut Flow,
-    ) -> Result<(Watch, Look), ListenError> {
-        if watch == Watch::Awake && flow.tries_to_sleep(Instant::now()) {
+    ) -> Result<(PollMode, Look), ListenError> {
+        if watch == PollMode::Awake && flow.tries_to_sleep(Instant::now()) {
             // The server executes statements in the order in which they are sent.
             let (told, look) =
                 tokio::join!(biased; session.fall_asleep(), self.look(session, flow));
             let (told, (look, rings)) = (told?, look?);
-            return Ok((Watch::by(told, rings), look));
+            return Ok((PollMode::by(told, rings), look));
         }
         let (look, rings) = self.look(session, flow).await?;
         let mut kept = watch.after(rings);
         if rings.is_some() && flow.wakes() {
             session.wake().await?;
-            kept = Watch::Awake;
+            kept = PollMode::Awake;
         } else if kept != watch {
             // Another bridge woke because rows are flowing.
             *flow = Flow::begins(Instant::now());
@@ -276,7 +276,7 @@ impl Listener {
         &mut self,
         session: &Session,
         flow: &mut Flow,
-    ) -> Result<(Look, Option<Rings>), ListenError> {
+    ) -> Result<(Look, Option<BellGeneration>), ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
         let page = page_reader::tail_page(client, query, &self.position, self.page_size).await?;
         let found = match (page.rest(), page.rows()) {
@@ -477,7 +477,7 @@ impl Listener {
         // From here on nothing fails. If this function is interrupted earlier, the next
         // session repeats it, because `history` is still the old one.
         self.position = position;
-        self.safe = SafeFloor::new(checkpointed);
+        self.safe = DurableFloor::new(checkpointed);
         self.remembered = Remembered::default();
         self.history = session.history;
         // No stream is open yet, or all are about to end. Clients that are being

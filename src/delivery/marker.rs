@@ -39,8 +39,8 @@ use self::{
 };
 use crate::{
     delivery::{
-        counters::Activity,
-        delivered_watermark::Drained,
+        counters::Counters,
+        delivered_watermark::DeliveredWatermark,
         health::{Health, Stuck},
     },
     domain::notification::UserId,
@@ -48,7 +48,7 @@ use crate::{
         pool::{Pool, QueryError},
         queries::Sql,
     },
-    runtime::{backoff::Backoff, log_throttle::Failing},
+    runtime::{backoff::Backoff, log_throttle::OutageLog},
 };
 
 /// The timeout of one statement. While a statement for fresh rows is unanswered, no other
@@ -101,7 +101,7 @@ pub struct Marks {
     notes: Mutex<VecDeque<(Instant, UserId)>>,
     /// Notified when there are such users.
     noted: Notify,
-    activity: Arc<Activity>,
+    activity: Arc<Counters>,
     queue: Mutex<Queue>,
     /// Notified when there are fresh rows.
     fresh: Notify,
@@ -130,7 +130,7 @@ pub struct MarkCounts {
 }
 
 impl Marks {
-    pub fn new(settle: Duration, activity: Arc<Activity>) -> Self {
+    pub fn new(settle: Duration, activity: Arc<Counters>) -> Self {
         Self {
             settle,
             in_flight: Mutex::new(InFlight::new(settle)),
@@ -306,7 +306,7 @@ pub struct Marker {
     pub pool: Pool,
     pub sql: Arc<Sql>,
     pub health: Arc<Health>,
-    pub drained: Arc<Drained>,
+    pub drained: Arc<DeliveredWatermark>,
 }
 
 impl Marker {
@@ -403,7 +403,7 @@ impl Marker {
         stop.run_until_cancelled(working).await;
     }
 
-    async fn mark_fresh(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
+    async fn mark_fresh(&self, stop: &CancellationToken, told: &Mutex<OutageLog>) {
         let lane = Lane::Fresh;
         while stop
             .run_until_cancelled(self.marks.until(lane))
@@ -423,7 +423,7 @@ impl Marker {
         }
     }
 
-    async fn mark_held(&self, stop: &CancellationToken, told: &Mutex<Failing>) {
+    async fn mark_held(&self, stop: &CancellationToken, told: &Mutex<OutageLog>) {
         let lane = Lane::Held;
         while stop
             .run_until_cancelled(self.marks.until(lane))
@@ -476,7 +476,7 @@ impl Marker {
     }
 
     /// Runs one statement and records its outcome.
-    async fn mark(&self, batch: Batch, told: &Mutex<Failing>) -> Answered {
+    async fn mark(&self, batch: Batch, told: &Mutex<OutageLog>) -> Answered {
         let outcome = match self.try_mark(&batch).await {
             Ok(locked) => Outcome::Marked { locked },
             Err(error) => {
@@ -512,7 +512,7 @@ impl Marker {
         answered
     }
 
-    fn tell(&self, told: &Mutex<Failing>, failure: Option<String>, stuck: Option<&Stuck>) {
+    fn tell(&self, told: &Mutex<OutageLog>, failure: Option<String>, stuck: Option<&Stuck>) {
         let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
         let (is_news, is_over) = match (&failure, stuck) {
             (Some(reason), Some(_)) => (told.is_news(reason, Instant::now().into_std()), false),

@@ -109,7 +109,7 @@ pub const REPLAY_ROWS: u32 = 500;
 pub struct Page {
     /// The period in which writers send NOTIFY, read after the snapshot was taken. `None` if
     /// they don't.
-    pub rings: Option<Rings>,
+    pub rings: Option<BellGeneration>,
     /// The WAL positions when the page was read.
     pub log: Log,
     /// The snapshot of the statement.
@@ -170,14 +170,14 @@ pub enum Flaw {
 /// A period in which writers send NOTIFY: a value of the sequence `tidings_bell`. No
 /// value occurs twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rings(i64);
+pub struct BellGeneration(i64);
 
 /// Whether writers can be relied on to send NOTIFY.
 #[derive(Clone, Copy, Debug)]
-pub struct Ringing {
+pub struct BellState {
     /// The period in which they do. `None` if another session was changing it at the same
     /// time.
-    pub rings: Option<Rings>,
+    pub rings: Option<BellGeneration>,
     /// Whether a writer that may not have sent NOTIFY is still running.
     pub writing: bool,
 }
@@ -379,15 +379,19 @@ pub async fn tail_page(
     })
 }
 
-fn read_rings(row: &Row) -> Result<Option<Rings>, Error> {
+fn read_rings(row: &Row) -> Result<Option<BellGeneration>, Error> {
     let since: Option<i64> = row.try_get("rings_since")?;
-    Ok(since.map(Rings))
+    Ok(since.map(BellGeneration))
 }
 
 /// Makes writers send NOTIFY for rows of this table.
-pub async fn fall_asleep(client: &Client, query: &Statement, table: u32) -> Result<Ringing, Error> {
+pub async fn fall_asleep(
+    client: &Client,
+    query: &Statement,
+    table: u32,
+) -> Result<BellState, Error> {
     let row = client.query_one(query, &[&table]).await?;
-    Ok(Ringing {
+    Ok(BellState {
         rings: read_rings(&row)?,
         writing: row.try_get("writing")?,
     })
@@ -420,7 +424,7 @@ pub async fn user_page(
 
 /// How many rows may be read in vain each time a user connects without a position: some
 /// 0.2 ms, as much as moving the user's watermark past them costs.
-pub const READ_IN_VAIN: u32 = 100;
+pub const SKIPPED_ROWS_BEFORE_NOTING: u32 = 100;
 
 /// Which first page to read.
 #[derive(Clone, Copy, Debug)]
@@ -433,8 +437,8 @@ pub struct Backlog<'a> {
     pub opened: &'a Position,
     /// The cluster that transaction ids belong to.
     pub system_identifier: i64,
-    /// How many rows may be read in vain; see [`READ_IN_VAIN`].
-    pub in_vain: u32,
+    /// How many rows may be read in vain; see [`SKIPPED_ROWS_BEFORE_NOTING`].
+    pub skipped_rows: u32,
 }
 
 /// The first page of a user who connects without a position.
@@ -470,14 +474,14 @@ pub async fn backlog_page(
                 (&opened.open_xids(), Type::XID8_ARRAY),
                 (&opened.open_reads(), Type::INT8_ARRAY),
                 (&wanted.system_identifier, Type::INT8),
-                (&i64::from(wanted.in_vain), Type::INT8),
+                (&i64::from(wanted.skipped_rows), Type::INT8),
             ],
         )
         .await?;
     let (page, first) = read_user_page(&rows, size)?;
     let batch = &page.batch;
     // Transactions that are still running may commit rows that precede the first one.
-    let ended = batch.snapshot.ended_below();
+    let ended = batch.snapshot.xmin();
     let drained = match first {
         Some(first) => ended.min(first.xid),
         None => ended,

@@ -8,7 +8,7 @@ use crate::domain::identity::{Disconnection, Identity};
 /// The number of disconnections when a client's authentication began. Those between then
 /// and its registration may concern it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Noted(u64);
+pub struct DisconnectCursor(u64);
 
 /// How many disconnections are kept for clients that are being authenticated: 1 MB, or 4
 /// MB if all user ids have the maximum length. That is five of the listener's pages, so a
@@ -25,8 +25,8 @@ pub struct Disconnected {
 
 impl Disconnected {
     /// Call this before a client is authenticated.
-    pub fn note(&self) -> Noted {
-        Noted(self.count)
+    pub fn note(&self) -> DisconnectCursor {
+        DisconnectCursor(self.count)
     }
 
     pub fn add(&mut self, disconnections: &[Disconnection]) {
@@ -42,7 +42,7 @@ impl Disconnected {
 
     /// Whether a disconnection after `noted` matches this client, or might have: more of
     /// them were added than are kept.
-    pub fn means(&self, identity: &Identity, Noted(noted): Noted) -> bool {
+    pub fn means(&self, identity: &Identity, DisconnectCursor(noted): DisconnectCursor) -> bool {
         let since = usize::try_from(self.count - noted).unwrap_or(usize::MAX);
         let mut last = self.last.iter().rev().take(since);
         since > self.last.len() || last.any(|one| one.means(&identity.user, identity.ticket))

@@ -28,16 +28,16 @@ use crate::{
     delivery::{
         batch::{Batch, End},
         catch_up::{Lease, Outcome, Page, PageSource, Reading, Wanted},
-        chunk_rows::HandedOut,
-        counters::Activity,
+        chunk_rows::ChunkRows,
+        counters::Counters,
         heartbeat::{Alarm, Heartbeats},
         hub::{Connection, Hub},
         mailbox::{Ending, Letter, Recovery},
         marker::{Acknowledgement, Marks},
         page_reader::PageSize,
-        recent_disconnections::Noted,
+        recent_disconnections::DisconnectCursor,
         sse::{self, Begins, Format, Gap},
-        stream_end::{Ended, Ends, Reason, Warning},
+        stream_end::{EndReason, Ended, StreamDeadline, Warning},
     },
     domain::{
         history::History,
@@ -70,7 +70,7 @@ const QUIET_HEARTBEATS: u8 = 19;
 pub struct Streams {
     pub hub: Arc<Hub>,
     pub marks: Arc<Marks>,
-    pub activity: Arc<Activity>,
+    pub activity: Arc<Counters>,
     pub pages: Arc<dyn PageSource>,
     pub heartbeats: Heartbeats,
     /// The time over which the ends of streams are spread when the bridge stops.
@@ -118,10 +118,10 @@ pub struct EventStream {
     /// The page size. Smaller after a read that timed out.
     page_size: PageSize,
     /// The rows in the last chunk.
-    handed_out: HandedOut,
+    chunk_rows: ChunkRows,
     catch_up: CatchUp,
     pruned: Pruned,
-    ends: Ends,
+    ends: StreamDeadline,
     /// Heartbeats without data since the last event that carried an id.
     quiet_heartbeats: u8,
     /// The warning before the credentials expire. `None` once it has been sent.
@@ -185,13 +185,13 @@ impl EventStream {
     pub fn open(
         streams: &Arc<Streams>,
         identity: &Identity,
-        noted: Noted,
+        noted: DisconnectCursor,
         start: &Start,
         format: Format,
     ) -> Self {
         let (connection, tail) = streams.hub.register(identity, noted);
         let history = tail.history;
-        let ends = Ends::of_age(streams.max_age).or_expiry(identity.expires);
+        let ends = StreamDeadline::of_age(streams.max_age).or_expiry(identity.expires);
         Self {
             _place: None,
             connection,
@@ -205,7 +205,7 @@ impl EventStream {
             phase: Phase::Opening(Opening::read(start, history)),
             current: None,
             page_size: PageSize::USER,
-            handed_out: HandedOut::since(streams.activity.clock.now()),
+            chunk_rows: ChunkRows::since(streams.activity.clock.now()),
             catch_up: CatchUp::Counting(0),
             pruned: Pruned::Unknown,
             ends,
@@ -246,7 +246,9 @@ impl EventStream {
             if let Some(lease) = self.current.as_ref().and_then(|it| it.lease.as_ref())
                 && lease.poll_cut_off(cx).is_ready()
             {
-                self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Stalled));
+                self.ends = self
+                    .ends
+                    .or(StreamDeadline::after(Duration::ZERO, EndReason::Stalled));
             }
             if self.ends.has_come() {
                 self.phase = Phase::Over;
@@ -260,8 +262,10 @@ impl EventStream {
     }
 
     /// Ends the stream because its client has stopped reading.
-    pub fn fall_silent(&mut self) {
-        self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Silent));
+    pub fn time_out(&mut self) {
+        self.ends = self
+            .ends
+            .or(StreamDeadline::after(Duration::ZERO, EndReason::Silent));
         self.phase = Phase::Over;
     }
 
@@ -299,7 +303,9 @@ impl EventStream {
                         None => self.phase = Phase::Outlived,
                     },
                     Poll::Ready(Outcome::Failed) => {
-                        self.ends = self.ends.or(Ends::after(Duration::ZERO, Reason::Failed));
+                        self.ends = self
+                            .ends
+                            .or(StreamDeadline::after(Duration::ZERO, EndReason::Failed));
                     }
                     Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
@@ -355,7 +361,7 @@ impl EventStream {
             position.fall_to(recovery.safe);
         }
         // Another row may have the id of one that is gone.
-        self.handed_out.forget(&self.streams.marks);
+        self.chunk_rows.forget(&self.streams.marks);
     }
 
     /// Requests the page after the position, or the first page.
@@ -445,7 +451,7 @@ impl EventStream {
             sse::put_id(chunk, &id);
             self.quiet_heartbeats = 0;
             current.index += 1;
-            self.handed_out.add(event);
+            self.chunk_rows.add(event);
             if let CatchUp::Counting(rows) = &mut self.catch_up {
                 *rows += 1;
             }
@@ -481,7 +487,7 @@ impl EventStream {
     }
 
     fn heartbeat(&mut self, chunk: &mut BytesMut) {
-        self.handed_out.rest();
+        self.chunk_rows.rest();
         if let (Phase::Live, Some(position)) = (&self.phase, &mut self.position) {
             self.connection.join_tail(position);
         }
@@ -505,7 +511,9 @@ impl EventStream {
                 self.streams.drain.mul_f64(rand::random_range(0.0..1.0))
             }
         };
-        self.ends = self.ends.or(Ends::after(delay, Reason::Told(reason)));
+        self.ends = self
+            .ends
+            .or(StreamDeadline::after(delay, EndReason::Told(reason)));
         self.set_alarm();
     }
 
@@ -560,7 +568,7 @@ impl EventStream {
     fn report(&mut self) {
         let (user, of) = (self.connection.user(), self.history.incarnation);
         let to = &self.streams;
-        self.handed_out.report(user, of, &to.marks, &to.activity);
+        self.chunk_rows.report(user, of, &to.marks, &to.activity);
     }
 
     /// Updates the durable floor, which moves as the log is flushed.
@@ -582,9 +590,9 @@ impl Drop for EventStream {
     fn drop(&mut self) {
         let reason = match self.phase {
             Phase::Over => self.ends.reason(),
-            _ => Reason::Left,
+            _ => EndReason::Left,
         };
-        self.handed_out.close(reason.closed(), &self.streams.marks);
+        self.chunk_rows.close(reason.closed(), &self.streams.marks);
         self.streams.ended.count(reason);
         let _entered = self.span.as_deref().map(Span::enter);
         let reason = reason.name();

@@ -13,7 +13,7 @@ const WARNING: Duration = Duration::from_secs(30);
 /// Why a stream ends. Unless the client disconnected or stopped reading, it is asked to
 /// reconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum EndReason {
     /// The client disconnected.
     Left,
     /// The client read nothing for too long: it is too slow, or has vanished.
@@ -31,7 +31,7 @@ pub enum Reason {
     Told(Ending),
 }
 
-impl Reason {
+impl EndReason {
     pub const ALL: [Self; 9] = [
         Self::Left,
         Self::Silent,
@@ -86,7 +86,7 @@ pub struct Ended(Family<Label, Counter>);
 impl Default for Ended {
     fn default() -> Self {
         let ended = Self(Family::default());
-        for reason in Reason::ALL {
+        for reason in EndReason::ALL {
             // Creates the counter, so that it is reported as 0 before the first stream
             // ends.
             drop(ended.0.get_or_create(&[("reason", reason.name())]));
@@ -96,7 +96,7 @@ impl Default for Ended {
 }
 
 impl Ended {
-    pub fn count(&self, reason: Reason) {
+    pub fn count(&self, reason: EndReason) {
         self.0.get_or_create(&[("reason", reason.name())]).inc();
     }
 
@@ -107,13 +107,13 @@ impl Ended {
 
 /// When a stream ends, and why.
 #[derive(Clone, Copy, Debug)]
-pub struct Ends {
+pub struct StreamDeadline {
     at: Instant,
-    reason: Reason,
+    reason: EndReason,
 }
 
-impl Ends {
-    pub fn after(delay: Duration, reason: Reason) -> Self {
+impl StreamDeadline {
+    pub fn after(delay: Duration, reason: EndReason) -> Self {
         Self {
             at: Instant::now() + delay,
             reason,
@@ -124,14 +124,14 @@ impl Ends {
     /// clients that connected together don't reconnect together.
     pub fn of_age(most: Duration) -> Self {
         let age = most.mul_f64(rand::random_range(0.75..=1.0));
-        Self::after(age, Reason::Age)
+        Self::after(age, EndReason::Age)
     }
 
     /// The earlier of this end and the expiry of the client's credentials.
     pub fn or_expiry(self, expires: Option<Instant>) -> Self {
         let expired = |at| Self {
             at,
-            reason: Reason::Expired,
+            reason: EndReason::Expired,
         };
         expires.map_or(self, |at| self.or(expired(at)))
     }
@@ -144,7 +144,7 @@ impl Ends {
         self.at
     }
 
-    pub fn reason(self) -> Reason {
+    pub fn reason(self) -> EndReason {
         self.reason
     }
 
@@ -185,17 +185,18 @@ mod tests {
     #[test]
     fn the_earlier_end_counts_and_its_reason() {
         let day = Duration::from_secs(86_400);
-        let age = Ends::of_age(day);
+        let age = StreamDeadline::of_age(day);
         let left = age.at().saturating_duration_since(Instant::now());
         assert!((day * 7 / 10..=day).contains(&left), "{left:?}");
-        let told = Ends::after(day / 2, Reason::Told(Ending::Draining));
-        assert_eq!(age.or(told).reason(), Reason::Told(Ending::Draining));
-        assert_eq!(told.or(age).reason(), Reason::Told(Ending::Draining));
-        let late = Ends::after(day * 2, Reason::Told(Ending::Draining));
-        assert_eq!(age.or(late).reason(), Reason::Age);
+        let told = StreamDeadline::after(day / 2, EndReason::Told(Ending::Draining));
+        assert_eq!(age.or(told).reason(), EndReason::Told(Ending::Draining));
+        assert_eq!(told.or(age).reason(), EndReason::Told(Ending::Draining));
+        let late = StreamDeadline::after(day * 2, EndReason::Told(Ending::Draining));
+        assert_eq!(age.or(late).reason(), EndReason::Age);
         assert!(
             !age.has_come()
-                && Ends::after(Duration::ZERO, Reason::Told(Ending::Draining)).has_come()
+                && StreamDeadline::after(Duration::ZERO, EndReason::Told(Ending::Draining))
+                    .has_come()
         );
     }
 }

@@ -23,7 +23,7 @@ pub struct Log {
 /// The durable floor: transaction ids below it are on disk. It applies to the whole
 /// cluster.
 #[derive(Debug)]
-pub struct SafeFloor {
+pub struct DurableFloor {
     xid: Xid,
     /// A floor that was read but isn't durable yet, and the log position that must be
     /// flushed first. One candidate is enough: the next is taken once this one is
@@ -31,7 +31,7 @@ pub struct SafeFloor {
     candidate: Option<(Xid, PgLsn)>,
 }
 
-impl SafeFloor {
+impl DurableFloor {
     /// Starts at the next transaction id of the last checkpoint, which recovery never
     /// goes back behind.
     pub fn new(checkpoint: Xid) -> Self {
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_floor_is_safe_once_the_log_was_flushed_to_where_it_was_read() {
-        let mut safe = SafeFloor::new(Xid(5));
+        let mut safe = DurableFloor::new(Xid(5));
         safe.read_up_to(Xid(9), log(100, 90));
         assert_eq!(safe.xid(), Xid(5));
         // A flush up to the older candidate's log position must not make the younger
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_was_not_flushed_before_a_crash_never_becomes_safe() {
-        let mut safe = SafeFloor::new(Xid(5));
+        let mut safe = DurableFloor::new(Xid(5));
         safe.read_up_to(Xid(9), log(100, 90));
         safe.crashed();
         safe.read_up_to(Xid(7), log(140, 130));

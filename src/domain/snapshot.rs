@@ -60,7 +60,7 @@ impl Snapshot {
 
     /// The snapshot's `xmin`: all transactions below it have ended, and what they
     /// committed is visible.
-    pub fn ended_below(&self) -> Xid {
+    pub fn xmin(&self) -> Xid {
         self.running.first().copied().unwrap_or(self.xmax)
     }
 
@@ -76,7 +76,7 @@ impl Snapshot {
 /// Postgres' text form: `xmin:xmax:running,running`.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:", self.ended_below().0, self.xmax.0)?;
+        write!(f, "{}:{}:", self.xmin().0, self.xmax.0)?;
         for (index, xid) in self.running.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             write!(f, "{comma}{}", xid.0)?;

@@ -39,7 +39,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// How a port handles a connection before HTTP.
 #[derive(Clone)]
-pub struct Port {
+pub struct Acceptor {
     /// Counts the clients. `None` at the admin address, where they are not counted.
     pub sockets: Option<Arc<Sockets>>,
     /// HTTPS with HTTP/2 if set; otherwise plain HTTP/1.1.
@@ -49,7 +49,7 @@ pub struct Port {
     pub closing: CancellationToken,
 }
 
-impl Port {
+impl Acceptor {
     /// Makes `server` listen on `listener` and answer with the service that `app`
     /// creates.
     ///
@@ -125,7 +125,7 @@ impl Port {
         let (port, http1) = (Rc::new(self), Rc::new(http1));
         let serve = fn_service(move |tcp: TcpStream| {
             // Before the client can make the bridge do any work.
-            let socket = port.take_in(tcp);
+            let socket = port.on_connect(tcp);
             let (port, app, http1) = (Rc::clone(&port), Rc::clone(&app), Rc::clone(&http1));
             async move {
                 let transport = port.open(socket?).await?;
@@ -152,9 +152,9 @@ impl Port {
     }
 
     /// Counts a connection, or closes it if a limit is reached.
-    fn take_in(&self, tcp: TcpStream) -> Result<Socket, ()> {
+    fn on_connect(&self, tcp: TcpStream) -> Result<Socket, ()> {
         let place = match &self.sockets {
-            Some(sockets) => Some(sockets.take_in(&tcp).ok_or(())?),
+            Some(sockets) => Some(sockets.on_connect(&tcp).ok_or(())?),
             None => {
                 sockets::bound(&tcp);
                 None

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The routes of the admin address. Need `Data<Health>`, `Data<Metrics>` and
-/// `Data<Operator>`.
+/// `Data<Dashboard>`.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(readable("/health/live", live))

@@ -16,12 +16,12 @@ use tracing::warn;
 use crate::{
     auth::{
         client_addr::{Client, Proxies},
-        rejections::{Reason, Refusals},
+        rejections::{RejectReason, Rejections},
     },
     config::LimitOptions,
     domain::notification::UserId,
-    http::retry_later::Deferral,
-    runtime::counter_map::Tally,
+    http::retry_later::RetryLater,
+    runtime::counter_map::CounterMap,
 };
 
 /// The burst that an idle address may use: as many streams at once as its rate allows in
@@ -39,7 +39,7 @@ const WATCHED: usize = 100_000;
 pub struct Admission {
     limits: LimitOptions,
     proxies: Proxies,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     open: Mutex<Open>,
     pace: Mutex<Pace>,
     /// Whether the warning was logged that a proxy seems to be missing from the settings.
@@ -50,8 +50,8 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct Open {
     all: usize,
-    users: Tally<UserId>,
-    clients: Tally<Client>,
+    users: CounterMap<UserId>,
+    clients: CounterMap<Client>,
 }
 
 /// A stream's place, released on drop.
@@ -63,11 +63,11 @@ pub struct Permit {
 }
 
 impl Admission {
-    pub fn new(limits: LimitOptions, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
+    pub fn new(limits: LimitOptions, proxies: Proxies, rejections: Arc<Rejections>) -> Self {
         Self {
             limits,
             proxies,
-            refusals,
+            rejections,
             open: Mutex::default(),
             pace: Mutex::default(),
             told_of_proxy: AtomicBool::new(false),
@@ -93,13 +93,13 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// A [`Deferral`] if it does.
-    pub fn pace(&self, client: Client) -> Result<(), Deferral> {
+    /// A [`RetryLater`] if it does.
+    pub fn pace(&self, client: Client) -> Result<(), RetryLater> {
         let is_in_time = lock(&self.pace).ask(client, self.limits.connection_rate, Instant::now());
         if is_in_time {
             Ok(())
         } else {
-            Err(self.turn_away(Reason::Rate, client))
+            Err(self.turn_away(RejectReason::Rate, client))
         }
     }
 
@@ -107,16 +107,16 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// A [`Deferral`] if a limit is reached.
-    pub fn admit(self: &Arc<Self>, user: &UserId, client: Client) -> Result<Permit, Deferral> {
+    /// A [`RetryLater`] if a limit is reached.
+    pub fn admit(self: &Arc<Self>, user: &UserId, client: Client) -> Result<Permit, RetryLater> {
         let limits = &self.limits;
         let mut open = lock(&self.open);
         let full = if open.all >= limits.max_connections as usize {
-            Some(Reason::Connections)
+            Some(RejectReason::Connections)
         } else if open.users.of(user) >= limits.max_connections_per_user as usize {
-            Some(Reason::User)
+            Some(RejectReason::User)
         } else if open.clients.of(&client) >= limits.max_connections_per_address as usize {
-            Some(Reason::Address)
+            Some(RejectReason::Address)
         } else {
             None
         };
@@ -137,26 +137,26 @@ impl Admission {
 
     /// The response while something that the request needs is unavailable; `detail` names
     /// it.
-    pub fn unavailable(&self, detail: impl Into<String>) -> Deferral {
-        Deferral::new(
+    pub fn unavailable(&self, detail: impl Into<String>) -> RetryLater {
+        RetryLater::new(
             StatusCode::SERVICE_UNAVAILABLE,
             detail,
             self.limits.retry_after(),
         )
     }
 
-    fn turn_away(&self, reason: Reason, client: Client) -> Deferral {
-        self.refusals.count(reason, client);
+    fn turn_away(&self, reason: RejectReason, client: Client) -> RetryLater {
+        self.rejections.count(reason, client);
         let (status, detail) = match reason {
-            Reason::User => (
+            RejectReason::User => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "you have too many streams open: close some tabs",
             ),
-            Reason::Address => (
+            RejectReason::Address => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many streams are open from your address",
             ),
-            Reason::Rate => (
+            RejectReason::Rate => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too many requests from your address: wait before you retry",
             ),
@@ -165,7 +165,7 @@ impl Admission {
                 "too many streams are open: try again later",
             ),
         };
-        Deferral::new(status, detail, self.limits.retry_after())
+        RetryLater::new(status, detail, self.limits.retry_after())
     }
 }
 
@@ -242,11 +242,11 @@ mod tests {
         limits: LimitOptions,
     }
 
-    fn admission(arguments: &[&str]) -> (Arc<Admission>, Arc<Refusals>) {
+    fn admission(arguments: &[&str]) -> (Arc<Admission>, Arc<Rejections>) {
         let limits = Limits::parse_from([&["limits"], arguments].concat()).limits;
-        let refusals = Arc::new(Refusals::default());
-        let admission = Admission::new(limits, Proxies::default(), Arc::clone(&refusals));
-        (Arc::new(admission), refusals)
+        let rejections = Arc::new(Rejections::default());
+        let admission = Admission::new(limits, Proxies::default(), Arc::clone(&rejections));
+        (Arc::new(admission), rejections)
     }
 
     fn client(number: u32) -> Client {
@@ -257,14 +257,14 @@ mod tests {
         UserId::parse(name).expect("a user")
     }
 
-    fn refused(refusals: &Refusals, reason: Reason) -> u64 {
+    fn refused(rejections: &Rejections, reason: RejectReason) -> u64 {
         let label = [("reason", reason.name())];
-        refusals.counted().get_or_create(&label).get()
+        rejections.counted().get_or_create(&label).get()
     }
 
     #[test]
     fn each_limit_turns_away_and_a_place_that_is_given_back_is_given_again() {
-        let (admission, refusals) = admission(&[
+        let (admission, rejections) = admission(&[
             "--max-connections=3",
             "--max-connections-per-user=2",
             "--max-connections-per-address=2",
@@ -273,10 +273,10 @@ mod tests {
         let first = admit("alice", 1).expect("a place");
         let _second = admit("alice", 2).expect("a place");
         assert!(admit("alice", 3).is_err());
-        assert_eq!(refused(&refusals, Reason::User), 1);
+        assert_eq!(refused(&rejections, RejectReason::User), 1);
         let _third = admit("bob", 1).expect("a place");
         assert!(admit("carol", 3).is_err());
-        assert_eq!(refused(&refusals, Reason::Connections), 1);
+        assert_eq!(refused(&rejections, RejectReason::Connections), 1);
         drop(first);
         let fourth = admit("carol", 1).expect("a place");
         drop(fourth);
@@ -286,12 +286,12 @@ mod tests {
         drop(fourth);
         let _fifth = admit("dave", 1).expect("a place");
         assert!(admit("erin", 1).is_err());
-        assert_eq!(refused(&refusals, Reason::Address), 1);
+        assert_eq!(refused(&rejections, RejectReason::Address), 1);
     }
 
     #[test]
     fn races_never_let_in_one_too_many_and_leave_nothing_behind() {
-        let (admission, refusals) = admission(&["--max-connections=50"]);
+        let (admission, rejections) = admission(&["--max-connections=50"]);
         let held: Vec<Vec<Permit>> = thread::scope(|scope| {
             let racing: Vec<_> = (0..8)
                 .map(|number| {
@@ -316,7 +316,7 @@ mod tests {
         let count: usize = held.iter().map(Vec::len).sum();
         assert!(count <= 50, "{count}");
         assert_eq!(lock(&admission.open).all, count);
-        assert!(refused(&refusals, Reason::Connections) >= 160 - 50);
+        assert!(refused(&rejections, RejectReason::Connections) >= 160 - 50);
         drop(held);
         let open = lock(&admission.open);
         assert_eq!(open.all, 0);

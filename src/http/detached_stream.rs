@@ -84,12 +84,12 @@ impl Framing {
 
 /// The tasks of all detached streams, and the runtime on which they run.
 #[derive(Debug)]
-pub struct Lines {
+pub struct DetachedStreams {
     runtime: Handle,
     tasks: TaskTracker,
 }
 
-impl Lines {
+impl DetachedStreams {
     pub fn new(runtime: Handle) -> Self {
         Self {
             runtime,
@@ -106,7 +106,7 @@ impl Lines {
     fn open(&self, mut transport: Transport, framing: Framing, stream: EventStream) {
         match transport.move_to(&self.runtime) {
             Ok(()) => {
-                let line = Line {
+                let line = DetachedStream {
                     stream: Some(stream),
                     writing: Bytes::new(),
                     unread: SENT_AFTERWARDS,
@@ -203,13 +203,13 @@ impl Exit {
 /// It is first polled when all earlier bytes, the head of the response, are in the
 /// kernel. Then it fails, so the server drops everything that belongs to the response and
 /// writes nothing more.
-pub struct Departure {
-    lines: Arc<Lines>,
+pub struct HandoffBody {
+    lines: Arc<DetachedStreams>,
     leaving: Option<(Exit, EventStream)>,
 }
 
-impl Departure {
-    pub fn new(lines: Arc<Lines>, exit: Exit, stream: EventStream) -> Self {
+impl HandoffBody {
+    pub fn new(lines: Arc<DetachedStreams>, exit: Exit, stream: EventStream) -> Self {
         Self {
             lines,
             leaving: Some((exit, stream)),
@@ -217,7 +217,7 @@ impl Departure {
     }
 }
 
-impl MessageBody for Departure {
+impl MessageBody for HandoffBody {
     type Error = Box<dyn Error>;
 
     fn size(&self) -> BodySize {
@@ -238,24 +238,24 @@ impl MessageBody for Departure {
             Some((Exit::Handover(handover), stream)) => handover.0.set(Some(stream)),
             None => {}
         }
-        Poll::Ready(Some(Err(Departed.into())))
+        Poll::Ready(Some(Err(HandedOff.into())))
     }
 }
 
 /// The error that makes the server drop the response.
 #[derive(Debug)]
-struct Departed;
+struct HandedOff;
 
-impl fmt::Display for Departed {
+impl fmt::Display for HandedOff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the stream was moved out of the server")
     }
 }
 
-impl Error for Departed {}
+impl Error for HandedOff {}
 
 /// The task that writes a stream to its connection, until one of them ends.
-struct Line {
+struct DetachedStream {
     /// `None` once it has ended. Dropped before the connection, so that the connection's
     /// place is released last.
     stream: Option<EventStream>,
@@ -267,10 +267,10 @@ struct Line {
     transport: Transport,
 }
 
-impl Line {
+impl DetachedStream {
     /// Resolves when the client has disconnected, the connection is broken, or the client
     /// has sent too much.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_peer_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut bytes = [0; READ_AT_ONCE];
         loop {
             let mut bytes = ReadBuf::new(&mut bytes);
@@ -295,7 +295,7 @@ impl Line {
     }
 
     /// Resolves when the stream has ended and all its bytes are in the kernel.
-    fn poll_speak(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_events(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             // The stream is polled only when all its earlier bytes are in the kernel. The
             // meaning of "sent" depends on this.
@@ -321,20 +321,20 @@ impl Line {
     }
 }
 
-impl Future for Line {
+impl Future for DetachedStream {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let line = self.get_mut();
-        let outcome = match line.poll_gone(cx) {
+        let outcome = match line.poll_peer_closed(cx) {
             Poll::Ready(gone) => gone,
-            Poll::Pending => ready!(line.poll_speak(cx)),
+            Poll::Pending => ready!(line.poll_write_events(cx)),
         };
         // The client read nothing until the deadline.
         if let (Err(error), Some(stream)) = (outcome, &mut line.stream)
             && error.kind() == io::ErrorKind::TimedOut
         {
-            stream.fall_silent();
+            stream.time_out();
         }
         Poll::Ready(())
     }

@@ -23,7 +23,7 @@ use tokio::time::interval;
 
 use crate::{
     auth::origin::{self, Origins},
-    http::{methods::readable, retry_later::Deferral},
+    http::{methods::readable, retry_later::RetryLater},
 };
 
 /// A client that is rejected while the bridge stops retries within the drain time, but no
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// Open until the bridge stops, then closed permanently.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Draining {
     is_closed: AtomicBool,
     /// Requests that have passed and have no response yet.
     passing: AtomicUsize,
@@ -51,7 +51,7 @@ pub struct Gate {
 #[derive(Clone, Copy, Debug)]
 struct TurnedAway;
 
-impl Gate {
+impl Draining {
     /// The gate of a bridge that ends its streams over the time `drain`.
     pub fn new(drain: Duration) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl Gate {
 }
 
 /// A request that has passed, until it has its response.
-struct Passing<'a>(&'a Gate);
+struct Passing<'a>(&'a Draining);
 
 impl Drop for Passing<'_> {
     fn drop(&mut self) {
@@ -117,9 +117,9 @@ impl Drop for Passing<'_> {
 }
 
 /// Middleware that counts requests until they have their response, and marks those that
-/// arrive after the gate was closed. Needs `Data<Gate>`.
+/// arrive after the gate was closed. Needs `Data<Draining>`.
 pub async fn pass(
-    gate: web::Data<Gate>,
+    gate: web::Data<Draining>,
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
@@ -130,9 +130,9 @@ pub async fn pass(
     next.call(request).await
 }
 
-async fn turn_away(request: HttpRequest, gate: web::Data<Gate>) -> HttpResponse {
+async fn turn_away(request: HttpRequest, gate: web::Data<Draining>) -> HttpResponse {
     gate.turned_away.fetch_add(1, Ordering::Relaxed);
-    Deferral::new(
+    RetryLater::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "this bridge is shutting down: reconnect to reach another one",
         gate.come_back,

@@ -457,7 +457,7 @@ impl Future for Delivery {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Unwritten::Gone)) => return Poll::Ready(()),
                 Poll::Ready(Err(Unwritten::Silent)) => {
-                    stream.fall_silent();
+                    stream.time_out();
                     writer.reset(Reason::CANCEL);
                     return Poll::Ready(());
                 }

@@ -40,20 +40,20 @@ impl Purpose {
     }
 
     /// The purpose of a socket with this name, when `count` sockets are passed.
-    fn of(name: &str, count: usize) -> Result<Self, ActivationError> {
+    fn of(name: &str, count: usize) -> Result<Self, InheritedSocketsError> {
         match name {
             "stream" => Ok(Self::Stream),
             "admin" => Ok(Self::Admin),
             // Launchers other than systemd don't name sockets.
             "" | UNNAMED if count == 1 => Ok(Self::Stream),
-            _ => Err(ActivationError::Name(name.to_owned())),
+            _ => Err(InheritedSocketsError::Name(name.to_owned())),
         }
     }
 }
 
 /// The sockets that were passed to this process.
 #[derive(Debug, Default)]
-pub struct Activation {
+pub struct InheritedSockets {
     /// For browsers, instead of `TIDINGS_LISTEN`.
     pub stream: Option<Inherited>,
     /// For probes, instead of `TIDINGS_ADMIN_LISTEN`.
@@ -80,7 +80,7 @@ impl Inherited {
 
 /// Why the passed sockets can't be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ActivationError {
+pub enum InheritedSocketsError {
     /// `LISTEN_FDS` is not a number.
     #[error("{COUNT} is {0:?}; it must be the number of sockets")]
     Count(String),
@@ -107,16 +107,16 @@ pub enum ActivationError {
     },
 }
 
-impl Activation {
+impl InheritedSockets {
     /// Takes the sockets that were passed to this process, and clears the variables that
     /// describe them. Must be called before the process has a second thread, because it
     /// changes the environment.
     ///
     /// # Errors
     ///
-    /// [`ActivationError`] if a socket can't be used: a socket was passed on purpose, so
+    /// [`InheritedSocketsError`] if a socket can't be used: a socket was passed on purpose, so
     /// it is never silently ignored.
-    pub fn of_process() -> Result<Self, ActivationError> {
+    pub fn of_process() -> Result<Self, InheritedSocketsError> {
         let purposes = purposes(|name| env::var(name).ok(), process::id())?;
         let mut activation = Self::default();
         if purposes.is_empty() {
@@ -126,14 +126,14 @@ impl Activation {
         for (index, purpose) in purposes.into_iter().enumerate() {
             let inherited = inherit(&mut sockets, index).map_err(|source| {
                 let name = purpose.name();
-                ActivationError::Socket { name, source }
+                InheritedSocketsError::Socket { name, source }
             })?;
             let place = match purpose {
                 Purpose::Stream => &mut activation.stream,
                 Purpose::Admin => &mut activation.admin,
             };
             if place.replace(inherited).is_some() {
-                return Err(ActivationError::Twice(purpose.name()));
+                return Err(InheritedSocketsError::Twice(purpose.name()));
             }
         }
         Ok(activation)
@@ -144,14 +144,16 @@ impl Activation {
 fn purposes(
     variable: impl Fn(&str) -> Option<String>,
     process: u32,
-) -> Result<Vec<Purpose>, ActivationError> {
+) -> Result<Vec<Purpose>, InheritedSocketsError> {
     let variable = |name| variable(name).unwrap_or_default();
     let (count, meant) = (variable(COUNT), variable(PROCESS));
     // The sockets may have been meant for a parent process.
     if count.is_empty() || !(meant.is_empty() || meant.parse() == Ok(process)) {
         return Ok(Vec::new());
     }
-    let count: u8 = count.parse().map_err(|_| ActivationError::Count(count))?;
+    let count: u8 = count
+        .parse()
+        .map_err(|_| InheritedSocketsError::Count(count))?;
     let names = variable(NAMES);
     let names = names.split(':').chain(std::iter::repeat(""));
     names

@@ -11,7 +11,7 @@ use actix_web::{
 };
 use bytes::BytesMut;
 
-use crate::{auth::problem::Problem, delivery::sse, http::stream_query::Refusal};
+use crate::{auth::problem::Problem, delivery::sse, http::stream_query::RejectionForm};
 
 /// A rejection of a request that may succeed later.
 ///
@@ -20,13 +20,13 @@ use crate::{auth::problem::Problem, delivery::sse, http::stream_query::Refusal};
 /// stream that says when to retry, and ends. Other requests, and those with
 /// [`errors=status`](Refusal::Status), get the real status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deferral {
+pub struct RetryLater {
     status: StatusCode,
     detail: String,
     span: Duration,
 }
 
-impl Deferral {
+impl RetryLater {
     /// `status` is for clients that can handle one. `detail` describes the problem on one
     /// line. Each client is asked to retry after a random time, a quarter to all of
     /// `span`: otherwise clients that were rejected together would return together.
@@ -40,9 +40,9 @@ impl Deferral {
 
     /// The response to `request`.
     pub fn answer(&self, request: &HttpRequest) -> HttpResponse {
-        let wanted = Refusal::wanted(request.query_string());
+        let wanted = RejectionForm::wanted(request.query_string());
         let delay = self.span.mul_f64(rand::random_range(0.25..=1.0));
-        if accepts_event_stream(request) && wanted == Refusal::Retry {
+        if accepts_event_stream(request) && wanted == RejectionForm::Retry {
             let mut body = BytesMut::new();
             sse::put_come_back(&mut body, delay, &self.detail);
             return HttpResponse::Ok()
@@ -84,7 +84,7 @@ mod tests {
                 request.append_header(header)
             })
             .to_http_request();
-        Deferral::new(StatusCode::SERVICE_UNAVAILABLE, "it is full", SPAN).answer(&request)
+        RetryLater::new(StatusCode::SERVICE_UNAVAILABLE, "it is full", SPAN).answer(&request)
     }
 
     fn header<'a>(answer: &'a HttpResponse, name: &str) -> &'a str {

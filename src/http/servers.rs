@@ -24,15 +24,15 @@ use crate::{
     config::BridgeOptions,
     delivery::health::Health,
     http::{
-        acceptor::Port,
+        acceptor::Acceptor,
         admin_routes,
         demo::Demo,
-        draining::{self, Gate},
+        draining::{self, Draining},
         inherited_sockets::Inherited,
         sockets::{self, Sockets},
-        stream_route::{self, Door},
+        stream_route::{self, StreamRoute},
     },
-    monitoring::{dashboard::Operator, prometheus::Metrics},
+    monitoring::{dashboard::Dashboard, prometheus::Metrics},
     tls::server_certificate::Certificate,
 };
 
@@ -166,8 +166,8 @@ async fn all_closed(sockets: &Sockets) {
 pub fn bind_streams(
     options: &BridgeOptions,
     inherited: Option<Inherited>,
-    door: Door,
-    gate: web::Data<Gate>,
+    door: StreamRoute,
+    gate: web::Data<Draining>,
     sockets: Arc<Sockets>,
     demo: Option<Demo>,
     certificate: Option<&Arc<Certificate>>,
@@ -181,7 +181,7 @@ pub fn bind_streams(
             .wrap(CatchPanic::default())
             .wrap(Condition::new(demo.is_some(), from_fn(host::loopback_only)))
             .wrap(from_fn(draining::pass))
-            .configure(|config| Gate::routes(&gate, &door.origins, config))
+            .configure(|config| Draining::routes(&gate, &door.origins, config))
             .configure(|config| door.routes(scheme, config))
             .configure(|config| {
                 if let Some(demo) = &demo {
@@ -196,7 +196,7 @@ pub fn bind_streams(
         .max_concurrent_connections(sockets::most(&options.limits) + 1)
         .disable_signals();
     let closing = CancellationToken::new();
-    let port = Port {
+    let port = Acceptor {
         sockets: Some(Arc::clone(&sockets)),
         tls: certificate.map(Certificate::acceptor).transpose()?,
         closing: closing.clone(),
@@ -222,7 +222,7 @@ pub fn bind_admin(
     inherited: Option<Inherited>,
     health: web::Data<Health>,
     metrics: web::Data<Metrics>,
-    operator: web::Data<Operator>,
+    operator: web::Data<Dashboard>,
 ) -> Result<(Server, SocketAddr), ServersError> {
     let bind = |source| ServersError::Bind {
         address: options.admin_listen,
@@ -246,7 +246,7 @@ pub fn bind_admin(
         .workers(1)
         .max_concurrent_connections(ADMIN_CONNECTIONS)
         .disable_signals();
-    let port = Port {
+    let port = Acceptor {
         sockets: None,
         tls: None,
         closing: CancellationToken::new(),

@@ -16,10 +16,10 @@ use tracing::warn;
 use crate::{
     auth::{
         client_addr::{Client, Proxies},
-        rejections::{Reason, Refusals},
+        rejections::{RejectReason, Rejections},
     },
     config::LimitOptions,
-    runtime::counter_map::Tally,
+    runtime::counter_map::CounterMap,
 };
 
 /// A client that doesn't read what was sent to it is disconnected after this time, and so
@@ -42,16 +42,16 @@ const OTHER_FILES: u64 = 64;
 #[derive(Debug)]
 pub struct Sockets {
     most: usize,
-    most_a_client: usize,
+    max_per_client: usize,
     proxies: Proxies,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     open: Mutex<Open>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     all: usize,
-    clients: Tally<Client>,
+    clients: CounterMap<Client>,
 }
 
 /// A socket's place, held for as long as the connection and released on drop.
@@ -63,12 +63,12 @@ pub struct Place {
 
 impl Sockets {
     /// The limits follow from those of streams, with some spare sockets.
-    pub fn new(limits: &LimitOptions, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
+    pub fn new(limits: &LimitOptions, proxies: Proxies, rejections: Arc<Rejections>) -> Self {
         Self {
             most: most(limits),
-            most_a_client: with_spare(limits.max_connections_per_address),
+            max_per_client: with_spare(limits.max_connections_per_address),
             proxies,
-            refusals,
+            rejections,
             open: Mutex::default(),
         }
     }
@@ -76,13 +76,13 @@ impl Sockets {
     /// Sets the options of a connection that was just accepted, and reserves a place for
     /// it. `None` if its client has too many, or all places are taken; it must then be
     /// closed. An `EventSource` treats that as a network failure, and reconnects.
-    pub fn take_in(self: &Arc<Self>, tcp: &TcpStream) -> Option<Place> {
+    pub fn on_connect(self: &Arc<Self>, tcp: &TcpStream) -> Option<Place> {
         bound(tcp);
         // Without an address, the client has already disconnected.
         let peer = tcp.peer_addr().ok()?;
         let place = self.place(peer.ip());
         place
-            .inspect_err(|&client| self.refusals.count(Reason::Sockets, client))
+            .inspect_err(|&client| self.rejections.count(RejectReason::Sockets, client))
             .ok()
     }
 
@@ -96,7 +96,7 @@ impl Sockets {
         let counted = (!self.proxies.trust(address)).then_some(client);
         let mut open = self.lock();
         let has_too_many =
-            counted.is_some_and(|client| open.clients.of(&client) >= self.most_a_client);
+            counted.is_some_and(|client| open.clients.of(&client) >= self.max_per_client);
         if open.all >= self.most || has_too_many {
             return Err(client);
         }

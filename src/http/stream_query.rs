@@ -58,7 +58,7 @@ impl Parameters {
                 "last_event_id" | "lastEventId" if !value.is_empty() => {
                     parameters.last_event_id = Some(value.into_owned());
                 }
-                "errors" if Refusal::named(&value).is_none() => {
+                "errors" if RejectionForm::named(&value).is_none() => {
                     return Err(BadParameter::Errors(value.into_owned()));
                 }
                 _ => {}
@@ -70,7 +70,7 @@ impl Parameters {
 
 /// `errors`: how to reject a client that can't have a stream at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RejectionForm {
     /// With an empty stream that says when to retry, if the client accepts an event
     /// stream.
     #[default]
@@ -79,7 +79,7 @@ pub enum Refusal {
     Status,
 }
 
-impl Refusal {
+impl RejectionForm {
     /// The choice in a query string. Other parameters may be invalid: a request is
     /// rejected before they are checked.
     pub fn wanted(query: &str) -> Self {
@@ -152,14 +152,14 @@ mod tests {
     #[test]
     fn a_client_that_asks_for_the_status_gets_it_whatever_else_it_asks_for() {
         for (query, wanted) in [
-            ("", Refusal::Retry),
-            ("errors=retry", Refusal::Retry),
-            ("errors=status", Refusal::Status),
-            ("format=xml&errors=status", Refusal::Status),
-            ("errors=status&errors=retry", Refusal::Retry),
-            ("errors=nonsense", Refusal::Retry),
+            ("", RejectionForm::Retry),
+            ("errors=retry", RejectionForm::Retry),
+            ("errors=status", RejectionForm::Status),
+            ("format=xml&errors=status", RejectionForm::Status),
+            ("errors=status&errors=retry", RejectionForm::Retry),
+            ("errors=nonsense", RejectionForm::Retry),
         ] {
-            assert_eq!(Refusal::wanted(query), wanted, "{query}");
+            assert_eq!(RejectionForm::wanted(query), wanted, "{query}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         client_addr::Proxies,
         origin::{self, Origins},
         problem::Problem,
-        rejections::{Reason, Refusals},
+        rejections::{RejectReason, Rejections},
         scheme::Scheme,
     },
     delivery::{
@@ -30,7 +30,7 @@ use crate::{
     domain::identity::Unidentified,
     http::{
         admission::Admission,
-        detached_stream::{Departure, Exit, Lines},
+        detached_stream::{DetachedStreams, Exit, HandoffBody},
         methods::{self, readable},
         stream_query::{BadParameter, Parameters},
     },
@@ -44,18 +44,18 @@ const NO_ID: &str = "?";
 
 /// The data that the route of the stream needs.
 #[derive(Clone)]
-pub struct Door {
+pub struct StreamRoute {
     pub streams: web::Data<Streams>,
     /// Takes over streams once their response has begun.
-    pub lines: web::Data<Lines>,
+    pub lines: web::Data<DetachedStreams>,
     pub authenticator: web::Data<Authenticator>,
     pub admission: web::Data<Admission>,
     pub origins: web::Data<Origins>,
     pub proxies: web::Data<Proxies>,
-    pub refusals: web::Data<Refusals>,
+    pub rejections: web::Data<Rejections>,
 }
 
-impl Door {
+impl StreamRoute {
     /// Adds the route of the stream to the application of a port with this scheme.
     pub fn routes(&self, scheme: Scheme, config: &mut web::ServiceConfig) {
         config
@@ -65,7 +65,7 @@ impl Door {
             .app_data(self.admission.clone())
             .app_data(self.origins.clone())
             .app_data(self.proxies.clone())
-            .app_data(self.refusals.clone())
+            .app_data(self.rejections.clone())
             .app_data(web::Data::new(scheme))
             .service(
                 readable("/stream", answer)
@@ -86,10 +86,10 @@ pub async fn not_found(request: HttpRequest) -> HttpResponse {
 async fn answer(
     request: HttpRequest,
     streams: web::Data<Streams>,
-    lines: web::Data<Lines>,
+    lines: web::Data<DetachedStreams>,
     authenticator: web::Data<Authenticator>,
     admission: web::Data<Admission>,
-    refusals: web::Data<Refusals>,
+    rejections: web::Data<Rejections>,
 ) -> Result<HttpResponse, Problem> {
     let client = admission.client_of(&request);
     // First, because everything after it costs more.
@@ -104,10 +104,10 @@ async fn answer(
         Err(error) => {
             debug!(%client, %error, "rejected {client}: {error}");
             if error == Unidentified::Unavailable {
-                refusals.count(Reason::Unavailable, client);
+                rejections.count(RejectReason::Unavailable, client);
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
             }
-            refusals.count(Reason::Identity, client);
+            rejections.count(RejectReason::Identity, client);
             return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
         }
     };
@@ -147,7 +147,7 @@ async fn answer(
     span.in_scope(|| debug!("opened a stream"));
     let stream = stream.holding(permit).within(span);
     let exit = Exit::of(&request).ok_or_else(no_exit)?;
-    Ok(builder.body(Departure::new(lines.into_inner(), exit, stream)))
+    Ok(builder.body(HandoffBody::new(lines.into_inner(), exit, stream)))
 }
 
 /// The server was set up incorrectly, which is a bug.

@@ -15,9 +15,9 @@ use tokio::{sync::Mutex, time::Instant};
 use crate::{
     config::BridgeOptions,
     monitoring::{
-        database_state::Survey,
+        database_state::DatabaseState,
         logging::{self, Line},
-        stats::{Figures, Vitals},
+        stats::{Figures, Stats},
     },
     postgres::{
         connect::{Borrowed, DatabaseUrl},
@@ -56,15 +56,15 @@ fn hash_of(element: &str) -> String {
 
 /// The state behind the page.
 #[derive(Debug)]
-pub struct Operator {
-    vitals: Arc<Vitals>,
+pub struct Dashboard {
+    stats: Arc<Stats>,
     settings: Vec<Setting>,
     /// For querying the database over a connection of its own, so that neither streams
     /// nor marks have to wait.
     url: DatabaseUrl,
     schema: SchemaName,
     /// The last answer of the database, and until when it is shown.
-    survey: Mutex<Option<(Arc<Survey>, Instant)>>,
+    survey: Mutex<Option<(Arc<DatabaseState>, Instant)>>,
 }
 
 /// A setting that is in use, under the name of its variable. None of them is secret.
@@ -83,17 +83,17 @@ struct Overview<'a> {
     settings: &'a [Setting],
 }
 
-impl Operator {
+impl Dashboard {
     /// `direct_url` leads to the database without a pooler.
     pub fn new(
-        vitals: Arc<Vitals>,
+        stats: Arc<Stats>,
         options: &BridgeOptions,
         url: &DatabaseUrl,
         direct_url: DatabaseUrl,
         schema: SchemaName,
     ) -> Self {
         Self {
-            vitals,
+            stats,
             settings: settings(options, url, &schema),
             url: direct_url,
             schema,
@@ -103,7 +103,7 @@ impl Operator {
 
     /// The state of the database, at most some seconds old unless the database takes long
     /// to answer.
-    async fn survey(&self) -> Arc<Survey> {
+    async fn survey(&self) -> Arc<DatabaseState> {
         // A request that arrives during a query waits for the same answer.
         let mut survey = self.survey.lock().await;
         if let Some((survey, until)) = &*survey
@@ -115,12 +115,12 @@ impl Operator {
         let taken = Arc::new(match Borrowed::to_read(&self.url).await {
             Ok(client) => {
                 let began = Instant::now();
-                let taken = Survey::take(&client, &self.schema).await;
+                let taken = DatabaseState::take(&client, &self.schema).await;
                 let earned = began.elapsed() * SURVEY_PAUSE;
                 pause = earned.clamp(SURVEY_AGE, SURVEY_LONGEST_PAUSE);
                 taken
             }
-            Err(error) => Survey::unknown(&error.to_string()),
+            Err(error) => DatabaseState::unknown(&error.to_string()),
         });
         *survey = Some((Arc::clone(&taken), Instant::now() + pause));
         taken
@@ -175,21 +175,21 @@ pub async fn page() -> HttpResponse {
         .body(PAGE)
 }
 
-/// Answers what the page requests every two seconds. Needs `Data<Operator>`.
-pub async fn overview(operator: web::Data<Operator>) -> HttpResponse {
+/// Answers what the page requests every two seconds. Needs `Data<Dashboard>`.
+pub async fn overview(operator: web::Data<Dashboard>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .json(Overview {
             version: env!("CARGO_PKG_VERSION"),
-            figures: operator.vitals.figures(),
+            figures: operator.stats.figures(),
             lines: logging::recent(),
             settings: &operator.settings,
         })
 }
 
 /// Answers what the page requests from time to time: the pending rows and the connected
-/// bridges. Needs `Data<Operator>`.
-pub async fn database(operator: web::Data<Operator>) -> HttpResponse {
+/// bridges. Needs `Data<Dashboard>`.
+pub async fn database(operator: web::Data<Dashboard>) -> HttpResponse {
     let operator = operator.into_inner();
     // In a task of its own, so that a client that disconnects doesn't leave an untracked
     // query behind.

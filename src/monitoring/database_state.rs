@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// The state of the database.
 #[derive(Debug, Serialize)]
-pub struct Survey {
+pub struct DatabaseState {
     pub pending: Found<Pending>,
     /// The connected bridges, in the order in which they started.
     pub bridges: Found<Vec<Bridge>>,
@@ -80,7 +80,7 @@ pub struct Bridge {
     pub silent_seconds: f64,
 }
 
-impl Survey {
+impl DatabaseState {
     /// Nothing is known, for this reason.
     pub fn unknown(reason: &str) -> Self {
         Self {

@@ -16,7 +16,7 @@ use prometheus_client::{
 
 use crate::{
     delivery::{counters::Delays, health::Watching, stream_end::Ended},
-    monitoring::{logging, process, stats::Vitals},
+    monitoring::{logging, process, stats::Stats},
 };
 
 pub use self::exposition::Exposition;
@@ -26,9 +26,9 @@ pub use self::exposition::Exposition;
 pub struct Metrics(Registry);
 
 impl Metrics {
-    pub fn new(vitals: Arc<Vitals>, ended: &Ended) -> Self {
+    pub fn new(stats: Arc<Stats>, ended: &Ended) -> Self {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(OfProcess));
+        registry.register_collector(Box::new(ProcessCollector));
         let tidings = registry.sub_registry_with_prefix("tidings");
         tidings.register(
             "build",
@@ -38,7 +38,7 @@ impl Metrics {
         tidings.register(
             "refused",
             "Rejected requests and sockets, by reason",
-            vitals.refusals.counted(),
+            stats.rejections.counted(),
         );
         tidings.register(
             "connections_ended",
@@ -48,9 +48,9 @@ impl Metrics {
         tidings.register(
             "page_seconds",
             "How long streams waited for pages of rows that they had missed",
-            vitals.reads.seconds.clone(),
+            stats.reads.seconds.clone(),
         );
-        tidings.register_collector(Box::new(OfBridge(vitals)));
+        tidings.register_collector(Box::new(BridgeCollector(stats)));
         Self(registry)
     }
 
@@ -65,15 +65,15 @@ impl Metrics {
 
 /// The metrics that are read from the bridge at each scrape.
 #[derive(Debug)]
-struct OfBridge(Arc<Vitals>);
+struct BridgeCollector(Arc<Stats>);
 
-impl Collector for OfBridge {
+impl Collector for BridgeCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = self.0.figures();
         let (listener, pool) = (&now.listener, &now.pool);
         let is_awake = listener.watching == Watching::Awake;
         let age = now.readiness.last_look_ms.map(|age| age as f64 / 1_000.0);
-        let mut sheet = Sheet(encoder);
+        let mut sheet = MetricWriter(encoder);
         sheet.gauge(
             "ready",
             "Whether the bridge is ready for clients",
@@ -237,11 +237,11 @@ impl Collector for OfBridge {
 
 /// The metrics of the process, under the names that are standard for all programs.
 #[derive(Debug)]
-struct OfProcess;
+struct ProcessCollector;
 
-impl Collector for OfProcess {
+impl Collector for ProcessCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sheet = Sheet(encoder);
+        let mut sheet = MetricWriter(encoder);
         if let Some(now) = process::Process::now() {
             sheet.gauge(
                 "process_start_time_seconds",
@@ -268,9 +268,9 @@ impl Collector for OfProcess {
 }
 
 /// Encodes metrics, each with its help text.
-struct Sheet<'a>(DescriptorEncoder<'a>);
+struct MetricWriter<'a>(DescriptorEncoder<'a>);
 
-impl Sheet<'_> {
+impl MetricWriter<'_> {
     fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
         let metric = self
             .0

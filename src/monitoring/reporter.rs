@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use crate::{
     delivery::{
-        counters::{Activity, Listening, Totals},
+        counters::{Counters, Listening, Totals},
         health::Health,
         hub::Hub,
     },
@@ -55,7 +55,7 @@ pub struct Reporter {
     bridge: String,
     address: String,
     started: Moment,
-    activity: Arc<Activity>,
+    activity: Arc<Counters>,
     hub: Arc<Hub>,
     health: Arc<Health>,
     pool: Pool,
@@ -91,7 +91,7 @@ impl Reporter {
     /// `address` is where the bridge serves streams.
     pub fn new(
         address: String,
-        activity: Arc<Activity>,
+        activity: Arc<Counters>,
         hub: Arc<Hub>,
         health: Arc<Health>,
         pool: Pool,

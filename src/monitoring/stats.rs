@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use crate::{
-    auth::rejections::{Reason, Refusals},
+    auth::rejections::{RejectReason, Rejections},
     delivery::{
         catch_up::Reads,
-        counters::{Activity, Delays},
+        counters::{Counters, Delays},
         health::{Health, Readiness, Watching},
         hub::Hub,
         marker::Marks,
@@ -24,15 +24,15 @@ use crate::{
 
 /// Where the statistics are counted.
 #[derive(Debug)]
-pub struct Vitals {
+pub struct Stats {
     pub hub: Arc<Hub>,
     pub marks: Arc<Marks>,
-    pub activity: Arc<Activity>,
+    pub activity: Arc<Counters>,
     pub health: Arc<Health>,
     pub pool: Pool,
     pub reads: Reads,
     pub pruned: Arc<Pruned>,
-    pub refusals: Arc<Refusals>,
+    pub rejections: Arc<Rejections>,
     /// Maximum number of open streams.
     pub connections_limit: u32,
 }
@@ -110,11 +110,11 @@ pub struct Listener {
     pub reconnects: u64,
 }
 
-impl Vitals {
+impl Stats {
     pub fn figures(&self) -> Figures {
         let (audience, marks) = (self.hub.audience(), self.marks.counts());
         let listened = self.health.listened();
-        let refused = Reason::ALL.map(|reason| (reason.name(), self.refusals.of(reason)));
+        let refused = RejectReason::ALL.map(|reason| (reason.name(), self.rejections.of(reason)));
         Figures {
             readiness: self.health.readiness(),
             connections: self.hub.connections(),

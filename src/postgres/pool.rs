@@ -27,12 +27,12 @@ pub const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether the connections have sessions of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sessions {
+pub enum PoolMode {
     /// Each connection has its own session: settings and prepared statements persist.
-    Own,
+    Session,
     /// A pooler lends a session per transaction: no session state may remain, and
     /// statements must be unnamed.
-    Lent,
+    Transaction,
 }
 
 /// A bounded pool of connections to Postgres.
@@ -43,7 +43,7 @@ pub struct Pool {
     /// Only for marks.
     reserved: managed::Pool<Opener>,
     purpose: Purpose,
-    sessions: Sessions,
+    sessions: PoolMode,
     timeouts: Counter,
 }
 
@@ -139,7 +139,7 @@ impl Pool {
     /// None in practice: deadpool fails only for timeouts without a runtime.
     pub fn new(
         url: &DatabaseUrl,
-        sessions: Sessions,
+        sessions: PoolMode,
         size: usize,
         runtime: Handle,
     ) -> Result<Self, managed::BuildError> {
@@ -220,8 +220,8 @@ impl Pool {
         let close = |connection| drop(managed::Object::take(connection));
         let connection = scopeguard::guard(connections.get().await?, close);
         let answer = match self.sessions {
-            Sessions::Own => query_prepared(&connection, query, parameters).await,
-            Sessions::Lent => query_unnamed(&connection, query, parameters).await,
+            PoolMode::Session => query_prepared(&connection, query, parameters).await,
+            PoolMode::Transaction => query_unnamed(&connection, query, parameters).await,
         };
         let answer = answer.map_err(QueryError::from);
         if answer.as_ref().err().is_none_or(QueryError::is_of_rows) {
@@ -282,7 +282,7 @@ async fn query_unnamed(
 #[derive(Debug)]
 struct Opener {
     url: DatabaseUrl,
-    sessions: Sessions,
+    sessions: PoolMode,
     runtime: Handle,
 }
 
@@ -294,7 +294,7 @@ impl managed::Manager for Opener {
         let (url, sessions) = (self.url.clone(), self.sessions);
         let opening = self.runtime.spawn(async move {
             let (client, driver) = connect::connect(&url, |_| ()).await?;
-            if sessions == Sessions::Own {
+            if sessions == PoolMode::Session {
                 connect::settle(&client).await?;
             }
             // An error that ends the connection is returned to the query that uses it.

@@ -30,7 +30,7 @@ pub const MOST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 const SESSION: &str = "set synchronous_commit = off; set statement_timeout = '1min'";
 
 /// Counting the removable rows reads the whole table, however long that takes.
-const PATIENT: &str = "set statement_timeout = 0";
+const NO_STATEMENT_TIMEOUT: &str = "set statement_timeout = 0";
 
 /// How long rows stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,7 +272,7 @@ pub async fn prunable(
     let (client, _driver) = connect::connect_pinned(url).await?;
     let count = schema.fill(include_str!("../../sql/prunable.sql"));
     let counting = async {
-        client.batch_execute(PATIENT).await?;
+        client.batch_execute(NO_STATEMENT_TIMEOUT).await?;
         let row = client.query_one(&count, &[&sent_for.as_secs_f64()]).await?;
         let (sent, expired): (i64, i64) = (row.try_get("sent")?, row.try_get("expired")?);
         Ok(Prunable {

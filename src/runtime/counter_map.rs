@@ -4,15 +4,15 @@ use std::{collections::HashMap, hash::Hash};
 
 /// A map of counters. A key whose count is zero uses no memory.
 #[derive(Debug)]
-pub struct Tally<K>(HashMap<K, usize>);
+pub struct CounterMap<K>(HashMap<K, usize>);
 
-impl<K> Default for Tally<K> {
+impl<K> Default for CounterMap<K> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K: Eq + Hash> Tally<K> {
+impl<K: Eq + Hash> CounterMap<K> {
     /// The count of this key.
     pub fn of(&self, key: &K) -> usize {
         self.0.get(key).copied().unwrap_or_default()

@@ -13,16 +13,16 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// immediately; later lines are at least 10 s apart and carry the number of
 /// events since the previous line.
 #[derive(Debug, Default)]
-pub struct Rarely(Mutex<Untold>);
+pub struct LogThrottle(Mutex<Suppressed>);
 
 /// Events that haven't been logged yet.
 #[derive(Debug, Default)]
-struct Untold {
+struct Suppressed {
     count: u64,
     told: Option<Instant>,
 }
 
-impl Rarely {
+impl LogThrottle {
     /// Records one event. Returns the count to log, if a line is due.
     pub fn count(&self, now: Instant) -> Option<u64> {
         self.add(1, now)
@@ -45,11 +45,11 @@ impl Rarely {
 /// Throttles log lines about an operation that fails and is retried: one line when the
 /// reason changes, and one per 10 s while it lasts.
 #[derive(Debug, Default)]
-pub struct Failing {
+pub struct OutageLog {
     told: Option<(String, Instant)>,
 }
 
-impl Failing {
+impl OutageLog {
     /// Records a failure. Returns whether to log it at a level that operators read.
     pub fn is_news(&mut self, reason: &str, now: Instant) -> bool {
         let is_known = self.told.as_ref().is_some_and(|(known, told)| {
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_log_is_told_at_once_and_then_of_all_since_at_most_every_ten_seconds() {
-        let (rarely, start) = (Rarely::default(), Instant::now());
+        let (rarely, start) = (LogThrottle::default(), Instant::now());
         let tell = |seconds| rarely.count(start + Duration::from_secs(seconds));
         assert_eq!(tell(0), Some(1));
         assert_eq!([tell(0), tell(1), tell(9)], [None; 3]);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn an_outage_is_told_once_for_each_reason_and_now_and_then() {
-        let (mut failing, start) = (Failing::default(), Instant::now());
+        let (mut failing, start) = (OutageLog::default(), Instant::now());
         let mut fails =
             |reason, seconds| failing.is_news(reason, start + Duration::from_secs(seconds));
         assert!(fails("refused", 0));

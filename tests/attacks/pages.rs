@@ -19,7 +19,7 @@ use tidings::{
         stream::{EventStream, Start},
     },
     domain::{history::History, notification::UserId},
-    postgres::pool::{Pool, Sessions},
+    postgres::pool::{Pool, PoolMode},
 };
 use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;
@@ -263,7 +263,7 @@ async fn an_idle_stream_keeps_no_memory_of_a_burst() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_that_is_given_up_leaves_no_busy_connection_behind() {
     let database = Database::migrated().await;
-    let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
+    let pool = Pool::new(&database.url(), PoolMode::Session, 1, Handle::current()).expect("a pool");
     let sleep = "select pg_sleep($1)";
     let seconds: f64 = 9.0;
     let parameters = [(&seconds as _, Type::FLOAT8)];

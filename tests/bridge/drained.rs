@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
-    delivery::page_reader::{self, Backlog, PageSize, READ_IN_VAIN},
+    delivery::page_reader::{self, Backlog, PageSize, SKIPPED_ROWS_BEFORE_NOTING},
     domain::{
         clock::Moment,
         history::Incarnation,
@@ -14,7 +14,7 @@ use tidings::{
         snapshot::Xid,
     },
     postgres::{
-        pool::{Parameter, Pool, Sessions},
+        pool::{Parameter, Pool, PoolMode},
         queries::Sql,
         schema::SchemaName,
     },
@@ -115,7 +115,8 @@ impl Stage {
             writer.batch_execute(patience).await.expect(patience);
             writers.push((writer, false));
         }
-        let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
+        let pool =
+            Pool::new(&database.url(), PoolMode::Session, 1, Handle::current()).expect("a pool");
         let system = "select system_identifier from pg_control_system()";
         let system = owner.query_one(system, &[]).await.expect(system);
         let sql = Sql::new(&SchemaName::public());
@@ -228,7 +229,7 @@ impl Stage {
             replay: 0,
             opened: &opened,
             system_identifier: self.system_identifier,
-            in_vain: 0,
+            skipped_rows: 0,
         };
         let page = page_reader::backlog_page(&self.pool, backlog, ALL).await;
         let page = page.expect("a page");
@@ -320,7 +321,7 @@ async fn insert_sent(client: &Client) {
     let insert = format!(
         "insert into notifications (user_id, text, sent_at) \
          select 'alice', 'sent', now() from generate_series(1, {})",
-        2 * READ_IN_VAIN
+        2 * SKIPPED_ROWS_BEFORE_NOTING
     );
     client.batch_execute(&insert).await.expect("sent rows");
 }
@@ -357,7 +358,10 @@ async fn what_was_all_sent_is_noted_up_to_the_first_open_transaction() {
         .await;
     let before =
         "select count(*) from notifications as n, tidings_drained as d where n.xid < d.xid";
-    assert_eq!(database.ids(before).await, [i64::from(2 * READ_IN_VAIN)]);
+    assert_eq!(
+        database.ids(before).await,
+        [i64::from(2 * SKIPPED_ROWS_BEFORE_NOTING)]
+    );
 
     // It comes to whoever looks first, and to nobody after.
     writer.batch_execute("commit").await.expect("commit");

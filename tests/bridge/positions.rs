@@ -20,7 +20,7 @@ use tidings::{
         snapshot::Snapshot,
     },
     postgres::{
-        pool::{Pool, Sessions},
+        pool::{Pool, PoolMode},
         queries::Sql,
         schema::SchemaName,
     },
@@ -175,7 +175,8 @@ impl Stage {
         Self {
             writers,
             tail_query: client.prepare(&sql.tail_page).await.expect("a statement"),
-            pool: Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool"),
+            pool: Pool::new(&database.url(), PoolMode::Session, 1, Handle::current())
+                .expect("a pool"),
             sql,
             client,
             owner,

@@ -1,7 +1,7 @@
 //! What operators see from SQL: the views say what is so, to those who may know.
 
 use private_postgres::Cluster;
-use tidings::delivery::{counters::BOUNDS, page_reader::READ_IN_VAIN};
+use tidings::delivery::{counters::BOUNDS, page_reader::SKIPPED_ROWS_BEFORE_NOTING};
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::support::{
@@ -122,8 +122,11 @@ async fn the_floor_of_a_user_who_stays_follows_what_is_sent() {
         where xid < (select xid from tidings_drained where user_id = 'alice')";
     // A chunk may hold rows of two statements, and what is not yet marked stays
     // above the floor.
-    while database.superuser().ids(noted).await[0] < 2 * i64::from(READ_IN_VAIN) {
-        assert!(sent < 100 * READ_IN_VAIN, "no floor at {sent} rows");
+    while database.superuser().ids(noted).await[0] < 2 * i64::from(SKIPPED_ROWS_BEFORE_NOTING) {
+        assert!(
+            sent < 100 * SKIPPED_ROWS_BEFORE_NOTING,
+            "no floor at {sent} rows"
+        );
         let insert = "insert into notifications (user_id, text) \
              select 'alice', 'x' from generate_series(1, 10)";
         database.execute(insert).await;

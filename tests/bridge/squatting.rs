@@ -3,7 +3,7 @@
 use clap::Parser;
 use private_postgres::Cluster;
 use tidings::{
-    check::{self, Cure, Finding, Place, Topic},
+    check::{self, Finding, Fix, Place, Topic},
     config::{Cli, Command},
     postgres::schema::{self, SchemaError, SchemaName},
 };
@@ -122,7 +122,7 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
         .find(|found| found.topic == Topic::Owner)
         .map(|it| it.cure.clone());
     let command = "psql -v schema='public' -v from='mallory' -f sql/roles.sql";
-    assert_eq!(cure, Some(Cure::Command(command.to_owned())));
+    assert_eq!(cure, Some(Fix::Command(command.to_owned())));
     let handed = superuser
         .run_roles_with(&["schema=public", "from=mallory"])
         .await;
@@ -189,7 +189,7 @@ async fn a_history_without_its_objects_is_refused() {
     let is_owner = |found: &&Finding| found.topic == Topic::Owner;
     let cure = found.iter().find(is_owner).expect("a finding").cure.clone();
     let given = "alter table public.stream_tickets owner to tidings;";
-    assert_eq!(cure, Cure::Sql(given.to_owned()));
+    assert_eq!(cure, Fix::Sql(given.to_owned()));
     superuser.execute(given).await;
     assert!(
         !findings(&superuser)

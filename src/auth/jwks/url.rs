@@ -7,9 +7,9 @@ use reqwest::Url;
 /// The URL of a key set. `Display` and `Debug` leave out the query and the password,
 /// which may be secret.
 #[derive(Clone, PartialEq, Eq)]
-pub struct KeySetUrl(Url);
+pub struct JwksUrl(Url);
 
-impl FromStr for KeySetUrl {
+impl FromStr for JwksUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
@@ -27,7 +27,7 @@ impl FromStr for KeySetUrl {
     }
 }
 
-impl fmt::Display for KeySetUrl {
+impl fmt::Display for JwksUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = self.0.host_str().unwrap_or_default();
         write!(f, "{}://{host}", self.0.scheme())?;
@@ -38,13 +38,13 @@ impl fmt::Display for KeySetUrl {
     }
 }
 
-impl fmt::Debug for KeySetUrl {
+impl fmt::Debug for JwksUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl KeySetUrl {
+impl JwksUrl {
     /// The URL to fetch, with its secrets.
     pub(super) fn whole(&self) -> Url {
         self.0.clone()
@@ -75,7 +75,7 @@ mod tests {
             ("http://127.1:8080", "http://127.0.0.1:8080/"),
             ("http://[::1]/keys", "http://[::1]/keys"),
         ] {
-            let url: KeySetUrl = text.parse().expect(text);
+            let url: JwksUrl = text.parse().expect(text);
             assert_eq!(
                 (url.to_string(), format!("{url:?}")),
                 (shown.to_owned(), shown.to_owned())
@@ -92,7 +92,7 @@ mod tests {
             "keys.json",
             "",
         ] {
-            assert!(text.parse::<KeySetUrl>().is_err(), "{text}");
+            assert!(text.parse::<JwksUrl>().is_err(), "{text}");
         }
     }
 }

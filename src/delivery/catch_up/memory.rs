@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::runtime::log_throttle::Rarely;
+use crate::runtime::log_throttle::LogThrottle;
 
 /// The limit in bytes for all pages together: those that are being read and those that
 /// are being written to clients. Some 250 pages of the usual size.
@@ -41,7 +41,7 @@ pub struct PageMemory {
     most: usize,
     state: Mutex<State>,
     freed: Notify,
-    cut_off: Rarely,
+    cut_off: LogThrottle,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ impl PageMemory {
             most,
             state: Mutex::default(),
             freed: Notify::new(),
-            cut_off: Rarely::default(),
+            cut_off: LogThrottle::default(),
         }
     }
 

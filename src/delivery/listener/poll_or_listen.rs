@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::delivery::{
     health::Watching,
-    page_reader::{Ringing, Rings},
+    page_reader::{BellGeneration, BellState},
 };
 
 /// Rows found this soon after others are part of a flow.
@@ -49,18 +49,18 @@ const SLEEP_AGAIN: Duration = Duration::from_millis(25);
 
 /// How the bridge finds new rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Watch {
+pub enum PollMode {
     /// It polls, and writers need not send NOTIFY for it.
     Awake,
     /// Writers have been sending NOTIFY at least since the sequence got this value.
-    Asleep(Rings),
+    Asleep(BellGeneration),
 }
 
-impl Watch {
+impl PollMode {
     /// The state after a poll that read this value of the sequence. If the value differs
     /// from the one with which the bridge fell asleep, there was a time in which writers
     /// did not send NOTIFY, so the bridge wakes.
-    pub fn after(self, look: Option<Rings>) -> Self {
+    pub fn after(self, look: Option<BellGeneration>) -> Self {
         match self {
             Self::Asleep(since) if look == Some(since) => self,
             Self::Asleep(_) | Self::Awake => Self::Awake,
@@ -69,7 +69,7 @@ impl Watch {
 
     /// Whether to sleep, given the result of telling writers to send NOTIFY and the value
     /// read by the poll after that.
-    pub fn by(told: Ringing, look: Option<Rings>) -> Self {
+    pub fn by(told: BellState, look: Option<BellGeneration>) -> Self {
         match told.rings {
             Some(since) if !told.writing => Self::Asleep(since).after(look),
             _ => Self::Awake,
@@ -77,11 +77,11 @@ impl Watch {
     }
 }
 
-impl From<Watch> for Watching {
-    fn from(watch: Watch) -> Self {
+impl From<PollMode> for Watching {
+    fn from(watch: PollMode) -> Self {
         match watch {
-            Watch::Awake => Self::Awake,
-            Watch::Asleep(_) => Self::Asleep,
+            PollMode::Awake => Self::Awake,
+            PollMode::Asleep(_) => Self::Asleep,
         }
     }
 }

@@ -10,9 +10,9 @@ use tokio::{
 use tokio_postgres::{AsyncMessage, Client, Statement, error::SqlState};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::poll_or_listen::Watch;
+use super::poll_or_listen::PollMode;
 use crate::{
-    delivery::page_reader::{self, Ringing},
+    delivery::page_reader::{self, BellState},
     domain::history::{History, Incarnation, Since},
     postgres::{
         connect::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
@@ -190,8 +190,8 @@ impl Session {
     }
 
     /// Makes writers send NOTIFY. A poll sent after this sees every row whose writer did
-    /// not send it, unless such a writer is still running (see [`Ringing`]).
-    pub async fn fall_asleep(&self) -> Result<Ringing, tokio_postgres::Error> {
+    /// not send it, unless such a writer is still running (see [`BellState`]).
+    pub async fn fall_asleep(&self) -> Result<BellState, tokio_postgres::Error> {
         page_reader::fall_asleep(&self.client, &self.fall_asleep, self.table).await
     }
 
@@ -207,9 +207,9 @@ impl Session {
     }
 
     /// Waits for the doorbell, or, while awake, only for the end of the connection.
-    pub async fn rung(&mut self, watch: Watch) -> Result<(), ListenError> {
+    pub async fn rung(&mut self, watch: PollMode) -> Result<(), ListenError> {
         tokio::select! {
-            () = self.bell.notified(), if watch != Watch::Awake => Ok(()),
+            () = self.bell.notified(), if watch != PollMode::Awake => Ok(()),
             end = &mut self.driver => Err(ListenError::Lost(end.ok().flatten())),
         }
     }

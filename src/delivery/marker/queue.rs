@@ -118,7 +118,7 @@ enum Why {
     Suspected,
     Locked,
     /// It failed in a statement of its own.
-    Failing,
+    OutageLog,
 }
 
 /// The rows that are held for one reason.
@@ -243,7 +243,8 @@ impl Queue {
         let (at, outages) = match lane {
             Lane::Fresh => ((!self.fresh.is_empty()).then_some(now), &self.fresh_outage),
             Lane::Held => {
-                let due = [Why::Suspected, Why::Locked, Why::Failing].map(|why| self.due(why, now));
+                let due =
+                    [Why::Suspected, Why::Locked, Why::OutageLog].map(|why| self.due(why, now));
                 (due.into_iter().flatten().min(), &self.held_outage)
             }
         };
@@ -260,7 +261,7 @@ impl Queue {
     fn due(&self, why: Why, now: Instant) -> Option<Instant> {
         let &(due, _) = self.shelf(why).due.first()?;
         let reserved = match why {
-            Why::Failing => FAILURES_RESERVED,
+            Why::OutageLog => FAILURES_RESERVED,
             Why::Suspected | Why::Locked => 0.0,
         };
         Some(due.max(self.failures.ready(reserved, now)))
@@ -279,7 +280,7 @@ impl Queue {
             }
             Lane::Held => {
                 let is_due = |why: &Why| self.due(*why, now).is_some_and(|due| due <= now);
-                let mut order = [Why::Suspected, Why::Locked, Why::Failing].into_iter();
+                let mut order = [Why::Suspected, Why::Locked, Why::OutageLog].into_iter();
                 let why = order.find(is_due)?;
                 let rows = self.shelf_mut(why).take(now).into_iter();
                 let written = |row| self.held.get(&row).map(|held| (row, held.written));
@@ -346,7 +347,9 @@ impl Queue {
                 self.error = Some(reason.clone());
                 match origin {
                     _ if count == 1 => {
-                        rows.for_each(|(row, written)| self.hold(row, written, Why::Failing, now));
+                        rows.for_each(|(row, written)| {
+                            self.hold(row, written, Why::OutageLog, now)
+                        });
                     }
                     Origin::Fresh => {
                         rows.for_each(|(row, written)| {
@@ -439,7 +442,7 @@ impl Queue {
         let (since, tries) = before.map_or((now, 0), |held| (held.since, held.tries));
         let (due, tries) = match why {
             Why::Suspected => (now, tries),
-            Why::Locked | Why::Failing => (now + delay(tries), tries.saturating_add(1)),
+            Why::Locked | Why::OutageLog => (now + delay(tries), tries.saturating_add(1)),
         };
         let held = Held {
             written,
@@ -503,7 +506,7 @@ impl Queue {
         match why {
             Why::Suspected => &self.suspected,
             Why::Locked => &self.locked,
-            Why::Failing => &self.failing,
+            Why::OutageLog => &self.failing,
         }
     }
 
@@ -511,7 +514,7 @@ impl Queue {
         match why {
             Why::Suspected => &mut self.suspected,
             Why::Locked => &mut self.locked,
-            Why::Failing => &mut self.failing,
+            Why::OutageLog => &mut self.failing,
         }
     }
 }

@@ -168,7 +168,7 @@ impl Fixture {
     }
 
     /// How often a stream has ended for this reason.
-    fn ended(&self, reason: Reason) -> u64 {
+    fn ended(&self, reason: EndReason) -> u64 {
         let counted = self.streams.ended.counted();
         counted.get_or_create(&[("reason", reason.name())]).get()
     }
@@ -250,8 +250,8 @@ fn rows(written: &str) -> Vec<i64> {
 
 /// The last id that a client has after a piece of the stream.
 fn last_id(written: &str) -> String {
-    let ids = written.lines().filter_map(|line| line.strip_prefix("id: "));
-    ids.last().expect("an id").to_owned()
+    let mut ids = written.lines().filter_map(|line| line.strip_prefix("id: "));
+    ids.next_back().expect("an id").to_owned()
 }
 
 #[tokio::test(start_paused = true)]
@@ -396,7 +396,7 @@ async fn a_stream_warns_before_its_credentials_expire_and_ends_with_them() {
     assert!(warned < expires - Duration::from_secs(5));
     assert!(Instant::now() < expires + Duration::from_secs(1));
     drop(stream);
-    assert_eq!(fixture.ended(Reason::Expired), 1);
+    assert_eq!(fixture.ended(EndReason::Expired), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -415,7 +415,7 @@ async fn a_stream_ends_at_its_maximum_age_and_says_when_to_reconnect() {
         "{age:?}"
     );
     drop(stream);
-    assert_eq!(fixture.ended(Reason::Age), 1);
+    assert_eq!(fixture.ended(EndReason::Age), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -493,7 +493,7 @@ async fn a_read_that_fails_for_good_ends_the_stream_at_once() {
     while next(&mut stream).await.0.is_some() {}
     assert!(begin.elapsed() < Duration::from_secs(1));
     drop(stream);
-    assert_eq!(fixture.ended(Reason::Failed), 1);
+    assert_eq!(fixture.ended(EndReason::Failed), 1);
 }
 
 #[tokio::test(start_paused = true)]

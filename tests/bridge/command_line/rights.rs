@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use tidings::{
-    check::{self, Cure, Finding, Place, Severity, Topic},
+    check::{self, Finding, Fix, Place, Severity, Topic},
     config::{Cli, Command},
     postgres::schema::SchemaName,
 };
@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 async fn mend(database: &Database, finding: &Finding) {
-    let Cure::Sql(cure) = &finding.cure else {
+    let Fix::Sql(cure) = &finding.cure else {
         panic!("no statement mends {finding:?}")
     };
     database.superuser().execute(cure).await;

@@ -14,7 +14,7 @@ use crate::support::{
     account::Account,
     database::Database,
     event_source::{EventSource, Item},
-    process::{Served, Vitals},
+    process::{Served, Stats},
     row_id, until,
 };
 
@@ -172,7 +172,7 @@ async fn churn(
 
 /// Waits until the bridge has no more than at its start and the rest of the
 /// pool's connections.
-async fn quiet(bridge: &Served, start: Vitals) -> Vitals {
+async fn quiet(bridge: &Served, start: Stats) -> Stats {
     let (threads, files) = (start.threads, start.files + POOL - 1);
     bridge
         .until_vitals(

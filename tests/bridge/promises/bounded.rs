@@ -10,7 +10,7 @@ use crate::support::{
     bridge::Bridge,
     database::Database,
     event_source::{EventSource, Item},
-    process::{Served, Vitals},
+    process::{Served, Stats},
     row_id, rows, until,
 };
 
@@ -40,7 +40,7 @@ async fn ids_of(database: &Database, user: &str) -> Vec<i64> {
     database.ids(&query).await
 }
 
-fn assert_bounded(before: Vitals, after: Vitals) {
+fn assert_bounded(before: Stats, after: Stats) {
     let more = after.peak_bytes.saturating_sub(before.resident_bytes);
     assert!(more < MEMORY, "{more} bytes more: {before:?}, {after:?}");
 }

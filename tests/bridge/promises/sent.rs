@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tidings::{
     delivery::{
-        delivered_watermark::Drained,
+        delivered_watermark::DeliveredWatermark,
         marker::{Marker, Marks, Recipient},
         sse::Format,
         stream::{EventStream, Start},
@@ -14,7 +14,7 @@ use tidings::{
         notification::UserId,
     },
     postgres::{
-        pool::{Pool, Sessions},
+        pool::{Pool, PoolMode},
         queries::Sql,
         schema::SchemaName,
     },
@@ -68,12 +68,12 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
     let marks = Arc::new(Marks::new(Duration::from_secs(60), Arc::default()));
     let stop = CancellationToken::new();
     let url = database.url();
-    let pool = Pool::new(&url, Sessions::Own, 1, Handle::current()).expect("a pool");
+    let pool = Pool::new(&url, PoolMode::Session, 1, Handle::current()).expect("a pool");
     let (sql, schema) = (
         Arc::new(Sql::new(&SchemaName::public())),
         SchemaName::public(),
     );
-    let drained = Drained::open(pool.clone(), Arc::clone(&sql), &schema).await;
+    let drained = DeliveredWatermark::open(pool.clone(), Arc::clone(&sql), &schema).await;
     let marker = Marker {
         marks: Arc::clone(&marks),
         pool,

@@ -138,7 +138,7 @@ pub struct Served {
 
 /// What a process has taken from the system.
 #[derive(Clone, Copy, Debug)]
-pub struct Vitals {
+pub struct Stats {
     /// The memory that it occupies, and the most that it ever did.
     pub resident_bytes: usize,
     pub peak_bytes: usize,
@@ -325,7 +325,7 @@ impl Served {
         outcome.unwrap_or_else(|_| panic!("never in the log: {level} {text}"))
     }
 
-    pub fn vitals(&self) -> Vitals {
+    pub fn vitals(&self) -> Stats {
         let process = format!("/proc/{}", self.child.id().expect("a running process"));
         let status = fs::read_to_string(format!("{process}/status")).expect("its status");
         let number = |name: &str| -> usize {
@@ -333,7 +333,7 @@ impl Served {
             let value = line.and_then(|line| line.split_whitespace().next());
             value.and_then(|value| value.parse().ok()).expect(name)
         };
-        Vitals {
+        Stats {
             resident_bytes: number("VmRSS:") << 10,
             peak_bytes: number("VmHWM:") << 10,
             threads: number("Threads:"),
@@ -344,7 +344,7 @@ impl Served {
     }
 
     /// Waits until its vitals are as wanted, looking all the while.
-    pub async fn until_vitals(&self, wanted: impl Fn(Vitals) -> bool, as_what: impl Debug) {
+    pub async fn until_vitals(&self, wanted: impl Fn(Stats) -> bool, as_what: impl Debug) {
         let looking = async {
             while !wanted(self.vitals()) {
                 tokio::task::yield_now().await;

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use tidings::{
     delivery::{
         catch_up::{PageMemory, Pages, Reads, Turns},
-        delivered_watermark::Drained,
+        delivered_watermark::DeliveredWatermark,
         heartbeat::Heartbeats,
         hub::{Hub, Tail},
         marker::Marks,
@@ -19,7 +19,7 @@ use tidings::{
     },
     domain::{history::History, snapshot::Xid},
     postgres::{
-        pool::{Pool, Sessions},
+        pool::{Pool, PoolMode},
         queries::Sql,
         schema::SchemaName,
     },
@@ -33,7 +33,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
     let sql = Arc::new(Sql::new(&SchemaName::public()));
     let hub = Arc::new(Hub::new(1 << 18));
     let start = page_reader::tail_start(&database.bridge().connect().await, &sql.tail_start).await;
-    let pool = Pool::new(&database.url(), Sessions::Own, 1, Handle::current()).expect("a pool");
+    let pool = Pool::new(&database.url(), PoolMode::Session, 1, Handle::current()).expect("a pool");
     hub.start(Tail {
         history: History {
             system_identifier: 7,
@@ -44,7 +44,8 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
         position: Arc::new(start.expect("a start").0),
         safe: Xid::default(),
     });
-    let drained = Drained::open(pool.clone(), Arc::clone(&sql), &SchemaName::public()).await;
+    let drained =
+        DeliveredWatermark::open(pool.clone(), Arc::clone(&sql), &SchemaName::public()).await;
     Arc::new(Streams {
         hub: Arc::clone(&hub),
         marks: Arc::new(Marks::new(Duration::ZERO, Arc::default())),
