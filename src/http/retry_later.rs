@@ -18,7 +18,7 @@ use crate::{auth::problem::Problem, delivery::sse, http::stream_query::Rejection
 /// Browsers' `EventSource` and most libraries give up permanently on any status but 200,
 /// and ignore `Retry-After`. So a request that accepts an event stream is answered with a
 /// stream that says when to retry, and ends. Other requests, and those with
-/// [`errors=status`](Refusal::Status), get the real status.
+/// [`errors=status`](RejectionForm::Status), get the real status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryLater {
     status: StatusCode,
