@@ -1,88 +1,91 @@
 /* The doorbell, as a model for SPIN (https://spinroot.com). `make doorbell` checks it.
  *
- * A flag that everybody sees at once says whether writers ring. A bridge that idles sets it, finds
- * no writer in a transaction, looks, and sleeps. A bridge that wakes unsets it, and rings for the
- * others. Each change gives the flag a new generation; who sleeps knows its own. Two claims:
+ * A flag that is visible to everyone at once says whether writers ring. An idle bridge sets it, checks
+ * that no writer is in a transaction, polls, and sleeps. A bridge that wakes up unsets it, and rings for
+ * the others. Each change gives the flag a new generation; a sleeping bridge knows its own. Two claims:
  *
- *  no_lost_bell  whoever sleeps with a row that it has not seen was rung, or is about to be
- *  seen_at_last  every writer comes to its end, and in the end every bridge that runs has seen
- *                every row that was committed, if whoever can take a step takes it some day
+ *  no_lost_bell  a sleeping bridge that has not seen a row was rung, or is about to be
+ *  seen_at_last  every writer terminates, and in the end every running bridge has seen every
+ *                committed row, provided that every process that can take a step eventually does
  *
- * Nobody looks once a second in the model (but with TICK): the claims rest on the flag, the table's
- * lock and the bell.
+ * The model has no poll once a second (except with TICK): the claims depend on the flag, the table's
+ * lock and the doorbell.
  *
- * What is taken from PostgreSQL:
- *  - The flag is a sequence: a change belongs to no transaction, is seen by all at once, and stays.
- *  - A change is made under an advisory lock of its transaction that is only tried, so no two are
- *    made at once. The try may fail for no good reason: a stranger may have the lock.
- *  - An INSERT has the table's lock before its trigger reads the flag; its transaction keeps it.
- *    Who asks for its holders finds each that has it all the while, though not all at one instant.
- *  - A commit becomes visible at one instant. Later the transaction's locks go; and later, before
- *    or after them, its bell reaches those who listened at that instant, each at its own time.
- *  - Rows, locks and bells of a savepoint that is rolled back go together.
- *  - A query sees what its snapshot saw, but a flag that it reads after that is as it is by then.
- *  - A message is carried out though the client has frozen.
- *  - A session that ends gives up its locks and what it listened to at once. Its bridge learns of
- *    it with its next query, or while it waits, at any time later.
- *  - A crash ends all sessions and transactions, and may take the flag back to any earlier value.
- *    Prepared transactions stay, with their locks.
+ * Assumptions about PostgreSQL:
+ *  - The flag is a sequence: a change belongs to no transaction, is visible to all at once, and persists.
+ *  - A change is made under a transaction-level advisory lock that is only tried, so no two changes are
+ *    concurrent. The try may fail for no good reason: another role may hold the lock.
+ *  - An INSERT holds the table's lock before its trigger reads the flag; its transaction keeps it.
+ *    A query for the lock's holders finds each one that holds it throughout, though not at one instant.
+ *  - A commit becomes visible at one instant. The transaction's locks are released later; and later,
+ *    before or after that, its notification reaches the sessions that were listening at that instant,
+ *    each at its own time.
+ *  - Rows, locks and notifications of a savepoint that is rolled back are discarded together.
+ *  - A query sees its snapshot, but a flag that it reads afterwards has the value of that moment.
+ *  - A message is executed even if the client has frozen.
+ *  - A session that ends releases its locks and stops listening at once. Its bridge notices this with
+ *    its next query or, while waiting, at any later time.
+ *  - A crash ends all sessions and transactions, and may revert the flag to any earlier value.
+ *    Prepared transactions remain, with their locks.
  *
- * Generations are not counted. A bridge has a bit instead: `stale`, raised for all when the flag is
- * unset, and taken from one that notes the generation. With COUNTED they are, up to a bound, after
- * which the flag stays as it is (not with CRASH): that the bit stands for them is checked as well.
+ * Generations are not counted. Instead, each bridge has a bit, `stale`, which is raised for all when the
+ * flag is unset, and cleared for a bridge that notes the generation. With COUNTED they are counted, up to
+ * a bound, after which the flag doesn't change any more (not with CRASH): this checks that the bit
+ * represents them correctly.
  *
  * Sizes: BRIDGES (up to 3), WRITERS (up to 2), and ROWS, the statements of each writer, which it
- * groups into transactions as it likes, and commits or rolls back.
+ * groups into transactions in any way, and commits or rolls back.
  *
- * More of the world:
- *  FAULTS=n     n times at most a session of a bridge ends, or a bridge freezes for good, with its
+ * Additional behaviour:
+ *  FAULTS=n     up to n times, a bridge's session ends, or a bridge freezes permanently, with its
  *               session or without; but a session that has unset the flag rings before it ends
- *  WAKER_DIES   that one may end before, as if its commit failed: the change stays, the bell goes
- *               (with more than one bridge only TICK mends it)
+ *  WAKER_DIES   that session may end before it rings, as if its commit failed: the change stays, the
+ *               notification is lost (with more than one bridge, only TICK recovers)
  *  CRASH        a fault may also be a crash of the server
- *  STOPS        bridges may stop in order, for good
+ *  STOPS        bridges may shut down in order, permanently
  *  SAVEPOINTS   writers open, release and roll back savepoints
  *  PREPARE      writers may prepare a transaction first, if it doesn't ring
- *  HANG         a writer may stay in its transaction for ever
- *  TICK         who sleeps may look by itself
+ *  HANG         a writer may stay in its transaction forever
+ *  TICK         a sleeping bridge may poll by itself
  *
  * Mistakes, each of which must break `seen_at_last`:
- *  LOOKS_BEFORE_SETTING        the look that it falls asleep on has a snapshot from before it set
- *                              the flag
- *  LOOKS_BEFORE_TEST           or from before it asked who has the table's lock
- *  TESTS_BEFORE_SETTING        it asks who has the table's lock, and then sets the flag
- *  NO_TEST                     it doesn't ask
- *  NO_TEST_IF_SET              it asks only if it set the flag itself
- *  NO_LOOK_AFTER_TEST          it doesn't look any more
+ *  LOOKS_BEFORE_SETTING        the poll before it falls asleep has a snapshot from before it set the
+ *                              flag
+ *  LOOKS_BEFORE_TEST           or from before it checked who holds the table's lock
+ *  TESTS_BEFORE_SETTING        it checks who holds the table's lock, and then sets the flag
+ *  NO_TEST                     it doesn't check
+ *  NO_TEST_IF_SET              it checks only if it set the flag itself
+ *  NO_LOOK_AFTER_TEST          it doesn't poll again
  *  CLEARS_BELL_AFTER_LOOK      instead of before
- *  LISTENS_AFTER_LAST_LOOK     LISTEN comes after the look that it falls asleep on
- *  SLEEPS_AFTER_CONNECTING     it goes on sleeping on a new session
- *  LOOKS_AND_SLEEPS_ON         it does so after a look, if the flag has the generation it noted
- *                              (a crash brings it back, and keeps what is prepared: CRASH, PREPARE)
- *  SLEEPS_WITHOUT_FLAG         it falls asleep whatever has become of the flag
- *  SLEEPS_ON_WITHOUT_FLAG      when rung it looks, whatever has become of the flag
- *  IGNORES_GENERATION          it cares only whether the flag is set
- *  NOTES_GENERATION_LATE       it takes for its own the generation that its look finds
- *  NO_WAKE_RING                who unsets the flag doesn't ring
- *  RINGS_BEFORE_UNSETTING      it does, but first
- *  UNSETS_THEN_RINGS           it does, in two messages; it may freeze between them (FAULTS)
- *  GENERATION_COMES_TWICE      changes need no lock, and each counts on from what it has read
+ *  LISTENS_AFTER_LAST_LOOK     LISTEN comes after the poll before it falls asleep
+ *  SLEEPS_AFTER_CONNECTING     it continues to sleep in a new session
+ *  LOOKS_AND_SLEEPS_ON         it does so after a poll, if the flag has the generation it noted
+ *                              (a crash restores it and keeps prepared transactions: CRASH, PREPARE)
+ *  SLEEPS_WITHOUT_FLAG         it falls asleep whatever the flag's value is
+ *  SLEEPS_ON_WITHOUT_FLAG      when rung it polls and sleeps again, whatever the flag's value is
+ *  IGNORES_GENERATION          it checks only whether the flag is set
+ *  NOTES_GENERATION_LATE       it notes the generation that its poll finds
+ *  NO_WAKE_RING                a bridge that unsets the flag doesn't ring
+ *  RINGS_BEFORE_UNSETTING      it rings first
+ *  UNSETS_THEN_RINGS           it uses two messages; it may freeze between them (FAULTS)
+ *  GENERATION_COMES_TWICE      changes need no lock, and each increments the value it has read
  *  LOCKS_AFTER_READING_FLAG    a writer reads the flag, and then locks the table
- *  UNLOCKS_BEFORE_VISIBLE      a writer's lock goes before its rows are visible
- *  LOCK_OF_LOST_SAVEPOINT      a row stays, and its lock goes with a savepoint that is rolled back
- *                              (a cursor that inserts and fails there does so; TICK mends it)
- *  BELL_OF_LOST_SAVEPOINT      a row stays, and its bell goes with a savepoint that is rolled back
- *  DOORBELL_OFF                a writer leaves the bell unrung (TICK mends it)
- *  TICK_READS_ONLY_FLAG        a tick looks only if the flag has changed (DOORBELL_OFF)
+ *  UNLOCKS_BEFORE_VISIBLE      a writer's lock is released before its rows are visible
+ *  LOCK_OF_LOST_SAVEPOINT      a row stays, and its lock is released with a savepoint that is rolled
+ *                              back (as with a cursor that inserts and fails there; TICK recovers)
+ *  BELL_OF_LOST_SAVEPOINT      a row stays, and its notification is discarded with a savepoint that is
+ *                              rolled back
+ *  DOORBELL_OFF                a writer doesn't ring (TICK recovers)
+ *  TICK_READS_ONLY_FLAG        a tick polls only if the flag has changed (DOORBELL_OFF)
  *
- * Not mistakes, checked so that nobody need fear them:
- *  NO_LOOK_AFTER_CONNECTING    it tries to sleep before its first look
- *  LOOKS_BEFORE_LISTEN         its first look comes before LISTEN
- *  READS_FLAG_BEFORE_LOOK      after it has forgotten the bell, but before the look's snapshot
+ * Not mistakes, checked to show that they are harmless:
+ *  NO_LOOK_AFTER_CONNECTING    it tries to sleep before its first poll
+ *  LOOKS_BEFORE_LISTEN         its first poll comes before LISTEN
+ *  READS_FLAG_BEFORE_LOOK      after it has forgotten the notification, but before the poll's snapshot
  *  CLEARS_BELL_BEFORE_SETTING  and not again; then SLEEPS_WITHOUT_FLAG is no mistake
- *  STOPS_WITHOUT_WAKING        who stops leaves the flag set (STOPS)
- *  UNLOCKS_BEFORE_TEST         others may change the flag while it asks who has the table's lock
- *  RINGS_AFTER_UNLOCKING       who unset the flag rings when others may already change it
+ *  STOPS_WITHOUT_WAKING        a bridge that stops leaves the flag set (STOPS)
+ *  UNLOCKS_BEFORE_TEST         others may change the flag while it checks who holds the table's lock
+ *  RINGS_AFTER_UNLOCKING       the bridge that unset the flag rings when others may already change it
  *  CHANGES_WITHOUT_LOCK        changes need no lock, if still no generation comes twice
  */
 #ifndef BRIDGES
@@ -107,27 +110,27 @@
 byte visible;            /* rows that are committed */
 byte seen[BRIDGES];      /* rows */
 
-bool session[BRIDGES];   /* it has one, as the server knows */
-bool asleep[BRIDGES];    /* waits for the bell */
-bool frozen[BRIDGES];    /* for good, or stopped */
+bool session[BRIDGES];   /* whether it has one, according to the server */
+bool asleep[BRIDGES];    /* waiting for the doorbell */
+bool frozen[BRIDGES];    /* permanently, or stopped */
 byte listens;            /* bridges */
-byte rung;               /* bridges: the bell has reached them, or is on its way to them */
+byte rung;               /* bridges: the notification has reached them, or is on its way */
 
-byte locked = NOBODY;    /* who may change the flag: bridge + 1 */
-byte rings_next;         /* bridges that have unset the flag, and are still to ring */
+byte locked = NOBODY;    /* holder of the lock for changing the flag: bridge + 1 */
+byte rings_next;         /* bridges that have unset the flag and not rung yet */
 
 bool held[WRITERS];      /* the table's lock, by the transaction */
 bool held_inner[WRITERS];/* and by its open savepoint */
 bool prepared[WRITERS];
 bool cut[WRITERS];       /* its session ended in a crash */
-byte written;            /* writers that are done */
+byte written;            /* finished writers */
 
 #ifdef GENERATION_COMES_TWICE
 #define COUNTED
 #endif
 #ifndef COUNTED
 bool set;                /* the flag */
-byte stale = all;        /* bridges: the generation that they noted has passed */
+byte stale = all;        /* bridges whose noted generation has passed */
 #define may_change  (locked == NOBODY)
 #define is_noted(b) (!(stale & bit(b)))
 #define set_flag()  set = true
@@ -160,7 +163,7 @@ byte noted[BRIDGES];
 #define all_have_seen (has_seen(0) && has_seen(1) && has_seen(2))
 #endif
 
-/* Asleep with a row that it has not seen: was rung, or whoever unset the flag is about to ring. */
+/* If it sleeps and has not seen a row, it was rung, or the bridge that unset the flag will ring. */
 #define rests(b) (!asleep[b] || !session[b] || (rung & bit(b)) || rings_next != 0 || \
                   (visible & ~seen[b]) == 0)
 #if BRIDGES == 1
@@ -176,7 +179,7 @@ ltl no_lost_bell { [] all_rest }
 
 /* --- Writers -------------------------------------------------------------------------------- */
 
-/* A step of a session that a crash has not ended. */
+/* Continues only if a crash has not ended the session. */
 #define alive  if :: cut[w] -> goto lost :: else fi
 
 inline lock() {
@@ -247,7 +250,7 @@ statement:
     atomic {
         alive;
         if
-        :: in_savepoint ->                       /* RELEASE; COMMIT does it as well */
+        :: in_savepoint ->                       /* RELEASE; COMMIT does the same */
             held[w] = held[w] || held_inner[w];
             rows = rows | rows_inner;
             rings = rings || rings_inner
@@ -290,7 +293,7 @@ statement:
     unlock();
     goto statement;
 
-lost:                                            /* the crash took the lock, too */
+lost:                                            /* the crash released the lock, too */
     atomic {
         cut[w] = false; rows = 0; rows_inner = 0;
         in_savepoint = false; rings = false; rings_inner = false
@@ -302,18 +305,18 @@ done:
 
 /* --- Bridges -------------------------------------------------------------------------------- */
 
-/* A query, as the start of a step: a frozen bridge asks nothing, and one without a session
- * learns of it. */
+/* A query, as the start of a step: a frozen bridge sends none, and one without a session
+ * notices that. */
 #define asks  !frozen[b] -> if :: !session[b] -> goto connect :: else fi
 
-/* A later step of the same message: it is carried out for a frozen bridge as well. */
+/* A later step of the same message: it is executed for a frozen bridge as well. */
 #define goes_on  if :: !session[b] -> goto connect :: else fi
 
-/* (*) A state in which nobody can take a step is no cycle, and with fairness SPIN searches cycles
- * only: without this step `seen_at_last` would hold where all sleep for ever. */
+/* (*) A state in which no process can take a step isn't a cycle, and with fairness SPIN searches only
+ * for cycles: without this step, `seen_at_last` would hold where all sleep forever. */
 
-/* Forgets that the bell rang, if it has come so far: on its way, it comes later. The bridge does
- * so when it wakes; more often, as here, is harder. */
+/* Forgets a notification that has arrived; one that is still on its way arrives later. The bridge
+ * does so when it wakes up; doing it more often, as here, is a harder case. */
 inline clear() {
     atomic {
         !frozen[b];
@@ -323,7 +326,7 @@ inline clear() {
 
 inline ring()  { rung = rung | listens }
 
-/* Asks whether a transaction has the table's lock. */
+/* Checks whether a transaction holds the table's lock. */
 inline test() {
     atomic { goes_on; busy = held[0] || held_inner[0] };
 #if WRITERS > 1
@@ -343,9 +346,9 @@ inline fall_asleep() {
 }
 
 proctype Bridge(byte b) {
-    byte shot;                                   /* what the snapshot of its look has */
+    byte shot;                                   /* the rows in the snapshot of its poll */
     bool busy, stops;
-    bool slept;                                  /* and has not been awake since */
+    bool slept;                                  /* has slept, and not been awake since */
 #ifdef READS_FLAG_BEFORE_LOOK
     bool own;
 #endif
@@ -380,9 +383,9 @@ awake:
         slept = false; busy = false;
         seen[b] = seen[b] | visible;
         if
-        :: goto awake                            /* polls on */
-        :: skip                                  /* has found little for a while */
-        :: set -> goto wake                      /* rows come fast: spares the writers the bell */
+        :: goto awake                            /* continues to poll */
+        :: skip                                  /* has found few rows for a while */
+        :: set -> goto wake                      /* frequent rows: writers need not ring */
 #ifdef STOPS
         :: stops = true; goto wake
 #endif
@@ -392,7 +395,7 @@ awake:
 #endif
     };
 
-idle:                                            /* one statement: set the flag, */
+idle:                                            /* one statement: sets the flag, */
 #ifdef CLEARS_BELL_BEFORE_SETTING
     clear();
 #endif
@@ -443,7 +446,7 @@ idle:                                            /* one statement: set the flag,
     atomic { goes_on; shot = visible };
 #endif
 #if !defined(NO_TEST) && !defined(TESTS_BEFORE_SETTING)
-    test();                                      /* and find that no writer may have missed it */
+    test();                                      /* and checks that no writer may have missed it */
 #endif
 tested:
     atomic {
@@ -501,7 +504,7 @@ last_look:
         :: else -> goto awake
         fi;
         if
-        :: fall_asleep()                         /* a trickle: a look a bell */
+        :: fall_asleep()                         /* a trickle: one poll per notification */
         :: goto wake
         fi
     };
@@ -516,7 +519,7 @@ sleep:
             -> if :: session[b] && is_own(b) -> goto sleep :: else fi
 #endif
 #else
-        :: !frozen[b] && session[b] && !(rung & bit(b)) -> goto sleep   /* time goes by (*) */
+        :: !frozen[b] && session[b] && !(rung & bit(b)) -> goto sleep   /* time passes (*) */
 #endif
 #ifdef STOPS
         :: !frozen[b] && session[b] ->
@@ -532,7 +535,7 @@ sleep:
         fi
     };
 
-wake:                                            /* one message: unset the flag, and ring */
+wake:                                            /* one message: unsets the flag, and rings */
 #ifdef STOPS_WITHOUT_WAKING
     if :: stops -> goto stop :: else fi;
 #endif
@@ -633,7 +636,7 @@ proctype Faults() {
                 od;
                 if
                 :: unset()
-                :: set_flag(); stale = 0         /* at the worst, what each may remember */
+                :: set_flag(); stale = 0         /* worst case: a value that each may remember */
                 :: skip
                 fi
 #endif
@@ -647,7 +650,7 @@ proctype Faults() {
 init {
     byte i;
     atomic {
-        if :: set_flag() :: skip fi;             /* as others left it */
+        if :: set_flag() :: skip fi;             /* left by earlier bridges */
         for (i : 0 .. BRIDGES - 1) { run Bridge(i) }
         for (i : 0 .. WRITERS - 1) { run Writer(i) }
         if :: FAULTS > 0 -> run Faults() :: else fi

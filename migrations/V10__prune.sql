@@ -1,33 +1,32 @@
--- Removes what has had its time: rows that were sent long ago, and rows that
--- have expired. In small batches, each a transaction of its own, which wait for
--- nobody and for which nobody waits.
+-- Removes rows that are past their retention: rows that were sent long ago, and rows
+-- that have expired. It works in small batches, each in a transaction of its own, which
+-- neither wait for other sessions nor block them.
 
--- Which rows have expired. Most have no end and are not in it. A mark changes
--- nothing of it, so marks stay heap-only.
+-- Expired rows. Most rows have no expiry and aren't in it. A mark doesn't change it, so
+-- marks stay heap-only.
 --
--- While it is made, which reads the table once, INSERTs wait.
+-- Creating it reads the table once, and INSERTs wait meanwhile.
 create index notifications_expires_at on :"schema".notifications (expires_at)
 where expires_at is not null;
 
--- Autovacuum, for a table that is written, marked and pruned without end: of
--- each row it finds a dead version when it was marked, unless a page's own
--- clean-up was faster, and a dead row when it was pruned.
+-- Autovacuum, for a table that is written, marked and pruned continuously: each row
+-- leaves a dead version when it is marked, unless pruning within its page was faster,
+-- and a dead row when it is removed.
 --
--- By default it comes when a fifth of the table is dead. With 30 days of 10
--- million rows that would be once in six days, and the table a fifth larger than
--- it need be. At a hundredth it comes three times a day; a small table is left
--- in peace until 10,000 are dead. Each time costs one reading of the indexes, and
--- of the table only those pages that were written to since. Inserts alone,
--- without any dead row, call for it at a fiftieth, so that new pages are known
--- to be all visible, and frozen, piece by piece and not all at once.
+-- By default it runs when a fifth of the table is dead. With 30 days of 10 million
+-- rows, that would be once in six days, and the table would be a fifth larger than
+-- necessary. At a hundredth it runs three times a day; a small table is left alone
+-- until 10,000 rows are dead. Each run reads the indexes once, and of the table only
+-- the pages that were written to since. Inserts alone, without any dead row, trigger it
+-- at a fiftieth, so that new pages are marked all-visible and frozen gradually instead
+-- of all at once.
 --
--- The cost limit stays as it is: at 200 it writes 40 MB/s, some hundred times what
--- 10 million rows a day make dirty. More would only be felt by others.
+-- The cost limit is unchanged: at 200 it writes 40 MB/s, some hundred times what 10
+-- million rows a day make dirty. A higher limit would only slow down other sessions.
 --
--- It doesn't try to give the end of the file back to the system. For that it
--- takes the table's strongest lock, and writers would wait; and the space is
--- needed again by the next rows. After a large clean-up, "vacuum (truncate)
--- notifications" does it once.
+-- It doesn't try to return the end of the file to the system. For that it takes the
+-- table's strongest lock, and writers would wait; besides, the next rows need the space
+-- again. After a large clean-up, run "vacuum (truncate) notifications" once.
 alter table :"schema".notifications set (
   autovacuum_vacuum_scale_factor = 0.01,
   autovacuum_vacuum_threshold = 10000,
@@ -40,25 +39,25 @@ alter table :"schema".notifications set (
   toast.vacuum_truncate = off
 );
 
--- One batch: looks at the rows that come after `after`, as many as `batch`, and
--- removes those of them that were sent longer ago than `sent_before`; and beside
--- them as many rows, wherever they are, that expired an hour ago or earlier. An
--- hour, so that one can see why a row didn't come, and put its end off.
+-- One batch: examines the next `batch` rows after `after`, and removes those that were
+-- sent longer ago than `sent_before`; and up to as many rows, wherever they are, that
+-- expired at least an hour ago. The hour leaves time to see why a row wasn't delivered,
+-- and to extend its expiry.
 --
--- Returns how many it removed, and the last row that it looked at, with which
--- the next batch begins. Null: there is nothing more. No row at all: somebody
--- else is removing rows just now, or has locked what this needs.
+-- Returns how many rows it removed and the last row it examined, from which the next
+-- batch continues. Null: there is nothing more. No row at all: another session is
+-- removing rows right now, or has locked what this needs.
 --
--- Whoever calls it can't remove what is still to be delivered, nor anything
--- that is younger than an hour: `created_at` is set by its default alone, so
--- marks that a bridge forges with an early `sent_at` are no help.
+-- A caller can't remove rows that are still to be delivered, nor rows younger than an
+-- hour: `created_at` is set only by its default, so forging marks with an early
+-- `sent_at` doesn't help a bridge.
 --
--- Nobody waits: rows that others have locked are left to the next time, and a
--- table that somebody alters is waited for no longer than a second.
+-- It doesn't block other sessions: it skips rows that others have locked until the next
+-- time, and waits at most a second for a table that is being altered.
 --
--- It goes by id from the oldest row, and that of the plan must not depend on
--- what is known of the table. The rows that it passes over were not sent, or
--- not long enough ago.
+-- It walks by id from the oldest row, and the plan for that must not depend on the
+-- statistics of the table. The rows that it skips were not sent, or not long enough
+-- ago.
 create function :"schema".tidings_prune_batch(
   sent_before interval,
   after bigint default 0,
@@ -217,12 +216,12 @@ revoke all on function :"schema".tidings_prune_batch(interval, bigint, int) from
 comment on function :"schema".tidings_prune_batch(interval, bigint, int) is
   'Removes one batch of rows that were sent longer ago than that, or have expired (Tidings).';
 
--- All batches, for pg_cron and the like: call tidings_prune('30 days'). After
--- each it rests for four times as long as that took.
+-- All batches, for pg_cron and similar: call tidings_prune('30 days'). After each batch
+-- it pauses for four times as long as the batch took.
 --
--- It ends each batch's transaction, so Postgres lets it neither run with its
--- owner's rights nor keep a search path: it may do what its caller may. All names
--- in it are qualified, operators too, so that a caller's path decides nothing.
+-- It ends each batch's transaction, so Postgres allows it neither to run with its
+-- owner's privileges nor to set a search path: it may do what its caller may. All names
+-- in it are qualified, including operators, so that the caller's path has no effect.
 create procedure :"schema".tidings_prune(sent_before interval, batch int default 500)
 language plpgsql
 as $$

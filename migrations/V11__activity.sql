@@ -1,5 +1,5 @@
--- What the bridges do, told by each of them every ten seconds: for the views of
--- V12__seen_from_sql.sql. Nothing rests on it.
+-- Activity of the bridges, which each reports every ten seconds, for the views of
+-- V12__seen_from_sql.sql. Nothing else depends on it.
 
 -- What each bridge has done in each minute of the last day.
 create table :"schema".tidings_activity (
@@ -22,8 +22,8 @@ comment on column :"schema".tidings_activity.sent is 'Notifications whose sent_a
 comment on column :"schema".tidings_activity.delays is
   'How many were written how long after created_at, by the bounds that stand in tidings_delay.';
 
--- Which bridges there have been in the last day. Whether one is connected is for
--- tidings_bridges to find out.
+-- The bridges of the last day. Whether one is connected is determined by
+-- tidings_bridges.
 create table :"schema".tidings_bridges_seen (
   bridge text primary key,
   version text not null,
@@ -59,8 +59,8 @@ comment on column :"schema".tidings_bridges_seen.clock_offset is
   'How far the database''s clock is ahead of the bridge''s.';
 comment on column :"schema".tidings_bridges_seen.last_seen is 'When it told so.';
 
--- What a bridge tells. Of a minute it tells all that it has done in it, so that
--- telling twice does no harm; without a minute there is nothing new to tell of.
+-- A bridge's report. For a minute it contains everything the bridge has done in it, so
+-- that repeating a report is harmless; without a minute there is nothing new to report.
 create function :"schema".tidings_report(
   bridge text,
   version text,

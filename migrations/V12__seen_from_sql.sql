@@ -1,13 +1,13 @@
--- What operators see from SQL. The views run with their owner's rights and show
--- no text of a notification.
+-- SQL views for operators. The views run with their owner's privileges and show no text
+-- of a notification.
 
--- The users for whom something is waiting.
+-- The users who have pending rows.
 --
--- It costs what is waiting and not what is kept: for each user it begins at the
--- floor below which nothing is left (V9__drained.sql), and from one user it goes
--- to the next in the index. The settings keep it there at any size of the table
--- and whatever is known of it: without them Postgres may read the whole table
--- for each user.
+-- The cost depends on the number of pending rows, not of stored ones: for each user it
+-- starts at the floor below which nothing is left (V9__drained.sql), and it goes from
+-- one user to the next in the index. The settings enforce this at any size of the table
+-- and whatever its statistics are: without them, Postgres may read the whole table for
+-- each user.
 create function :"schema".tidings_pending_users()
 returns table (user_id text, pending bigint, oldest timestamptz)
 language sql
@@ -101,7 +101,7 @@ comment on column :"schema".tidings_pending_total.age is 'How long ago that was.
 create view :"schema".tidings_throughput as
 select
   m.minute,
-  -- Each bridge reads all rows; one that came in between has read fewer.
+  -- Each bridge reads all rows; one that started within the minute has read fewer.
   coalesce(max(a.seen), 0) as inserted,
   coalesce(sum(a.sent), 0)::bigint as sent
 from
@@ -121,7 +121,7 @@ comment on column :"schema".tidings_throughput.inserted is
   'How many became visible, as the bridge saw them that saw most.';
 comment on column :"schema".tidings_throughput.sent is 'How many were marked as sent, by all bridges.';
 
--- The bounds are those of src/activity.rs.
+-- The bounds are those of src/delivery/counters.rs.
 create view :"schema".tidings_delay as
 with
   bounds (bucket, low, high) as (
@@ -143,7 +143,7 @@ with
       (15, '5 seconds', '10 seconds'),
       (16, '10 seconds', '20 seconds'),
       (17, '20 seconds', '60 seconds'),
-      -- Whatever took longer counts as a minute.
+      -- Anything that took longer counts as a minute.
       (18, '60 seconds', '60 seconds')
   ),
   counted as (
@@ -189,9 +189,9 @@ comment on column :"schema".tidings_delay.p50 is
 comment on column :"schema".tidings_delay.p99 is
   '99 of 100 took no longer. created_at is when the transaction began that inserted it.';
 
--- Who may not see others' sessions (pg_read_all_stats) sees their numbers all
--- the same, and no more; the number of a session that is gone may be given to
--- another one then.
+-- A role that may not see other users' sessions (pg_read_all_stats) still sees their
+-- process ids, and nothing more; the process id of a session that has ended may be
+-- reused by another one.
 create view :"schema".tidings_bridges as
 select
   b.bridge, b.version, b.role, b.address, b.client_address, b.started_at,
@@ -231,7 +231,7 @@ select
   c.relname::text as name,
   case c.relkind when 'r' then 'table' else 'index' end as kind,
   t.relname::text as "table",
-  -- Below zero: never looked at.
+  -- Negative: never analyzed.
   case when c.reltuples >= 0 then c.reltuples::bigint end as rows,
   case c.relkind when 'r' then pg_stat_get_live_tuples(c.oid) end as live,
   case c.relkind when 'r' then pg_stat_get_dead_tuples(c.oid) end as dead,
@@ -304,7 +304,7 @@ left join lateral (
     where
       s.datid = (select oid from pg_database where datname = current_database())
       and s.pid <> pg_backend_pid()
-      -- Autovacuum's sessions are nobody's, and one vacuum minds no other.
+      -- Autovacuum's workers belong to no user, and one vacuum doesn't affect another.
       and s.usesysid is not null
       and (s.backend_xmin is not null or s.backend_xid is not null)
     union all

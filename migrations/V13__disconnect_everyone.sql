@@ -1,6 +1,6 @@
--- Ends everyone's streams with one row, and lets bridges read disconnections in
--- pages: reading all of them in one query failed once millions of users had been
--- logged out within a day.
+-- Ends everyone's streams with one row, and lets bridges read disconnections in pages:
+-- reading all of them in one query failed once millions of users had been logged out
+-- within a day.
 --
 -- A row of tidings_disconnections now means:
 --
@@ -12,20 +12,20 @@
 -- | null    | ''     | everyone's that were opened with any ticket    |
 -- | null    | null   | everyone's                                     |
 --
--- Earlier bridges read them with tidings_disconnections_since, take '' for null,
--- and skip rows without a user.
+-- Earlier bridges read them with tidings_disconnections_since, treat '' as null, and
+-- skip rows without a user.
 
--- One page of the rows that are new since a position (as in sql/tail_page.sql):
--- of transactions from `after` on, and of those in `open` the rows behind the
--- ids in `read_to`. At most so many rows, in the order of (xid, id).
+-- One page of the rows that are new since a position (as in sql/tail_page.sql): rows of
+-- transactions from `after` on, and of the transactions in `open` the rows after the
+-- ids in `read_to`. At most `most` rows, ordered by (xid, id).
 --
--- If a new row ends everyone's streams, or without `after`, the reader has to
--- know none of the others: it gets one row without user and ticket, with the key
--- of the last row that is visible, and goes on from there. So does a reader that
--- is a million rows behind when everyone is disconnected.
+-- If a new row ends everyone's streams, or without `after`, the reader needs none of
+-- the other rows: it gets one row without user and ticket, with the key of the last
+-- visible row, and continues from there. This also holds for a reader that is a million
+-- rows behind when everyone is disconnected.
 --
--- The settings keep both scans on the index (xid, id), whatever is known of the
--- table.
+-- The settings make both scans use the index (xid, id), whatever the table's statistics
+-- are.
 create function :"schema".tidings_disconnections_page(
   after xid8,
   open xid8[],
@@ -107,8 +107,7 @@ revoke all on function :"schema".tidings_disconnections_page(xid8, xid8[], bigin
 comment on function :"schema".tidings_disconnections_page(xid8, xid8[], bigint[], int) is
   'Which streams were to end since a position, a page at a time; the bridges call it (Tidings).';
 
--- A role that was granted the earlier function by name reads the same with this
--- one.
+-- A role that was granted the earlier function by name can read the same with this one.
 do $$
 declare
   statement text;
@@ -132,8 +131,8 @@ begin
 end
 $$;
 
--- Removes some of the rows that are older than a day, which every bridge has
--- read; skips those that another session is removing.
+-- Removes some of the rows that are older than a day, which every bridge has read;
+-- skips those that another session is removing.
 create function :"schema".tidings_prune_disconnections(batch int) returns void
 language sql
 volatile
@@ -162,9 +161,9 @@ revoke all on function :"schema".tidings_prune_disconnections(int) from public;
 comment on function :"schema".tidings_prune_disconnections(int) is
   'Removes rows of tidings_disconnections that are older than a day (Tidings).';
 
--- A plan that was made while the tables were empty is kept for the session, and
--- one statement may call this for millions of users: without the setting each
--- call could read a whole table.
+-- A plan made while the tables were empty is kept for the session, and one statement
+-- may call this for millions of users: without the setting, each call could read a
+-- whole table.
 create or replace function :"schema".disconnect_user(user_id text) returns void
 language plpgsql
 volatile
@@ -193,12 +192,11 @@ begin
 end
 $$;
 
--- Ends every stream on every bridge, and removes all tickets. One row, however
--- many users there are.
+-- Ends every stream on every bridge and removes all tickets. One row, however many
+-- users there are.
 --
--- Tokens that the application has signed stay good until they expire, so the
--- streams that were opened with them come back: change the signing secret first
--- if they must not.
+-- Tokens that the application has signed remain valid until they expire, so clients
+-- that use them reconnect: change the signing secret first to prevent that.
 create function :"schema".disconnect_everyone() returns void
 language plpgsql
 volatile
@@ -218,9 +216,9 @@ revoke all on function :"schema".disconnect_everyone() from public;
 comment on function :"schema".disconnect_everyone() is
   'Ends every stream on every bridge within seconds and removes all tickets (Tidings).';
 
--- A statement that removes or changes tickets adds a thousand rows at most.
--- Beyond, the streams that other tickets of the same users opened end too, and
--- come back with their tickets.
+-- A statement that removes or changes tickets adds a thousand rows at most. Beyond
+-- that, streams that other tickets of the same users opened end too, and their clients
+-- reconnect with their tickets.
 create or replace function :"schema".tidings_end_ticket_streams() returns trigger
 language plpgsql
 security definer
@@ -276,10 +274,10 @@ begin
 end
 $$;
 
--- As in V5__create_stream_tickets.sql; but expired tickets are removed once a
--- transaction, because a statement that makes a million tickets would pass over all
--- that it has removed before each time. A caller who forges the setting leaves them
--- to the bridges.
+-- As in V5__create_stream_tickets.sql, except that expired tickets are removed once per
+-- transaction, because a statement that creates a million tickets would otherwise scan
+-- all the removed ones each time. A caller that forges the setting leaves them to the
+-- bridges.
 create or replace function :"schema".create_stream_ticket(user_id text, ttl interval default '1 hour')
 returns text
 language plpgsql
@@ -334,8 +332,8 @@ begin
 end
 $$;
 
--- As in V11__activity.sql; also removes old disconnections and tickets that have
--- expired, since nobody else may do it after millions were added at once.
+-- As in V11__activity.sql; it also removes old disconnections and expired tickets,
+-- since nothing else may do so after millions were added at once.
 create or replace function :"schema".tidings_report(
   bridge text,
   version text,
@@ -425,20 +423,19 @@ begin
 end
 $$;
 
--- Logging somebody out waits while these are made: a second for each million
--- users that were logged out within the last day. Nothing on `notifications`
--- waits.
+-- Logging a user out waits while these are created: a second for each million users
+-- that were logged out within the last day. Nothing waits on `notifications`.
 create index tidings_disconnections_xid_id on :"schema".tidings_disconnections (xid, id);
 create index tidings_disconnections_everyone on :"schema".tidings_disconnections (xid)
 where user_id is null;
 
--- For an instant, reading waits too.
+-- For an instant, reads wait too.
 alter table :"schema".tidings_disconnections
   alter column user_id drop not null,
   add constraint tidings_disconnections_whose
     check (user_id is not null or ticket is null or ticket = '') not valid;
 
--- The new one serves the same queries.
+-- The new index serves the same queries.
 drop index :"schema".tidings_disconnections_xid;
 
 comment on column :"schema".tidings_disconnections.user_id is

@@ -1,17 +1,17 @@
--- Functions see pg_catalog alone, and name what else they use.
+-- Functions have only pg_catalog on their search path and qualify everything else.
 --
--- Before, their search path was this schema. In that, a function or operator that
--- any role with CREATE made took precedence over one of pg_catalog with less exact
--- argument types: format(text, text) over format(text, variadic "any"). It ran with
--- the rights of tidings_owner.
+-- Before, their search path was this schema. There, a function or operator that any
+-- role with CREATE made took precedence over one of pg_catalog with less exact argument
+-- types: format(text, text) over format(text, variadic "any"). It ran with the
+-- privileges of tidings_owner.
 --
--- What a view calls was looked up when it was made, so the views are made anew.
--- Defaults, constraints and conditions of triggers call only what pg_catalog has with
--- exactly these types, which always took precedence.
+-- The functions that a view calls were resolved when it was created, so the views are
+-- recreated. Defaults, constraints and conditions of triggers call only functions that
+-- pg_catalog has with exactly these types, and these always took precedence.
 --
--- Old tickets, disconnections and notes of tidings_reopened are removed by the
--- bridges, every ten seconds, and not by the transactions that add new ones: these
--- failed with serialization errors where an application's default isolation is
+-- Old tickets, disconnections and records of tidings_reopened are removed by the
+-- bridges, every ten seconds, and no longer by the transactions that add new ones:
+-- these failed with serialization errors where an application's default isolation is
 -- serializable.
 
 create or replace function :"schema".send_notification(user_id text, text text, event text default null)
@@ -211,8 +211,8 @@ exception
 end
 $$;
 
--- It has no search path of its own, since it ends its transactions: all names in it are
--- qualified, operators too.
+-- It sets no search path, since it ends its transactions: all names in it are
+-- qualified, including operators.
 create or replace procedure :"schema".tidings_prune(sent_before interval, batch int default 500)
 language plpgsql
 as $$
@@ -689,7 +689,7 @@ from :"schema".tidings_pending_users() as p;
 create or replace view :"schema".tidings_throughput as
 select
   m.minute,
-  -- Each bridge reads all rows; one that came in between has read fewer.
+  -- Each bridge reads all rows; one that started within the minute has read fewer.
   coalesce(max(a.seen), 0) as inserted,
   coalesce(sum(a.sent), 0)::bigint as sent
 from
@@ -702,7 +702,7 @@ left join :"schema".tidings_activity as a on a.minute = m.minute
 group by m.minute
 order by m.minute;
 
--- The bounds are those of src/activity.rs.
+-- The bounds are those of src/delivery/counters.rs.
 create or replace view :"schema".tidings_delay as
 with
   bounds (bucket, low, high) as (
@@ -724,7 +724,7 @@ with
       (15, '5 seconds', '10 seconds'),
       (16, '10 seconds', '20 seconds'),
       (17, '20 seconds', '60 seconds'),
-      -- Whatever took longer counts as a minute.
+      -- Anything that took longer counts as a minute.
       (18, '60 seconds', '60 seconds')
   ),
   counted as (
@@ -760,9 +760,9 @@ left join summed as s on s.minute = m.minute
 group by m.minute
 order by m.minute;
 
--- Who may not see others' sessions (pg_read_all_stats) sees their numbers all
--- the same, and no more; the number of a session that is gone may be given to
--- another one then.
+-- A role that may not see other users' sessions (pg_read_all_stats) still sees their
+-- process ids, and nothing more; the process id of a session that has ended may be
+-- reused by another one.
 create or replace view :"schema".tidings_bridges as
 select
   b.bridge, b.version, b.role, b.address, b.client_address, b.started_at,
@@ -784,7 +784,7 @@ select
   c.relname::text as name,
   case c.relkind when 'r' then 'table' else 'index' end as kind,
   t.relname::text as "table",
-  -- Below zero: never looked at.
+  -- Negative: never analyzed.
   case when c.reltuples >= 0 then c.reltuples::bigint end as rows,
   case c.relkind when 'r' then pg_stat_get_live_tuples(c.oid) end as live,
   case c.relkind when 'r' then pg_stat_get_dead_tuples(c.oid) end as dead,
@@ -841,7 +841,7 @@ left join lateral (
     where
       s.datid = (select oid from pg_database where datname = current_database())
       and s.pid <> pg_backend_pid()
-      -- Autovacuum's sessions are nobody's, and one vacuum minds no other.
+      -- Autovacuum's workers belong to no user, and one vacuum doesn't affect another.
       and s.usesysid is not null
       and (s.backend_xmin is not null or s.backend_xid is not null)
     union all

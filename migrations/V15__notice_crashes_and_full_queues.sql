@@ -1,13 +1,13 @@
--- A crash of Postgres is recognized by a table that it empties, INSERTs don't ring
+-- A crash of Postgres is detected with a table that it empties, INSERTs don't ring
 -- while the notification queue is nearly full, and bridges report whether they are
 -- ready.
 --
 -- Nothing here takes a lock on `notifications`.
 
--- When the server last recovered from a crash, as far as bridges need to know it: the
--- table is UNLOGGED, so crash recovery, and nothing else, empties it. A restart in
--- order keeps the row, and so does a reset of the server's statistics, by which
--- earlier bridges recognize a crash. The first bridge that finds no row adds one.
+-- When the server last recovered from a crash, as far as bridges need to know: the
+-- table is UNLOGGED, so crash recovery, and nothing else, empties it. A clean restart
+-- keeps the row, and so does a reset of the server's statistics, which earlier bridges
+-- used to detect a crash. The first bridge that finds no row adds one.
 --
 -- See docs/decisions/0010-crash-recovery-empties-an-unlogged-table.md.
 create unlogged table :"schema".tidings_incarnation (
@@ -21,12 +21,12 @@ comment on column :"schema".tidings_incarnation.single is 'True: there is one ro
 comment on column :"schema".tidings_incarnation.since is
   'When a bridge first found the table empty; different after each crash.';
 
--- The value by which earlier bridges name the present incarnation, so that ids of
--- events mean the same to them and to new ones.
+-- The value that earlier bridges use for the current incarnation, so that event ids
+-- mean the same to them and to new ones.
 insert into :"schema".tidings_incarnation (since)
 select coalesce(stats_reset, clock_timestamp()) from pg_catalog.pg_stat_bgwriter;
 
--- Whether each bridge is ready, and why not.
+-- Whether each bridge is ready, and if not, why.
 alter table :"schema".tidings_bridges_seen
   add column readiness text,
   add column reason text;
@@ -75,8 +75,8 @@ comment on column :"schema".tidings_bridges.readiness is
   'The status of its /health/ready, as of last_seen; null if it is too old to report it.';
 comment on column :"schema".tidings_bridges.reason is 'Why it is not ready.';
 
--- Roles that were granted the functions of bridges by name, and not through
--- tidings_bridge, get what bridges need now.
+-- Roles that were granted the functions of bridges by name, instead of through
+-- tidings_bridge, get what bridges now need.
 do $$
 declare
   statement text;
@@ -102,13 +102,13 @@ begin
 end
 $$;
 
--- As in V8__leave_the_bell_unrung.sql, but it doesn't ring while the server's queue of
--- notifications is more than half full: at 100 % each commit that has called NOTIFY
--- fails. Any role that can connect can fill the queue of the whole cluster. Bridges
--- look at the table once a second even if nothing rings.
+-- As in V8__leave_the_bell_unrung.sql, but it doesn't ring while the server's
+-- notification queue is more than half full: at 100 %, each commit that has called
+-- NOTIFY fails. Any role that can connect can fill the queue of the whole cluster.
+-- Bridges poll once a second even without the doorbell.
 --
--- The trigger's condition is decided before: while a bridge is awake, none of this
--- runs. Where the owner may not see the queue, the trigger rings as before.
+-- The trigger's condition is evaluated first: while a bridge is awake, none of this
+-- runs. Where the owner may not read the queue's usage, the trigger rings as before.
 create or replace function :"schema".tidings_ring_doorbell() returns trigger
 language plpgsql
 security definer

@@ -1,18 +1,17 @@
--- A row that can't be deleted no longer stops the removal of all others: it is
--- skipped, recorded, and tried again later. Such rows are referenced by a foreign
--- key without ON DELETE, or a trigger or rule of the application keeps them.
+-- A row that can't be deleted no longer stops the removal of all others: it is skipped,
+-- recorded, and retried later. Such rows are referenced by a foreign key without ON
+-- DELETE, or a trigger or rule of the application keeps them.
 
--- The rows that could not be removed, and why. Both kinds of prunable rows, those
--- that were sent and those that have expired, are selected again in every walk, so
--- without this record a walk would try the same rows over and over, and the
--- expired ones, which are read from the front of an index, would hide those behind
--- them.
+-- The rows that could not be removed, and why. Both kinds of prunable rows, sent and
+-- expired, are selected again in every walk, so without this record a walk would try
+-- the same rows over and over, and the expired ones, which are read from the front of
+-- an index, would hide those behind them.
 create table :"schema".tidings_prune_failures (
   id bigint primary key,
   tries int not null,
   retry_at timestamptz not null,
-  -- What could keep a row of notifications when it was tried (see
-  -- tidings_prune_batch). Once that has changed, the row is tried again at once.
+  -- A hash of everything that could have kept a row of notifications when it was tried
+  -- (see tidings_prune_batch). Once that has changed, the row is retried at once.
   obstacles bigint,
   sqlstate text not null,
   -- Null unless a constraint was violated: schema.table.constraint.
@@ -36,20 +35,19 @@ comment on column :"schema".tidings_prune_failures."constraint" is
   'The constraint that was violated, with its schema and table; null for any other error.';
 comment on column :"schema".tidings_prune_failures.reason is 'The error message.';
 
--- Deletes these rows, as far as they can be deleted, and records the others. The
--- caller holds locks on the rows and has excluded every other session that prunes.
+-- Deletes those of these rows that can be deleted, and records the others. The caller
+-- holds locks on the rows and has excluded every other session that prunes.
 --
--- Rows are deleted many at a time. If such a statement fails, its rows are deleted
--- one by one, each in a subtransaction, and the number grows again afterwards. It
--- stops once `patience` is over, but tries one row at least, so that a delete that
--- takes seconds (a foreign key whose column has no index) makes a batch slow, not
--- endless.
+-- Rows are deleted many at a time. If such a statement fails, its rows are deleted one
+-- by one, each in a subtransaction, and the number grows again afterwards. It stops
+-- once `patience` is over, but tries at least one row, so that a delete that takes
+-- seconds (a foreign key whose column has no index) makes a batch slow, not endless.
 --
--- Deferred constraints are checked right after each statement: an error at commit
--- would roll back the whole batch.
+-- Deferred constraints are checked right after each statement: an error at commit would
+-- roll back the whole batch.
 --
--- A shortage of the server (class 53), a shutdown (57) or an I/O error (58) is no
--- fault of a row and is raised again.
+-- A resource shortage of the server (class 53), a shutdown (57) or an I/O error (58)
+-- isn't caused by a row and is raised again.
 create function :"schema".tidings_prune_rows(
   ids bigint[],
   obstacles bigint,
@@ -63,11 +61,11 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
--- A trigger or a cascade that waits for a lock fails, and its row is tried again
--- after a minute.
+-- If a trigger or a cascade waits for a lock, the statement fails, and its row is
+-- retried after a minute.
 set lock_timeout = '100ms'
--- The settings of tidings_prune_batch make Postgres overrate the cost of reading a
--- referencing table without an index, and compile each such query for 100 ms.
+-- The settings of tidings_prune_batch make Postgres overestimate the cost of reading a
+-- referencing table without an index, and spend 100 ms compiling each such query.
 set jit = off
 as $$
 #variable_conflict use_variable
@@ -194,16 +192,16 @@ comment on function :"schema".tidings_prune_rows(bigint[], bigint, interval) is
 
 -- As in V10__prune.sql, with these differences:
 --
--- Rows that could not be removed are left out until they are to be tried again;
--- with null as `after`, all of them are tried again.
+-- Rows that could not be removed are left out until their next retry; with null as
+-- `after`, all of them are retried.
 --
--- A batch takes little more than a second, unless a single delete takes longer. If
--- it stops early, it returns the last row that it tried.
+-- A batch takes little more than a second, unless a single delete takes longer. If it
+-- stops early, it returns the last row that it tried.
 --
--- If floors, tickets or disconnections can't be deleted, the batch does without.
+-- If floors, tickets or disconnections can't be deleted, the batch continues without.
 --
--- Deferred constraints of the caller's transaction are checked at once: call it in
--- a transaction of its own.
+-- Deferred constraints of the caller's transaction are checked at once: call it in a
+-- transaction of its own.
 create or replace function :"schema".tidings_prune_batch(
   sent_before interval,
   after bigint default 0,
@@ -218,7 +216,7 @@ set lock_timeout to '1s'
 set enable_seqscan to off
 set enable_bitmapscan to off
 set enable_sort to off
--- For what is looked up in tidings_prune_failures: the other joins would read all of it.
+-- For lookups in tidings_prune_failures: the other joins would read all of it.
 set enable_hashjoin to off
 set enable_mergejoin to off
 as $$
@@ -447,7 +445,7 @@ exception
 end
 $$;
 
--- Who was granted the right to remove rows by name reads which ones stay.
+-- Roles that were granted the removal of rows by name can read which rows remain.
 do $$
 declare
   statement text;

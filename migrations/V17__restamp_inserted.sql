@@ -1,13 +1,14 @@
--- A row that is inserted with another transaction's id (a restore of data, a row
--- copied back from a backup) is delivered like any other, however low that id is.
+-- A row that is inserted with another transaction's id (restored data, a row copied
+-- back from a backup) is delivered like any other, however low that id is.
 --
--- Such a row may lie below the floor of its user (V9__drained.sql) and below the
+-- Such a row may be below the floor of its user (V9__drained.sql) and below the
 -- positions of open connections: both count everything there as seen. So the row is
--- given to the transaction that inserts it, which makes it a new row. Only unsent
--- rows are: the others are history.
+-- assigned to the transaction that inserts it, which makes it a new row. This applies
+-- only to unsent rows: the others are history.
 
--- With tidings.marking, this update is not taken for a change of an earlier row. It is
--- put back, since what the transaction does afterwards may be one.
+-- With tidings.marking, this update isn't taken for a change of an earlier row. The
+-- setting is restored afterwards, since later updates of the transaction may be such
+-- changes.
 create function :"schema".tidings_restamp() returns trigger
 language plpgsql
 security definer
@@ -98,9 +99,9 @@ as $$
   where u.user_id is not null and waiting.pending > 0
 $$;
 
--- For each row, but only its condition is evaluated for rows that have their own
--- transaction's id: some 20 ns a row, and COPY goes on inserting many at a time. A
--- trigger before the insert would end that.
+-- For each row, but for rows that have their own transaction's id only its condition is
+-- evaluated: some 20 ns per row, and COPY can still insert many at a time. A trigger
+-- before the insert would prevent that.
 create trigger tidings_restamp
 after insert on :"schema".notifications
 for each row
@@ -109,15 +110,15 @@ when (
 )
 execute function :"schema".tidings_restamp();
 
--- Both fire in sessions with session_replication_role = replica, too. Whoever disables
--- them and enables them again (pg_restore --disable-triggers) leaves them without
--- ALWAYS, and nobody knows which rows were written without them: so floors count only
--- while both are as they are here.
+-- Both also fire in sessions with session_replication_role = replica. Disabling them
+-- and enabling them again (pg_restore --disable-triggers) leaves them without ALWAYS,
+-- and it is unknown which rows were written without them: so floors count only while
+-- both are as they are here.
 alter table :"schema".notifications enable always trigger tidings_restamp;
 alter table :"schema".notifications enable always trigger tidings_reopen;
 
--- What was restored earlier becomes visible again. Since the lock on the table was
--- taken, nobody inserts without the trigger.
+-- Rows that were restored earlier become visible again. Since the lock on the table was
+-- taken, no row can be inserted without the trigger.
 insert into :"schema".tidings_reopened (xid)
 select pg_current_xact_id()
 where exists (select from :"schema".tidings_drained)

@@ -1,19 +1,20 @@
--- The name of an event holds no control characters from now on. Operators look at rows
--- with psql, `tidings tail` and monitors, and a terminal executes what is in them: an
--- escape sequence sets its title, hides lines, or types an answer into the shell.
--- (`tidings` escapes them as well. A text may hold anything, line breaks above all, and
--- is escaped wherever it is shown.)
+-- From now on, the name of an event contains no control characters. Operators read rows
+-- with psql, `tidings tail` and monitors, and a terminal interprets what they contain:
+-- an escape sequence sets its title, hides lines, or types an answer into the shell.
+-- (`tidings` escapes them as well. A text may contain anything, line breaks in
+-- particular, and is escaped wherever it is shown.)
 --
--- Rows that are there already stay as they are, are delivered, and are marked. A check that
--- isn't valid for them wouldn't do: Postgres checks each version of a row that an
--- UPDATE writes, whichever columns it sets, so their marks would fail. So the check passes
--- whatever has an id of before this migration. Ids, unlike `xid`, never change: rows that
--- are restored into another cluster get another `xid`, and keep their id.
+-- Existing rows stay as they are, are delivered, and are marked. A check that they
+-- violate wouldn't work: Postgres checks each version of a row that an UPDATE writes,
+-- whichever columns it sets, so marking them would fail. So the check passes every row
+-- that has an id from before this migration. Ids, unlike `xid`, never change: rows that
+-- are restored into another cluster get another `xid` and keep their id.
 --
--- `not valid`, as it holds for all rows by the way it is made: to look at each of them would keep
--- writers waiting.
+-- `not valid`, since it holds for all rows by construction: checking each of them would
+-- block writers.
 --
--- [:cntrl:] depends on the collation; the range is C1, which some terminals execute too.
+-- [:cntrl:] depends on the collation; the range is C1, which some terminals interpret
+-- too.
 comment on column :"schema".notifications.event is
   'Name of the browser event, printable; null means message.';
 

@@ -1,8 +1,8 @@
--- The queue, the log and the truth: one row a notification.
+-- The queue, the log and the source of truth: one row per notification.
 --
--- fillfactor: every row is updated once, when it is sent. Marks come up to a
--- thousand at a time, and with less than half of each page filled all of them
--- stay heap-only (100 %, against 43 % at 70), which touches no index.
+-- fillfactor: every row is updated once, when it is marked as sent. Up to a thousand
+-- rows are marked at a time, and with less than half of each page filled, all of these
+-- updates stay heap-only (100 %, compared with 43 % at 70), so they touch no index.
 --
 -- sent_at is in no index and no predicate, for the same reason.
 create table :"schema".notifications (
@@ -14,8 +14,8 @@ create table :"schema".notifications (
   expires_at timestamptz,
   sent_at timestamptz,
   sent boolean generated always as (sent_at is not null) stored,
-  -- The transaction that wrote the row. Ids are handed out before they become
-  -- visible, so a reader remembers transactions instead.
+  -- The transaction that wrote the row. Ids are assigned before their rows become
+  -- visible, so a reader tracks transactions instead.
   xid xid8 not null default pg_current_xact_id(),
 
   -- A reader's position counts rows of a transaction from 1.
@@ -23,18 +23,18 @@ create table :"schema".notifications (
   constraint notifications_user_id_length check (octet_length(user_id) between 1 and 255),
   constraint notifications_text_length check (octet_length(text) <= 1048576),
   constraint notifications_event_length check (octet_length(event) between 1 and 100),
-  -- A line break would end the field and let the rest be read as another.
+  -- A line break would end the field, and the rest would be read as another field.
   constraint notifications_event_one_line check (event !~ '[\r\n]'),
-  -- These would fire the page's own handlers, or pose as the bridge's events.
+  -- These would fire the page's own handlers, or pose as events of the bridge.
   constraint notifications_event_not_reserved check (
     event not in ('open', 'error') and event not like 'tidings.%'
   )
 ) with (fillfactor = 45);
 
--- The bridge's own reading of the tail.
+-- For the bridge's own poll.
 create index notifications_xid_id on :"schema".notifications (xid, id);
 
--- One user's catch-up and resume.
+-- For the catch-up and resume of one user.
 create index notifications_user_id_xid_id on :"schema".notifications (user_id, xid, id);
 
 comment on table :"schema".notifications is

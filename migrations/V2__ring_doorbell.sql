@@ -1,11 +1,11 @@
--- The doorbell says "look", and nothing else: the rows come from the table.
+-- The doorbell only means "check the table": the rows are read from the table.
 --
--- One ring a statement, whatever its rows; equal rings in one transaction are
--- delivered as one. The channel carries the table's OID, so that two
--- installations in one database don't hear each other.
+-- One NOTIFY per statement, however many rows it inserts; Postgres merges equal
+-- notifications of one transaction. The channel contains the table's OID, so that two
+-- installations in one database don't receive each other's.
 --
--- It runs with its owner's rights, so that an INSERT doesn't fail where the
--- writer may not call pg_notify.
+-- It runs with its owner's privileges, so that an INSERT doesn't fail where the writer
+-- may not call pg_notify.
 create function :"schema".tidings_ring_doorbell() returns trigger
 language plpgsql
 security definer

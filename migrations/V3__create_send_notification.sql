@@ -1,7 +1,7 @@
--- Sends a notification from anywhere that speaks SQL.
+-- Sends a notification from any SQL client.
 --
--- It runs with its owner's rights, so that a role may send without any right
--- on the table; who may call it may write to every user.
+-- It runs with its owner's privileges, so that a role can send without any privilege on
+-- the table. A role that may call it may write to every user.
 create function :"schema".send_notification(user_id text, text text, event text default null)
 returns bigint
 language sql
@@ -13,7 +13,7 @@ as $$
   returning id
 $$;
 
--- For applications whose users have numbers.
+-- For applications whose user ids are numbers.
 create function :"schema".send_notification(user_id bigint, text text, event text default null)
 returns bigint
 language sql

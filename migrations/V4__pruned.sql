@@ -1,9 +1,9 @@
--- How far rows have been removed.
+-- Up to where rows have been removed.
 --
--- A browser that returns after weeks names a position from which rows are gone
--- by now. It is told so, instead of silently missing them: whoever removes rows
--- writes down here, in the same transaction, the youngest transaction of which
--- rows were removed.
+-- A browser that returns after weeks presents a position from which rows have been
+-- removed since. It is informed, instead of silently missing them: whoever removes rows
+-- records here, in the same transaction, the newest transaction of which rows were
+-- removed.
 create table :"schema".tidings_pruned (
   only_row boolean primary key default true,
   xid xid8 not null,

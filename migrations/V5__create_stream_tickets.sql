@@ -1,8 +1,8 @@
--- Tickets open streams for those who can send neither a cookie nor a header:
--- pages of another origin, and applications that speak only SQL.
+-- Tickets open streams for clients that can send neither a cookie nor a header: pages
+-- of another origin, and applications that use only SQL.
 --
--- A ticket is the value that create_stream_ticket returns, and it is not kept:
--- whoever reads this table, or a dump of it, can open no stream.
+-- A ticket is the value that create_stream_ticket returns. It is not stored: reading
+-- this table, or a dump of it, doesn't allow anyone to open a stream.
 create table :"schema".stream_tickets (
   hash bytea primary key,
   user_id text not null,
@@ -11,7 +11,7 @@ create table :"schema".stream_tickets (
 
   constraint stream_tickets_hash_length check (octet_length(hash) = 32),
   constraint stream_tickets_user_id_length check (octet_length(user_id) between 1 and 255),
-  -- A ticket stands in an address, and addresses end up in logs and histories.
+  -- A ticket is part of a URL, and URLs end up in logs and histories.
   constraint stream_tickets_short_lived check (
     expires_at > created_at and expires_at <= created_at + interval '24 hours'
   )
@@ -20,7 +20,7 @@ create table :"schema".stream_tickets (
 -- All tickets of a user, when the user is disconnected.
 create index stream_tickets_user_id on :"schema".stream_tickets (user_id);
 
--- The expired ones, which are removed while new ones are made.
+-- Expired tickets, which are removed when new ones are created.
 create index stream_tickets_expires_at on :"schema".stream_tickets (expires_at);
 
 comment on table :"schema".stream_tickets is
@@ -30,13 +30,12 @@ comment on column :"schema".stream_tickets.user_id is 'Whose stream it opens.';
 comment on column :"schema".stream_tickets.expires_at is
   'When it opens no more streams, and those that it opened end.';
 
--- Makes a ticket and returns it, this once.
+-- Creates a ticket and returns it; it can't be read again.
 --
--- It runs with its owner's rights: a role that may call it needs no right on
--- the table. Whoever may call it can read everybody's stream.
+-- It runs with its owner's privileges: a role that may call it needs no privilege on
+-- the table. A role that may call it can read every user's stream.
 --
--- 244 random bits from Postgres' own generator of UUIDs, so that no extension
--- is needed.
+-- 244 random bits from Postgres' own UUID generator, so that no extension is needed.
 create function :"schema".create_stream_ticket(user_id text, ttl interval default '1 hour')
 returns text
 language plpgsql

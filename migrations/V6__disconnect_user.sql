@@ -1,8 +1,8 @@
--- Which streams are to end: those of a user, or those that a ticket opened.
+-- Streams that must end: those of a user, or those that a ticket opened.
 --
--- The bridges read it once a second, like the tail of the table: by
--- transaction, so that none is missed that commits late. Rows older than a day
--- have been read by every bridge and are removed while new ones come.
+-- The bridges read it once a second, like the tail of the table: by transaction, so
+-- that rows that commit late aren't missed. Rows older than a day have been read by
+-- every bridge and are removed when new ones are added.
 create table :"schema".tidings_disconnections (
   id bigint generated always as identity primary key,
   user_id text not null,
@@ -20,7 +20,7 @@ comment on table :"schema".tidings_disconnections is
 comment on column :"schema".tidings_disconnections.ticket is
   'Hash of the ticket whose streams end; null means every stream of the user.';
 
--- What has been written since a snapshot, for the bridges.
+-- Disconnections that were written since a snapshot, for the bridges.
 create function :"schema".tidings_disconnections_since(seen pg_snapshot)
 returns table (user_id text, ticket bytea)
 language sql
@@ -41,10 +41,10 @@ revoke all on function :"schema".tidings_disconnections_since(pg_snapshot) from 
 comment on function :"schema".tidings_disconnections_since(pg_snapshot) is
   'Which streams were to end since the snapshot; the bridges call it (Tidings).';
 
--- Ends every stream of a user, and takes the user's tickets away: for logout.
+-- Ends every stream of a user and removes the user's tickets: for logout.
 --
--- A token that the application has signed stays good until it expires, so the
--- application takes the cookie away first.
+-- A token that the application has signed remains valid until it expires, so the
+-- application must delete the cookie first.
 create function :"schema".disconnect_user(user_id text) returns void
 language plpgsql
 volatile
@@ -70,7 +70,7 @@ begin
 end
 $$;
 
--- For applications whose users have numbers.
+-- For applications whose user ids are numbers.
 create function :"schema".disconnect_user(user_id bigint) returns void
 language sql
 volatile
@@ -88,8 +88,8 @@ comment on function :"schema".disconnect_user(text) is
 comment on function :"schema".disconnect_user(bigint) is
   'Ends every stream of the user within seconds and removes the user''s tickets (Tidings).';
 
--- A ticket that is removed or changed ends the streams that it opened: if it is
--- still good for anything, they come back and show it anew.
+-- Removing or changing a ticket ends the streams that it opened: if the ticket is still
+-- valid, their clients reconnect and present it again.
 create function :"schema".tidings_end_ticket_streams() returns trigger
 language plpgsql
 security definer

@@ -1,7 +1,7 @@
--- What the bridge has to know of tidings_pruned, and all that it may.
+-- What the bridge needs to know of tidings_pruned, and all that it may read.
 --
--- Null if nothing was removed. Stable, so that it sees what the page sees that
--- it is read with.
+-- Null if nothing was removed. Stable, so that it uses the same snapshot as the page
+-- that it is read with.
 create function :"schema".tidings_pruned_through() returns xid8
 language sql
 stable

@@ -1,25 +1,25 @@
--- Before which transaction nothing of a user's is left to deliver: it was sent,
--- or it has expired.
+-- The transaction below which a user has nothing left to deliver: everything was sent,
+-- or has expired.
 --
--- Which rows are unsent stands in the rows alone, since an index on it would
--- make every mark an entry in every index. Whoever looks for a user's unsent
--- rows begins here instead of at the oldest row that is kept. The bridges move
--- it on; where it is behind or missing, looking takes longer and finds the same.
+-- Only the rows themselves record what is unsent, since with an index on it, every mark
+-- would add an entry to every index. A search for a user's unsent rows starts here
+-- instead of at the oldest row kept. The bridges advance it; if it is behind or
+-- missing, the search takes longer and finds the same rows.
 create table :"schema".tidings_drained (
   user_id text primary key,
   xid xid8 not null,
-  -- Transaction ids mean nothing in another cluster: what a dump brought from
-  -- one is void.
+  -- Transaction ids mean nothing in another cluster: values that a dump brought from
+  -- one are void.
   system_identifier bigint not null
 ) with (fillfactor = 50);
 
 comment on table :"schema".tidings_drained is
   'Before which transaction nothing of a user''s is left to deliver (Tidings).';
 
--- Which transactions may have made earlier rows such as are to be delivered: took
--- marks away, put an end off, changed whose a row is. What tidings_drained says
--- counts only above all of them, so that it never hides such a row. Only the
--- youngest matters. Nothing in it is changed, so nobody waits here.
+-- Transactions that may have made earlier rows deliverable again: they removed marks,
+-- extended an expiry, or changed a row's user. A value in tidings_drained counts only
+-- if it is above all of them, so that it never hides such a row. Only the newest
+-- matters. Nothing in it is updated, so no writer waits here.
 create table :"schema".tidings_reopened (
   xid xid8 primary key
 );
@@ -52,8 +52,8 @@ revoke all on function :"schema".tidings_reopen() from public;
 comment on function :"schema".tidings_reopen() is
   'Notes that notifications of before may have to be delivered (Tidings).';
 
--- Once a statement, and not for the bridges, which say so in their sessions: a
--- trigger for each row would fetch every row that is marked once more.
+-- Once per statement, and not for the bridges, which set a flag in their sessions: a
+-- row-level trigger would fetch every marked row once more.
 create trigger tidings_reopen
 before update of user_id, expires_at, sent_at, xid on :"schema".notifications
 for each statement

@@ -1,21 +1,23 @@
--- Rows that returning clients have received, and that are unmarked nevertheless: their
--- connections broke before the rows had settled, or a crash lost the marks.
+-- Rows that returning clients have received but that aren't marked: their connections
+-- broke before the rows had settled, or a crash lost the marks.
 --
--- For each client: $1 user, $2 a row that it was sent, $3 and $4 the key before which its
--- rows are looked for, the youngest first; for each open
--- transaction of a client's position: $5 the client's number, from 1 on, $6 the
--- transaction, $7 the last id read of it; $8 the cluster's system identifier, $9 how many
--- rows of a client are passed over at most.
+-- For each client: $1 the user, $2 a row that was sent to it, $3 and $4 the key below
+-- which its rows are searched, newest first. For each open transaction of a client's
+-- position: $5 the client's number (from 1), $6 the transaction, $7 the last id read of
+-- it. $8 is the cluster's system identifier, $9 the maximum number of rows examined per
+-- client.
 --
--- One row for each client that was sent a row of the user: `unmarked` are ids, `xid` and
--- `id` the key to go on from if there may be more. A position alone doesn't tell whose it
--- is: who returns with the id of another user has received nothing of this one.
+-- Returns one row for each client that was sent a row of the user: `unmarked` are ids,
+-- `xid` and `id` the key to continue from if there may be more. A position alone
+-- doesn't say which user it belongs to: a client that returns with another user's id
+-- has received nothing of this one.
 --
--- Left out is what was not delivered though the position is past it (it has expired, or
--- it can't be delivered at all), and what was reopened: the application has taken its mark
--- away so that it is delivered again. A row that no transaction has updated was not
--- reopened, nor was one that is younger than the last transaction that reopened any
--- (V9__drained.sql), as long as the trigger that notes these fires everywhere.
+-- Not returned: rows that were not delivered although the position is past them
+-- (expired, or undeliverable), and reopened rows, whose mark the application removed so
+-- that they are delivered again. A row was not reopened if no transaction has updated
+-- it, or if it is newer than the last transaction that reopened any row
+-- (V9__drained.sql), provided that the trigger that records these fires in every
+-- session.
 with
   here as materialized (
     select

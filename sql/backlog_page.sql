@@ -1,20 +1,20 @@
--- The first page for a user who comes without a position: what was not sent,
--- the last rows that were asked for, sent or not, and what became visible since
--- the connection was opened, which another one may have been sent meanwhile.
+-- The first page for a user who connects without a position: unsent rows, the requested
+-- number of last rows whether sent or not, and rows that became visible since the
+-- connection was opened (another connection may have been sent these in the meantime).
 --
--- $1 user, $2 how many of the last rows, $3 rows at most, $4 bytes of text
--- after which texts are left out; the bridge's own position when the connection
--- was opened: $5 floor, $6 open transactions (ascending), $7 the last id read of
--- each; $8 the cluster's system identifier, $9 how many rows are passed over
--- lightly.
+-- $1 user, $2 number of last rows, $3 maximum number of rows, $4 bytes of text after
+-- which texts are left out. The bridge's own position when the connection was opened:
+-- $5 floor, $6 open transactions (ascending), $7 the last id read of each. $8 the
+-- cluster's system identifier, $9 how many rows may be skipped before the bridge
+-- records a new floor.
 --
--- `top` is the user's youngest transaction: together with the snapshot it says
--- up to where everything counts as seen once this page has been read.
+-- `top` is the user's newest transaction: together with the snapshot it determines up
+-- to where everything counts as seen once this page has been read.
 --
--- It begins at the first row that may be among them. Before `drained` nothing is
--- unsent, unless a younger transaction has changed that (V9__drained.sql), or the
--- triggers that would have noted it may not have fired (V17__restamp_inserted.sql).
--- `passed` is the transaction of the row after those, from there on.
+-- The scan begins at the first row that may qualify. Below `drained` nothing is unsent,
+-- unless a newer transaction has changed that (V9__drained.sql), or the triggers that
+-- would have recorded it may not have fired (V17__restamp_inserted.sql). `passed` is
+-- the transaction of the row that follows the first $9 rows from there.
 with
   drained as materialized (
     select coalesce(
@@ -36,7 +36,7 @@ with
           and not exists (
             select
             from :"schema".tidings_reopened as r
-            -- What lies in the future was restored from another cluster.
+            -- Transactions of the future were restored from another cluster.
             where r.xid >= d.xid and r.xid < pg_snapshot_xmax(pg_current_snapshot())
           )
       ),
@@ -74,7 +74,7 @@ left join lateral (
   select
     f.xid, f.id, f.event, f.text,
     to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    -- Not the difference of the two: one of them may be infinite.
+    -- Not the difference of the two timestamps: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
     coalesce(

@@ -1,4 +1,4 @@
--- The bridges that are connected.
+-- The connected bridges.
 select
   version,
   address,

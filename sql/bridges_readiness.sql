@@ -1,4 +1,4 @@
--- Whether the bridges that are connected are ready, by their own last report.
+-- Whether the connected bridges are ready, according to their last reports.
 select
   address,
   readiness,

@@ -1,5 +1,5 @@
--- What the demo page lists: a user's newest notifications and whether they were
--- sent.
+-- The rows that the demo page lists: a user's newest notifications, and whether they
+-- were sent.
 --
 -- $1 user.
 select

@@ -1,5 +1,5 @@
--- The server's time for each user of the demo page, and the end of the old
--- ones. Nobody wants to hear what time it was: it expires before it is pruned.
+-- Sends the server's time to each user of the demo page and deletes old ticks. A tick
+-- that is no longer current is useless: it expires before it is pruned.
 --
 -- $1 users.
 with

@@ -1,11 +1,12 @@
--- One page of the streams that were to end since a position
+-- One page of the disconnections that were recorded since a position
 -- (V13__disconnect_everyone.sql).
 --
--- $1 floor, null to begin at the present; $2 open transactions (ascending), $3 the
--- last id read of each, $4 rows at most. Always a row, for the snapshot of this
--- reading; without a key if there is none. `timeline` and `since` tell in which
--- incarnation of the server it was read (incarnation.sql), `inserted` and `flushed`
--- how much of what it sees is on disk. `clock` is what the time was there.
+-- $1 floor, null to begin at the present; $2 open transactions (ascending), $3 the last
+-- id read of each, $4 maximum number of rows. Always returns a row, because it carries
+-- the snapshot of this read; its key is null if there are no disconnections. `timeline`
+-- and `since` identify the server's incarnation in which it was read (incarnation.sql),
+-- `inserted` and `flushed` how much of what it sees is on disk. `clock` is the server's
+-- time.
 select
   pg_current_snapshot() as snapshot,
   ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,

@@ -1,9 +1,9 @@
--- Whether what rings the bell is in order.
+-- Whether the doorbell works.
 --
--- $1 the table's qualified name, $2 the trigger's name. `trigger` is null if
--- there is none, else when it fires (pg_trigger.tgenabled). `restored` tells of
--- rows from another cluster, which no reader sees (restamp_restored_rows.sql).
--- The subscription is read as in subscription.sql.
+-- $1 the table's qualified name, $2 the trigger's name. `trigger` is null if the
+-- trigger doesn't exist, otherwise it says when it fires (pg_trigger.tgenabled).
+-- `restored` is true if there are rows from another cluster, which no reader sees
+-- (restamp_restored_rows.sql). The subscription is read as in subscription.sql.
 select
   t.oid as table_oid,
   (

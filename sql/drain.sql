@@ -1,14 +1,14 @@
--- Notes that nothing is left to deliver of a user before a transaction.
+-- Records that a user has nothing left to deliver below a transaction.
 --
--- $1 user, $2 the transaction: at most the oldest that was running in the
--- snapshot that saw it, so that no row of before it can still become visible;
--- $3 the cluster's system identifier, $4 and $5 the incarnation of the server
--- that it was seen in (incarnation.sql). After a crash or a failover marks may be
--- lost and transaction ids handed out again: then nothing is noted.
+-- $1 user, $2 the transaction: at most the oldest one that was running in the snapshot
+-- that found this, so that no row below it can still become visible. $3 the cluster's
+-- system identifier, $4 and $5 the server's incarnation in which it was found
+-- (incarnation.sql). After a crash or a failover, marks may be lost and transaction ids
+-- reused: then nothing is recorded.
 --
--- Whether it survives a crash doesn't matter, so the commit need not wait for
--- the disk. If it does, so does all that it rests on, which stands before it in
--- the log.
+-- The commit doesn't wait for the disk, because it doesn't matter whether the record
+-- survives a crash. If it does, everything it depends on does too, because that
+-- precedes it in the log.
 insert into :"schema".tidings_drained as d (user_id, xid, system_identifier)
 select $1, $2, $3
 from (

@@ -1,12 +1,12 @@
--- Notes how far nothing is left to deliver of a user whose streams have been open
--- for long: who is connected gets no first page that would note it (drain.sql).
+-- Records up to where a user whose streams have been open for a long time has nothing
+-- left to deliver: a connected user reads no first page that would record it
+-- (drain.sql).
 --
--- $1 user, $2 how many rows it passes over at most; the next time it goes on
--- from there.
+-- $1 user, $2 the maximum number of rows examined; the next call continues from there.
 --
--- The same rules as there: up to the first row that is to be delivered, and at
--- most to the oldest transaction that was running. It is seen and noted in one
--- statement, so no crash comes between.
+-- The rules of drain.sql apply: up to the first row that must be delivered, and at most
+-- up to the oldest running transaction. Reading and recording are one statement, so no
+-- crash can happen in between.
 with
   here as materialized (
     select

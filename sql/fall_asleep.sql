@@ -1,15 +1,16 @@
--- Has writers ring, and tells since which time (null: somebody else is changing
--- that just now) and whether any is still at work that may not have.
+-- Makes writers ring. Returns since which value of the sequence they do (null: another
+-- session is changing the sequence right now), and whether a writer is active that may
+-- not ring.
 --
 -- $1 the table's OID.
 --
--- Two changes at once could give the same number twice, hence the lock. It is
--- tried and never waited for: any role can hold it, and that costs speed alone.
--- 1953064041 is 'tidi' in ASCII: another kind of key than those of one bigint,
--- and than (table's OID, row's id), which applications use.
+-- Two concurrent changes could assign the same number twice, hence the lock. It is
+-- tried, never waited for: any role can hold it, and that costs only speed. 1953064041
+-- is 'tidi' in ASCII. The key has two parts, which keeps it apart from keys of one
+-- bigint; applications that use two parts use (table's OID, row's id).
 --
--- Every INSERT holds RowExclusiveLock until its rows are visible. The order
--- matters: that is asked for each row of `bell`, so after it.
+-- Every INSERT holds RowExclusiveLock until its rows are visible. The order matters:
+-- the locks are checked for each row of `bell`, so after the sequence is set.
 select
   bell.rings_since,
   exists (

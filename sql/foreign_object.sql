@@ -1,7 +1,7 @@
--- An object in a schema that bears one of our names.
+-- Objects in a schema that have one of our names.
 --
--- $1 schema, $2 names. A table's name is also that of its row type, so types
--- count; a type that belongs to a relation is found as the relation.
+-- $1 schema, $2 names. A table's name is also the name of its row type, so types are
+-- checked too; a type that belongs to a relation is reported as the relation.
 select what
 from (
   select

@@ -1,11 +1,11 @@
--- Rights on what is ours that somebody has who is none of ours: the owner, the
--- groups of roles.sql, and this role.
+-- Privileges on our objects held by roles other than the owner, the groups of
+-- roles.sql, and the current role.
 --
--- $1 schema. A role that may insert the columns that an application writes, and
--- select ids, has no more than tidings_writer, and is left out. `reads` tells of
--- those who can read notifications thereby: from the table, or with a ticket.
--- `creates` tells of those who can make objects in the schema: every role but the owner
--- of what is ours and the owner of the schema.
+-- $1 schema. A role that may insert the columns that an application writes and select
+-- ids has no more than tidings_writer and is left out. `reads`: the privilege lets the
+-- role read notifications, from the table or with a ticket. `creates`: the role can
+-- create objects in the schema; this covers every role except the owner of our objects
+-- and the owner of the schema.
 with
   place as (select oid, nspname, nspowner, nspacl from pg_namespace where nspname = $1),
   owner (oid) as (
@@ -75,8 +75,8 @@ with
     cross join aclexplode(coalesce(nspacl, acldefault('n', nspowner)))
     where privilege_type = 'CREATE' and grantee <> nspowner
   ),
-  -- What the tables and functions of later migrations will be born with. What
-  -- PUBLIC gets by default on functions, migrations take away.
+  -- Default privileges for tables and functions of later migrations. Migrations revoke
+  -- what PUBLIC gets on functions by default.
   defaults (grantee, privilege, kind, "where") as (
     select
       grantee,

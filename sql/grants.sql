@@ -1,18 +1,18 @@
--- What each of the groups of roles.sql may do with what `tidings migrate` made.
+-- Privileges of the groups of roles.sql on the objects that `tidings migrate` creates.
 --
--- roles.sql includes this file, and `tidings migrate` runs it after its
--- migrations, so the groups may come before the tables or after them. Groups
--- and objects that don't exist are left out. It is to be run by the owner of
--- the objects, in a transaction, and may be repeated: what PUBLIC and the groups
--- have is taken away first, so that afterwards they have what stands here.
+-- roles.sql includes this file, and `tidings migrate` runs it after its migrations, so
+-- the groups may be created before the tables or after them. Groups and objects that
+-- don't exist are skipped. It must be run by the owner of the objects, in a
+-- transaction, and may be repeated: it first revokes the privileges of PUBLIC and the
+-- groups, so that afterwards they have exactly those listed here.
 set local search_path to pg_catalog, pg_temp;
 set local tidings.schema to :"schema";
 
 do $$
 declare
   schema constant text := current_setting('tidings.schema');
-  -- Only what belongs to the owner of the history is ours: where others may
-  -- create in the schema, a function of theirs may bear the name of one of ours.
+  -- Only objects that belong to the history's owner are ours: where other roles may
+  -- create objects in the schema, a function of theirs may have one of our names.
   owner constant oid := (
     select relowner
     from pg_class
@@ -66,7 +66,7 @@ begin
       ),
       rights (grantee, privileges, name) as (
         values
-          -- Reads everybody's notifications, and marks what was sent.
+          -- Reads all users' notifications and marks rows as sent.
           ('tidings_bridge', 'select, update (sent_at)', 'notifications'),
           ('tidings_bridge', 'select', 'stream_tickets'),
           ('tidings_bridge', 'select', 'tidings_schema_history'),
@@ -75,29 +75,29 @@ begin
           ('tidings_bridge', 'execute', 'tidings_disconnections_page'),
           ('tidings_bridge', 'select, insert, update', 'tidings_drained'),
           ('tidings_bridge', 'select', 'tidings_reopened'),
-          -- Removes what has had its time, and nothing else.
+          -- Removes rows that are past their retention, and nothing else.
           ('tidings_bridge', 'execute', 'tidings_prune_batch'),
           ('tidings_bridge', 'select', 'tidings_prune_failures'),
           ('tidings_bridge', 'execute', 'tidings_report'),
           ('tidings_bridge', 'execute', 'tidings_report_readiness'),
-          -- Notices that the server has crashed.
+          -- Detects crashes of the server.
           ('tidings_bridge', 'select, insert', 'tidings_incarnation'),
-          -- Whoever inserts reads whether to ring, and bridges say.
+          -- Writers read whether to ring; bridges set it.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),
-          -- Writes to everybody, and reads nothing. The id is for RETURNING.
+          -- Writes to all users and reads nothing. The id is for RETURNING.
           (
             'tidings_writer',
             'insert (user_id, text, event, expires_at), select (id)',
             'notifications'
           ),
           ('tidings_writer', 'execute', 'send_notification'),
-          -- Opens everybody's stream, and ends it.
+          -- Opens and ends any user's stream.
           ('tidings_issuer', 'execute', 'create_stream_ticket'),
           ('tidings_issuer', 'execute', 'disconnect_user'),
           ('tidings_issuer', 'execute', 'disconnect_everyone'),
           ('tidings_issuer', 'select, delete', 'stream_tickets'),
-          -- Counts, and doesn't read.
+          -- Counts rows but doesn't read texts.
           (
             'tidings_monitor',
             'select (id, user_id, event, created_at, expires_at, sent_at, sent, xid)',
@@ -108,7 +108,7 @@ begin
           ('tidings_monitor', 'select', 'tidings_schema_history'),
           ('tidings_monitor', 'execute', 'tidings_pending_users'),
           ('tidings_bridge', 'execute', 'tidings_pending_users')
-        -- Who runs a bridge sees how it does, as a dashboard does.
+        -- The roles of bridges may read the views, as dashboards may.
         union all
         select grantee, 'select', name
         from unnest(array['tidings_monitor', 'tidings_bridge']) as grantee

@@ -1,4 +1,4 @@
--- Whether rows carry transaction ids that this cluster has not handed out yet.
+-- Whether there are rows with transaction ids that this cluster has not assigned yet.
 select exists (
   select
   from :"schema".notifications

@@ -1,13 +1,13 @@
--- Who keeps VACUUM from removing dead rows of this database, for too long.
+-- Sessions, slots and standbys that have kept VACUUM from removing dead rows of this
+-- database for too long.
 --
--- $1 seconds that a transaction may be open, $2 transactions that a slot or a
--- standby may hold, which have no time. `held` is how many transactions are
--- younger than what is held. A row of the kind unseen tells what this role may
--- not see.
+-- $1 seconds that a transaction may be open, $2 the number of transactions that a slot
+-- or a standby may hold back (these have no time). `held` is the number of transactions
+-- newer than the one held back. A row of kind unseen lists what this role may not see.
 --
--- Only transactions that have an id or hold a snapshot count: a session that is
--- idle in a READ COMMITTED transaction and wrote nothing holds nothing. VACUUM
--- itself, by its own rules, neither.
+-- Only transactions that have an id or hold a snapshot count: a session that is idle in
+-- a READ COMMITTED transaction and has written nothing holds nothing back. By its own
+-- rules, neither does VACUUM itself.
 select kind, what, seconds, held, cure
 from (
   select

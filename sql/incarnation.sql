@@ -1,8 +1,8 @@
--- The incarnation of the server: what a failover or a crash changes.
+-- The incarnation of the server, which changes with a failover or a crash.
 --
--- The timeline comes from the name of the write-ahead log's current file:
+-- The timeline is taken from the name of the current write-ahead log file:
 -- pg_control_checkpoint() is stale for minutes after a promotion. A standby has no
--- current file. `since` is null after a crash, until a bridge has begun the next
+-- current file. `since` is null after a crash until a bridge has begun the next
 -- incarnation (begin_incarnation.sql).
 select
   ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,

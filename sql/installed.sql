@@ -1,11 +1,11 @@
--- What migrations made in a schema: what bears one of their names and belongs to
--- the owner of the history. Parts of others (indexes, the sequences of columns)
--- go with these.
+-- The objects that migrations created in a schema: those that have one of their names
+-- and belong to the history's owner. Dependent objects (indexes, the sequences of
+-- columns) are dropped with these.
 --
 -- $1 schema, $2 the names.
 --
--- In an order in which they can go: what uses others first. All of one kind go in
--- one statement, so that their order among each other doesn't matter.
+-- Ordered so that they can be dropped: dependents first. All objects of one kind are
+-- dropped in one statement, so their order among each other doesn't matter.
 with
   history as (
     select relowner as owner

@@ -1,8 +1,7 @@
--- Who uses our tables in the transaction that has been open for longest, as far as
--- this role may see it; whoever only reads comes last, since few migrations wait for
--- that.
+-- The session that uses our tables in the oldest open transaction, as far as this role
+-- may see it. Sessions that only read come last, since few migrations wait for them.
 --
--- $1 schema. `pid` is that of a session that may be ended.
+-- $1 schema. `pid` is that of a session that may be terminated.
 select
   concat_ws(
     ' ',

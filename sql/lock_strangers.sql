@@ -1,10 +1,10 @@
--- Who holds an advisory lock of ours without having to do with what it is for. Any
--- role that can connect can take these locks: that costs speed, never a row.
+-- Unauthorized holders of our advisory locks. Any role that can connect can take these
+-- locks: that costs speed, never a row.
 --
 -- $1 schema. `lock` is bell, prune or migration (fall_asleep.sql, prune_turn.sql,
--- migration_lock.sql). Entitled are, in this order, roles that may change whether
--- writers ring, roles that may remove old rows, and those that may act as the owner.
--- What this role may not see is null.
+-- migration_lock.sql). Authorized are, respectively: roles that may change whether
+-- writers ring, roles that may remove old rows, and roles that may act as the owner.
+-- Values that this role may not see are null.
 with
   place as (
     select
@@ -73,7 +73,7 @@ select
   end as cure
 from held
 left join pg_catalog.pg_stat_activity as a on a.pid = held.pid
--- A prepared transaction has no session, and keeps a lock on its own id.
+-- A prepared transaction has no session but holds a lock on its own id.
 left join pg_catalog.pg_locks as own
   on
     held.pid is null

@@ -1,6 +1,6 @@
--- What of the application's own may refuse or delay an UPDATE of
--- notifications.sent_at: triggers that fire on it, and constraints that look at
--- it, or that rows of before need not meet, which any UPDATE of them checks.
+-- Objects of the application that may reject or delay an UPDATE of
+-- notifications.sent_at: triggers that fire on it, constraints that refer to it, and
+-- constraints that existing rows need not satisfy but that every UPDATE checks.
 --
 -- $1 schema. `kind` is trigger or constraint.
 with
@@ -37,6 +37,6 @@ join pg_constraint as k on k.conrelid = t.oid
 where
   k.contype = 'c'
   and (not k.convalidated or t.attnum = any (k.conkey))
-  -- Ours, which every row of before meets by the way it is made (V18).
+  -- Our own constraint (V18), which every existing row satisfies by construction.
   and k.conname <> 'notifications_event_printable'
 order by 1, 2

@@ -1,17 +1,17 @@
--- Marks rows as sent; returns those that another session has locked, or whose update
--- a trigger has suppressed, to be tried again, and in a row without an id how many
--- were marked.
+-- Marks rows as sent. Returns the rows to retry: those that another session has locked,
+-- or whose update a trigger has suppressed. A row without an id carries the number of
+-- rows marked.
 --
--- $1 ids, $4 when each was written to a connection, $2 and $3 the incarnation of the
--- server that they belong to (incarnation.sql). After a failover or a crash another row may bear the same id:
--- then nothing is marked, and `marked` is null.
+-- $1 ids, $4 when each was written to a connection, $2 and $3 the server's incarnation
+-- that they belong to (incarnation.sql). After a failover or a crash another row may
+-- have the same id: then nothing is marked, and `marked` is null.
 --
--- A lost mark is only a repeat, so the commit need not wait for the disk:
--- set_config with "is local" holds until the end of this very statement's
--- transaction and leaves nothing behind in the session. Locked in the order of
--- ids and skipping what is locked, bridges neither wait for each other nor
--- deadlock. A trigger of the application that waits for a lock fails after the
--- lock_timeout: its row is tried again alone, and the others don't wait.
+-- A lost mark only causes a duplicate, so the commit doesn't wait for the disk:
+-- set_config with "is local" applies until the end of this statement's transaction and
+-- leaves nothing behind in the session. Rows are locked in the order of ids and locked
+-- ones are skipped, so bridges neither wait for each other nor deadlock. If a trigger
+-- of the application waits for a lock, the statement fails after lock_timeout: the row
+-- is retried alone, and the others don't wait.
 with
   ours as (
     select
@@ -30,7 +30,7 @@ with
     order by id
     for no key update skip locked
   ),
-  -- Apart from the table, which would else be read as a whole for this join.
+  -- Separate from the table, which would otherwise be read completely for this join.
   timed as materialized (
     select locked.id, written.at
     from locked
@@ -50,7 +50,7 @@ where
   and n.sent_at is null
   and n.id not in (select id from marked)
   and exists (select from ours)
-  -- Mostly all are marked: then nothing is read for a third time.
+  -- Usually all rows are marked: then nothing is read a third time.
   and (select count(*) from marked) < cardinality($1)
 union all
 select null, case when exists (select from ours) then (select count(*) from marked) end

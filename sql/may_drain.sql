@@ -1,4 +1,4 @@
--- Whether this role may note how far users are drained (drain.sql), and begin
+-- Whether this role may record up to where users are drained (drain.sql), and start
 -- there (backlog_page.sql).
 --
 -- $1 and $2 the qualified names of tidings_drained and tidings_reopened.

@@ -1,4 +1,4 @@
--- Whether this role may use the table by which crashes are noticed.
+-- Whether this role may use the table that detects crashes.
 --
 -- $1 the table's qualified name.
 select

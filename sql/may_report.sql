@@ -1,4 +1,4 @@
--- Whether this role may tell what its bridge does (report.sql).
+-- Whether this role may report its bridge's activity (report.sql).
 --
 -- $1 schema.
 select bool_and(has_function_privilege(oid, 'execute'))

@@ -1,8 +1,8 @@
--- Tries to take the lock around migrations, and tells who has it.
+-- Tries to acquire the migration lock, and returns its holder.
 --
--- $1 what is locked. A 64-bit advisory lock shows in pg_locks as its two halves,
--- with objsubid 1. Any role can take it; nothing but migrations depends on it. What
--- this role may not see of the holder is null; a prepared transaction has no `pid`.
+-- $1 the lock's key. A 64-bit advisory lock appears in pg_locks as two halves, with
+-- objsubid 1. Any role can take it; only migrations depend on it. Details of the holder
+-- that this role may not see are null; a prepared transaction has no `pid`.
 select
   l.taken,
   h.pid,
@@ -27,7 +27,7 @@ left join lateral (
   from pg_catalog.pg_locks as k
   left join pg_catalog.pg_stat_activity as a on a.pid = k.pid
   left join pg_catalog.pg_roles as r on r.oid = a.usesysid
-  -- A prepared transaction has no session, and keeps a lock on its own id.
+  -- A prepared transaction has no session but holds a lock on its own id.
   left join pg_catalog.pg_locks as own
     on
       k.pid is null

@@ -1,17 +1,17 @@
--- To whom belongs what migrations make in a schema: to the owner of what is
--- there, or else to the group that roles.sql makes for it, if there is one.
+-- The role that owns what migrations create in a schema: the owner of the existing
+-- objects, or else the group that roles.sql creates for it, if it exists.
 --
--- $1 schema. `may_act`: whether this session may act as that owner. From
--- PostgreSQL 16 on that is a privilege of its own; before, membership was enough.
+-- $1 schema. `may_act`: whether this session may act as that owner. From PostgreSQL 16
+-- on that is a separate privilege; before, membership was enough.
 --
--- `is_trusted`: any role with CREATE on the schema can make a table that has the
--- history's name, and would own what is made after it. Only tidings_owner, the role
--- of this session, the owner of the schema and superusers are believed.
+-- `is_trusted`: any role with CREATE on the schema can create a table with the
+-- history's name and would own everything created afterwards. Only tidings_owner, the
+-- role of this session, the owner of the schema and superusers are trusted.
 with
   place (oid, owner) as (
     select
       n.oid,
-      -- From PostgreSQL 15 on public belongs to the owner of the database.
+      -- From PostgreSQL 15 on, public belongs to the owner of the database.
       case
         when n.nspowner = to_regrole('pg_database_owner')
         then (select datdba from pg_database where datname = current_database())

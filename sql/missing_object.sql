@@ -1,9 +1,9 @@
--- An object that migrations have made, and that is not there, or belongs to another
--- role than the history does.
+-- Objects that migrations created and that are missing, or belong to another role than
+-- the history does.
 --
 -- $1 schema, $2 names of tables, views and sequences, $3 names of functions. `owners`:
--- whose the objects of that name are, null if there is none. `cure`: what gives one of
--- them to the owner of the history.
+-- the owners of the objects of that name, null if there are none. `cure`: a statement
+-- that gives one of them to the history's owner.
 with
   place as (select oid from pg_namespace where nspname = $1),
   history (owner) as (

@@ -1,8 +1,7 @@
--- What `tidings serve` does in the database and this role may not do, and what
--- every writer needs.
+-- Privileges that `tidings serve` needs in the database and this role lacks, and those
+-- that every writer needs.
 --
--- $1 schema. An object that doesn't exist is not missing here: migrations make
--- it.
+-- $1 schema. An object that doesn't exist is not reported here: migrations create it.
 with
   place as (select oid, nspname from pg_namespace where nspname = $1),
   uses (name, privilege) as (
@@ -88,7 +87,7 @@ from (
   where not has_function_privilege(oid, 'execute')
 ) as missing (privilege, target)
 union all
--- The trigger's condition is evaluated with the rights of whoever inserts.
+-- The trigger's condition is evaluated with the privileges of the inserting role.
 select
   'public',
   false,
@@ -98,5 +97,6 @@ select
   format('grant select on sequence %I.%I to public;', nspname, relname)
 from place
 join pg_class as c on relnamespace = place.oid and relname = 'tidings_bell'
--- Asked of anything but a sequence, it fails; conditions are in no order.
+-- This function fails for anything but a sequence, and conditions are evaluated in any
+-- order.
 where case when relkind = 'S' then not has_sequence_privilege('public', c.oid, 'select') end

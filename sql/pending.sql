@@ -1,4 +1,4 @@
--- What waits to be delivered.
+-- Rows waiting to be delivered.
 select
   pending,
   users,

@@ -1,8 +1,8 @@
--- How many rows tidings_prune_batch() would remove: such as were sent long ago,
--- and others, which have expired.
+-- The number of rows that tidings_prune_batch() would remove: those sent long ago, and
+-- those that have expired.
 --
--- $1 for how many seconds rows stay after they were sent. The conditions are those
--- of V10__prune.sql. It reads the whole table.
+-- $1 seconds that rows are kept after they were sent. The conditions are those of
+-- V10__prune.sql. Reads the whole table.
 select
   count(*) filter (where was_sent) as sent,
   count(*) filter (where not was_sent) as expired

@@ -1,9 +1,9 @@
--- Removes one batch of rows that have had their time (V10__prune.sql). No row:
--- somebody else is removing some just now.
+-- Removes one batch of rows that are past their retention (V10__prune.sql). Returns no
+-- row if another session is removing rows right now.
 --
--- $1 for how many seconds rows stay after they were sent, $2 the row after which
--- it begins. `seconds_left` is how much younger the rows are that are still to be
--- looked at, at the most.
+-- $1 seconds that rows are kept after they were sent, $2 the row after which to begin.
+-- `seconds_left` is an upper bound: rows that remain to be examined are at most this
+-- much too young to be removed.
 select
   removed,
   looked_to,

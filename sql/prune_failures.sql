@@ -1,8 +1,8 @@
--- Which rows could not be removed, and why (V16__prune_failures.sql): the reasons,
--- the most frequent one first. Rows that will be tried again at once, since what kept
--- them has changed, are left out; `obstacles` is computed as in tidings_prune_batch.
+-- Why rows could not be removed (V16__prune_failures.sql): the reasons, most frequent
+-- first. Rows that will be retried at once, because what kept them has changed, are
+-- left out; `obstacles` is computed as in tidings_prune_batch.
 --
--- $1 how many rows are read at most.
+-- $1 the maximum number of rows read.
 with
   now_there as materialized (
     select pg_catalog.hashtextextended(string_agg(o.version, ' ' order by o.version), 0) as obstacles

@@ -1,9 +1,10 @@
--- What of the application's own takes part when rows of ours are removed: foreign
--- keys that refer to them, triggers on DELETE, and rules.
+-- Objects of the application that take part when our rows are removed: foreign keys
+-- that reference them, triggers on DELETE, and rules.
 --
--- $1 schema. `kind` is index (a foreign key whose columns have no index), reference
--- (one that forbids the removal of what it refers to), trigger or rule. `table` is
--- whose it is, `target` what rows are removed from.
+-- $1 schema. `kind` is index (a foreign key whose columns have no index), reference (a
+-- foreign key that forbids deleting the rows it references), trigger or rule. `table`
+-- is the table that the object belongs to, `target` the table that rows are removed
+-- from.
 with
   ours as (
     select
@@ -44,18 +45,18 @@ with
     join pg_catalog.pg_constraint as k on k.confrelid = ours.oid
     join pg_catalog.pg_class as c on c.oid = k.conrelid
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-    -- Those of partitions go with that of their table.
+    -- Foreign keys of partitions are handled with that of their parent table.
     where k.contype = 'f' and k.conparentid = 0
   ),
   found (turn, kind, name, "table", target, is_notifications, "function", cure) as (
-    -- One for all foreign keys of the same columns.
+    -- One index serves all foreign keys on the same columns.
     select
       1, 'index', min(quote_ident(k.conname)), k."table", min(k.target),
       bool_or(k.is_notifications),
       null,
       format(
         'create index %son %s (%s);',
-        -- Not for partitioned tables.
+        -- Not supported for partitioned tables.
         case k.relkind when 'r' then 'concurrently ' else '' end,
         k."table",
         k.columns
@@ -75,7 +76,7 @@ with
           and (i.indkey::int2[])[0:cardinality(k.conkey) - 1] @> k.conkey
           and (
             i.indpred is null
-            -- Postgres sees that it covers what is looked for.
+            -- Postgres infers that this predicate covers the lookup.
             or pg_get_expr(i.indpred, i.indrelid) = format('(%s IS NOT NULL)', k.columns)
           )
       )
@@ -103,7 +104,7 @@ with
         ' on delete cascade',
         case when k.condeferrable then ' deferrable' end,
         case when k.condeferred then ' initially deferred' end,
-        -- Checked by a statement of its own, for which no writer waits.
+        -- Validated by a separate statement, which doesn't block writers.
         case k.relkind
           when 'r' then format(' not valid; alter table %s validate constraint %I', k."table", k.conname)
         end,

@@ -1,6 +1,6 @@
--- How full the server's queue of notifications is (0 to 1), and whose transaction
--- is the oldest of the cluster: a listener in a transaction takes nothing from
--- the queue, and nobody can see who listens.
+-- How full the server's notification queue is (0 to 1), and which session has the
+-- oldest transaction of the cluster. A listening session that stays in a transaction
+-- keeps the queue from shrinking, and Postgres doesn't show which sessions listen.
 select
   pg_notification_queue_usage() as usage,
   t.holder,

@@ -1,6 +1,7 @@
--- Who is around, before everything of ours is removed from a schema.
+-- Connected sessions of Tidings, existing groups, and whether this role owns the
+-- schema; checked before all our objects are removed from it.
 --
--- $1 schema. `groups` are those of roles.sql that there are.
+-- $1 schema. `groups` are the existing groups of roles.sql.
 select
   (
     select count(*)

@@ -1,14 +1,14 @@
--- Tells what this bridge is and does, for the views (V11__activity.sql).
+-- Reports this bridge's identity and activity, for the views (V11__activity.sql).
 --
--- $1 its name, $2 its version, $3 as whom it listens, $4 where it serves, $5
--- when it started, $6 the session that listens, $7 awake or asleep, $8 since
--- when, $9 open streams, $10 microseconds that the database's clock is ahead of
--- its own; and of the minute $11 how many rows it has $12 seen and $13 marked,
--- and $14 how many it wrote after how long; $15 the status of its readiness, and $16
--- why it is not ready. The second function finds the row that the first has written.
+-- $1 its name, $2 its version, $3 the role it listens as, $4 the address it serves, $5
+-- when it started, $6 the listening session, $7 awake or asleep, $8 since when, $9 open
+-- streams, $10 microseconds by which the database's clock is ahead of its own. For
+-- minute $11: $12 rows seen, $13 rows marked, and $14 the numbers of rows written by
+-- delay. $15 the status of its readiness, and $16 why it is not ready. The second
+-- function updates the row that the first has written.
 --
--- Whether it survives a crash doesn't matter, so the commit need not wait for
--- the disk.
+-- The commit doesn't wait for the disk, because it doesn't matter whether the report
+-- survives a crash.
 select
   :"schema".tidings_report(
     bridge => $1,

@@ -1,5 +1,5 @@
--- Gives rows that were restored from another cluster to this transaction, some
--- at a time. What was noted there as pruned means nothing here.
+-- Assigns rows that were restored from another cluster to this transaction, a batch at
+-- a time. Records of pruning from that cluster are meaningless here.
 with
   forgotten as (
     update :"schema".tidings_pruned

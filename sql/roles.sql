@@ -7,20 +7,20 @@
 -- | tidings_owner   | `tidings migrate`; owns the tables and functions            |
 -- | tidings_bridge  | `tidings serve`                                             |
 -- | tidings_writer  | applications that send notifications                        |
--- | tidings_issuer  | applications that let users in: tickets, logout. Who may    |
--- |                 | issue tickets can read everybody's stream                   |
--- | tidings_monitor | dashboards: everything about notifications but their text   |
+-- | tidings_issuer  | applications that log users in and out: tickets, logout. A  |
+-- |                 | role that may issue tickets can read every user's stream    |
+-- | tidings_monitor | dashboards: everything about notifications except the text  |
 --
--- None of them logs in: grant them to the roles that do (`grant tidings_bridge
--- to bridge`). It may run before `tidings migrate` or after it, and as often as
--- you like; what an earlier `tidings migrate` made is handed over to
--- tidings_owner. It is all or nothing. If another role than this one or the owner of
+-- None of them can log in: grant them to roles that do (`grant tidings_bridge to
+-- bridge`). Run this file before or after `tidings migrate`, as often as you like;
+-- objects that an earlier `tidings migrate` created are handed over to tidings_owner.
+-- It either completes or changes nothing. If a role other than this one or the owner of
 -- the schema ran that `tidings migrate`, name it (-v from=app).
 --
--- It takes no superuser, but a role that has CREATEROLE and owns the schema (or
--- may create it) and what is in there of Tidings. That role becomes a member of
--- tidings_owner. What only a superuser can do is needed only where the rights
--- that PUBLIC has by default were taken away, and is then asked for by a warning.
+-- No superuser is needed, only a role that has CREATEROLE and owns the schema (or may
+-- create it) and the objects of Tidings in it. That role becomes a member of
+-- tidings_owner. A superuser is needed only where the default privileges of PUBLIC were
+-- revoked; a warning then lists the statements to run.
 \set ON_ERROR_STOP on
 \if :{?schema}
 \else
@@ -50,8 +50,8 @@ begin
       execute format('create role %I nologin', wanted);
     end if;
   end loop;
-  -- From PostgreSQL 16 on, membership alone doesn't let a role act as another;
-  -- before, it did, and nothing else was known.
+  -- From PostgreSQL 16 on, membership alone doesn't let a role act as another; before,
+  -- it did, and there was no separate privilege.
   if not pg_has_role(
     'tidings_owner',
     case when current_setting('server_version_num')::int >= 160000 then 'SET' else 'MEMBER' end
@@ -80,7 +80,7 @@ begin
   else
     execute format('grant usage, create on schema %I to tidings_owner', schema);
   end if;
-  -- Where a grant isn't one's to give, Postgres only warns.
+  -- If this role can't grant the privilege, Postgres only warns.
   if not has_schema_privilege('tidings_owner', schema, 'create') then
     raise insufficient_privilege using message = format('permission denied for schema %s', schema);
   end if;
@@ -108,14 +108,15 @@ exception
 end
 $$;
 
--- What is there already is handed over to tidings_owner: what this release makes, with
--- exactly these arguments, and belongs to the owner of the history. Rights on it that
--- others were given are taken away; those of the groups are given at the end.
+-- Existing objects are handed over to tidings_owner: those that this release creates,
+-- with exactly these arguments, and that belong to the history's owner. Privileges on
+-- them that were granted to others are revoked; those of the groups are granted at the
+-- end.
 --
--- Any role with CREATE on the schema could have made a table that has the history's
--- name, and a function of one of our names that would run as tidings_owner from now on.
--- So the history must belong to this role, the owner of the schema, a superuser, or the
--- role that you name:
+-- Any role with CREATE on the schema could have created a table with the history's
+-- name, and a function with one of our names that would run as tidings_owner from now
+-- on. So the history must belong to this role, the owner of the schema, a superuser, or
+-- the role that you name:
 --
 --     psql -v schema=public -v from=app -f sql/roles.sql
 do $$
@@ -126,7 +127,7 @@ declare
     from pg_class
     where oid = to_regclass(format('%I.tidings_schema_history', schema))
   );
-  -- From PostgreSQL 15 on public belongs to the owner of the database.
+  -- From PostgreSQL 15 on, public belongs to the owner of the database.
   schema_owner constant regrole := (
     select case
       when nspowner = to_regrole('pg_database_owner')
@@ -254,8 +255,9 @@ exception
 end
 $$;
 
--- What our functions, queries and defaults call. PUBLIC may call all of it
--- unless somebody has taken that away; a superuser makes sure for the future.
+-- Functions that our functions, queries and defaults call. PUBLIC may call all of them
+-- unless that was revoked; a superuser grants them explicitly, in case it is revoked
+-- later.
 do $$
 declare
   called record;
@@ -267,7 +269,7 @@ begin
       format('grant execute on function pg_catalog.%s to %I', function, grantee) as statement
     from (
       values
-        -- Disconnections, tickets, and the lock around migrations.
+        -- Disconnections, tickets, and the migration lock.
         ('tidings_owner', 'pg_notify(text, text)'),
         ('tidings_owner', 'gen_random_uuid()'),
         ('tidings_owner', 'sha256(bytea)'),
@@ -277,7 +279,7 @@ begin
         -- The column xid.
         ('tidings_owner', 'pg_current_xact_id()'),
         ('tidings_writer', 'pg_current_xact_id()'),
-        -- The bell: the trigger's condition, and when writers are to ring.
+        -- The doorbell: the trigger's condition, and whether writers must ring.
         ('tidings_owner', 'pg_sequence_last_value(regclass)'),
         ('tidings_writer', 'pg_sequence_last_value(regclass)'),
         ('tidings_bridge', 'pg_sequence_last_value(regclass)'),
@@ -287,7 +289,7 @@ begin
         ('tidings_bridge', 'pg_try_advisory_lock(integer, integer)'),
         ('tidings_bridge', 'pg_lock_status()'),
         ('tidings_bridge', 'pg_notify(text, text)'),
-        -- Which rows of the future are not to be removed yet, and what waits.
+        -- Which rows of the future must not be removed yet, and pending rows.
         ('tidings_owner', 'pg_control_system()'),
         ('tidings_owner', 'pg_current_snapshot()'),
         ('tidings_owner', 'pg_snapshot_xmax(pg_snapshot)'),
@@ -302,13 +304,13 @@ begin
         ('tidings_bridge', 'pg_current_wal_insert_lsn()'),
         ('tidings_bridge', 'pg_current_wal_flush_lsn()'),
         ('tidings_bridge', 'pg_walfile_name(pg_lsn)'),
-        -- Of bridges before version 15 of the schema.
+        -- For bridges before schema version 15.
         ('tidings_bridge', 'pg_stat_get_bgwriter_stat_reset_time()'),
         ('tidings_bridge', 'pg_stat_get_subscription(oid)'),
         ('tidings_bridge', 'set_config(text, text, boolean)'),
-        -- Whether there is room for notifications.
+        -- Whether there is room in the notification queue.
         ('tidings_owner', 'pg_notification_queue_usage()'),
-        -- What the views tell.
+        -- For the views.
         ('tidings_bridge', 'pg_notification_queue_usage()'),
         ('tidings_monitor', 'pg_notification_queue_usage()')
     ) as calls (grantee, function)

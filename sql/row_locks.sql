@@ -1,11 +1,11 @@
--- Transactions that may hold locks on rows of notifications for long, as far as
--- this role may see them: a row that is locked can't be marked as sent.
+-- Transactions that may have held locks on rows of notifications for long, as far as
+-- this role may see them: a locked row can't be marked as sent.
 --
--- $1 schema, $2 seconds that a transaction may be open. Which rows are locked is
--- written on the rows alone, so this goes by the lock on the table. `locks_rows`
--- says that it is the one of SELECT FOR UPDATE and its kind; the other is that of
--- UPDATE and DELETE, and also of INSERT, which is harmless. `seconds` is null
--- where this role may not see it: then only those with `locks_rows` are returned.
+-- $1 schema, $2 seconds that a transaction may be open. Row locks are recorded only in
+-- the rows themselves, so this checks the lock on the table. `locks_rows`: the lock is
+-- that of SELECT FOR UPDATE and similar; the other is that of UPDATE and DELETE, and
+-- also of INSERT, which is harmless. `seconds` is null if this role may not see it:
+-- then only those with `locks_rows` are returned.
 with
   holders as (
     select l.pid, l.virtualtransaction, bool_or(l.mode = 'RowShareLock') as locks_rows
@@ -40,7 +40,7 @@ from (
   from holders as h
   join pg_stat_activity as a on a.pid = h.pid
   where
-    -- Bridges mark, and are done within milliseconds.
+    -- Marks of bridges take only milliseconds.
     a.application_name is distinct from 'tidings'
     and coalesce(a.backend_type, 'client backend') = 'client backend'
   union all
@@ -52,7 +52,7 @@ from (
       'commit prepared %1$L; or rollback prepared %1$L; as its coordinator says', p.gid
     )
   from holders as h
-  -- A prepared transaction has no session, and keeps a lock on its own id.
+  -- A prepared transaction has no session but holds a lock on its own id.
   join pg_locks as own
     on
       own.pid is null

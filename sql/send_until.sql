@@ -1,4 +1,4 @@
--- Sends a notification that is not delivered after a while.
+-- Sends a notification that expires after a while.
 --
 -- $1 user, $2 text, $3 event, $4 seconds.
 insert into :"schema".notifications (user_id, text, event, expires_at)

@@ -1,4 +1,4 @@
--- What the server is, for the checks at start.
+-- Properties of the server, for the checks at startup.
 select
   pg_is_in_recovery() as standby,
   current_setting('server_version_num')::int as version_number,

@@ -1,9 +1,9 @@
--- What kind of server this is, and which cluster.
+-- Whether this server is a standby, and which cluster it belongs to.
 --
 -- $1 the table's qualified name, $2 that of tidings_bell, $3 that of
--- tidings_incarnation, which must not be read here: a standby refuses to read an
--- unlogged table. `may_ring` is null without tidings_bell, and tells else whether this
--- role may say whether writers ring. `may_notice` is the same for tidings_incarnation.
+-- tidings_incarnation, which must not be read here: a standby can't read an unlogged
+-- table. `may_ring` is null without tidings_bell, otherwise whether this role may set
+-- whether writers ring. `may_notice` is the same for tidings_incarnation.
 select
   pg_is_in_recovery() as standby,
   control.system_identifier,

@@ -1,4 +1,4 @@
--- How mighty this role is.
+-- Whether this role is a superuser, and whether it is a member of the history's owner.
 --
 -- $1 schema.
 select

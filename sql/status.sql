@@ -1,14 +1,14 @@
--- What is so, in one row: the server, the table, the bell, and the longest
+-- The current state in one row: the server, the table, the doorbell, and the longest
 -- transaction.
 --
--- $1 the table's qualified name, $2 that of tidings_bell. It costs the same at any
--- size of the table. What this role may not see, or isn't there, is null.
+-- $1 the table's qualified name, $2 that of tidings_bell. The cost doesn't depend on
+-- the table's size. Values that this role may not see, or that don't exist, are null.
 select
   current_setting('server_version') as server,
   pg_is_in_recovery() as standby,
   extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8 as up,
   current_user::text as role,
-  -- Below zero: never looked at.
+  -- Negative: never analyzed.
   case when c.reltuples >= 0 then c.reltuples::bigint end as rows,
   pg_total_relation_size(c.oid) as bytes,
   pg_indexes_size(c.oid) as index_bytes,

@@ -1,6 +1,6 @@
 -- The subscription that fills a table by logical replication.
 --
--- $1 the table's qualified name. The name comes from a view: in PostgreSQL 13 only
+-- $1 the table's qualified name. The name is taken from a view: in PostgreSQL 13 only
 -- superusers may join with pg_subscription itself.
 select subname::text
 from pg_subscription_rel

@@ -1,24 +1,25 @@
 -- The first rows, of all users, that are new since a position.
 --
--- They come in two parts with limits of their own, so that a transaction with a
--- million rows does not delay later ones:
+-- They come in two parts with separate limits, so that a transaction with a million
+-- rows doesn't delay later ones:
 --
--- first the rest of each transaction of which rows have been read before, which is
--- in the column `begun`: $1 those transactions (ascending), $2 the last id read of
--- each, $3 rows at most, $4 bytes of text after which texts are left out, of each;
+-- first, the rest of each transaction of which rows have already been read (it is in
+-- the column `begun`): $1 those transactions (ascending), $2 the last id read of each,
+-- $3 maximum number of rows and $4 bytes of text after which texts are left out, both
+-- per transaction;
 --
--- then everything else: $5 floor, $6 open transactions of which nothing has been
--- read (ascending), $7 rows at most, $8 bytes of text.
+-- then everything else: $5 floor, $6 open transactions of which nothing has been read
+-- (ascending), $7 maximum number of rows, $8 bytes of text.
 --
--- Written so that all arms stay on the index (xid, id) at any table size and
--- with a plan that was made while the table was empty; an OR of the conditions
--- does not. A row at or above xmax was forged or restored: it must not lift the
--- floor. A row that is `beyond` the bytes only tells that there is more; so do
--- those beyond the rows. A text that the table's constraint would not allow is
--- not transferred.
+-- Written so that all branches use the index (xid, id) at any table size, even with a
+-- plan made while the table was empty; an OR of the conditions would not. A row at or
+-- above xmax was forged or restored: it must not raise the floor. A row that is
+-- `beyond` the bytes only indicates that there is more; so do rows beyond the row
+-- limit. A text that violates the table's constraint is not transferred.
 --
--- `inserted` and `flushed` tell how much of what the page sees is on disk, and
--- `rings_since` whether writers ring, after the snapshot was taken (fall_asleep.sql).
+-- `inserted` and `flushed` say how much of what the page sees is on disk, and
+-- `rings_since` whether writers ring, read after the snapshot was taken
+-- (fall_asleep.sql).
 select
   s.snapshot, s.inserted, s.flushed, s.rings_since,
   n.begun, n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left, n.beyond,
@@ -34,7 +35,7 @@ left join lateral (
   select
     f.begun, f.xid, f.id, f.user_id, f.event, f.text,
     to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    -- Not the difference of the two: one of them may be infinite.
+    -- Not the difference of the two timestamps: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
     coalesce(
@@ -79,5 +80,5 @@ left join lateral (
     )
   ) as f
 ) as n on true
--- Those that are null come last.
+-- Null comes last.
 order by n.begun, n.xid, n.id

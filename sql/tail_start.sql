@@ -1,8 +1,8 @@
--- Where a bridge begins: it has seen everything that is visible now.
--- One statement, so that the row and the snapshot belong together.
+-- Where a bridge starts: it has seen everything that is visible now. One statement, so
+-- that the row and the snapshot belong together.
 --
--- `checkpointed` is the next transaction id as of the last checkpoint, which is
--- on disk: recovery never goes back behind it.
+-- `checkpointed` is the next transaction id as of the last checkpoint, which is on
+-- disk: recovery never goes back before it.
 select
   pg_current_snapshot() as snapshot,
   (

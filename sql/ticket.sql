@@ -1,7 +1,7 @@
--- Whose a ticket is, and for how many seconds more.
+-- Which user a ticket belongs to, and how many seconds it remains valid.
 --
--- $1 its hash. Always one row; without a user if there is no such ticket, or it
--- has expired.
+-- $1 its hash. Always returns one row; the user is null if there is no such ticket or
+-- it has expired.
 select
   ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
   (select since from :"schema".tidings_incarnation where single) as since,

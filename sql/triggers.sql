@@ -1,7 +1,7 @@
--- The triggers that migrations made and that don't fire, or not in every session where
--- they are enabled ALWAYS (V17__restamp_inserted.sql): what that costs, and what mends it.
+-- Our triggers that don't fire, or that should be ENABLE ALWAYS and aren't
+-- (V17__restamp_inserted.sql), with the consequence and the fix.
 --
--- $1 schema. `fires` is pg_trigger.tgenabled, and null where there is none.
+-- $1 schema. `fires` is pg_trigger.tgenabled, null if the trigger doesn't exist.
 with
   place as (select oid, nspname from pg_namespace where nspname = $1),
   wanted ("table", name, always, effect, "create") as (
@@ -79,7 +79,7 @@ select
       when not w.always then
         format('alter table %I.%I enable trigger %I;', nspname, relname, w.name)
     end,
-    -- What was written without it is to be found: floors of before no longer count.
+    -- Rows written without the trigger must be found: existing floors no longer count.
     case
       when w.always then
         format(
@@ -98,7 +98,7 @@ join wanted as w on w."table" = relname
 left join pg_trigger as t on tgrelid = c.oid and tgname = w.name and not tgisinternal
 where
   (t.oid is null or t.tgenabled <> 'A' and (w.always or t.tgenabled <> 'O'))
-  -- One that an older schema does not have yet is not gone.
+  -- A trigger that an older schema doesn't have yet is not missing.
   and exists (
     select
     from pg_proc

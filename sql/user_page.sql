@@ -1,12 +1,12 @@
 -- The first rows of one user that are new since a position: resume, catch-up.
 --
--- $1 floor, $2 open transactions (ascending), $3 the last id read of each,
--- $4 rows at most, $5 bytes of text after which texts are left out, $6 user.
+-- $1 floor, $2 open transactions (ascending), $3 the last id read of each, $4 maximum
+-- number of rows, $5 bytes of text after which texts are left out, $6 user.
 --
--- On the index (user_id, xid, id), in a form for which tail_page.sql has the
--- reasons; `beyond` and the texts that are left out are as there.
+-- Uses the index (user_id, xid, id), in the form that tail_page.sql explains; `beyond`
+-- and the omitted texts are as there.
 --
--- `pruned` is the youngest transaction of which rows were removed, if any were.
+-- `pruned` is the newest transaction of which rows were removed, if any were.
 select
   s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
@@ -21,7 +21,7 @@ left join lateral (
   select
     f.xid, f.id, f.event, f.text,
     to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    -- Not the difference of the two: one of them may be infinite.
+    -- Not the difference of the two timestamps: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
     coalesce(

@@ -1,7 +1,7 @@
--- How autovacuum keeps up with our tables.
+-- Whether autovacuum keeps up with our tables.
 --
--- $1 schema. `waits_for` is the number of dead rows at which it comes, by the
--- table's own settings or else the server's. TOAST and partitions have none here.
+-- $1 schema. `waits_for` is the number of dead rows at which it runs, from the table's
+-- own settings or else the server's. TOAST tables and partitions are not covered.
 select
   format('%I.%I', nspname, relname) as "table",
   coalesce(pg_stat_get_dead_tuples(c.oid), 0) as dead,
@@ -26,7 +26,7 @@ cross join lateral (
       as scale,
     bool_and(option_value::bool) filter (where option_name = 'autovacuum_enabled') as enabled
   from pg_options_to_table(reloptions)
-  -- Others' values are no truth values.
+  -- The values of other options aren't booleans.
   where
     option_name in (
       'autovacuum_vacuum_threshold', 'autovacuum_vacuum_scale_factor', 'autovacuum_enabled'

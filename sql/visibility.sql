@@ -1,17 +1,17 @@
 -- What hides rows of our tables from roles that read them directly, or from our
 -- functions, which run as the tables' owner.
 --
--- $1 schema; $2 whether to look at the roles of all bridges, instead of this
--- session's alone. `kind`:
+-- $1 schema; $2 whether to check the roles of all bridges instead of only this
+-- session's. `kind`:
 --
 --   row-security  row-level security applies to `affected`
---   relation      something else than a table, `affected`, bears a table's name
---   logged        tidings_incarnation survives crashes, so that none is noticed
+--   relation      an object that isn't a table, `affected`, has a table's name
+--   logged        tidings_incarnation survives crashes, so crashes go undetected
 --   rule          the rule `affected` rewrites INSERTs or UPDATEs of notifications
 --
--- With row_security = off Postgres refuses a query to which row-level security
--- applies, whatever the policies say. So it is looked for in the catalogs. `cure` is
--- null where only a person can tell.
+-- With row_security = off, Postgres rejects a query to which row-level security
+-- applies, whatever the policies say. So the catalogs are checked instead. `cure` is
+-- null if only a person can decide.
 with
   place as (select oid, nspname from pg_namespace where nspname = $1),
   tables as (
@@ -76,7 +76,7 @@ with
     from tables as t
     where t.relrowsecurity
   ),
-  -- Whose column `id` the sequence of ids serves, whatever it is called now.
+  -- The table whose column `id` uses the sequence of ids, whatever it is called now.
   made as (
     select format('%I.%I', place.nspname, c.relname) as name
     from place
@@ -129,7 +129,7 @@ select
   t.relname,
   t.name,
   null,
-  -- Emptied, because a crash may have passed unnoticed.
+  -- Emptied, because a crash may have gone undetected.
   format('alter table %s set unlogged; truncate %1$s;', t.name)
 from tables as t
 where t.relname = 'tidings_incarnation' and t.relkind = 'r' and t.relpersistence <> 'u'
@@ -141,6 +141,6 @@ where
   t.relname = 'notifications'
   and t.relkind in ('r', 'p')
   and w.ev_enabled <> 'D'
-  -- UPDATE, and what replaces INSERT. Those of DELETE are in prune_obstacles.sql.
+  -- UPDATE, and rules that replace INSERT. Rules on DELETE are in prune_obstacles.sql.
   and (w.ev_type = '2' or (w.ev_type = '3' and w.is_instead))
 order by 1, 2, 4

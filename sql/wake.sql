@@ -1,11 +1,11 @@
--- Has writers leave the bell unrung, and rings it once, so that bridges that
--- sleep look after themselves. Nothing, where they leave it unrung already.
+-- Makes writers stop ringing, and rings once, so that sleeping bridges poll. Does
+-- nothing if writers already don't ring.
 --
 -- $1 the table's OID. The lock is that of fall_asleep.sql.
 --
--- It is one statement, so that a bridge that freezes has sent all of it or
--- nothing. The sequence changes at once and the bell is heard after the commit:
--- whoever hears it then finds the change.
+-- It is one statement, so that a bridge that freezes has sent all of it or nothing. The
+-- sequence changes at once and the doorbell arrives after the commit: a bridge that
+-- receives it then finds the change.
 select pg_notify(concat('tidings_', $1::oid), '')
 from (
   select pg_try_advisory_xact_lock(1953064041, $1::oid::int) as taken

@@ -1,9 +1,8 @@
-//! The readers: as many streams as wanted, on one thread, over bare sockets.
+//! The readers: any number of streams, on one thread, over raw sockets.
 //!
-//! Each behaves like a browser's `EventSource`: when its stream ends it comes
-//! back with its last id. For each it is known which rows it should get, so that
-//! what is missing, repeated or meant for somebody else is counted and not
-//! guessed.
+//! Each behaves like a browser's `EventSource`: when its stream ends, it reconnects with
+//! its last id. The rows that each should receive are known, so missing, repeated and
+//! misdirected ones are counted exactly.
 
 use std::{
     io::{self, ErrorKind, Write, stderr},
@@ -29,45 +28,43 @@ use crate::{
     subject::{Live, Subject, Users, row_of},
 };
 
-/// Streams that are being opened at any one time: more than that would wait in
-/// the server's queue of connections and, where that is short, come back a
-/// second later.
+/// Streams that are being opened at any one time: more would wait in the server's accept
+/// queue and, where that is short, retry a second later.
 const OPENING: usize = 256;
-/// Streams from one address: it has 28,000 ports, of which those that were
-/// closed stay taken for a minute.
+/// Streams per local address: an address has 28,000 ports, and those of closed
+/// connections stay taken for a minute.
 const PER_ADDRESS: usize = 2_000;
-/// Then the first address is used again.
+/// After that many, the first address is used again.
 const ADDRESSES: usize = 16;
-/// A browser waits some seconds; here, what breaks is to be seen soon.
+/// A browser waits some seconds; a short pause shows breaks sooner.
 const COMES_BACK_AFTER: Duration = Duration::from_millis(100);
-/// One buffer serves all streams, as nothing stays in it.
+/// One buffer serves all streams, since nothing stays in it.
 const READ_BYTES: usize = 64 << 10;
-/// How often it is asked whether something has happened. What is measured is
-/// noted when it happens.
+/// How often waiting functions poll. The measured times don't depend on it: they are
+/// taken when something happens.
 const ASKS_AGAIN: Duration = Duration::from_millis(2);
-/// How long all may take to be there.
+/// Limit for opening all streams.
 const OPENS_WITHIN: Duration = Duration::from_secs(60);
 
-/// One event, at one stream.
+/// One event on one stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// The number of the row.
     pub row: u64,
     /// When it was read from the socket.
     pub at: Moment,
 }
 
-/// What one stream has seen.
+/// State of one stream.
 struct Seat {
     user: u64,
     stream: EventStream,
     is_live: bool,
-    /// A bit for each row of its user, in their order.
+    /// A bit for each row of its user, in order.
     seen: Vec<u64>,
 }
 
 impl Seat {
-    /// Whether it is the first time.
+    /// Returns whether this row was seen for the first time.
     fn see(&mut self, number: u64) -> bool {
         let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
         if self.seen.len() <= word {
@@ -87,25 +84,24 @@ impl Seat {
     }
 }
 
-/// All that happened.
-struct CounterMap {
+/// State of all streams.
+struct Tally {
     seats: Vec<Seat>,
     buffer: Vec<u8>,
     arrivals: Vec<Arrival>,
     live: usize,
-    /// When the last stream became live.
     live_since: Moment,
     first_seen: u64,
     received: u64,
     repeated: u64,
     wrong_user: u64,
-    /// Streams that ended without being told to.
+    /// Streams that ended unexpectedly.
     broken: u64,
     why_broken: Option<io::Error>,
 }
 
-impl CounterMap {
-    /// Reads what has come for a stream; true when that was its end.
+impl Tally {
+    /// Reads what has arrived for a stream; returns true at its end.
     fn read(
         &mut self,
         number: usize,
@@ -151,7 +147,7 @@ impl CounterMap {
         Ok(false)
     }
 
-    /// The stream is gone, and its next answer begins anew.
+    /// Closes the stream, and resets the state for its next response.
     fn leave(&mut self, number: usize) {
         let seat = &mut self.seats[number];
         self.live -= usize::from(seat.is_live);
@@ -163,16 +159,16 @@ impl CounterMap {
 struct Shared {
     subject: Subject,
     users: Users,
-    tally: Mutex<CounterMap>,
+    tally: Mutex<Tally>,
     opening: Semaphore,
 }
 
 impl Shared {
-    fn tally(&self) -> MutexGuard<'_, CounterMap> {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A reader, for ever.
+    /// Runs a reader forever.
     async fn attend(self: Arc<Self>, number: usize) {
         loop {
             let ended = self.listen(number).await;
@@ -188,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// One stream, until its end.
+    /// Reads one stream until its end.
     async fn listen(&self, number: usize) -> io::Result<()> {
         let mut opening = self.opening.acquire().await.ok();
         let request = {
@@ -236,7 +232,7 @@ async fn send(socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Streams, read by a thread of their own. Dropping it closes them all.
+/// Streams that are read by a thread of their own. Dropping it closes them all.
 pub struct Audience {
     shared: Arc<Shared>,
     readers: Vec<JoinHandle<()>>,
@@ -246,8 +242,8 @@ pub struct Audience {
 }
 
 impl Audience {
-    /// Opens so many streams, the first for the first user and so on round, and
-    /// returns when all of them are live.
+    /// Opens `streams` streams, assigned to the users in turn, and returns when all of
+    /// them are live.
     pub async fn open(subject: Subject, users: Users, streams: usize) -> Result<Self> {
         let seat = |number| Seat {
             user: users.of(number),
@@ -258,7 +254,7 @@ impl Audience {
         let shared = Arc::new(Shared {
             subject,
             users,
-            tally: Mutex::new(CounterMap {
+            tally: Mutex::new(Tally {
                 seats: (0..streams as u64).map(seat).collect(),
                 buffer: vec![0; READ_BYTES],
                 arrivals: Vec::new(),
@@ -296,7 +292,7 @@ impl Audience {
             reader.abort();
         }
         for reader in self.readers.drain(..) {
-            // It was aborted, or else it had nothing to say.
+            // It was aborted, or it returned nothing.
             let _ = reader.await;
         }
         let mut tally = self.shared.tally();
@@ -313,7 +309,7 @@ impl Audience {
         }
     }
 
-    /// Waits until all are live at the same time, and tells since when.
+    /// Waits until all are live at the same time, and returns since when.
     pub async fn until_live(&self, limit: Duration) -> Result<Moment> {
         let begin = Moment::now();
         loop {
@@ -332,8 +328,8 @@ impl Audience {
         }
     }
 
-    /// Waits until all that is due of the first `rows` rows has come, or for as
-    /// long as `limit`. What is missing then is missing.
+    /// Waits until everything that is due of the first `rows` rows has arrived, or for as
+    /// long as `limit`. What hasn't arrived by then counts as missing.
     pub async fn until_arrived(&self, rows: u64, limit: Duration) -> Counts {
         let begin = Moment::now();
         let expected = self.expected(rows);
@@ -343,7 +339,7 @@ impl Audience {
         self.counts(rows)
     }
 
-    /// What became of the first `rows` rows so far.
+    /// The counts for the first `rows` rows so far.
     pub fn counts(&self, rows: u64) -> Counts {
         let (users, tally) = (self.shared.users, self.shared.tally());
         let seen = |seat: &Seat| seat.seen_of(users.share(seat.user, rows));
@@ -361,28 +357,28 @@ impl Audience {
         self.expected_by(&self.shared.tally(), rows)
     }
 
-    fn expected_by(&self, tally: &CounterMap, rows: u64) -> u64 {
+    fn expected_by(&self, tally: &Tally, rows: u64) -> u64 {
         let users = self.shared.users;
         let share = |seat: &Seat| users.share(seat.user, rows);
         tally.seats.iter().map(share).sum()
     }
 
-    /// All arrivals since this was last asked.
+    /// All arrivals since the last call.
     pub fn take_arrivals(&self) -> Vec<Arrival> {
         std::mem::take(&mut self.shared.tally().arrivals)
     }
 }
 
 impl Drop for Audience {
-    /// What broke was mended, and cost only time: whoever reads the figures is to
-    /// know.
+    /// Reports broken streams: they were reopened, which cost time, so the reader of the
+    /// figures should know.
     fn drop(&mut self) {
         let tally = self.shared.tally();
         if tally.broken > 0 {
             let (broken, why) = (tally.broken, &tally.why_broken);
             let _ = writeln!(
                 stderr(),
-                "{broken} streams broke off and came back: {why:?}"
+                "{broken} streams were disconnected and reconnected: {why:?}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The release binary, as it is shipped: `tidings serve`, a process of its own.
+//! The release binary as it is shipped: `tidings serve` in a process of its own.
 
 use std::{
     env,
@@ -30,12 +30,12 @@ use crate::{
 const SECRET: &str = "a secret of the benchmark, 32 bytes or more";
 /// Longer than any run.
 const TOKEN_SECONDS: u64 = 24 * 60 * 60;
-/// It migrates nothing and has nothing to wait for.
+/// There is nothing to migrate or to wait for.
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
-/// All streams come from one machine and at once, which the defaults take for
-/// an attack. Nothing else differs from what a user gets. More streams than that
-/// would take more than 20,000 open files, which many systems don't allow.
+/// All streams come from one machine at once, which the default limits treat as an
+/// attack. Everything else is the default. More streams than that would need more than
+/// 20,000 open files, which many systems don't allow.
 const SETTINGS: [&str; 8] = [
     "--listen=127.0.0.1:0",
     "--admin-listen=127.0.0.1:0",
@@ -53,21 +53,21 @@ pub struct Bridge {
     address: SocketAddr,
 }
 
-/// The line of its log that says where it is.
+/// The log line that contains its addresses.
 #[derive(Deserialize)]
 struct Started {
     address: SocketAddr,
 }
 
 impl Bridge {
-    /// Starts one, and returns when it serves.
+    /// Starts a bridge, and returns when it serves.
     pub async fn start(database: &Database) -> Result<Self> {
         Self::start_with(database, &[]).await
     }
 
-    /// The same, with more settings.
+    /// The same, with additional settings.
     pub async fn start_with(database: &Database, more: &[&str]) -> Result<Self> {
-        // Another program, such as an earlier release, is measured to compare both.
+        // Another program, such as an earlier release, can be measured for comparison.
         let program = env::var("TIDINGS_TEST_PROGRAM");
         let program = program.unwrap_or_else(|_| env!("CARGO_BIN_EXE_tidings").to_owned());
         let mut child = Command::new(program)
@@ -85,7 +85,7 @@ impl Bridge {
         thread::spawn(move || {
             for line in BufReader::new(log).lines().map_while(|line| line.ok()) {
                 if let Ok(found) = serde_json::from_str::<Started>(&line) {
-                    // Nobody waits any more for a bridge that was too slow.
+                    // The receiver is gone if the bridge was too slow.
                     let _ = sender.send(found);
                 } else if !line.contains("\"INFO\"") {
                     let _ = writeln!(stderr(), "{line}");
@@ -100,7 +100,7 @@ impl Bridge {
         Ok(Self { child, address })
     }
 
-    /// How one gets a stream of it, and a row into one.
+    /// How to connect to it and write to its table.
     pub fn subject(&self) -> Result<Subject> {
         let secret: JwtSecret = SECRET.parse()?;
         let rules = Rules::default();
@@ -122,12 +122,11 @@ impl Bridge {
         })
     }
 
-    /// Its process.
     pub fn process(&self) -> Result<Process> {
         Ok(Process::with_id(self.child.id().try_into()?))
     }
 
-    /// Tells it to stop and waits until it has.
+    /// Sends SIGTERM and waits until it has exited.
     pub async fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.process()?.id()), Signal::SIGTERM)?;
         let status = loop {
@@ -145,7 +144,7 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

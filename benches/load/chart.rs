@@ -1,5 +1,5 @@
-//! Drawing figures: lines along a size, or bars side by side. White ground, so
-//! that a page may be light or dark.
+//! Draws figures: lines along a size, or bars side by side. The background is white, so
+//! that the page may be light or dark.
 
 use std::{fmt::Display, io, ops::Range, path::Path};
 
@@ -16,24 +16,24 @@ use crate::table;
 
 const SIZE: (u32, u32) = (840, 440);
 
-/// The title's and the legend's share of the height.
+/// Height of the title and legend.
 const HEAD: i32 = 70;
 
-/// Between one bar and the next, in pixels; of a bar, half as much again.
+/// Distance from one bar to the next, in pixels; a bar takes two thirds of it.
 const BAR: i32 = 26;
 
-/// What bars leave for their names.
+/// Space for the names of bars.
 const NAMES: i32 = 290;
 
-/// What bars leave for their values.
+/// Space for the values of bars.
 const VALUES: i32 = 110;
 
 const FONT: &str = "Helvetica, Arial, sans-serif";
 
-/// How wide a letter of the legend is, about.
+/// Approximate width of a letter of the legend.
 const LETTER: f64 = 6.6;
 
-/// Told apart by who can't tell red from green (Okabe and Ito).
+/// Distinguishable with red-green colour blindness (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -49,12 +49,12 @@ const GRID: RGBColor = RGBColor(225, 225, 225);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// How values are laid along an axis.
+/// How values are spaced along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// From zero, evenly.
+    /// From zero, evenly spaced.
     Linear,
-    /// Each decade as wide as the next.
+    /// Every decade equally wide.
     Logarithmic,
 }
 
@@ -66,7 +66,7 @@ impl Scale {
         }
     }
 
-    /// Round numbers from below the least to above the greatest.
+    /// Round numbers from below the smallest to above the largest value.
     fn ticks(self, values: &[f64]) -> Vec<f64> {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let greatest = values.iter().copied().fold(0.0, f64::max);
@@ -99,7 +99,7 @@ impl Scale {
     }
 }
 
-/// From its first tick to its last. Where there is but one, it stands in the middle.
+/// From its first tick to its last. If there is only one, it is in the middle.
 struct Axis {
     scale: Scale,
     ticks: Vec<f64>,
@@ -143,7 +143,7 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// 1, 2 or 5 with zeros, and not less.
+/// Rounds up to 1, 2 or 5 times a power of ten.
 fn round_up(value: f64) -> f64 {
     let decade = 10_f64.powf(value.log10().floor());
     let steps = [1.0, 2.0, 5.0].into_iter().map(|n| n * decade);
@@ -153,30 +153,28 @@ fn round_up(value: f64) -> f64 {
         .unwrap_or(10.0 * decade)
 }
 
-/// Points along a size, by its value, with a name for the legend.
+/// Values along a size, with a name for the legend.
 pub struct Line {
-    /// For the legend.
     pub name: String,
-    /// Size and value, in the order of sizes.
+    /// Size and value, ordered by size.
     pub points: Vec<(f64, f64)>,
 }
 
-/// What is said beside the lines.
+/// Labels and axes around the lines.
 pub struct Frame<'a> {
-    /// Above.
     pub title: &'a str,
-    /// Below: the size, and its unit.
+    /// Label of the horizontal axis: the size and its unit.
     pub along: &'a str,
-    /// To the left: the value, and its unit.
+    /// Label of the vertical axis: the value and its unit.
     pub value: &'a str,
-    /// How values are laid out. Sizes are always logarithmic, as they are chosen so.
+    /// Scale of the values. Sizes are always on a logarithmic scale, because they are
+    /// chosen that way.
     pub scale: Scale,
-    /// Values that there is room for in any case, so that what hardly differs
-    /// looks so.
+    /// Values that the axis covers in any case, so that small differences look small.
     pub covers: &'a [f64],
 }
 
-/// Draws lines. There must be a point, and none at or below zero.
+/// Draws lines. There must be at least one point, and none at or below zero.
 pub fn lines(file: &Path, frame: &Frame<'_>, lines: &[Line]) -> io::Result<()> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let mut sizes: Vec<f64> = points().map(|(size, _)| *size).collect();
@@ -229,19 +227,17 @@ pub fn lines(file: &Path, frame: &Frame<'_>, lines: &[Line]) -> io::Result<()> {
     root.present().map_err(refused)
 }
 
-/// A bar: its name, its value, what is written beside it, and the colour's number.
 pub struct Bar {
-    /// To the left.
+    /// Label on the left.
     pub name: String,
-    /// Its length.
     pub value: f64,
-    /// To the right: the value and its unit.
+    /// Label on the right: the value and its unit.
     pub said: String,
-    /// Bars of one kind have one colour.
+    /// Bars of one kind have the same colour.
     pub kind: usize,
 }
 
-/// Draws bars below each other, the longest as wide as there is room.
+/// Draws bars below each other, scaled so that the longest fills the width.
 pub fn bars(file: &Path, heading: &str, bars: &[Bar]) -> io::Result<()> {
     let count = i32::try_from(bars.len()).map_err(io::Error::other)?;
     let height = u32::try_from(HEAD / 2 + 12 + count * BAR).map_err(io::Error::other)?;
@@ -279,7 +275,7 @@ fn title(area: &Area<'_>, said: &str) -> io::Result<()> {
         .map_err(refused)
 }
 
-/// Text of this size, above and below its place as much as the other.
+/// Text of this size, vertically centred on its position.
 fn text(size: u32, side: HPos) -> TextStyle<'static> {
     let style = TextStyle::from((FONT, size)).color(&INK);
     style.pos(Pos::new(side, VPos::Center))
@@ -303,9 +299,9 @@ fn legend(area: &Area<'_>, lines: &[Line]) -> io::Result<()> {
     Ok(())
 }
 
-/// 5 million as `5 M`.
+/// Abbreviates large numbers: 5 million is `5 M`.
 fn short(value: f64) -> String {
-    // Ticks are products, whose last digits may be off.
+    // Ticks are products whose last digits may be inexact.
     let value = (value * 1e6).round() / 1e6;
     match value.abs() {
         1e6.. => format!("{} M", value / 1e6),

@@ -1,4 +1,4 @@
-//! One clock for all threads: nanoseconds since the program began.
+//! One clock for all threads: time since the program started.
 
 use std::{
     sync::LazyLock,
@@ -7,28 +7,25 @@ use std::{
 
 static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// A moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// This one.
     pub fn now() -> Self {
         Self(BEGIN.elapsed())
     }
 
-    /// So much later.
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0 + duration)
     }
 
-    /// How long after `earlier` it is; nothing if it isn't.
+    /// The time since `earlier`, or zero if that is later.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// Returns not before it. Blocks the thread: the runtime's own timers are a
-    /// millisecond wide, which is as much as what is measured.
+    /// Blocks the thread until this moment. The runtime's own timers have a resolution of
+    /// a millisecond, which is as much as what is measured.
     pub fn wait(self) {
         let left = self.since(Self::now());
         if !left.is_zero() {
@@ -37,9 +34,9 @@ impl Moment {
     }
 }
 
-/// Lets threads that this one starts sleep as exactly as they can: by default
-/// Linux adds up to 50 µs, to save power.
+/// Makes sleeps precise in the threads that this one starts: by default, Linux adds up to
+/// 50 µs to save power.
 pub fn fine_sleep() {
-    // Elsewhere there is no such file, and sleep is as exact as it is.
+    // Other systems don't have this file; there, sleep is as precise as it gets.
     let _ = std::fs::write("/proc/self/timerslack_ns", "1");
 }

@@ -17,12 +17,12 @@ use crate::{
     trials::Trial,
 };
 
-/// What was measured, in a line of the table.
+/// One row of the table.
 struct Line {
     said: &'static str,
     measure: &'static str,
     at: Option<(&'static str, f64)>,
-    /// Whether the chart has it.
+    /// Whether the chart includes it.
     drawn: bool,
 }
 
@@ -77,16 +77,16 @@ const LINES: [Line; 8] = [
     },
 ];
 
-/// Streams, where a line doesn't say otherwise in its cells.
+/// Number of streams, unless a cell says otherwise.
 const MANY: f64 = 10_000.0;
 
 const SETTING: &str = "\
-1,000 streams for latency, flood and INSERTs, 10,000 for memory and for the return, each of a user \
-of its own. Events that weren't there two minutes later, or came again, are counted beside each \
-figure. Latency counts from when an INSERT was due. The memory of a peer is that of all its processes, what they share \
-counted once.";
+1,000 streams for latency, flood and INSERTs, 10,000 for memory and for reconnecting, each of a \
+different user. Events that hadn't arrived two minutes later, or that arrived twice, are counted \
+next to each figure. Latency is measured from when an INSERT was due. The memory of a peer is that \
+of all its processes, with shared memory counted once.";
 
-/// All of them, and where they were compared.
+/// The findings of all contenders, and the machine they were measured on.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
     machine: Machine,
@@ -94,7 +94,6 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Of what was found on this machine.
     pub fn new(machine: Machine, contenders: Vec<Findings>) -> Self {
         Self {
             machine,
@@ -114,11 +113,11 @@ impl Comparison {
         fs::write(folder.join("peers.json"), json)?;
         chart::bars(
             &folder.join("peers.svg"),
-            "Delivered and inserted: more is better; memory and catching up: less is",
+            "Delivered and inserted: more is better; memory and catching up: less is better",
             &self.bars(),
         )?;
         let text = format!(
-            "# Tidings and its peers\n\nWritten by `make bench-peers`; what the peers are is in \
+            "# Tidings and its peers\n\nWritten by `make bench-peers`; the peers are described in \
              [benches/peers](../../benches/peers/README.md).\n\n{}\n\n{SETTING}\n\n{}\n\
              ![The figures as bars](peers.svg)\n",
             self.machine,
@@ -145,13 +144,14 @@ impl Comparison {
         table::lay_out(&head, &rows, &vec![false; head.len()])
     }
 
-    /// Each group has a scale of its own: its longest bar is as wide as any other's.
+    /// Each group has its own scale, so every group's longest bar has the same width.
     fn bars(&self) -> Vec<Bar> {
         let drawn = LINES.iter().filter(|line| line.drawn);
         let bars = drawn.flat_map(|line| {
             let found = self.contenders.iter().enumerate();
             let found = found.filter_map(|(kind, one)| Some((kind, one, line.figure(one)?)));
-            // A tenth of the streams is not the same as all of them.
+            // Figures of a tenth of the streams aren't comparable with those of all of
+            // them.
             let found = found.filter(|(_, _, figure)| {
                 let streams = figure.size(at::STREAMS).unwrap_or(MANY);
                 figure.measure != measure::CAUGHT_UP || streams >= MANY
@@ -202,7 +202,7 @@ impl Line {
             let wrong = [
                 (counts.missing, "missing"),
                 (counts.repeated, "repeated"),
-                (counts.wrong_user, "for somebody else"),
+                (counts.wrong_user, "for the wrong user"),
             ];
             let wrong = wrong.into_iter().filter(|(count, _)| *count > 0);
             said.extend(wrong.map(|(count, what)| format!("**{count} {what}**")));

@@ -1,9 +1,9 @@
-//! Reads a response of Server-Sent Events as it comes, a piece at a time.
+//! An incremental parser for Server-Sent Events responses.
 //!
-//! It shares no code with the bridge, and takes what other servers send: chunked
-//! or not, lines that end in LF or CRLF.
+//! It shares no code with the bridge, and accepts what other servers send: chunked or
+//! not, lines that end in LF or CRLF.
 
-/// An event, without its id: that is in [`EventStream::last_id`].
+/// An event without its id, which is in [`EventStream::last_id`].
 pub struct Event<'a> {
     /// Empty for "message".
     pub name: &'a [u8],
@@ -11,32 +11,32 @@ pub struct Event<'a> {
     pub data: &'a [u8],
 }
 
-/// Why a response is none.
+/// Why a response is not an event stream.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    /// It was refused.
+    /// It was rejected.
     #[error("the answer was {0:?}, not 200")]
     Status(String),
-    /// A head that never ends, or no number where the size of a chunk belongs.
+    /// A head that never ends, or a chunk size that isn't a number.
     #[error("the answer is no HTTP")]
     Malformed,
 }
 
-/// No server of ours sends as much before its first event.
+/// More than any server measured here sends before its first event.
 const HEAD_BYTES: usize = 16 << 10;
 /// Sixteen hexadecimal digits, an extension, CR.
 const SIZE_BYTES: usize = 256;
 
-/// Where we are in the response.
+/// The parser's position in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// In its head, which is kept until it is complete.
+    /// In the head, which is kept until it is complete.
     Head,
-    /// All that follows is the body.
+    /// In a body without chunks: everything that follows.
     Plain,
-    /// In the line that tells the size of a chunk.
+    /// In a line with the size of a chunk.
     Size,
-    /// In a chunk with so many bytes left.
+    /// In a chunk with this many bytes left.
     Chunk(usize),
     /// In the line break after a chunk.
     Gap,
@@ -44,17 +44,17 @@ enum Stage {
     End,
 }
 
-/// One response, and the last id across all that came before it.
+/// One response, and the last id of all responses so far.
 #[derive(Debug)]
 pub struct EventStream {
     stage: Stage,
-    /// What is not complete: the head, or the size of a chunk.
+    /// An incomplete head or chunk size.
     held: Vec<u8>,
-    /// A line of the body that is not complete.
+    /// An incomplete line of the body.
     line: Vec<u8>,
     name: Vec<u8>,
     data: Vec<u8>,
-    /// That of the event that is not complete.
+    /// The id of the incomplete event.
     id: Vec<u8>,
     last_id: Vec<u8>,
 }
@@ -74,13 +74,13 @@ impl Default for EventStream {
 }
 
 impl EventStream {
-    /// The id to come back with, if there was any.
+    /// The id to reconnect with, if there is one.
     pub fn last_id(&self) -> Option<&str> {
         let id = std::str::from_utf8(&self.last_id).ok()?;
         (!id.is_empty()).then_some(id)
     }
 
-    /// Another response, to a client that comes back.
+    /// Prepares for another response to the same client, after it reconnects.
     pub fn restart(&mut self) {
         *self = Self {
             last_id: std::mem::take(&mut self.last_id),
@@ -88,16 +88,16 @@ impl EventStream {
         };
     }
 
-    /// Whether the answer has begun, with a good status.
+    /// Whether the response has begun with a successful status.
     pub fn has_begun(&self) -> bool {
         self.stage != Stage::Head
     }
 
-    /// Takes the next piece, and hands over the events that it completes.
+    /// Parses the next bytes, and passes on the events that they complete.
     ///
     /// # Errors
     ///
-    /// [`Unreadable`]; the response can't be read on then.
+    /// [`Unreadable`]; reading can't continue after that.
     pub fn read(
         &mut self,
         mut bytes: &[u8],
@@ -133,7 +133,7 @@ impl EventStream {
         Ok(())
     }
 
-    /// Returns what follows the head, if that is complete.
+    /// Returns the bytes after the head, if that is complete.
     fn read_head<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Unreadable> {
         let before = self.held.len();
         self.held.extend_from_slice(bytes);
@@ -158,7 +158,7 @@ impl EventStream {
         Ok(&bytes[end + 4 - before..])
     }
 
-    /// Returns what follows the size of a chunk, if that is complete.
+    /// Returns the bytes after the size of a chunk, if that is complete.
     fn read_size<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Unreadable> {
         let end = bytes.iter().position(|&byte| byte == b'\n');
         self.held
@@ -209,7 +209,8 @@ impl EventStream {
             }
             self.name.clear();
             self.data.clear();
-            // Not before: who breaks off in the middle of an event hasn't got it.
+            // Only now: a client that disconnects in the middle of an event hasn't
+            // received it.
             if !self.id.is_empty() {
                 std::mem::swap(&mut self.last_id, &mut self.id);
                 self.id.clear();

@@ -1,5 +1,5 @@
-//! What Tidings is compared with: the same table with no trigger, or with a
-//! plain NOTIFY trigger and a connection that does nothing but LISTEN.
+//! Baselines for Tidings: the same table without a trigger, or with a plain NOTIFY
+//! trigger and a connection that only LISTENs.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use crate::{
     Result, audience::Arrival, clock::Moment, report::Counts, server::Database, subject::row_of,
 };
 
-/// As one writes it by hand: each row is told with what it says.
+/// As written by hand: each row is sent as a notification with its contents.
 const PLAIN_NOTIFY: &str = "
     create function plain_notify() returns trigger language plpgsql as $$
     begin
@@ -29,13 +29,13 @@ const PLAIN_NOTIFY: &str = "
 
 const ASKS_AGAIN: Duration = Duration::from_millis(2);
 
-/// Takes the triggers from the table: nobody is told of a row.
+/// Removes the triggers from the table, so that no notification is sent.
 pub async fn silence(database: &Database) -> Result<()> {
     let work = "alter table notifications disable trigger user";
     database.execute(work).await
 }
 
-/// Has the table NOTIFY at each row, and nothing else.
+/// Makes the table send NOTIFY for each row, and nothing else.
 pub async fn notify_plainly(database: &Database) -> Result<()> {
     silence(database).await?;
     database.execute(PLAIN_NOTIFY).await
@@ -57,7 +57,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Returns when it listens.
+    /// Returns when it is listening.
     pub async fn start(database: &Database) -> Result<Self> {
         let heard = Arc::<Mutex<Heard>>::default();
         let (over, ending) = oneshot::channel();
@@ -78,7 +78,7 @@ impl Listener {
         Ok(Self { heard, _over: over })
     }
 
-    /// Waits until the first `rows` rows were heard of, or for as long as `limit`.
+    /// Waits until the first `rows` rows have arrived, or for as long as `limit`.
     pub async fn until_arrived(&self, rows: u64, limit: Duration) -> Counts {
         let begin = Moment::now();
         while (self.heard().rows.len() as u64) < rows && Moment::now().since(begin) < limit {
@@ -94,7 +94,7 @@ impl Listener {
         }
     }
 
-    /// All that was heard since this was last asked.
+    /// All arrivals since the last call.
     pub fn take_arrivals(&self) -> Vec<Arrival> {
         std::mem::take(&mut self.heard().arrivals)
     }
@@ -121,7 +121,7 @@ async fn listen(
         let message = tokio::select! {
             answer = &mut asking, if listens.is_some() => {
                 answer?;
-                // Nobody waits if the run is over already.
+                // The receiver is gone if the run has ended already.
                 let _ = listens.take().map(|listens| listens.send(()));
                 continue;
             }

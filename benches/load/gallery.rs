@@ -1,4 +1,4 @@
-//! Which charts there are.
+//! The list of charts.
 
 use std::{io, path::Path};
 
@@ -8,17 +8,15 @@ use crate::{
     table,
 };
 
-/// A chart that was drawn.
 pub struct Drawn {
     /// The section that it belongs to.
     pub section: &'static str,
-    /// What it shows.
     pub title: &'static str,
-    /// In the folder of the results.
+    /// Relative to the folder of the results.
     pub file: String,
 }
 
-/// A chart, where its section was measured.
+/// A chart, drawn if its section was measured.
 struct Chart {
     file: &'static str,
     section: &'static str,
@@ -30,13 +28,13 @@ enum Kind {
     /// Values along a size.
     Lines {
         along: &'static str,
-        /// The axis in words.
+        /// Label of the axis.
         said: &'static str,
         value: Value,
-        /// Subject and measure of each, and its name.
+        /// Subject, measure and name of each line.
         lines: &'static [(&'static str, &'static str, &'static str)],
     },
-    /// Each figure of these measures, of whatever subject.
+    /// All figures of these measures, for every subject.
     Bars(&'static [&'static str]),
 }
 
@@ -48,8 +46,7 @@ enum Value {
         divisor: f64,
         scale: Scale,
     },
-    /// How many times what it costs at the smallest size. A rate costs its
-    /// reciprocal.
+    /// Cost relative to that at the smallest size. The cost of a rate is its reciprocal.
     Relative,
 }
 
@@ -171,7 +168,7 @@ const CHARTS: &[Chart] = &[
     },
 ];
 
-/// Draws all of which there are figures.
+/// Draws all charts for which there are figures.
 pub fn draw(sections: &[Section], folder: &Path) -> io::Result<Vec<Drawn>> {
     let mut drawn = Vec::new();
     for chart in CHARTS {
@@ -308,7 +305,7 @@ fn bars(section: &Section, measures: &[&str]) -> Vec<Bar> {
     figures.map(bar).collect()
 }
 
-/// What tells this bar from the others.
+/// The name that distinguishes this bar from the others.
 fn name(figure: &Figure, subjects: usize) -> String {
     let sizes = figure.at.iter();
     let sizes = sizes.map(|(axis, size)| format!("{} {axis}", table::whole(*size)));

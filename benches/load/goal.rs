@@ -1,10 +1,10 @@
-//! What the figures must reach.
+//! The goals that the figures must reach.
 
 use serde::Serialize;
 
 use crate::report::{Figure, Section, at, measure, subject};
 
-/// Which way is better.
+/// Whether higher or lower values are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
@@ -14,43 +14,39 @@ pub enum Better {
     Lower,
 }
 
-/// How far it was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reached {
-    /// All that was hoped for.
+    /// Reached the aim.
     Aim,
-    /// What it must be.
+    /// Reached what is required.
     Must,
-    /// Not even that.
+    /// Below what is required.
     Missed,
 }
 
-/// A goal, and what was measured.
+/// A goal and the measured value.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verdict {
-    /// The section that the figure is in.
+    /// The section that contains the figure.
     pub section: &'static str,
-    /// What it is about.
+    /// The goal's name.
     pub goal: &'static str,
     /// In the goal's unit.
     pub value: f64,
-    /// That unit.
     pub unit: &'static str,
-    /// Which way is better.
     pub better: Better,
-    /// At the least, or at the most.
+    /// The required minimum or maximum.
     pub must: f64,
-    /// Better still.
+    /// The aim, which is stricter than `must`.
     pub aim: f64,
-    /// Whether it was.
     pub reached: Reached,
-    /// Where in its section the figure is that the goal is about.
+    /// Index of the figure within its section.
     #[serde(skip)]
     pub figure: usize,
 }
 
-/// Picks one figure of a section.
+/// Selects one figure of a section.
 #[derive(Clone, Copy)]
 struct Pick {
     subject: &'static str,
@@ -73,12 +69,12 @@ impl Pick {
     }
 }
 
-/// What a figure is measured by.
+/// How a figure is compared with its goal.
 #[derive(Clone, Copy)]
 enum Scale {
-    /// In a unit, of which this many are one of the goal's.
+    /// In a unit: `divisor` of the figure's unit are one of the goal's.
     Unit { divisor: f64, name: &'static str },
-    /// How many times this one of the same section.
+    /// As a multiple of this figure of the same section.
     Times(Pick),
 }
 
@@ -242,7 +238,7 @@ const GOALS: [Goal; 10] = [
     },
 ];
 
-/// What became of the goals whose figures were measured in this run.
+/// Judges the goals whose figures were measured in this run.
 pub fn verdicts(sections: &[Section]) -> Vec<Verdict> {
     let judge = |goal: &Goal| {
         let section = sections.iter().find(|one| one.name == goal.section)?;
@@ -262,7 +258,7 @@ impl Goal {
                 (measured.times(other), "times")
             }
         };
-        // As precise as it is printed: 1.004 times is 1.0 times.
+        // As precise as it is printed: 1.004 times counts as 1.0 times.
         let value = (value * 100.0).round() / 100.0;
         let reaches = |mark: f64| match self.better {
             Better::Higher => value >= mark,

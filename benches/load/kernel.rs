@@ -1,13 +1,13 @@
-//! What the operating system keeps for open connections.
+//! Memory that the operating system uses for open connections.
 
 use std::fs;
 
 use crate::Result;
 
-/// A page of memory on all systems that have these files.
+/// The page size on all systems that have these files.
 const PAGE_BYTES: u64 = 4096;
 
-/// A connection's socket, its file, and its place in an epoll set.
+/// A connection's socket, its file, and its entry in an epoll set.
 const CACHES: [&str; 6] = [
     "TCP",
     "TCPv6",
@@ -17,8 +17,8 @@ const CACHES: [&str; 6] = [
     "tcp_bind_bucket",
 ];
 
-/// Bytes in use for sockets: their structures, and what waits in them. None
-/// where that isn't told: on other systems than Linux, and to others than root.
+/// Bytes in use for sockets: their structures, and the data queued in them. None where
+/// that can't be read: on systems other than Linux, and without root.
 pub fn socket_memory() -> Result<Option<u64>> {
     let Ok(slabs) = fs::read_to_string("/proc/slabinfo") else {
         return Ok(None);
@@ -28,7 +28,7 @@ pub fn socket_memory() -> Result<Option<u64>> {
         let mut words = line.split_whitespace();
         if words.next().is_some_and(|name| CACHES.contains(&name)) {
             let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
-            // Objects in use, all, bytes of one, …
+            // Active objects, all objects, bytes per object, …
             if let [_, all, size, ..] = numbers.as_slice() {
                 bytes += all * size;
             }

@@ -1,4 +1,4 @@
-//! The machine that the figures were taken on, and what was running on it.
+//! The machine that the figures were taken on, and its load.
 
 use std::{
     env,
@@ -12,27 +12,27 @@ use std::{
 
 use serde::Serialize;
 
-/// Above this share of the processors busy when a run begins, its figures are
-/// called noisy.
+/// If a larger share of the processors is busy when a run begins, its figures are marked
+/// as noisy.
 const QUIET_LOAD: f64 = 0.25;
 
-/// How often a page is written and synced, to know what a commit waits for.
+/// How many times a page is written and synced, to measure what a commit waits for.
 const SYNCS: usize = 64;
 
 /// A page of PostgreSQL's log.
 const PAGE: [u8; 8192] = [0; 8192];
 
-/// Whether anything else ran when the figures were taken.
+/// Whether anything else was running during the measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Noise {
-    /// Next to nothing.
+    /// Almost nothing else.
     Quiet,
-    /// Something: only ratios within the run mean much.
+    /// Something else: only ratios within the run are meaningful.
     Noisy,
 }
 
-/// All that somebody needs to compare these figures with theirs.
+/// Everything needed to compare these figures with those of other machines.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     processor: String,
@@ -40,11 +40,11 @@ pub struct Machine {
     memory_bytes: u64,
     system: String,
     kernel: String,
-    /// The middle one of some times to write a page and have it on disk.
+    /// The median time to write a page and sync it to disk.
     disk_sync_milliseconds: f64,
     postgres: String,
     tidings: String,
-    /// Of the source, with a `+` where it was changed since.
+    /// The commit of the source, with a `+` if it has uncommitted changes.
     commit: String,
     date: String,
     /// Over the last minute, when the run began.
@@ -53,7 +53,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around. `postgres` is what the server says of its version.
+    /// Inspects the machine. `postgres` is the version that the server reports.
     ///
     /// Takes as long as some dozen writes to the disk.
     pub fn look(postgres: &str) -> io::Result<Self> {
@@ -86,7 +86,7 @@ impl Display for Machine {
         let gibibytes = self.memory_bytes.div_ceil(1 << 30);
         writeln!(
             f,
-            "{} cores of {}, {gibibytes} GiB; {}, Linux {}; a page is on disk in {:.2} ms",
+            "{} cores of {}, {gibibytes} GiB; {}, Linux {}; a page is synced to disk in {:.2} ms",
             self.cores, self.processor, self.system, self.kernel, self.disk_sync_milliseconds
         )?;
         write!(
@@ -96,7 +96,7 @@ impl Display for Machine {
         )?;
         match self.noise {
             Noise::Quiet => Ok(()),
-            Noise::Noisy => f.write_str(": noisy, trust the ratios alone"),
+            Noise::Noisy => f.write_str(": noisy, only ratios are meaningful"),
         }
     }
 }
@@ -106,7 +106,7 @@ fn trimmed(path: &str) -> String {
     text.trim().to_owned()
 }
 
-/// The rest of the first line that begins so.
+/// The rest of the first line that begins with this name.
 fn after(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -142,7 +142,7 @@ fn load_average() -> Option<f64> {
     text.split(' ').next()?.parse().ok()
 }
 
-/// Where temporary clusters live, so that it is the disk which they wait for.
+/// Measured where temporary clusters are stored, since that is the disk they wait for.
 fn disk_sync() -> io::Result<f64> {
     let path = env::temp_dir().join(format!("tidings-disk-{}", std::process::id()));
     let times = synced_writes(&path);

@@ -1,8 +1,7 @@
 //! `make bench`: what Tidings costs, measured from outside.
 //!
-//! The load generator is a process of its own. It starts a private PostgreSQL
-//! and the release binary, opens streams over raw sockets, and inserts rows by
-//! the clock.
+//! The load generator is a separate process. It starts a private PostgreSQL and the
+//! release binary, opens streams over raw sockets, and inserts rows at a fixed rate.
 
 mod audience;
 mod bridge;
@@ -48,24 +47,24 @@ use crate::{
     server::Server,
 };
 
-/// What went wrong is for a person to read.
+/// Errors are only printed for a person to read.
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// Measures Tidings on this machine.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What to measure; all of it if nothing is named
+    /// What to measure (default: everything)
     sections: Vec<Name>,
     /// Small sizes: all sections in two minutes
     #[arg(long)]
     quick: bool,
-    /// Beside what users would pick instead, and nothing else
+    /// Only compare Tidings with the alternatives
     #[arg(long, conflicts_with = "sections")]
     peers: bool,
     /// Where to write the figures and charts
     #[arg(long)]
     out: Option<PathBuf>,
-    /// cargo says so
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -98,13 +97,13 @@ impl Name {
     }
 }
 
-/// How long whoever interrupts it waits for its servers and bridges to end.
+/// How long an interrupted run waits for its servers and bridges to end.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    // Whoever interrupts it leaves no bridge behind.
+    // An interrupted run leaves no bridge behind.
     let shutdown = Shutdown::watch(1)?;
     shutdown.allow(CLEAN_UP_LIMIT);
     tokio::select! {
@@ -133,7 +132,8 @@ async fn measure(options: &Options) -> Result<()> {
     server.stop().await?;
     let mut sections = Vec::new();
     for name in names {
-        // A server of its own: what one section leaves behind is not the next one's.
+        // Each section gets its own server, so that it doesn't inherit the state of
+        // another.
         let server = Server::start().await?;
         sections.push(name.run(&server, size).await?);
         server.stop().await?;

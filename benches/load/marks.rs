@@ -6,24 +6,24 @@ use tokio::time::sleep;
 
 use crate::{Result, clock::Moment, server::Database};
 
-/// Seldom enough to cost nothing beside the marks themselves.
+/// Infrequent enough to cost nothing compared with the marks themselves.
 const ASKS_AGAIN: Duration = Duration::from_millis(5);
 
-/// From the newest row back: the marks come about in the order of rows, so that
-/// the answer is near as long as it is "there is one".
+/// Searches from the newest row backwards: rows are marked roughly in order, so while any
+/// is unmarked it is found quickly.
 const IS_UNMARKED: &str = "select from notifications where sent_at is null and id > $1 \
                            order by id desc limit 1";
 
-/// Waits until no row is unmarked, and tells when that was.
+/// Waits until no row is unmarked, and returns when that was.
 ///
 /// # Errors
 ///
-/// If it isn't so within `limit`.
+/// If rows are still unmarked after `limit`.
 pub async fn until_all_marked(database: &Database, limit: Duration) -> Result<Moment> {
     until_marked_after(database, 0, limit).await
 }
 
-/// The same of the rows after this one.
+/// The same for the rows after this one.
 pub async fn until_marked_after(database: &Database, id: i64, limit: Duration) -> Result<Moment> {
     let begin = Moment::now();
     let client = database.connect().await?;

@@ -1,5 +1,5 @@
-//! What users would pick instead of Tidings, each as its own documentation has
-//! it (`benches/peers`), started by `scripts/bench-peers`.
+//! The alternatives to Tidings, each set up as its own documentation recommends
+//! (`benches/peers`), started by `scripts/bench-peers`.
 
 use std::{
     fs,
@@ -25,11 +25,10 @@ use crate::{
 /// The table that they listen to, and its trigger.
 pub const TABLE: &str = include_str!("../peers/table.sql");
 
-/// How long one may take to end before it is killed.
+/// How long a peer may take to end before it is killed.
 const FAREWELL: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
 
-/// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// nginx with nchan, and a forwarder that LISTENs.
@@ -41,10 +40,9 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Nchan, Self::EventStream, Self::Node];
 
-    /// As the table names it.
+    /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nchan => "nchan, with a forwarder",
@@ -53,7 +51,7 @@ impl Peer {
         }
     }
 
-    /// As `scripts/bench-peers` calls it.
+    /// Its name in `scripts/bench-peers`.
     fn key(self) -> &'static str {
         match self {
             Self::Nchan => "nchan",
@@ -62,7 +60,7 @@ impl Peer {
         }
     }
 
-    /// Where the stream of this user is.
+    /// The path of this user's stream.
     fn target(self, user: &str) -> String {
         match self {
             Self::Nchan => format!("/sub?id={user}"),
@@ -79,14 +77,15 @@ impl Peer {
         }
     }
 
-    /// Starts it on this database, where the table is already.
+    /// Starts it on this database, which already has the table.
     pub fn start(self, database: &Database) -> Result<RunningPeer> {
         let config: tokio_postgres::Config = database.url().parse()?;
         let [Host::Unix(folder)] = config.get_hosts() else {
             return Err("the benchmark's PostgreSQL is behind a Unix socket".into());
         };
         let port = config.get_ports().first().ok_or("no port")?.to_string();
-        // It can't tell which port it was given, so it is given one that was free a moment ago.
+        // It can't report which port it was given, so it gets one that was free a moment
+        // ago.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let process = script(&["start", self.key(), &address.port().to_string()])
             .env("PGHOST", folder)
@@ -94,7 +93,7 @@ impl Peer {
             .env("PGUSER", config.get_user().ok_or("no user")?)
             .env("PGDATABASE", config.get_dbname().ok_or("no database")?)
             .process_group(0)
-            // It ends when this is closed: with us, however we end.
+            // It ends when this is closed: when this program ends, however that happens.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()?;
@@ -112,7 +111,7 @@ fn script(arguments: &[&str]) -> Command {
     command
 }
 
-/// One that was started, with all its processes. Dropping it ends them.
+/// A running peer with all its processes. Dropping it ends them.
 pub struct RunningPeer {
     peer: Peer,
     process: Child,
@@ -120,7 +119,7 @@ pub struct RunningPeer {
 }
 
 impl RunningPeer {
-    /// How one gets a stream of it. None of them asks who is there.
+    /// How to open a stream. None of the peers authenticates users.
     pub fn subject(&self) -> Subject {
         let peer = self.peer;
         let request = move |user: &str, last_event_id: Option<&str>| {
@@ -138,11 +137,11 @@ impl RunningPeer {
         }
     }
 
-    /// The memory of all its processes, in bytes. What they share is counted once.
+    /// The memory of all its processes, in bytes. Shared memory is counted once.
     pub fn memory(&self) -> Result<u64> {
         let mut kilobytes = 0;
         for pid in self.processes()? {
-            // One that ended meanwhile has none.
+            // A process that has ended in the meantime has none.
             let Ok(rollup) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
                 continue;
             };
@@ -154,7 +153,7 @@ impl RunningPeer {
         Ok(kilobytes << 10)
     }
 
-    /// All that are in its group.
+    /// All processes of its group.
     fn processes(&self) -> Result<Vec<i32>> {
         let group = self.group()?.to_string();
         let mut members = Vec::new();
@@ -169,7 +168,8 @@ impl RunningPeer {
             let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
                 continue;
             };
-            // After the name, in parentheses, which may contain anything: state, parent, group.
+            // The fields after the name, which is in parentheses and may contain
+            // anything: state, parent, group.
             let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
             if fields.split_whitespace().nth(2) == Some(&group) {
                 members.push(pid);
@@ -189,10 +189,10 @@ impl RunningPeer {
 
     fn end(&mut self) -> Result<()> {
         let group = self.group()?;
-        // Those that have ended can't be told.
+        // Processes that have already ended can't be signalled.
         let _ = killpg(group, Signal::SIGTERM);
         let told = Instant::now();
-        // A group is there until its last process has ended and was asked for.
+        // A group exists until its last process has ended and been reaped.
         while killpg(group, None).is_ok() {
             thread::sleep(TICK);
             self.process.try_wait()?;

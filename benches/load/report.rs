@@ -1,67 +1,65 @@
-//! What was measured: sections of figures, as they are printed, written as JSON
-//! and drawn.
+//! The measurements: sections of figures, which are printed, written as JSON, and drawn.
 
 use serde::Serialize;
 
-/// Who was measured. The goals and the charts look figures up by these names.
+/// What was measured. The goals and the charts look figures up by these names.
 pub mod subject {
     /// The bridge, with as many streams as the figure says.
     pub const TIDINGS: &str = "Tidings";
     /// The bridge, while `tidings prune` runs.
     pub const PRUNING: &str = "Tidings, pruning";
-    /// The bridge, running without a stream.
+    /// The bridge, running without streams.
     pub const IDLE: &str = "Tidings, no streams";
-    /// The bare table: what an INSERT costs without anybody to tell.
+    /// The bare table: the cost of an INSERT that notifies no one.
     pub const NO_TRIGGER: &str = "no trigger";
-    /// A trigger that calls NOTIFY for every row, as one writes it by hand.
+    /// A trigger that calls NOTIFY for every row, as written by hand.
     pub const NOTIFY: &str = "plain NOTIFY trigger";
-    /// That trigger, and a connection that does nothing but LISTEN.
+    /// That trigger, and a connection that only LISTENs.
     pub const FLOOR: &str = "bare LISTEN";
-    /// The server, all its processes together.
+    /// All processes of the server.
     pub const POSTGRES: &str = "PostgreSQL";
-    /// Both together: what a notification costs the machine.
+    /// Both together: the total cost of a notification.
     pub const BOTH: &str = "Tidings and PostgreSQL";
-    /// What the operating system keeps for the sockets.
+    /// What the operating system uses for the sockets.
     pub const KERNEL: &str = "kernel";
 }
 
-/// What was measured of it.
+/// The quantity that was measured.
 pub mod measure {
-    /// Rows that were committed, a second.
+    /// Rows committed per second.
     pub const INSERTED: &str = "inserted";
-    /// Of the times from INSERT to event, the middle one.
+    /// The median time from INSERT to event.
     pub const P50: &str = "p50";
-    /// One in a hundred took longer.
+    /// The 99th percentile.
     pub const P99: &str = "p99";
-    /// One in a thousand took longer.
+    /// The 99.9th percentile.
     pub const P999: &str = "p99.9";
-    /// Rows a second until the last event had arrived.
+    /// Rows per second until the last event had arrived.
     pub const DELIVERED: &str = "delivered";
-    /// Rows a second until the last row was marked as sent.
+    /// Rows per second until the last row was marked as sent.
     pub const MARKED: &str = "delivered and marked";
-    /// Old rows that were removed, a second.
+    /// Old rows removed per second.
     pub const REMOVED: &str = "removed";
-    /// Until the first connection had it.
+    /// Time until the first connection had received it.
     pub const FIRST: &str = "first";
-    /// Until the last connection had it.
+    /// Time until the last connection had received it.
     pub const LAST: &str = "last";
-    /// Memory for each stream that has had nothing to do yet.
+    /// Memory per stream that has not received anything yet.
     pub const IDLE_STREAM: &str = "memory per idle stream";
-    /// The same after every stream was sent events.
+    /// The same after every stream has received events.
     pub const USED_STREAM: &str = "memory per stream after traffic";
-    /// Processor time, of one core.
+    /// Processor time, in percent of one core.
     pub const CPU: &str = "processor";
-    /// Processor time for each notification.
+    /// Processor time per notification.
     pub const CPU_PER_ROW: &str = "processor per notification";
-    /// Until everyone had all that was owed.
+    /// Time until every client had received everything it was owed.
     pub const CAUGHT_UP: &str = "all caught up";
-    /// The most sessions at any one time.
+    /// The largest number of concurrent sessions.
     pub const PEAK_CONNECTIONS: &str = "peak database connections";
-    /// The most memory at any one time.
     pub const PEAK_MEMORY: &str = "peak memory";
 }
 
-/// At which size it was measured.
+/// The size at which it was measured.
 pub mod at {
     /// Connections that INSERT.
     pub const WRITERS: &str = "writers";
@@ -69,13 +67,13 @@ pub mod at {
     pub const STREAMS: &str = "streams";
     /// Rows that are due each second.
     pub const RATE: &str = "rows/s";
-    /// Rows that one INSERT brings.
+    /// Rows per INSERT.
     pub const BATCH: &str = "rows per INSERT";
     /// Connections of one user.
     pub const CONNECTIONS: &str = "connections";
-    /// Rows that the table holds before.
+    /// Rows in the table before the measurement.
     pub const ROWS: &str = "rows in table";
-    /// Users that have no stream, and a row that waits for them.
+    /// Users without a stream who have an unsent row.
     pub const AWAY: &str = "users away";
 }
 
@@ -84,37 +82,35 @@ pub mod at {
 pub struct Section {
     /// As on the command line.
     pub name: &'static str,
-    /// A heading.
+    /// The heading.
     pub title: String,
-    /// What was done, in a sentence or two: sizes that don't vary, how it was timed.
+    /// What was done, in a sentence or two: sizes that don't vary, and how it was timed.
     pub setting: String,
     /// In the order in which they are printed.
     pub figures: Vec<Figure>,
 }
 
-/// One number, with all that is needed to say what it is a number of.
+/// One number, with everything needed to interpret it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// Who was measured: see [`subject`].
+    /// What was measured: see [`subject`].
     pub subject: String,
-    /// What was measured of it: see [`measure`].
+    /// The quantity: see [`measure`].
     pub measure: String,
-    /// At which sizes: see [`at`].
+    /// The sizes: see [`at`].
     pub at: Vec<(String, f64)>,
-    /// In its unit.
     pub value: f64,
-    /// The unit.
     pub unit: Unit,
-    /// What became of the events that this figure rests on, where there were any.
+    /// The counts of the events that this figure is based on, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
-    /// What it was in each round, where others were measured in turn with it.
+    /// The value in each round, if it was measured alternately with others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rounds: Vec<f64>,
 }
 
 impl Figure {
-    /// A figure that doesn't depend on a size and rests on no events.
+    /// A figure that doesn't depend on a size and isn't based on events.
     pub fn new(subject: &str, measure: &str, value: f64, unit: Unit) -> Self {
         Self {
             subject: subject.to_owned(),
@@ -133,20 +129,20 @@ impl Figure {
         self
     }
 
-    /// The same, resting on these events.
+    /// The same, based on these events.
     pub fn counts(mut self, counts: Counts) -> Self {
         self.counts = Some(counts);
         self
     }
 
-    /// The same, which was this in each round.
+    /// The same, with these values in the individual rounds.
     pub fn rounds(mut self, rounds: Vec<f64>) -> Self {
         self.rounds = rounds;
         self
     }
 
-    /// How many times the other it is. Where both were measured in turn, it is the
-    /// median of the rounds: what else the machine did in one falls on both.
+    /// The ratio to another figure. If both were measured alternately, it is the median
+    /// over the rounds, since other load on the machine affects both figures of a round.
     pub fn times(&self, other: &Self) -> f64 {
         let rounds = self.rounds.iter().zip(&other.rounds);
         let times: Vec<f64> = rounds.map(|(one, other)| one / other).collect();
@@ -164,43 +160,39 @@ impl Figure {
     }
 }
 
-/// What a figure's value is counted in.
+/// The unit of a figure's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// Rows, events or transactions a second.
+    /// Rows, events or transactions per second.
     PerSecond,
-    /// Seconds.
     Seconds,
-    /// Thousandths of a second.
     Milliseconds,
-    /// Millionths of a second.
     Microseconds,
-    /// Bytes.
     Bytes,
-    /// Per cent of one core's time.
+    /// Percent of one core's time.
     PercentOfCore,
-    /// Pieces.
+    /// A plain number.
     Count,
 }
 
-/// What became of the events that were expected.
+/// Counts of expected events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Rows times the connections that they concern.
+    /// Rows times the connections that should receive them.
     pub expected: u64,
-    /// Events that arrived, repeats included.
+    /// Events that arrived, duplicates included.
     pub received: u64,
-    /// Events that were expected and never came.
+    /// Expected events that never arrived.
     pub missing: u64,
-    /// Events that came to one connection again.
+    /// Events that one connection received again.
     pub repeated: u64,
-    /// Events that came to somebody whom they don't concern.
+    /// Events that a user received who should not have.
     pub wrong_user: u64,
 }
 
 impl Counts {
-    /// The sums of both.
+    /// The sum of both.
     pub fn and(self, other: Self) -> Self {
         Self {
             expected: self.expected + other.expected,
@@ -212,7 +204,7 @@ impl Counts {
     }
 }
 
-/// The one in the middle; of none, not a number.
+/// The median; NaN if there are no values.
 pub fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);

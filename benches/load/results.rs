@@ -1,4 +1,4 @@
-//! All that one run found: printed, and written where it is looked up.
+//! The results of one run: printed, and written to files.
 
 use std::{
     fs,
@@ -16,7 +16,6 @@ use crate::{
     table,
 };
 
-/// A run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Results {
     machine: Machine,
@@ -25,7 +24,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Judges what was measured.
+    /// Compares the measurements with the goals.
     pub fn new(machine: Machine, sections: Vec<Section>) -> Self {
         let goals = goal::verdicts(&sections);
         Self {
@@ -35,8 +34,8 @@ impl Results {
         }
     }
 
-    /// Every event that any figure rests on, once: several figures of one run rest
-    /// on the same.
+    /// Every event that any figure is based on, counted once: several figures of one run
+    /// share events.
     pub fn counts(&self) -> Counts {
         let mut all = Counts::default();
         for section in &self.sections {
@@ -88,7 +87,7 @@ impl Results {
         .map(table::grouped);
         format!(
             "{expected} events were expected: {missing} missing, {repeated} repeated, \
-             {wrong} for somebody else."
+             {wrong} for the wrong user."
         )
     }
 

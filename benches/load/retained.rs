@@ -1,5 +1,5 @@
-//! A table that has been in use for long: millions of rows, most of them sent,
-//! in a minute.
+//! Fills a table within a minute so that it looks as if it had been in use for long:
+//! millions of rows, most of them sent.
 
 use std::{fmt::Write, pin::pin};
 
@@ -9,27 +9,26 @@ use tokio_postgres::Client;
 
 use crate::{Result, server::Database, subject::Users};
 
-/// Rows that one transaction wrote. Transactions are used up for them, so that
-/// they look as if they had come one by one.
+/// Rows per transaction. Transaction ids are consumed for them, so that the rows look as
+/// if they had been written one by one.
 const PER_TRANSACTION: u64 = 100;
 
-/// What is handed to the server at a time.
+/// Bytes that are sent to the server at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Who has an unsent row, and no stream.
+/// Users who have an unsent row and no stream.
 pub const AWAY: &str = "away";
 
-/// Rows that are there before anything is measured.
+/// Rows that exist before anything is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Retained {
-    /// All of them.
+    /// The number of all rows.
     pub rows: u64,
-    /// Those whose rows were sent, in turn.
+    /// The users of the sent rows, assigned in turn.
     pub users: Users,
-    /// One of them, and how many rows this user has. They lie scattered among
-    /// the others.
+    /// A user with many rows, and their number. They are scattered among the others.
     pub heavy: Option<(Users, u64)>,
-    /// Users who are away; the newest rows are theirs, one each, not sent.
+    /// The number of users who are away; each has one of the newest rows, unsent.
     pub away: u64,
 }
 
@@ -38,9 +37,9 @@ impl Retained {
     pub async fn fill(self, database: &Database) -> Result<i64> {
         let client = database.connect().await?;
         let first = burn(&client, self.rows.div_ceil(PER_TRANSACTION)).await?;
-        // An index that is made of sorted rows is made much faster than one that
-        // grows with them. In the transaction that truncates, rows are frozen as
-        // they are copied, as if they had been vacuumed since.
+        // Building an index from sorted rows is much faster than growing it with them. In
+        // the transaction that truncates, rows are frozen as they are copied, as if they
+        // had been vacuumed since.
         let indexes = "select indexrelid::regclass::text, pg_get_indexdef(indexrelid) \
                        from pg_index \
                        where indrelid = 'notifications'::regclass and not indisprimary";
@@ -80,7 +79,7 @@ impl Retained {
         Ok(())
     }
 
-    /// The row as COPY takes it.
+    /// Appends the row in COPY format.
     fn line(self, lines: &mut String, row: u64, transaction: u64) -> Result<()> {
         let sent = match row < self.rows.saturating_sub(self.away) {
             true => "now",
@@ -93,7 +92,7 @@ impl Retained {
             }
             _ => lines.push_str(&self.users.name(self.users.of(row))),
         }
-        // It says nothing that a row of the run says.
+        // The text must not look like that of a row of the run.
         writeln!(
             lines,
             "\tYour build of the branch main is red: 3 of 214 tests failed. retained={row}\t{sent}\t{transaction}"
@@ -102,14 +101,14 @@ impl Retained {
     }
 }
 
-/// Uses up so many transactions, and returns the first of them: a row's must
-/// have been handed out.
+/// Consumes this many transaction ids, and returns the first of them: a row's transaction
+/// must have been assigned.
 async fn burn(client: &Client, transactions: u64) -> Result<u64> {
     let one = client
         .query_one("select pg_current_xact_id()::text", &[])
         .await?;
     let one: String = one.get(0);
-    // Each by itself: statements that are sent together are one transaction.
+    // Each separately: statements that are sent together are one transaction.
     let burn = format!(
         "do $$ begin for i in 1..{transactions} loop \
              perform pg_current_xact_id(); commit; \

@@ -1,4 +1,4 @@
-//! What is measured, a section a file.
+//! The measurements, one section per file.
 
 pub mod fan_out;
 pub mod flood;
@@ -18,14 +18,13 @@ use crate::report::Counts;
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// Enough to see that everything works: all sections in two minutes.
+    /// Enough to check that everything works: all sections in two minutes.
     Quick,
-    /// Enough to trust the figures.
+    /// Enough for reliable figures.
     Full,
 }
 
 impl Size {
-    /// One or the other.
     pub fn choose<T>(self, quick: T, full: T) -> T {
         match self {
             Self::Quick => quick,
@@ -34,11 +33,10 @@ impl Size {
     }
 }
 
-/// How long to wait for what should have come long ago. What comes later is
-/// missing.
+/// How long to wait for overdue events. What arrives later counts as missing.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What was counted between two counts of the same streams.
+/// The difference between two counts of the same streams.
 pub fn between(earlier: Counts, later: Counts) -> Counts {
     Counts {
         expected: later.expected - earlier.expected,

@@ -1,4 +1,4 @@
-//! The private PostgreSQL that everything is measured on, and its databases.
+//! The private PostgreSQL used for all measurements, and its databases.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -11,11 +11,11 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::{Result, process::Process};
 
-/// As in production: a commit waits for the disk. The cluster would be thrown
-/// away anyway and has that switched off otherwise.
+/// As in production, a commit waits for the disk. By default this is switched off,
+/// because the cluster is temporary.
 ///
-/// The log has room for a whole run, so that a checkpoint falls between runs
-/// ([`Server::settle`]) and not into one of those that are compared.
+/// The log is large enough for a whole run, so that a checkpoint happens between runs
+/// ([`Server::settle`]) and not during one of those that are compared.
 const SETTINGS: [(&str, &str); 7] = [
     ("fsync", "on"),
     ("full_page_writes", "on"),
@@ -34,7 +34,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// A new one.
     pub async fn start() -> Result<Self> {
         let binaries = PostgresBinaries::find()?;
         let cluster = Cluster::temporary_of(&binaries, &SETTINGS).await?;
@@ -46,7 +45,7 @@ impl Server {
         })
     }
 
-    /// A new database with nothing in it.
+    /// Creates an empty database.
     pub async fn empty_database(&self) -> Result<Database> {
         let name = format!("load_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         let admin = Database::at(self.cluster.url("postgres")).connect().await?;
@@ -56,7 +55,7 @@ impl Server {
         Ok(Database::at(self.cluster.url(&name)))
     }
 
-    /// A new database with the tables of Tidings.
+    /// Creates a database with the tables of Tidings.
     pub async fn database(&self) -> Result<Database> {
         let database = self.empty_database().await?;
         schema::migrate(
@@ -68,8 +67,7 @@ impl Server {
         Ok(database)
     }
 
-    /// Writes to disk what is due to be written, so that nothing of it falls
-    /// into what is measured next.
+    /// Writes pending changes to disk, so that the next measurement doesn't include that.
     pub async fn settle(&self) -> Result<()> {
         let admin = Database::at(self.cluster.url("postgres")).connect().await?;
         Ok(admin.batch_execute("checkpoint").await?)
@@ -80,7 +78,7 @@ impl Server {
         self.process.family_cpu()
     }
 
-    /// Its version, in its own words.
+    /// The version that it reports.
     pub async fn version(&self) -> Result<String> {
         let admin = Database::at(self.cluster.url("postgres")).connect().await?;
         Ok(admin.query_one("show server_version", &[]).await?.get(0))
@@ -92,7 +90,6 @@ impl Server {
     }
 }
 
-/// A database.
 #[derive(Clone, Debug)]
 pub struct Database {
     url: String,
@@ -103,7 +100,6 @@ impl Database {
         Self { url }
     }
 
-    /// Its connection string.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -115,13 +111,12 @@ impl Database {
         Ok(client)
     }
 
-    /// Does this, and nothing comes back.
+    /// Runs a statement that returns no rows.
     pub async fn execute(&self, work: &str) -> Result<()> {
         Ok(self.connect().await?.batch_execute(work).await?)
     }
 
-    /// Has this table's pages seen and its statistics taken, as in a database
-    /// that has been there for a while.
+    /// Vacuums and analyzes this table, as in a database that has existed for a while.
     pub async fn vacuum(&self, table: &str) -> Result<()> {
         self.execute(&format!("vacuum analyze {table}")).await
     }

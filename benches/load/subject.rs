@@ -1,39 +1,37 @@
-//! Anything that speaks Server-Sent Events and can be put under load.
+//! Anything that sends Server-Sent Events and can be put under load.
 
 use std::net::SocketAddr;
 
-/// The head of the request for the stream of a user, who may have been here
-/// before and come with the id of the last event.
+/// Builds the request head for the stream of a user, optionally with the id of the last
+/// event.
 pub type Request = Box<dyn Fn(&str, Option<&str>) -> String + Send + Sync>;
 
-/// How one gets a stream of it.
+/// How to open a stream.
 pub struct Subject {
-    /// Where it listens.
     pub address: SocketAddr,
-    /// How one asks for a stream.
+    /// Builds the request.
     pub request: Request,
-    /// When a stream is one.
+    /// When a stream counts as live.
     pub live: Live,
 }
 
-/// When rows that are committed from now on reach a stream as they come.
+/// When rows that are committed from now on reach a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Live {
-    /// As soon as the answer has begun.
+    /// As soon as the response has begun.
     Head,
-    /// When an event of this name has come.
+    /// When an event of this name has arrived.
     Event(&'static str),
 }
 
-/// Who is written to: users of one name, numbered from 0.
+/// The recipients: users with a common name prefix, numbered from 0.
 ///
-/// Row `k` of a run is for user `k` modulo their number, so that every event
-/// tells by its text alone whose it is, and a user can tell which are missing.
+/// Row `k` of a run is for user `k` modulo their number, so that the text of an event
+/// identifies its user, and a user can determine which rows are missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Users {
-    /// What their names begin with.
+    /// The prefix of their names.
     pub name: &'static str,
-    /// How many there are.
     pub count: u64,
 }
 
@@ -43,7 +41,7 @@ impl Users {
         format!("{}-{number}", self.name)
     }
 
-    /// Whom this row is for.
+    /// The user that this row is for.
     pub fn of(self, row: u64) -> u64 {
         row % self.count
     }
@@ -54,15 +52,15 @@ impl Users {
     }
 }
 
-/// What stands before the row's number in its text.
+/// What precedes the row's number in its text.
 const MARK: &str = "row=";
 
-/// The text of a row: about as long as such texts are, with its number.
+/// The text of a row: its number, in a text of typical length.
 pub fn text(row: u64) -> String {
     format!("Your build of the branch main is green: 214 tests passed in 38 s. {MARK}{row}")
 }
 
-/// The number of the row that an event brings, however its text was wrapped.
+/// The number of the row in an event, however its text was wrapped.
 pub fn row_of(data: &[u8]) -> Option<u64> {
     let mark = MARK.as_bytes();
     let at = data.windows(mark.len()).rposition(|part| part == mark)?;

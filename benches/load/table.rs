@@ -1,5 +1,5 @@
-//! Figures as a table: Markdown whose columns stand below each other, so that
-//! a terminal shows it as well as a browser.
+//! Figures as a table: Markdown with aligned columns, readable in a terminal and in a
+//! browser.
 
 use crate::{
     goal::{Reached, Verdict},
@@ -17,10 +17,10 @@ const HEAD: [&str; 8] = [
     "wrong user",
 ];
 
-/// Whether a column is made of numbers, which stand to the right.
+/// Whether a column contains numbers, which are right-aligned.
 const NUMBERS: [bool; 9] = [false, false, false, true, true, true, true, true, false];
 
-/// A section's figures, each with what the issue asks of it.
+/// A section's figures, each with its goal.
 pub fn section(section: &Section, verdicts: &[Verdict]) -> String {
     let verdicts: Vec<_> = verdicts
         .iter()
@@ -40,7 +40,7 @@ pub fn section(section: &Section, verdicts: &[Verdict]) -> String {
     )
 }
 
-/// The goals by themselves.
+/// The table of all goals.
 pub fn goals(verdicts: &[Verdict]) -> String {
     let head = ["figure", "measured", "must reach", "aim", "reached"].map(str::to_owned);
     let row = |goal: &Verdict| {
@@ -100,7 +100,7 @@ fn counted(counts: Counts) -> [String; 4] {
     [expected, missing, repeated, wrong_user].map(grouped)
 }
 
-/// A value with its unit, in as many digits as mean anything.
+/// A value with its unit, in as many digits as are meaningful.
 pub fn amount(value: f64, unit: Unit) -> String {
     const KIBIBYTE: f64 = 1024.0;
     const MEBIBYTE: f64 = KIBIBYTE * KIBIBYTE;
@@ -116,7 +116,7 @@ pub fn amount(value: f64, unit: Unit) -> String {
     }
 }
 
-/// Three digits, or all that are before the point.
+/// Three digits, or all digits before the decimal point.
 fn digits(value: f64) -> String {
     match value.abs() {
         100.0.. => whole(value),
@@ -144,7 +144,7 @@ pub fn grouped(number: u64) -> String {
     }
 }
 
-/// Any cells, in columns as wide as their widest; numbers stand to the right.
+/// Any cells, in columns as wide as their widest; numbers are right-aligned.
 pub fn lay_out(head: &[String], rows: &[Vec<String>], numbers: &[bool]) -> String {
     let width = |column: usize| {
         let rows = rows.iter().map(Vec::as_slice).chain([head]);

@@ -1,5 +1,5 @@
-//! What a server does beside passing on what comes while somebody listens. None
-//! of it is taken from a page: each was tried, just now.
+//! What a server does beyond passing on rows while a client is connected. Nothing is
+//! taken from documentation: each was tried in this run.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -17,52 +17,51 @@ use crate::{
     subject::{self, Subject},
 };
 
-/// More than any of them needs for a row while there is no load.
+/// More than any of them needs for a row without load.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What hasn't come within this, after all the others, doesn't come.
+/// A row that hasn't arrived within this time after all the others won't arrive.
 const SILENCE: Duration = Duration::from_millis(300);
 /// Time to register a stream whose head has been sent.
 const SETTLING: Duration = Duration::from_millis(300);
-/// More than one round of anybody's buffer.
+/// More than fits in the buffer of any contestant.
 const MANY: u64 = 200;
-/// More than a NOTIFY carries, less than what a chat message may be.
+/// More than a NOTIFY can carry, less than a chat message may be.
 const LONG_BYTES: usize = 9_000;
 
-/// A server on trial, which is stopped and started in one of them.
+/// A server on trial, which one of the trials stops and restarts.
 pub trait Contestant {
-    /// How one gets a stream of it.
+    /// How to open a stream.
     fn subject(&self) -> Result<Subject>;
-    /// Takes it away, and brings it back on the same database.
+    /// Stops it, and restarts it on the same database.
     fn restart(
         &mut self,
         meanwhile: impl Future<Output = Result<()>>,
     ) -> impl Future<Output = Result<()>>;
 }
 
-/// What was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trial {
     /// A row from before the user's first connection.
     Backlog,
-    /// That row, at the connection after that.
+    /// That row, on the next connection.
     BacklogAgain,
-    /// A row from during a break of the connection.
+    /// A row that was committed while the client was disconnected.
     Resume,
-    /// Many of them.
+    /// Many such rows.
     ResumeMany,
-    /// Two rows, of which the first committed last, in the break.
+    /// Two rows, the first of which commits last, while the client is disconnected.
     LateCommit,
     /// A row from while the server was down.
     Restart,
     /// A row longer than a NOTIFY may be.
     Long,
-    /// Whether the table tells which rows were passed on.
+    /// Whether the table shows which rows were passed on.
     Mark,
 }
 
 impl Trial {
-    /// All, in the order of the table.
+    /// All of them, in the order of the table.
     pub const ALL: [Self; 8] = [
         Self::Backlog,
         Self::BacklogAgain,
@@ -74,7 +73,7 @@ impl Trial {
         Self::Mark,
     ];
 
-    /// What the table asks.
+    /// The wording in the table.
     pub fn question(self) -> &'static str {
         match self {
             Self::Backlog => "a row from before the user's first connection arrives",
@@ -91,19 +90,18 @@ impl Trial {
     }
 }
 
-/// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// As wished.
+    /// As desired.
     Yes,
-    /// So many of the rows were missing or repeated.
+    /// This many of the rows were missing or repeated.
     Partly {
         arrived: u64,
         of: u64,
         repeated: u64,
     },
-    /// Nothing came.
+    /// No row arrived.
     No,
     /// The application's INSERT failed.
     InsertFails,
@@ -156,7 +154,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A browser's tab, as far as it matters here.
+/// A simulated browser tab.
 struct Tab {
     user: String,
     stream: EventStream,
@@ -182,7 +180,7 @@ impl Tab {
         Ok(())
     }
 
-    /// A new tab: no id from before.
+    /// A new tab: no last id.
     async fn open(subject: &Subject, user: &str) -> Result<Self> {
         let mut tab = Self::of(user);
         tab.connect(subject).await?;
@@ -193,7 +191,7 @@ impl Tab {
         self.socket = None;
     }
 
-    /// The numbers of the rows that come: so many, and what follows at once.
+    /// The numbers of the rows that arrive: `count` of them, and any that follow at once.
     async fn rows(&mut self, count: u64) -> Result<Vec<u64>> {
         let mut rows = Vec::new();
         let mut piece = vec![0; 16 << 10];
@@ -214,7 +212,7 @@ impl Tab {
     }
 }
 
-/// Rows of the trials: each has a number of its own.
+/// Rows of the trials, each with its own number.
 struct Rows<'a> {
     database: &'a Client,
     next: u64,
@@ -238,7 +236,7 @@ async fn insert(database: &Client, user: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until rows pass from the table to a stream.
+/// Waits until rows are passed from the table to a stream.
 pub async fn until_it_works(contestant: &impl Contestant, database: &Client) -> Result<()> {
     const ATTEMPTS: u32 = 200;
     for _ in 0..ATTEMPTS {
@@ -254,10 +252,10 @@ pub async fn until_it_works(contestant: &impl Contestant, database: &Client) -> 
             return Ok(());
         }
     }
-    Err("it doesn't pass rows on".into())
+    Err("the server doesn't pass rows on".into())
 }
 
-/// Tries all. `other` is a second connection of the application's.
+/// Runs all trials. `other` is a second connection of the application's.
 pub async fn run(
     contestant: &mut impl Contestant,
     database: &Client,
@@ -320,14 +318,14 @@ pub async fn run(
     Ok(outcomes)
 }
 
-/// A tab that has seen a row, and has an id to come back with.
+/// A tab that has received a row, so it has an id to reconnect with.
 async fn seen_one(subject: &Subject, user: &str, rows: &mut Rows<'_>) -> Result<Tab> {
     let mut tab = Tab::open(subject, user).await?;
     sleep(SETTLING).await;
     rows.insert(user, 1).await?;
     match tab.rows(1).await?.len() {
         1 => Ok(tab),
-        came => Err(format!("{user} was to get a row, and got {came}").into()),
+        came => Err(format!("{user} should have received 1 row, but received {came}").into()),
     }
 }
 
@@ -362,7 +360,7 @@ async fn long(subject: &Subject, rows: &mut Rows<'_>) -> Result<Outcome> {
     }
 }
 
-/// Asked so that a table without such a column can answer too.
+/// Written so that a table without such a column returns an answer too.
 async fn mark(database: &Client, user: &str) -> Result<Outcome> {
     let query = "select bool_and(to_jsonb(n) ->> 'sent_at' is not null) from notifications n \
                  where user_id = $1";

@@ -1,5 +1,4 @@
-//! Who used the processor while something was measured: it tells where the time
-//! goes.
+//! Processor time by process during a measurement: it shows where the time is spent.
 
 use std::time::Duration;
 
@@ -11,16 +10,16 @@ use crate::{
     server::Server,
 };
 
-/// What the load generator is called.
+/// The name of the load generator in figures.
 const GENERATOR: &str = "load generator";
 
-/// The system counts hundredths of a second: of fewer rows nothing can be said.
+/// The system counts hundredths of a second: with fewer rows, the result would be
+/// meaningless.
 const ENOUGH_ROWS: usize = 1_000;
 
 /// Processor time of each party.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// The bridge.
     pub bridge: Duration,
     /// All processes of the server.
     pub postgres: Duration,
@@ -28,7 +27,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// So far. A party that there isn't has used nothing.
+    /// The usage so far. A party that doesn't exist has used nothing.
     pub fn of(server: &Server, bridge: Option<&Bridge>) -> Result<Self> {
         let bridge = bridge.map(|bridge| bridge.process()?.cpu()).transpose()?;
         Ok(Self {
@@ -38,7 +37,7 @@ impl Usage {
         })
     }
 
-    /// What was used since.
+    /// The usage since `earlier`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
             bridge: self.bridge.saturating_sub(earlier.bridge),
@@ -56,8 +55,8 @@ impl Usage {
         }
     }
 
-    /// What each of so many rows cost each party, where `whom` was measured; if
-    /// these are enough to tell.
+    /// The cost of each of `rows` rows for each party, for the subject `whom`; nothing if
+    /// there are too few rows.
     pub fn per_row(self, whom: &str, rows: usize) -> Vec<Figure> {
         if rows < ENOUGH_ROWS {
             return Vec::new();

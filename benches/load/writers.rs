@@ -1,7 +1,7 @@
-//! The writers: connections that INSERT, as fast as they can or by the clock.
+//! The writers: connections that INSERT, either as fast as they can or at a fixed rate.
 //!
-//! They run on threads of their own. Each INSERT is a transaction of its own and
-//! a prepared statement, as an application's are.
+//! They run on threads of their own. Like an application's, each INSERT is a transaction
+//! of its own and a prepared statement.
 
 use std::{
     sync::{
@@ -23,28 +23,28 @@ use crate::{
     subject::{Users, text},
 };
 
-/// Connections that write by the clock: a row is late only when as many commits
-/// as this take longer than they should.
+/// Connections that write at a fixed rate: a row is late only if this many commits take
+/// longer than they should.
 const BY_THE_CLOCK: usize = 16;
 
 /// Connections that write batches: while one waits for the disk, others write.
 pub const IN_BATCHES: usize = 4;
 
-/// After five executions PostgreSQL settles for a plan of a prepared statement.
+/// After five executions, PostgreSQL settles on a plan for a prepared statement.
 const UNTIL_PLANNED: usize = 6;
 
-/// Where rows go, whose they are, and how many there are already. Row numbers go
-/// on over all runs, so that no text comes twice.
+/// Where rows are inserted, which users they are for, and how many there are already. Row
+/// numbers continue over all runs, so that no text occurs twice.
 #[derive(Clone)]
 pub struct Writers {
     database: Database,
-    /// Inserts one row, or one for each of two arrays.
+    /// Inserts one row, or one for each element of two arrays.
     insert: Insert,
     users: Users,
     next: Arc<AtomicU64>,
 }
 
-/// The statements that insert.
+/// The INSERT statements.
 #[derive(Clone, Copy, Debug)]
 pub struct Insert {
     /// `$1` is the user, `$2` the text.
@@ -53,19 +53,17 @@ pub struct Insert {
     pub batch: &'static str,
 }
 
-/// Into the table of Tidings, or one that has its form.
+/// Into the table of Tidings, or one of the same form.
 pub const NOTIFICATIONS: Insert = Insert {
     row: "insert into notifications (user_id, text) values ($1, $2)",
     batch: "insert into notifications (user_id, text) \
             select * from unnest($1::text[], $2::text[])",
 };
 
-/// A row that was inserted.
 #[derive(Clone, Copy, Debug)]
 pub struct Inserted {
-    /// Its number.
     pub row: u64,
-    /// When it was issued; by the clock: when it was due, whatever kept it back.
+    /// When it was issued; at a fixed rate: when it was due, whatever delayed it.
     pub issued: Moment,
     /// When its commit was acknowledged.
     pub committed: Moment,
@@ -83,23 +81,23 @@ pub struct Written {
 }
 
 impl Written {
-    /// Rows a second.
+    /// Rows per second.
     pub fn rate(&self) -> f64 {
         self.rows.len() as f64 / self.end.since(self.begin).as_secs_f64()
     }
 }
 
-/// How long to write as fast as it goes.
+/// How long to write at full speed.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// So much time has passed.
+    /// Until this much time has passed.
     Passed(Duration),
-    /// So many rows are there, of this run.
+    /// Until this run has inserted this many rows.
     Rows(u64),
 }
 
 impl Writers {
-    /// Those of a table with nothing in it.
+    /// Writers for an empty table.
     pub fn new(database: &Database, insert: Insert, users: Users) -> Self {
         Self {
             database: database.clone(),
@@ -109,12 +107,12 @@ impl Writers {
         }
     }
 
-    /// How many rows there are, of all runs.
+    /// The number of rows of all runs.
     pub fn rows(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Inserts one row after the other over each of so many connections.
+    /// Inserts one row after the other on each of `connections` connections.
     pub async fn flat_out(&self, connections: usize, until: Until) -> Result<Written> {
         let this = self.clone();
         on_thread(move || async move {
@@ -160,7 +158,7 @@ impl Writers {
         Ok(rows)
     }
 
-    /// Inserts so many rows in batches, over a few connections.
+    /// Inserts `rows` rows in batches, over a few connections.
     pub async fn in_batches(&self, rows: u64, batch: u64) -> Result<Written> {
         let this = self.clone();
         on_thread(move || async move {
@@ -205,8 +203,8 @@ impl Writers {
         }
     }
 
-    /// Inserts so many rows, each when it is due at this rate, whatever became of
-    /// those before. Each connection has a thread, which takes the next row.
+    /// Inserts `rows` rows, each when it is due at this rate, regardless of the earlier
+    /// ones. Each connection has a thread, which takes the next row.
     pub async fn by_the_clock(&self, rate: f64, rows: u64) -> Result<Written> {
         let first = self.next.fetch_add(rows, Ordering::Relaxed);
         let begin = Arc::new(std::sync::OnceLock::new());
@@ -243,8 +241,8 @@ impl Writers {
     }
 
     /// A connection that has inserted before, as those of a pool have: the first
-    /// statements of a session read the catalog, compile the trigger and choose a
-    /// plan. What it inserted is taken back.
+    /// statements of a session read the catalog, compile the trigger and choose a plan.
+    /// What it inserted is rolled back.
     async fn connect(&self) -> Result<Connection> {
         let connection = self.prepare(self.insert.row).await?;
         connection.client.batch_execute("begin").await?;
@@ -284,7 +282,7 @@ fn written(begin: Moment, rows: Vec<Vec<Inserted>>) -> Written {
     }
 }
 
-/// Does this on a thread of its own, whose runtime does nothing else.
+/// Runs this on a thread of its own, whose runtime does nothing else.
 async fn on_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T>
 where
     T: Send + 'static,
@@ -297,7 +295,7 @@ where
             Ok(runtime) => runtime.block_on(work()),
             Err(error) => Err(error.into()),
         };
-        // Nobody waits any more.
+        // The receiver may be gone.
         let _ = sender.send(outcome);
     })?;
     receiver.await?

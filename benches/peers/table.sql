@@ -1,5 +1,6 @@
--- What the peers listen to: the same rows that Tidings has, without its columns of its own, and
--- the trigger that every tutorial of LISTEN and NOTIFY shows, one call a row with the row in it.
+-- The table that the peers listen to: the rows that Tidings has, without its own columns, and the
+-- trigger that every tutorial of LISTEN and NOTIFY shows, with one call per row that contains the
+-- row.
 
 create table notifications (
   id bigint generated always as identity primary key,
@@ -8,7 +9,7 @@ create table notifications (
   created_at timestamptz not null default now()
 );
 
--- For those who look up what a client has missed.
+-- For looking up what a client has missed.
 create index on notifications (user_id, id);
 
 create function notify_row() returns trigger language plpgsql as $$

@@ -1,4 +1,4 @@
-//! A well-behaved client beside an attack: how long its rows take.
+//! A well-behaved client during an attack: the delay of its rows.
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,18 @@ use tokio_postgres::{Client, types::ToSql};
 
 use crate::support::{bridge::token, database::Database, event_source::EventSource, until};
 
-/// An attack may delay other clients by this much at the 99th percentile.
-/// Promise 1 speaks of milliseconds; the rest is for a busy test machine.
+/// An attack may delay other clients by this much at the 99th percentile. Promise 1
+/// says milliseconds; the rest is a margin for a busy test machine.
 const TOLERANCE: Duration = Duration::from_millis(100);
 
-/// How often it is measured whether an attack disturbs other clients.
+/// How many times it is measured whether an attack disturbs other clients.
 const ROUNDS: usize = 3;
 
-/// What is measured must not be disturbed by another attack that is measured.
+/// Measurements of different attacks must not disturb each other.
 static MEASURING: Mutex<()> = Mutex::const_new(());
 
-/// One user with one open stream, and an application that inserts rows for it.
-/// There is one at a time.
+/// One user with one open stream, and an application that inserts rows for it. Only one
+/// exists at a time.
 pub struct Bystander {
     _measuring: MutexGuard<'static, ()>,
     user: String,
@@ -26,13 +26,13 @@ pub struct Bystander {
     stream: EventSource,
 }
 
-/// How long rows took from before their INSERT until the client had them, in
+/// The times from before the INSERT of a row until the client had received it, in
 /// ascending order.
 #[derive(Debug)]
 pub struct Delays(Vec<Duration>);
 
 impl Bystander {
-    /// Watches a stream of `user` that is live already.
+    /// Watches a stream of `user` that is already live.
     pub async fn watch(database: &Database, user: &str, stream: EventSource) -> Self {
         Self {
             _measuring: MEASURING.lock().await,
@@ -42,7 +42,7 @@ impl Bystander {
         }
     }
 
-    /// Inserts so many rows one after the other, and measures each.
+    /// Inserts `count` rows one after the other, and measures each.
     pub async fn receive(&mut self, count: usize) -> Delays {
         let mut delays = Vec::with_capacity(count);
         for _ in 0..count {
@@ -52,9 +52,9 @@ impl Bystander {
         Delays(delays)
     }
 
-    /// Fails if rows take noticeably longer than `undisturbed` ones. The test
-    /// machine is busy with other tests, so an attack has failed to disturb if one
-    /// of a few rounds went well.
+    /// Fails if rows take noticeably longer than `undisturbed` ones. Other tests keep
+    /// the machine busy, so one good round out of a few is enough to show that the
+    /// attack doesn't disturb.
     pub async fn expect_undisturbed(&mut self, undisturbed: &Delays) {
         let (rows, before) = (undisturbed.0.len(), undisturbed.p99());
         let mut during = Vec::new();
@@ -82,17 +82,15 @@ impl Bystander {
 }
 
 impl Delays {
-    /// The 99th percentile.
     pub fn p99(&self) -> Duration {
         self.0[self.0.len() * 99 / 100]
     }
 
-    /// The longest: a single stall, however long, doesn't show in a percentile.
+    /// The longest delay: a single stall, however long, doesn't show in a percentile.
     pub fn longest(&self) -> Duration {
         self.0.last().copied().unwrap_or_default()
     }
 
-    /// The median.
     pub fn p50(&self) -> Duration {
         self.0[self.0.len() / 2]
     }
@@ -107,8 +105,8 @@ impl Delays {
     }
 }
 
-/// Opens a new stream of a user for whom one row waits, and measures the time
-/// from before the connection until the row is there.
+/// Opens a new stream of a user who has one pending row, and measures the time from
+/// before the connection until the row has arrived.
 pub async fn time_to_first_row(
     address: std::net::SocketAddr,
     database: &Database,

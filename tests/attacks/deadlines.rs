@@ -1,4 +1,4 @@
-//! Clients that send one byte a second, and never come to an end.
+//! Clients that send one byte per second and never finish.
 
 use std::{
     net::SocketAddr,
@@ -25,10 +25,11 @@ use crate::support::{
     },
 };
 
-/// The longest deadline of a request, which is 40 s, and some for a busy machine.
+/// The longest deadline of a request, which is 40 s, plus a margin for a busy machine.
 const CUT_OFF: Duration = Duration::from_secs(45);
 
-/// What is sent at once, and then a byte at a time for ever.
+/// The first bytes are sent at once, the last field is then sent once per second
+/// forever.
 const REQUESTS: [(&str, &str, u8); 7] = [
     (
         "a head",
@@ -63,7 +64,7 @@ const REQUESTS: [(&str, &str, u8); 7] = [
     ),
 ];
 
-/// Sends `first`, then `next` once a second, and returns how long it took until the
+/// Sends `first`, then `next` once per second, and returns how long it took until the
 /// other side closed the connection.
 async fn send_slowly(socket: impl AsyncRead + AsyncWrite, first: &[u8], next: &[u8]) -> Duration {
     let start = Instant::now();
@@ -83,7 +84,7 @@ async fn send_slowly(socket: impl AsyncRead + AsyncWrite, first: &[u8], next: &[
             outcome = sending => outcome,
             _ = reading.read_to_end(&mut answer) => Ok(()),
         };
-        // By an end or by an RST.
+        // Closed cleanly or with an RST.
         drop(outcome);
     };
     let _ = timeout(CUT_OFF, closed).await;
@@ -157,7 +158,7 @@ async fn idle(address: SocketAddr, authority: Arc<Authority>) -> (String, Durati
     ("nothing over HTTP/2".to_owned(), start.elapsed())
 }
 
-/// Headers over HTTP/2 that come slowly and without an end.
+/// HTTP/2 headers that arrive slowly and never end.
 async fn endless(address: SocketAddr, authority: Arc<Authority>) -> (String, Duration) {
     let start = Instant::now();
     let (mut frames, answers) = connect_without_room(address, &authority).await;

@@ -15,30 +15,30 @@ use crate::support::{
     until,
 };
 
-/// Users who are logged out at once: a quarter of what was measured for the table in
+/// Users who are logged out at once: a quarter of the number measured for the table in
 /// `docs/security.md`.
 const USERS: u32 = 1_000_000;
 
-/// What a bridge's memory may grow by.
+/// A bridge's memory may grow by this much.
 const GROWTH: usize = 60 << 20;
 
-/// How long a bridge may take until it is ready.
+/// A bridge must be ready within this time.
 const START: Duration = Duration::from_secs(5);
 
 /// A logout takes effect within this time.
 const PROMISED: Duration = Duration::from_secs(2);
 
-/// No row may come later than this.
+/// No row may be delayed by more than this.
 const LATE: Duration = Duration::from_secs(2);
 
-/// Rows of which each delay is measured: a few may wait for the machine.
+/// Rows whose delay is measured: a few may be delayed by the machine.
 const SAMPLES: usize = 300;
 
-/// How long the bridge of a test, which is not optimized, may take to read a page of
-/// 2,000 disconnections and to look at the table in between.
+/// How long the test's bridge, an unoptimized build, may take to read a page of 2,000
+/// disconnections and to poll the table in between.
 const PAGE: Duration = Duration::from_millis(100);
 
-/// Logs out `user1` to `userN` in a transaction that is yet to be committed.
+/// Logs out `user1` to `userN` in a transaction that the caller commits.
 async fn log_out_many(database: &Database, users: u32) -> Client {
     let owner = database.owner().connect().await;
     let insert = format!(
@@ -67,7 +67,7 @@ async fn open(bridge: &Bridge, ticket: &str) -> EventSource {
     source
 }
 
-/// Tickets for an hour, of as many users.
+/// Creates tickets for these users, valid for an hour.
 async fn make_tickets(database: &Database, from: u32, to: u32, user: &str) {
     let insert = format!(
         "insert into stream_tickets (hash, user_id, created_at, expires_at) \
@@ -83,7 +83,7 @@ async fn is_open(database: &Database, source: &mut EventSource, user: &str) {
     assert_eq!(source.next_event().await.data, "still here");
 }
 
-/// When the stream ended.
+/// Returns when the stream ended.
 async fn ends(source: &mut EventSource) -> Instant {
     // Heartbeats keep the stream's own patience from running out.
     let rest = timeout(PATIENCE, source.rest()).await;
@@ -102,7 +102,7 @@ async fn a_bridge_starts_in_time_after_millions_were_logged_out() {
     let before = Served::start(&database, &[]).await;
     before.until_ready_is(200).await;
     commit(&log_out_many(&database, USERS).await).await;
-    // It begins behind them: they concern no stream that it has.
+    // It starts after these disconnections: they concern none of its streams.
     let started = Instant::now();
     let bridge = Served::start(&database, &[]).await;
     bridge.until_ready_is(200).await;
@@ -128,7 +128,7 @@ async fn millions_of_logouts_delay_no_row_and_take_no_memory() {
     let mut quiet = bridge.connect("bystander", None).await;
     until(&mut quiet, "tidings.caught-up").await;
     let mut bystander = Bystander::watch(&database, "bystander", quiet).await;
-    // The rows are read in this order, so it ends last.
+    // The rows are read in this order, so its stream ends last.
     let last = format!("user{USERS}");
     let mut ending = bridge.connect(&last, None).await;
     until(&mut ending, "tidings.caught-up").await;
@@ -161,7 +161,7 @@ async fn one_row_disconnects_everyone_on_every_bridge_in_time_also_behind_millio
         open(&bridge, &alices).await,
         open(&other_bridge, &alices).await,
     ];
-    // What the bridges would read for longer than that.
+    // The bridges would need longer than that to read all of these.
     commit(&log_out_many(&database, USERS).await).await;
     let called = Instant::now();
     database.execute("select disconnect_everyone()").await;
@@ -174,7 +174,7 @@ async fn one_row_disconnects_everyone_on_every_bridge_in_time_also_behind_millio
     let tickets = "select count(*) from stream_tickets";
     assert_eq!(database.ids(tickets).await, [0]);
     assert_eq!(disconnections(&database).await, [i64::from(USERS) + 1]);
-    // Tickets are gone; tokens stay good until they expire.
+    // The tickets are removed; tokens remain valid until they expire.
     let path = format!("/stream?ticket={alices}");
     let refused = get(bridge.address(), &path, &[]).await.expect("an answer");
     assert_eq!(refused.status(), 401);
@@ -186,7 +186,7 @@ async fn one_row_disconnects_everyone_on_every_bridge_in_time_also_behind_millio
     assert!(took < PROMISED, "{took:?}");
 }
 
-/// It commits after others that have been read.
+/// The transaction commits after others that have already been read.
 #[tokio::test(flavor = "multi_thread")]
 async fn everyone_is_disconnected_by_a_long_transaction_too() {
     let database = Database::migrated().await;
@@ -219,13 +219,13 @@ async fn removing_many_tickets_adds_few_rows_and_ends_only_streams_that_tickets_
     let mut token = bridge.connect_live("alice").await;
     let (mut alice, mut bob) = (open(&bridge, &alices).await, open(&bridge, &bobs).await);
 
-    // A thousand, each by its hash; they are of nobody who is here.
+    // A thousand tickets, each recorded by its hash; their user has no stream.
     make_tickets(&database, 1, 1_000, "'carol'").await;
     let all_of = |user: &str| format!("delete from stream_tickets where user_id = '{user}'");
     owner.execute(&all_of("carol")).await;
     assert_eq!(disconnections(&database).await, [1_000]);
 
-    // More of one user: one row, and the streams of others stay.
+    // More tickets of one user: one row, and the streams of others remain.
     make_tickets(&database, 1, 1_000, "'alice'").await;
     owner.execute(&all_of("alice")).await;
     assert_eq!(disconnections(&database).await, [1_001]);
@@ -233,14 +233,14 @@ async fn removing_many_tickets_adds_few_rows_and_ends_only_streams_that_tickets_
     is_open(&database, &mut token, "alice").await;
     is_open(&database, &mut bob, "bob").await;
 
-    // Of more users: one row.
+    // Tickets of more users: one row.
     make_tickets(&database, 1, 100_000, "'user' || n").await;
     owner
         .execute("delete from stream_tickets where user_id like 'user%'")
         .await;
     assert_eq!(disconnections(&database).await, [1_002]);
     ends(&mut bob).await;
-    // It still is good for something.
+    // The ticket is still valid.
     let mut bob = open(&bridge, &bobs).await;
     is_open(&database, &mut bob, "bob").await;
 
@@ -251,13 +251,13 @@ async fn removing_many_tickets_adds_few_rows_and_ends_only_streams_that_tickets_
     let took = ends(&mut bob).await - truncated;
     assert!(took < PROMISED, "{took:?}");
     is_open(&database, &mut token, "alice").await;
-    // There is nothing left that could have opened one.
+    // There are no tickets left that could have opened a stream.
     owner.execute("truncate stream_tickets").await;
     assert_eq!(disconnections(&database).await, [1_003]);
 }
 
-/// Bridges remove what is older than a day; transactions that log users out or issue tickets
-/// remove nothing.
+/// Bridges remove rows older than a day; transactions that log users out or issue
+/// tickets remove nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_older_than_a_day_is_removed_however_much_it_is() {
     let database = Database::migrated().await;
@@ -294,8 +294,8 @@ async fn what_is_older_than_a_day_is_removed_however_much_it_is() {
     assert_eq!(database.ids(kept).await, [5]);
 }
 
-/// Earlier bridges read them by this function, which gives them a user, or nothing
-/// that they could take for one.
+/// Earlier bridges read disconnections with this function. For rows that end everyone's
+/// streams it returns null, which they can't mistake for a user.
 #[tokio::test(flavor = "multi_thread")]
 async fn earlier_bridges_skip_rows_without_a_user() {
     let database = Database::migrated().await;
@@ -317,7 +317,7 @@ async fn names_that_no_stream_can_have_end_nothing() {
         .execute("select disconnect_user(''), disconnect_user(repeat('x', 100000))")
         .await;
     assert_eq!(disconnections(&database).await, [0]);
-    // As if they had been written before there was a check.
+    // As if they had been written before the check existed.
     database
         .owner()
         .execute(

@@ -1,4 +1,4 @@
-//! A client that speaks HTTP/2 frame by frame, and heeds no limit.
+//! A client that sends HTTP/2 frame by frame and ignores all limits.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -23,17 +23,17 @@ const END_HEADERS: u8 = 4;
 
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// `GET https:/index.html`, of which there is none, as HPACK has it in its static
-/// table.
+/// `GET https:/index.html`, a path that doesn't exist, encoded with entries of HPACK's
+/// static table.
 pub const NOWHERE: &[u8] = &[0x82, 0x87, 0x85];
 
-/// What the client says.
+/// The client's side of the connection.
 pub struct Frames(WriteHalf<TlsStream<TcpStream>>);
 
-/// What the server says.
+/// The server's side of the connection.
 pub struct Answers(ReadHalf<TlsStream<TcpStream>>);
 
-/// A connection whose streams have no room for anything.
+/// A connection whose streams have no flow-control window.
 pub async fn connect_without_room(address: SocketAddr, authority: &Authority) -> (Frames, Answers) {
     let socket = connect(address, authority, "h2").await.expect("TLS");
     let (answers, writing) = split(socket);
@@ -55,7 +55,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The `number`-th request of a connection, which has no body.
+/// The `number`-th request of a connection, without a body.
 pub fn request(number: u32, headers: &[u8]) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, 2 * number + 1, headers)
 }
@@ -72,7 +72,7 @@ pub fn endless_request(number: u32) -> (Vec<u8>, Vec<u8>) {
     )
 }
 
-/// The client takes it back.
+/// Cancels a request.
 pub fn reset(number: u32) -> Vec<u8> {
     const CANCEL: u32 = 8;
     frame(RST_STREAM, 0, 2 * number + 1, &CANCEL.to_be_bytes())
@@ -85,7 +85,7 @@ impl Frames {
         self.0.flush().await
     }
 
-    /// Says no more, and closes the connection.
+    /// Closes the connection.
     pub async fn close(mut self) {
         // The server may have closed it already.
         let _ = self.0.shutdown().await;
@@ -103,7 +103,7 @@ impl Answers {
         Some((head[3], payload))
     }
 
-    /// How many frames of each type came, up to the end.
+    /// The number of frames of each type until the end.
     pub async fn count(mut self) -> BTreeMap<u8, usize> {
         let mut counts = BTreeMap::new();
         while let Some((kind, _)) = self.next().await {

@@ -1,4 +1,4 @@
-//! Clients that connect for TLS and say nothing.
+//! Clients that open a connection for TLS and send nothing.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -24,7 +24,7 @@ use crate::support::{
 const SILENT: usize = 3_000;
 const A_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
-/// Those of one address that are kept: 100 streams, a quarter more, and 64.
+/// Connections of one address that are kept: 100 streams, a quarter more, and 64.
 const KEPT: usize = 100 + 25 + 64;
 
 async fn connect(address: SocketAddr) -> TcpStream {
@@ -64,7 +64,7 @@ async fn silent_handshakes_of_one_address_are_counted_and_keep_nobody_else_waiti
     let counted = timeout(Duration::from_secs(5), counting).await;
     counted.expect("all that are too many are counted");
 
-    // Those that were kept have a deadline of ten seconds.
+    // The connections that were kept have a deadline of ten seconds.
     let start = Instant::now();
     for socket in silent {
         let closing = timeout(Duration::from_secs(15), socket.readable()).await;

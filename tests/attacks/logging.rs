@@ -1,5 +1,5 @@
-//! Whoever reads the log hangs, and the pipe is full: what the bridge is there for
-//! must not wait for it.
+//! The process that reads the log hangs, and the pipe is full: delivery must not wait
+//! for it.
 
 use std::{
     net::SocketAddr,
@@ -24,18 +24,19 @@ use crate::support::{
     until,
 };
 
-/// Enough that a few that a busy machine delays are not the 99th percentile.
+/// Enough rows that a few delayed by a busy machine don't determine the 99th
+/// percentile.
 const ROWS: usize = 400;
 
-/// The drain time is none, so this is what docs/operations/running.md allows, and a
-/// little for a busy machine.
+/// The drain time is zero, so this is the limit in docs/operations/running.md plus a
+/// margin for a busy machine.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(12);
 
-/// How soon it is told how much was lost, once the log is read again: every ten
-/// seconds.
+/// How soon the number of dropped lines must be logged once the log is read again; this
+/// happens every ten seconds.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 
-/// A bridge whose log is read only when the test says so.
+/// A bridge whose log is read only when the test reads it.
 struct Unread {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
@@ -78,7 +79,7 @@ impl Unread {
         count.expect(name).parse().expect("a number")
     }
 
-    /// Reads on until a line holds this.
+    /// Reads until a line contains this text.
     async fn until_logged(&mut self, text: &str) {
         let reading = async {
             loop {
@@ -93,7 +94,7 @@ impl Unread {
     }
 }
 
-/// In both forms of the line that has them.
+/// Parses the line that contains the addresses, in both log formats.
 fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     if let Ok(line) = serde_json::from_str::<Value>(line) {
         let named = |name: &str| line[name].as_str()?.parse().ok();
@@ -106,7 +107,7 @@ fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     Some((named(" address=")?, named("admin_address=")?))
 }
 
-/// The bridge logs all the while, and nobody reads it.
+/// The bridge logs all the time, and the log isn't read.
 async fn a_full_pipe_stops_nothing(format: &str) {
     let database = Database::migrated().await;
     let mut bridge = Unread::start(&database, format).await;
@@ -135,7 +136,7 @@ async fn a_full_pipe_stops_nothing(format: &str) {
         assert_eq!(status, 200, "{path}: {text}");
     }
 
-    // Once it is read again, it tells what is missing.
+    // Once the log is read again, it reports the dropped lines.
     bridge.until_logged("log lines were dropped").await;
 
     let before = bridge.dropped().await;

@@ -1,8 +1,8 @@
-//! Denial of service: each attack of `docs/security.md` is made, and other clients
-//! must not notice. Every test asserts an upper bound for them.
+//! Denial of service: each attack of `docs/security.md` is carried out, and other
+//! clients must not be affected. Every test asserts an upper bound for them.
 //!
-//! A program of its own, since the other tests would disturb what is measured here:
-//! `make attacks`.
+//! A separate test program, since other tests would disturb the measurements: `make
+//! attacks`.
 
 mod bystander;
 mod deadlines;

@@ -1,6 +1,6 @@
-//! Rows that can't be marked as sent: other sessions have locked them, or
-//! something of the application refuses or delays the mark. All other rows are
-//! marked as if there were none of them, and it shows.
+//! Rows that can't be marked as sent: other sessions have locked them, or a trigger or
+//! constraint of the application rejects or delays the mark. All other rows are marked
+//! as if these didn't exist, and the problem is reported.
 
 use std::time::{Duration, Instant};
 
@@ -10,21 +10,22 @@ use tokio_postgres::Client;
 use crate::bystander::Bystander;
 use crate::support::{bridge::Bridge, database::Database, rows, until};
 
-/// A mark may be so much later at the 99th percentile than without the attack.
-/// Promised is none at all; the rest is for a busy test machine.
+/// A mark may be this much later at the 99th percentile than without the attack, in
+/// seconds. Promised is no delay at all; this is a margin for a busy test machine.
 const TOLERANCE: f64 = 0.1;
 
-/// Promise 10: what keeps rows from being marked shows within this.
+/// Promise 10: anything that keeps rows from being marked is reported within this time.
 const SHOWS_WITHIN: Duration = Duration::from_secs(15);
 
-/// A row that was locked or refused is marked within this once it can be: its
-/// longest backoff is 5 s.
+/// A row that was locked or rejected is marked within this time once that is possible:
+/// its longest backoff is 5 s.
 const MARKED_WITHIN: Duration = Duration::from_secs(8);
 
-/// All that the bystander was sent is marked.
+/// Whether all rows of the bystander are marked.
 const MARKED: &str = "select bool_and(sent) from notifications where user_id = 'bystander'";
 
-/// Raises for some rows, as the application's own trigger might.
+/// Creates a trigger that raises an error for some rows, as an application's trigger
+/// might.
 async fn refuse(database: &Database, body: &str) {
     database
         .superuser()
@@ -38,8 +39,8 @@ async fn refuse(database: &Database, body: &str) {
         .await;
 }
 
-/// How many seconds after they were inserted the bystander's last rows were
-/// marked, at the 99th percentile.
+/// The 99th percentile of the seconds between the insertion and the mark of the
+/// bystander's last rows.
 async fn marked_after(database: &Database, bystander: &mut Bystander) -> f64 {
     let client = database.superuser().connect().await;
     let last = "select coalesce(max(id), 0) from notifications";
@@ -66,8 +67,8 @@ async fn readiness(bridge: &Bridge) -> Value {
     serde_json::from_str(&body).expect("JSON")
 }
 
-/// Rows that can't be marked show at once, turn readiness red in time, and are
-/// forgotten once they are marked.
+/// Checks that unmarkable rows are reported at once, turn readiness red in time, and
+/// are no longer reported once they are marked.
 async fn shows(bridge: &Bridge, since: Instant, why: &str) {
     bridge
         .until_metrics(
@@ -157,7 +158,7 @@ async fn rows_whose_mark_is_refused_delay_the_marks_of_no_other_and_show() {
         "if new.text = 'poison' then raise exception 'no marks for poison'; end if;",
     )
     .await;
-    // In the midst of others that are delivered with them.
+    // In the middle of other rows that are delivered with them.
     database
         .execute(
             "insert into notifications (user_id, text) \
@@ -193,8 +194,8 @@ async fn rows_whose_mark_is_refused_delay_the_marks_of_no_other_and_show() {
         .await;
 }
 
-/// One error a row would fill the server's log; a thousand in a second keep a
-/// processor busy.
+/// One error per row would fill the server's log, and a thousand per second would keep
+/// a processor busy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_refuses_every_mark_costs_few_statements_and_none_is_lost() {
     let database = Database::migrated().await;
@@ -220,7 +221,7 @@ async fn a_trigger_that_refuses_every_mark_costs_few_statements_and_none_is_lost
     let failures: u32 = failures
         .and_then(|count| count.parse().ok())
         .expect("a count");
-    // In four seconds: a burst of 60, 10 a second, and those for fresh rows.
+    // In four seconds: a burst of 60, 10 per second, and those for new rows.
     assert!((10..300).contains(&failures), "{failures}");
     assert!(metrics.contains("tidings_lost_marks_total 0"), "{metrics}");
     let superuser = database.superuser();
@@ -264,7 +265,8 @@ async fn a_mark_that_waits_for_a_lock_of_the_application_delays_no_other() {
         .await;
     alice.next_event().await;
     let since = Instant::now();
-    // Once, because nobody can know in advance; then it is tried apart from them.
+    // Delayed once, because this can't be known in advance; afterwards the row is tried
+    // separately.
     bystander.receive_one().await;
     database.until(MARKED).await;
     let took = since.elapsed();
@@ -282,7 +284,8 @@ async fn a_mark_that_waits_for_a_lock_of_the_application_delays_no_other() {
     assert_eq!(count(&superuser.connect().await, counted).await, 1);
 }
 
-/// Once, because nobody can know in advance; then it is tried apart from them.
+/// Others are delayed once, because this can't be known in advance; afterwards the row
+/// is tried separately.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_that_takes_for_ever_delays_others_once() {
     let database = Database::migrated().await;
@@ -299,7 +302,7 @@ async fn a_mark_that_takes_for_ever_delays_others_once() {
         .execute("insert into notifications (user_id, text) values ('alice', 'slow')")
         .await;
     alice.next_event().await;
-    // Its statement runs: rows that come now are not in it.
+    // Its statement is running: rows that arrive now are not part of it.
     let asleep = "select count(*) = 1 from pg_stat_activity \
                   where datname = current_database() and wait_event = 'PgSleep'";
     database.superuser().until(asleep).await;
@@ -313,7 +316,7 @@ async fn a_mark_that_takes_for_ever_delays_others_once() {
         during < undisturbed + TOLERANCE,
         "{undisturbed} s, {during} s"
     );
-    // The session that it was given up with goes on, and holds its lock.
+    // The session of the abandoned statement continues and holds its lock.
     shows(&bridge, since, "1 row for").await;
 }
 

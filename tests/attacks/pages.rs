@@ -1,4 +1,4 @@
-//! Clients that don't read what they have missed, or read it again and again.
+//! Clients that don't read their backlog, or read it again and again.
 
 use std::{
     cell::Cell,
@@ -30,20 +30,21 @@ use crate::support::{
     PATIENCE, database::Database, process::Served, rows, streams::streams, until,
 };
 
-/// In which a new stream has its first row, whatever others do.
+/// A new stream must receive its first row within this time, whatever other clients do.
 const FIRST_ROW: Duration = Duration::from_secs(1);
 
-/// Rows that wait for each user whose clients don't read.
+/// Pending rows of each user whose clients don't read.
 const BACKLOG: usize = 6_000;
 
-/// How often in a row, 20 ms apart, as many rows were delivered as before.
+/// How many times in a row, 20 ms apart, the number of delivered rows must be
+/// unchanged.
 const SAME: usize = 10;
 
-/// Rows that the bystander gets before an attack and during it.
+/// Rows that the bystander receives before an attack and during it.
 const ROWS: usize = 200;
 
-/// Enough that one client's socket doesn't hold it, in rows so small that many
-/// clients stop reading just when the next page is asked for.
+/// More than fits into one client's socket buffer, in rows so small that many clients
+/// stop reading just when the next page is requested.
 async fn give_backlog(database: &Database, users: usize) {
     let insert = format!(
         "insert into notifications (user_id, text) \
@@ -54,7 +55,7 @@ async fn give_backlog(database: &Database, users: usize) {
     database.execute(&insert).await;
 }
 
-/// Has so many clients, of so many users, ask for their backlog and not read it.
+/// Makes `clients` clients of `users` users request their backlog and not read it.
 async fn stall(bridge: &Served, users: usize, clients: usize) -> Vec<Stalled> {
     let address = bridge.address();
     let open = async |n| Stalled::open(address, &format!("stalled{}", n % users)).await;
@@ -64,7 +65,7 @@ async fn stall(bridge: &Served, users: usize, clients: usize) -> Vec<Stalled> {
             opened >= clients as f64
         })
         .await;
-    // They have stalled when no more rows are written.
+    // They have stalled once no more rows are written.
     let (last, same) = (Cell::new(-1.0), Cell::new(0));
     bridge
         .until_metric("tidings_delivered_rows_total", |delivered| {
@@ -118,7 +119,7 @@ async fn a_user_who_stalls_a_stream_reads_another_one_at_once() {
     let _stalled = stall(&bridge, 1, 20).await;
     let start = Instant::now();
     let mut stream = bridge.connect("stalled0", None).await;
-    // What the kernel took for the others counts as sent.
+    // Rows that the kernel accepted for the others count as sent.
     let rows = until(&mut stream, "tidings.caught-up").await.len();
     assert!(rows > BACKLOG / 4, "{rows}");
     let took = start.elapsed();
@@ -193,7 +194,7 @@ async fn large_texts_of_line_breaks_take_little_memory_for_clients_that_do_not_r
     assert!(peak < MOST, "{peak} bytes");
     drop(stalled);
 
-    // A client that reads gets all of them, whole.
+    // A client that reads receives all of them completely.
     let mut reading = bridge.connect("stalled0", None).await;
     for _ in 0..40 {
         let event = reading.next_event().await;
@@ -209,8 +210,8 @@ async fn clients_that_are_cut_off_for_memory_lose_nothing() {
     let insert = "insert into notifications (user_id, text) \
                   select 'stalled0', n || repeat('x', 1000000) from generate_series(1, 5) as n";
     database.execute(insert).await;
-    // It reads the beginning of its first row and stops: its page is the first to
-    // go when others need the memory.
+    // It reads the beginning of its first row and stops: its page is the first to be
+    // dropped when others need the memory.
     let mut slow = bridge.connect("stalled0", None).await;
     slow.next_item().await.expect("the first bytes");
     let _stalled = stall(&bridge, 1, 99).await;
@@ -285,8 +286,8 @@ async fn a_query_that_is_given_up_leaves_no_busy_connection_behind() {
     );
 }
 
-/// A failover while clients catch up: the positions of their streams mean nothing
-/// any more.
+/// A failover while clients catch up: the positions of their streams are no longer
+/// valid.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_whose_history_has_ended_asks_for_no_more_pages_and_waits_for_its_end() {
     const POLLS: usize = 10;
@@ -314,7 +315,7 @@ async fn a_stream_whose_history_has_ended_asks_for_no_more_pages_and_waits_for_i
         polls += 1;
         stream.poll_next_unpin(cx)
     });
-    // It has nothing to say, and nothing wakes it.
+    // It has nothing to send, and nothing wakes it.
     let silence = timeout(Duration::from_millis(250), waiting).await;
     assert!(silence.is_err(), "{silence:?}");
     assert!(polls < POLLS, "polled {polls} times");
@@ -332,7 +333,7 @@ async fn lookups_and_pages_never_take_the_connection_of_the_marks() {
     let database = Database::migrated().await;
     let bridge = Served::start(&database, &["--pool-size=2"]).await;
     let mut live = bridge.connect_live("live").await;
-    // Lookups of tickets wait for this lock, and so do first pages.
+    // Ticket lookups wait for this lock, and so do first pages.
     let locking = database.superuser().connect().await;
     let lock = "begin; lock table stream_tickets, tidings_drained in access exclusive mode";
     locking.batch_execute(lock).await.expect(lock);

@@ -1,4 +1,4 @@
-//! Too many requests in one connection over HTTP/2, and too large ones.
+//! Too many requests on one HTTP/2 connection, and requests that are too large.
 
 use std::{
     pin::pin,
@@ -24,16 +24,17 @@ use crate::support::{
     },
 };
 
-/// As many as 1.2 MB of frames hold.
+/// As many as fit into 1.2 MB of frames.
 const REQUESTS: u32 = 100_000;
 
-/// What the attacker's frames are sent in.
+/// How many frames the attacker sends at a time.
 const AT_ONCE: u32 = 100;
 
-/// A bridge by itself may grow by so much under attack.
+/// A bridge's memory may grow by this much under attack.
 const GROWTH: usize = 50 << 20;
 
-/// Streams that a connection has at once ([`tidings::http::http2::STREAMS`]).
+/// The number of concurrent streams of a connection
+/// ([`tidings::http::http2::STREAMS`]).
 const STREAMS: usize = tidings::http::http2::STREAMS as usize;
 
 struct Scene {
@@ -66,8 +67,8 @@ impl Scene {
         connect_without_room(self.bridge.address(), &self.authority).await
     }
 
-    /// Others get their rows as fast as before while `attack` goes on, on a thread of
-    /// its own: it must not hold up the clients of the test itself.
+    /// Checks that other clients receive their rows as fast as before while `attack`
+    /// runs, on a thread of its own so that it doesn't delay the test's own clients.
     async fn unmoved_by<A>(&mut self, attack: A)
     where
         A: Future<Output = ()> + Send + 'static,
@@ -83,15 +84,15 @@ impl Scene {
         };
         let (attack, during) = tokio::join!(attack, others);
         attack.expect("no panic");
-        // Other tests make the machine busy at times of their own.
+        // Other tests load the machine at unpredictable times.
         let afterwards = self.bystander.receive(100).await;
         let slower = undisturbed.p99() < afterwards.p99();
         during.assert_close_to(if slower { &afterwards } else { &undisturbed });
     }
 }
 
-/// Sends requests for nothing until all are sent, or the connection ends, or takes
-/// no more for `patience`.
+/// Sends requests for a missing page until all are sent, the connection ends, or it
+/// accepts no data for `patience`.
 async fn flood(mut frames: Frames, patience: Duration) {
     for first in (0..REQUESTS).step_by(AT_ONCE as usize) {
         let numbers = first..first + AT_ONCE;
@@ -100,7 +101,7 @@ async fn flood(mut frames: Frames, patience: Duration) {
             .collect();
         match timeout(patience, frames.send(&bytes)).await {
             Ok(Ok(())) => {}
-            // A write that was given up would be in the way of closing.
+            // An abandoned write would prevent closing.
             Ok(Err(_)) | Err(_) => return,
         }
     }
@@ -120,7 +121,7 @@ async fn a_hundred_thousand_requests_without_room_for_answers_take_little_memory
         .expect("no panic");
     let grown = scene.bridge.vitals().peak_bytes.saturating_sub(before);
     assert!(grown < GROWTH, "{grown} bytes; {counts:?}");
-    // Those that fit were begun to be answered; the others were refused.
+    // Responses began for those within the limit; the others were rejected.
     let answered = counts.get(&HEADERS).copied().unwrap_or_default();
     assert!((STREAMS..=4 * STREAMS).contains(&answered), "{counts:?}");
     assert!(counts.get(&RST_STREAM) >= Some(&90_000), "{counts:?}");
@@ -131,7 +132,7 @@ async fn a_hundred_thousand_requests_of_a_client_that_reads_nothing_take_little_
     let mut scene = Scene::set().await;
     let (frames, _answers) = scene.attack().await;
     let before = scene.bridge.vitals().resident_bytes;
-    // It stops when the bridge takes no more.
+    // It stops when the bridge accepts no more.
     scene
         .unmoved_by(flood(frames, Duration::from_secs(5)))
         .await;
@@ -185,7 +186,7 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
     let other = Http2::connect(scene.bridge.address(), &scene.authority).await;
     for (connection, bytes) in [
         (&connection, tidings::http::http2::HEADER_BYTES as usize),
-        // Many times more ends the connection.
+        // Many times more than that ends the connection.
         (&other, 1 << 20),
     ] {
         let request = Request::get("https://localhost/stream").header("x-other", "x".repeat(bytes));
@@ -193,7 +194,7 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
             assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
         }
     }
-    // What no browser exceeds is let in.
+    // A size that no browser exceeds is accepted.
     let request = Request::get("https://localhost/nowhere").header("x-other", "x".repeat(30_000));
     let (answer, _request) = connection.ask(request).await;
     assert_eq!(answer.expect("an answer").status(), StatusCode::NOT_FOUND);
@@ -221,7 +222,7 @@ async fn more_streams_than_a_connection_may_have_are_refused_and_the_others_go_o
         .execute("select send_notification('user1', 'still here')")
         .await;
     streams[1].until("data: still here\nid: ").await;
-    // One that ends makes room.
+    // Ending one makes room.
     streams.swap_remove(0).reset();
     let another = timeout(Duration::from_secs(5), another).await;
     another.expect("a place").until("tidings.caught-up").await;

@@ -1,4 +1,4 @@
-//! A client that asks for a stream and never reads it.
+//! A client that opens a stream and never reads it.
 
 use std::{
     net::SocketAddr,
@@ -13,9 +13,9 @@ use tokio::{
 
 use crate::support::bridge::token;
 
-/// What its kernel takes for it, which is little: most of a backlog stays with the
-/// bridge. Each of a few dozen clients has a buffer of another size, so that they
-/// stop at different places of a page, some of them between two pages.
+/// The receive buffer is small, so most of a backlog stays with the bridge. Each of a
+/// few dozen clients has a buffer of a different size, so that they stop at different
+/// places of a page, some of them between two pages.
 const RECEIVE_BUFFER: usize = 4 << 10;
 const SIZES: usize = 64;
 static OPENED: AtomicUsize = AtomicUsize::new(0);
@@ -24,18 +24,18 @@ static OPENED: AtomicUsize = AtomicUsize::new(0);
 pub struct Stalled(TcpStream);
 
 impl Stalled {
-    /// Asks for a stream of `user`.
+    /// Opens a stream of `user`.
     pub async fn open(address: SocketAddr, user: &str) -> Self {
         Self::ask(address, user, "/stream").await
     }
 
-    /// Asks for a stream of `user` at this path.
+    /// Opens a stream of `user` at this path.
     pub async fn ask(address: SocketAddr, user: &str, path: &str) -> Self {
         let bearer = format!("Authorization: Bearer {}\r\n", token(user));
         Self::request(address, path, &bearer).await
     }
 
-    /// Asks for a stream with nothing but the ticket in this path.
+    /// Opens a stream with only the ticket in this path.
     pub async fn ask_with_ticket(address: SocketAddr, path: &str) -> Self {
         Self::request(address, path, "").await
     }
@@ -53,15 +53,15 @@ impl Stalled {
         Self(stream)
     }
 
-    /// Reads after all, until this text has come or the connection ends. Returns
-    /// whether it has come.
+    /// Starts reading, until this text has arrived or the connection ends. Returns
+    /// whether the text has arrived.
     pub async fn read_until(&mut self, text: &str) -> bool {
         let mut come = Vec::new();
         while let Ok(1..) = self.0.read_buf(&mut come).await {
             if String::from_utf8_lossy(&come).contains(text) {
                 return true;
             }
-            // Its last bytes may be the beginning of the text.
+            // The last bytes may be the beginning of the text.
             come.drain(..come.len().saturating_sub(text.len()));
         }
         false

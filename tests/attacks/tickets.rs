@@ -1,5 +1,5 @@
-//! Tickets, guessed or good, while the database is frozen or busy: each request
-//! is answered in time, and others don't notice.
+//! Guessed or valid tickets, while the database is frozen or busy: each request is
+//! answered in time, and other clients aren't affected.
 
 use std::time::{Duration, Instant};
 
@@ -15,24 +15,25 @@ use crate::support::{
     frozen::Frozen,
 };
 
-/// Whatever the database does, a request is answered within this.
+/// Whatever the database does, a request is answered within this time.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What can't wait is answered at once; a thousand at a time take a while.
+/// Requests that can't wait are answered at once; a thousand concurrent ones take a
+/// while.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A flood that nobody throttles takes some of a small machine's processors.
+/// A flood that isn't rate-limited uses some of a small machine's processors.
 const MEDIAN_TOLERANCE: Duration = Duration::from_millis(50);
 
 /// Requests of one address that may wait for a lookup.
 const WAITING: usize = 128;
 
-/// Looks like one.
+/// Has the form of a ticket.
 fn guess(number: usize) -> String {
     format!("{number:064x}")
 }
 
-/// The status that the ticket is answered with, and how long that took.
+/// The response status for the ticket, and how long that took.
 async fn ask(bridge: &Bridge, ticket: &str) -> (u16, Duration) {
     let began = Instant::now();
     let path = format!("/stream?ticket={ticket}");
@@ -59,7 +60,7 @@ async fn while_the_database_is_frozen_each_is_answered_in_time_and_those_beyond_
     for clients in [40, 1_000] {
         let answers = join_all((0..clients).map(|number| {
             let (bridge, good) = (&bridge, &good);
-            // Half of them are good.
+            // Half of them are valid.
             async move {
                 match number % 2 {
                     0 => ask(bridge, good).await,
@@ -102,7 +103,7 @@ async fn a_client_that_leaves_gives_its_place_in_the_queue_back() {
             tokio::spawn(async move { get(address, &path, &[]).await.map(drop) })
         })
         .collect();
-    // One of them finds the queue full, and so does who comes now.
+    // One of them finds the queue full, and so do new requests.
     bridge.until_refused("unavailable").await;
     let (status, took) = ask(&bridge, &good).await;
     assert_eq!(status, 503);
@@ -111,7 +112,7 @@ async fn a_client_that_leaves_gives_its_place_in_the_queue_back() {
         one.abort();
         let _ = one.await;
     }
-    // Until the bridge has seen that they left, others are still turned away.
+    // Until the bridge notices that they have disconnected, others are still rejected.
     let left = Instant::now();
     let mut next = loop {
         let mut asking = Box::pin(ask(&bridge, &good));

@@ -1,5 +1,5 @@
-//! A transaction with very many rows. The rows of other users, which become
-//! visible while it is read, overtake it.
+//! A transaction with very many rows. Rows of other users that become visible while it
+//! is read overtake it.
 
 use std::{
     env,
@@ -9,13 +9,13 @@ use std::{
 use crate::bystander::Bystander;
 use crate::support::{database::Database, event_source::EventSource, process::Served, rows, until};
 
-/// How late a row of another user may be at most (issue 12, item 7).
+/// The longest permitted delay of another user's row (issue 12, item 7).
 const LATEST: Duration = Duration::from_secs(2);
 
 /// Rows in the transaction; `TIDINGS_TEST_SCALE=5` for more than a million.
 const ROWS: usize = 250_000;
 
-/// One in so many is for a user who is connected.
+/// One in this many rows is for a connected user.
 const CONNECTED: usize = 100;
 
 /// Rows of the bystander that are measured together.
@@ -32,9 +32,9 @@ async fn connect_live(bridge: &Served, user: &str) -> EventSource {
     source
 }
 
-/// Inserts `count` rows in one transaction, of which alice has `of_alice` and the
-/// last one, while a bystander's rows are measured. No row of the bystander is late,
-/// and each of alice's comes once and in the order of ids.
+/// Inserts `count` rows in one transaction, `of_alice` of which, including the last
+/// one, are for alice, while a bystander's rows are measured. No row of the bystander
+/// may be late, and each of alice's must arrive once and in the order of ids.
 async fn no_row_is_late_beside(count: usize, user: &str, of_alice: usize) {
     let database = Database::migrated().await;
     let bridge = Served::start(&database, &[]).await;
@@ -54,10 +54,10 @@ async fn no_row_is_late_beside(count: usize, user: &str, of_alice: usize) {
         (rows(&mut alice, of_alice).await, committed.elapsed())
     });
     let mut worst = Duration::ZERO;
-    // Also those that are on their way when alice has got her last row.
+    // Also measures rows that are in flight when alice has received her last row.
     while !attack.is_finished() {
         let during = bystander.receive(MEASURED).await;
-        // Of so few, that is the latest.
+        // Of so few rows, that is the longest delay.
         worst = worst.max(during.p99());
     }
     let (got, took) = attack.await.expect("alice's rows");

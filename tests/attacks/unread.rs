@@ -1,4 +1,4 @@
-//! Clients over TLS and HTTP/1.1 that read nothing of their stream.
+//! Clients over TLS and HTTP/1.1 that don't read their stream.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,8 +18,8 @@ use crate::support::{
     },
 };
 
-/// Within which a stream must end that the bridge ends. Far below the deadline of
-/// writes, which would end it too.
+/// A stream that the bridge ends must end within this time, which is far below the
+/// write deadline that would also end it.
 const ENDS: Duration = Duration::from_secs(8);
 
 /// Far more than the buffers of both kernels hold.
@@ -41,8 +41,8 @@ async fn ask(address: SocketAddr, authority: &Authority, target: &str) -> TlsStr
     socket
 }
 
-/// A bridge with a stream of alice whose client reads nothing, and which can't be
-/// written to any more.
+/// A bridge with a stream of alice that can't be written to any more, because its
+/// client doesn't read.
 async fn blocked(
     database: &Database,
     authority: &Authority,
@@ -57,7 +57,7 @@ async fn blocked(
     (bridge, client)
 }
 
-/// Waits until no more rows of alice are marked while those of others are.
+/// Waits until no more rows of alice are marked although those of others are.
 async fn until_blocked(address: SocketAddr, database: &Database, authority: &Authority) {
     let connection = Http2::connect(address, authority).await;
     let mut other = connection.open("bob").await;
@@ -135,7 +135,7 @@ async fn a_stream_over_tls_that_is_not_read_ends_with_the_drain_time_when_the_br
     bridge.until_logged("DEBUG", "opened a stream").await;
     until_blocked(bridge.address(), &database, &authority).await;
     let lines = timeout(ENDS, bridge.log()).await.expect("an end");
-    // By itself, not with the server.
+    // The stream ends by itself, not because the server stops.
     let ended = |line: &&String| line.contains(r#""reason":"draining""#);
     assert_eq!(lines.iter().filter(ended).count(), 1, "{lines:#?}");
 }
@@ -148,7 +148,7 @@ async fn a_stream_over_tls_that_is_not_read_delays_nobody_and_ends_at_the_deadli
     let stream = elsewhere.stream("bystander").await;
     let mut bystander = Bystander::watch(&database, "bystander", stream).await;
     let during = bystander.receive(100).await;
-    // Thirty seconds, and some for a busy machine.
+    // Thirty seconds, plus a margin for a busy machine.
     let ended = "tidings_connections_ended_total{reason=\"silent\"} 1";
     let ending = bridge.until_metrics(|metrics| metrics.contains(ended), ended);
     timeout(Duration::from_secs(45), ending)

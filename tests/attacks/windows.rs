@@ -1,4 +1,4 @@
-//! Clients over HTTP/2 that announce no room, and take nothing.
+//! Clients over HTTP/2 that announce no flow-control window, or don't consume data.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,14 +17,14 @@ use crate::support::{
     },
 };
 
-/// Within which a stream must end that the bridge ends: `disconnect_user` is read
-/// once a second. Far below the deadline of writes, which would end it too.
+/// A stream that the bridge ends must end within this time: `disconnect_user` is read
+/// once a second. It is far below the write deadline, which would also end it.
 const ENDS: Duration = Duration::from_secs(8);
 
-/// Room for the first bytes of a stream, and not for the page that follows.
+/// Enough for the first bytes of a stream, but not for the page that follows.
 const LITTLE: usize = 200;
 
-/// Room for less than what comes before the first page.
+/// Less than what precedes the first page.
 const LEAST: usize = 5;
 
 async fn backlog(database: &Database, users: usize) {
@@ -37,8 +37,8 @@ async fn backlog(database: &Database, users: usize) {
         .await;
 }
 
-/// Streams of users with a backlog whose client has room for `window` bytes each
-/// keep nobody waiting.
+/// Streams of users with a backlog whose clients announce a window of `window` bytes
+/// don't delay other clients.
 async fn stalled_streams_delay_nobody(streams: usize, window: usize) {
     let database = Database::migrated().await;
     let authority = Arc::new(Authority::new());
@@ -75,8 +75,8 @@ async fn streams_that_stop_before_their_first_page_delay_nobody() {
     stalled_streams_delay_nobody(128, LEAST).await;
 }
 
-/// A bridge with stalled streams of alice: one whose client never had any room, and
-/// one that stopped in the middle of a page.
+/// A bridge with stalled streams of alice: one whose client never announced a window,
+/// and one that stopped in the middle of a page.
 async fn stalled(
     database: &Database,
     authority: &Authority,
@@ -168,7 +168,7 @@ async fn stalled_streams_end_with_the_drain_time_when_the_bridge_stops() {
         stalled.push((connection, stream));
     }
     let lines = timeout(ENDS, bridge.log()).await.expect("an end");
-    // By themselves, not with the server.
+    // The streams end by themselves, not because the server stops.
     let ended = |line: &&String| line.contains(r#""reason":"draining""#);
     assert_eq!(lines.iter().filter(ended).count(), 2, "{lines:#?}");
 }
@@ -188,7 +188,7 @@ async fn a_client_that_takes_nothing_is_reset_at_the_deadline_of_writes() {
         }
         bridge.until_connections(0).await;
     };
-    // Thirty seconds, and some for a busy machine.
+    // Thirty seconds, plus a margin for a busy machine.
     timeout(Duration::from_secs(45), ending)
         .await
         .expect("an end");

@@ -1,4 +1,4 @@
-//! A client, which runs as a program or in a page.
+//! A client, running as a program or in a page.
 
 use std::{
     env,
@@ -36,7 +36,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Where `scripts/clients install` puts what clients take.
+/// Where `scripts/clients install` puts the clients' libraries.
 pub fn installed(path: &str) -> PathBuf {
     root().join("target/clients").join(path)
 }
@@ -45,7 +45,7 @@ fn sources(path: &str) -> PathBuf {
     root().join("tests/clients").join(path)
 }
 
-/// Puts the adapters where their libraries are.
+/// Copies the adapters to where their libraries are.
 pub fn prepare() {
     for file in ["main.js", "streams.js"] {
         let target = installed("node").join(file);
@@ -66,7 +66,7 @@ pub fn browser_program(runtime: Runtime) -> String {
 
 /// A running client. Dropping it ends it.
 pub struct Adapter {
-    /// What it prints: lines of JSON.
+    /// Its output: lines of JSON.
     pub lines: mpsc::UnboundedReceiver<String>,
     _control: Control,
     _profile: Option<DataFolder>,
@@ -118,14 +118,14 @@ impl Client {
             let mut command = Command::new(program);
             command
                 .args(["--headless", "--no-remote", "--profile", &folder.to_string(), url])
-                // Root's own home is not what it asks for.
+                // Root's own home isn't suitable.
                 .env("HOME", profile.path());
             return command;
         }
         let mut command = Command::new(program);
         command.args([
             "--headless=new",
-            // It refuses to run as root otherwise; it loads nothing but our own page.
+            // As root it refuses to run without this; it loads only our own page.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
@@ -223,7 +223,7 @@ impl Client {
 
 impl Adapter {
     pub async fn stop(mut self) {
-        // A browser is many processes.
+        // A browser consists of many processes.
         if let (Some(id), true) = (self.child.id(), self._profile.is_some()) {
             let _ = killpg(Pid::from_raw(id as i32), Signal::SIGKILL);
         }
@@ -231,7 +231,7 @@ impl Adapter {
     }
 }
 
-/// No first-run pages, and nothing from the network but ours.
+/// No first-run pages, and no network access except to our servers.
 const FIREFOX_SETTINGS: &str = r#"
 user_pref("app.normandy.enabled", false);
 user_pref("app.update.enabled", false);

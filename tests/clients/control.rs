@@ -1,4 +1,5 @@
-//! What the adapters ask of a run: pages, tokens; and where pages report to.
+//! The server that provides the adapters with pages and tokens and receives the reports
+//! of pages.
 
 use std::{
     io,
@@ -22,29 +23,29 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{adapter::frame, cutter::Trouble, support::bridge::SECRET};
 
-/// The longest request head; those of browsers take a kilobyte.
+/// The longest request head; those of browsers take about a kilobyte.
 const HEAD_BYTES: usize = 64 << 10;
 
-/// How long a token is valid that is to expire during the test: as short as
-/// `tidings.expiring` and the client's answer to it can be told apart.
+/// How long a token is valid that must expire during the test: the shortest time in
+/// which `tidings.expiring` and the client's reaction to it can be distinguished.
 pub const SHORT_SECONDS: u64 = 6;
 
-/// So many of a stream's first tokens are short.
+/// How many of a stream's first tokens are short-lived.
 const SHORT_TOKENS: usize = 2;
 
-/// A request head, and the body's first bytes.
+/// A request head, and the first bytes of the body.
 #[derive(Debug)]
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// As it came.
+    /// The unmodified bytes.
     pub head: Vec<u8>,
 }
 
-/// Reads a request head. Dropping the future before it is complete is harmless
-/// only while nothing has come.
+/// Reads a request head. Dropping the future before it is complete loses no data only
+/// if nothing has been received yet.
 pub async fn read_request(client: &mut TcpStream) -> io::Result<Request> {
-    // Requests come in one piece as a rule, and wait for no other bytes.
+    // A request usually arrives in one piece, without waiting for further bytes.
     client.readable().await?;
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -62,7 +63,7 @@ pub async fn read_request(client: &mut TcpStream) -> io::Result<Request> {
     })
 }
 
-/// An answer that ends the connection.
+/// A response after which the connection is closed.
 #[derive(Debug)]
 pub struct Answer {
     status: &'static str,
@@ -97,15 +98,15 @@ impl Answer {
     }
 }
 
-/// Whose tokens are asked for: the users by the number of their streams.
+/// Issues tokens to streams: the users are indexed by the number of their stream.
 #[derive(Debug)]
 pub struct Tokens {
     pub users: Vec<String>,
-    /// Makes tickets, as the application does.
+    /// Creates tickets, as the application does.
     pub database: Client,
-    /// How many each stream got.
+    /// How many tokens each stream has received.
     pub given: Vec<Mutex<usize>>,
-    /// When the first token of each stream has expired, once it was given.
+    /// When the first token of each stream expires, once it was issued.
     pub expired: Vec<Arc<OnceLock<Instant>>>,
 }
 
@@ -120,13 +121,13 @@ pub struct Control {
 struct Shared {
     tokens: Tokens,
     index: String,
-    /// Pages and libraries, and nothing above them.
+    /// Pages and libraries; nothing outside these folders is served.
     folders: Vec<PathBuf>,
     reports: mpsc::UnboundedSender<String>,
 }
 
 impl Control {
-    /// Lines that pages report go to `reports`. `index` makes the first page.
+    /// Lines that pages report are sent to `reports`. `index` creates the first page.
     pub async fn start(
         listener: TcpListener,
         tokens: Tokens,
@@ -185,7 +186,7 @@ impl Shared {
         }
     }
 
-    /// A token and a ticket of a stream's user.
+    /// A token and a ticket for a stream's user.
     async fn token(&self, stream: usize) -> Vec<u8> {
         let user = &self.tokens.users[stream];
         let given = {
@@ -201,7 +202,7 @@ impl Shared {
         let seconds = if is_short { SHORT_SECONDS } else { 3_600 };
         let after = Duration::from_secs(seconds + 1);
         self.tokens.expired[stream].get_or_init(|| Instant::now() + after);
-        // A bridge takes a token so much longer.
+        // A bridge accepts a token for this much longer.
         let expires = get_current_timestamp() + seconds - LEEWAY.as_secs();
         let claims = serde_json::json!({ "sub": user, "exp": expires });
         let key = EncodingKey::from_secret(SECRET.as_bytes());
@@ -219,7 +220,7 @@ impl Shared {
             .into_bytes()
     }
 
-    /// Libraries import each other without the ending, as bundlers allow.
+    /// Libraries import each other without the file extension, as bundlers allow.
     fn file(&self, path: &str) -> Answer {
         let relative = Path::new(path.trim_start_matches('/'));
         let is_inside = !path.contains("..");

@@ -1,4 +1,4 @@
-//! A proxy of one stream that cuts its connections at random bytes.
+//! A proxy for one stream that cuts its connections at random bytes.
 
 use std::{
     collections::HashMap,
@@ -21,26 +21,27 @@ use crate::{
     wire::{Aim, Hurry, Wire},
 };
 
-/// What a stream meets besides cuts.
+/// What happens to a stream besides cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Two bridges take turns.
+    /// Two bridges in turn.
     TwoBridges,
     /// One bridge, so that its restarts leave a time without any.
     OneBridge,
-    /// Another tab of the same user is connected all the time, so rows are marked
-    /// as sent while this one is away.
+    /// Another tab of the same user is always connected, so rows are marked as sent
+    /// while this one is disconnected.
     SecondTab,
-    /// Each third connection is deferred, by a bridge that is full.
+    /// Each third connection is deferred by a bridge that is full.
     Deferrals,
     /// The token expires while the stream is open, which `tidings.expiring` announces.
     Expiring,
-    /// The token expires while the client is away, which a 401 tells.
+    /// The token expires while the client is disconnected, and the next request gets a
+    /// 401.
     ExpiredAway,
 }
 
 impl Trouble {
-    /// Of the stream with this number.
+    /// The trouble of the stream with this number.
     pub fn of(stream: usize) -> Self {
         match stream % 10 {
             0 | 1 | 9 => Self::TwoBridges,
@@ -53,20 +54,20 @@ impl Trouble {
     }
 }
 
-/// Where the bridges of a run are. They move when they are restarted.
+/// The addresses of the bridges of a run, which change when they are restarted.
 #[derive(Debug)]
 pub struct Bridges {
     pub serving: Vec<Mutex<SocketAddr>>,
-    /// This one is full: it defers whoever comes.
+    /// A bridge that is full: it defers every client.
     pub full: SocketAddr,
 }
 
-/// What is known of a stream's connections.
+/// Records about a stream's connections.
 #[derive(Debug, Default)]
 pub struct Record {
     pub requests: usize,
     pub cuts: usize,
-    /// On how many connections each row was forwarded as a whole.
+    /// On how many connections each row was forwarded completely.
     pub forwarded: HashMap<i64, usize>,
     /// Rows that a bridge sent twice on one connection.
     pub repeats: Vec<i64>,
@@ -74,9 +75,9 @@ pub struct Record {
     pub unended: Vec<i64>,
     pub refusals: HashMap<u16, usize>,
     pub deferrals: usize,
-    /// Open connections, and whether one got a response.
+    /// The number of open connections.
     pub open: usize,
-    /// What happened, for a person who looks for the reason of a loss.
+    /// A log for finding the reason of a loss.
     pub log: Vec<String>,
 }
 
@@ -84,16 +85,16 @@ pub struct Record {
 struct Shared {
     trouble: Trouble,
     bridges: Arc<Bridges>,
-    /// The page that opens the stream, where the client is one.
+    /// The page that opens the stream, if the client runs in one.
     page: Option<String>,
     random: Mutex<StdRng>,
     wanted: usize,
-    /// Until then the network is away, once the first connection was cut.
+    /// Until then the network is unavailable, once the first connection was cut.
     away_until: Option<Arc<OnceLock<Instant>>>,
     record: Mutex<Record>,
 }
 
-/// A TCP port of one stream. Dropping it closes all that goes through it.
+/// A TCP port of one stream. Dropping it closes all connections through it.
 #[derive(Debug)]
 pub struct Cutter {
     address: SocketAddr,
@@ -102,7 +103,7 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// Cuts `wanted` connections, then lets them be.
+    /// Cuts `wanted` connections; later ones are not cut.
     pub async fn start(
         trouble: Trouble,
         bridges: Arc<Bridges>,
@@ -176,15 +177,15 @@ impl Shared {
         self.record().log.push(line);
     }
 
-    /// The next cut, while some are wanted.
+    /// The next cut, if more are wanted.
     fn next_cut(&self) -> Option<Cut> {
         let (cuts, wanted) = (self.record().cuts, self.wanted);
         if cuts >= wanted {
             return None;
         }
         let mut random = self.random();
-        // A client that has no id yet is cut in its first bytes: whatever is in
-        // the socket buffers then is lost unless the bridge sends it again.
+        // A client that has no id yet is cut in its first bytes: data that is in the
+        // socket buffers then is lost unless the bridge sends it again.
         let kind = if cuts < 2 {
             random.random_range(0..4)
         } else {
@@ -192,7 +193,7 @@ impl Shared {
         };
         let skip = random.random_range(0..12);
         let aim = match kind {
-            // At once, or the end of its token is announced first.
+            // At once; otherwise the expiry of its token would be announced first.
             _ if cuts == 0 && self.trouble == Trouble::ExpiredAway => {
                 Aim::Body(random.random_range(0..200))
             }
@@ -216,7 +217,7 @@ impl Shared {
         })
     }
 
-    /// The bridge that the next connection leads to.
+    /// The bridge that the next connection is forwarded to.
     fn bridge(&self, requests: usize) -> SocketAddr {
         let mut random = self.random();
         let serving = &self.bridges.serving;
@@ -256,8 +257,8 @@ impl Shared {
         }
     }
 
-    /// Carries requests to a bridge and responses back. A client may use the
-    /// connection again for its next request.
+    /// Forwards requests to a bridge and responses back. A client may reuse the
+    /// connection for its next request.
     async fn relay(&self, client: &mut TcpStream, wire: &mut Wire) -> io::Result<End> {
         let mut request = read_request(client).await?;
         if let Some(page) = self
@@ -298,7 +299,7 @@ impl Shared {
                 tokio::select! {
                     next = read_request(client) => match next {
                         Ok(next) => break next,
-                        // It left: the bridge must notice that too.
+                        // The client has disconnected: the bridge must notice that too.
                         Err(_) => return Ok(End::Closed),
                     },
                     count = server.read(&mut bytes) => {
@@ -325,7 +326,7 @@ impl Shared {
 }
 
 impl Request {
-    /// With which id the client returns.
+    /// The last event id that the client sends.
     fn last_event_id(&self) -> Option<String> {
         let header = |line: &str| {
             let (name, value) = line.split_once(':')?;

@@ -1,8 +1,9 @@
 //! Real clients: each opens streams through proxies that cut connections at random
-//! bytes, while bridges are restarted, are full, and refuse expired tokens. What they
-//! lose, and what comes twice, is counted; `docs/clients.md` has the table.
+//! bytes, while bridges are restarted, are full, and reject expired tokens. Lost and
+//! duplicate rows are counted; `docs/clients.md` has the table.
 //!
-//! A program of its own, for its clients must be installed first: `make clients`.
+//! A separate test program, because its clients must be installed first: `make
+//! clients`.
 
 mod adapter;
 mod control;
@@ -22,14 +23,14 @@ use roster::{CLIENTS, Client, GivesUp, Id};
 use run::{Effort, Outcome, run};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-/// What is set in the environment.
+/// Reads a setting from the environment.
 fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
     let value = env::var(name).ok().filter(|value| !value.is_empty())?;
     let parsed = value.parse();
     Some(parsed.unwrap_or_else(|_| panic!("{name} is {value}")))
 }
 
-/// The clients of `TIDINGS_CLIENTS`, with commas between them; `quick` stands for
+/// The clients named in `TIDINGS_CLIENTS`, separated by commas; `quick` stands for
 /// those of `.ci/run`.
 fn chosen() -> Vec<&'static Client> {
     let wanted: Option<String> = setting("TIDINGS_CLIENTS");
@@ -45,11 +46,11 @@ fn chosen() -> Vec<&'static Client> {
     chosen
 }
 
-/// So many rows must be cut after their id before it is strange that none is lost by a
-/// client that takes ids too early.
+/// If at least this many rows were cut after their id, a client that takes ids too
+/// early must have lost one.
 const ENOUGH: usize = 10;
 
-/// What is wrong with the outcome of a client, if anything is.
+/// Problems with the outcome of a client, if any.
 fn faults(client: &Client, outcome: &Outcome, effort: Effort) -> Vec<String> {
     let mut faults = Vec::new();
     let mut check = |is_fine: bool, what: String| {
@@ -111,7 +112,7 @@ fn faults(client: &Client, outcome: &Outcome, effort: Effort) -> Vec<String> {
     faults
 }
 
-/// What happened to the streams of a client that failed, for a person.
+/// Writes what happened to the streams of a client that failed, for analysis.
 fn report(client: &Client, outcome: &Outcome) -> PathBuf {
     let folder = adapter::installed("failed");
     fs::create_dir_all(&folder).expect("a folder");

@@ -1,13 +1,12 @@
 //! The clients, and what is expected of each.
 
-/// What runs a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runtime {
     /// A page of the stream's own origin.
     Chromium,
     Firefox,
     Node,
-    /// Its own `EventSource`, which a flag turns on.
+    /// Its own `EventSource`, which must be enabled with a flag.
     NodeBuiltIn,
     Python,
     Rust,
@@ -18,49 +17,47 @@ pub enum Runtime {
 pub enum Pinned {
     /// By Debian.
     Browser,
-    /// `scripts/tools` has it.
+    /// In `scripts/tools`.
     Node,
     Npm(&'static str),
     PyPi(&'static str),
     Cargo(&'static str),
 }
 
-/// When a client takes the id of an event as its last.
+/// When a client takes the id of an event as its last event id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Id {
-    /// With the event, as the standard has it. No row is lost.
+    /// With the event, as the standard requires. No row is lost.
     OfEvent,
-    /// Already with its line. A row is lost whose connection breaks between that line and
-    /// the empty line that ends the event: the two are a single byte apart.
+    /// As soon as the id line is read. A row is lost if its connection breaks between
+    /// that line and the empty line that ends the event, which are a single byte apart.
     OfLine,
 }
 
-/// Whether a client gives up for good.
+/// Whether a client gives up permanently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GivesUp {
-    /// It returns by itself, or the loop around it is the application's.
+    /// It reconnects by itself, or the application's loop around it does.
     Never,
-    /// Where a response head ends early, which is not in every run.
+    /// If a response head ends early, which doesn't happen in every run.
     Sometimes,
-    /// After the 401 of what has expired, at the latest.
+    /// At the latest after the 401 for an expired token.
     Always,
 }
 
-/// One client.
 #[derive(Debug)]
 pub struct Client {
-    /// What its adapter is called.
+    /// The name of its adapter.
     pub name: &'static str,
     pub title: &'static str,
     pub pinned: Pinned,
     pub runtime: Runtime,
     /// Whether the page is of another origin than the stream.
     pub is_elsewhere: bool,
-    /// Whether the adapter has to ask for JSON, since texts don't survive otherwise.
+    /// Whether the adapter must request JSON, since texts are altered otherwise.
     pub is_json: bool,
-    /// When its id counts.
     pub id: Id,
-    /// Whether it has to be opened anew.
+    /// Whether it has to be reopened.
     pub gives_up: GivesUp,
     /// How it was used, for the table.
     pub note: &'static str,
@@ -300,7 +297,7 @@ pub const CLIENTS: &[Client] = &[
 ];
 
 impl Client {
-    /// What `TIDINGS_CLIENTS` calls it.
+    /// Its name in `TIDINGS_CLIENTS`.
     pub fn key(&self) -> String {
         match self.runtime {
             Runtime::Rust => format!("rust:{}", self.name),

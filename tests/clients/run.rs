@@ -1,4 +1,4 @@
-//! One client through everything: cuts, restarts, deferrals, expiry, a second tab.
+//! Tests one client with cuts, restarts, deferrals, expired tokens, and a second tab.
 
 use std::{
     collections::HashMap,
@@ -36,46 +36,45 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     pub streams: usize,
-    /// For each stream.
+    /// Cuts per stream.
     pub cuts: usize,
     pub seed: u64,
 }
 
-/// Rows before a user's first connection.
+/// Rows inserted before a user's first connection.
 const BACKLOG: usize = 5;
 
-/// Rows come so often, to those whose connections are still to be cut.
+/// How often rows are inserted for streams whose connections are still to be cut.
 const WRITES_EVERY: Duration = Duration::from_millis(40);
 
-/// A client that is so many rows behind gets no more of them: what is to be tested is
-/// not how fast it is.
+/// A client that is this many rows behind gets no more of them: its speed is not what
+/// is tested.
 const BEHIND: usize = 40;
 
-/// How long all cuts may take; a client that waits for seconds before it returns
-/// needs twenty times that.
+/// Limit for all cuts; a client that waits for seconds before it reconnects takes
+/// twenty times as long as others.
 const CUTTING: Duration = Duration::from_secs(600);
 
-/// How long nothing may arrive at the end before what is missing is lost.
+/// If nothing arrives for this long at the end, missing rows count as lost.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// Of every bridge.
+/// Settings of every bridge.
 const SETTINGS: [&str; 2] = ["--come-back=1s", "--drain=500ms"];
 
-/// Longer than any proxy takes to pass on what a bridge has written, however busy the machine
-/// is: a client that has no id yet is not owed what has settled. An earlier release doesn't
-/// know the setting.
+/// Longer than any proxy takes to forward what a bridge has written, however busy the
+/// machine is: a client that has no id yet is not owed rows that have settled. An
+/// earlier release doesn't have the setting.
 const SETTLE: &str = "--settle=30s";
 
-/// What became of the rows of one stream.
+/// What one stream received.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// How often each row came.
+    /// How often each row arrived.
     rows: HashMap<i64, usize>,
-    /// Rows whose text was another.
+    /// Rows whose text was different.
     changed: Vec<(i64, String)>,
-    /// Rows without an id that names one.
+    /// Rows whose id doesn't identify a row.
     unknown: usize,
-    /// Positions of rows in the order in which they came.
     gave_up: Vec<String>,
     errors: Vec<String>,
     gaps: Vec<String>,
@@ -87,18 +86,18 @@ pub struct Received {
 pub struct Outcome {
     pub inserted: usize,
     pub received: usize,
-    /// Rows that never came, of which a proxy had forwarded so many.
+    /// Rows that never arrived, and how many of those a proxy had forwarded.
     pub lost: usize,
     pub lost_but_forwarded: usize,
-    /// Rows that were cut between the line of their id and the empty line, and how
-    /// many of them were lost.
+    /// Rows that were cut between the line of their id and the empty line, and how many
+    /// of those were lost.
     pub unended: usize,
     pub lost_unended: usize,
-    /// Rows that came twice over one connection.
+    /// Rows that arrived twice on one connection.
     pub repeats: usize,
-    /// Rows that a bridge sent twice over one connection.
+    /// Rows that a bridge sent twice on one connection.
     pub sent_twice: usize,
-    /// Rows that came again after a disconnect.
+    /// Rows that arrived again after a disconnect.
     pub again: usize,
     pub changed: usize,
     pub unknown: usize,
@@ -110,11 +109,11 @@ pub struct Outcome {
     pub deferrals: usize,
     pub refusals: HashMap<u16, usize>,
     pub took: Duration,
-    /// What a person wants to read of a failure.
+    /// Details of a failure, for a person.
     pub details: Vec<String>,
 }
 
-/// A run that is on.
+/// A run in progress.
 struct Run<'a> {
     client: &'a Client,
     effort: Effort,
@@ -128,9 +127,9 @@ struct Run<'a> {
     settings: &'a [&'a str],
     serving: Vec<Option<Served>>,
     random: StdRng,
-    /// When something came last.
+    /// When a row last arrived.
     heard: Instant,
-    /// Told when a stream's client has a position to return with.
+    /// Notified when a stream's client has a position to reconnect with.
     positions: Vec<Arc<Notify>>,
 }
 
@@ -206,7 +205,7 @@ pub async fn run(client: &Client, effort: Effort) -> Outcome {
 }
 
 impl Run<'_> {
-    /// Commits rows for these streams' users, in one transaction.
+    /// Inserts rows for these streams' users, in one transaction.
     async fn insert(&mut self, streams: &[usize]) {
         let users: Vec<&str> = streams.iter().map(|&n| self.users[n].as_str()).collect();
         let texts: Vec<String> = streams
@@ -233,7 +232,7 @@ impl Run<'_> {
             let all: Vec<usize> = (0..self.users.len()).collect();
             self.insert(&all).await;
         }
-        // Once is enough: it must pass as a whole.
+        // Once is enough: it must arrive as a whole.
         let huge = text::huge();
         let insert = "insert into notifications (user_id, text) values ($1, $2) returning id";
         let row = self
@@ -243,9 +242,9 @@ impl Run<'_> {
         self.inserted[0].insert(row.expect("a row").get(0), huge.into());
     }
 
-    /// Other tabs of some of the users, which are sent the rows as well. They come
-    /// later than the client: what is sent before its first connection is theirs alone.
-    /// They follow the bridges when these are restarted.
+    /// Other tabs of some of the users, which are sent the rows as well. They connect
+    /// after the client, because rows sent before its first connection would reach only
+    /// them. They reconnect when the bridges are restarted.
     async fn second_tabs(&self) -> JoinSet<()> {
         let mut tabs = JoinSet::new();
         for (n, user) in self.users.iter().enumerate() {
@@ -277,7 +276,7 @@ impl Run<'_> {
         tabs
     }
 
-    /// Inserts rows while the proxies cut, and restarts bridges in between.
+    /// Inserts rows while the proxies cut connections, and restarts bridges in between.
     async fn cut(&mut self, adapter: &mut Adapter, database: &Database) {
         let begun = Instant::now();
         let wanted = self.effort.cuts * self.effort.streams;
@@ -288,7 +287,7 @@ impl Run<'_> {
         ]
         .into_iter()
         .peekable();
-        // Tokens are to expire in any case.
+        // Long enough that tokens expire.
         let least = Duration::from_secs(2 * SHORT_SECONDS);
         let mut writes = interval(WRITES_EVERY);
         writes.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -314,13 +313,13 @@ impl Run<'_> {
         }
     }
 
-    /// Some of the streams whose connections are still to be cut, some of them
-    /// more than once.
+    /// Some of the streams whose connections are still to be cut, some of them more
+    /// than once.
     fn streams_to_write(&mut self) -> Vec<usize> {
         let mut streams = Vec::new();
         for (n, cutter) in self.cutters.iter().enumerate() {
-            // Nothing is known of the others but that they are open, so a row now
-            // and then goes there too.
+            // The others get a row now and then too: otherwise it is only known that
+            // they are open.
             let most = if cutter.is_done() { 50 } else { 4 };
             let behind = self.inserted[n].len() - self.received[n].rows.len();
             if behind < BEHIND && self.random.random_range(0..most) == 0 {
@@ -331,8 +330,8 @@ impl Run<'_> {
         streams
     }
 
-    /// Stops the bridges and starts others: with a SIGTERM one after the other, as a
-    /// deployment does; with a SIGKILL both at once.
+    /// Stops the bridges and starts others: with SIGTERM one after the other, as in a
+    /// deployment; with SIGKILL both at once.
     async fn restart(&mut self, signal: Signal, database: &Database) {
         let count = self.serving.len();
         if signal == Signal::SIGKILL {
@@ -353,7 +352,7 @@ impl Run<'_> {
         }
     }
 
-    /// One last row for everybody, then all that comes.
+    /// Inserts a last row for each user, then waits for all rows.
     async fn finish(&mut self, adapter: &mut Adapter) {
         let all: Vec<usize> = (0..self.users.len()).collect();
         self.insert(&all).await;
@@ -363,11 +362,11 @@ impl Run<'_> {
                 self.hear(&line);
             }
         }
-        // What comes twice comes now, if at all.
+        // A duplicate would arrive now.
         while let Ok(Some(line)) = timeout(WRITES_EVERY, adapter.lines.recv()).await {
             self.hear(&line);
         }
-        // The proxies tell what they forwarded once their connections end.
+        // The proxies record what they forwarded once their connections end.
         let ends = async {
             while self.cutters.iter().any(|cutter| cutter.record().open > 0) {
                 for bridge in self.serving.iter().flatten() {
@@ -391,7 +390,7 @@ impl Run<'_> {
             .sum()
     }
 
-    /// A line of the adapter.
+    /// Processes a line of the adapter's output.
     fn hear(&mut self, line: &str) {
         let said: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
         let text = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
@@ -452,7 +451,7 @@ impl Run<'_> {
             }
             let times = received.rows.entry(row).or_default();
             *times += 1;
-            // Only progress counts: a client may repeat itself for ever.
+            // Only progress counts: a client may repeat itself forever.
             if *times == 1 {
                 self.heard = Instant::now();
             }

@@ -14,7 +14,7 @@ use crate::{
 const BEGIN: &str = "<!-- counted by make clients -->";
 const END: &str = "<!-- end -->";
 
-/// One line for the screen.
+/// A one-line summary for the terminal.
 pub fn summary(outcome: &Outcome) -> String {
     let Outcome {
         inserted,
@@ -74,7 +74,7 @@ pub fn write(page: &str, outcomes: &[(&Client, &Outcome)], effort: Effort) {
     fs::write(page, format!("{before}{table}\n{END}{after}")).expect(page);
 }
 
-/// What is pinned, or what the browser says.
+/// The pinned version, or what the browser reports.
 fn version(client: &Client) -> String {
     let said = |command: &mut Command| {
         let output = command.arg("--version").output().expect("a version");

@@ -1,14 +1,14 @@
-//! Texts that a client may get wrong.
+//! Texts that a client may handle incorrectly.
 
 use rand::{RngExt, rngs::StdRng};
 
-/// Of a text that takes many reads.
+/// The length of a text that takes many reads.
 const LONG_BYTES: usize = 100 << 10;
 
-/// Of one that some clients take in one line only if they are told to.
+/// The length of a text that some clients accept in one line only if configured to.
 const HUGE_BYTES: usize = 600 << 10;
 
-/// Texts that look like the format around them, or like its ends.
+/// Texts that look like the surrounding format or its delimiters.
 const DIFFICULT: [&str; 16] = [
     "",
     " one space before it",
@@ -28,7 +28,7 @@ const DIFFICULT: [&str; 16] = [
     "äöü ß € 漢字",
 ];
 
-/// Any of them, or one that is plain, and now and then one that is long.
+/// One of these, or a plain text, and occasionally a long one.
 pub fn any(random: &mut StdRng) -> String {
     match random.random_range(0..100) {
         0 => "😀".repeat(LONG_BYTES / 4),
@@ -38,7 +38,7 @@ pub fn any(random: &mut StdRng) -> String {
     }
 }
 
-/// SSE can't carry CR: each line break becomes LF.
+/// SSE can't represent CR: each line break becomes LF.
 pub fn as_sse_has_it(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }

@@ -1,24 +1,24 @@
-//! What passes through a proxy of ours towards a client: the bytes of an HTTP
-//! response, and the events that are in them.
+//! Parses what passes through a proxy towards a client: the bytes of an HTTP response,
+//! and the events in them.
 //!
-//! It knows where a response may be cut, and counts the rows that were
-//! forwarded as a whole. It shares no code with the bridge.
+//! It determines where a response may be cut, and counts the rows that were forwarded
+//! completely. It shares no code with the bridge.
 
 use std::collections::HashSet;
 
-/// The bytes of a line that are looked at; the fields that matter are shorter.
+/// The number of bytes of a line that are examined; the relevant fields are shorter.
 const LINE_BYTES: usize = 256;
 
 /// Where a connection is to be cut.
 #[derive(Clone, Copy, Debug)]
 pub enum Aim {
-    /// After so many bytes of the response head, or at its end.
+    /// After this many bytes of the response head, or at its end.
     Head(usize),
-    /// After so many bytes of the body, with its chunk sizes.
+    /// After this many bytes of the body, including its chunk sizes.
     Body(usize),
-    /// In an id line, after so many of its bytes.
+    /// In an id line, after this many of its bytes.
     Id { skip: usize, bytes: usize },
-    /// In a chunk size line, after so many of its digits.
+    /// In a chunk size line, after this many of its digits.
     Size { skip: usize, digits: usize },
     /// At the end of a line, so between two lines of an event or between two events.
     Line { skip: usize },
@@ -29,15 +29,15 @@ enum Phase {
     Head,
     /// In a chunk size line.
     Size,
-    /// So many bytes of the chunk are left.
+    /// With this many bytes left in the chunk.
     Chunk(usize),
-    /// The line break after a chunk.
+    /// In the line break after a chunk.
     ChunkEnd,
-    /// A body without chunks.
+    /// In a body without chunks.
     Plain,
 }
 
-/// Reads the responses of one connection, a byte at a time.
+/// Parses the responses of one connection, byte by byte.
 #[derive(Debug)]
 pub struct Wire {
     phase: Phase,
@@ -45,7 +45,7 @@ pub struct Wire {
     body_bytes: usize,
     size: String,
     sizes: usize,
-    /// The first bytes of the line that is being read.
+    /// The first bytes of the current line.
     line: Vec<u8>,
     ids: usize,
     lines: usize,
@@ -55,13 +55,13 @@ pub struct Wire {
     /// Rows that passed twice on this connection.
     pub repeats: Vec<i64>,
     seen: HashSet<i64>,
-    /// How many responses had another status than 200.
+    /// The statuses of responses other than 200.
     pub refusals: Vec<u16>,
-    /// How many said when to come back, and ended.
+    /// The number of responses that only said when to reconnect, and ended.
     pub deferrals: usize,
 }
 
-/// The event that is being read.
+/// The current event.
 #[derive(Debug, Default)]
 struct Block {
     is_data: bool,
@@ -89,7 +89,7 @@ impl Wire {
         }
     }
 
-    /// The connection carries another response: to the next request.
+    /// Prepares for another response on the connection, to the next request.
     pub fn restart(&mut self) {
         self.phase = Phase::Head;
         self.head.clear();
@@ -112,7 +112,7 @@ impl Wire {
         None
     }
 
-    /// The row that has passed but for the empty line that ends its event.
+    /// The row that has passed except for the empty line that ends its event.
     pub fn unended(&self) -> Option<i64> {
         let is_row = self.block.is_data && !self.block.is_control && self.line.is_empty();
         self.block.row.filter(|_| is_row)
@@ -238,11 +238,11 @@ impl Wire {
     }
 }
 
-/// Makes the `retry:` of responses small, so that a thousand reconnects don't take
-/// an hour. The length stays: chunk sizes are as they were.
+/// Shortens the `retry:` of responses, so that a thousand reconnects don't take an
+/// hour. The length stays the same, so that chunk sizes remain correct.
 #[derive(Debug, Default)]
 pub struct Hurry {
-    /// How many bytes of the line are as [`Self::FIELD`] has them, from its first on.
+    /// How many bytes at the start of the line match [`Self::FIELD`].
     matched: Option<usize>,
     digits: usize,
 }
@@ -250,7 +250,7 @@ pub struct Hurry {
 impl Hurry {
     const FIELD: &[u8] = b"retry: ";
 
-    /// The bytes that may pass. Digits wait for what follows them.
+    /// The bytes that may pass. Digits are held back until the next byte is known.
     pub fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 8);
         for &byte in bytes {
@@ -259,7 +259,7 @@ impl Hurry {
                 continue;
             }
             if self.digits > 0 {
-                // 50 ms, as 0050.
+                // 50 ms, written as 0050.
                 let digits = std::mem::take(&mut self.digits);
                 out.extend(
                     (1..=digits)

@@ -1,4 +1,4 @@
-//! One row to one user who has many connections.
+//! One row for a user who has many connections.
 
 use std::collections::BTreeMap;
 
@@ -20,16 +20,16 @@ const USER: Users = Users {
     name: "user",
     count: 1,
 };
-/// Rows a second: each has long arrived when the next is due.
+/// Rows per second: each has long arrived when the next one is due.
 const RATE: f64 = 4.0;
 
-/// When one row arrived, at the first connection and at the last.
+/// When one row arrived at the first connection and at the last.
 struct Span {
     first: Moment,
     last: Moment,
 }
 
-/// One row at a time.
+/// Sends one row at a time.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let rows = size.choose(12, 80);
     let database = server.database().await?;
@@ -74,8 +74,8 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         name: "fan-out",
         title: "One row to many connections".to_owned(),
         setting: format!(
-            "One row at a time to a user with {STREAMS} connections, {rows} times: from INSERT \
-             until the first connection and until the last has it, the median."
+            "One row at a time to a user with {STREAMS} connections, {rows} times: the median time \
+             from INSERT until the first and until the last connection has received it."
         ),
         figures,
     })

@@ -1,4 +1,4 @@
-//! How fast a flood of rows is through: delivered, and marked.
+//! How quickly a flood of rows is delivered and marked.
 
 use super::{PATIENCE, Size};
 use crate::{
@@ -23,12 +23,12 @@ const USERS: Users = Users {
 const WRITERS: usize = 32;
 const BATCH: u64 = 1_000;
 
-/// How the rows come.
+/// How the rows are inserted.
 #[derive(Clone, Copy, Debug)]
 enum Rows {
-    /// One an INSERT.
+    /// One per INSERT.
     Single,
-    /// Many an INSERT.
+    /// Many per INSERT.
     Batches,
 }
 
@@ -41,7 +41,7 @@ impl Rows {
     }
 }
 
-/// What one flood came to, in rows a second.
+/// The results of one flood, in rows per second.
 struct Flood {
     inserted: f64,
     delivered: f64,
@@ -50,7 +50,7 @@ struct Flood {
     counts: Counts,
 }
 
-/// Each flood has a database, a bridge and streams of its own.
+/// Each flood has its own database, bridge and streams.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let (rows, rounds) = size.choose((20_000, 1), (200_000, 3));
     let mut figures = Vec::new();
@@ -65,10 +65,10 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         name: "flood",
         title: "A flood of rows".to_owned(),
         setting: format!(
-            "{rows} rows as fast as they go, for {STREAMS} users who have a stream each: single \
-             rows from {WRITERS} connections, batches of {BATCH} from {IN_BATCHES}. Rows a second until the \
-             last commit, until the last event arrived, and until the last row was marked as sent; \
-             {rounds} times, the median."
+            "{rows} rows at full speed, for {STREAMS} users with one stream each: single rows from \
+             {WRITERS} connections, batches of {BATCH} from {IN_BATCHES}. Rows per second until \
+             the last commit, until the last event arrived, and until the last row was marked as \
+             sent; the median of {rounds} runs."
         ),
         figures,
     })

@@ -1,4 +1,5 @@
-//! Whether it costs more as the table, the users and the streams become more.
+//! Whether the cost increases with the size of the table, the number of users, and the
+//! number of streams.
 
 use super::{
     PATIENCE, Size,
@@ -20,7 +21,7 @@ use crate::{
     writers::{NOTIFICATIONS, Until, Writers},
 };
 
-/// Rows a second, by the clock.
+/// Rows per second, at a fixed rate.
 const RATE: f64 = 500.0;
 const BY_THE_CLOCK: u64 = 2_000;
 const WRITERS: usize = 32;
@@ -28,18 +29,17 @@ const FLAT_OUT: u64 = 10_000;
 const FLOOD: u64 = 20_000;
 const BATCH: u64 = 1_000;
 
-/// What a size is where it doesn't vary.
+/// The values of the sizes that don't vary.
 const STREAMS: u64 = 1_000;
 const ROWS: u64 = 1_000_000;
 const AWAY: u64 = 1_000;
-/// Whom the rows belong to that were sent long ago; the streams' users are among
-/// them.
+/// The users of the rows that were sent long ago, who include the streams' users.
 const USERS: Users = Users {
     name: "user",
     count: 10_000,
 };
 
-/// A size, and what is measured there in turn with the others.
+/// A size, and what is measured there alternately with the others.
 #[derive(Clone, Copy, Debug)]
 struct Scene {
     along: &'static str,
@@ -79,14 +79,14 @@ impl Scene {
     }
 }
 
-/// A scene that is set.
+/// A scene that is ready to be measured.
 struct Stand {
     scene: Scene,
     database: Database,
     bridge: Bridge,
     audience: Audience,
     writers: Writers,
-    /// Of the rows that were there before.
+    /// The last row that existed before.
     last_id: i64,
     counted: Counts,
     rounds: Vec<Round>,
@@ -131,7 +131,7 @@ impl Stand {
         })
     }
 
-    /// Waits until all that was written has come and is marked.
+    /// Waits until everything that was written has arrived and is marked.
     async fn until_through(&mut self) -> Result<Moment> {
         let counts = self.audience.until_arrived(self.writers.rows(), PATIENCE);
         self.counted = counts.await;
@@ -174,14 +174,14 @@ impl Stand {
             marked: FLOOD as f64 / flooded.as_secs_f64(),
             caught_up: returned.caught_up.as_secs_f64(),
         });
-        // The next round finds the table as large as this one did.
+        // The next round must find the table as large as this one did.
         let last_id = self.last_id;
         let shrink = format!("delete from notifications where id > {last_id}");
         self.database.execute(&shrink).await?;
         self.database.vacuum("notifications").await
     }
 
-    /// What was measured so far doesn't count; what arrived does.
+    /// Discards the measurements so far, but not the counts of arrivals.
     fn forget(&mut self) {
         self.rounds.clear();
         self.usage = Usage::default();
@@ -235,10 +235,10 @@ impl Stand {
     }
 }
 
-/// Sizes of one kind are measured in turn, several times over, so that what else
-/// the machine does falls on all of them.
+/// Sizes of one kind are measured alternately, several times, so that other load on the
+/// machine affects all of them.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
-    // Whatever is measured first would pay for what is done once.
+    // The first measurement would include one-time costs.
     let (warm_up, rounds) = size.choose((0, 1), (1, 3));
     let rows: &[u64] = size.choose(&[10_000, 100_000], &[10_000, 100_000, ROWS, 5_000_000]);
     let (middle, away, streams): (_, &[u64], &[u64]) = size.choose(
@@ -287,13 +287,14 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     }
     Ok(Section {
         name: "growth",
-        title: "What it costs as everything grows".to_owned(),
+        title: "Cost as everything grows".to_owned(),
         setting: format!(
-            "Tables of sent rows of {} users. Where these don't vary: {STREAMS} streams, {AWAY} \
-             users who are away with an unsent row each, {} rows. At each size {BY_THE_CLOCK} rows \
-             at {RATE} a second (p50, processor time), a storm of all streams, {FLAT_OUT} single \
-             rows by {WRITERS} connections, {FLOOD} in batches of {BATCH}; the sizes in turn, \
-             {rounds} times, the median, after {warm_up} that doesn't count. What was added is removed again after each.",
+            "Tables of sent rows of {} users. Unless varied: {STREAMS} streams, {AWAY} users who \
+             are away with one unsent row each, {} rows. At each size: {BY_THE_CLOCK} rows at \
+             {RATE} per second (p50, processor time), a storm of all streams, {FLAT_OUT} single \
+             rows by {WRITERS} connections, {FLOOD} in batches of {BATCH}. The sizes alternate; \
+             the median of {rounds} rounds, after {warm_up} to warm up. Added rows are removed \
+             after each.",
             whole(USERS.count as f64),
             whole(middle as f64),
         ),

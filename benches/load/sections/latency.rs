@@ -1,4 +1,4 @@
-//! What readers wait: the time from INSERT to event, beside that to a bare
+//! The delay for readers: the time from INSERT to event, compared with that to a bare
 //! LISTEN.
 
 use std::{collections::HashMap, time::Duration};
@@ -19,9 +19,9 @@ use crate::{
     writers::{Inserted, NOTIFICATIONS, Writers},
 };
 
-/// Rows a second, and how long to keep that up: the slower, the longer, so that
-/// there is something to count. Short, and often in turn: what else the machine
-/// does is to fall on both.
+/// Rows per second, and how long to measure: the lower the rate, the longer, so that
+/// there are enough rows. Measured briefly and alternately, so that other load on the
+/// machine affects both.
 const RATES: [(f64, Duration); 4] = [
     (10.0, Duration::from_secs(5)),
     (100.0, Duration::from_secs(5)),
@@ -36,9 +36,9 @@ const USERS: Users = Users {
     count: STREAMS as u64,
 };
 
-/// Nobody waits for longer than for what is missing.
+/// Longer than the wait for missing rows.
 const LONGEST: Duration = Duration::from_secs(600);
-/// Of each time, in nanoseconds.
+/// Significant digits of each time, which is in nanoseconds.
 const DIGITS: u8 = 3;
 
 const QUANTILES: [(&str, f64); 3] = [
@@ -87,8 +87,7 @@ impl Times {
 struct Rate {
     /// From the moment at which the INSERT was due.
     to_event: Times,
-    /// From the acknowledgement of the commit. Nothing, where the event was
-    /// first.
+    /// From the acknowledgement of the commit. Zero if the event was first.
     after_commit: Times,
     to_commit: Times,
     counts: Counts,
@@ -208,7 +207,7 @@ impl Stand {
     }
 }
 
-/// Both in turn, several times over, on one server.
+/// Both alternately, several times, on one server.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let rounds = size.choose(1, 6);
     let plain = server.database().await?;
@@ -248,10 +247,10 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         name: "latency",
         title: "From INSERT to event".to_owned(),
         setting: format!(
-            "Rows that are due at a fixed rate, whatever became of those before, to {STREAMS} \
-             users who have a stream each; the time counts from when an INSERT was due. “{}”: the \
-             same with a plain NOTIFY trigger, until a connection that does nothing else hears of \
-             it, in turn on the same server; {rounds} times {} s or less each.",
+            "Rows at a fixed rate, even if earlier ones are late, to {STREAMS} users with one \
+             stream each; the time is measured from when an INSERT was due. “{}”: the same with a \
+             plain NOTIFY trigger, until a connection that only LISTENs receives it. Both \
+             alternate on the same server, {rounds} times {} s or less each.",
             subject::FLOOR,
             size.choose(QUICK, RATES[0].1).as_secs()
         ),

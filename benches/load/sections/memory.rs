@@ -1,4 +1,4 @@
-//! What a stream costs that has nothing to say.
+//! The cost of an idle stream.
 
 use std::time::Duration;
 
@@ -22,17 +22,17 @@ use crate::{
 const STREAMS: [u64; 4] = [1_000, 5_000, 10_000, 15_000];
 const QUICK: [u64; 1] = [1_000];
 
-/// Past the first heartbeats, which come after 15 s of silence.
+/// Until after the first heartbeats, which are sent after 15 s of silence.
 const REST: Duration = Duration::from_secs(20);
 /// Two heartbeats of every stream.
 const WATCHED: Duration = Duration::from_secs(30);
-/// Where the processor time is watched.
+/// The number of streams for which processor time is measured.
 const WATCHED_STREAMS: u64 = 10_000;
-/// Rows for each stream, before its memory is read again.
+/// Rows per stream before its memory is measured again.
 const ROWS_EACH: u64 = 10;
 const BATCH: u64 = 1_000;
 
-/// Each size has a bridge of its own, as memory that was used once is kept.
+/// Each size has its own bridge, since memory that was once used is kept.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let sizes: &[u64] = size.choose(&QUICK, &STREAMS);
     let rest = size.choose(Duration::from_secs(2), REST);
@@ -45,11 +45,11 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         name: "memory",
         title: "What an idle stream costs".to_owned(),
         setting: format!(
-            "One stream a user. Memory is the resident set of the bridge, less that of a bridge \
-             without streams, a stream: after {} s of silence, and again {} s after {ROWS_EACH} \
-             rows for each. The kernel's is apart, half of what both ends take here: sockets, \
-             their files, and their places in epoll sets. Processor time over {} s with the \
-             default heartbeat.",
+            "One stream per user. Memory is the resident set of the bridge, minus that of a \
+             bridge without streams, divided by the number of streams: after {} s of silence, and \
+             again {} s after {ROWS_EACH} rows for each. The kernel's memory is listed separately, \
+             as half of what both ends use here: sockets, their files, and their entries in epoll \
+             sets. Processor time over {} s with the default heartbeat.",
             rest.as_secs(),
             rest.as_secs(),
             watched.as_secs(),

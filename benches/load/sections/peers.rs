@@ -1,5 +1,5 @@
-//! Tidings beside what users would pick instead: the same load, in one run, and
-//! what each of them does when something breaks.
+//! Tidings compared with the alternatives: the same load in one run, and how each of them
+//! handles failures.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,22 +25,22 @@ use crate::{
     writers::{NOTIFICATIONS, Until, Writers, Written},
 };
 
-/// Streams under load, each of a user of its own.
+/// Streams under load, each of a different user.
 const STREAMS: usize = 1_000;
-/// Streams that are idle, and then come back at once, of whoever bears so many.
+/// Streams that are idle and then reconnect at once, for contenders that can handle so
+/// many.
 const MANY_STREAMS: usize = 10_000;
-/// Rows a second.
+/// Rows per second.
 const PACES: [f64; 2] = [100.0, 1_000.0];
 const FLOOD: u64 = 20_000;
 const BATCH: u64 = 1_000;
 const WRITERS: usize = 32;
-/// Some bring hundreds of rows a second: what they were given comes late rather
-/// than never.
+/// Some deliver only hundreds of rows per second: their rows arrive late rather than
+/// never.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// For what a server does after streams were opened.
+/// Time for a server to settle after streams were opened.
 const SETTLING: Duration = Duration::from_secs(3);
 
-/// Who is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
     Tidings,
@@ -55,8 +55,8 @@ impl Contender {
         }
     }
 
-    /// Streams that are idle, and then come back at once. Django has a thread for each of its
-    /// streams, and opens dozens a second.
+    /// Streams that are idle and then reconnect at once. Django has a thread for each of
+    /// its streams and opens only dozens per second.
     fn many(self) -> usize {
         match self {
             Self::Peer(Peer::EventStream) => STREAMS,
@@ -99,7 +99,7 @@ enum Process {
     Gone,
 }
 
-/// One that serves.
+/// A running contender.
 struct Running {
     contender: Contender,
     database: Database,
@@ -130,7 +130,7 @@ impl Contestant for Running {
         match &self.process {
             Process::Bridge(bridge) => bridge.subject(),
             Process::Peer(peer) => Ok(peer.subject()),
-            Process::Gone => Err("it was stopped".into()),
+            Process::Gone => Err("the contender was stopped".into()),
         }
     }
 
@@ -142,14 +142,11 @@ impl Contestant for Running {
     }
 }
 
-/// All that was found of one of them.
+/// All results of one contender.
 #[derive(Debug, Serialize)]
 pub struct Findings {
-    /// Its name.
     pub contender: &'static str,
-    /// What was measured.
     pub figures: Vec<Figure>,
-    /// What was tried.
     pub trials: BTreeMap<Trial, Outcome>,
 }
 
@@ -167,7 +164,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Vec<Findings>> {
             figures,
             trials,
         };
-        // The whole takes long enough to be looked at meanwhile.
+        // The whole run takes long enough that intermediate results are useful.
         writeln!(stderr(), "{}", serde_json::to_string(&found)?)?;
         all.push(found);
     }
@@ -237,12 +234,12 @@ enum Trigger {
     Off,
 }
 
-/// The same table, with nobody to tell.
+/// The name of the same table without a trigger.
 pub fn without_trigger(contender: &str) -> String {
     format!("{contender}, {}", subject::NO_TRIGGER)
 }
 
-/// How fast rows go in, with and without somebody who is told of them.
+/// The INSERT rate with and without the contender's notifications.
 async fn inserted(
     server: &Server,
     database: &Database,
@@ -288,13 +285,13 @@ async fn with_many_streams(server: &Server, contender: Contender) -> Result<Vec<
     let idle = Figure::new(name, measure::IDLE_STREAM, each, Unit::Bytes);
     let mut figures = vec![idle.at(at::STREAMS, streams as f64)];
 
-    // Who has not seen an event yet has no id to come back with.
+    // A client that has received no event yet has no id to reconnect with.
     let writers = Writers::new(&database, NOTIFICATIONS, users);
     let first = writers.in_batches(users.count, BATCH).await?;
     let counted = arrived(&audience, &first).await;
     audience.leave().await;
     let missed = writers.in_batches(users.count, BATCH).await?;
-    // Rows pass again when all before them have.
+    // New rows arrive once all earlier ones have.
     let client = database.connect().await?;
     trials::until_it_works(&running, &client).await?;
     sleep(SETTLING).await;
@@ -316,14 +313,14 @@ async fn with_many_streams(server: &Server, contender: Contender) -> Result<Vec<
     Ok(figures)
 }
 
-/// What became of all rows so far.
+/// The counts for all rows so far.
 async fn arrived(audience: &Audience, written: &Written) -> Counts {
     let last = written.rows.iter().map(|inserted| inserted.row).max();
     let rows = last.map_or(0, |last| last + 1);
     audience.until_arrived(rows, PATIENCE).await
 }
 
-/// From when an INSERT was due until its event came, in nanoseconds.
+/// From when an INSERT was due until its event arrived, in nanoseconds.
 fn times(written: &Written, arrivals: &[Arrival]) -> Result<Histogram<u64>> {
     let issued = written
         .rows

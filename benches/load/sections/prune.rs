@@ -20,7 +20,7 @@ use crate::{
     writers::{Inserted, NOTIFICATIONS, Writers},
 };
 
-/// Rows a second, each to one stream.
+/// Rows per second, each for one stream.
 const RATE: f64 = 1_000.0;
 const STREAMS: usize = 1_000;
 const USERS: Users = Users {
@@ -28,16 +28,16 @@ const USERS: Users = Users {
     count: STREAMS as u64,
 };
 
-/// What one measurement lasts. Both in turn: what else the machine does is to
-/// fall on both.
+/// Duration of one measurement. Both are measured alternately, so that other load on the
+/// machine affects both.
 const TIME: Duration = Duration::from_secs(4);
 const QUICK: Duration = Duration::from_secs(2);
 
-/// More than are removed while it is measured.
+/// More than are removed during the measurement.
 const ROWS: u64 = 2_000_000;
 const FEW: u64 = 400_000;
 
-/// Nobody waits for longer than for what is missing.
+/// Longer than the wait for missing rows.
 const LONGEST: Duration = Duration::from_secs(600);
 const DIGITS: u8 = 3;
 
@@ -47,10 +47,10 @@ const QUANTILES: [(&str, f64); 3] = [
     (measure::P999, 0.999),
 ];
 
-/// Times from INSERT to event, of one kind of round.
+/// Times from INSERT to event, for one kind of round.
 struct Times {
     all: Histogram<u64>,
-    /// Of each round, in milliseconds, as the quantiles are ordered.
+    /// Of each round, in milliseconds, in the order of the quantiles.
     rounds: Vec<[f64; 3]>,
     counts: Counts,
 }
@@ -106,7 +106,7 @@ struct Stand {
     database: Database,
     audience: Audience,
     writers: Writers,
-    /// Of the rows that were there before.
+    /// The last row that existed before.
     last_id: i64,
     counted: Counts,
 }
@@ -132,7 +132,7 @@ impl Stand {
     }
 }
 
-/// `tidings prune`, until it is done or this is dropped.
+/// Runs `tidings prune` until it is done or this is dropped.
 fn prune(database: &Database) -> Result<Child> {
     Ok(Command::new(env!("CARGO_BIN_EXE_tidings"))
         .args(["prune", "--sent-before=30d"])
@@ -144,7 +144,7 @@ fn prune(database: &Database) -> Result<Child> {
         .spawn()?)
 }
 
-/// Without, and with rows being removed; in turn, on one table.
+/// Measures with and without rows being removed, alternately, on one table.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let rounds = size.choose(2, 5);
     let (rows, time) = size.choose((FEW, QUICK), (ROWS, TIME));
@@ -156,7 +156,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         away: 0,
     };
     let last_id = retained.fill(&database).await?;
-    // All of them are old.
+    // Makes all of them old.
     database
         .execute(
             "update notifications set \
@@ -176,7 +176,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     server.settle().await?;
     let (mut without, mut with) = (Times::new()?, Times::new()?);
     let mut rates = Vec::new();
-    // What is done for the first time doesn't count.
+    // A first run that isn't counted.
     stand.measure(time, &mut Times::new()?).await?;
     for _ in 0..rounds {
         stand.measure(time, &mut without).await?;
@@ -208,9 +208,9 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         name: "prune",
         title: "While old rows are removed".to_owned(),
         setting: format!(
-            "A table of {} rows that were sent 60 days ago, and {} rows a second to {STREAMS} \
-             users who have a stream each, from INSERT to event; without, and while `tidings \
-             prune` removes the old ones; in turn, {rounds} times {} s each.",
+            "A table of {} rows that were sent 60 days ago, and {} rows per second to {STREAMS} \
+             users with one stream each. Time from INSERT to event, with and without `tidings \
+             prune` removing the old rows; alternating, {rounds} times {} s each.",
             whole(rows as f64),
             whole(RATE),
             time.as_secs(),

@@ -1,5 +1,5 @@
-//! Who returns to a large table: everybody at once, a user whose rows were
-//! nearly all sent, and the bridge's own sessions.
+//! Reconnecting to a large table: all clients at once, a user whose rows were nearly all
+//! sent, and the bridge's own sessions.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -23,45 +23,43 @@ use crate::{
     writers::{NOTIFICATIONS, Writers, Written},
 };
 
-/// The one user whose rows are a good part of the largest table.
+/// A user who owns a good part of the rows of the largest table.
 pub const HEAVY: Users = Users {
     name: "heavy",
     count: 1,
 };
-/// Those that were sent.
+/// The user's sent rows.
 pub const HEAVY_ROWS: u64 = 500_000;
-/// One who never had any.
+/// A user who never had any rows.
 const NEWCOMER: Users = Users {
     name: "newcomer",
     count: 1,
 };
-/// Those that weren't sent when either connects.
+/// Unsent rows when either of them connects.
 const UNSENT: u64 = 3;
 /// The axis along which the two differ.
 const SENT: &str = "sent rows of this user";
 
-/// Who is connected when the bridge's sessions end.
+/// Streams that are connected when the bridge's sessions end.
 const STREAMS: u64 = 10_000;
-/// Rows of everybody, a second, meanwhile.
+/// Rows per second of all users during that time.
 const RATE: f64 = 500.0;
 const ROWS: u64 = 2_000;
-/// When the sessions end, after the first row.
+/// When the sessions are ended, after the first row.
 const ENDS_AFTER: Duration = Duration::from_secs(2);
 
-/// A table that was filled, and a bridge that nobody is connected to.
+/// A filled table, and a bridge without connections.
 pub struct Returning<'a> {
-    /// Where it is.
     pub database: &'a Database,
-    /// Who serves it.
     pub bridge: &'a Bridge,
-    /// How large it is.
+    /// The number of rows in the table.
     pub rows: u64,
-    /// The last of the rows that were there before.
+    /// The last row that existed before.
     pub last_id: i64,
 }
 
 impl Returning<'_> {
-    /// All that returns.
+    /// Runs all measurements.
     pub async fn run(&self, server: &Server, size: Size) -> Result<Vec<Figure>> {
         let streams = size.choose(1_000, STREAMS);
         let mut figures = self.everybody(server, streams, size.choose(1, 3)).await?;
@@ -96,7 +94,7 @@ impl Returning<'_> {
             server.settle().await?;
             let one = storm(self.database, self.bridge, &mut audience, &writers, streams).await?;
             times.push(one.caught_up.as_secs_f64());
-            // They go on from storm to storm.
+            // The counts continue from storm to storm.
             counts = one.counts;
             self.until_marked().await?;
         }
@@ -107,8 +105,8 @@ impl Returning<'_> {
         Ok(vec![figure.counts(counts)])
     }
 
-    /// All sessions of the bridge end while rows are coming: what the longest
-    /// wait for one is, and what it costs to be back.
+    /// All sessions of the bridge are ended while rows are being inserted: the longest
+    /// delay of a row, and the cost of recovering.
     async fn sessions(&self, server: &Server, streams: u64) -> Result<Vec<Figure>> {
         let (audience, writers) = self.open(streams).await?;
         let mut busy = Vec::new();
@@ -164,12 +162,12 @@ impl Returning<'_> {
         self.database.execute(end).await
     }
 
-    /// A user connects without an id, and some rows are not sent.
+    /// A user with some unsent rows connects without an id.
     async fn user(&self, user: Users, sent: u64) -> Result<Vec<Figure>> {
         let rounds = 6;
         let (mut times, mut counts) = (Vec::new(), Counts::default());
         for _ in 0..rounds {
-            // Rows are numbered from the first: to each audience they are all there is.
+            // Rows are numbered from the first: each audience sees only its own.
             let writers = Writers::new(self.database, NOTIFICATIONS, user);
             writers.in_batches(UNSENT, UNSENT).await?;
             let subject = self.bridge.subject()?;

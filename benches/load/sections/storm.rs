@@ -1,4 +1,4 @@
-//! Everybody returns at once.
+//! All clients reconnect at once.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -18,24 +18,24 @@ use crate::{
     writers::{NOTIFICATIONS, Writers},
 };
 
-/// How long all may take to be back. Where more come than the kernel lets wait for
-/// being accepted, it has the rest ask again after 1, 2, 4, 8, 16 and 32 s.
+/// Limit for reconnecting. If more clients connect than the kernel's accept queue holds,
+/// it makes the rest retry after 1, 2, 4, 8, 16 and 32 s.
 const RETURN_LIMIT: Duration = Duration::from_secs(90);
 
 const STREAMS: u64 = 10_000;
-/// Rows of one INSERT.
+/// Rows per INSERT.
 const BATCH: u64 = 1_000;
 
-/// How often memory and sessions are counted.
+/// How often memory and sessions are sampled.
 const LOOKS_AGAIN: Duration = Duration::from_millis(20);
-/// Files that the bridge has open when no stream is; more than there are.
+/// More than the number of files that the bridge has open when there are no streams.
 const FILES: usize = 100;
 
-/// The sessions of the bridge.
+/// The bridge's sessions.
 const SESSIONS: &str = "select count(*) from pg_stat_activity \
                         where datname = current_database() and application_name = 'tidings'";
 
-/// Some storms, one after the other, of the same streams.
+/// Several storms of the same streams, one after the other.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let (streams, rounds) = size.choose((1_000, 1), (STREAMS, 5));
     let users = Users {
@@ -56,35 +56,35 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     bridge.stop().await?;
     Ok(Section {
         name: "storm",
-        title: "Everybody returns at once".to_owned(),
+        title: "All clients reconnect at once".to_owned(),
         setting: format!(
-            "{} streams, one a user, drop and return at once, each with its last id and \
-             one missed row: from the first connect until every stream is caught up. {rounds} \
-             times; the median, and the highest peaks.",
+            "{} streams, one per user, disconnect and reconnect at once, each with its last id and \
+             one missed row: the time from the first connection until every stream is caught up. \
+             {rounds} runs; the median, and the highest peaks.",
             whole(streams as f64)
         ),
         figures: figures(&storms, streams),
     })
 }
 
-/// What a storm came to.
+/// The results of one storm.
 #[derive(Clone, Copy, Debug)]
 pub struct Storm {
-    /// From the first connect until every stream was live and had its row.
+    /// From the first connection until every stream was live and had its row.
     pub caught_up: Duration,
-    /// Of all rows since the writers began.
+    /// For all rows since the writers began.
     pub counts: Counts,
     peaks: Peaks,
 }
 
-/// The most at any one time.
+/// The maxima of the samples.
 #[derive(Clone, Copy, Debug, Default)]
 struct Peaks {
     sessions: i64,
     memory: u64,
 }
 
-/// One storm of all these streams, while so many rows come.
+/// One storm of all these streams, while a number of rows is being inserted.
 pub async fn storm(
     database: &Database,
     bridge: &Bridge,
@@ -117,12 +117,12 @@ async fn until_back(audience: &Audience, writers: &Writers) -> Result<(Moment, C
     Ok((live, counts))
 }
 
-/// Waits until the bridge has noticed that nobody is there.
+/// Waits until the bridge has noticed that all clients have disconnected.
 pub async fn until_left(bridge: &Bridge) -> Result<()> {
     let begin = Moment::now();
     while bridge.process()?.files()? > FILES {
         if Moment::now().since(begin) > PATIENCE {
-            return Err("the bridge keeps streams that were closed".into());
+            return Err("the bridge still has streams that were closed".into());
         }
         sleep(LOOKS_AGAIN).await;
     }
@@ -130,7 +130,7 @@ pub async fn until_left(bridge: &Bridge) -> Result<()> {
 }
 
 impl Peaks {
-    /// For ever.
+    /// Samples forever.
     async fn watch(&mut self, database: &Database, bridge: &Bridge) -> Result<Infallible> {
         let watcher = database.connect().await?;
         let sessions = watcher.prepare(SESSIONS).await?;
@@ -144,7 +144,7 @@ impl Peaks {
     }
 }
 
-/// What some storms of so many streams came to.
+/// The figures of several storms of this many streams.
 pub fn figures(storms: &[Storm], streams: u64) -> Vec<Figure> {
     let times: Vec<f64> = storms
         .iter()
@@ -156,7 +156,7 @@ pub fn figures(storms: &[Storm], streams: u64) -> Vec<Figure> {
     };
     let sessions = most(|peaks| peaks.sessions as f64);
     let memory = most(|peaks| peaks.memory as f64);
-    // They go on from storm to storm.
+    // The counts continue from storm to storm.
     let counts = storms.last().map(|one| one.counts).unwrap_or_default();
     [
         (measure::CAUGHT_UP, median(&times), Unit::Seconds),

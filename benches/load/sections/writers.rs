@@ -1,4 +1,4 @@
-//! What writers pay: INSERTs a second, beside those into a bare table.
+//! The cost for writers: INSERTs per second, compared with those into a bare table.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,12 +23,12 @@ const USERS: Users = Users {
     count: STREAMS as u64,
 };
 
-/// Who is told of the rows of one database.
+/// The receiver of the notifications of one database.
 enum Told {
     Nobody,
     /// A connection that LISTENs to a plain trigger.
     Listener(Listener),
-    /// A bridge whose users are all away.
+    /// A bridge without connected users.
     Bridge(Bridge),
     Streams(Bridge, Audience),
 }
@@ -72,7 +72,7 @@ impl Stand {
         }
     }
 
-    /// Writes for so long, and waits until all of it is through.
+    /// Writes for this long, and waits until everything has been delivered.
     async fn round(&mut self, server: &Server, writers: usize, time: Duration) -> Result<()> {
         let before = Usage::of(server, self.bridge())?;
         let written = self.writers.flat_out(writers, Until::Passed(time)).await?;
@@ -130,8 +130,8 @@ impl Stand {
     }
 }
 
-/// Each is measured in turn, several times over, so that what else the machine
-/// does falls on all of them.
+/// Each is measured alternately, several times, so that other load on the machine affects
+/// all of them.
 pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let (rounds, time) = size.choose((3, Duration::from_secs(1)), (15, Duration::from_secs(1)));
     let mut stands = stands(server).await?;
@@ -159,11 +159,12 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     }
     Ok(Section {
         name: "writers",
-        title: "What writers pay".to_owned(),
+        title: "Cost for writers".to_owned(),
         setting: format!(
-            "Connections that INSERT one row a transaction, one after the other, for {} s at a \
-             time; {rounds} times in turn, the median, of ratios as well. The rows of “{}” are for {STREAMS} users \
-             who have a stream each, those of “{}” for users who are away.",
+            "Each connection INSERTs one row per transaction, one after the other, for {} s; the \
+             variants alternate, {rounds} rounds; figures and ratios are medians. The rows of \
+             “{}” are for {STREAMS} users with one stream each, those of “{}” for users who are \
+             away.",
             time.as_secs(),
             subject::TIDINGS,
             subject::IDLE,

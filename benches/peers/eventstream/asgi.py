@@ -1,7 +1,7 @@
-"""The application, and the thread that brings it the rows.
+"""The application, and the thread that passes the rows to it.
 
-`send_event` must be called in the process that serves, says the README, unless there is Redis to
-reach others by; one process is what it sets up, so the thread is in it.
+According to the README, `send_event` must be called in the serving process unless Redis connects
+it to others. The README sets up one process, so the thread runs in that.
 """
 
 import atexit
@@ -20,7 +20,7 @@ application = get_asgi_application()
 def forward(listening: threading.Event) -> None:
     from django_eventstream import send_event
 
-    # Where Postgres is, the usual variables say.
+    # The usual environment variables say where Postgres is.
     with psycopg.connect("", autocommit=True) as connection:
         connection.execute("listen notifications")
         listening.set()
@@ -37,7 +37,7 @@ def forward_or_end(listening: threading.Event) -> None:
         os._exit(1)
 
 
-# At its end Python takes away the ground that the thread stands on, and it crashes.
+# At exit, Python frees resources that the thread still uses, and the process crashes.
 atexit.register(os._exit, 0)
 
 _listening = threading.Event()

@@ -1,4 +1,4 @@
-"""The smallest Django that has django-eventstream as its README sets it up, with storage."""
+"""A minimal Django project with django-eventstream as its README sets it up, with storage."""
 
 import os
 
@@ -11,7 +11,7 @@ ASGI_APPLICATION = "asgi.application"
 USE_TZ = True
 LOGGING_CONFIG = None
 
-# Under ASGI, Django recommends a pool in the place of persistent connections.
+# Under ASGI, Django recommends a pool instead of persistent connections.
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",

@@ -1,12 +1,12 @@
-"""The package's own storage, which gives its connection back."""
+"""The package's own storage, modified to return its connection."""
 
 from django.db import connection
 from django_eventstream.storage import DjangoModelStorage
 
 
 class Storage(DjangoModelStorage):
-    """Django returns a request's connection when the response ends. A stream's doesn't, so each
-    open stream would keep one: PostgreSQL's hundred are used up by a hundred streams.
+    """Django returns a request's connection when the response ends. A stream's response doesn't end,
+    so each open stream would keep one: a hundred streams use up PostgreSQL's hundred connections.
     """
 
     def get_events(self, channel, last_id, limit=100):

@@ -1,4 +1,4 @@
-"""One channel for each user, as the README formats channels from what the path says."""
+"""One channel for each user, formatted from the path as in the README."""
 
 import django_eventstream
 from django.urls import include, path

@@ -1,5 +1,5 @@
-// Brings the rows to nchan: one POST each, over connections that are kept. Those of one user go
-// one after the other, or they would overtake each other; those of different users don't wait.
+// Forwards the rows to nchan: one POST each, over kept-alive connections. Rows of one user are sent
+// one after the other, so that they don't overtake each other; those of different users don't wait.
 
 import { Agent, request } from 'node:http'
 import pg from 'pg'
@@ -10,7 +10,7 @@ const PATIENCE_MS = 100
 const ATTEMPTS = 50
 
 const agent = new Agent({ keepAlive: true, maxSockets: CONNECTIONS })
-const busy = new Map() // user → texts that wait for the one that is on its way
+const busy = new Map() // user → texts that wait for the one in flight
 
 function post(user, text) {
   return new Promise((resolve, reject) => {

@@ -1,6 +1,6 @@
-// What a Node developer writes in an afternoon: rows come as payloads of NOTIFY and go to the
-// sessions of their user; who returns with a last id is sent the rows above it. Where Postgres
-// is, the usual variables say (PGHOST, PGUSER, PGDATABASE).
+// What a Node developer writes in an afternoon: rows arrive as NOTIFY payloads and go to the
+// sessions of their user; a client that returns with a last id receives the rows above it. The
+// usual environment variables say where Postgres is (PGHOST, PGUSER, PGDATABASE).
 
 import { createServer } from 'node:http'
 import { createSession } from 'better-sse'
@@ -28,7 +28,8 @@ async function stream(request, response) {
   })
 
   if (session.lastId) {
-    // What comes meanwhile waits, and what the query has found too is left out.
+    // Rows that arrive in the meantime are held back, and those that the query also found are
+    // dropped.
     session.state.waiting = []
     const { rows } = await pool.query(missed, [user, session.lastId])
     for (const row of rows) push(session, row)
@@ -47,7 +48,7 @@ async function listen() {
       else push(session, row)
     }
   })
-  // A listener that is gone is not missed by anybody: end, and be started again.
+  // If the listener is gone, nothing would report it: exit, and be restarted.
   client.on('error', (error) => {
     console.error(error)
     process.exit(1)

@@ -1,5 +1,5 @@
-// Opens the streams that standard input names, with the client of the first argument, and prints
-// each event as a line of JSON.
+// Opens the streams listed on standard input, with the client named by the first argument, and
+// prints each event as a line of JSON.
 
 import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
@@ -10,7 +10,7 @@ const emit = (line) => process.stdout.write(JSON.stringify(line) + '\n')
 
 async function load(name) {
   const module = await import(name).catch(() => require(name))
-  // The first two are functions.
+  // Some libraries export the constructor itself as the default.
   return typeof module.default === 'function' && !module.EventSource ? module.default : module.default?.EventSource ? module.default : module
 }
 

@@ -1,17 +1,17 @@
-// What opens a stream with each library, as its README and docs/clients.md recommend. The same code
-// runs in Node.js and in pages.
+// Opens a stream with each library, as its README and docs/clients.md recommend. The same code runs in
+// Node.js and in pages.
 //
-// A stream is { n, url, token_url }. Each event goes to `emit`, and so does that a client gave up and
-// was opened anew.
+// A stream is { n, url, token_url }. Each event is passed to `emit`, and so is the fact that a client gave up
+// and was reopened.
 
 export const names = [
   'message', 'note', 'tidings.open', 'tidings.caught-up', 'tidings.gap', 'tidings.expiring', 'tidings.heartbeat',
 ]
 
-/** How long a client that gave up waits until it is opened anew, and those that retry() doesn't reach. */
+/** The delay before a client that gave up is reopened; also used for clients that retry() doesn't reach. */
 const PAUSE = 50
 
-/** How long a browser may be connecting until its stream is opened anew: Firefox may lose a request and not report it. */
+/** How long a browser may be connecting until its stream is reopened: Firefox may lose a request without reporting it. */
 const CONNECTING = 5_000
 
 const fetched = fetch // before a library replaces it
@@ -24,7 +24,7 @@ function authorized(stream) {
   const send = async (input, init = {}) => {
     for (let again = true; ; again = false) {
       token ??= (await credentials(stream)).token
-      // Some libraries make a Request themselves.
+      // Some libraries create a Request themselves.
       const headers = new Headers(init.headers ?? input.headers)
       headers.set('Authorization', `Bearer ${token}`)
       const response = await fetched(input, { ...init, headers })
@@ -36,10 +36,10 @@ function authorized(stream) {
 }
 
 /**
- * What looks like an EventSource. `construct` gets a URL and the token; its credentials can't change
- * later, so that a new one is opened from the last id when they expire, or when it has given up. `state`
- * tells how that is noticed: some are closed and open themselves again (`persists`), one hides its
- * reasons (`failures`).
+ * For libraries that behave like an EventSource. `construct` gets a URL and the token; credentials can't
+ * be changed later, so a new one is opened from the last id when they expire or when it has given up.
+ * `state` says how that is detected: some are closed and reopen themselves (`persists`), one hides the
+ * reasons for failures (`failures`).
  */
 async function reopening(stream, emit, construct, state = {}) {
   const { n } = stream
@@ -97,8 +97,8 @@ async function reopening(stream, emit, construct, state = {}) {
 }
 
 /**
- * What looks like an EventSource and takes a fetch, which brings a new token whenever one is needed. In
- * JSON no notification is empty, so that empty events can be passed over.
+ * For libraries that behave like an EventSource and accept a fetch, which gets a new token whenever one
+ * is needed. In JSON no notification is empty, so empty events can be skipped.
  */
 function fetching(stream, emit, construct, isJson = false) {
   const { n } = stream
@@ -170,7 +170,7 @@ export const clients = {
 
   'launchdarkly-eventsource': async (stream, emit, load) => {
     const { EventSource } = await load('launchdarkly-eventsource')
-    // Without a timeout of its own it takes that of Node's agent, five seconds, for the stream's end.
+    // Without its own timeout it treats that of Node's agent, five seconds, as the end of the stream.
     return reopening(stream, emit, (url, token) => new EventSource(url, {
       headers: bearer(token),
       initialRetryDelayMillis: PAUSE,
@@ -190,8 +190,8 @@ export const clients = {
 
   'reconnecting-eventsource': async (stream, emit, load) => {
     const { default: ReconnectingEventSource } = await load('reconnecting-eventsource')
-    // It opens a new native one itself, with the same ticket: what a 401 takes is a new ticket.
-    // Why a connection fails can't be seen, so after some failures it may be that.
+    // It opens a new native one itself, with the same ticket, but after a 401 a new ticket is needed. The
+    // reason for a failed connection isn't visible, so after several failures it may be that.
     const open = (url) => new ReconnectingEventSource(url, { max_retry_time: 4 * PAUSE })
     return reopening(stream, emit, open, { failures: 10 })
   },
@@ -205,11 +205,11 @@ export const clients = {
       fetch: send,
       openWhenHidden: true,
       onmessage: ({ id, event, data }) => {
-        // A block without data is an event to it. In JSON no notification is empty.
+        // This library treats a block without data as an event. In JSON no notification is empty.
         if (data) emit({ n: stream.n, event: event || 'message', id, data })
         if (event === 'tidings.expiring') renew()
       },
-      // Without this an orderly end is the end for good.
+      // Without this, an orderly end is final.
       onclose: () => { throw new Error('closed') },
       onerror: () => undefined,
     })
@@ -217,7 +217,7 @@ export const clients = {
 
   'extended-eventsource': async (stream, emit, load) => {
     const { EventSource } = await load('extended-eventsource')
-    // A block without data is an event to it, as in the one above.
+    // This library too treats a block without data as an event.
     fetching(stream, emit, (url, fetch) => new EventSource(url, { fetch, disableLogger: true, retry: PAUSE }), true)
   },
 

@@ -18,7 +18,7 @@ const modules = {
 }
 async function load(name) {
   const module = await import(`${control}/${modules[name]}`)
-  // This one is no module, and puts itself into the window.
+  // This library isn't a module and attaches itself to the window.
   return name === 'event-source-polyfill' ? window : module
 }
 

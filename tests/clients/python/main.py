@@ -1,5 +1,5 @@
-"""Opens the streams that standard input names, with the client of the first argument, as its README
-and docs/clients.md recommend, and prints each event as a line of JSON."""
+"""Opens the streams listed on standard input, with the client named by the first argument, as its
+README and docs/clients.md recommend, and prints each event as a line of JSON."""
 
 import asyncio
 import datetime
@@ -12,7 +12,7 @@ import traceback
 import urllib.request
 
 PAUSE = 0.05
-"""Between two connections, where the library has no delay of its own."""
+"""The pause between two connections, if the library has no delay of its own."""
 
 lock = threading.Lock()
 
@@ -25,7 +25,7 @@ def emit(line):
 
 
 class Stream:
-    """Which token to send, and with which id to return."""
+    """The token to send, and the id to reconnect with."""
 
     def __init__(self, n, url, token_url):
         self.n = n
@@ -45,14 +45,14 @@ class Stream:
         return headers
 
     def refused(self, status):
-        """What a status other than 200 takes: a new token, or patience."""
+        """Reacts to a status other than 200: gets a new token, or waits."""
         if status == 401:
             self.token = None
 
     def event(self, name, id, data):
         if id:
             self.last = id
-        # A block without data is an event to some.
+        # Some treat a block without data as an event.
         if data:
             emit({"n": self.n, "event": name or "message", "id": id, "data": data})
         if name == "tidings.expiring":
@@ -127,7 +127,7 @@ async def aiohttp_sse_client2(stream):
     import aiohttp
     from aiohttp_sse_client2.client import EventSource
 
-    # A line may take up to twice this.
+    # A line may have up to twice this length.
     async with aiohttp.ClientSession(
         read_bufsize=8 << 20, timeout=aiohttp.ClientTimeout(total=None)
     ) as session:

@@ -1,6 +1,6 @@
-//! Opens the streams that standard input names, with the client of the first
-//! argument, as its documentation and docs/clients.md recommend, and prints each
-//! event as a line of JSON.
+//! Opens the streams listed on standard input, with the client named by the first
+//! argument, as its documentation and docs/clients.md recommend, and prints each event
+//! as a line of JSON.
 
 use std::{env, io::Write, time::Duration};
 
@@ -15,10 +15,10 @@ use tokio::{
     time::sleep,
 };
 
-/// Between two connections, where the library has no delay of its own.
+/// The pause between two connections, if the library has no delay of its own.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// One stream, and with which token and id it returns.
+/// One stream, with the token and the id for its next connection.
 struct Stream {
     n: u64,
     url: String,
@@ -60,7 +60,7 @@ impl Stream {
         }
     }
 
-    /// Returns whether the stream must be opened anew, with another token.
+    /// Returns whether the stream must be reopened with another token.
     fn event(&mut self, name: &str, id: &str, data: &str) -> bool {
         if !id.is_empty() {
             self.last = id.to_owned();
@@ -92,8 +92,8 @@ fn print(line: &Value) {
 
 async fn reqwest_eventsource(mut stream: Stream) {
     loop {
-        // It adds its header to that of the request, instead of replacing it: where to go
-        // on is said in the query.
+        // The library adds its header to that of the request instead of replacing it,
+        // so the last event id is sent in the query.
         let mut request = stream.http.get(&stream.url);
         if !stream.last.is_empty() {
             request = request.query(&[("last_event_id", &stream.last)]);
@@ -147,7 +147,7 @@ async fn eventsource_client(mut stream: Stream) {
                     is_expiring = stream.event(&event.event_type, &id, &event.data);
                 }
                 Ok(_) => {}
-                // It goes on by itself after all but this.
+                // It continues by itself after all other errors.
                 Err(launchdarkly::Error::UnexpectedResponse(response, _)) => {
                     if response.status() == 401 {
                         stream.gave_up("401");
@@ -198,7 +198,7 @@ async fn main() {
             other => panic!("no client {other}"),
         };
     }
-    // Until it ends.
+    // Until standard input ends.
     let _ = input.read_to_end(&mut Vec::new()).await;
     std::process::exit(0);
 }
