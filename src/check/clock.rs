@@ -23,9 +23,8 @@ pub(super) async fn skew(
     thresholds: &Thresholds,
 ) -> Result<Option<Finding>, SchemaError> {
     let asked = SystemTime::now();
-    let row = client
-        .query_typed_one("select clock_timestamp() as now", &[])
-        .await?;
+    let query = include_str!("../../sql/clock.sql");
+    let row = client.query_typed_one(query, &[]).await?;
     let theirs: SystemTime = row.try_get("now")?;
     let way = asked.elapsed().unwrap_or_default() / 2;
     let ours = asked + way + thresholds.clock_ahead;

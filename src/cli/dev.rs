@@ -230,7 +230,7 @@ async fn create_database(cluster: &Cluster) -> Result<(), DevError> {
         .connect(tokio_postgres::NoTls)
         .await?;
     let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
-    let exists = "select exists (select from pg_database where datname = $1)";
+    let exists = include_str!("../../sql/database_exists.sql");
     if !client
         .query_one(exists, &[&DATABASE])
         .await?

@@ -141,9 +141,8 @@ impl SqlCommand<'_> {
         let reason = describe(&error);
         match error.code() {
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                let role = client
-                    .query_typed_one("select quote_ident(current_user)", &[])
-                    .await;
+                let query = include_str!("../../sql/quoted_role.sql");
+                let role = client.query_typed_one(query, &[]).await;
                 match role.and_then(|row| row.try_get(0)) {
                     Ok(role) => SqlCommandError::Denied {
                         role,

@@ -115,7 +115,7 @@ impl<W: Write> Tail<'_, W> {
     /// Prints what a connection without a position receives first.
     async fn begin(&mut self) -> Result<Seen, TailError> {
         let client = Borrowed::to_read(&self.options.database.url()?).await?;
-        let identity = "select system_identifier from pg_control_system()";
+        let identity = include_str!("../../sql/system_identifier.sql");
         let row = client.query_typed_one(identity, &[]).await?;
         let now = client.query_typed_one(&self.sql.tail_start, &[]).await?;
         let snapshot: Snapshot = now.try_get("snapshot")?;

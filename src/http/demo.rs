@@ -165,7 +165,7 @@ async fn send(
     draft: web::Json<Draft>,
 ) -> Result<HttpResponse, Problem> {
     same_origin(&request)?;
-    let query = "select public.send_notification($1, $2)";
+    let query = include_str!("../../sql/demo_send.sql");
     let parameters = [
         (&draft.user_id as _, Type::TEXT),
         (&draft.text as _, Type::TEXT),

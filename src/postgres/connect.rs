@@ -315,9 +315,10 @@ pub async fn connect(
     }
 }
 
-async fn is_standby(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    let row = client.query_typed_one("select pg_catalog.pg_is_in_recovery()", &[]);
-    row.await?.try_get(0)
+pub(super) async fn is_standby(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    let query = include_str!("../../sql/is_standby.sql");
+    let row = client.query_typed_one(query, &[]).await?;
+    row.try_get("is_standby")
 }
 
 async fn open(

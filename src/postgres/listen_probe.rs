@@ -63,8 +63,7 @@ pub async fn prove(url: &DatabaseUrl) -> Result<(), DirectError> {
         _ => {}
     };
     let (listening, _driver) = connect::connect(url, on_message).await?;
-    let standby = listening.query_typed_one("select pg_catalog.pg_is_in_recovery()", &[]);
-    if standby.await?.try_get(0)? {
+    if connect::is_standby(&listening).await? {
         return Err(DirectError::Standby(url.to_string()));
     }
     listening

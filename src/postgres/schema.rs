@@ -258,7 +258,7 @@ pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, Sche
     let history = schema.qualified(HISTORY);
     let exists: bool = client
         .query_typed_one(
-            "select to_regclass($1) is not null",
+            include_str!("../../sql/relation_exists.sql"),
             &[(&history, Type::TEXT)],
         )
         .await?
@@ -266,7 +266,7 @@ pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, Sche
     if !exists {
         return Ok(Fit::TooOld { found: None });
     }
-    let query = format!("select version, name from {history} order by version");
+    let query = schema.fill(include_str!("../../sql/applied_migrations.sql"));
     // An unnamed statement, because a pooler may lend the session.
     let applied = client
         .query_typed(&query, &[])
@@ -298,8 +298,7 @@ pub async fn fit(client: &impl Queries, schema: &SchemaName) -> Result<Fit, Sche
 
 /// The version of the schema, if this role may read it.
 pub async fn found(client: &impl Queries, schema: &SchemaName) -> Option<i32> {
-    let history = schema.qualified(HISTORY);
-    let query = format!("select max(version) from {history}");
+    let query = schema.fill(include_str!("../../sql/schema_version.sql"));
     let row = client.query_typed_one(&query, &[]).await.ok()?;
     row.try_get(0).ok().flatten()
 }
@@ -424,7 +423,7 @@ async fn create_schema(
     schema: &SchemaName,
     owner: &Owner,
 ) -> Result<(), SchemaError> {
-    let exists = "select exists (select from pg_namespace where nspname = $1), current_user::text";
+    let exists = include_str!("../../sql/schema_exists.sql");
     let row = client.query_one(exists, &[&schema.0]).await?;
     if row.try_get(0)? {
         return Ok(());

@@ -67,7 +67,7 @@ impl Owner {
         client: &Client,
         schema: &SchemaName,
     ) -> Result<(), SchemaError> {
-        let may_create = "select has_schema_privilege($1, 'create'), current_user::text";
+        let may_create = include_str!("../../../sql/may_create.sql");
         let row = client.query_one(may_create, &[&schema.0]).await?;
         let role: String = row.try_get(1)?;
         let cure = match self {

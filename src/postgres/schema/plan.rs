@@ -67,10 +67,9 @@ async fn head(
     schema: &SchemaName,
     owner: &Owner,
 ) -> Result<std::fmt::Result, SchemaError> {
-    let query = "select current_user::text as role, \
-                 exists (select from pg_namespace where nspname = $1) as exists";
+    let query = include_str!("../../../sql/schema_exists.sql");
     let row = client.query_one(query, &[&schema.0]).await?;
-    let (role, exists): (String, bool) = (row.try_get("role")?, row.try_get("exists")?);
+    let (role, exists): (String, bool) = (row.try_get("role")?, row.try_get("does")?);
     let acting = match owner {
         Owner::Reachable(owner) => owner,
         Owner::Other(_) | Owner::Nobody => &role,

@@ -57,8 +57,7 @@ impl Removal {
         let remains = include_str!("../../../sql/remains.sql");
         let around = client.query_one(remains, &[&schema.0]).await?;
         owner.act(&client).await?;
-        let count = "select count(*), count(*) filter (where sent_at is null) from ";
-        let count = format!("{count}{}", schema.qualified("notifications"));
+        let count = schema.fill(include_str!("../../../sql/count_rows.sql"));
         let counted = client.query_one(&count, &[]).await?;
         Ok(Self {
             owner,

@@ -1,0 +1,2 @@
+-- The time on this server.
+select clock_timestamp() as now
