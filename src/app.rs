@@ -117,15 +117,15 @@ pub struct App {
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Direct(#[from] DirectError),
-    #[error("{0}")]
+    #[error(transparent)]
     Schema(#[from] SchemaError),
-    #[error("{0}")]
+    #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("{0}")]
+    #[error(transparent)]
     Pool(#[from] deadpool::managed::BuildError),
     #[error("DATABASE_URL: {0}")]
     Query(#[from] QueryError),
@@ -134,7 +134,7 @@ pub enum StartError {
          to a standby: the bridge must read rows from the same server on which it listens"
     )]
     TwoServers,
-    #[error("{0}")]
+    #[error(transparent)]
     Servers(#[from] ServersError),
 }
 

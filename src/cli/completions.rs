@@ -11,9 +11,9 @@ use crate::config::{Cli, ConfigError};
 /// Why a man page was not printed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManualError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Output(#[from] io::Error),
 }
 

@@ -45,20 +45,20 @@ const PAGE_CONNECTIONS: usize = 2;
 /// Why `dev` did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Servers(#[from] ServersError),
-    #[error("{0}")]
+    #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("the private PostgreSQL returned an error: {}", connect::describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// The URL that `dev` itself composed can't be parsed.
     #[error("the private PostgreSQL's URL can't be parsed: {0}")]
     Url(String),
-    #[error("{0}")]
+    #[error(transparent)]
     Start(#[from] StartError),
-    #[error("{0}")]
+    #[error(transparent)]
     Run(#[from] RunError),
 }
 

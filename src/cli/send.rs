@@ -23,9 +23,9 @@ const INPUT_BYTES: u64 = 2 << 20;
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SqlCommandError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error("can't read the text from standard input: {0}")]
     Input(#[from] io::Error),

@@ -69,11 +69,11 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
 /// Why the state could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] connect::ConnectError),
-    #[error("{0}")]
+    #[error(transparent)]
     Schema(#[from] SchemaError),
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -206,7 +206,7 @@ impl Status {
 /// Why the state could not be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum PrintError {
-    #[error("{0}")]
+    #[error(transparent)]
     Output(#[from] io::Error),
     /// A column doesn't have the expected type.
     #[error("{}", describe(.0))]

@@ -42,17 +42,17 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Why `tail` ended.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("{0}")]
+    #[error(transparent)]
     Pool(#[from] deadpool::managed::BuildError),
-    #[error("{0}")]
+    #[error(transparent)]
     Query(#[from] QueryError),
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Output(#[from] io::Error),
 }
 

@@ -12,12 +12,12 @@ use crate::{
 /// Why nothing was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Schema(#[from] SchemaError),
     /// The terminal can't be written to or read from.
-    #[error("{0}")]
+    #[error(transparent)]
     Terminal(#[from] io::Error),
     #[error(
         "nothing was removed: there is no terminal to ask for confirmation; if you are sure, pass \
