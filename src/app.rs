@@ -198,8 +198,8 @@ impl Parts {
             cookie: options.trust.cookie_name.clone(),
             user_header,
             tickets: match options.trust.tickets {
-                Some(config::Tickets::Off) => TicketPolicy::Refused,
-                Some(config::Tickets::On) | None => TicketPolicy::Believed,
+                Some(config::TicketSetting::Off) => TicketPolicy::Refused,
+                Some(config::TicketSetting::On) | None => TicketPolicy::Believed,
             },
             query: QueryUser::Ignored,
         };

@@ -29,10 +29,10 @@ pub use self::{
     jwt::{JwtOptions, RuleOptions, SecretOptions},
     limits::LimitOptions,
     retention::{PruneOptions, RetentionOptions},
-    secret::Hidden,
+    secret::Secret,
     thresholds::Thresholds,
     tls::TlsOptions,
-    trust::{Tickets, TrustOptions},
+    trust::{TicketSetting, TrustOptions},
 };
 use crate::{
     domain::notification::UserId,
@@ -133,13 +133,13 @@ pub struct DatabaseOptions {
     /// Database, as a URL (`postgres://user:password@host/database`) or as keys and
     /// values (host=… dbname=…)
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    pub database_url: Option<Hidden>,
+    pub database_url: Option<Secret>,
     /// File that contains DATABASE_URL
     #[arg(long, env = "DATABASE_URL_FILE")]
     pub database_url_file: Option<PathBuf>,
     /// Database for the listener and migrations, if DATABASE_URL goes through a pooler
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL", hide_env_values = true)]
-    pub direct_database_url: Option<Hidden>,
+    pub direct_database_url: Option<Secret>,
     /// File that contains `TIDINGS_DIRECT_DATABASE_URL`
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL_FILE")]
     pub direct_database_url_file: Option<PathBuf>,
@@ -329,7 +329,7 @@ impl DatabaseOptions {
     }
 }
 
-fn database(name: &'static str, url: &Hidden) -> Result<DatabaseUrl, ConfigError> {
+fn database(name: &'static str, url: &Secret) -> Result<DatabaseUrl, ConfigError> {
     url.reveal()
         .trim()
         .parse()

@@ -12,11 +12,11 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tidings::{
     app::{self, App, Parts, shutdown::Shutdown},
     auth::jwt,
-    check::{self, Place, Report},
+    check::{self, Report, Target},
     cli::{
         completions, dev, health,
         output::{self, Colour, Screen},
-        prune::{self, Outcome, Progress},
+        prune::{self, ProgressLine, PruneOutcome},
         send, show_config, status, tail,
         uninstall::{self, UninstallError},
     },
@@ -36,7 +36,7 @@ use tidings::{
 use tokio::runtime::Runtime;
 use tracing::info;
 
-type Failure = Box<dyn Error>;
+type AnyError = Box<dyn Error>;
 
 /// Exit code of `serve` and `dev` after they were asked to stop, even if something was
 /// cut off: the stop was wanted, so process managers must not restart them.
@@ -142,7 +142,7 @@ fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// The verdict counts even if the output was closed.
-fn unless_nobody_reads(printed: Result<(), Failure>) -> Result<(), Failure> {
+fn unless_nobody_reads(printed: Result<(), AnyError>) -> Result<(), AnyError> {
     match printed {
         Err(error) if !is_broken_pipe(&*error) => Err(error),
         Ok(()) | Err(_) => Ok(()),
@@ -153,7 +153,7 @@ async fn run(
     matches: ArgMatches,
     environment: &Environment,
     activation: Result<InheritedSockets, InheritedSocketsError>,
-) -> Result<(), Failure> {
+) -> Result<(), AnyError> {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     environment.check()?;
     logging::install(&cli.log)?;
@@ -200,9 +200,9 @@ fn config(
     options: &ConfigOptions,
     matches: &ArgMatches,
     environment: &Environment,
-) -> Result<(), Failure> {
+) -> Result<(), AnyError> {
     let printed = show_config::print(output, options, &show_config::of(matches), environment);
-    unless_nobody_reads(printed.map_err(Failure::from))?;
+    unless_nobody_reads(printed.map_err(AnyError::from))?;
     match options.serve.problems().len() {
         0 => Ok(()),
         count => Err(BadSettings(format!(
@@ -212,7 +212,7 @@ fn config(
     }
 }
 
-async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(), Failure> {
+async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(), AnyError> {
     match uninstall::run(output, options).await {
         // An operator who did not see what would be removed has not agreed to it.
         Err(UninstallError::Terminal(error)) => {
@@ -244,7 +244,7 @@ fn prefer(activation: &InheritedSockets, options: &mut BridgeOptions) {
     }
 }
 
-async fn serve(mut options: ServeOptions, activation: InheritedSockets) -> Result<(), Failure> {
+async fn serve(mut options: ServeOptions, activation: InheritedSockets) -> Result<(), AnyError> {
     let shutdown = Shutdown::watch(STOPPED)?;
     prefer(&activation, &mut options.bridge);
     for warning in options.warnings() {
@@ -267,7 +267,7 @@ async fn serve(mut options: ServeOptions, activation: InheritedSockets) -> Resul
     Ok(app.run_until(shutdown.requested()).await?)
 }
 
-async fn migrate(output: &mut impl Write, options: MigrateOptions) -> Result<(), Failure> {
+async fn migrate(output: &mut impl Write, options: MigrateOptions) -> Result<(), AnyError> {
     let url = options.database.session_url()?;
     if options.dry_run {
         let script = schema::plan(&url, &options.database.schema).await?;
@@ -282,7 +282,7 @@ async fn check(
     output: &mut impl Write,
     options: &CheckOptions,
     environment: &Environment,
-) -> Result<(), Failure> {
+) -> Result<(), AnyError> {
     let mut report = Report {
         findings: check::configuration(&options.serve, environment),
         unseen: Vec::new(),
@@ -290,7 +290,7 @@ async fn check(
     let database = &options.serve.database;
     // Errors in the URLs are already among the findings.
     if let (Ok(url), Ok(direct)) = (database.url(), database.direct_url()) {
-        let place = Place {
+        let place = Target {
             direct: direct.as_ref().unwrap_or(&url),
             pooled: direct.is_some().then_some(&url),
             schema: &database.schema,
@@ -299,7 +299,7 @@ async fn check(
         report.findings.extend(found.findings);
         report.unseen.extend(found.unseen);
     }
-    unless_nobody_reads(print_check(output, options, &report).map_err(Failure::from))?;
+    unless_nobody_reads(print_check(output, options, &report).map_err(AnyError::from))?;
     match report.verdict() {
         Err(verdict) if report.has_bad_settings() => Err(BadSettings(verdict).into()),
         verdict => Ok(verdict?),
@@ -323,14 +323,14 @@ fn print_check(output: &mut impl Write, options: &CheckOptions, report: &Report)
     Ok(())
 }
 
-async fn status(output: &mut impl Write, options: &StatusOptions) -> Result<(), Failure> {
+async fn status(output: &mut impl Write, options: &StatusOptions) -> Result<(), AnyError> {
     let status = status::look(options).await?;
     let printed = status.print(output, options.form.form());
-    unless_nobody_reads(printed.map_err(Failure::from))?;
+    unless_nobody_reads(printed.map_err(AnyError::from))?;
     Ok(status.report.verdict()?)
 }
 
-async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Failure> {
+async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), AnyError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let sent_for = options.sent_before;
     if options.dry_run {
@@ -340,14 +340,14 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
     let shutdown = Shutdown::watch(UNFINISHED)?;
     let opening = Prune::open(&url, schema, sent_for, Retry::All);
     let outcome = match shutdown.unless_requested(opening).await {
-        None => Outcome::Stopped(0),
+        None => PruneOutcome::Stopped(0),
         Some(prune) => {
             shutdown.allow(BATCH_LIMIT);
-            prune::run(prune?, shutdown.requested(), Progress::on_stderr()).await?
+            prune::run(prune?, shutdown.requested(), ProgressLine::on_stderr()).await?
         }
     };
     match outcome {
-        Outcome::Done { removed, failures } => {
+        PruneOutcome::Done { removed, failures } => {
             if let Some(complaint) = prune_failure::complaint(&failures) {
                 tracing::warn!("{complaint}");
             }
@@ -357,14 +357,14 @@ async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), Fai
                 prune_failure::rows(removed)
             )?)
         }
-        Outcome::Stopped(rows) => {
+        PruneOutcome::Stopped(rows) => {
             let rows = prune_failure::rows(rows);
             Err(format!("stopped after removing {rows}; there may be more to remove").into())
         }
     }
 }
 
-fn token(output: &mut impl Write, options: &TokenOptions) -> Result<(), Failure> {
+fn token(output: &mut impl Write, options: &TokenOptions) -> Result<(), AnyError> {
     let (secret, rules) = options.secret()?;
     let token = jwt::sign(&secret, &rules, &options.user, options.ttl.as_secs())?;
     Ok(writeln!(output, "{token}")?)

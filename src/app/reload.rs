@@ -49,14 +49,14 @@ impl Reload {
                 }
             };
             let fetches = reload.fetch_key_set();
-            if matches!((read, fetches), (Ok(Read::Nothing), Read::Nothing)) {
+            if matches!((read, fetches), (Ok(Reloaded::Nothing), Reloaded::Nothing)) {
                 info!("SIGHUP: no setting is read from a file, so there is nothing to reload");
             }
         }
     }
 
     /// If a file can't be used, the value that was read before stays in use.
-    fn read(&self) -> Read {
+    fn read(&self) -> Reloaded {
         let database = &self.options.database;
         let jwt = &self.options.jwt;
         [
@@ -89,17 +89,17 @@ impl Reload {
             ),
         ]
         .into_iter()
-        .fold(Read::Nothing, Read::or)
+        .fold(Reloaded::Nothing, Reloaded::or)
     }
 
-    fn read_secrets(&self, file: Option<&Path>) -> Read {
+    fn read_secrets(&self, file: Option<&Path>) -> Reloaded {
         read_file("the token secrets", file, || {
             let secrets = text(self.options.jwt.secret_keys())?;
             self.use_keys(|keys| keys.secrets = secrets)
         })
     }
 
-    fn read_public_keys(&self, file: Option<&Path>) -> Read {
+    fn read_public_keys(&self, file: Option<&Path>) -> Reloaded {
         read_file("the tokens' public keys", file, || {
             let public = text(self.options.jwt.public_keys())?;
             self.use_keys(|keys| keys.public = public)
@@ -117,25 +117,25 @@ impl Reload {
         Ok(())
     }
 
-    fn fetch_key_set(&self) -> Read {
+    fn fetch_key_set(&self) -> Reloaded {
         let key_set = self.tokens.as_ref().and_then(|tokens| tokens.key_set());
         let Some(key_set) = key_set else {
-            return Read::Nothing;
+            return Reloaded::Nothing;
         };
         key_set.fetch_anew();
         info!("SIGHUP: fetching the key set (TIDINGS_JWKS_URL) again");
-        Read::Something
+        Reloaded::Something
     }
 }
 
 /// Whether there was anything to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Read {
+enum Reloaded {
     Something,
     Nothing,
 }
 
-impl Read {
+impl Reloaded {
     fn or(self, other: Self) -> Self {
         match self {
             Self::Something => self,
@@ -154,9 +154,9 @@ fn read_file(
     what: &'static str,
     file: Option<&Path>,
     read: impl FnOnce() -> Result<(), String>,
-) -> Read {
+) -> Reloaded {
     let Some(file) = file.map(Path::display) else {
-        return Read::Nothing;
+        return Reloaded::Nothing;
     };
     match read() {
         Ok(()) => info!(%file, "SIGHUP: reloaded {what} from {file}"),
@@ -165,5 +165,5 @@ fn read_file(
             "SIGHUP: {what} in {file} can't be used, so the previous value stays in use: {error}"
         ),
     }
-    Read::Something
+    Reloaded::Something
 }

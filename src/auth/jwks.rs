@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 pub use self::url::JwksUrl;
 use crate::{
-    auth::jwt_key::{Accepted, Key, Kind},
+    auth::jwt_key::{Accepted, Key, KeyKind},
     runtime::backoff::{Backoff, jittered},
 };
 
@@ -44,7 +44,7 @@ const WAITING: usize = 1_000;
 
 /// How often the set is fetched.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct RefreshPace {
     /// The interval between fetches, with jitter.
     refresh: Duration,
     /// The shortest interval between fetches because of unknown keys: naming one in a
@@ -54,7 +54,7 @@ struct Pace {
     retry: (Duration, Duration),
 }
 
-impl Pace {
+impl RefreshPace {
     const USUAL: Self = Self {
         refresh: Duration::from_secs(600),
         asked: Duration::from_secs(10),
@@ -68,13 +68,13 @@ pub struct OutOfReach;
 
 /// The keys of the set at a URL.
 pub struct Jwks {
-    shared: Arc<Shared>,
+    shared: Arc<JwksState>,
 }
 
-struct Shared {
+struct JwksState {
     url: JwksUrl,
     accepted: Accepted,
-    pace: Pace,
+    pace: RefreshPace,
     /// Replaced as a whole; `None` until the first fetch succeeds.
     keys: ArcSwapOption<Vec<Arc<Key>>>,
     rounds: watch::Sender<Rounds>,
@@ -96,12 +96,12 @@ impl Jwks {
     /// The set at `url`. Only keys that serve an accepted algorithm are used. Nothing is
     /// fetched before [`refresh`](Self::refresh).
     pub fn new(url: JwksUrl, accepted: Accepted) -> Self {
-        Self::paced(url, accepted, Pace::USUAL)
+        Self::paced(url, accepted, RefreshPace::USUAL)
     }
 
-    fn paced(url: JwksUrl, accepted: Accepted, pace: Pace) -> Self {
+    fn paced(url: JwksUrl, accepted: Accepted, pace: RefreshPace) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(JwksState {
                 url,
                 accepted,
                 pace,
@@ -129,7 +129,7 @@ impl Jwks {
 
     /// Whether a key of the set could be used with this algorithm.
     pub fn may_serve(&self, algorithm: Algorithm) -> bool {
-        let is_public = Kind::of(algorithm).is_some_and(|kind| kind != Kind::Secret);
+        let is_public = KeyKind::of(algorithm).is_some_and(|kind| kind != KeyKind::Secret);
         let configured = self.shared.accepted.configured();
         is_public && (configured.is_empty() || configured.contains(&algorithm))
     }
@@ -173,7 +173,7 @@ impl Jwks {
     }
 }
 
-impl Shared {
+impl JwksState {
     /// Requests the round with this number.
     fn ask(&self, round: u64) {
         self.asked.send_if_modified(|asked| {
@@ -403,9 +403,9 @@ mod tests {
     #[tokio::test]
     async fn a_set_is_fetched_again_when_its_time_has_come() {
         let (url, mut asked) = server().await;
-        let pace = Pace {
+        let pace = RefreshPace {
             refresh: Duration::from_millis(20),
-            ..Pace::USUAL
+            ..RefreshPace::USUAL
         };
         let set = Jwks::paced(url, Accepted::default(), pace);
         let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
@@ -421,10 +421,10 @@ mod tests {
     #[tokio::test]
     async fn unknown_keys_are_asked_for_no_more_often_than_the_pace_allows() {
         let (url, asked) = server().await;
-        let pace = Pace {
+        let pace = RefreshPace {
             refresh: NEVER,
             asked: Duration::from_millis(200),
-            ..Pace::USUAL
+            ..RefreshPace::USUAL
         };
         let set = Jwks::paced(url, Accepted::default(), pace);
         let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
@@ -451,7 +451,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_requests_wait_than_there_are_places() {
         let (url, _asked) = server().await;
-        let set = Jwks::paced(url, Accepted::default(), Pace::USUAL);
+        let set = Jwks::paced(url, Accepted::default(), RefreshPace::USUAL);
         // The set is never fetched, so all of these wait.
         let mut waiting: Vec<_> = (0..WAITING)
             .map(|_| Box::pin(set.find(Some("a"), Algorithm::EdDSA)))

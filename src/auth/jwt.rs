@@ -17,7 +17,7 @@ pub use crate::auth::jwt_key::JwtSecret;
 use crate::{
     auth::{
         jwks::Jwks,
-        jwt_key::{Accepted, Key, Kind},
+        jwt_key::{Accepted, Key, KeyKind},
     },
     domain::{
         identity::{Identity, LEEWAY, Unidentified},
@@ -89,7 +89,7 @@ pub fn sign(
     user: &UserId,
     seconds: u64,
 ) -> Result<String, jsonwebtoken::errors::Error> {
-    let algorithm = rules.accepted.of(Kind::Secret).first().copied();
+    let algorithm = rules.accepted.of(KeyKind::Secret).first().copied();
     let algorithm = algorithm.ok_or(ErrorKind::InvalidAlgorithm)?;
     let exp = get_current_timestamp().saturating_add(seconds);
     let mut claims = Map::new();

@@ -19,7 +19,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
 /// The kind of a key, which decides the algorithms that it can serve. A key is never used
 /// with an algorithm of another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum KeyKind {
     Secret,
     Rsa,
     P256,
@@ -27,7 +27,7 @@ pub enum Kind {
     Ed25519,
 }
 
-impl Kind {
+impl KeyKind {
     pub const ALL: [Self; 5] = [
         Self::Secret,
         Self::Rsa,
@@ -58,7 +58,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for KeyKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Secret => "a secret",
@@ -87,7 +87,7 @@ impl Accepted {
 
     /// The algorithms that a key of this kind may be used with, in the order in which
     /// they were configured.
-    pub fn of(&self, kind: Kind) -> Vec<Algorithm> {
+    pub fn of(&self, kind: KeyKind) -> Vec<Algorithm> {
         let served = kind.algorithms();
         if self.0.is_empty() {
             return served[..1].to_vec();
@@ -99,7 +99,7 @@ impl Accepted {
     }
 
     /// The algorithms that a key may be used with, given the one that it names, if any.
-    fn of_key(&self, kind: Kind, own: Option<Algorithm>) -> Vec<Algorithm> {
+    fn of_key(&self, kind: KeyKind, own: Option<Algorithm>) -> Vec<Algorithm> {
         match own {
             None => self.of(kind),
             Some(own) => {
@@ -170,7 +170,7 @@ impl fmt::Debug for JwtSecret {
 #[derive(Clone, Debug)]
 pub struct Key {
     key: DecodingKey,
-    kind: Kind,
+    kind: KeyKind,
     algorithms: Vec<Algorithm>,
     /// Its name in a key set.
     kid: Option<String>,
@@ -179,11 +179,11 @@ pub struct Key {
 impl Key {
     /// Fails if the secret is too short for one of the accepted algorithms.
     pub fn of_secret(secret: &JwtSecret, accepted: &Accepted) -> Result<Self, String> {
-        let algorithms = accepted.of(Kind::Secret);
+        let algorithms = accepted.of(KeyKind::Secret);
         secret.suits(&algorithms)?;
         Ok(Self {
             key: DecodingKey::from_secret(secret.0.as_bytes()),
-            kind: Kind::Secret,
+            kind: KeyKind::Secret,
             algorithms,
             kid: None,
         })
@@ -224,13 +224,13 @@ impl Key {
             .and_then(|key| Jwk::from_decoding_key(&key, None))
             .map_err(|_| UNUSABLE.to_owned())?;
         let (key, kind) = public_key(&key.algorithm).map_err(|error| match error {
-            Unusable::Bits(bits) => format!(
+            UnusableKey::Bits(bits) => format!(
                 "it is an RSA key of {bits} bits, but {} to {} are accepted: generate one with \
                  `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072`",
                 RSA_BITS.start(),
                 RSA_BITS.end()
             ),
-            Unusable::Kind => UNUSABLE.to_owned(),
+            UnusableKey::Kind => UNUSABLE.to_owned(),
         })?;
         Ok(Self {
             key,
@@ -271,7 +271,7 @@ impl Key {
         &self.key
     }
 
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> KeyKind {
         self.kind
     }
 
@@ -291,13 +291,13 @@ impl Key {
     }
 }
 
-enum Unusable {
+enum UnusableKey {
     Bits(usize),
     Kind,
 }
 
 /// Builds a key from its numbers, after checking that they are a valid key.
-fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, Kind), Unusable> {
+fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, KeyKind), UnusableKey> {
     match parameters {
         AlgorithmParameters::RSA(key) => {
             // Some encoders add a leading zero byte for the sign.
@@ -305,9 +305,9 @@ fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, Kind), U
             let leading = n.first().map_or(0, |byte| byte.leading_zeros() as usize);
             let bits = n.len() * 8 - leading;
             if !RSA_BITS.contains(&bits) {
-                return Err(Unusable::Bits(bits));
+                return Err(UnusableKey::Bits(bits));
             }
-            Ok((DecodingKey::from_rsa_raw_components(&n, &e), Kind::Rsa))
+            Ok((DecodingKey::from_rsa_raw_components(&n, &e), KeyKind::Rsa))
         }
         AlgorithmParameters::EllipticCurve(key) => {
             let mut point = vec![4];
@@ -316,32 +316,32 @@ fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, Kind), U
             // Parsing fails if the point is not on the curve.
             let (kind, parsed) = match key.curve {
                 EllipticCurve::P256 => (
-                    Kind::P256,
+                    KeyKind::P256,
                     ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &point),
                 ),
                 EllipticCurve::P384 => (
-                    Kind::P384,
+                    KeyKind::P384,
                     ParsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, &point),
                 ),
-                _ => return Err(Unusable::Kind),
+                _ => return Err(UnusableKey::Kind),
             };
-            parsed.map_err(|_| Unusable::Kind)?;
+            parsed.map_err(|_| UnusableKey::Kind)?;
             Ok((DecodingKey::from_ec_der(&point), kind))
         }
         AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
             let x = number(&key.x)?;
-            ParsedPublicKey::new(&ED25519, &x).map_err(|_| Unusable::Kind)?;
-            Ok((DecodingKey::from_ed_der(&x), Kind::Ed25519))
+            ParsedPublicKey::new(&ED25519, &x).map_err(|_| UnusableKey::Kind)?;
+            Ok((DecodingKey::from_ed_der(&x), KeyKind::Ed25519))
         }
-        _ => Err(Unusable::Kind),
+        _ => Err(UnusableKey::Kind),
     }
 }
 
-fn number(text: &str) -> Result<Vec<u8>, Unusable> {
-    URL_SAFE_NO_PAD.decode(text).map_err(|_| Unusable::Kind)
+fn number(text: &str) -> Result<Vec<u8>, UnusableKey> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| UnusableKey::Kind)
 }
 
-fn without_zeros(text: &str) -> Result<Vec<u8>, Unusable> {
+fn without_zeros(text: &str) -> Result<Vec<u8>, UnusableKey> {
     let bytes = number(text)?;
     Ok(bytes.into_iter().skip_while(|&byte| byte == 0).collect())
 }

@@ -48,7 +48,7 @@ const WAITING_PER_ADDRESS: usize = WAITING / 2;
 /// Looks up tickets.
 pub struct Tickets {
     lookup: Arc<Lookup>,
-    queue: Mutex<Queue>,
+    queue: Mutex<LookupQueue>,
     /// Lookups run on this runtime, not on the request's worker: they finish properly
     /// whatever happens to the request.
     runtime: Handle,
@@ -65,14 +65,14 @@ struct Lookup {
 
 /// The numbers of requests that are waiting.
 #[derive(Default)]
-struct Queue {
+struct LookupQueue {
     all: usize,
     clients: CounterMap<Client>,
 }
 
 /// A request's place in the queue, released on drop.
-struct Place<'a> {
-    queue: &'a Mutex<Queue>,
+struct QueuePlace<'a> {
+    queue: &'a Mutex<LookupQueue>,
     client: Client,
 }
 
@@ -115,7 +115,7 @@ impl Tickets {
         deadline: Instant,
     ) -> Result<Identity, Unidentified> {
         let hash = TicketHash::of(ticket).ok_or(Unidentified::Ticket)?;
-        let _place = Place::take(&self.queue, client).ok_or(Unidentified::Unavailable)?;
+        let _place = QueuePlace::take(&self.queue, client).ok_or(Unidentified::Unavailable)?;
         let lookup = &self.lookup;
         let turn = timeout_at(deadline, Arc::clone(&lookup.turns).acquire_owned());
         // The semaphore is never closed.
@@ -179,9 +179,9 @@ impl Lookup {
     }
 }
 
-impl<'a> Place<'a> {
+impl<'a> QueuePlace<'a> {
     /// A place for a request of this client. `None` if the queue is full.
-    fn take(queue: &'a Mutex<Queue>, client: Client) -> Option<Self> {
+    fn take(queue: &'a Mutex<LookupQueue>, client: Client) -> Option<Self> {
         let mut waiting = lock(queue);
         if waiting.all >= WAITING || waiting.clients.of(&client) >= WAITING_PER_ADDRESS {
             return None;
@@ -193,7 +193,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         let mut waiting = lock(self.queue);
         waiting.all -= 1;
@@ -202,7 +202,7 @@ impl Drop for Place<'_> {
 }
 
 /// No code panics while it holds the lock.
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+fn lock(queue: &Mutex<LookupQueue>) -> MutexGuard<'_, LookupQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -216,7 +216,7 @@ mod tests {
     fn the_queue_is_bounded_in_all_and_by_address_and_a_place_is_given_back() {
         let client = |number| Client::from(IpAddr::from(Ipv4Addr::from_bits(number)));
         let queue = Mutex::default();
-        let take = |number| Place::take(&queue, client(number));
+        let take = |number| QueuePlace::take(&queue, client(number));
         let mut ones: Vec<_> = (0..WAITING_PER_ADDRESS).map_while(|_| take(1)).collect();
         assert_eq!(ones.len(), WAITING_PER_ADDRESS);
         assert!(take(1).is_none());

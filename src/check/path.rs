@@ -86,15 +86,15 @@ pub(super) async fn pooled(
     Ok(own.collect())
 }
 
-struct Identity {
+struct SessionIdentity {
     place: String,
     role: String,
 }
 
-async fn identity(client: &Borrowed) -> Result<Identity, SchemaError> {
+async fn identity(client: &Borrowed) -> Result<SessionIdentity, SchemaError> {
     let query = include_str!("../../sql/server_identity.sql");
     let row = client.query_typed_one(query, &[]).await?;
-    Ok(Identity {
+    Ok(SessionIdentity {
         place: row.try_get("place")?,
         role: row.try_get("role")?,
     })

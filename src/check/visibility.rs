@@ -4,7 +4,7 @@ use super::finding::{Finding, Fix, Topic};
 use crate::postgres::{
     connect::Borrowed,
     schema::{SchemaError, SchemaName},
-    visibility::{self, Hidden, Kind, Readers},
+    visibility::{self, HiddenRows, Obstacle, Readers},
 };
 
 /// What hides rows from bridges, or from the functions that they call.
@@ -16,23 +16,23 @@ pub(super) async fn hidden(
     Ok(hidden.iter().map(finding).collect())
 }
 
-fn finding(hidden: &Hidden) -> Finding {
+fn finding(hidden: &HiddenRows) -> Finding {
     let expected = match hidden.kind {
-        Kind::RowSecurity => {
+        Obstacle::RowSecurity => {
             "no row-level security for the bridge's role and the tables' owner: with it, nothing \
              is delivered, or no ticket is valid. After `disable row level security`, only GRANT \
              controls access; to keep row-level security for other roles, a superuser can exempt \
              these two instead: alter role … bypassrls. A policy is not enough, because the \
              bridge refuses to read through policies"
         }
-        Kind::Relation => {
+        Obstacle::Relation => {
             "the tables that `tidings migrate` created: anything else may leave rows out"
         }
-        Kind::Logged => {
+        Obstacle::Logged => {
             "an UNLOGGED table: a crash empties it, which tells bridges to read rows again that \
              were not on disk"
         }
-        Kind::Rule => {
+        Obstacle::Rule => {
             "no rule that rewrites INSERTs or UPDATEs there: with one, rows don't arrive or can't \
              be marked"
         }

@@ -10,12 +10,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::postgres::{
     prune_failure::{PruneFailure, rows},
-    retention::{Batch, Left, Pace, Prunable, Prune, PruneError},
+    retention::{Left, Prunable, Prune, PruneBatch, PruneError, PrunePace},
 };
 
 /// Works for a fifth of the time, to leave the processor, the disk and the WAL to others
 /// in between: some 40,000 rows per second on a small machine.
-const PACE: Pace = Pace { rest: 4 };
+const PACE: PrunePace = PrunePace { rest: 4 };
 
 /// How often to check whether another session has finished its batch, and for how long.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
@@ -26,7 +26,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
 /// How the removal ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum PruneOutcome {
     /// All old and expired rows are gone, except those that can't be removed.
     Done {
         removed: u64,
@@ -45,28 +45,28 @@ pub enum Outcome {
 pub async fn run(
     mut prune: Prune,
     stop: impl Future<Output = ()>,
-    mut progress: Progress,
-) -> Result<Outcome, PruneError> {
+    mut progress: ProgressLine,
+) -> Result<PruneOutcome, PruneError> {
     tokio::pin!(stop);
     let mut removed = 0;
     let mut waiting_since = None;
     loop {
         let begin = Instant::now();
         let rest = match prune.batch().await? {
-            Batch::Removed { rows, left } => {
+            PruneBatch::Removed { rows, left } => {
                 waiting_since = None;
                 removed += rows;
                 match left {
                     Left::Nothing => {
                         progress.end();
                         let failures = prune.failures().await?;
-                        return Ok(Outcome::Done { removed, failures });
+                        return Ok(PruneOutcome::Done { removed, failures });
                     }
                     Left::Time(time) => progress.show(removed, time),
                 }
                 PACE.after(begin)
             }
-            Batch::Busy => {
+            PruneBatch::Busy => {
                 let since = *waiting_since.get_or_insert(begin);
                 if since.elapsed() > BUSY_LIMIT {
                     progress.end();
@@ -78,7 +78,7 @@ pub async fn run(
         tokio::select! {
             () = &mut stop => {
                 progress.end();
-                return Ok(Outcome::Stopped(removed));
+                return Ok(PruneOutcome::Stopped(removed));
             }
             () = sleep(rest) => {}
         }
@@ -87,7 +87,7 @@ pub async fn run(
 
 /// Shows the progress on one line of a terminal; elsewhere nothing.
 #[derive(Debug)]
-pub struct Progress {
+pub struct ProgressLine {
     terminal: Terminal,
     begin: Instant,
     shown: Option<Instant>,
@@ -101,7 +101,7 @@ enum Terminal {
     Absent,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Shows it on standard error, if that is a terminal.
     pub fn on_stderr() -> Self {
         Self {

@@ -56,7 +56,7 @@ pub enum TailError {
     Output(#[from] io::Error),
 }
 
-struct Tail<'a, W> {
+struct TailPrinter<'a, W> {
     options: &'a TailOptions,
     output: &'a mut W,
     pool: Pool,
@@ -83,7 +83,7 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), Ta
     let schema = &options.database.schema;
     let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
     let sql = Arc::new(Sql::going_by(sign, schema));
-    let mut tail = Tail {
+    let mut tail = TailPrinter {
         options,
         output,
         pool,
@@ -111,7 +111,7 @@ struct Seen {
     incarnation: Incarnation,
 }
 
-impl<W: Write> Tail<'_, W> {
+impl<W: Write> TailPrinter<'_, W> {
     /// Prints what a connection without a position receives first.
     async fn begin(&mut self) -> Result<Seen, TailError> {
         let client = Borrowed::to_read(&self.options.database.url()?).await?;

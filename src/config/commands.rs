@@ -14,7 +14,7 @@ use super::{
 use crate::{
     auth::{
         jwt::{JwtSecret, Rules},
-        jwt_key::Kind,
+        jwt_key::KeyKind,
     },
     domain::notification::UserId,
 };
@@ -180,7 +180,7 @@ impl TokenOptions {
         let secret = self.secrets.secrets()?.into_iter().next();
         let secret = secret.ok_or(ConfigError::NoSecret)?;
         let rules = self.rules.rules();
-        let algorithms = rules.accepted.of(Kind::Secret);
+        let algorithms = rules.accepted.of(KeyKind::Secret);
         let suited = secret.suits(&algorithms);
         suited.map_err(|reason| unusable(SECRET, reason))?;
         if algorithms.is_empty() {

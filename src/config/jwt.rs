@@ -7,12 +7,12 @@ use jsonwebtoken::Algorithm;
 
 use super::{
     ConfigError,
-    secret::{self, Hidden},
+    secret::{self, Secret},
 };
 use crate::auth::{
     jwks::Jwks,
     jwt::{JwtSecret, Keys, Rules, Tokens},
-    jwt_key::{Accepted, Key, Kind},
+    jwt_key::{Accepted, Key, KeyKind},
 };
 
 /// Maximum number of secrets, and of public keys. Two are enough to replace one by
@@ -35,7 +35,7 @@ pub struct SecretOptions {
         hide_env_values = true,
         allow_hyphen_values = true
     )]
-    pub jwt_secret: Option<Hidden>,
+    pub jwt_secret: Option<Secret>,
     /// File that contains `TIDINGS_JWT_SECRET`
     #[arg(long, env = "TIDINGS_JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
@@ -53,14 +53,14 @@ pub struct JwtOptions {
         hide_env_values = true,
         allow_hyphen_values = true
     )]
-    pub jwt_public_key: Option<Hidden>,
+    pub jwt_public_key: Option<Secret>,
     /// File that contains `TIDINGS_JWT_PUBLIC_KEY`
     #[arg(long, env = "TIDINGS_JWT_PUBLIC_KEY_FILE")]
     pub jwt_public_key_file: Option<PathBuf>,
     /// URL where an identity provider publishes its keys as a JSON Web Key Set
     /// (https://…/.well-known/jwks.json)
     #[arg(long, env = "TIDINGS_JWKS_URL", hide_env_values = true)]
-    pub jwks_url: Option<Hidden>,
+    pub jwks_url: Option<Secret>,
     #[command(flatten)]
     pub rules: RuleOptions,
 }
@@ -184,7 +184,7 @@ fn every_algorithm_has_a_key(
         let has_key = keys.iter().any(|key| key.serves(algorithm))
             || key_set.is_some_and(|set| set.may_serve(algorithm));
         if !has_key {
-            let needed = Kind::of(algorithm).map_or_else(String::new, |kind| kind.to_string());
+            let needed = KeyKind::of(algorithm).map_or_else(String::new, |kind| kind.to_string());
             return Err(unusable(
                 ALGORITHMS,
                 format!(
@@ -213,7 +213,7 @@ fn every_key_has_an_algorithm(keys: &Keys) -> Result<(), ConfigError> {
 }
 
 /// The blocks of PEM. Environments that can't hold line breaks use `\n`.
-fn blocks(given: &Hidden) -> Result<Vec<String>, ConfigError> {
+fn blocks(given: &Secret) -> Result<Vec<String>, ConfigError> {
     const BEGIN: &str = "-----BEGIN ";
     let text = given.reveal().replace("\\n", "\n");
     // Text before the first block is a comment.
@@ -245,7 +245,7 @@ pub(super) fn unusable(name: &'static str, reason: impl Into<String>) -> ConfigE
 
 fn algorithm(text: &str) -> Result<Algorithm, String> {
     text.trim().parse().map_err(|_| {
-        let known: Vec<String> = Kind::ALL
+        let known: Vec<String> = KeyKind::ALL
             .iter()
             .flat_map(|kind| kind.algorithms())
             .map(|algorithm| format!("{algorithm:?}"))

@@ -1,6 +1,6 @@
 //! Settings that `serve` would refuse, and settings that may be mistakes.
 
-use super::{ConfigError, ServeOptions, Tickets};
+use super::{ConfigError, ServeOptions, TicketSetting};
 use crate::auth::jwt::Tokens;
 
 impl ServeOptions {
@@ -12,7 +12,7 @@ impl ServeOptions {
     /// [`ConfigError`], also if no authentication is configured.
     pub fn tokens(&self) -> Result<Option<Tokens>, ConfigError> {
         let has_others = matches!(self.trust.user_header(), Ok(Some(_)))
-            || self.trust.tickets == Some(Tickets::On);
+            || self.trust.tickets == Some(TicketSetting::On);
         match self.jwt.tokens() {
             Err(ConfigError::NoAuthentication) if has_others => Ok(None),
             tokens => tokens.map(Some),

@@ -11,9 +11,9 @@ const FILE_BYTES: u64 = 1 << 20;
 /// A value that must not be shown. clap prints values that it can't parse, so secrets are
 /// parsed later.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Hidden(String);
+pub struct Secret(String);
 
-impl FromStr for Hidden {
+impl FromStr for Secret {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
@@ -21,13 +21,13 @@ impl FromStr for Hidden {
     }
 }
 
-impl fmt::Debug for Hidden {
+impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("(hidden)")
     }
 }
 
-impl Hidden {
+impl Secret {
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }
@@ -41,9 +41,9 @@ impl Hidden {
 /// [`ConfigError`], if both are given, or the file can't be read.
 pub(super) fn given(
     name: &'static str,
-    value: Option<&Hidden>,
+    value: Option<&Secret>,
     file: Option<&Path>,
-) -> Result<Option<Hidden>, ConfigError> {
+) -> Result<Option<Secret>, ConfigError> {
     match (value, file) {
         (Some(_), Some(_)) => Err(ConfigError::Twice(name)),
         (value, None) => Ok(value.cloned()),
@@ -55,7 +55,7 @@ pub(super) fn given(
     }
 }
 
-fn read(path: &Path) -> Result<Hidden, String> {
+fn read(path: &Path) -> Result<Secret, String> {
     use std::io::Read;
 
     let file = fs::File::open(path).map_err(|error| error.to_string())?;
@@ -65,7 +65,7 @@ fn read(path: &Path) -> Result<Hidden, String> {
         .map_err(|error| error.to_string())?;
     match text(&bytes)?.trim() {
         "" => Err("it is empty".to_owned()),
-        text => Ok(Hidden(text.to_owned())),
+        text => Ok(Secret(text.to_owned())),
     }
 }
 

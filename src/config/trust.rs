@@ -32,7 +32,7 @@ pub struct TrustOptions {
     /// Whether `?ticket=` opens streams; on: even if no other authentication is
     /// configured; default: only if another one is
     #[arg(long, env = "TIDINGS_TICKETS")]
-    pub tickets: Option<Tickets>,
+    pub tickets: Option<TicketSetting>,
     /// Origins whose pages may read streams with the user's cookie, exact and separated
     /// by commas (`https://app.example.org`, or for an app or extension
     /// `capacitor://localhost`, `chrome-extension://…`); pages of the stream's own origin
@@ -47,7 +47,7 @@ pub struct TrustOptions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Tickets {
+pub enum TicketSetting {
     /// Tickets open streams, even if no other authentication is configured.
     On,
     /// Tickets are rejected.

@@ -81,7 +81,7 @@ pub struct Wanted {
 }
 
 #[derive(Debug)]
-pub enum Outcome {
+pub enum PageOutcome {
     Page(Page),
     /// The history to which the positions belong has ended.
     Over,
@@ -92,22 +92,22 @@ pub enum Outcome {
 /// A page that is being read. Dropping it ends the wait; a query that is already running
 /// is completed.
 #[derive(Debug)]
-pub struct Reading(oneshot::Receiver<Outcome>);
+pub struct PendingPage(oneshot::Receiver<PageOutcome>);
 
-impl Reading {
+impl PendingPage {
     /// A page that is delivered through the sender.
-    pub fn channel() -> (oneshot::Sender<Outcome>, Self) {
+    pub fn channel() -> (oneshot::Sender<PageOutcome>, Self) {
         let (reply, reading) = oneshot::channel();
         (reply, Self(reading))
     }
 }
 
-impl Future for Reading {
-    type Output = Outcome;
+impl Future for PendingPage {
+    type Output = PageOutcome;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PageOutcome> {
         let outcome = Pin::new(&mut self.0).poll(cx);
-        outcome.map(|outcome| outcome.unwrap_or(Outcome::Failed))
+        outcome.map(|outcome| outcome.unwrap_or(PageOutcome::Failed))
     }
 }
 
@@ -125,8 +125,8 @@ pub struct Page {
 
 /// Where a stream gets its pages from.
 pub trait PageSource: fmt::Debug + Send + Sync {
-    /// Reads the first page that was not yet delivered. Dropping the [`Reading`] abandons it.
-    fn read(self: Arc<Self>, wanted: Wanted) -> Reading;
+    /// Reads the first page that was not yet delivered. Dropping the [`PendingPage`] abandons it.
+    fn read(self: Arc<Self>, wanted: Wanted) -> PendingPage;
 }
 
 /// A page that has been read, with the user's new watermark if there is one.
@@ -140,8 +140,8 @@ struct Read {
 impl PageSource for Pages {
     /// Reads the page in a task of the bridge. While the database is unreachable, the read
     /// is retried.
-    fn read(self: Arc<Self>, wanted: Wanted) -> Reading {
-        let (reply, reading) = Reading::channel();
+    fn read(self: Arc<Self>, wanted: Wanted) -> PendingPage {
+        let (reply, reading) = PendingPage::channel();
         let runtime = self.runtime.clone();
         runtime.spawn(async move { self.answer(wanted, reply).await });
         reading
@@ -150,7 +150,7 @@ impl PageSource for Pages {
 
 impl Pages {
     /// Every wait ends when the stream is gone, but a running query is never cancelled.
-    async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<Outcome>) {
+    async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<PageOutcome>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
         // Stop when the history has ended: it has no more pages, and a pool that was
@@ -187,7 +187,7 @@ impl Pages {
                         lease,
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
-                    let _ = reply.send(Outcome::Page(page));
+                    let _ = reply.send(PageOutcome::Page(page));
                     turn.end(took).await;
                     return;
                 }
@@ -216,7 +216,7 @@ impl Pages {
                 () = reply.closed() => return,
             }
         }
-        let _ = reply.send(Outcome::Over);
+        let _ = reply.send(PageOutcome::Over);
     }
 
     /// Limits a page's size according to the memory that is free.

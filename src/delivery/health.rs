@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{error, info, warn};
 
-use crate::postgres::{schema::SchemaName, visibility::Hidden};
+use crate::postgres::{schema::SchemaName, visibility::HiddenRows};
 
 /// If the last poll is older than this, the bridge isn't ready: while connected, the
 /// listener polls at least once a second.
@@ -38,12 +38,12 @@ const QUEUE_LIMIT: f64 = 0.5;
 /// checks, page reads and the listener would wait for it.
 #[derive(Debug, Default)]
 pub struct Health {
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
     heard_again: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HealthState {
     last_look: Option<Instant>,
     trouble: Option<String>,
     doorbell: Option<Doorbell>,
@@ -121,7 +121,7 @@ pub enum Doorbell {
     /// There are rows of another cluster, and the bridge isn't allowed to restamp them.
     Restored,
     /// Rows are hidden from the bridge, or it would not notice a crash.
-    Hidden(Hidden),
+    Hidden(HiddenRows),
 }
 
 impl Doorbell {
@@ -172,7 +172,7 @@ impl Doorbell {
 /// Whether the bridge should receive clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum ReadinessStatus {
     /// The listener is connected and polls.
     Ready,
     /// The listener has lost the database, or would find rows late or not at all.
@@ -186,7 +186,7 @@ pub enum Status {
     Draining,
 }
 
-impl Status {
+impl ReadinessStatus {
     /// The name in `/health/ready` and in the view `tidings_bridges`.
     pub fn name(self) -> &'static str {
         match self {
@@ -203,7 +203,7 @@ impl Status {
 /// The body of the response of `/health/ready`.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
-    pub status: Status,
+    pub status: ReadinessStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Milliseconds since the listener last polled the table.
@@ -358,29 +358,29 @@ impl Health {
                 "the {task} has ended unexpectedly, so the process is stopping and must be \
                  restarted: please report this with the log"
             );
-            (Status::Broken, Some(reason))
+            (ReadinessStatus::Broken, Some(reason))
         } else if state.draining {
-            (Status::Draining, None)
+            (ReadinessStatus::Draining, None)
         } else if let Some(trouble) = &state.trouble {
-            (Status::Deaf, Some(trouble.clone()))
+            (ReadinessStatus::Deaf, Some(trouble.clone()))
         } else if !state.hears() {
             (
-                Status::Deaf,
+                ReadinessStatus::Deaf,
                 Some("the database has not answered the listener recently".to_owned()),
             )
         } else if let Some(trouble) = state.doorbell.as_ref().and_then(Doorbell::trouble) {
-            (Status::Deaf, Some(trouble))
+            (ReadinessStatus::Deaf, Some(trouble))
         } else if let Some(pages) = state.pages.as_ref().filter(|pages| pages.lasts()) {
             let reason = format!("pages can't be read: {}", pages.reason);
-            (Status::Blind, Some(reason))
+            (ReadinessStatus::Blind, Some(reason))
         } else if let Some(stuck) = state.marks.as_ref().filter(|stuck| stuck.lasts()) {
             let reason = format!(
                 "sent rows can't be marked, so they may be sent again: {stuck}. Run `tidings \
                  check` to find the session or the trigger"
             );
-            (Status::Unmarked, Some(reason))
+            (ReadinessStatus::Unmarked, Some(reason))
         } else {
-            (Status::Ready, None)
+            (ReadinessStatus::Ready, None)
         };
         Readiness {
             status,
@@ -390,12 +390,12 @@ impl Health {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl HealthState {
     fn hears(&self) -> bool {
         let is_proven = |look: Instant| look.elapsed() <= PROOF_LIMIT;
         self.trouble.is_none() && self.last_look.is_some_and(is_proven)
@@ -429,7 +429,7 @@ impl fmt::Display for Stuck {
 
 impl Readiness {
     pub fn is_ready(&self) -> bool {
-        self.status == Status::Ready
+        self.status == ReadinessStatus::Ready
     }
 }
 
@@ -446,7 +446,7 @@ mod tests {
         health.task_ended("listener");
         health.drain();
         let readiness = health.readiness();
-        assert_eq!(readiness.status, Status::Broken);
+        assert_eq!(readiness.status, ReadinessStatus::Broken);
         let reason = readiness.reason.expect("a reason");
         assert!(reason.starts_with("the marker has ended"), "{reason}");
     }

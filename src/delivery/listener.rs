@@ -31,7 +31,7 @@ use crate::{
         health::{Doorbell, Health},
         hub::{Hub, Reading, Tail},
         mailbox::{Ending, Recovery},
-        page_reader::{self, BellGeneration, Disconnections, PageSize, Unusable},
+        page_reader::{self, BellGeneration, Disconnections, PageSize, UnusableRows},
     },
     domain::{
         clock::Moment,
@@ -45,7 +45,7 @@ use crate::{
         connect::DatabaseUrl,
         queries::Sql,
         schema::SchemaName,
-        visibility::{self, Hidden, Readers},
+        visibility::{self, HiddenRows, Readers},
     },
     runtime::{
         backoff::Backoff,
@@ -312,7 +312,7 @@ impl Listener {
     }
 
     /// Warns of rows that were skipped, throttled.
-    fn warn_of(&self, unusable: Unusable) {
+    fn warn_of(&self, unusable: UnusableRows) {
         let Some((row, flaw)) = unusable.first else {
             return;
         };
@@ -388,7 +388,7 @@ impl Listener {
             Some(b'O' | b'A') => Doorbell::Hung,
             Some(_) => Doorbell::Disabled(self.schema.clone()),
         };
-        if let Some(hidden) = hidden.into_iter().find(Hidden::stops_delivery) {
+        if let Some(hidden) = hidden.into_iter().find(HiddenRows::stops_delivery) {
             doorbell = Doorbell::Hidden(hidden);
         }
         let mut again = DOORBELL_LOOK;

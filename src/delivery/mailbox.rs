@@ -67,12 +67,12 @@ impl Recovery {
 /// One connection's queue, bounded in rows and bytes.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    state: Mutex<State>,
+    state: Mutex<MailboxState>,
     owner: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MailboxState {
     queue: VecDeque<Letter>,
     rows: usize,
     bytes: usize,
@@ -83,7 +83,7 @@ struct State {
     ending: Option<Ending>,
 }
 
-impl State {
+impl MailboxState {
     /// Drops the batches, but keeps the crashes.
     fn empty(&mut self) {
         for letter in std::mem::take(&mut self.queue) {
@@ -210,7 +210,7 @@ impl Mailbox {
 
     /// Ignores poisoning: no code panics while it holds the lock, so the state is
     /// consistent even if another thread panicked.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, MailboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,7 +35,7 @@ pub use self::{
 use self::{
     acknowledged::Acknowledgements,
     in_flight::{InFlight, Write},
-    queue::{Batch, Lane, Next, Outcome, Queue},
+    queue::{Lane, MarkBatch, MarkOutcome, MarkQueue, Next},
 };
 use crate::{
     delivery::{
@@ -102,7 +102,7 @@ pub struct Marks {
     /// Notified when there are such users.
     noted: Notify,
     activity: Arc<Counters>,
-    queue: Mutex<Queue>,
+    queue: Mutex<MarkQueue>,
     /// Notified when there are fresh rows.
     fresh: Notify,
     /// Notified when a statement has ended: there may be held rows, or the database works
@@ -277,7 +277,7 @@ impl Marks {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, MarkQueue> {
         lock(&self.queue)
     }
 
@@ -471,34 +471,34 @@ impl Marker {
         }
     }
 
-    fn take(&self, lane: Lane) -> Option<Batch> {
+    fn take(&self, lane: Lane) -> Option<MarkBatch> {
         self.marks.queue().take(lane, Instant::now())
     }
 
     /// Runs one statement and records its outcome.
-    async fn mark(&self, batch: Batch, told: &Mutex<OutageLog>) -> Answered {
+    async fn mark(&self, batch: MarkBatch, told: &Mutex<OutageLog>) -> Answered {
         let outcome = match self.try_mark(&batch).await {
-            Ok(locked) => Outcome::Marked { locked },
+            Ok(locked) => MarkOutcome::Marked { locked },
             Err(error) => {
                 self.marks.failures.inc();
                 let reason = error.to_string();
                 match error {
-                    error if error.is_of_rows() => Outcome::RowFailed(reason),
-                    QueryError::TimedOut(_) => Outcome::TimedOut(reason),
-                    _ => Outcome::DatabaseFailed(reason),
+                    error if error.is_of_rows() => MarkOutcome::RowFailed(reason),
+                    QueryError::TimedOut(_) => MarkOutcome::TimedOut(reason),
+                    _ => MarkOutcome::DatabaseFailed(reason),
                 }
             }
         };
         let answered = match &outcome {
-            Outcome::Marked { .. } | Outcome::RowFailed(_) => Answered::Yes,
-            Outcome::DatabaseFailed(_) => Answered::Refused,
-            Outcome::TimedOut(_) => Answered::Never,
+            MarkOutcome::Marked { .. } | MarkOutcome::RowFailed(_) => Answered::Yes,
+            MarkOutcome::DatabaseFailed(_) => Answered::Refused,
+            MarkOutcome::TimedOut(_) => Answered::Never,
         };
         let failure = match &outcome {
-            Outcome::Marked { .. } => None,
-            Outcome::RowFailed(reason)
-            | Outcome::TimedOut(reason)
-            | Outcome::DatabaseFailed(reason) => Some(reason.clone()),
+            MarkOutcome::Marked { .. } => None,
+            MarkOutcome::RowFailed(reason)
+            | MarkOutcome::TimedOut(reason)
+            | MarkOutcome::DatabaseFailed(reason) => Some(reason.clone()),
         };
         let (lost, stuck) = {
             let mut queue = self.marks.queue();
@@ -537,8 +537,8 @@ impl Marker {
     }
 
     /// Runs the statement. Returns the rows that other sessions have locked.
-    async fn try_mark(&self, batch: &Batch) -> Result<BTreeSet<i64>, QueryError> {
-        let Batch {
+    async fn try_mark(&self, batch: &MarkBatch) -> Result<BTreeSet<i64>, QueryError> {
+        let MarkBatch {
             incarnation: of,
             rows,
             written,

@@ -106,7 +106,7 @@ pub const REPLAY_ROWS: u32 = 500;
 
 /// The first rows that are new since a position.
 #[derive(Debug)]
-pub struct Page {
+pub struct TailPage {
     /// The period in which writers send NOTIFY, read after the snapshot was taken. `None` if
     /// they don't.
     pub rings: Option<BellGeneration>,
@@ -126,7 +126,7 @@ pub struct Run {
     /// Rows that can be delivered.
     pub notifications: Vec<(UserId, Notification)>,
     /// Rows that can't.
-    pub unusable: Unusable,
+    pub unusable: UnusableRows,
     /// The number of rows that were read.
     pub rows: usize,
     /// The last row that was read, whether it can be delivered or not.
@@ -148,7 +148,7 @@ enum Part {
 /// Rows that were read and can't be delivered. They exist only if the constraints of the
 /// table that exclude them were dropped.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Unusable {
+pub struct UnusableRows {
     pub count: u64,
     pub first: Option<(RowKey, Flaw)>,
 }
@@ -182,7 +182,7 @@ pub struct BellState {
     pub writing: bool,
 }
 
-impl Page {
+impl TailPage {
     pub fn rows(&self) -> usize {
         self.runs.iter().map(|run| run.rows).sum()
     }
@@ -208,7 +208,7 @@ impl Run {
     }
 }
 
-impl Unusable {
+impl UnusableRows {
     fn add(&mut self, row: RowKey, flaw: Flaw) {
         self.count += 1;
         self.first.get_or_insert((row, flaw));
@@ -326,7 +326,7 @@ pub async fn tail_page(
     query: &Statement,
     position: &Position,
     size: PageSize,
-) -> Result<Page, Error> {
+) -> Result<TailPage, Error> {
     let (begun, not_begun) = (position.begun(), position.not_begun());
     let share = size.shared_by(begun.len());
     let others = match begun.len() {
@@ -371,7 +371,7 @@ pub async fn tail_page(
     }
     run.read(other_rows, count);
     runs.push(run);
-    Ok(Page {
+    Ok(TailPage {
         rings: read_rings(head)?,
         log: read_log(head)?,
         snapshot: Arc::new(head.try_get("snapshot")?),
@@ -510,7 +510,7 @@ fn read_user_page(rows: &[Row], size: PageSize) -> Result<(UserPage, Option<RowK
     }
     let count = within(&keys, size.rows);
     let (read, rest) = keys.split_at(count);
-    let (mut events, mut unusable) = (Vec::with_capacity(count), Unusable::default());
+    let (mut events, mut unusable) = (Vec::with_capacity(count), UnusableRows::default());
     for read in read {
         match read_notification(read.key, read.row) {
             Ok(notification) => events.push(Event::from(notification)),
@@ -614,7 +614,7 @@ impl Run {
         Self {
             part,
             notifications: Vec::new(),
-            unusable: Unusable::default(),
+            unusable: UnusableRows::default(),
             rows: 0,
             last: None,
             cut: Unread::default(),

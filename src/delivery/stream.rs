@@ -27,7 +27,7 @@ pub use self::start::Start;
 use crate::{
     delivery::{
         batch::{Batch, End},
-        catch_up::{Lease, Outcome, Page, PageSource, Reading, Wanted},
+        catch_up::{Lease, Page, PageOutcome, PageSource, PendingPage, Wanted},
         chunk_rows::ChunkRows,
         counters::Counters,
         heartbeat::{Alarm, Heartbeats},
@@ -80,7 +80,7 @@ pub struct Streams {
 }
 
 /// Held for the caller as long as the stream exists.
-type Place = Box<dyn Any + Send + Sync>;
+type Guard = Box<dyn Any + Send + Sync>;
 
 /// The body of one response.
 ///
@@ -92,7 +92,7 @@ pub struct EventStream {
     /// The stream's place in the limit of open streams. It is declared before
     /// `connection`, so it is returned before the hub forgets the connection: a
     /// connection that the hub no longer counts takes no place.
-    _place: Option<Place>,
+    _place: Option<Guard>,
     streams: Arc<Streams>,
     connection: Connection,
     format: Format,
@@ -120,7 +120,7 @@ pub struct EventStream {
     /// The rows in the last chunk.
     chunk_rows: ChunkRows,
     catch_up: CatchUp,
-    pruned: Pruned,
+    pruned: GapCheck,
     ends: StreamDeadline,
     /// Heartbeats without data since the last event that carried an id.
     quiet_heartbeats: u8,
@@ -136,7 +136,7 @@ pub struct EventStream {
 enum Phase {
     Opening(Opening),
     /// Between two pages, or waiting for one.
-    CatchingUp(Option<Reading>),
+    CatchingUp(Option<PendingPage>),
     Live,
     /// The history has ended; the bridge is about to end the stream.
     Outlived,
@@ -172,7 +172,7 @@ enum CatchUp {
 }
 
 /// The check for rows that were deleted before the client received them.
-enum Pruned {
+enum GapCheck {
     /// The first page hasn't been read.
     Unknown,
     /// Checked. The client was sent `tidings.gap` if necessary.
@@ -207,7 +207,7 @@ impl EventStream {
             page_size: PageSize::USER,
             chunk_rows: ChunkRows::since(streams.activity.clock.now()),
             catch_up: CatchUp::Counting(0),
-            pruned: Pruned::Unknown,
+            pruned: GapCheck::Unknown,
             ends,
             quiet_heartbeats: 0,
             warning: identity.expires.map(Warning::before),
@@ -294,15 +294,15 @@ impl EventStream {
                     self.phase = Phase::CatchingUp(Some(self.next_page()));
                 }
                 Phase::CatchingUp(Some(reading)) => match reading.poll_unpin(cx) {
-                    Poll::Ready(Outcome::Page(page)) => self.take_page(page, chunk),
-                    Poll::Ready(Outcome::Over) => match self.connection.skip_to_recovery() {
+                    Poll::Ready(PageOutcome::Page(page)) => self.take_page(page, chunk),
+                    Poll::Ready(PageOutcome::Over) => match self.connection.skip_to_recovery() {
                         Some(recovery) => {
                             self.phase = Phase::CatchingUp(None);
                             self.recover(recovery);
                         }
                         None => self.phase = Phase::Outlived,
                     },
-                    Poll::Ready(Outcome::Failed) => {
+                    Poll::Ready(PageOutcome::Failed) => {
                         self.ends = self
                             .ends
                             .or(StreamDeadline::after(Duration::ZERO, EndReason::Failed));
@@ -344,7 +344,7 @@ impl EventStream {
             }
             Opening::Gap(reason) => {
                 // Without a valid id, it can't be known what the client missed.
-                self.pruned = Pruned::Settled;
+                self.pruned = GapCheck::Settled;
                 debug!(?reason, "the client's last id can't be used");
                 sse::put_retry(chunk, retry);
                 sse::put_gap(chunk, reason.into());
@@ -365,7 +365,7 @@ impl EventStream {
     }
 
     /// Requests the page after the position, or the first page.
-    fn next_page(&self) -> Reading {
+    fn next_page(&self) -> PendingPage {
         // Accept batches first: whatever is published from now on may not be in this
         // page.
         self.connection.reopen();
@@ -388,13 +388,13 @@ impl EventStream {
             lease,
         } = page;
         self.page_size = size;
-        if let (Pruned::Unknown, Some(position)) = (&self.pruned, &self.position)
+        if let (GapCheck::Unknown, Some(position)) = (&self.pruned, &self.position)
             && let Some(pruned) = page.pruned
             && position.may_miss(pruned, &page.batch.snapshot)
         {
             sse::put_gap(chunk, Gap::Pruned);
         }
-        self.pruned = Pruned::Settled;
+        self.pruned = GapCheck::Settled;
         self.current = Some(Current::new(Arc::new(page.batch), Some(lease)));
         if let Some(start) = start {
             // Send the client an id before its first row. If the connection breaks before

@@ -40,15 +40,15 @@ pub struct Admission {
     limits: LimitOptions,
     proxies: Proxies,
     rejections: Arc<Rejections>,
-    open: Mutex<Open>,
-    pace: Mutex<Pace>,
+    open: Mutex<OpenStreams>,
+    pace: Mutex<RequestRate>,
     /// Whether the warning was logged that a proxy seems to be missing from the settings.
     told_of_proxy: AtomicBool,
 }
 
 /// The numbers of open streams.
 #[derive(Debug, Default)]
-struct Open {
+struct OpenStreams {
     all: usize,
     users: CounterMap<UserId>,
     clients: CounterMap<Client>,
@@ -180,7 +180,7 @@ impl Drop for Permit {
 
 /// The rate limit of each client.
 #[derive(Debug, Default)]
-struct Pace {
+struct RequestRate {
     /// When each client will have been quiet for long enough to be forgotten. Each
     /// request moves this by the time that the rate allows for one (the generic cell rate
     /// algorithm).
@@ -191,7 +191,7 @@ struct Pace {
     swept: Option<Instant>,
 }
 
-impl Pace {
+impl RequestRate {
     fn ask(&mut self, client: Client, rate: u32, now: Instant) -> bool {
         if self.clients.len() >= WATCHED && !self.clients.contains_key(&client) {
             self.sweep(now);
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_quiet_address_may_ask_for_a_burst_and_then_at_its_rate() {
-        let mut pace = Pace::default();
+        let mut pace = RequestRate::default();
         let start = Instant::now();
         let mut ask =
             |number, millis| pace.ask(client(number), 10, start + Duration::from_millis(millis));
@@ -340,12 +340,12 @@ mod tests {
 
     #[test]
     fn more_addresses_than_are_watched_share_a_rate_until_some_were_quiet() {
-        let mut pace = Pace::default();
+        let mut pace = RequestRate::default();
         let start = Instant::now();
         let count = u32::try_from(WATCHED).expect("a number");
         assert!((0..count).all(|number| pace.ask(client(number), 1, start)));
         let mut strangers = count..;
-        let mut stranger = |pace: &mut Pace, seconds| {
+        let mut stranger = |pace: &mut RequestRate, seconds| {
             let number = strangers.next().expect("a number");
             pace.ask(client(number), 1, start + Duration::from_secs(seconds))
         };

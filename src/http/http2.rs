@@ -124,7 +124,7 @@ pub async fn serve<I, S, B>(
         Err(_) => return debug!("could not set up an HTTP/2 connection: the client took too long"),
     };
     let mut frames = frames;
-    let mut connection = Connection {
+    let mut connection = Http2Connection {
         life: frames.ping_pong().map(Life::new),
         frames,
         peer,
@@ -142,10 +142,10 @@ pub async fn serve<I, S, B>(
 
 /// A delivery whose panic ends only that stream. Behind a proxy, a connection may carry
 /// the streams of many users.
-type Guarded = CatchUnwind<AssertUnwindSafe<Delivery>>;
+type Guarded = CatchUnwind<AssertUnwindSafe<ResponseBody>>;
 
-struct Connection<I: AsyncRead + AsyncWrite + Unpin, S> {
-    answers: FuturesUnordered<LocalBoxFuture<'static, Option<Delivery>>>,
+struct Http2Connection<I: AsyncRead + AsyncWrite + Unpin, S> {
+    answers: FuturesUnordered<LocalBoxFuture<'static, Option<ResponseBody>>>,
     deliveries: FuturesUnordered<Guarded>,
     frames: server::Connection<Paced<I>, Bytes>,
     peer: Option<SocketAddr>,
@@ -158,7 +158,7 @@ struct Connection<I: AsyncRead + AsyncWrite + Unpin, S> {
     idle: Option<Pin<Box<Sleep>>>,
 }
 
-impl<I, S> Connection<I, S>
+impl<I, S> Http2Connection<I, S>
 where
     I: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request> + 'static,
@@ -254,7 +254,7 @@ async fn answer<S, B>(
     head: Parts,
     peer: Option<SocketAddr>,
     mut respond: SendResponse<Bytes>,
-) -> Option<Delivery>
+) -> Option<ResponseBody>
 where
     S: Service<Request>,
     S::Error: Into<Response<BoxBody>>,
@@ -288,7 +288,7 @@ where
             Ok(bytes) => writer.write(bytes).await.ok()?,
             Err(_) => {
                 return match handover.take() {
-                    Some(stream) => Some(Delivery { stream, writer }),
+                    Some(stream) => Some(ResponseBody { stream, writer }),
                     // The body failed, and the client must not take it for complete.
                     None => {
                         writer.reset(Reason::INTERNAL_ERROR);
@@ -441,12 +441,12 @@ impl Writer {
 }
 
 /// Writes an event stream, until the stream or its client ends.
-struct Delivery {
+struct ResponseBody {
     stream: EventStream,
     writer: Writer,
 }
 
-impl Future for Delivery {
+impl Future for ResponseBody {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

@@ -25,12 +25,12 @@ const NAMES: &str = "LISTEN_FDNAMES";
 const UNNAMED: &str = "unknown";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
+enum SocketPurpose {
     Stream,
     Admin,
 }
 
-impl Purpose {
+impl SocketPurpose {
     /// Its name in `FileDescriptorName=`.
     fn name(self) -> &'static str {
         match self {
@@ -129,8 +129,8 @@ impl InheritedSockets {
                 InheritedSocketsError::Socket { name, source }
             })?;
             let place = match purpose {
-                Purpose::Stream => &mut activation.stream,
-                Purpose::Admin => &mut activation.admin,
+                SocketPurpose::Stream => &mut activation.stream,
+                SocketPurpose::Admin => &mut activation.admin,
             };
             if place.replace(inherited).is_some() {
                 return Err(InheritedSocketsError::Twice(purpose.name()));
@@ -144,7 +144,7 @@ impl InheritedSockets {
 fn purposes(
     variable: impl Fn(&str) -> Option<String>,
     process: u32,
-) -> Result<Vec<Purpose>, InheritedSocketsError> {
+) -> Result<Vec<SocketPurpose>, InheritedSocketsError> {
     let variable = |name| variable(name).unwrap_or_default();
     let (count, meant) = (variable(COUNT), variable(PROCESS));
     // The sockets may have been meant for a parent process.
@@ -158,7 +158,7 @@ fn purposes(
     let names = names.split(':').chain(std::iter::repeat(""));
     names
         .take(count.into())
-        .map(|name| Purpose::of(name, count.into()))
+        .map(|name| SocketPurpose::of(name, count.into()))
         .collect()
 }
 
@@ -180,7 +180,7 @@ mod tests {
 
     const PID: u32 = 42;
 
-    fn passed(variables: &[(&str, &str)]) -> Result<Vec<Purpose>, String> {
+    fn passed(variables: &[(&str, &str)]) -> Result<Vec<SocketPurpose>, String> {
         let value = |name: &str| {
             let found = variables.iter().find(|(other, _)| *other == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn sockets_are_told_apart_by_their_names_and_one_without_is_for_the_stream() {
-        use Purpose::{Admin, Stream};
-        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [Purpose]);
+        use SocketPurpose::{Admin, Stream};
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [SocketPurpose]);
         let cases: [Case<'_>; 8] = [
             (&[], &[]),
             (&[(COUNT, "0"), (PROCESS, "42")], &[]),

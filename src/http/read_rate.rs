@@ -32,7 +32,7 @@ const PIECES: u32 = 4;
 /// to wait.
 pub struct Paced<I> {
     io: I,
-    pace: Pace,
+    pace: ReadPace,
     /// Set while the client is throttled.
     wait: Option<Pin<Box<Sleep>>>,
     /// Reads without a pause.
@@ -43,7 +43,7 @@ impl<I> Paced<I> {
     pub fn new(io: I) -> Self {
         Self {
             io,
-            pace: Pace(Instant::now()),
+            pace: ReadPace(Instant::now()),
             wait: None,
             in_a_row: 0,
         }
@@ -115,9 +115,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Paced<I> {
 
 /// When the client may send a full burst again. Each byte that it sends moves this by the
 /// time that the rate allows for one (the generic cell rate algorithm).
-struct Pace(Instant);
+struct ReadPace(Instant);
 
-impl Pace {
+impl ReadPace {
     /// When a piece may be read; `None` if it may be read now.
     fn free_at(&self, now: Instant) -> Option<Instant> {
         let free = self.0.checked_sub(BURST - span(PIECE))?;

@@ -45,17 +45,17 @@ pub struct Sockets {
     max_per_client: usize,
     proxies: Proxies,
     rejections: Arc<Rejections>,
-    open: Mutex<Open>,
+    open: Mutex<OpenSockets>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenSockets {
     all: usize,
     clients: CounterMap<Client>,
 }
 
 /// A socket's place, held for as long as the connection and released on drop.
-pub struct Place {
+pub struct SocketPermit {
     sockets: Arc<Sockets>,
     /// `None` for a trusted proxy, because many clients are behind it.
     client: Option<Client>,
@@ -76,7 +76,7 @@ impl Sockets {
     /// Sets the options of a connection that was just accepted, and reserves a place for
     /// it. `None` if its client has too many, or all places are taken; it must then be
     /// closed. An `EventSource` treats that as a network failure, and reconnects.
-    pub fn on_connect(self: &Arc<Self>, tcp: &TcpStream) -> Option<Place> {
+    pub fn on_connect(self: &Arc<Self>, tcp: &TcpStream) -> Option<SocketPermit> {
         bound(tcp);
         // Without an address, the client has already disconnected.
         let peer = tcp.peer_addr().ok()?;
@@ -91,7 +91,7 @@ impl Sockets {
         self.lock().all
     }
 
-    fn place(self: &Arc<Self>, address: IpAddr) -> Result<Place, Client> {
+    fn place(self: &Arc<Self>, address: IpAddr) -> Result<SocketPermit, Client> {
         let client = Client::from(address);
         let counted = (!self.proxies.trust(address)).then_some(client);
         let mut open = self.lock();
@@ -105,19 +105,19 @@ impl Sockets {
             open.clients.add(client);
         }
         drop(open);
-        Ok(Place {
+        Ok(SocketPermit {
             sockets: Arc::clone(self),
             client: counted,
         })
     }
 
     /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, Open> {
+    fn lock(&self) -> MutexGuard<'_, OpenSockets> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for SocketPermit {
     fn drop(&mut self) {
         let mut open = self.sockets.lock();
         open.all -= 1;

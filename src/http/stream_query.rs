@@ -9,7 +9,7 @@ use crate::delivery::{page_reader::REPLAY_ROWS, sse::Format};
 /// Unknown parameters are ignored, because pages and proxies add their own (cache
 /// busters, campaign tags). If a parameter is repeated, the last value counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parameters {
+pub struct StreamQuery {
     /// `format`: `text` or `json`.
     pub format: Format,
     /// `replay`: how many of the user's last rows the stream begins with, at most
@@ -32,7 +32,7 @@ pub enum BadParameter {
     Errors(String),
 }
 
-impl Parameters {
+impl StreamQuery {
     /// Parses a query string, percent-encoded as in a URL.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     fn id(query: &str) -> Option<String> {
-        Parameters::read(query)
+        StreamQuery::read(query)
             .unwrap_or_else(|error| panic!("{query}: {error}"))
             .last_event_id
     }
@@ -127,13 +127,13 @@ mod tests {
 
     #[test]
     fn unknown_parameters_are_ignored_and_wrong_values_are_not() {
-        let wanted = Parameters {
+        let wanted = StreamQuery {
             format: Format::Json,
             replay: 3,
             last_event_id: None,
         };
         let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status";
-        assert_eq!(Parameters::read(query), Ok(wanted));
+        assert_eq!(StreamQuery::read(query), Ok(wanted));
         for query in [
             "format=xml",
             "format=",
@@ -142,7 +142,7 @@ mod tests {
             "replay=a",
             "errors=none",
         ] {
-            let error = Parameters::read(query).expect_err(query).to_string();
+            let error = StreamQuery::read(query).expect_err(query).to_string();
             let (name, value) = query.split_once('=').expect("a value");
             assert!(error.starts_with(name), "{error}");
             assert!(error.ends_with(&format!("{value:?}")), "{error}");

@@ -32,7 +32,7 @@ use crate::{
         admission::Admission,
         detached_stream::{DetachedStreams, Exit, HandoffBody},
         methods::{self, readable},
-        stream_query::{BadParameter, Parameters},
+        stream_query::{BadParameter, StreamQuery},
     },
 };
 
@@ -111,7 +111,7 @@ async fn answer(
             return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
         }
     };
-    let parameters = Parameters::read(request.query_string()).map_err(bad_parameter)?;
+    let parameters = StreamQuery::read(request.query_string()).map_err(bad_parameter)?;
     let permit = match admission.into_inner().admit(&identity.user, client) {
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
@@ -160,7 +160,7 @@ fn no_exit() -> Problem {
 
 /// Where the stream begins. An unusable id must not cause a 400, which would end an
 /// `EventSource` permanently.
-fn start(request: &HttpRequest, parameters: &Parameters) -> Start {
+fn start(request: &HttpRequest, parameters: &StreamQuery) -> Start {
     let header = last_event_id(request.headers()).filter(|id| !id.is_empty());
     match header.or(parameters.last_event_id.as_deref()) {
         None => Start::Backlog {

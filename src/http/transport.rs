@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::http::{sockets::Place, write_deadline::Stall};
+use crate::http::{sockets::SocketPermit, write_deadline::Stall};
 
 /// A client's socket and its place. A write that makes no progress fails with
 /// [`io::ErrorKind::TimedOut`] at [`CLIENT_LIMIT`](crate::http::sockets::CLIENT_LIMIT),
@@ -25,11 +25,11 @@ pub struct Socket {
     stall: Stall,
     /// `None` at the admin address, where clients are not counted. Released after the
     /// socket is closed.
-    _place: Option<Place>,
+    _place: Option<SocketPermit>,
 }
 
 impl Socket {
-    pub fn new(tcp: TcpStream, place: Option<Place>) -> Self {
+    pub fn new(tcp: TcpStream, place: Option<SocketPermit>) -> Self {
         Self {
             tcp: Some(tcp),
             stall: Stall::default(),

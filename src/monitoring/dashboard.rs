@@ -58,7 +58,7 @@ fn hash_of(element: &str) -> String {
 #[derive(Debug)]
 pub struct Dashboard {
     stats: Arc<Stats>,
-    settings: Vec<Setting>,
+    settings: Vec<ShownSetting>,
     /// For querying the database over a connection of its own, so that neither streams
     /// nor marks have to wait.
     url: DatabaseUrl,
@@ -69,7 +69,7 @@ pub struct Dashboard {
 
 /// A setting that is in use, under the name of its variable. None of them is secret.
 #[derive(Debug, Serialize)]
-pub struct Setting {
+pub struct ShownSetting {
     name: &'static str,
     value: String,
 }
@@ -80,7 +80,7 @@ struct Overview<'a> {
     #[serde(flatten)]
     figures: Figures,
     lines: Vec<Line>,
-    settings: &'a [Setting],
+    settings: &'a [ShownSetting],
 }
 
 impl Dashboard {
@@ -127,7 +127,7 @@ impl Dashboard {
     }
 }
 
-fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> Vec<Setting> {
+fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> Vec<ShownSetting> {
     let limits = &options.limits;
     let span = |span| humantime::format_duration(span).to_string();
     let listed = [
@@ -158,7 +158,7 @@ fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> 
         ("TIDINGS_MAX_STREAM_AGE", span(limits.max_stream_age)),
         ("TIDINGS_RETRY_AFTER", span(limits.retry_after())),
     ];
-    let setting = |(name, value)| Setting { name, value };
+    let setting = |(name, value)| ShownSetting { name, value };
     listed.into_iter().map(setting).collect()
 }
 

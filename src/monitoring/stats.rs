@@ -82,7 +82,7 @@ pub struct Figures {
     pub prune_failures: u64,
     /// How many seconds the database's clock is ahead; `None` until that is known.
     pub clock_offset: Option<f64>,
-    pub listener: Listener,
+    pub listener: ListenerStats,
     pub pool: Usage,
     /// Rejected requests and sockets, by reason.
     pub refused: BTreeMap<&'static str, u64>,
@@ -92,7 +92,7 @@ pub struct Figures {
 
 /// Statistics of the listener.
 #[derive(Debug, Serialize)]
-pub struct Listener {
+pub struct ListenerStats {
     /// Whether the listener reaches the database.
     pub hears: bool,
     pub watching: Watching,
@@ -141,7 +141,7 @@ impl Stats {
                 .clock
                 .ahead()
                 .map(|micros| micros as f64 / 1e6),
-            listener: Listener {
+            listener: ListenerStats {
                 hears: self.health.hears(),
                 watching: listened.watching,
                 doorbell_in_order: self.health.is_doorbell_hung(),

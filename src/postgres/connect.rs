@@ -32,9 +32,9 @@ pub use self::{
     url::DatabaseUrl,
 };
 use self::{
-    password::{Found, Missing},
-    tls::{Attempt, Mode},
-    url::{Place, Target},
+    password::{FoundPassword, Missing},
+    tls::{Mode, TlsAttempt},
+    url::{HostAddress, Target},
 };
 use crate::runtime::escape;
 
@@ -323,14 +323,14 @@ pub(super) async fn is_standby(client: &Client) -> Result<bool, tokio_postgres::
 
 async fn open(
     url: &Target,
-    host: &Place,
+    host: &HostAddress,
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Clone + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
     let mode = url.tls.mode(host.reach());
     let mut attempts = mode.attempts().iter();
     loop {
-        let attempt = attempts.next().copied().unwrap_or(Attempt::Clear);
+        let attempt = attempts.next().copied().unwrap_or(TlsAttempt::Clear);
         let on_message = on_message.clone();
         match open_once(url, host, mode, attempt, limit, on_message).await {
             Err(ConnectError::Postgres(error))
@@ -348,9 +348,9 @@ fn refuses_encryption_or_its_lack(error: &tokio_postgres::Error) -> bool {
 
 async fn open_once(
     url: &Target,
-    host: &Place,
+    host: &HostAddress,
     mode: Mode,
-    attempt: Attempt,
+    attempt: TlsAttempt,
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
@@ -365,19 +365,19 @@ async fn open_once(
     }
     let explained = |error| explained(error, url, host, password.as_ref());
     config.ssl_mode(match attempt {
-        Attempt::Clear => SslMode::Disable,
-        Attempt::EncryptedIfOffered => SslMode::Prefer,
-        Attempt::Encrypted => SslMode::Require,
+        TlsAttempt::Clear => SslMode::Disable,
+        TlsAttempt::EncryptedIfOffered => SslMode::Prefer,
+        TlsAttempt::Encrypted => SslMode::Require,
     });
     let (name, socket) = match host {
-        Place::Unix { folder, port } => {
+        HostAddress::Unix { folder, port } => {
             let path = folder.join(format!(".s.PGSQL.{port}"));
             let socket = UnixStream::connect(path).await.map_err(unreachable)?;
             let connecting = config.connect_raw(socket, NoTls).await;
             let (client, connection) = connecting.map_err(explained)?;
             return Ok((client, drive(connection, on_message)));
         }
-        Place::Tcp {
+        HostAddress::Tcp {
             name,
             address,
             port,
@@ -386,7 +386,7 @@ async fn open_once(
             (name, socket.map_err(unreachable)?)
         }
     };
-    if attempt == Attempt::Clear {
+    if attempt == TlsAttempt::Clear {
         let connecting = config.connect_raw(socket, NoTls).await;
         let (client, connection) = connecting.map_err(explained)?;
         return Ok((client, drive(connection, on_message)));
@@ -414,8 +414,8 @@ async fn open_once(
 fn explained(
     error: tokio_postgres::Error,
     url: &Target,
-    host: &Place,
-    password: Option<&Result<Found, Missing>>,
+    host: &HostAddress,
+    password: Option<&Result<FoundPassword, Missing>>,
 ) -> ConnectError {
     // tokio-postgres reports this only as text.
     let source = std::error::Error::source(&error);

@@ -42,7 +42,7 @@ pub struct Pool {
     shared: managed::Pool<Opener>,
     /// Only for marks.
     reserved: managed::Pool<Opener>,
-    purpose: Purpose,
+    purpose: PoolPurpose,
     sessions: PoolMode,
     timeouts: Counter,
 }
@@ -53,7 +53,7 @@ const RESERVED_FOR_MARKS: usize = 1;
 
 /// Which of the connections a handle uses.
 #[derive(Clone, Copy, Debug)]
-enum Purpose {
+enum PoolPurpose {
     Shared,
     Marks,
 }
@@ -160,7 +160,7 @@ impl Pool {
         Ok(Self {
             shared: connections(size.saturating_sub(RESERVED_FOR_MARKS).max(1))?,
             reserved: connections(RESERVED_FOR_MARKS)?,
-            purpose: Purpose::Shared,
+            purpose: PoolPurpose::Shared,
             sessions,
             timeouts: Counter::default(),
         })
@@ -169,7 +169,7 @@ impl Pool {
     /// The same pool, but using the connection reserved for the marker.
     pub fn for_marks(&self) -> Self {
         Self {
-            purpose: Purpose::Marks,
+            purpose: PoolPurpose::Marks,
             ..self.clone()
         }
     }
@@ -212,8 +212,8 @@ impl Pool {
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, QueryError> {
         let connections = match self.purpose {
-            Purpose::Shared => &self.shared,
-            Purpose::Marks => &self.reserved,
+            PoolPurpose::Shared => &self.shared,
+            PoolPurpose::Marks => &self.reserved,
         };
         // If a connection were returned while its query is running, its next user would
         // wait for an answer that nothing reads.

@@ -20,7 +20,7 @@ use crate::{
     postgres::{
         connect::DatabaseUrl,
         prune_failure::{PruneFailure, complaint},
-        retention::{Batch, Left, Pace, Prune, PruneError, Retry, Turn},
+        retention::{Left, Prune, PruneBatch, PruneError, PrunePace, PruneTurn, Retry},
         schema::SchemaName,
     },
     runtime::backoff::{Backoff, jittered},
@@ -28,7 +28,7 @@ use crate::{
 
 /// It works at most a tenth of the time. This removes ten thousand rows per second on a
 /// small machine and hardly affects other sessions.
-const PACE: Pace = Pace { rest: 9 };
+const PACE: PrunePace = PrunePace { rest: 9 };
 
 /// The longest wait after a failure, which may last until a DBA has time.
 const RETRY_LONGEST: Duration = Duration::from_secs(60 * 60);
@@ -106,12 +106,12 @@ impl Pruner {
     async fn take_turn(&self, backoff: &mut Backoff) -> Result<(), PruneError> {
         let mut prune = Prune::open(&self.url, &self.schema, self.sent_for, Retry::WhenDue).await?;
         match prune.take_turn().await? {
-            Turn::Ours => {}
-            Turn::Another => {
+            PruneTurn::Ours => {}
+            PruneTurn::Another => {
                 debug!("another bridge is removing old rows");
                 return Ok(());
             }
-            Turn::Obstructed(holder) => warn!(
+            PruneTurn::Obstructed(holder) => warn!(
                 "{holder} holds the advisory lock for removing old rows, but may not remove any: \
                  this bridge removes them without the lock; `tidings check` shows the statement \
                  that ends that session"
@@ -140,7 +140,7 @@ impl Pruner {
         loop {
             let begin = Instant::now();
             match prune.batch().await? {
-                Batch::Removed { rows, left } => {
+                PruneBatch::Removed { rows, left } => {
                     self.pruned.removed.fetch_add(rows, Ordering::Relaxed);
                     removed += rows;
                     if left == Left::Nothing {
@@ -148,7 +148,7 @@ impl Pruner {
                     }
                 }
                 // The other session does the same work.
-                Batch::Busy => return Ok(removed),
+                PruneBatch::Busy => return Ok(removed),
             }
             sleep(PACE.after(begin)).await;
         }

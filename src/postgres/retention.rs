@@ -106,7 +106,7 @@ pub enum PruneError {
 
 /// The result of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Batch {
+pub enum PruneBatch {
     /// Rows were removed.
     Removed { rows: u64, left: Left },
     /// Nothing was removed, because another session is removing rows.
@@ -133,7 +133,7 @@ pub struct Prunable {
 
 /// Which of several bridges removes rows automatically.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum PruneTurn {
     Ours,
     Another,
     /// This one, although a role that may not remove rows holds the lock. Contains a
@@ -197,34 +197,34 @@ impl Prune {
     /// A role that may not remove rows can take the lock too; its lock is ignored.
     /// Batches exclude each other by a lock that only their function can take, so several
     /// bridges at once only read more than necessary.
-    pub async fn take_turn(&self) -> Result<Turn, PruneError> {
+    pub async fn take_turn(&self) -> Result<PruneTurn, PruneError> {
         self.try_turn().await.map_err(|error| self.explain(error))
     }
 
-    async fn try_turn(&self) -> Result<Turn, tokio_postgres::Error> {
+    async fn try_turn(&self) -> Result<PruneTurn, tokio_postgres::Error> {
         let query = include_str!("../../sql/prune_turn.sql");
         let table = self.schema.qualified("notifications");
         let row = self.client.query_one(query, &[&table]).await?;
         if row.try_get::<_, Option<bool>>("taken")? == Some(true) {
-            return Ok(Turn::Ours);
+            return Ok(PruneTurn::Ours);
         }
         let strangers = include_str!("../../sql/lock_strangers.sql");
         for row in self.client.query(strangers, &[&self.schema.name()]).await? {
             if row.try_get::<_, &str>("lock")? == "prune" {
-                return Ok(Turn::Obstructed(row.try_get("what")?));
+                return Ok(PruneTurn::Obstructed(row.try_get("what")?));
             }
         }
-        Ok(Turn::Another)
+        Ok(PruneTurn::Another)
     }
 
     /// Removes one batch, in a transaction of its own. After the last batch it starts
     /// again with the oldest row.
-    pub async fn batch(&mut self) -> Result<Batch, PruneError> {
+    pub async fn batch(&mut self) -> Result<PruneBatch, PruneError> {
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
             [&self.sent_for.as_secs_f64(), &self.looked_to];
         let row = self.client.query_opt(&self.batch, &parameters).await;
         let Some(row) = row.map_err(|error| self.explain(error))? else {
-            return Ok(Batch::Busy);
+            return Ok(PruneBatch::Busy);
         };
         let read = || {
             let rows: i64 = row.try_get("removed")?;
@@ -238,7 +238,7 @@ impl Prune {
             Some(_) => Left::Time(Duration::try_from_secs_f64(seconds).unwrap_or_default()),
             None => Left::Nothing,
         };
-        Ok(Batch::Removed { rows, left })
+        Ok(PruneBatch::Removed { rows, left })
     }
 
     /// Rows that could not be removed, and the reasons; empty if this role may not read
@@ -285,12 +285,12 @@ pub async fn prunable(
 
 /// How long to rest after a batch, relative to its duration.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct PrunePace {
     /// The rest as a multiple of the batch's duration.
     pub rest: u32,
 }
 
-impl Pace {
+impl PrunePace {
     /// The rest after a batch that began at `begin` and has just ended.
     pub fn after(self, begin: Instant) -> Duration {
         begin.elapsed() * self.rest

@@ -14,7 +14,7 @@ use refinery::{Migration, Runner};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 use tracing::{info, warn};
 
-use self::ownership::Owner;
+use self::ownership::SchemaOwner;
 pub use self::{
     error::{MissingObject, SchemaError},
     locks::LockHolder,
@@ -49,7 +49,7 @@ const CONTRACTING: &str = "contract_";
 
 /// The kind of object that has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ObjectKind {
     /// A table, a view, or a sequence of its own.
     Relation,
     /// One or more functions, or a procedure.
@@ -60,65 +60,65 @@ enum Kind {
 
 /// The names that migrations use in the schema, each with the version that creates it.
 /// Any other object with one of these names is not ours and is never touched.
-const NAMES: &[(i32, Kind, &str)] = &[
-    (1, Kind::Relation, "notifications"),
-    (1, Kind::Part, "notifications_id_seq"),
-    (1, Kind::Part, "notifications_pkey"),
-    (1, Kind::Part, "notifications_xid_id"),
-    (1, Kind::Part, "notifications_user_id_xid_id"),
-    (2, Kind::Function, "tidings_ring_doorbell"),
-    (3, Kind::Function, "send_notification"),
-    (4, Kind::Relation, "tidings_pruned"),
-    (4, Kind::Part, "tidings_pruned_pkey"),
-    (5, Kind::Relation, "stream_tickets"),
-    (5, Kind::Part, "stream_tickets_pkey"),
-    (5, Kind::Part, "stream_tickets_user_id"),
-    (5, Kind::Part, "stream_tickets_expires_at"),
-    (5, Kind::Function, "create_stream_ticket"),
-    (6, Kind::Relation, "tidings_disconnections"),
-    (6, Kind::Part, "tidings_disconnections_id_seq"),
-    (6, Kind::Part, "tidings_disconnections_pkey"),
-    (6, Kind::Part, "tidings_disconnections_xid"),
-    (6, Kind::Part, "tidings_disconnections_created_at"),
-    (6, Kind::Function, "tidings_disconnections_since"),
-    (6, Kind::Function, "disconnect_user"),
-    (6, Kind::Function, "tidings_end_ticket_streams"),
-    (7, Kind::Function, "tidings_pruned_through"),
-    (8, Kind::Relation, "tidings_bell"),
-    (9, Kind::Relation, "tidings_drained"),
-    (9, Kind::Part, "tidings_drained_pkey"),
-    (9, Kind::Relation, "tidings_reopened"),
-    (9, Kind::Part, "tidings_reopened_pkey"),
-    (9, Kind::Function, "tidings_reopen"),
-    (10, Kind::Part, "notifications_expires_at"),
-    (10, Kind::Function, "tidings_prune_batch"),
-    (10, Kind::Function, "tidings_prune"),
-    (11, Kind::Relation, "tidings_activity"),
-    (11, Kind::Part, "tidings_activity_pkey"),
-    (11, Kind::Relation, "tidings_bridges_seen"),
-    (11, Kind::Part, "tidings_bridges_seen_pkey"),
-    (11, Kind::Function, "tidings_report"),
-    (12, Kind::Function, "tidings_pending_users"),
-    (12, Kind::Relation, "tidings_pending"),
-    (12, Kind::Relation, "tidings_pending_total"),
-    (12, Kind::Relation, "tidings_throughput"),
-    (12, Kind::Relation, "tidings_delay"),
-    (12, Kind::Relation, "tidings_bridges"),
-    (12, Kind::Relation, "tidings_size"),
-    (12, Kind::Relation, "tidings_queue"),
-    (13, Kind::Function, "tidings_disconnections_page"),
-    (13, Kind::Function, "tidings_prune_disconnections"),
-    (13, Kind::Function, "disconnect_everyone"),
-    (13, Kind::Part, "tidings_disconnections_xid_id"),
-    (13, Kind::Part, "tidings_disconnections_everyone"),
-    (15, Kind::Relation, "tidings_incarnation"),
-    (15, Kind::Part, "tidings_incarnation_pkey"),
-    (15, Kind::Function, "tidings_report_readiness"),
-    (16, Kind::Relation, "tidings_prune_failures"),
-    (16, Kind::Part, "tidings_prune_failures_pkey"),
-    (16, Kind::Part, "tidings_prune_failures_retry_at"),
-    (16, Kind::Function, "tidings_prune_rows"),
-    (17, Kind::Function, "tidings_restamp"),
+const NAMES: &[(i32, ObjectKind, &str)] = &[
+    (1, ObjectKind::Relation, "notifications"),
+    (1, ObjectKind::Part, "notifications_id_seq"),
+    (1, ObjectKind::Part, "notifications_pkey"),
+    (1, ObjectKind::Part, "notifications_xid_id"),
+    (1, ObjectKind::Part, "notifications_user_id_xid_id"),
+    (2, ObjectKind::Function, "tidings_ring_doorbell"),
+    (3, ObjectKind::Function, "send_notification"),
+    (4, ObjectKind::Relation, "tidings_pruned"),
+    (4, ObjectKind::Part, "tidings_pruned_pkey"),
+    (5, ObjectKind::Relation, "stream_tickets"),
+    (5, ObjectKind::Part, "stream_tickets_pkey"),
+    (5, ObjectKind::Part, "stream_tickets_user_id"),
+    (5, ObjectKind::Part, "stream_tickets_expires_at"),
+    (5, ObjectKind::Function, "create_stream_ticket"),
+    (6, ObjectKind::Relation, "tidings_disconnections"),
+    (6, ObjectKind::Part, "tidings_disconnections_id_seq"),
+    (6, ObjectKind::Part, "tidings_disconnections_pkey"),
+    (6, ObjectKind::Part, "tidings_disconnections_xid"),
+    (6, ObjectKind::Part, "tidings_disconnections_created_at"),
+    (6, ObjectKind::Function, "tidings_disconnections_since"),
+    (6, ObjectKind::Function, "disconnect_user"),
+    (6, ObjectKind::Function, "tidings_end_ticket_streams"),
+    (7, ObjectKind::Function, "tidings_pruned_through"),
+    (8, ObjectKind::Relation, "tidings_bell"),
+    (9, ObjectKind::Relation, "tidings_drained"),
+    (9, ObjectKind::Part, "tidings_drained_pkey"),
+    (9, ObjectKind::Relation, "tidings_reopened"),
+    (9, ObjectKind::Part, "tidings_reopened_pkey"),
+    (9, ObjectKind::Function, "tidings_reopen"),
+    (10, ObjectKind::Part, "notifications_expires_at"),
+    (10, ObjectKind::Function, "tidings_prune_batch"),
+    (10, ObjectKind::Function, "tidings_prune"),
+    (11, ObjectKind::Relation, "tidings_activity"),
+    (11, ObjectKind::Part, "tidings_activity_pkey"),
+    (11, ObjectKind::Relation, "tidings_bridges_seen"),
+    (11, ObjectKind::Part, "tidings_bridges_seen_pkey"),
+    (11, ObjectKind::Function, "tidings_report"),
+    (12, ObjectKind::Function, "tidings_pending_users"),
+    (12, ObjectKind::Relation, "tidings_pending"),
+    (12, ObjectKind::Relation, "tidings_pending_total"),
+    (12, ObjectKind::Relation, "tidings_throughput"),
+    (12, ObjectKind::Relation, "tidings_delay"),
+    (12, ObjectKind::Relation, "tidings_bridges"),
+    (12, ObjectKind::Relation, "tidings_size"),
+    (12, ObjectKind::Relation, "tidings_queue"),
+    (13, ObjectKind::Function, "tidings_disconnections_page"),
+    (13, ObjectKind::Function, "tidings_prune_disconnections"),
+    (13, ObjectKind::Function, "disconnect_everyone"),
+    (13, ObjectKind::Part, "tidings_disconnections_xid_id"),
+    (13, ObjectKind::Part, "tidings_disconnections_everyone"),
+    (15, ObjectKind::Relation, "tidings_incarnation"),
+    (15, ObjectKind::Part, "tidings_incarnation_pkey"),
+    (15, ObjectKind::Function, "tidings_report_readiness"),
+    (16, ObjectKind::Relation, "tidings_prune_failures"),
+    (16, ObjectKind::Part, "tidings_prune_failures_pkey"),
+    (16, ObjectKind::Part, "tidings_prune_failures_retry_at"),
+    (16, ObjectKind::Function, "tidings_prune_rows"),
+    (17, ObjectKind::Function, "tidings_restamp"),
 ];
 
 /// The name of the schema that contains all objects, 1 to 63 bytes.
@@ -320,7 +320,7 @@ pub async fn migrate(
 ) -> Result<(), SchemaError> {
     let (mut client, _driver) = connect::connect_pinned(url).await?;
     check_server(&client).await?;
-    let owner = Owner::find(&client, schema).await?;
+    let owner = SchemaOwner::find(&client, schema).await?;
     create_schema(&client, schema, &owner).await?;
     owner.act(&client).await?;
     // Any role can hold the lock, and that must not prevent using an up-to-date schema:
@@ -421,7 +421,7 @@ pub async fn check_server(client: &impl Queries) -> Result<(), SchemaError> {
 async fn create_schema(
     client: &Client,
     schema: &SchemaName,
-    owner: &Owner,
+    owner: &SchemaOwner,
 ) -> Result<(), SchemaError> {
     let exists = include_str!("../../sql/schema_exists.sql");
     let row = client.query_one(exists, &[&schema.0]).await?;
@@ -429,8 +429,8 @@ async fn create_schema(
         return Ok(());
     }
     let role = match owner {
-        Owner::Reachable(owner) => owner.clone(),
-        Owner::Other(_) | Owner::Nobody => row.try_get(1)?,
+        SchemaOwner::Reachable(owner) => owner.clone(),
+        SchemaOwner::Other(_) | SchemaOwner::Nobody => row.try_get(1)?,
     };
     let create = format!(
         "create schema if not exists {} authorization {}",
@@ -470,7 +470,7 @@ pub(crate) async fn refuse_incomplete(
         made.map(|&(.., name)| name).collect::<Vec<_>>()
     };
     let query = include_str!("../../sql/missing_object.sql");
-    let (relations, functions) = (names(Kind::Relation), names(Kind::Function));
+    let (relations, functions) = (names(ObjectKind::Relation), names(ObjectKind::Function));
     let missing = client
         .query_typed(
             query,
@@ -537,7 +537,7 @@ async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), Sc
     if !row.try_get::<_, bool>(0)? {
         return Ok(());
     }
-    Owner::find(client, schema).await?.act(client).await?;
+    SchemaOwner::find(client, schema).await?.act(client).await?;
     let restamp = schema.fill(include_str!("../../sql/restamp_restored_rows.sql"));
     let mut rows = 0;
     loop {

@@ -22,7 +22,7 @@ pub enum Readers {
 
 /// What hides rows, or keeps the bridge from noticing that rows are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Obstacle {
     /// Row-level security applies to the bridge or to the owner of the functions.
     RowSecurity,
     /// A view, or another kind of relation, has the name of a table.
@@ -35,8 +35,8 @@ pub enum Kind {
 
 /// Something that hides rows of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hidden {
-    pub kind: Kind,
+pub struct HiddenRows {
+    pub kind: Obstacle,
     /// The table's unqualified name.
     pub relation: String,
     /// The table's name with its schema, quoted for SQL.
@@ -52,7 +52,7 @@ pub async fn examine(
     client: &impl Queries,
     schema: &SchemaName,
     readers: Readers,
-) -> Result<Vec<Hidden>, Error> {
+) -> Result<Vec<HiddenRows>, Error> {
     let of_all = readers == Readers::Bridges;
     let query = include_str!("../../sql/visibility.sql");
     let parameters = [
@@ -60,17 +60,17 @@ pub async fn examine(
         (&of_all as _, Type::BOOL),
     ];
     let rows = client.query_typed(query, &parameters).await?;
-    rows.iter().map(Hidden::read).collect()
+    rows.iter().map(HiddenRows::read).collect()
 }
 
-impl Hidden {
+impl HiddenRows {
     fn read(row: &Row) -> Result<Self, Error> {
         Ok(Self {
             kind: match row.try_get("kind")? {
-                "row-security" => Kind::RowSecurity,
-                "relation" => Kind::Relation,
-                "logged" => Kind::Logged,
-                _ => Kind::Rule,
+                "row-security" => Obstacle::RowSecurity,
+                "relation" => Obstacle::Relation,
+                "logged" => Obstacle::Logged,
+                _ => Obstacle::Rule,
             },
             relation: row.try_get("relation")?,
             table: row.try_get("table")?,
@@ -81,7 +81,7 @@ impl Hidden {
 
     /// Whether the bridge can't deliver all rows, or can't know that it does.
     pub fn stops_delivery(&self) -> bool {
-        self.kind != Kind::Rule
+        self.kind != Obstacle::Rule
     }
 
     /// The problem, in words.
@@ -89,16 +89,16 @@ impl Hidden {
         let table = &self.table;
         let what = self.what.as_deref().unwrap_or_default();
         match self.kind {
-            Kind::RowSecurity => {
+            Obstacle::RowSecurity => {
                 format!("row-level security on {table} applies to {what} and hides its rows")
             }
-            Kind::Relation => {
+            Obstacle::Relation => {
                 format!("{table} is {what}, not the table that migrations created")
             }
-            Kind::Logged => {
+            Obstacle::Logged => {
                 format!("{table} is not UNLOGGED, so a crash of Postgres is not noticed")
             }
-            Kind::Rule => format!("the rule {what} on {table} changes what is written to it"),
+            Obstacle::Rule => format!("the rule {what} on {table} changes what is written to it"),
         }
     }
 
@@ -108,20 +108,20 @@ impl Hidden {
         match self.kind {
             // A policy isn't a solution: the bridge can't know that it lets all rows
             // pass.
-            Kind::RowSecurity => format!(
+            Obstacle::RowSecurity => format!(
                 "`{cure}` and control access by GRANT, or keep it for other roles and exempt these \
                  (`alter role … bypassrls`); a policy doesn't help, because the bridge refuses to \
                  read through policies"
             ),
-            Kind::Relation if self.cure.is_none() => {
+            Obstacle::Relation if self.cure.is_none() => {
                 "rename it, and give the table its name back".to_owned()
             }
-            Kind::Relation | Kind::Logged | Kind::Rule => format!("`{cure}`"),
+            Obstacle::Relation | Obstacle::Logged | Obstacle::Rule => format!("`{cure}`"),
         }
     }
 }
 
-impl fmt::Display for Hidden {
+impl fmt::Display for HiddenRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.found(), self.advice())
     }

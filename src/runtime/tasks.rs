@@ -65,18 +65,18 @@ pub enum Stopped {
 
 /// The result of a task's future.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum TaskOutcome {
     Finished,
     Failed(io::Error),
 }
 
-impl From<()> for Outcome {
+impl From<()> for TaskOutcome {
     fn from((): ()) -> Self {
         Self::Finished
     }
 }
 
-impl From<io::Result<()>> for Outcome {
+impl From<io::Result<()>> for TaskOutcome {
     fn from(result: io::Result<()>) -> Self {
         match result {
             Ok(()) => Self::Finished,
@@ -113,7 +113,7 @@ impl Tasks {
         run: impl FnOnce(CancellationToken) -> F,
     ) -> Task
     where
-        F: Future<Output: Into<Outcome>> + Send + 'static,
+        F: Future<Output: Into<TaskOutcome>> + Send + 'static,
     {
         let stop = CancellationToken::new();
         let running = AssertUnwindSafe(run(stop.clone())).catch_unwind();
@@ -121,8 +121,8 @@ impl Tasks {
         let (is_asked, supervised) = (stop.clone(), NAME.scope(name, running));
         let supervised = async move {
             let how = match supervised.await.map(Into::into) {
-                Ok(Outcome::Finished) => Failure::Returned,
-                Ok(Outcome::Failed(error)) => Failure::Error(error.to_string()),
+                Ok(TaskOutcome::Finished) => Failure::Returned,
+                Ok(TaskOutcome::Failed(error)) => Failure::Error(error.to_string()),
                 Err(_) => Failure::Panicked,
             };
             let is_asked = is_asked.is_cancelled();

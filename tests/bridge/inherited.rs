@@ -5,7 +5,7 @@ use clap::Parser;
 use futures_util::future::join_all;
 use private_postgres::Cluster;
 use tidings::{
-    check::{self, Place},
+    check::{self, Target},
     config::{Cli, Command},
     postgres::{connect, schema::SchemaName},
 };
@@ -176,7 +176,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
     let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
         panic!("not check")
     };
-    let place = Place {
+    let place = Target {
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),

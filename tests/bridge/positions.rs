@@ -11,7 +11,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
     delivery::{
         batch::{Batch, End, Event},
-        page_reader::{self, MOST_BEGUN, Page, PageSize, Run},
+        page_reader::{self, MOST_BEGUN, PageSize, Run, TailPage},
     },
     domain::{
         history::History,
@@ -225,7 +225,7 @@ impl Stage {
         }
     }
 
-    async fn read_tail_page(&mut self, size: PageSize) -> Page {
+    async fn read_tail_page(&mut self, size: PageSize) -> TailPage {
         let position = &mut self.tail.position;
         let page = page_reader::tail_page(&self.client, &self.tail_query, position, size)
             .await
@@ -428,7 +428,7 @@ async fn in_any_history_each_row_is_read_once() {
     .await;
 }
 
-fn notifications(page: &Page) -> impl Iterator<Item = &Notification> {
+fn notifications(page: &TailPage) -> impl Iterator<Item = &Notification> {
     let rows = page.runs.iter().flat_map(|run| &run.notifications);
     rows.map(|(_, notification)| notification)
 }

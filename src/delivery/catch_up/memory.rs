@@ -39,35 +39,35 @@ const PART_OF_FREE: usize = 32;
 #[derive(Debug)]
 pub struct PageMemory {
     most: usize,
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
     freed: Notify,
     cut_off: LogThrottle,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     used: usize,
     /// The part of `used` that belongs to streams that are being cut off.
     returning: usize,
     /// What waiting requests ask for.
     wanted: usize,
     next: u64,
-    leases: BTreeMap<u64, Held>,
+    leases: BTreeMap<u64, LeaseState>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct LeaseState {
     bytes: usize,
     /// When the client last read something. `None` while the page is being read from the
     /// database.
     progress: Option<Instant>,
     is_reclaimed: bool,
-    owner: Arc<Owner>,
+    owner: Arc<LeaseOwner>,
 }
 
 /// The stream that holds the page.
 #[derive(Debug, Default)]
-struct Owner {
+struct LeaseOwner {
     is_cut_off: AtomicBool,
     waker: AtomicWaker,
 }
@@ -77,7 +77,7 @@ struct Owner {
 pub struct Lease {
     memory: Arc<PageMemory>,
     number: u64,
-    owner: Arc<Owner>,
+    owner: Arc<LeaseOwner>,
 }
 
 impl Default for PageMemory {
@@ -114,22 +114,22 @@ impl PageMemory {
             let freed = self.freed.notified();
             let attempt = self.lock().try_reserve(bytes, self.most, Instant::now());
             match attempt {
-                Attempt::Reserved { number, owner } => {
+                Reservation::Reserved { number, owner } => {
                     return Lease {
                         memory: Arc::clone(self),
                         number,
                         owner,
                     };
                 }
-                Attempt::Reclaimed(owners) => self.reclaim(&owners),
-                Attempt::Wait => {}
+                Reservation::Reclaimed(owners) => self.reclaim(&owners),
+                Reservation::Wait => {}
             }
             // Or until more clients count as stalled.
             let _ = timeout(STALLED, freed).await;
         }
     }
 
-    fn reclaim(&self, owners: &[Arc<Owner>]) {
+    fn reclaim(&self, owners: &[Arc<LeaseOwner>]) {
         for owner in owners {
             owner.is_cut_off.store(true, Ordering::Release);
             owner.waker.wake();
@@ -143,37 +143,37 @@ impl PageMemory {
     }
 
     /// Ignores poisoning: no code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-enum Attempt {
+enum Reservation {
     Reserved {
         number: u64,
-        owner: Arc<Owner>,
+        owner: Arc<LeaseOwner>,
     },
     /// These streams have to end first.
-    Reclaimed(Vec<Arc<Owner>>),
+    Reclaimed(Vec<Arc<LeaseOwner>>),
     /// No client is stalled, or enough are being cut off.
     Wait,
 }
 
-impl State {
-    fn try_reserve(&mut self, bytes: usize, most: usize, now: Instant) -> Attempt {
+impl MemoryState {
+    fn try_reserve(&mut self, bytes: usize, most: usize, now: Instant) -> Reservation {
         // A page larger than the limit passes alone.
         if self.leases.is_empty() || self.used + bytes <= most {
             let (number, owner) = (self.next, Arc::default());
             self.next += 1;
             self.used += bytes;
-            let held = Held {
+            let held = LeaseState {
                 bytes,
                 progress: None,
                 is_reclaimed: false,
                 owner: Arc::clone(&owner),
             };
             self.leases.insert(number, held);
-            return Attempt::Reserved { number, owner };
+            return Reservation::Reserved { number, owner };
         }
         let mut missing = (self.used + self.wanted).saturating_sub(most + self.returning);
         let mut stalled: Vec<_> = self
@@ -195,9 +195,9 @@ impl State {
             owners.push(Arc::clone(&held.owner));
         }
         if owners.is_empty() {
-            Attempt::Wait
+            Reservation::Wait
         } else {
-            Attempt::Reclaimed(owners)
+            Reservation::Reclaimed(owners)
         }
     }
 

@@ -41,10 +41,10 @@ const SMALL_DEBT: Duration = Duration::from_secs(1);
 const REMEMBERED_USERS: usize = 1_024;
 
 #[derive(Debug)]
-pub struct Turns(Mutex<State>);
+pub struct Turns(Mutex<TurnsState>);
 
 #[derive(Debug)]
-struct State {
+struct TurnsState {
     /// How many more pages may be read at once.
     free: usize,
     users: HashMap<UserId, User>,
@@ -100,7 +100,7 @@ enum Holds {
 impl Turns {
     /// `pages` is the number of turns that are granted at once.
     pub fn new(pages: usize) -> Self {
-        Self(Mutex::new(State {
+        Self(Mutex::new(TurnsState {
             free: pages.max(1),
             users: HashMap::new(),
             ready: VecDeque::new(),
@@ -124,12 +124,12 @@ impl Turns {
     }
 
     /// Ignores poisoning: no code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TurnsState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl TurnsState {
     fn enqueue(&mut self, user: &UserId, now: Instant) -> oneshot::Receiver<Turn> {
         if self.users.len() >= self.swept_at && !self.users.contains_key(user) {
             self.users.retain(|_, user| !user.is_idle(now));

@@ -19,7 +19,7 @@ use crate::{
         crash_sign::CrashSign,
         queries::Sql,
         schema::SchemaName,
-        visibility::{self, Hidden, Readers},
+        visibility::{self, HiddenRows, Readers},
     },
 };
 
@@ -72,7 +72,7 @@ pub enum ListenError {
     )]
     MayNotNotice { table: String, role: String },
     #[error("{0}")]
-    Hidden(Hidden),
+    Hidden(HiddenRows),
     /// The table is not the one that the session listens for.
     #[error("the table notifications was recreated")]
     OtherTable,
@@ -159,8 +159,9 @@ impl Session {
         }
         // Before the first statement that row-level security would fail or falsify.
         let hidden = visibility::examine(&client, schema, Readers::Session).await?;
-        let is_needed =
-            |hidden: &Hidden| hidden.stops_delivery() && NEEDED.contains(&hidden.relation.as_str());
+        let is_needed = |hidden: &HiddenRows| {
+            hidden.stops_delivery() && NEEDED.contains(&hidden.relation.as_str())
+        };
         if let Some(hidden) = hidden.into_iter().find(is_needed) {
             return Err(ListenError::Hidden(hidden));
         }
@@ -236,10 +237,10 @@ impl Session {
 
 impl Session {
     /// Finds out what hides rows from this bridge, as far as possible.
-    async fn hidden(&self, schema: &SchemaName) -> Option<Hidden> {
+    async fn hidden(&self, schema: &SchemaName) -> Option<HiddenRows> {
         let examining = visibility::examine(&self.client, schema, Readers::Session);
         let hidden = timeout(LOOK_LIMIT, examining).await.ok()?.ok()?;
-        hidden.into_iter().find(Hidden::stops_delivery)
+        hidden.into_iter().find(HiddenRows::stops_delivery)
     }
 }
 

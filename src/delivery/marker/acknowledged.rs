@@ -97,7 +97,7 @@ impl Acknowledgements {
 }
 
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct AcknowledgedRows {
     /// Unmarked rows that were received.
     pub(super) rows: Vec<(Incarnation, i64)>,
     /// Acknowledgements that cover more rows than one statement passes over.
@@ -110,8 +110,8 @@ pub(super) async fn find(
     pool: &Pool,
     query: &str,
     acknowledgements: &[Acknowledgement],
-) -> Result<Found, QueryError> {
-    let mut found = Found {
+) -> Result<AcknowledgedRows, QueryError> {
+    let mut found = AcknowledgedRows {
         rows: Vec::new(),
         rest: Vec::new(),
     };

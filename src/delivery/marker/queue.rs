@@ -78,7 +78,7 @@ const MARKED_PER_FAILURE: f64 = 4.0;
 type Row = (Incarnation, i64);
 
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub(super) struct MarkQueue {
     /// Fresh rows, with the time at which each was written to a connection.
     fresh: BTreeMap<Row, Moment>,
     /// The number of fresh rows in the current statement.
@@ -88,7 +88,7 @@ pub(super) struct Queue {
     fruitless: u32,
     fresh_outage: Outages,
     /// Held rows, including those in the current statement.
-    held: BTreeMap<Row, Held>,
+    held: BTreeMap<Row, HeldRow>,
     suspected: Shelf,
     locked: Shelf,
     failing: Shelf,
@@ -102,7 +102,7 @@ pub(super) struct Queue {
 
 /// A row that is no longer fresh.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct HeldRow {
     /// When it was written to a connection.
     written: Moment,
     since: Instant,
@@ -172,7 +172,7 @@ enum Origin {
 
 /// The rows of one statement.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct MarkBatch {
     origin: Origin,
     pub(super) incarnation: Incarnation,
     pub(super) rows: Vec<i64>,
@@ -180,7 +180,7 @@ pub(super) struct Batch {
     pub(super) written: Vec<Moment>,
 }
 
-impl Batch {
+impl MarkBatch {
     pub(super) fn lane(&self) -> Lane {
         match self.origin {
             Origin::Fresh => Lane::Fresh,
@@ -190,7 +190,7 @@ impl Batch {
 }
 
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum MarkOutcome {
     /// The rows are done, except those that are locked.
     Marked { locked: BTreeSet<i64> },
     /// It failed because of one of its rows.
@@ -209,7 +209,7 @@ pub(super) enum Next {
     Idle,
 }
 
-impl Queue {
+impl MarkQueue {
     /// Adds a row that was written to a connection at this time. Returns how many rows
     /// stay unmarked because too many wait.
     pub(super) fn add(&mut self, incarnation: Incarnation, id: i64, written: Moment) -> u64 {
@@ -268,7 +268,7 @@ impl Queue {
     }
 
     /// Takes the rows of the lane's next statement, if there is one to run now.
-    pub(super) fn take(&mut self, lane: Lane, now: Instant) -> Option<Batch> {
+    pub(super) fn take(&mut self, lane: Lane, now: Instant) -> Option<MarkBatch> {
         if self.next(lane, now) != Next::Now {
             return None;
         }
@@ -289,7 +289,7 @@ impl Queue {
         };
         let incarnation = rows.first()?.0.0;
         let (rows, written) = rows.into_iter().map(|((_, id), at)| (id, at)).unzip();
-        Some(Batch {
+        Some(MarkBatch {
             origin,
             incarnation,
             rows,
@@ -311,7 +311,7 @@ impl Queue {
 
     /// Records the outcome of a statement. Returns how many rows stay unmarked because
     /// too many are held.
-    pub(super) fn conclude(&mut self, batch: Batch, outcome: Outcome, now: Instant) -> u64 {
+    pub(super) fn conclude(&mut self, batch: MarkBatch, outcome: MarkOutcome, now: Instant) -> u64 {
         let (origin, count) = (batch.origin, batch.rows.len());
         let rows = batch.rows.iter().zip(&batch.written);
         let rows = rows.map(|(&id, &written)| ((batch.incarnation, id), written));
@@ -321,7 +321,7 @@ impl Queue {
             self.failures.count(&outcome, now);
         }
         match &outcome {
-            Outcome::Marked { locked } => {
+            MarkOutcome::Marked { locked } => {
                 for (row, written) in rows {
                     if locked.contains(&row.1) {
                         self.hold(row, written, Why::Locked, now);
@@ -331,7 +331,7 @@ impl Queue {
                 }
                 self.succeed(origin, count - locked.len());
             }
-            Outcome::TimedOut(reason) if origin == Origin::Fresh => {
+            MarkOutcome::TimedOut(reason) if origin == Origin::Fresh => {
                 if self.suspected.count < SUSPECTED_OF_DELAY {
                     rows.for_each(|(row, written)| self.hold(row, written, Why::Suspected, now));
                 } else {
@@ -339,8 +339,8 @@ impl Queue {
                 }
                 self.fresh_outage.begin(reason, now);
             }
-            Outcome::RowFailed(reason) | Outcome::TimedOut(reason) => {
-                if let (Outcome::TimedOut(_), Some(_)) = (&outcome, &self.fresh_outage.now) {
+            MarkOutcome::RowFailed(reason) | MarkOutcome::TimedOut(reason) => {
+                if let (MarkOutcome::TimedOut(_), Some(_)) = (&outcome, &self.fresh_outage.now) {
                     // Most likely these rows aren't the cause.
                     self.held_outage.begin(reason, now);
                 }
@@ -364,11 +364,11 @@ impl Queue {
                 }
                 self.fruitless += u32::from(origin == Origin::Fresh);
             }
-            Outcome::DatabaseFailed(reason) if origin == Origin::Fresh => {
+            MarkOutcome::DatabaseFailed(reason) if origin == Origin::Fresh => {
                 self.fresh.extend(rows);
                 self.fresh_outage.begin(reason, now);
             }
-            Outcome::DatabaseFailed(reason) => {
+            MarkOutcome::DatabaseFailed(reason) => {
                 self.put_back(rows.map(|(row, _)| row));
                 self.held_outage.begin(reason, now);
             }
@@ -444,7 +444,7 @@ impl Queue {
             Why::Suspected => (now, tries),
             Why::Locked | Why::OutageLog => (now + delay(tries), tries.saturating_add(1)),
         };
-        let held = Held {
+        let held = HeldRow {
             written,
             since,
             due,
@@ -462,7 +462,7 @@ impl Queue {
     fn put_back(&mut self, rows: impl Iterator<Item = Row>) {
         for row in rows {
             // It may have been dropped while a statement tried it.
-            if let Some(&Held { due, why, .. }) = self.held.get(&row) {
+            if let Some(&HeldRow { due, why, .. }) = self.held.get(&row) {
                 self.shelf_mut(why).due.insert((due, row));
             }
         }
@@ -473,7 +473,7 @@ impl Queue {
         self.remove(row);
     }
 
-    fn remove(&mut self, row: Row) -> Option<Held> {
+    fn remove(&mut self, row: Row) -> Option<HeldRow> {
         let held = self.held.remove(&row)?;
         let shelf = self.shelf_mut(held.why);
         shelf.count -= 1;
@@ -581,14 +581,14 @@ impl Allowance {
         }
     }
 
-    fn count(&mut self, outcome: &Outcome, now: Instant) {
+    fn count(&mut self, outcome: &MarkOutcome, now: Instant) {
         let passed = self.counted.map_or(Duration::MAX, |counted| {
             now.saturating_duration_since(counted)
         });
         let earned = passed.as_secs_f64() * FAILURES_PER_SECOND;
         self.left = (self.left + earned).min(FAILURES);
         self.counted = Some(now);
-        if let Outcome::RowFailed(_) | Outcome::TimedOut(_) = outcome {
+        if let MarkOutcome::RowFailed(_) | MarkOutcome::TimedOut(_) = outcome {
             self.left -= 1.0;
         }
     }
@@ -625,14 +625,14 @@ mod tests {
     };
 
     /// Adds rows that were written at the times of their ids. Returns how many were lost.
-    fn add(queue: &mut Queue, rows: impl IntoIterator<Item = i64>) -> u64 {
+    fn add(queue: &mut MarkQueue, rows: impl IntoIterator<Item = i64>) -> u64 {
         let rows = rows.into_iter();
         rows.map(|row| queue.add(HERE, row, Moment(row))).sum()
     }
 
     /// A database in which some rows can't be marked.
     struct World {
-        queue: Queue,
+        queue: MarkQueue,
         now: Instant,
         locked: BTreeSet<i64>,
         failing: BTreeSet<i64>,
@@ -645,7 +645,7 @@ mod tests {
 
     impl World {
         fn new(rows: impl IntoIterator<Item = i64>) -> Self {
-            let mut queue = Queue::default();
+            let mut queue = MarkQueue::default();
             assert_eq!(add(&mut queue, rows), 0);
             Self {
                 queue,
@@ -670,16 +670,16 @@ mod tests {
             assert!(batch.rows.iter().map(at).eq(batch.written.iter().copied()));
             let has = |rows: &BTreeSet<i64>| batch.rows.iter().any(|row| rows.contains(row));
             let outcome = if self.is_away {
-                Outcome::DatabaseFailed("read-only".to_owned())
+                MarkOutcome::DatabaseFailed("read-only".to_owned())
             } else if has(&self.slow) {
-                Outcome::TimedOut("no answer".to_owned())
+                MarkOutcome::TimedOut("no answer".to_owned())
             } else if has(&self.failing) {
                 self.failures += 1;
-                Outcome::RowFailed("no".to_owned())
+                MarkOutcome::RowFailed("no".to_owned())
             } else {
                 let rows: BTreeSet<i64> = batch.rows.iter().copied().collect();
                 self.marked.extend(rows.difference(&self.locked));
-                Outcome::Marked {
+                MarkOutcome::Marked {
                     locked: rows.intersection(&self.locked).copied().collect(),
                 }
             };
@@ -857,17 +857,17 @@ mod tests {
     #[test]
     fn the_oldest_rows_lose_their_marks_beyond_the_limits() {
         let id = |count: usize| i64::try_from(count).expect("a number");
-        let mut queue = Queue::default();
+        let mut queue = MarkQueue::default();
         assert_eq!(add(&mut queue, 0..id(KEPT) + 5), 5);
         assert_eq!(queue.fresh.keys().next(), Some(&(HERE, 5)));
 
-        let mut queue = Queue::default();
+        let mut queue = MarkQueue::default();
         add(&mut queue, 0..id(HELD) + 5_000);
         let now = Instant::now();
         let mut lost = 0;
         while let Some(batch) = queue.take(Lane::Fresh, now) {
             let locked = batch.rows.iter().copied().collect();
-            lost += queue.conclude(batch, Outcome::Marked { locked }, now);
+            lost += queue.conclude(batch, MarkOutcome::Marked { locked }, now);
         }
         assert_eq!((lost, queue.len()), (5_000, HELD));
         assert_eq!((queue.locked.due.len(), queue.locked.count), (HELD, HELD));
@@ -876,7 +876,7 @@ mod tests {
 
     #[test]
     fn rows_of_two_incarnations_are_never_in_one_statement() {
-        let mut queue = Queue::default();
+        let mut queue = MarkQueue::default();
         for row in 0..10 {
             queue.add(Incarnation::default(), row, Moment(row));
         }
@@ -890,7 +890,7 @@ mod tests {
                 let mut rows = batch.rows.iter();
                 assert!(rows.all(|row| is_here(row) == (batch.incarnation == HERE)));
                 let locked = batch.rows.iter().copied().collect();
-                queue.conclude(batch, Outcome::Marked { locked }, now);
+                queue.conclude(batch, MarkOutcome::Marked { locked }, now);
             }
             now += Duration::from_secs(1);
         }

@@ -45,7 +45,7 @@ const fn history(since: i64) -> History {
 }
 
 /// Hands the streams' requests for pages to the test.
-struct Requests(mpsc::UnboundedSender<(Wanted, oneshot::Sender<Outcome>)>);
+struct Requests(mpsc::UnboundedSender<(Wanted, oneshot::Sender<PageOutcome>)>);
 
 impl fmt::Debug for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,8 +54,8 @@ impl fmt::Debug for Requests {
 }
 
 impl PageSource for Requests {
-    fn read(self: Arc<Self>, wanted: Wanted) -> Reading {
-        let (reply, reading) = Reading::channel();
+    fn read(self: Arc<Self>, wanted: Wanted) -> PendingPage {
+        let (reply, reading) = PendingPage::channel();
         self.0.send((wanted, reply)).expect("a test");
         reading
     }
@@ -65,7 +65,7 @@ impl PageSource for Requests {
 struct Fixture {
     streams: Arc<Streams>,
     hub: Arc<Hub>,
-    requests: mpsc::UnboundedReceiver<(Wanted, oneshot::Sender<Outcome>)>,
+    requests: mpsc::UnboundedReceiver<(Wanted, oneshot::Sender<PageOutcome>)>,
     memory: Arc<PageMemory>,
 }
 
@@ -116,7 +116,7 @@ impl Fixture {
     }
 
     /// The next request for a page, which the stream makes when it is polled.
-    fn request(&mut self, stream: &mut EventStream) -> (Wanted, oneshot::Sender<Outcome>) {
+    fn request(&mut self, stream: &mut EventStream) -> (Wanted, oneshot::Sender<PageOutcome>) {
         // What it writes before, such as its first bytes, is of no interest here.
         while poll(stream).is_ready() {}
         self.requests.try_recv().expect("a request for a page")
@@ -127,7 +127,7 @@ impl Fixture {
         let (wanted, reply) = self.request(stream);
         let page = self.page(&wanted, rows, rest).await;
         reply
-            .send(Outcome::Page(page))
+            .send(PageOutcome::Page(page))
             .expect("a stream that waits");
     }
 
@@ -262,14 +262,14 @@ async fn rows_published_during_the_catch_up_follow_its_pages_without_gap_or_repe
     assert!(wanted.position.is_none());
     fixture.publish(&[3, 4]);
     let page = fixture.page(&wanted, &[2, 3], Rest::More).await;
-    reply.send(Outcome::Page(page)).expect("a stream");
+    reply.send(PageOutcome::Page(page)).expect("a stream");
     assert_eq!(rows(&written(&mut stream)), [2, 3]);
     // The page that is missing has one of the rows that wait in the mailbox.
     let (wanted, reply) = fixture.requests.try_recv().expect("the next request");
     assert!(!wanted.position.as_ref().expect("a position").is_new(key(3)));
     fixture.publish(&[5]);
     let page = fixture.page(&wanted, &[4], Rest::Nothing).await;
-    reply.send(Outcome::Page(page)).expect("a stream");
+    reply.send(PageOutcome::Page(page)).expect("a stream");
     let written = written(&mut stream);
     assert_eq!(rows(&written), [4, 5]);
     let caught_up = written.find("tidings.caught-up").expect("it is live");
@@ -334,7 +334,7 @@ async fn rows_that_were_removed_unseen_are_reported_as_a_gap() {
         let (wanted, reply) = fixture.request(&mut stream);
         let mut page = fixture.page(&wanted, &[9], Rest::Nothing).await;
         page.page.pruned = Some(key(pruned).xid);
-        reply.send(Outcome::Page(page)).expect("a stream");
+        reply.send(PageOutcome::Page(page)).expect("a stream");
         let written = written(&mut stream);
         assert_eq!(
             written.contains(r#"{"reason":"pruned"}"#),
@@ -474,7 +474,7 @@ async fn a_page_of_a_history_that_has_ended_waits_for_the_end_of_the_stream() {
     let mut fixture = Fixture::new();
     let mut stream = fixture.open(Start::Backlog { replay: 0 });
     let (_, reply) = fixture.request(&mut stream);
-    reply.send(Outcome::Over).expect("a stream");
+    reply.send(PageOutcome::Over).expect("a stream");
     assert!(written(&mut stream).is_empty());
     fixture.hub.end_all(Ending::AnotherHistory);
     let begin = Instant::now();

@@ -31,7 +31,7 @@ const KEPT_BYTES: usize = 16 << 10;
 
 /// Writes whole lines. Clones share one queue.
 #[derive(Clone, Debug)]
-pub struct Output(Arc<Shared>);
+pub struct Output(Arc<LogState>);
 
 /// The same for lines of JSON, whose own escapes don't cover everything that a terminal
 /// would execute.
@@ -39,8 +39,8 @@ pub struct Output(Arc<Shared>);
 pub struct JsonOutput(Output);
 
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct LogState {
+    queue: Mutex<LogQueue>,
     /// Signals that the queue is not empty.
     filled: Condvar,
     /// Signals that the queue is empty and nothing is being written.
@@ -49,7 +49,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct LogQueue {
     bytes: Vec<u8>,
     lines: u64,
     is_writing: bool,
@@ -116,7 +116,7 @@ impl Output {
     }
 }
 
-impl Shared {
+impl LogState {
     fn write_for_ever(&self, mut target: impl Write) {
         let mut queue = self.queue();
         loop {
@@ -147,7 +147,7 @@ impl Shared {
     }
 
     /// Ignores poisoning: no code panics while it holds the lock.
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, LogQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

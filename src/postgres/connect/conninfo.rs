@@ -8,9 +8,9 @@ use std::str::Chars;
 /// The parameters, in order. As in libpq, the last value of a name counts, and an empty
 /// value counts as absent.
 #[derive(Default)]
-pub(super) struct Parameters(Vec<(String, String)>);
+pub(super) struct ConnInfo(Vec<(String, String)>);
 
-impl Parameters {
+impl ConnInfo {
     /// Parses either form.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = ["postgres://", "postgresql://"]
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     fn given(text: &str) -> Vec<(String, String)> {
-        let parameters = Parameters::parse(text).expect(text);
+        let parameters = ConnInfo::parse(text).expect(text);
         let all = parameters.0.into_iter();
         all.filter(|(_, value)| !value.is_empty()).collect()
     }
@@ -240,7 +240,7 @@ mod tests {
                 .collect();
             assert_eq!(given(text), expected, "{text}");
         }
-        let twice = Parameters::parse("postgres://a/?host=b&host=c").expect("a URL");
+        let twice = ConnInfo::parse("postgres://a/?host=b&host=c").expect("a URL");
         assert_eq!(twice.get("host"), Some("c"));
     }
 
@@ -260,10 +260,10 @@ mod tests {
             "password='hunter2",
             "hunter2",
         ] {
-            let error = Parameters::parse(text).err().expect(text);
+            let error = ConnInfo::parse(text).err().expect(text);
             assert!(!error.contains("hunter2"), "{error}");
         }
-        let split = Parameters::parse("password=my hunter=2 x=y").expect("pairs");
+        let split = ConnInfo::parse("password=my hunter=2 x=y").expect("pairs");
         assert!(split.names().all(|(_, shown)| !shown.contains("hunter")));
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Login<'a> {
 
 /// A password, and its source for the message if the server rejects it.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundPassword {
     pub(super) password: String,
     pub(super) source: String,
 }
@@ -83,13 +83,13 @@ impl fmt::Display for Missing {
 /// `named` by the connection string, named by `PGPASSFILE`, or `~/.pgpass`.
 ///
 /// This is read for each connection, so that a new password needs no restart.
-pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<Found, Missing> {
+pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<FoundPassword, Missing> {
     let is_given = |value: &std::ffi::OsString| !value.is_empty();
     if let Some(password) = env::var_os("PGPASSWORD").filter(is_given)
         && let Ok(password) = password.into_string()
     {
         let source = "PGPASSWORD".to_owned();
-        return Ok(Found { password, source });
+        return Ok(FoundPassword { password, source });
     }
     let variable = || {
         env::var_os("PGPASSFILE")
@@ -101,7 +101,7 @@ pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<Found, Miss
     in_file(file.ok_or(Missing::NoFile)?, login)
 }
 
-fn in_file(path: PathBuf, login: Login<'_>) -> Result<Found, Missing> {
+fn in_file(path: PathBuf, login: Login<'_>) -> Result<FoundPassword, Missing> {
     use std::io::Read;
 
     // Checked before opening: opening a pipe would wait for a writer.
@@ -127,7 +127,7 @@ fn in_file(path: PathBuf, login: Login<'_>) -> Result<Found, Missing> {
     // Some Windows editors write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     match text.lines().find_map(|line| password(line, login)) {
-        Some(password) => Ok(Found {
+        Some(password) => Ok(FoundPassword {
             password,
             source: format!("the password file {}", path.display()),
         }),

@@ -18,7 +18,7 @@ use rustls::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::conninfo::Parameters;
+use super::conninfo::ConnInfo;
 use crate::tls::certificates;
 
 /// The ALPN name of Postgres' protocol. Version 17 servers require it for direct TLS.
@@ -56,18 +56,18 @@ impl Mode {
 
     /// What to try, in order. The second attempt is made only if the server rejects the
     /// first.
-    pub(super) fn attempts(self) -> &'static [Attempt] {
+    pub(super) fn attempts(self) -> &'static [TlsAttempt] {
         match self {
-            Self::Disable => &[Attempt::Clear],
-            Self::Allow => &[Attempt::Clear, Attempt::Encrypted],
-            Self::Prefer => &[Attempt::EncryptedIfOffered, Attempt::Clear],
-            Self::Require | Self::VerifyCa | Self::VerifyFull => &[Attempt::Encrypted],
+            Self::Disable => &[TlsAttempt::Clear],
+            Self::Allow => &[TlsAttempt::Clear, TlsAttempt::Encrypted],
+            Self::Prefer => &[TlsAttempt::EncryptedIfOffered, TlsAttempt::Clear],
+            Self::Require | Self::VerifyCa | Self::VerifyFull => &[TlsAttempt::Encrypted],
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attempt {
+pub(super) enum TlsAttempt {
     Clear,
     EncryptedIfOffered,
     Encrypted,
@@ -106,7 +106,7 @@ pub(super) struct Tls {
 
 impl Tls {
     /// Reads the parameters for servers that are reached in these ways.
-    pub(super) fn of(given: &Parameters, reaches: &[Reach]) -> Result<Self, String> {
+    pub(super) fn of(given: &ConnInfo, reaches: &[Reach]) -> Result<Self, String> {
         let mode = match given.get("sslmode") {
             None => None,
             Some(name) => {
@@ -245,7 +245,7 @@ impl Tls {
     }
 }
 
-fn versions(given: &Parameters) -> Result<Vec<&'static SupportedProtocolVersion>, String> {
+fn versions(given: &ConnInfo) -> Result<Vec<&'static SupportedProtocolVersion>, String> {
     let mut versions = vec![&TLS13, &TLS12];
     match given.get("ssl_min_protocol_version") {
         None | Some("TLSv1" | "TLSv1.1" | "TLSv1.2") => {}
@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     fn mode(given: &str, reach: Reach) -> Result<Mode, String> {
-        let given = Parameters::parse(given)?;
+        let given = ConnInfo::parse(given)?;
         Ok(Tls::of(&given, &[])?.mode(reach))
     }
 
@@ -399,7 +399,7 @@ mod tests {
             let error = mode(given, Reach::Remote).expect_err(given);
             assert!(error.contains(named), "{given}: {error}");
         }
-        let direct = Parameters::parse("sslnegotiation=direct").expect("pairs");
+        let direct = ConnInfo::parse("sslnegotiation=direct").expect("pairs");
         let refused = Tls::of(&direct, &[Reach::Loopback]).err();
         assert!(refused.expect("too weak").contains("require"));
         assert!(Tls::of(&direct, &[Reach::Remote]).is_ok());

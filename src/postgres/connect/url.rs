@@ -16,8 +16,8 @@ use tokio_postgres::{
 };
 
 use super::{
-    conninfo::Parameters,
-    password::{self, Found, Login, Missing},
+    conninfo::ConnInfo,
+    password::{self, FoundPassword, Login, Missing},
     tls::{Reach, Tls},
 };
 
@@ -107,7 +107,7 @@ pub struct DatabaseUrl(Arc<ArcSwap<Target>>);
 /// The contents of a URL.
 pub(super) struct Target {
     pub(super) config: Config,
-    pub(super) hosts: Vec<Place>,
+    pub(super) hosts: Vec<HostAddress>,
     pub(super) tls: Tls,
     /// The password file to search if the URL contains no password.
     passfile: Option<PathBuf>,
@@ -142,14 +142,14 @@ impl Target {
 
     /// The password for this host from outside the connection string; `None` if the
     /// connection string contains one.
-    pub(super) fn password(&self, host: &Place) -> Option<Result<Found, Missing>> {
+    pub(super) fn password(&self, host: &HostAddress) -> Option<Result<FoundPassword, Missing>> {
         if self.config.get_password().is_some() {
             return None;
         }
         let (name, port) = match host {
-            Place::Tcp { name, port, .. } => (name.clone(), *port),
+            HostAddress::Tcp { name, port, .. } => (name.clone(), *port),
             // As libpq does for the folder that it was built with.
-            Place::Unix { folder, port } => {
+            HostAddress::Unix { folder, port } => {
                 let is_default = SOCKET_FOLDERS
                     .iter()
                     .any(|known| folder == Path::new(known));
@@ -173,7 +173,7 @@ impl Target {
 
 /// One of the hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum HostAddress {
     Tcp {
         /// The name in the server's certificate.
         name: String,
@@ -187,7 +187,7 @@ pub(super) enum Place {
     },
 }
 
-impl Place {
+impl HostAddress {
     pub(super) fn reach(&self) -> Reach {
         let is_loopback = |address: &IpAddr| address.to_canonical().is_loopback();
         let is_near = match self {
@@ -209,7 +209,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { name, port, .. } => write!(f, "{name}:{port}"),
@@ -220,7 +220,7 @@ impl fmt::Display for Place {
 
 /// Pairs the hosts as libpq does: an address is used instead of looking up the name at
 /// the same index, and a single port applies to all hosts.
-fn places(given: &Parameters) -> Result<Vec<Place>, String> {
+fn places(given: &ConnInfo) -> Result<Vec<HostAddress>, String> {
     let list = |name| -> Vec<&str> {
         let value = given.get(name).map(|value| value.split(',').map(str::trim));
         value.into_iter().flatten().collect()
@@ -247,20 +247,20 @@ fn places(given: &Parameters) -> Result<Vec<Place>, String> {
             let host = hosts.get(index).copied().unwrap_or_default();
             let address = addresses.get(index).copied().unwrap_or_default();
             Ok(match (host, address) {
-                ("", "") => Place::Unix {
+                ("", "") => HostAddress::Unix {
                     folder: socket_folder(port).into(),
                     port,
                 },
-                (host, "") if host.starts_with('/') => Place::Unix {
+                (host, "") if host.starts_with('/') => HostAddress::Unix {
                     folder: host.into(),
                     port,
                 },
-                (host, "") => Place::Tcp {
+                (host, "") => HostAddress::Tcp {
                     name: host.to_owned(),
                     address: None,
                     port,
                 },
-                (host, address) => Place::Tcp {
+                (host, address) => HostAddress::Tcp {
                     name: if host.is_empty() { address } else { host }.to_owned(),
                     address: Some(
                         address
@@ -281,7 +281,7 @@ fn socket_folder(port: u16) -> &'static str {
 }
 
 /// Rejects parameters that can't be honoured, instead of silently ignoring them.
-fn refuse_unknown(given: &Parameters) -> Result<(), String> {
+fn refuse_unknown(given: &ConnInfo) -> Result<(), String> {
     for (name, shown) in given.names() {
         if USED.contains(&name) || IGNORED.contains(&name) {
             continue;
@@ -304,10 +304,10 @@ impl FromStr for DatabaseUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let given = Parameters::parse(text)?;
+        let given = ConnInfo::parse(text)?;
         refuse_unknown(&given)?;
         let hosts = places(&given)?;
-        let reaches: Vec<_> = hosts.iter().map(Place::reach).collect();
+        let reaches: Vec<_> = hosts.iter().map(HostAddress::reach).collect();
         let tls = Tls::of(&given, &reaches)?;
 
         let mut config = Config::new();
@@ -363,8 +363,8 @@ impl fmt::Display for DatabaseUrl {
         for (index, host) in target.hosts.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
             match host {
-                Place::Tcp { name, .. } => write!(f, "{comma}{name}")?,
-                Place::Unix { folder, .. } => write!(f, "{comma}{}", folder.display())?,
+                HostAddress::Tcp { name, .. } => write!(f, "{comma}{name}")?,
+                HostAddress::Unix { folder, .. } => write!(f, "{comma}{}", folder.display())?,
             }
         }
         write!(f, "/{}", target.database())
@@ -375,17 +375,17 @@ impl fmt::Display for DatabaseUrl {
 mod tests {
     use super::*;
 
-    fn tcp(name: &str, address: Option<&str>, port: u16) -> Place {
-        Place::Tcp {
+    fn tcp(name: &str, address: Option<&str>, port: u16) -> HostAddress {
+        HostAddress::Tcp {
             name: name.to_owned(),
             address: address.map(|address| address.parse().expect("an address")),
             port,
         }
     }
 
-    fn unix(folder: &str, port: u16) -> Place {
+    fn unix(folder: &str, port: u16) -> HostAddress {
         let folder = folder.into();
-        Place::Unix { folder, port }
+        HostAddress::Unix { folder, port }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{SchemaError, SchemaName, quoted};
 
 /// The owner of Tidings' objects.
 #[derive(Debug)]
-pub(super) enum Owner {
+pub(super) enum SchemaOwner {
     /// A role that this session may switch to.
     Reachable(String),
     /// A role that this session may not switch to.
@@ -16,7 +16,7 @@ pub(super) enum Owner {
     Nobody,
 }
 
-impl Owner {
+impl SchemaOwner {
     /// Finds the owner.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::{
     Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, locks::LOCK_TIMEOUT,
-    ownership::Owner, quoted, refuse_foreign, runner, version,
+    ownership::SchemaOwner, quoted, refuse_foreign, runner, version,
 };
 use crate::postgres::connect::{self, DatabaseUrl};
 
@@ -38,7 +38,7 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
         Fit::TooOld { found } => found,
     };
     refuse_foreign(&client, schema, found).await?;
-    let owner = Owner::find(&client, schema).await?;
+    let owner = SchemaOwner::find(&client, schema).await?;
     let mut script = String::new();
     // Writing to a String never fails.
     let _ = head(&mut script, &client, schema, &owner).await?;
@@ -65,14 +65,14 @@ async fn head(
     script: &mut String,
     client: &Client,
     schema: &SchemaName,
-    owner: &Owner,
+    owner: &SchemaOwner,
 ) -> Result<std::fmt::Result, SchemaError> {
     let query = include_str!("../../../sql/schema_exists.sql");
     let row = client.query_one(query, &[&schema.0]).await?;
     let (role, exists): (String, bool) = (row.try_get("role")?, row.try_get("does")?);
     let acting = match owner {
-        Owner::Reachable(owner) => owner,
-        Owner::Other(_) | Owner::Nobody => &role,
+        SchemaOwner::Reachable(owner) => owner,
+        SchemaOwner::Other(_) | SchemaOwner::Nobody => &role,
     };
     let may = if exists {
         owner.check(client, schema).await.err()

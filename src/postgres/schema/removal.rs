@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{HISTORY, NAMES, SchemaError, SchemaName, ownership::Owner, quoted};
+use super::{HISTORY, NAMES, SchemaError, SchemaName, ownership::SchemaOwner, quoted};
 use crate::postgres::connect::{self, DatabaseUrl, Driver};
 
 /// How long to wait for sessions that use the tables. INSERTs queue behind it.
@@ -12,7 +12,7 @@ const LOCK_TIMEOUT: &str = "5s";
 pub struct Removal {
     client: Client,
     _driver: Driver,
-    owner: Owner,
+    owner: SchemaOwner,
     schema: SchemaName,
     /// The objects, one line per kind.
     pub objects: Vec<String>,
@@ -52,7 +52,7 @@ impl Removal {
         if objects.is_empty() {
             return Err(SchemaError::Nothing(schema.clone()));
         }
-        let owner = Owner::find(&client, schema).await?;
+        let owner = SchemaOwner::find(&client, schema).await?;
         owner.check(&client, schema).await?;
         let remains = include_str!("../../../sql/remains.sql");
         let around = client.query_one(remains, &[&schema.0]).await?;
@@ -80,7 +80,7 @@ impl Removal {
     /// [`SchemaError::Used`], if an object that isn't ours depends on it.
     pub async fn carry_out(self) -> Result<(), SchemaError> {
         let mut script = format!("begin; set local lock_timeout = '{LOCK_TIMEOUT}'; ");
-        if let Owner::Reachable(owner) = &self.owner {
+        if let SchemaOwner::Reachable(owner) = &self.owner {
             script += &format!("set local role {}; ", quoted(owner));
         }
         for object in &self.objects {
