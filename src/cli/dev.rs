@@ -159,12 +159,11 @@ async fn build(
         certificate: None,
         proxies: Proxies::default(),
         origins: Origins::default(),
-        demo: Some(demo.clone()),
+        demo: Some(demo),
         reloadable: None,
         activation: InheritedSockets::default(),
     };
-    let mut app = App::build(parts, options).await?;
-    app.supervise("demo page's clock", demo.tick());
+    let app = App::build(parts, options).await?;
     tell(format!(
         "\n  Tidings is running:  http://{}/\n\n  Send from SQL:\n\n  {psql}\n\n  Stop with Ctrl-C.\n",
         app.address()

@@ -8,9 +8,7 @@ use actix_web::{
     web,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::types::Type;
-use tracing::debug;
 
 use crate::{
     auth::problem::Problem,
@@ -21,9 +19,6 @@ use crate::{
         schema::SchemaName,
     },
 };
-
-/// The users who receive the server's time once a second.
-const USERS: [&str; 3] = ["alice", "bob", "carol"];
 
 /// Time limit for the page's queries.
 const QUERY_LIMIT: Duration = Duration::from_secs(5);
@@ -76,26 +71,6 @@ impl Demo {
             }))
             .service(readable("/demo/about", about))
             .service(postable("/demo/notifications", list, send));
-    }
-
-    /// Inserts the server's time once a second for each of the page's users, until it is
-    /// dropped. These rows take the same path as any other notification.
-    pub async fn tick(self) {
-        let mut second = interval(Duration::from_secs(1));
-        second.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            second.tick().await;
-            let query = &SchemaName::public().fill(include_str!("../../sql/demo_tick.sql"));
-            let users = USERS.as_slice();
-            let inserted = self
-                .pool
-                .query(QUERY_LIMIT, query, &[(&users, Type::TEXT_ARRAY)])
-                .await;
-            if let Err(error) = inserted {
-                // The listener already logs an unavailable database.
-                debug!(%error, "could not insert the time: {error}");
-            }
-        }
     }
 }
 

@@ -24,7 +24,7 @@ async fn head(address: SocketAddr, path: &str) -> Head {
     head
 }
 
-/// The next event that is no clock's.
+/// The next notification.
 async fn next(source: &mut EventSource) -> String {
     loop {
         let event = source.next_event().await;
@@ -42,8 +42,6 @@ async fn the_line_that_it_prints_sends_a_notification_and_the_data_outlive_it() 
     until(&mut source, "tidings.caught-up").await;
     shell(&dev.psql).await;
     assert_eq!(next(&mut source).await, "Hello from SQL");
-    // The server's time takes the same path.
-    until(&mut source, "clock").await;
     dev.stop().await;
 
     let mut dev = Dev::start(&folder).await;

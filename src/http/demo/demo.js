@@ -4,7 +4,6 @@
 // This is a module, so nothing declared here becomes a global.
 
 const SIDES = { left: 'alice', right: 'bob' };
-const CLOCK_USERS = ['alice', 'bob', 'carol'];
 const HAS_EVENT_SOURCE = 'EventSource' in window;
 
 const MAX_ENTRIES = 200; // in one pane
@@ -109,7 +108,7 @@ class Log {
       if (streamed) entry.item.classList.add('arrived');
       this.place(entry);
     }
-    if (streamed && !entry.sent) entry.item.querySelector('.state').textContent = 'arrived';
+    if (streamed && !entry.streamed) this.markArrived(entry);
     entry.streamed = entry.streamed || streamed;
     // Answers may overtake each other, but a row that was sent stays sent.
     if (row.sent_at) this.markSent(entry, row.sent_at);
@@ -144,16 +143,30 @@ class Log {
     while (this.entries.length > MAX_ENTRIES) this.entries.pop().item.remove();
   }
 
+  /** The row came through the stream just now. */
+  markArrived(entry) {
+    const now = new Date();
+    const took = now - new Date(entry.row.created_at);
+    entry.item.querySelector('.state').textContent = 'arrived';
+    const detail = entry.item.querySelector('.detail');
+    detail.textContent = ` ${clockTime(now)}, after ${duration(took)}`;
+    if (entry.sent) detail.textContent += '; marked as sent';
+    detail.title = now.toISOString();
+  }
+
+  /** The table says that the row was sent. */
   markSent(entry, sentAt) {
     if (entry.sent) return;
     entry.sent = true;
     entry.item.dataset.sent = 'true';
-    entry.item.querySelector('.state').textContent = entry.streamed ? 'arrived' : 'sent';
-    if (!sentAt) return;
-    const took = new Date(sentAt) - new Date(entry.row.created_at);
     const detail = entry.item.querySelector('.detail');
-    detail.textContent = ` ${clockTime(sentAt)}, after ${duration(took)}`;
-    if (entry.streamed) detail.textContent += '; marked as sent';
+    if (entry.streamed) {
+      detail.textContent += '; marked as sent';
+      return;
+    }
+    entry.item.querySelector('.state').textContent = 'sent';
+    if (!sentAt) return;
+    detail.textContent = ` ${clockTime(sentAt)}`;
     detail.title = sentAt;
   }
 }
@@ -266,10 +279,6 @@ class Pane {
     for (const button of this.el.choices.querySelectorAll('button')) {
       button.setAttribute('aria-pressed', String(button.value === this.user));
     }
-    const ticks = HAS_EVENT_SOURCE && CLOCK_USERS.includes(this.user);
-    this.el.clock.textContent = ticks ? '--:--:--' : '';
-    this.el['clock-caption'].textContent = ticks ? 'server time' : 'this user has no clock';
-    this.el['clock-caption'].hidden = !HAS_EVENT_SOURCE;
   }
 
   // ---- the stream ----
@@ -309,7 +318,6 @@ class Pane {
       handle(JSON.parse(event.data));
     });
     hear('message', (row) => this.onRow(row));
-    hear('clock', (row) => this.onClock(row));
     hear('tidings.caught-up', () => this.refreshSoon());
     hear('tidings.gap', (gap) => this.onGap(gap));
   }
@@ -337,12 +345,6 @@ class Pane {
     this.log.merge(row, true);
     this.showEmpty();
     this.refreshSoon();
-  }
-
-  onClock(row) {
-    this.el.clock.textContent = clockTime(row.text);
-    this.el.clock.dateTime = this.el.clock.title = row.text;
-    this.el['clock-caption'].textContent = 'server time';
   }
 
   onGap(gap) {
