@@ -44,7 +44,9 @@ use crate::{
         sockets::{self, Sockets},
         stream_route::StreamRoute,
     },
-    monitoring::{dashboard::Dashboard, logging, prometheus::Metrics, reporter::Reporter},
+    monitoring::{
+        dashboard::Dashboard, history::History, logging, prometheus::Metrics, reporter::Reporter,
+    },
     postgres::{
         connect::DatabaseUrl,
         listen_probe::DirectError,
@@ -234,26 +236,29 @@ impl App {
         });
         // Early, so that the keys are there for the first connection.
         let tokens = parts.credentials.tokens.clone();
-        let background = refresh_keys(tokens.as_deref(), &tasks);
+        let mut background = refresh_keys(tokens.as_deref(), &tasks);
         sockets::warn_of_few_files(&options.limits, options.pool_size);
         let database = Database::open(&parts, options).await?;
         let delivery = Delivery::start(&database, options, Arc::clone(&health)).await?;
         let pruned = Arc::default();
         let rejections = Arc::new(Rejections::default());
         let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections));
+        let history = Arc::new(History::default());
         let (admin, admin_address) = servers::bind_admin(
             options,
             parts.activation.admin,
             web::Data::from(Arc::clone(&health)),
             web::Data::new(Metrics::new(Arc::clone(&stats), &delivery.streams.ended)),
             web::Data::new(Dashboard::new(
-                stats,
+                Arc::clone(&stats),
+                Arc::clone(&history),
                 options,
                 &database.url,
                 database.direct_url.clone(),
                 database.schema.clone(),
             )),
         )?;
+        background.push(tasks.start_endless("history", history.record(stats)));
         let tickets = Tickets::new(
             Arc::clone(&delivery.hub),
             database.pool.clone(),

@@ -5,6 +5,7 @@
 
 pub(crate) mod dashboard;
 pub(crate) mod database_state;
+pub(crate) mod history;
 pub mod logging;
 pub(crate) mod process;
 pub(crate) mod prometheus;

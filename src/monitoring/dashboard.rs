@@ -16,6 +16,7 @@ use crate::{
     config::BridgeOptions,
     monitoring::{
         database_state::DatabaseState,
+        history::{History, Sample},
         logging::{self, Line},
         stats::{Figures, Stats},
     },
@@ -58,6 +59,7 @@ fn hash_of(element: &str) -> String {
 #[derive(Debug)]
 pub struct Dashboard {
     stats: Arc<Stats>,
+    history: Arc<History>,
     settings: Vec<ShownSetting>,
     /// For querying the database over a connection of its own, so that neither streams
     /// nor marks have to wait.
@@ -79,6 +81,8 @@ struct Overview<'a> {
     version: &'static str,
     #[serde(flatten)]
     figures: Figures,
+    /// The last fifteen minutes, oldest first.
+    history: Vec<Sample>,
     lines: Vec<Line>,
     settings: &'a [ShownSetting],
 }
@@ -87,6 +91,7 @@ impl Dashboard {
     /// `direct_url` leads to the database without a pooler.
     pub fn new(
         stats: Arc<Stats>,
+        history: Arc<History>,
         options: &BridgeOptions,
         url: &DatabaseUrl,
         direct_url: DatabaseUrl,
@@ -94,6 +99,7 @@ impl Dashboard {
     ) -> Self {
         Self {
             stats,
+            history,
             settings: settings(options, url, &schema),
             url: direct_url,
             schema,
@@ -175,13 +181,14 @@ pub async fn page() -> HttpResponse {
         .body(PAGE)
 }
 
-/// Answers what the page requests every two seconds. Needs `Data<Dashboard>`.
+/// Answers what the page requests every five seconds. Needs `Data<Dashboard>`.
 pub async fn overview(operator: web::Data<Dashboard>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .json(Overview {
             version: env!("CARGO_PKG_VERSION"),
             figures: operator.stats.figures(),
+            history: operator.history.samples(),
             lines: logging::recent(),
             settings: &operator.settings,
         })

@@ -45,6 +45,16 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
         .until("/^[0-9.]+ m?s$/.test(document.getElementById('delay').textContent)")
         .await;
 
+    // A chart is as wide as its card, and there from the beginning when the page opens again.
+    let line = "document.querySelector('#connections-chart polyline')";
+    browser.until(line).await;
+    browser.client.refresh().await.expect("the page");
+    browser.until(line).await;
+    let gap = "const card = document.querySelector('#charts .card').getBoundingClientRect(); \
+         const chart = document.getElementById('connections-chart').getBoundingClientRect(); \
+         return card.width - chart.width < 40";
+    assert_eq!(ask(&browser, gap).await, json!(true));
+
     // What waits in the database, and who else serves it.
     until_reads(&browser, "pending-more", "none waiting").await;
     database
@@ -58,16 +68,18 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
     let told = |address| {
         let version = env!("CARGO_PKG_VERSION");
         format!(
-            "[...document.querySelectorAll('#bridges li')].some((line) => \
-             line.textContent.startsWith('{address}') && \
-             / version {version}, a(wake|sleep), [02] connections, up /.test(line.textContent))"
+            "[...document.querySelectorAll('#bridges tr')].some((line) => {{ \
+                 const cells = [...line.cells].map((cell) => cell.textContent); \
+                 return cells[0].startsWith('{address}') && cells[1] === '{version}' && \
+                     /^a(wake|sleep)$/.test(cells[2]) && /^[02]$/.test(cells[3]); \
+             }})"
         )
     };
     browser.until(&told(bridge.address())).await;
     browser.until(&told(other.address())).await;
     other.stop().await;
     browser
-        .until("document.querySelectorAll('#bridges li').length === 1")
+        .until("document.querySelectorAll('#bridges tr').length === 1")
         .await;
 
     // It fits a phone: nothing is wider than the page.
