@@ -1,4 +1,4 @@
-//! Whether writers ring, as anybody can see and change it.
+//! The sequence that stores whether writers send NOTIFY. Any role can see and change it.
 
 use std::time::Duration;
 
@@ -7,14 +7,13 @@ use tokio_postgres::Client;
 
 use crate::support::{PATIENCE, database::Database};
 
-/// How often it is looked at, to leave the processor to others.
+/// How often to poll. The pause leaves the CPU to other tests.
 const LOOKS_AGAIN: Duration = Duration::from_millis(2);
 
-/// Rings, as any role can.
+/// Sends NOTIFY, as any role can.
 pub const RING: &str = "do $$ begin execute 'notify tidings_' || TABLE; end $$";
 
-/// A session of somebody who sees whether writers ring, and may say so as bridges
-/// do.
+/// A session that sees whether writers send NOTIFY and can change that, as bridges do.
 pub struct Bell {
     client: Client,
     schema: &'static str,
@@ -27,7 +26,7 @@ impl Bell {
         Self::in_schema(database, "public").await
     }
 
-    /// That of the installation in this schema.
+    /// For the installation in this schema.
     pub async fn in_schema(database: &Database, schema: &'static str) -> Self {
         Self {
             client: database.superuser().connect().await,
@@ -36,9 +35,9 @@ impl Bell {
         }
     }
 
-    /// Does anything. `KEY` stands for the lock of bridges that change whether
-    /// writers ring, `BELL` for the sequence that says so, `TABLE` for the OID of
-    /// what they write to.
+    /// Runs any statement. `KEY` stands for the lock that bridges hold while they change whether
+    /// writers send NOTIFY, `BELL` for the sequence that stores it, and `TABLE` for the OID of the
+    /// table that writers insert into.
     pub async fn does(&self, work: &str) {
         let work = work
             .replace("KEY", &format!("1953064041, {}::int", self.table))
@@ -47,22 +46,21 @@ impl Bell {
         self.client.batch_execute(&work).await.expect(&work);
     }
 
-    /// Has writers leave the bell unrung and whoever sleeps wake, as a bridge that
-    /// wakes does, and lets no bridge change that before
-    /// [`lets_sleep`](Self::lets_sleep).
+    /// Makes writers stop sending NOTIFY and wakes all bridges, as a bridge does when it wakes. No
+    /// bridge can change that before [`lets_sleep`](Self::lets_sleep).
     pub async fn keeps_awake(&self) {
         self.does("select pg_advisory_lock(KEY)").await;
         self.unrung().await;
     }
 
-    /// Whoever sleeps wakes, and may sleep again.
+    /// Makes writers stop sending NOTIFY and wakes all bridges, which may fall asleep again.
     pub async fn unrung(&self) {
         let next = format!("(select last_value + 1 from {}.tidings_bell)", self.schema);
         let unrung = format!("select setval(BELL, {next}, false); {RING}");
         self.does(&unrung).await;
     }
 
-    /// Has writers ring, as a bridge that falls asleep does.
+    /// Makes writers send NOTIFY, as a bridge does when it falls asleep.
     pub async fn rung(&self) {
         let next = format!("(select last_value + 1 from {}.tidings_bell)", self.schema);
         self.does(&format!("select setval(BELL, {next})")).await;
@@ -72,7 +70,7 @@ impl Bell {
         self.does("select pg_advisory_unlock(KEY)").await;
     }
 
-    /// Since which time writers ring, if they do.
+    /// The value of the sequence if writers send NOTIFY. It changes each time they begin to.
     pub async fn since(&self) -> Option<i64> {
         let query = format!(
             "select pg_sequence_last_value('{}.tidings_bell')",
@@ -82,12 +80,12 @@ impl Bell {
         row.expect("the sequence").get(0)
     }
 
-    /// Waits until writers ring, and tells since which time.
+    /// Waits until writers send NOTIFY and returns the value of the sequence.
     pub async fn until_rung(&self) -> i64 {
         self.until_rung_since(|_| true).await
     }
 
-    /// The same, and they did not in between.
+    /// The same, but waits for a value other than `than`: writers must have stopped in between.
     pub async fn until_rung_anew(&self, than: i64) -> i64 {
         self.until_rung_since(|since| since != than).await
     }
@@ -105,7 +103,7 @@ impl Bell {
         timeout(PATIENCE, looking).await.expect("writers ring")
     }
 
-    /// Whether a writer is still at work: it holds the table's lock.
+    /// Whether a writer's transaction is still open: it holds a lock on the table.
     pub async fn is_written(&self) -> bool {
         let query = format!(
             "select exists (select from pg_locks where relation = {} \
@@ -116,13 +114,13 @@ impl Bell {
         self.is(&query).await
     }
 
-    /// Whether this holds.
+    /// Whether this query returns true.
     pub async fn is(&self, query: &str) -> bool {
         let row = self.client.query_one(query, &[]).await;
         row.expect(query).get(0)
     }
 
-    /// Waits until this holds.
+    /// Waits until this query returns true.
     pub async fn until(&self, query: &str) {
         let asking = async {
             let mut pace = interval(LOOKS_AGAIN);
@@ -137,8 +135,8 @@ impl Bell {
         outcome.unwrap_or_else(|_| panic!("never: {query}"));
     }
 
-    /// Waits until writers ring, and no bridge has asked anything for a while:
-    /// those that are awake ask every few milliseconds.
+    /// Waits until writers send NOTIFY and no bridge has run a query for 0.2 s. Bridges that are
+    /// awake poll every few milliseconds.
     pub async fn until_all_sleep(&self) {
         self.until_rung().await;
         self.until(
@@ -149,7 +147,7 @@ impl Bell {
         .await;
     }
 
-    /// Ends the session by which a bridge looks, of several that of any of them.
+    /// Terminates the session in which a bridge polls; with several bridges, that of a random one.
     pub async fn end_session(&self) {
         self.until(
             "select coalesce(bool_or(pg_terminate_backend(pid)), false) from ( \

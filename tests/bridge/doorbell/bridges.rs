@@ -1,5 +1,5 @@
-//! Bridges that stop, are killed, freeze or lose their sessions, asleep and
-//! awake, while others rely on them.
+//! Bridges that stop, are killed, freeze or lose their sessions, asleep and awake, while other
+//! bridges rely on them.
 
 use std::{future::Future, time::Duration};
 
@@ -17,11 +17,11 @@ use crate::support::{
     rows, until,
 };
 
-/// Longer than this no INSERT may take, whatever a bridge does. It takes a
-/// millisecond; the rest is for a machine that is busy.
+/// No INSERT may take longer than this, whatever a bridge does. It takes about a millisecond; the
+/// rest is a margin for a busy machine.
 const PATIENT: &str = "set statement_timeout = '5s'; set lock_timeout = '1s'";
 
-/// A trickle while something happens.
+/// How many rows to insert one by one while something happens.
 const ROWS: usize = 20;
 
 async fn impatient(database: &Database) -> Client {
@@ -36,7 +36,7 @@ async fn insert(client: &Client) -> i64 {
     inserted.expect("a row that waits for nobody").get(0)
 }
 
-/// Rows before, while and after something happens.
+/// Inserts rows before, during and after something that happens.
 async fn around(client: &Client, happens: impl Future<Output = ()>) -> Vec<i64> {
     let mut ids = vec![insert(client).await];
     let during = async {
@@ -52,7 +52,7 @@ async fn around(client: &Client, happens: impl Future<Output = ()>) -> Vec<i64> 
     ids
 }
 
-/// A bridge of its own process, and a client of it.
+/// A bridge in its own process, and a client of it.
 async fn process(database: &Database, settings: &[&str]) -> (Child, EventSource) {
     let (child, address) = serve(database, settings).await;
     let bearer = format!("Bearer {}", token("alice"));
@@ -77,7 +77,7 @@ async fn a_bridge_that_stops_in_order_is_missed_by_nobody() {
         let follower = Bridge::start_with(&database, &[BELL_ALONE]).await;
         let mut source = follower.connect_live("alice").await;
         let owed = match round % 2 {
-            // Nobody rings for this row but who stops.
+            // Only the stopping bridge sends NOTIFY for this row.
             0 => {
                 bell.until_all_sleep().await;
                 sleeper.stop().await;
@@ -89,7 +89,7 @@ async fn a_bridge_that_stops_in_order_is_missed_by_nobody() {
         bell.until_rung_anew(since).await;
         sleeper = follower;
     }
-    // One that stops beside it is missed by nobody either.
+    // If a bridge stops while another one is asleep, no row is missed either.
     let follower = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = sleeper.connect_live("alice").await;
     bell.until_all_sleep().await;
@@ -135,7 +135,7 @@ async fn a_bridge_that_is_frozen_asleep_or_awake_holds_up_nobody() {
         let mut owed = around(&writer, freezes).await;
         gets(&mut at_other, &owed).await;
         if is_awake {
-            // The other one may sleep while this one is frozen awake.
+            // The other bridge may fall asleep while this one is frozen awake.
             bell.lets_sleep().await;
             bell.until_rung().await;
         }
@@ -144,12 +144,12 @@ async fn a_bridge_that_is_frozen_asleep_or_awake_holds_up_nobody() {
         gets(&mut at_other, &more).await;
         owed.extend(more);
         gets(&mut at_frozen, &owed).await;
-        // Whatever they are now, neither misses the next.
+        // Whether they are asleep or awake now, both receive the next row.
         bell.until_all_sleep().await;
         let owed = [insert(&writer).await];
         gets(&mut at_frozen, &owed).await;
         gets(&mut at_other, &owed).await;
-        // They are killed.
+        // Dropping them kills them.
         drop((frozen, other));
         bell.until(
             "select not exists (select from pg_stat_activity where application_name = 'tidings' \

@@ -1,4 +1,4 @@
-//! Load at random, around the moment at which a bridge falls asleep.
+//! Random load around the moment at which a bridge falls asleep.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::support::{
     PATIENCE, bridge::Bridge, database::Database, event_source::EventSource, no_repeats, rows,
 };
 
-/// Nobody writes for up to so long, twice what a bridge stays awake for.
+/// The maximum pause without writes: twice as long as a bridge stays awake.
 const QUIET_MICROS: u64 = 60_000;
 
-/// Rows so close together wake a bridge.
+/// This many rows in quick succession wake a bridge.
 const FLOW_ROWS: usize = 60;
 
 const WRITERS: usize = 3;
@@ -30,13 +30,13 @@ const INSERT: &str = "insert into notifications (user_id, text) \
 enum Turn {
     Nothing,
     Row,
-    /// A transaction that is open for so long.
+    /// A transaction that is open for this long.
     Slow(Duration),
-    /// The same, and it is rolled back.
+    /// The same, but it is rolled back.
     Undone(Duration),
-    /// A savepoint is undone between two rows.
+    /// A savepoint is rolled back between two rows.
     Savepoint(Duration),
-    /// As fast as it can.
+    /// Inserts as fast as possible.
     Flow,
 }
 
@@ -56,7 +56,7 @@ impl Turn {
         }
     }
 
-    /// Takes it, and tells which rows are committed.
+    /// Runs the turn and returns the ids of the committed rows.
     async fn take(self, client: &Client) -> Vec<i64> {
         match self {
             Self::Nothing => Vec::new(),
@@ -105,8 +105,8 @@ async fn insert(client: &Client, count: i32) -> Vec<i64> {
     inserted.iter().map(|row| row.get(0)).collect()
 }
 
-/// One round after the other. Each begins when every client has got all of the
-/// one before: a row that was missed is not found by a later ring.
+/// Runs rounds in sequence. Each begins once every client has received all rows of the previous
+/// one, so that a later NOTIFY can't hide a missed row.
 async fn flap(bridges: usize, rounds: usize) -> usize {
     let database = Database::migrated().await;
     let bell = Bell::of(&database).await;
@@ -125,7 +125,7 @@ async fn flap(bridges: usize, rounds: usize) -> usize {
     for round in 0..rounds {
         sleep(up_to(QUIET_MICROS)).await;
         if round % 8 == 0 {
-            // Whatever its bridges do, the next row finds one asleep, or just so.
+            // Whatever the bridges do, the next row finds one asleep, or nearly so.
             bell.until_rung().await;
         }
         let turn = async |client| {
@@ -145,7 +145,7 @@ async fn flap(bridges: usize, rounds: usize) -> usize {
     written
 }
 
-/// Several at once: each waits most of the time.
+/// Runs several at once, since each of them is waiting most of the time.
 async fn flap_each(lanes: &[(usize, usize)]) {
     let lanes = lanes.iter().map(|&(bridges, rounds)| flap(bridges, rounds));
     let written: usize = join_all(lanes).await.into_iter().sum();
@@ -162,7 +162,7 @@ async fn bridges_that_sleep_by_what_one_of_them_said_miss_no_row() {
     flap_each(&[(2, 100), (3, 100)]).await;
 }
 
-/// Nobody waits for anybody here, so that writers and bridges meet at any
+/// No writer waits for a client or for another writer here, so writers and bridges meet at any
 /// moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_that_wait_for_nobody_lose_no_row() {
@@ -182,7 +182,8 @@ async fn writers_that_wait_for_nobody_lose_no_row() {
         writing.spawn(async move {
             let mut ids = Vec::new();
             while ids.len() < ROWS {
-                // All at once fall silent in between.
+                // A writer pauses for longer when its number of rows is a multiple of 25, so that
+                // at times all of them are silent at once.
                 let quiet = if ids.len() % 25 == 0 { 4 } else { 1 };
                 sleep(up_to(QUIET_MICROS) * quiet / 2).await;
                 ids.extend(Turn::any().take(&client).await);

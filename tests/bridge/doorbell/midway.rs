@@ -1,9 +1,9 @@
-//! The moments that are too short to hit, made long: a look that is held up
-//! after it has taken its snapshot and before the bridge can do what follows.
+//! Moments that are too short to hit by chance, made long: a poll that is held up after it has
+//! taken its snapshot and before the bridge can take the next step.
 //!
-//! It waits for the table first, until the bridge's process is frozen. Then it
-//! sees a row that is larger than what a socket holds, so the server gets stuck
-//! in its answer, and whatever was sent after it is not run yet.
+//! The poll first waits for a lock on the table until the bridge's process is frozen. Then it reads
+//! a row that is larger than a socket's buffers, so the server blocks while it sends the result,
+//! and statements sent after the poll don't run yet.
 
 use std::time::Duration;
 
@@ -25,21 +25,21 @@ use crate::support::{
 
 const ROUNDS: usize = 3;
 
-/// Longer than a bridge stays awake when nothing comes. Nothing rests on it: a
-/// bridge that needs more is only given an easier task.
+/// Longer than a bridge stays awake when no rows arrive. Correctness doesn't depend on it: a bridge
+/// that takes longer only makes the test easier to pass.
 const WOULD_SLEEP: Duration = Duration::from_millis(60);
 
-/// Nobody rings for this row, and nobody is connected who would get it.
+/// No NOTIFY is sent for this row, and its user has no connection.
 const LARGE: &str = "set local tidings.doorbell = off; \
     insert into notifications (user_id, text) values ('nobody', repeat('x', 1048576))";
 
 const CLOSE: &str = "begin; lock table notifications in access exclusive mode";
 
-/// Who waits to read the table.
+/// The sessions that wait to read the table.
 const WAITS: &str = "select from pg_locks join pg_stat_activity using (pid) where not granted \
     and relation = 'notifications'::regclass and mode = 'AccessShareLock'";
 
-/// A bridge of its own process, and a client of it.
+/// A bridge in its own process, and a client of it.
 struct Midway {
     database: Database,
     bell: Bell,
@@ -64,9 +64,9 @@ impl Midway {
         }
     }
 
-    /// Keeps everybody from the table.
+    /// Locks the table against all other sessions.
     async fn close_the_table(&self) -> Client {
-        // A mark would wait before the look does.
+        // A pending mark would wait for the lock before the poll does.
         let sent = "select coalesce(bool_and(sent), true) from notifications \
                     where user_id = 'alice'";
         self.bell.until(sent).await;
@@ -75,7 +75,7 @@ impl Midway {
         client
     }
 
-    /// Once a look waits for the table, holds it up behind its snapshot.
+    /// Once a poll waits for the table, holds it up after its snapshot.
     async fn hold_up(&self, table: Client) {
         let waits = format!("select exists ({WAITS})");
         let looks = format!("select exists ({WAITS} and query ~ 'first rows, of all users')");
@@ -84,7 +84,7 @@ impl Midway {
             if self.bell.is(&looks).await {
                 break;
             }
-            // Now and then the bridge asks the table something else.
+            // Sometimes the bridge runs another query on the table.
             table.batch_execute("rollback").await.expect("rollback");
             table.batch_execute(CLOSE).await.expect(CLOSE);
         }
@@ -99,7 +99,7 @@ impl Midway {
             .await;
     }
 
-    /// Another one commits a row.
+    /// Another session commits a row.
     async fn insert(&self) -> i64 {
         let client = self.database.connect().await;
         let insert = "insert into notifications (user_id, text) \
@@ -108,14 +108,14 @@ impl Midway {
         row.expect("a row").get(0)
     }
 
-    /// The bridge goes on, and the row comes.
+    /// Resumes the bridge and checks that the row is delivered.
     async fn go_on(&mut self, row: i64) {
         signal(&self.bridge, Signal::SIGCONT);
         assert_eq!(row_id(&self.source.next_event().await), row);
     }
 }
 
-/// Writers must be told to ring before the look, not after it.
+/// A bridge must make writers send NOTIFY before it polls, not afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_between_the_look_and_the_word_to_ring_is_seen() {
     let mut midway = Midway::start().await;
@@ -131,7 +131,7 @@ async fn a_row_between_the_look_and_the_word_to_ring_is_seen() {
     }
 }
 
-/// A ring must be forgotten before the look that it leads to, not after it.
+/// A bridge must discard a received NOTIFY before the poll that it triggers, not afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_rung_for_during_a_look_is_seen() {
     let mut midway = Midway::start().await;
@@ -145,8 +145,8 @@ async fn a_row_that_is_rung_for_during_a_look_is_seen() {
     }
 }
 
-/// That writers ring is not enough for whoever sleeps: they must have done so all
-/// the time.
+/// A bridge may stay asleep only if writers have sent NOTIFY the whole time. It is not enough that
+/// they do so now.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_a_time_in_which_nobody_rang_is_seen() {
     let mut midway = Midway::start().await;
@@ -158,7 +158,7 @@ async fn a_row_of_a_time_in_which_nobody_rang_is_seen() {
         let writer = midway.database.connect().await;
         let begun = "begin; insert into notifications (user_id, text) values ('alice', 'midway')";
         writer.batch_execute(begun).await.expect(begun);
-        // Another bridge sleeps, or tries to.
+        // Another bridge falls asleep, or tries to.
         midway.bell.rung().await;
         signal(&midway.bridge, Signal::SIGCONT);
         sleep(WOULD_SLEEP).await;

@@ -1,9 +1,8 @@
-//! The adaptive doorbell: writers ring only while a bridge sleeps, and no row
-//! falls between its polling and its being rung for.
+//! The adaptive doorbell: writers send NOTIFY only while a bridge is asleep, and no row falls
+//! between polling and NOTIFY.
 //!
-//! A look of every second would hide a wake-up that was lost. Where no session
-//! of a sleeping bridge dies, these tests do without that look, so that a row
-//! that is missed never comes.
+//! The safety poll, once per second, would hide a lost wake-up. Where no session of a sleeping
+//! bridge dies, these tests disable it, so that a missed row never arrives.
 
 mod bell;
 mod bridges;
@@ -15,5 +14,5 @@ mod strangers;
 mod transactions;
 mod witness;
 
-/// The bell alone is to tell of rows.
+/// Disables the safety poll in practice: rows are found only through the doorbell.
 const BELL_ALONE: &str = "--safety-look=3600s";

@@ -1,4 +1,4 @@
-//! A server whose notification queue is nearly full: INSERTs don't ring, and succeed.
+//! A server with a nearly full notification queue: INSERTs succeed without sending NOTIFY.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use private_postgres::Cluster;
 use super::{bell::Bell, witness::Witness};
 use crate::support::{bridge::Bridge, database::Database, process::Served};
 
-/// Rows are found by the look of every second; the rest is for a busy machine.
+/// The safety poll finds rows once per second; the rest is a margin for a busy machine.
 const FOUND_WITHIN: Duration = Duration::from_secs(5);
 
-/// Lets everybody in this database see a queue that is so full.
+/// Makes the queue appear this full to all sessions in this database.
 async fn pretend(database: &Database, usage: f64) {
     let real = "do $$ begin \
         if to_regproc('pg_catalog.tests_queue_usage') is null then \
@@ -70,8 +70,8 @@ async fn a_queue_that_fills_is_warned_of_and_measured() {
         .await;
 }
 
-/// An INSERT fails neither for the writer nor for the owner of the function, whoever
-/// may see the queue.
+/// An INSERT succeeds even if neither the writer nor the owner of the trigger function may read the
+/// queue usage.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insert_rings_where_nobody_may_see_how_full_the_queue_is() {
     let database = Database::migrated().await;
@@ -89,14 +89,14 @@ async fn an_insert_rings_where_nobody_may_see_how_full_the_queue_is() {
         .execute("insert into notifications (user_id, text) values ('alice', 'x')")
         .await;
     assert_eq!(witness.hears().await, 1);
-    // The bridge, too, does without it.
+    // The bridge doesn't need that privilege either.
     let bridge = Bridge::start(&database).await;
     let mut tab = bridge.connect("alice").await;
     assert_eq!(tab.next_event().await.data, "x");
     bridge.until_ready_is(200).await;
 }
 
-/// Any role that can connect can fill it. Before PostgreSQL 17 that takes 8 GB.
+/// Any role that can connect can fill the queue. Before PostgreSQL 17 that takes 8 GB.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_is_full_fails_no_insert_and_stops_no_bridge() {
     let small = [("max_connections", "100"), ("max_notify_queue_pages", "64")];
@@ -145,7 +145,7 @@ async fn a_queue_that_is_full_fails_no_insert_and_stops_no_bridge() {
         metrics.contains("tidings_listener_reconnects_total 0"),
         "{metrics}"
     );
-    // Another one starts.
+    // Another bridge starts.
     let other = Bridge::start(&database).await;
     other.until_ready_is(200).await;
     deaf.batch_execute("commit").await.expect("an end");

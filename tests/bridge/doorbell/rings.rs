@@ -1,4 +1,4 @@
-//! Promise 7: the bell is rung where it must be, and left alone while rows flow.
+//! Promise 7: NOTIFY is sent where it is needed, and not while rows are flowing.
 
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,17 @@ use crate::support::{PATIENCE, bridge::Bridge, database::Database, rows};
 
 const WRITERS: usize = 2;
 
-/// So many flows: how each ends is up to chance.
+/// The number of flows. How each one ends is up to chance.
 const FLOWS: usize = 6;
 
-/// A flow need not wake a bridge that is slowed down by others.
+/// Other load can slow a bridge down so much that a flow doesn't wake it.
 const FLOWS_LIMIT: Duration = Duration::from_secs(12);
 
-/// Rows that are so far apart wake nobody, not even while transactions of other
-/// databases look like writers that queue.
+/// Rows this far apart wake no bridge, even while transactions of other databases look like queuing
+/// writers.
 const TRICKLE: Duration = Duration::from_millis(30);
 
-/// For so long a flow is watched.
+/// How long a flow is observed.
 const WATCHED: Duration = Duration::from_millis(500);
 
 const INSERT: &str = "insert into notifications (user_id, text) values ('alice', 'row')";
@@ -34,8 +34,8 @@ async fn insert(client: &Client) {
     client.execute(INSERT, &[]).await.expect("a row");
 }
 
-/// Writers that insert as fast as they can, until it is stopped. Tells how many
-/// rows there were.
+/// Writers that insert as fast as they can until the flow is stopped, which returns the number of
+/// rows.
 struct Flow {
     writers: JoinSet<usize>,
     stop: CancellationToken,
@@ -103,8 +103,8 @@ async fn a_transaction_rings_once_whatever_it_writes() {
     assert_eq!(witness.hears().await, 0);
 }
 
-/// A machine that is busy can stop the flow for a moment, and the bridge sleeps
-/// then; so it is watched until it went by without.
+/// A busy machine can interrupt the flow for a moment, so that the bridge falls asleep. The test
+/// therefore repeats until, during one flow, fewer than 1 in 20 rows sent NOTIFY.
 #[tokio::test(flavor = "multi_thread")]
 async fn hardly_a_writer_rings_while_rows_flow() {
     let database = Database::migrated().await;
@@ -140,7 +140,7 @@ async fn a_flow_wakes_who_sleeps() {
     assert!(flow.stop().await > 0);
 }
 
-/// Of several bridges one wakes, and the others must learn of it.
+/// Of several bridges, one wakes, and the others must notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
     let database = Database::migrated().await;
@@ -152,8 +152,7 @@ async fn what_flows_reaches_the_bridges_that_relied_on_who_has_woken() {
         bridges.push(bridge);
     }
     let (start, mut woken) = (Instant::now(), 0);
-    // Where the machine is too busy for a flow to wake anybody, they are only
-    // given an easier task.
+    // If the machine is too busy for a flow to wake a bridge, the test is only easier to pass.
     while woken < FLOWS && start.elapsed() < FLOWS_LIMIT {
         bell.until_rung().await;
         let flow = Flow::start(&database).await;

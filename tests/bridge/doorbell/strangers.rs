@@ -1,5 +1,5 @@
-//! Others in the same database, and what they may do to the bell: it costs speed,
-//! and never a row.
+//! Other roles in the same database, and what they can do to the doorbell: it can cost speed, but
+//! never a row.
 
 use private_postgres::Cluster;
 use tidings::postgres::schema::{self, SchemaName};
@@ -10,7 +10,7 @@ use crate::support::{bridge::Bridge, database::Database, event_source::EventSour
 
 const INSERT: &str = "insert into notifications (user_id, text) values ('alice', 'row')";
 
-/// Rows come one by one.
+/// Inserts rows one by one and receives each.
 async fn trickle(database: &Database, source: &mut EventSource) {
     for _ in 0..20 {
         database.execute(INSERT).await;
@@ -18,7 +18,8 @@ async fn trickle(database: &Database, source: &mut EventSource) {
     }
 }
 
-/// The lock of bridges that change whether writers ring: then nobody does.
+/// While another session holds the lock that bridges take to change whether writers send NOTIFY, no
+/// bridge can change it.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_lock_for_ever_costs_no_row() {
     for is_rung in [false, true] {
@@ -51,7 +52,7 @@ async fn who_says_that_nobody_need_ring_costs_no_row() {
     bridge.stop().await;
 }
 
-/// Any role that may write can keep bridges awake.
+/// Any role that may insert can keep bridges awake.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_never_ends_a_transaction_costs_no_row() {
     let database = Database::migrated().await;
@@ -80,7 +81,7 @@ async fn two_installations_in_one_database_have_a_bell_each() {
         Bell::in_schema(&database, "two").await,
     );
     let witness = Witness::of(&database, "one").await;
-    // Of the second, nobody can sleep.
+    // No bridge on the second schema can fall asleep.
     two.keeps_awake().await;
     let bridges = [
         Bridge::start_with(&database, &["--schema=one", BELL_ALONE]).await,
@@ -105,7 +106,7 @@ async fn two_installations_in_one_database_have_a_bell_each() {
         assert_eq!(row_id(&sources[0].next_event().await), n);
         witness.hears().await;
     }
-    // And the other way around.
+    // The same with the roles of the schemas reversed.
     two.lets_sleep().await;
     two.until_rung().await;
     let second = "select two.send_notification('alice', 'two')";
@@ -138,11 +139,12 @@ async fn a_transaction_can_be_prepared_if_it_has_not_rung() {
     writer.batch_execute(&unrung).await.expect(&unrung);
     let commit = "commit prepared 'unrung'";
     writer.batch_execute(commit).await.expect(commit);
-    // The look of every second finds it.
+    // The safety poll, once per second, finds it.
     rows(&mut source, 1).await;
     bridge.stop().await;
 
-    // While the bridge is awake, nobody rings; it stays so until the end.
+    // While the bridge is awake, writers send no NOTIFY. The lock keeps it awake at first, then the
+    // prepared transaction until its end.
     bell.keeps_awake().await;
     let bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     let mut source = bridge.connect_live("alice").await;

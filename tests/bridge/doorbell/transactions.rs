@@ -1,5 +1,5 @@
-//! Transactions of every kind that are open while the bridge would fall asleep,
-//! or that began while it slept.
+//! Transactions of every kind that are open when the bridge would fall asleep, or that began while
+//! it was asleep.
 
 use std::{collections::BTreeSet, pin::pin, time::Duration};
 
@@ -12,15 +12,15 @@ use crate::support::{
     bridge::Bridge, database::Database, event_source::EventSource, no_repeats, rows,
 };
 
-/// Longer than a bridge stays awake when nothing comes. Nothing rests on it: a
-/// bridge that needs more is only given an easier task.
+/// Longer than a bridge stays awake when no rows arrive. Correctness doesn't depend on it: a bridge
+/// that takes longer only makes the test easier to pass.
 const WOULD_SLEEP: Duration = Duration::from_millis(60);
 
 const INSERT: &str = "insert into notifications (user_id, text) values ('alice', 'kept');";
 const UNDONE: &str = "insert into notifications (user_id, text) values ('alice', 'undone');";
 
-/// How a transaction writes. Each leaves rows, at the end or before something
-/// that is undone.
+/// The ways in which a transaction writes. Each leaves rows, at its end or before something that is
+/// rolled back.
 const WAYS: [(&str, &str); 15] = [
     ("a statement", "INSERT"),
     ("statements", "INSERT INSERT INSERT"),
@@ -83,7 +83,7 @@ const WAYS: [(&str, &str); 15] = [
     ),
 ];
 
-/// A transaction that has written in one of the ways, and is open.
+/// Opens a transaction that has written in one of these ways.
 async fn write(database: &Database, how: &str) -> Client {
     let client = database.connect().await;
     let work = how.replace("INSERT", INSERT).replace("UNDONE", UNDONE);
@@ -92,7 +92,7 @@ async fn write(database: &Database, how: &str) -> Client {
     client
 }
 
-/// The same, with COPY.
+/// The same with COPY.
 async fn copy(database: &Database) -> Client {
     let client = database.connect().await;
     client.batch_execute("begin").await.expect("begin");
@@ -106,7 +106,7 @@ async fn copy(database: &Database) -> Client {
     client
 }
 
-/// Somebody who is owed all rows of alice, once.
+/// A client that must receive every row of alice exactly once.
 struct Alice {
     database: Database,
     source: EventSource,
@@ -122,7 +122,7 @@ impl Alice {
         }
     }
 
-    /// Waits for what is committed and has not come yet; at least one row.
+    /// Waits for committed rows that have not arrived yet, at least one.
     async fn gets_the_rest(&mut self) {
         let query = "select id from notifications where user_id = 'alice'";
         let owed: BTreeSet<i64> = self.database.ids(query).await.into_iter().collect();
@@ -134,7 +134,7 @@ impl Alice {
     }
 }
 
-/// Plays each way, and COPY, once each as `begin` has it.
+/// Runs each way, and COPY, once. `begin` starts the transaction.
 async fn play(begin: impl AsyncFn(&Bell, Option<&str>, &Database) -> Client) {
     let database = Database::migrated().await;
     let bell = Bell::of(&database).await;
@@ -146,7 +146,7 @@ async fn play(begin: impl AsyncFn(&Bell, Option<&str>, &Database) -> Client) {
         sleep(WOULD_SLEEP).await;
         writer.batch_execute("commit").await.expect("commit");
         alice.gets_the_rest().await;
-        // Nothing is left of it that keeps the bridge awake.
+        // Nothing of it may keep the bridge awake.
         bell.until_rung().await;
     }
     bridge.stop().await;
@@ -211,8 +211,7 @@ async fn nobody_sleeps_beside_a_transaction_that_left_the_bell_unrung() {
         bell.keeps_awake().await;
         let old = write(&database, "INSERT").await;
         bell.lets_sleep().await;
-        // Others write, closer together and further apart than a bridge is
-        // awake for.
+        // Other sessions write at intervals shorter and longer than a bridge stays awake.
         for n in 0..20 {
             sleep(WOULD_SLEEP * (n % 4) / 3).await;
             database.execute(INSERT).await;

@@ -1,4 +1,4 @@
-//! Somebody else who hears the bell.
+//! A separate listener that receives every NOTIFY.
 
 use std::{
     future::poll_fn,
@@ -12,14 +12,14 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::support::database::Database;
 
-/// Counts the rings. Those of one transaction are one.
+/// Counts the notifications. Several from one transaction count as one.
 pub struct Witness {
     client: Client,
     rings: Arc<AtomicUsize>,
 }
 
 impl Witness {
-    /// Hears what is rung for the table of this schema.
+    /// Listens for NOTIFYs for the table in this schema.
     pub async fn of(database: &Database, schema: &str) -> Self {
         let text = database.superuser().connection_string();
         let connected = tokio_postgres::connect(&text, NoTls).await;
@@ -40,9 +40,10 @@ impl Witness {
         Self { client, rings }
     }
 
-    /// How many there were since the last time, all of those that are committed.
+    /// The number of notifications since the last call, including those of all transactions
+    /// committed by now.
     pub async fn hears(&self) -> usize {
-        // What was rung before it comes before its answer.
+        // Notifications sent earlier arrive before the response to this query.
         self.client.batch_execute("").await.expect("an answer");
         self.rings.swap(0, Ordering::Relaxed)
     }

@@ -1,8 +1,8 @@
-//! Random programs of writers, tabs, bridges and Postgres, and an oracle that
-//! knows exactly what each tab must have received at the end of each.
+//! Random programs of writers, tabs, bridges and Postgres, and an oracle that knows exactly what
+//! each tab must have received at the end of each program.
 //!
-//! `make model` plays thousands. A program that fails is made as short as it
-//! can be, and printed with the line that plays it again.
+//! `make model` runs thousands of them. A failing program is shortened as far as possible and
+//! printed with the command that runs it again.
 
 mod oracle;
 mod program;
@@ -30,14 +30,14 @@ use self::{
 };
 use crate::support::account::Account;
 
-/// The number in this variable, if it is set.
+/// The number in this environment variable, if it is set.
 fn setting(name: &str) -> Option<u64> {
     let value = env::var(name).ok()?;
     let number = value.parse();
     Some(number.unwrap_or_else(|_| panic!("{name} is no number: {value}")))
 }
 
-/// The program that grows from `seed`.
+/// The program generated from `seed`.
 fn program(seed: u64, hurts_the_server: bool) -> Vec<Step> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -47,7 +47,7 @@ fn program(seed: u64, hurts_the_server: bool) -> Vec<Step> {
     tree.expect("a program").current()
 }
 
-/// Plays one program. The error is what went wrong, a panic's text included.
+/// Runs one program. The error says what went wrong and includes the text of a panic.
 async fn play(world: &mut World, steps: &[Step]) -> Result<Vec<Verdict>, String> {
     let playing = async {
         world.begin_program().await;
@@ -62,7 +62,7 @@ async fn play(world: &mut World, steps: &[Step]) -> Result<Vec<Verdict>, String>
     }
 }
 
-/// Plays programs from consecutive seeds.
+/// Runs programs from consecutive seeds.
 async fn play_all(test: &str, usual_count: u64, mut world: World, mut account: Account) {
     let count = setting("TIDINGS_MODEL_PROGRAMS").unwrap_or(usual_count);
     let first = setting("TIDINGS_MODEL_SEED").unwrap_or_else(|| rand::random::<u32>().into());

@@ -1,5 +1,5 @@
-//! Who must have received what. The table is the witness, read at the moments
-//! that matter; nothing here waits or asks.
+//! Which rows each tab must have received. The oracle is given the contents of the table at
+//! the relevant moments; nothing here waits or queries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use tidings::domain::{
     snapshot::Xid,
 };
 
-/// Each row of a program has one, with which its text begins.
+/// Every row of a program has a number; its text begins with it.
 pub type Number = u32;
 
 /// A user's rows that were committed at some moment.
@@ -22,45 +22,45 @@ pub struct Row {
     pub sent: bool,
 }
 
-/// When a row became visible: after the first moment and before the second, of
-/// the program's own clock.
+/// When a row became visible: after the first time and before the second, by the program's own
+/// clock.
 pub type Commits = BTreeMap<Number, (u64, u64)>;
 
-/// Beyond so many rows a stranger's backlog may be more than one page, of which
-/// only the first leaves out what was sent.
+/// With more rows than this, the backlog of a client without a last event id may take more than one
+/// page, and only the first page leaves out rows that are already sent.
 const ONE_PAGE: usize = 400;
 
-/// A connection without an id, until the bridge has given it one.
+/// A connection without an id, until the bridge has sent one.
 #[derive(Debug)]
 pub struct Opening {
-    /// The table before it was opened.
+    /// The table before the connection was opened.
     pub before: Rows,
-    /// What the bridge had read by then, if that can be known.
+    /// The bridge's position at that time, if it can be known.
     pub tail: Option<Position>,
-    /// The table once the bridge had answered.
+    /// The table after the bridge had responded.
     pub answered: Rows,
-    /// Postgres has crashed since, and may have undone marks: what is unsent
-    /// now was perhaps sent when the bridge read its page.
+    /// Postgres has crashed since and may have lost marks: rows that are unsent now may have been
+    /// sent when the bridge read its page.
     pub has_crashed: bool,
-    /// Whether rows may come twice, though no crash is known of.
+    /// Whether rows may be repeated although no crash is known.
     pub may_repeat: bool,
 }
 
-/// The connections of a tab that are joined by `Last-Event-ID`.
+/// The connections of a tab that are linked by `Last-Event-ID`.
 #[derive(Debug)]
 pub struct Chain {
-    /// What was visible when it began: what comes later is owed.
+    /// The rows that were visible when it began. All later rows are owed.
     at_opening: BTreeSet<Number>,
-    /// What of it is owed, since it was unsent.
+    /// Those of them that are owed because they were unsent.
     backlog: BTreeSet<Number>,
-    /// What of it was sent to others, and must not come.
+    /// Those of them that were sent to others and must not be delivered.
     forbidden: BTreeSet<Number>,
     caught_up: bool,
     may_repeat: bool,
     got: Vec<Received>,
 }
 
-/// A row as a tab got it.
+/// A row as a tab received it.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub number: Number,
@@ -68,7 +68,7 @@ pub struct Received {
     pub text: String,
 }
 
-/// What a chain is found to have been owed and to have got, by row ids.
+/// The rows that a chain was owed and those that it received, by row id.
 #[derive(Debug)]
 pub struct Verdict {
     pub owed: BTreeSet<i64>,
@@ -76,8 +76,9 @@ pub struct Verdict {
 }
 
 impl Opening {
-    /// The bridge has read the first page, since an id came, and this is the
-    /// table afterwards. What was sent meanwhile may be in the page or not.
+    /// Call this once the bridge has sent an id, which means that it has read the first page.
+    /// `after` is the table afterwards. The page may or may not contain rows that were sent in the
+    /// meantime.
     pub fn settle(self, after: &Rows) -> Chain {
         let backlog = self.answered.keys().filter(|&number| {
             let row = after.get(number);
@@ -122,27 +123,27 @@ impl Chain {
         self.caught_up = true;
     }
 
-    /// A stranger who breaks in the middle of its backlog returns with a
-    /// position, which knows nothing of what was sent to others.
+    /// A new client that disconnects in the middle of its backlog returns with a position, which
+    /// doesn't record what was sent to others.
     pub fn leave(&mut self) {
         if !self.caught_up {
             self.forbidden.clear();
         }
     }
 
-    /// Postgres has crashed: marks may be undone, and rows come again.
+    /// Postgres has crashed: marks may be lost, so rows may be repeated.
     pub fn crash(&mut self) {
         self.may_repeat = true;
         self.forbidden.clear();
     }
 
-    /// Judges all that came, against the table at the end. A chain that is
-    /// still open has read up to the user's last row.
+    /// Checks everything that was received against the final table. A chain that is still open has
+    /// read up to the user's last row.
     pub fn judge(&self, table: &Rows, commits: &Commits, is_open: bool) -> Result<Verdict, String> {
         let mut numbers = Vec::with_capacity(self.got.len());
         for received in &self.got {
             let Some(row) = table.get(&received.number) else {
-                // A crash took it back.
+                // A crash undid the row.
                 if self.may_repeat {
                     continue;
                 }
@@ -207,16 +208,15 @@ pub fn number_of(text: &str) -> Result<Number, String> {
         .map_err(|_| format!("no row of the program has the text {text:?}"))
 }
 
-/// Transactions with more rows than this may be read in pieces, and later ones
-/// overtake their rest: a quarter of the smallest page (`world::TAIL`).
+/// Transactions with more rows than this may be read in several pieces, so that later transactions
+/// overtake the rest. A quarter of the smallest page (`world::TAIL`).
 const NEVER_CUT: usize = 5;
 
-/// Rows of one transaction come by id. A transaction that was visible before
-/// another one committed, and has the lower id, comes before it, unless it is
-/// large.
+/// Rows of one transaction are ordered by id. A transaction that was visible before another one
+/// committed and has the lower transaction id comes first, unless it is large.
 fn in_order(numbers: &[Number], table: &Rows, commits: &Commits) -> Result<(), String> {
     let mut last_of: BTreeMap<Xid, i64> = BTreeMap::new();
-    // The rows at which another transaction's begin.
+    // The first row of each run of rows from the same transaction.
     let mut runs: Vec<Number> = Vec::new();
     let mut before = None;
     for &number in numbers {

@@ -5,13 +5,12 @@ use proptest::{collection, option, prelude::*};
 /// Application sessions, each with at most one open transaction.
 pub const WRITERS: usize = 3;
 
-/// Bridges on the one database.
+/// Bridges on the same database.
 pub const BRIDGES: usize = 2;
 
-/// Whose tabs they are. Nobody ever connects as Carol.
+/// The user of each tab. Carol never connects.
 pub const TABS: [User; 5] = [User::Alice, User::Alice, User::Alice, User::Bob, User::Bob];
 
-/// The users of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum User {
     Alice,
@@ -23,25 +22,25 @@ impl User {
     pub const ALL: [Self; 3] = [Self::Alice, Self::Bob, Self::Carol];
 }
 
-/// What happens next. A step that makes no sense where it stands (a commit
-/// without a transaction, a tab that leaves while it is away) does nothing, so
-/// that any part of a program is a program.
+/// The next step of a program. A step that is impossible in the current state (a commit without a
+/// transaction, leaving with a tab that is not connected) does nothing, so that any part of a
+/// program is also a program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
-    /// In the writer's transaction, which begins if none is open; for this
-    /// user, or for all of them in turn.
+    /// Inserts in the writer's transaction, which begins if none is open: for this user, or for all
+    /// users in turn.
     Insert {
         writer: usize,
         user: Option<User>,
         rows: u32,
     },
-    /// The same in a savepoint, which is kept or rolled back to.
+    /// The same in a savepoint, which is released or rolled back to.
     InsertInSavepoint {
         writer: usize,
         user: Option<User>,
         kept: bool,
     },
-    /// The next steps don't wait for the end of it, if so said.
+    /// Unless `waits` is set, the next steps don't wait until it has finished.
     Commit {
         writer: usize,
         waits: bool,
@@ -49,61 +48,59 @@ pub enum Step {
     RollBack {
         writer: usize,
     },
-    /// A transaction of its own, without BEGIN.
+    /// Inserts in its own implicit transaction.
     Send {
         user: Option<User>,
         rows: u32,
     },
 
-    /// A tab comes to a bridge, for the first time or with its last id. It
-    /// leaves the one where it is.
+    /// A tab connects to a bridge, for the first time or with its last id. It first leaves the
+    /// bridge that it is connected to.
     Connect {
         tab: usize,
         bridge: usize,
     },
-    /// A tab reads so many rows, or all that there are. None: up to its first
-    /// id.
+    /// A tab reads this many rows, or all that there are. With 0, it reads up to its first id.
     Read {
         tab: usize,
         rows: usize,
     },
-    /// A tab breaks its connection with what is unread in it, and keeps its id.
+    /// A tab resets its connection, including unread bytes, and keeps its id.
     Reset {
         tab: usize,
     },
-    /// A tab is closed for good. It comes back as a stranger.
+    /// A tab is closed for good. It comes back as a new client.
     Close {
         tab: usize,
     },
 
-    /// A bridge stops in order.
+    /// A bridge stops gracefully.
     Stop {
         bridge: usize,
     },
-    /// A bridge goes without being waited for; one that is a process of its own
-    /// is killed.
+    /// A bridge ends without being waited for. If it runs as a separate process, it is killed.
     Kill {
         bridge: usize,
     },
     Start {
         bridge: usize,
     },
-    /// Waits until all that was read is marked.
+    /// Waits until all rows that were read are marked.
     Settle,
 
-    /// Postgres ends the sessions that listen.
+    /// Postgres terminates the bridges' listening sessions.
     EndListeners,
-    /// Postgres ends all sessions of the bridges.
+    /// Postgres terminates all sessions of the bridges.
     EndSessions,
-    /// Postgres restarts in order.
+    /// Postgres restarts cleanly.
     Restart,
-    /// Postgres stops at once, and recovers.
+    /// Postgres stops immediately and recovers.
     Crash,
-    /// One backend is killed, so that Postgres starts anew by itself.
+    /// One backend is killed, so Postgres restarts by itself.
     KillBackend,
 }
 
-/// Programs, with or without steps that hurt the Postgres server itself.
+/// Programs, with or without steps that disturb the Postgres server itself.
 pub fn programs(hurt_the_server: bool) -> BoxedStrategy<Vec<Step>> {
     if hurt_the_server {
         collection::vec(prop_oneof![14 => step(), 1 => server_step()], 1..60).boxed()
@@ -137,7 +134,7 @@ fn step() -> BoxedStrategy<Step> {
     .boxed()
 }
 
-/// Mostly a few. Now and then more than a page and a mailbox hold.
+/// Usually a few; occasionally more than fit in a page and a mailbox.
 fn rows() -> impl Strategy<Value = u32> {
     prop_oneof![24 => 1..5u32, 1 => Just(700), 1 => Just(1_300)]
 }

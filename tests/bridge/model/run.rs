@@ -14,12 +14,11 @@ use super::{
 };
 use tidings::domain::{position::RowKey, snapshot::Xid};
 
-/// The writer that commits with `synchronous_commit = off`. A crash of Postgres
-/// may take its rows back after they were delivered, and give their transaction
-/// ids and row ids out again.
+/// The writer that commits with `synchronous_commit = off`. A crash of Postgres may undo its rows
+/// after they were delivered, and assign their transaction ids and row ids again.
 const HURRIED_WRITER: usize = 0;
 
-/// A long text in every so many rows: some fill a mailbox.
+/// One in this many rows has a long text, so that some rows fill a mailbox.
 const LONG_TEXT_EVERY: u32 = 3;
 const LONG_TEXT: usize = 400;
 
@@ -47,7 +46,7 @@ struct Writer {
     client: Option<Arc<Client>>,
     /// What its open transaction has inserted.
     open: Option<Vec<Range<Number>>>,
-    /// A commit that nobody has waited for yet.
+    /// A commit that has not been waited for yet.
     commit: Option<Commit>,
 }
 
@@ -57,13 +56,13 @@ struct Commit {
     running: JoinHandle<Result<(), Error>>,
 }
 
-/// A program as it runs.
+/// A program while it runs.
 pub struct Run<'a> {
     world: &'a mut World,
     writers: [Writer; WRITERS],
     tabs: Vec<Tab>,
     next: Number,
-    /// The first row of which no mark can be lost.
+    /// Only marks of rows before this one may be lost.
     marked_from: Number,
     clock: u64,
     commits: Commits,
@@ -85,7 +84,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Plays the steps, brings everything to its end, and judges.
+    /// Runs the steps, brings everything to an end, and checks the result.
     pub async fn play(mut self, steps: &[Step]) -> Result<Vec<Verdict>, String> {
         for &step in steps {
             self.step(step).await?;
@@ -209,7 +208,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Begins to commit.
+    /// Starts a commit.
     async fn commit(&mut self, writer: usize) -> Result<(), String> {
         self.join(writer).await?;
         let began = self.now();
@@ -257,7 +256,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// A writer may lose its session only where the server is hurt.
+    /// A writer may lose its session only if the program disturbs the server.
     fn fail(&mut self, writer: usize, error: &Error) -> Result<(), String> {
         self.writers[writer] = Writer::default();
         if self.world.is_hurt() && (error.is_closed() || error.code().is_some()) {
@@ -267,7 +266,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// New rows in a transaction of their own; returns the last number.
+    /// Inserts new rows in their own transaction and returns the last number.
     async fn send(&mut self, user: Option<User>, rows: u32) -> Result<Number, String> {
         let (insert, numbers) = self.insert(user, rows);
         let began = self.now();
@@ -293,8 +292,8 @@ impl<'a> Run<'a> {
             self.settled.add(acknowledged.map(|row| row.number));
             return Ok(());
         }
-        // A bridge that does not know yet of a crash falls back once it does, and
-        // then what others were sent just before is news to it.
+        // A bridge that hasn't noticed a crash yet moves its position back when it does. Then rows
+        // that others were sent shortly before are new to it again.
         let tail = match self.world.is_hurt() {
             true => None,
             false => self.world.position(bridge),
@@ -306,15 +305,15 @@ impl<'a> Run<'a> {
             tail,
             answered: user_rows(self.world.watcher(), &tab.name).await?,
             has_crashed: false,
-            // The other bridge may learn of a crash later than this one, and
-            // takes an id of after it for one of before it.
+            // The other bridge may notice a crash later than this one, and takes an id from after
+            // the crash for one from before it.
             may_repeat: self.world.is_hurt(),
         });
         Ok(())
     }
 
-    /// The last row that the tab could read is a new one, so that it can wait
-    /// for it without knowing what else is to come.
+    /// The last row that the tab could read is a new one, so the tab can wait for it without
+    /// knowing which other rows are still to arrive.
     async fn read(&mut self, tab: usize, rows: usize) -> Result<(), String> {
         if !self.tabs[tab].is_connected() {
             return Ok(());
@@ -326,8 +325,8 @@ impl<'a> Run<'a> {
         self.tabs[tab].read(self.world.watcher(), until).await
     }
 
-    /// A bridge has ended its streams in order: all that it had written is settled, and
-    /// that is at most what is there.
+    /// A bridge has ended its streams gracefully, so all rows written to them are settled. At most,
+    /// those are all rows in the table now.
     async fn end_streams(&mut self, bridge: usize) -> Result<(), String> {
         if self.world.settle() == Settle::AtOnce {
             return Ok(());
@@ -340,12 +339,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What was written, and may be read later, may stay unmarked.
+    /// Rows that were written so far, even if they are read later, may stay unmarked.
     fn lose_marks(&mut self) {
         self.marked_from = self.next;
     }
 
-    /// Waits until all that was read is marked.
+    /// Waits until all rows that were read are marked.
     async fn settle(&mut self) -> Result<(), String> {
         if self.world.settle() == Settle::Never {
             return Ok(());
@@ -380,16 +379,16 @@ impl<'a> Run<'a> {
         self.judge().await
     }
 
-    /// All tabs are connected to bridges that run: what they have returned with is
-    /// marked.
+    /// Requires that all tabs are connected to running bridges. Waits until the rows acknowledged
+    /// by their last event ids are marked.
     async fn until_acknowledged(&self) -> Result<(), String> {
         let acknowledged = self.tabs.iter().flat_map(Tab::acknowledged);
         let ids: Vec<i64> = acknowledged.map(|row| row.id).collect();
         self.world.until_marked(&ids).await
     }
 
-    /// All tabs come back, but those that never came, and read up to the last
-    /// row of their user. False if one of them was on a bridge that is gone.
+    /// Reconnects all tabs that were ever connected, and reads up to the last row of their user.
+    /// Returns false if the bridge of one of them is gone.
     async fn read_to_the_end(&mut self) -> Result<bool, String> {
         for tab in 0..TABS.len() {
             if self.tabs[tab].was_connected && !self.tabs[tab].is_connected() {
@@ -402,12 +401,12 @@ impl<'a> Run<'a> {
             for (_, tab) in tabs.filter(|(of, tab)| *of == user && tab.is_connected()) {
                 let watcher = self.world.watcher();
                 tab.read(watcher, Until::Rows(usize::MAX, last)).await?;
-                // Rows of a large transaction may come after later ones.
+                // Rows of a large transaction may arrive after later ones.
                 let table = user_rows(watcher, &tab.name).await?;
                 while tab.is_connected() && !tab.has_all(&table, &self.commits) {
                     let one_more = Until::Rows(1, Number::MAX);
                     if tab.read(watcher, one_more).await.is_err() {
-                        // What is missing is told below.
+                        // Missing rows are reported below.
                         break;
                     }
                 }

@@ -1,8 +1,8 @@
 //! Which rows may be marked, and which must be, if no row settles by time.
 //!
-//! Then a row is marked only after a client that received it has returned with its id, or
-//! after a bridge has ended a stream that it was written to. A page that is left or a
-//! bridge that is killed leaves its rows unmarked.
+//! In that case a row is marked only after a client that received it has returned with its id, or
+//! after a bridge has ended a stream that the row was written to. If a page is left or a bridge is
+//! killed, their rows stay unmarked.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::oracle::{Number, Rows};
 
-/// A program that takes longer than this, on a machine that is very busy, shows nothing:
-/// rows of its first steps may settle by time.
+/// If a program takes longer than this, on a very busy machine, its result is ignored: rows of its
+/// first steps may have settled by time.
 const BY_TIME: Duration = Duration::from_secs(55);
 
 /// When rows settle in a program.
@@ -19,7 +19,7 @@ const BY_TIME: Duration = Duration::from_secs(55);
 pub enum Settle {
     /// As soon as they are written.
     AtOnce,
-    /// Later than any program takes.
+    /// Later than the end of any program.
     Never,
 }
 
@@ -40,7 +40,7 @@ pub struct Settled {
 }
 
 impl Settled {
-    /// None, of a program that begins now.
+    /// Starts with no rows, for a program that begins now.
     pub fn begin() -> Self {
         Self {
             rows: BTreeSet::new(),
@@ -48,12 +48,12 @@ impl Settled {
         }
     }
 
-    /// A client that has received these rows returns, or the bridge has ended its stream.
+    /// A client that has received these rows has returned, or the bridge has ended its stream.
     pub fn add(&mut self, rows: impl IntoIterator<Item = Number>) {
         self.rows.extend(rows);
     }
 
-    /// No other row of this table may be marked.
+    /// Fails if any other row of this table is marked.
     pub fn judge(&self, table: &Rows) -> Result<(), String> {
         if self.began.elapsed() > BY_TIME {
             return Ok(());

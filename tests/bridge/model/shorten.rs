@@ -1,4 +1,4 @@
-//! Makes a failing program short enough to be read.
+//! Shortens a failing program so that it can be read.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,15 @@ use super::{play, program::Step, world::World};
 /// No attempt begins after this.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Much of a program is a race: one that fails once in so many attempts fails.
+/// Many failures depend on a race: a program counts as failing if one of this many attempts fails.
 const ATTEMPTS: usize = 2;
 
-/// How long a shortened program waits for a row: many are tried, and an error
-/// that is a row's absence costs all of it.
+/// How long a shortened program waits for a row. Many programs are tried, and each one that fails
+/// because of a missing row takes all of this time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Leaves out ever smaller parts, as long as the rest fails. Returns how it
-/// fails, and the rest.
+/// Removes smaller and smaller parts as long as the rest still fails. Returns the failure and the
+/// remaining steps.
 pub async fn shorten(world: &mut World, reason: &str, steps: &[Step]) -> (String, Vec<Step>) {
     let began = Instant::now();
     world.patience = PATIENCE;

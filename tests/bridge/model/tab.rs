@@ -1,4 +1,4 @@
-//! A user's tab: what it is connected to, and what it got.
+//! A user's tab: what it is connected to, and what it received.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::support::{
     event_source::{Event, EventSource, Item},
 };
 
-/// A tab, here or away.
+/// A tab, connected or not.
 pub struct Tab {
     pub name: String,
     patience: Duration,
@@ -22,21 +22,21 @@ pub struct Tab {
     last_event_id: String,
     opening: Option<Opening>,
     chain: Option<Chain>,
-    /// Those that came to their end.
+    /// Chains that have ended.
     ended: Vec<Chain>,
     pub was_connected: bool,
-    /// Where it is connected, or was last.
+    /// The bridge that it is connected to, or was last.
     pub bridge: Option<usize>,
-    /// How many of the chain's rows its last return has acknowledged.
+    /// How many of the chain's rows its last reconnection acknowledged.
     acknowledged: usize,
 }
 
 /// How far to read.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// The bridge has given an id, which means that it has read a page.
+    /// Until the bridge has sent an id, which means that it has read a page.
     FirstId,
-    /// So many rows, or the one with this number.
+    /// Until this many rows, or the row with this number, have been received.
     Rows(usize, Number),
 }
 
@@ -65,7 +65,7 @@ impl Tab {
         self.chain.is_none()
     }
 
-    /// Postgres has crashed.
+    /// Records that Postgres has crashed.
     pub fn crash(&mut self) {
         if let Some(opening) = &mut self.opening {
             opening.has_crashed = true;
@@ -75,19 +75,19 @@ impl Tab {
         }
     }
 
-    /// Each, and whether it is still open.
+    /// Each chain, and whether it is still open.
     pub fn chains(&self) -> impl Iterator<Item = (&Chain, bool)> {
         let ended = self.ended.iter().map(|chain| (chain, false));
         ended.chain(self.chain.iter().map(|chain| (chain, true)))
     }
 
-    /// Whether its open chain has come to its end without a fault.
+    /// Whether its open chain is complete and correct.
     pub fn has_all(&self, table: &Rows, commits: &Commits) -> bool {
         let judge = |chain: &Chain| chain.judge(table, commits, true).is_ok();
         self.chain.as_ref().is_none_or(judge)
     }
 
-    /// The rows of its chain that its last return has acknowledged.
+    /// The rows of its chain that its last reconnection acknowledged.
     pub fn acknowledged(&self) -> &[Received] {
         match &self.chain {
             Some(chain) => &chain.received()[..self.acknowledged],
@@ -95,7 +95,8 @@ impl Tab {
         }
     }
 
-    /// Opens a connection. A stranger's is to be `observed` before and after.
+    /// Opens a connection. If the tab has no id, the caller must read the table before and after,
+    /// and pass both to `observed`.
     pub async fn connect(&mut self, address: SocketAddr) {
         let bearer = format!("Bearer {}", token(&self.name));
         let mut headers = vec![("Authorization", bearer.as_str())];
@@ -112,9 +113,9 @@ impl Tab {
         self.opening = Some(opening);
     }
 
-    /// Goes away, in whatever way, and keeps what it knows.
+    /// Disconnects, in whatever way, and keeps its id and its chain.
     pub fn leave(&mut self) -> Option<EventSource> {
-        // Without an id it never was there: no row came.
+        // Without an id the connection doesn't count: no row was received.
         self.opening = None;
         if let Some(chain) = &mut self.chain {
             chain.leave();
@@ -129,10 +130,10 @@ impl Tab {
         self.ended.extend(self.chain.take());
     }
 
-    /// Reads, until the connection ends at the latest.
+    /// Reads, at most until the connection ends.
     pub async fn read(&mut self, client: &Client, until: Until) -> Result<(), String> {
         let mut rows = 0;
-        // A row ends the wait, a heartbeat doesn't.
+        // A row extends the deadline, a heartbeat doesn't.
         let mut deadline = Instant::now() + self.patience;
         loop {
             match until {

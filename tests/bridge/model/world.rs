@@ -22,19 +22,19 @@ use crate::support::{
     process,
 };
 
-/// As small as it may be, so that mailboxes overflow.
+/// The smallest possible value, so that mailboxes overflow.
 const QUEUE: &str = "--queue-bytes=1024";
 
-/// So small that many transactions are read in pieces. The other bridge has pages
-/// of the usual size.
+/// So small that many transactions are read in several pieces. The other bridge uses the default
+/// page size.
 const TAIL: &str = "--tail-rows=20";
 
-/// So often that tabs break after a heartbeat, too, and before, and while rows
-/// are on their way. The other bridge has the usual one.
+/// So frequent that tabs also disconnect before and after a heartbeat, and while rows are being
+/// sent. The other bridge uses the default.
 const HEARTBEAT: Duration = Duration::from_millis(5);
 
-/// How long a row or a mark is waited for that must come: longer than the
-/// longest pause before a bridge tries the database again.
+/// How long to wait for a row or a mark that must arrive: longer than the longest pause before a
+/// bridge tries the database again.
 const ROW_PATIENCE: Duration = Duration::from_secs(20);
 
 enum Running {
@@ -42,29 +42,29 @@ enum Running {
     Outside(Child, SocketAddr),
 }
 
-/// A database, and the bridges that run now.
+/// A database and the bridges that are running.
 pub struct World {
     database: Database,
     client: Client,
     watcher: Client,
-    /// Sessions whose writers have ended.
+    /// Sessions that no writer uses any more.
     idle: Vec<Arc<Client>>,
-    /// For programs that hurt the server.
+    /// Set for programs that disturb the server.
     cluster: Option<Cluster>,
     bridges: [Option<Running>; BRIDGES],
     programs: usize,
     settle: Settle,
-    /// How long a row or a mark is waited for.
+    /// How long to wait for a row or a mark.
     pub patience: Duration,
 }
 
 impl World {
-    /// On the cluster that all tests share.
+    /// Uses the cluster that all tests share.
     pub async fn shared(settle: Settle) -> Self {
         Self::open(Database::migrated().await, None, settle).await
     }
 
-    /// With a server of its own.
+    /// Uses a separate server.
     pub async fn fragile() -> Self {
         let cluster = start_forgetful_cluster().await;
         let database = Database::migrated_in(&cluster).await;
@@ -85,7 +85,7 @@ impl World {
         }
     }
 
-    /// All bridges run, and the users have new names.
+    /// Starts all bridges and gives the users new names.
     pub async fn begin_program(&mut self) {
         self.programs += 1;
         for bridge in 0..BRIDGES {
@@ -102,12 +102,12 @@ impl World {
         }
     }
 
-    /// What a user is called in the database.
+    /// The user's name in the database.
     pub fn name(&self, user: User) -> String {
         format!("{user:?} {}", self.programs)
     }
 
-    /// Sees all, and may end what it sees.
+    /// A session that sees everything and may terminate other sessions.
     pub fn watcher(&self) -> &Client {
         &self.watcher
     }
@@ -116,7 +116,7 @@ impl World {
         &self.client
     }
 
-    /// Whether programs hurt the server.
+    /// Whether programs disturb the server.
     pub fn is_hurt(&self) -> bool {
         self.cluster.is_some()
     }
@@ -125,7 +125,7 @@ impl World {
         self.settle
     }
 
-    /// A session that no other writer has now.
+    /// A session that no other writer is using.
     pub async fn take_session(&mut self) -> Result<Arc<Client>, String> {
         match self.idle.pop() {
             Some(session) => Ok(session),
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    /// For the next program's writers.
+    /// Keeps the session for the next program's writers.
     pub fn keep_session(&mut self, session: Option<Arc<Client>>) {
         self.idle.extend(session);
     }
@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    /// What a bridge has read, if one can look inside.
+    /// The bridge's position, if it runs in this process.
     pub fn position(&self, bridge: usize) -> Option<Position> {
         match self.bridges[bridge].as_ref()? {
             Running::Inside(bridge) => Some(bridge.position()),
@@ -178,19 +178,20 @@ impl World {
         }
     }
 
-    /// Returns whether what it had written and not marked may be lost.
+    /// Returns whether rows that it had written but not marked may stay unmarked.
     pub async fn kill(&mut self, bridge: usize) -> bool {
         match self.bridges[bridge].take() {
             Some(Running::Outside(mut child, _)) => {
                 child.kill().await.expect("a signal");
                 true
             }
-            // It ends its streams, which settles their rows: only then is it known which.
+            // It ends its streams, which settles their rows. Which rows those are is known only
+            // after a graceful stop.
             Some(running) if self.settle == Settle::Never => {
                 stop(running).await;
                 false
             }
-            // It flushes its marks by itself, if the server is there.
+            // It flushes its marks by itself, if the server is available.
             _ => self.is_hurt(),
         }
     }
@@ -213,7 +214,7 @@ impl World {
         done.map_err(|error| format!("{work}: {error}"))
     }
 
-    /// Restarts or crashes the server, and waits until it is back.
+    /// Restarts or crashes the server, and waits until it is available again.
     pub async fn hurt(&mut self, step: Step) -> Result<(), String> {
         let Some(cluster) = &mut self.cluster else {
             return Ok(());
@@ -227,7 +228,7 @@ impl World {
                 let victim = victim.query_one("select pg_backend_pid()", &[]).await;
                 let victim = victim.map_err(|error| error.to_string())?.get(0);
                 kill(Pid::from_raw(victim), Signal::SIGKILL).expect("a signal");
-                // Once the server ends another session it takes no new ones.
+                // Once the server starts terminating sessions, it accepts no new ones.
                 while self.client.batch_execute("select").await.is_ok() {}
                 Ok(())
             }

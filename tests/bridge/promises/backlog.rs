@@ -1,5 +1,5 @@
-//! Promise 2: rows that were committed while the user was away come on the next
-//! connection, oldest first, and live ones follow without gap or repeat.
+//! Promise 2: rows that were committed while the user was offline are delivered first on the next
+//! connection, oldest first, followed by live rows without gaps or duplicates.
 
 use futures_util::future::join_all;
 
@@ -50,7 +50,7 @@ async fn rows_wait_for_a_user_who_is_away_and_arrive_in_order_before_live_ones()
         [1201]
     );
 
-    // What was sent doesn't come again to a tab that is new.
+    // Rows that are already sent aren't delivered again to a new tab.
     let mut second = bridge.connect("alice").await;
     assert_eq!(until(&mut second, "tidings.caught-up").await.len(), 0);
 }
@@ -71,7 +71,7 @@ async fn rows_that_come_during_the_catch_up_are_neither_lost_nor_repeated() {
         )
         .await;
 
-    // One who comes without a position, and finds what nobody was sent.
+    // A client without a position receives the rows that are still unsent.
     let newcomer = async {
         let mut source = bridge.connect("alice").await;
         no_repeats(&rows(&mut source, 4600).await).len()
@@ -79,7 +79,8 @@ async fn rows_that_come_during_the_catch_up_are_neither_lost_nor_repeated() {
     let (_, count) = tokio::join!(write_small_rows(&database), newcomer);
     assert_eq!(count, 4600);
 
-    // Those who return get all since then, whoever was sent it meanwhile.
+    // Returning clients receive all rows since their position, even those sent to others in the
+    // meantime.
     let returning = join_all((0..3).map(|_| async {
         let mut source = bridge.resume("alice", &beginning).await;
         no_repeats(&rows(&mut source, 6200).await).len()
@@ -91,7 +92,7 @@ async fn rows_that_come_during_the_catch_up_are_neither_lost_nor_repeated() {
         .await;
 }
 
-/// Four writers with four hundred rows each, one a statement.
+/// Four writers that insert four hundred rows each, one per statement.
 async fn write_small_rows(database: &Database) {
     let writers = (0..4).map(|_| {
         let database = database.clone();
@@ -138,7 +139,7 @@ async fn rows_that_have_expired_are_not_delivered() {
         )
         .await;
     assert_eq!(source.next_event().await.data, "live");
-    // An expired row is not marked: nobody was sent it.
+    // The expired row is not marked, because it was sent to no client.
     database
         .until("select count(*) = 3 from notifications where sent")
         .await;

@@ -1,5 +1,5 @@
-//! Promise 8: more than a client takes, more rows than memory, more clients than
-//! connections to Postgres: each bound slows one consumer, and skips nothing.
+//! Promise 8: with a client that doesn't read, more rows than fit in memory, and more clients than
+//! connections to Postgres, each limit slows one consumer and no row is skipped.
 
 use std::{env, time::Instant};
 
@@ -14,14 +14,14 @@ use crate::support::{
     row_id, rows, until,
 };
 
-/// What the bridge may take beyond what it had: some pages of the tail and of
-/// the catch-ups, and what the allocator keeps of them. The rows of each test
-/// here are a multiple of that.
+/// How much more memory the bridge may use than before: a few pages of the tail and of the
+/// catch-ups, and what the allocator retains of them. The rows of each test here are a multiple of
+/// that.
 const MEMORY: usize = 16 << 20;
 
 const CLIENTS: usize = 5_000;
 
-/// How many times the usual amount: `TIDINGS_TEST_SCALE=5` for a million rows.
+/// Multiplies the number of rows: `TIDINGS_TEST_SCALE=5` gives a million rows.
 fn scale() -> usize {
     let scale = env::var("TIDINGS_TEST_SCALE").unwrap_or_else(|_| "1".to_owned());
     scale.parse().expect("TIDINGS_TEST_SCALE is a number")
@@ -45,7 +45,7 @@ fn assert_bounded(before: Stats, after: Stats) {
     assert!(more < MEMORY, "{more} bytes more: {before:?}, {after:?}");
 }
 
-/// Reads so many rows, by coming back where the stream is cut off.
+/// Reads this many rows, reconnecting when the stream is cut off.
 async fn rows_over_breaks(
     bridge: &Served,
     user: &str,
@@ -73,7 +73,7 @@ async fn a_client_that_stops_reading_holds_up_nobody_and_costs_no_memory() {
     let bridge = Served::start(&database, &[]).await;
     let mut bob = bridge.connect_live("bob").await;
     let mut healthy = bridge.connect_live("alice").await;
-    // Neither is read from now on.
+    // Neither of these is read from now on.
     let patient = bridge.connect_live("alice").await;
     let mut impatient = bridge.connect_live("alice").await;
 
@@ -94,8 +94,8 @@ async fn a_client_that_stops_reading_holds_up_nobody_and_costs_no_memory() {
     let owed = ids_of(&database, "alice").await;
     account.client(owed.clone(), &of_healthy);
 
-    // One breaks off after what the kernel held for it, and returns; the other
-    // reads on.
+    // One resets its connection after it has read part of what the kernel buffered for it, and
+    // returns; the other continues reading.
     let mut of_impatient = rows(&mut impatient, 100).await;
     let id = impatient.last_event_id().to_owned();
     impatient.reset();
@@ -118,7 +118,7 @@ async fn a_backlog_of_any_length_streams_in_flat_memory() {
     let mut account = Account::without_repeats("a user returns to a very long backlog");
     let database = Database::migrated().await;
     let bridge = Served::start(&database, &[]).await;
-    // The first page and the first marks bring what stays: statements, buffers.
+    // The first page and the first marks allocate memory that stays in use: statements and buffers.
     insert(&database, "alice", 1_000, 100).await;
     bridge.connect_live("alice").await;
     database
@@ -156,11 +156,11 @@ async fn a_long_resume_that_breaks_at_every_page_comes_to_an_end() {
     let source = bridge.connect_live("alice").await;
     let mut id = source.last_event_id().to_owned();
     drop(source);
-    // One transaction, so that every break falls into its middle.
+    // One transaction, so that every disconnect falls inside it.
     insert(&database, "alice", ROWS, 20).await;
 
     let mut got = Vec::new();
-    // Before, at and behind the end of a page of 500 rows.
+    // Before, at and after the end of a page of 500 rows.
     for rows_at_once in [499, 500, 501, 1, 737].into_iter().cycle() {
         if got.len() == ROWS {
             break;
@@ -180,7 +180,7 @@ async fn a_long_resume_that_breaks_at_every_page_comes_to_an_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_thousand_clients_that_return_at_once_all_catch_up_over_a_small_pool() {
     const POOL: i64 = 8;
-    // The clients' ends of the streams are files of this process.
+    // The clients' ends of the streams are open files of this process.
     let files = rlimit::increase_nofile_limit(u64::MAX).expect("more open files");
     assert!(
         files > CLIENTS as u64 + 1_000,
@@ -204,7 +204,7 @@ async fn five_thousand_clients_that_return_at_once_all_catch_up_over_a_small_poo
             (n, id)
         })
         .collect();
-    // They miss one row or two.
+    // Each client misses one or two rows.
     for missing in [CLIENTS, CLIENTS / 2] {
         database
             .execute(&format!(
@@ -224,7 +224,7 @@ async fn five_thousand_clients_that_return_at_once_all_catch_up_over_a_small_poo
     for (n, id) in ids {
         let bridge = std::sync::Arc::clone(&bridge);
         returning.spawn(async move {
-            // Panics at any status but 200.
+            // Panics on any status other than 200.
             let mut source = bridge.connect(&format!("user{n}"), Some(&id)).await;
             let missed = until(&mut source, "tidings.caught-up").await;
             (n, missed.iter().map(row_id).collect::<Vec<_>>(), source)

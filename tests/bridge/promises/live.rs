@@ -1,5 +1,5 @@
-//! Promise 1: a committed row reaches every open connection of its user, and
-//! nobody else's; also under load, with everything that applications do at once.
+//! Promise 1: a committed row reaches every open connection of its user and no other user's, even
+//! under load and with everything that applications do at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ const CONNECTIONS: usize = 3;
 const WRITERS: usize = 8;
 const ROWS_A_WRITER: usize = 2_500;
 
-/// Writes `ROWS_A_WRITER` rows to changing users in every way that applications
-/// do, and as many again that are rolled back.
+/// Writes `ROWS_A_WRITER` rows to changing users in every way that applications use, and as many
+/// more that are rolled back.
 async fn write(database: Database, writer: usize) {
     let client = database.connect().await;
     let user = |n: usize| format!("user{}", (n * 7 + writer) % USERS);
@@ -22,7 +22,7 @@ async fn write(database: Database, writer: usize) {
     while written < ROWS_A_WRITER {
         let kind = (written / 50 + writer) % 5;
         match kind {
-            // One row a statement, as an application does.
+            // One row per statement, as an application does.
             0 => {
                 for n in written..written + 50 {
                     let insert = "insert into notifications (user_id, text) values ($1, $2)";
@@ -52,8 +52,8 @@ async fn write(database: Database, writer: usize) {
                 }
                 copy.finish().await.expect("the end of the copy");
             }
-            // A transaction that stays open while the others write and commit,
-            // with a savepoint that is undone.
+            // A transaction that stays open while others write and commit, with a savepoint that is
+            // rolled back.
             3 => {
                 client.batch_execute("begin").await.expect("begin");
                 for n in written..written + 50 {
@@ -71,7 +71,7 @@ async fn write(database: Database, writer: usize) {
                 }
                 client.batch_execute("commit").await.expect("commit");
             }
-            // What never was.
+            // Rows that are rolled back.
             _ => {
                 let undone = "begin; \
                      insert into notifications (user_id, text) \
@@ -103,7 +103,7 @@ async fn every_connection_receives_exactly_its_users_committed_rows() {
             let mut known = all_known.subscribe();
             streams.spawn(async move {
                 let mut got = Vec::new();
-                // Until it is known how many rows there are, read what comes.
+                // Until the number of rows is known, read whatever arrives.
                 let expected = loop {
                     tokio::select! {
                         event = source.next_event() => got.push(row_id(&event)),
@@ -112,7 +112,7 @@ async fn every_connection_receives_exactly_its_users_committed_rows() {
                 };
                 let missing = expected - got.len().min(expected);
                 got.extend(rows(&mut source, missing).await);
-                // What comes after the last one would be one too many.
+                // Any row after the last one would be one too many.
                 (user, got, source)
             });
         }
@@ -143,7 +143,7 @@ async fn every_connection_receives_exactly_its_users_committed_rows() {
         .until("select bool_and(sent) from notifications")
         .await;
 
-    // A last row for everybody: nothing comes before it.
+    // A last row for every user; no other row may arrive before it.
     database
         .execute(&format!(
             "insert into notifications (user_id, text) \
@@ -172,7 +172,7 @@ async fn two_bridges_on_one_database_serve_the_same_users() {
     for source in &mut sources {
         assert_eq!(source.next_event().await.data, "hello");
     }
-    // An id of one bridge is good at the other.
+    // An id from one bridge is valid on the other.
     let id = sources[0].last_event_id().to_owned();
     let mut moved = bridges[1].resume("alice", &id).await;
     assert_eq!(until(&mut moved, "tidings.caught-up").await.len(), 0);

@@ -1,5 +1,5 @@
-//! What Tidings promises, each under its own name, in the order of docs/reliability.md.
-//! The fourth, that nothing is lost whatever breaks, is `faults` and `model`.
+//! The promises of Tidings, each in a module with its name, in the order of docs/reliability.md.
+//! The fourth, that no fault loses a row, is tested in `faults` and `model`.
 
 mod backlog;
 mod bounded;

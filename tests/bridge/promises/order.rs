@@ -1,5 +1,5 @@
-//! Promise 5: a connection sees rows in the order in which they became visible;
-//! what became visible together comes by transaction, then id.
+//! Promise 5: a connection receives rows in the order in which they became visible. Rows that
+//! became visible together are ordered by transaction, then by id.
 
 use crate::support::{bridge::Bridge, database::Database};
 

@@ -1,6 +1,5 @@
-//! Promise 3: a connection that returns with its last id gets every row that it
-//! had not been sent, and none twice; also where the world has moved on in
-//! strange ways.
+//! Promise 3: a connection that returns with its last event id receives every row that it had not
+//! been sent, and none twice, even if the database changed in unusual ways in the meantime.
 
 use futures_util::future::join_all;
 use tokio_postgres::Client;
@@ -13,7 +12,7 @@ use crate::support::{
     expect_gap, opening, row_id, rows, until,
 };
 
-/// More than an id names.
+/// More open transactions than an event id can list.
 const OPEN_TRANSACTIONS: usize = 90;
 
 async fn begin(database: &Database, text: &str) -> Client {
@@ -27,7 +26,7 @@ async fn begin(database: &Database, text: &str) -> Client {
     client
 }
 
-/// A client's id after a live row, and the client is gone.
+/// Connects a client, delivers one row live, disconnects, and returns the client's id.
 async fn leave(bridge: &Bridge, database: &Database) -> String {
     let mut source = bridge.connect_live("alice").await;
     database
@@ -44,14 +43,14 @@ async fn alices_rows(database: &Database) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_open_transactions_than_an_id_names_lose_nothing() {
-    // Of its own: a snapshot lists the open transactions of all databases, and
-    // the ids of other tests' clients would have no room for them either.
+    // A separate cluster: a snapshot lists the open transactions of all databases, so the ids of
+    // other tests' clients would have no room for them either.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let open = join_all((0..OPEN_TRANSACTIONS).map(|_| begin(&database, "slow"))).await;
     let id = leave(&bridge, &database).await;
-    // They end before the client is back, the last first, and some are undone.
+    // They end before the client returns, the last one first, and some are rolled back.
     for (index, client) in open.iter().enumerate().rev() {
         let how = if index % 3 == 0 { "rollback" } else { "commit" };
         client.batch_execute(how).await.expect(how);
@@ -64,7 +63,7 @@ async fn more_open_transactions_than_an_id_names_lose_nothing() {
     let missed = until(&mut source, "tidings.caught-up").await;
     let got: Vec<i64> = missed.iter().map(row_id).collect();
     let owed = "select id from notifications where user_id = 'alice' and text = 'slow'";
-    // The row that it had been sent may come again, since the floor is lowered.
+    // The row that was already sent may be repeated, because the floor is lowered.
     let before = "select id from notifications where text = 'before'";
     let before = database.ids(before).await[0];
     let repeated = got.iter().filter(|&&id| id == before).count();
@@ -81,7 +80,7 @@ async fn more_open_transactions_than_an_id_names_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_stays_open_while_thousands_commit_is_delivered_at_its_end() {
-    // Of its own: with too many open transactions beside it an id forgets some.
+    // A separate cluster: with too many other open transactions, an id drops some.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
@@ -93,7 +92,7 @@ async fn a_transaction_that_stays_open_while_thousands_commit_is_delivered_at_it
     let mut source = bridge.connect_live("alice").await;
     let (mut got, mut got_by_stayed) = (Vec::new(), Vec::new());
     for round in 0..30 {
-        // Every row a transaction of its own.
+        // Each row in its own transaction.
         database
             .execute(
                 "do $$ begin for n in 1..100 loop \
@@ -176,8 +175,8 @@ async fn rows_of_subtransactions_come_with_their_transaction_and_undone_ones_nev
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
-    // Of its own: to an id, any transaction in the cluster may be one whose rows
-    // were removed, once it has ended.
+    // A separate cluster: for an id, any transaction of the cluster that has ended may be one whose
+    // rows were removed.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
@@ -195,11 +194,11 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
         .await;
     let mut source = bridge.resume("alice", &old).await;
     expect_gap(&mut source, "pruned").await;
-    // All that is left of what it missed, also what another tab was sent.
+    // All remaining rows that it missed, including those sent to another tab.
     let left = until(&mut source, "tidings.caught-up").await;
     let texts: Vec<_> = left.iter().map(|event| event.data.as_str()).collect();
     assert_eq!(texts, ["before", "left"]);
-    // It is told once.
+    // The gap is reported only once.
     let again = source.last_event_id().to_owned();
     assert_eq!(caught_up_at_once(&bridge, &again).await, 0);
     assert_eq!(caught_up_at_once(&bridge, &fresh).await, 1);
@@ -213,7 +212,7 @@ async fn a_transaction_that_was_open_has_lost_no_row_before_its_end() {
     let bridge = Bridge::start(&database).await;
     let slow = begin(&database, "slow").await;
     let id = leave(&bridge, &database).await;
-    // Younger than the open one, and it had been sent.
+    // The row is newer than the open transaction, and it had been sent.
     remove(&database, "text = 'before'").await;
     assert_eq!(caught_up_at_once(&bridge, &id).await, 0);
     slow.batch_execute("commit").await.expect("commit");
@@ -224,7 +223,7 @@ async fn a_transaction_that_was_open_has_lost_no_row_before_its_end() {
     cluster.stop().await.expect("an end");
 }
 
-/// As the README tells who removes rows.
+/// Removes rows in the way that the README documents.
 async fn remove(database: &Database, which: &str) {
     let remove = format!(
         "with removed as (delete from notifications where {which} returning xid) \
@@ -234,7 +233,7 @@ async fn remove(database: &Database, which: &str) {
     database.owner().execute(&remove).await;
 }
 
-/// How many events come before it has caught up, and nothing else does.
+/// How many events arrive before the stream has caught up, checking that nothing else does.
 async fn caught_up_at_once(bridge: &Bridge, id: &str) -> usize {
     let mut source: EventSource = bridge.resume("alice", id).await;
     let events = until(&mut source, "tidings.caught-up").await;
@@ -248,11 +247,11 @@ async fn caught_up_at_once(bridge: &Bridge, id: &str) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_are_restored_under_a_running_bridge_are_delivered_and_hide_no_others() {
     let database = Database::migrated().await;
-    // Only the owner may take them over.
+    // Only the owner may restamp restored rows.
     let bridge = Bridge::start(&database.owner()).await;
     let mut source = bridge.connect_live("alice").await;
-    // As a dump of an older cluster leaves them: with its transaction ids. Hers
-    // are the last of more than are taken over at once.
+    // As a dump from an older cluster leaves them, with that cluster's transaction ids. Alice's
+    // rows are the last, after more rows than are restamped at once.
     database
         .owner()
         .execute(
@@ -323,7 +322,7 @@ async fn a_slow_transaction_with_a_lower_id_reaches_both_tabs_also_the_one_that_
 async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
-    // Transactions of one, two and three rows, so that some are cut in two.
+    // Transactions of one, two and three rows, so that some are split.
     for n in 0..12 {
         let insert = format!(
             "insert into notifications (user_id, text) \
@@ -338,7 +337,7 @@ async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
 
     let mut got = Vec::new();
     let mut source = bridge.connect("alice").await;
-    // Breaks after each event, and marks what others may have got.
+    // Disconnects after each event. Rows that were written but not read may already be marked.
     while got.len() < expected.len() {
         got.extend(rows(&mut source, 1).await);
         let last_event_id = source.last_event_id().to_owned();
@@ -352,8 +351,8 @@ async fn a_client_that_breaks_at_any_event_misses_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_returns() {
     let database = Database::migrated().await;
-    // She has a past, which must not come again either. The bridge starts after
-    // it: what it has not seen yet is not past to it.
+    // Alice has an earlier row, which must not be delivered again either. The bridge starts after
+    // it, because a row that the bridge hasn't read yet would count as new.
     database
         .owner()
         .execute(
@@ -366,7 +365,7 @@ async fn a_client_that_breaks_before_its_first_event_is_no_stranger_when_it_retu
     assert!(id.starts_with("0-"), "{id}");
     drop(first);
 
-    // Another tab gets the row, so it is marked.
+    // Another tab receives the row, so it is marked.
     let mut second = bridge.connect_live("alice").await;
     database
         .execute("select send_notification('alice', 'hello')")

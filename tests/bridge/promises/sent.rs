@@ -1,4 +1,4 @@
-//! Promise 6: a row that was sent is marked, whatever stands in the way.
+//! Promise 6: a row that was sent is marked, whatever delays the mark.
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,7 +43,7 @@ async fn a_row_that_somebody_has_locked_is_marked_once_it_is_free() {
         .expect("a lock");
     let mut source = bridge.connect("alice").await;
     assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 2);
-    // The lock holds up its own row and no other.
+    // The lock delays the mark of its own row and of no other.
     database
         .until("select sent from notifications where text = 'free'")
         .await;
@@ -82,13 +82,13 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
         drained: Arc::new(drained.expect("rights")),
     };
     stop.cancel();
-    // Those of before a crash may be other rows by now.
+    // After a crash, ids from before it may belong to other rows.
     let before = Incarnation {
         timeline: 1,
         since: Since(since.0 - 1),
     };
     let now = Incarnation { timeline: 1, since };
-    // Rows in flight settle: the connections end with the bridge.
+    // Rows in flight settle, because the connections end with the bridge.
     marks.written(&Arc::new(Recipient::new(before)), [2]);
     marks.written(&Arc::new(Recipient::new(now)), [1]);
     Box::pin(marker.run(stop)).await;
@@ -111,8 +111,8 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
         .await;
     let streams = streams(&database).await;
 
-    // Open, but its first page is still to be read: another tab is quicker, is
-    // sent the row, and the row is marked.
+    // The stream is open, but its first page is not read yet. Another tab is faster: it is sent the
+    // row, and the row is marked.
     let alice = UserId::parse("alice").expect("a user");
     let start = Start::Backlog { replay: 0 };
     let mut stream = EventStream::open(
@@ -129,7 +129,7 @@ async fn a_mark_hides_no_row_from_a_connection_that_was_open_before_it() {
     assert!(!body.contains("data: before\n"), "{body}");
 }
 
-/// Marks that moved a row to another page would cost an entry in each index.
+/// A mark that moved its row to another page would cost an entry in each index.
 #[tokio::test(flavor = "multi_thread")]
 async fn marks_touch_no_index() {
     let database = Database::migrated().await;
@@ -142,7 +142,7 @@ async fn marks_touch_no_index() {
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect("alice").await;
     assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 20_000);
-    // What a session counts is known when it has ended.
+    // A session's statistics are reported when it ends.
     bridge.stop().await;
     let counted = "from pg_stat_user_tables where relname = 'notifications'";
     database

@@ -1,5 +1,5 @@
-//! Promise 6: sent means settled. A row counts as sent once a connection that it was
-//! written to has stayed open for `TIDINGS_SETTLE`.
+//! Promise 6: sent means settled. A row counts as sent once a connection that it was written to has
+//! stayed open for `TIDINGS_SETTLE`.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::support::{
     until,
 };
 
-/// What most tests here run with: the default.
+/// The default, which most tests here use.
 const SETTLE: Duration = Duration::from_secs(2);
 const SETTLES: &str = "--settle=2s";
 
-/// Far longer than any test: what settles nevertheless doesn't wait for the time.
+/// Far longer than any test: a row that settles nevertheless did not settle by time.
 const SETTLES_LATE: &str = "--settle=60s";
 
-/// A generous upper bound for a mark once a row has settled, as many tests run side by side. It
-/// takes some 150 ms.
+/// A generous upper bound for a mark once a row has settled, because many tests run side by side. A
+/// mark usually takes about 150 ms.
 const MARKED: Duration = Duration::from_secs(5);
 
 async fn send(database: &Database, text: &str) {
@@ -47,7 +47,7 @@ async fn all_sent_within(database: &Database, limit: Duration) {
     outcome.unwrap_or_else(|_| panic!("not marked within {limit:?}"));
 }
 
-/// The rows of a new page: one that has no last event id.
+/// The rows that a new page, which has no last event id, receives as its backlog.
 async fn backlog(source: &mut EventSource) -> Vec<i64> {
     let events = until(source, "tidings.caught-up").await;
     events.iter().map(row_id).collect()
@@ -81,7 +81,7 @@ async fn a_row_is_marked_after_the_settle_time_as_sent_when_it_was_written() {
     assert_eq!(database.ids(late).await, [0; 0]);
 }
 
-/// The flow of a form: the page that is left takes the row with it.
+/// The flow of a form: the old page receives the row just before it is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_a_page_received_as_it_was_left_comes_to_the_next_page_and_no_other() {
     let database = Database::migrated().await;
@@ -113,7 +113,7 @@ async fn a_page_that_is_left_over_http_2_leaves_its_rows_to_the_next_one() {
     let authority = Authority::new();
     let bridge = tls::start(&database, &authority, &[SETTLES]).await;
     let connection = Http2::connect(bridge.address(), &authority).await;
-    // The connection stays, as a browser's does when a page is left.
+    // The HTTP/2 connection stays open, as a browser's does when a page is left.
     let _other = connection.open("bob").await;
     let mut page = connection.open("alice").await;
     page.until("event: tidings.caught-up").await;
@@ -206,7 +206,7 @@ async fn a_stream_that_ends_with_a_logout_leaves_its_rows_to_the_next_login() {
         .await;
     page.rest().await;
     other.next_event().await;
-    // By then what was written to her would have settled, too.
+    // By now, the rows written to alice would have settled too.
     database
         .until("select sent from notifications where user_id = 'bob'")
         .await;
@@ -237,25 +237,25 @@ async fn a_client_that_returns_after_its_bridge_was_killed_acknowledges_what_it_
     assert_eq!(backlog(&mut page).await, [4]);
     let first = database.until("select bool_and(sent) from notifications where id <= 3");
     timeout(MARKED, first).await.expect("they are marked");
-    // What came after the id is in flight.
+    // Rows after the id are in flight.
     assert_eq!(sent(&database).await, [1, 2, 3]);
 }
 
-/// Marks are not flushed to disk, so a crash takes some.
+/// Marks are not flushed to disk, so a crash loses some.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_returns_after_a_crash_of_postgres_acknowledges_what_it_received() {
     let mut cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start_with(&database, &["--settle=0s"]).await;
-    // The bridge may have read the row while something else was not on disk yet. Then it
-    // can't tell whether the row survived, and delivers it again: once more.
+    // The bridge may have read the row while something else was not on disk yet. Then it can't know
+    // whether the row survived, and delivers it again. In that case, try again.
     for _ in 0..10 {
         let mut page = bridge.connect_live("alice").await;
         send(&database, "hello").await;
         page.next_event().await;
         all_sent_within(&database, MARKED).await;
         let id = page.last_event_id().to_owned();
-        // As if the crash had taken the mark: nothing says that it was taken away.
+        // As if the crash had lost the mark: nothing records that the mark was removed.
         database
             .owner()
             .execute("set tidings.marking = on; update notifications set sent_at = null")
@@ -268,7 +268,7 @@ async fn a_client_that_returns_after_a_crash_of_postgres_acknowledges_what_it_re
         drop(page);
         let mut page = bridge.resume("alice", &id).await;
         if backlog(&mut page).await.is_empty() {
-            // The bridge's sessions have to be opened anew.
+            // The bridge must first reopen its sessions.
             return all_sent_within(&database, Duration::from_secs(10)).await;
         }
         database.owner().execute("delete from notifications").await;
@@ -281,13 +281,13 @@ async fn an_id_acknowledges_only_what_its_client_has_received() {
     let database = Database::migrated().await;
     let owner = database.owner();
     let bridge = Bridge::start_with(&database, &[SETTLES_LATE]).await;
-    // A transaction that began before and commits after.
+    // A transaction that begins earlier and commits later.
     let slow = database.connect().await;
     slow.batch_execute("begin; select send_notification('alice', 'slow')")
         .await
         .expect("a slow transaction");
     let mut page = bridge.connect_live("alice").await;
-    // Older than all of hers, so that her position is past it.
+    // Older than the rows that alice receives, so that her position covers it.
     database
         .execute("select send_notification('bob', 'another user''s')")
         .await;
@@ -299,7 +299,7 @@ async fn an_id_acknowledges_only_what_its_client_has_received() {
     let id = page.last_event_id().to_owned();
     drop(page);
     bridge.until_connections(0).await;
-    // The application wants it shown again.
+    // The application reopens a row, so that it is delivered again.
     owner
         .execute("update notifications set sent_at = now() where text = 'reopened'")
         .await;
@@ -308,7 +308,7 @@ async fn an_id_acknowledges_only_what_its_client_has_received() {
         .await;
     slow.batch_execute("commit").await.expect("a commit");
 
-    // A browser returns with the id of the user that was logged in before.
+    // A browser returns with the id of the user who was logged in before.
     let mut bob = bridge.resume("bob", &id).await;
     until(&mut bob, "tidings.caught-up").await;
     drop(bob);
@@ -320,14 +320,14 @@ async fn an_id_acknowledges_only_what_its_client_has_received() {
     timeout(MARKED, database.until(received))
         .await
         .expect("it is marked");
-    // The slow one is in flight now, and the position of the id is not past it.
+    // The slow row is now in flight, and the position in the id doesn't cover it.
     let unsent = "select id from notifications where not sent order by id";
     let expected = "select id from notifications \
                     where text in ('reopened', 'another user''s', 'slow') order by id";
     assert_eq!(database.ids(unsent).await, database.ids(expected).await);
 }
 
-/// More than one statement passes over, with some that are marked among them.
+/// More rows than one statement handles, with some already marked rows among them.
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_rows_are_acknowledged_at_once() {
     let database = Database::migrated().await;
@@ -368,7 +368,7 @@ async fn an_id_that_names_no_row_acknowledges_nothing() {
     assert!(first.starts_with("0-"), "{first}");
     send(&database, "after").await;
     let id = page.next_event().await.last_event_id;
-    // What follows the row's own id is the position that covers it.
+    // The part after the row's own id is the position that covers the row.
     let position = id.split_once('-').expect("an id").1;
     drop(page);
     let mut bob = bridge.connect_live("bob").await;
@@ -378,7 +378,7 @@ async fn an_id_that_names_no_row_acknowledges_nothing() {
     let bobs = bob.next_event().await.last_event_id;
     drop(bob);
     let _page = bridge.resume("alice", &format!("0-{position}")).await;
-    // Acknowledgements are taken in the order in which clients return.
+    // Acknowledgements are processed in the order in which clients return.
     let _bob = bridge.resume("bob", &bobs).await;
     let marked = database.until("select sent from notifications where user_id = 'bob'");
     timeout(MARKED, marked).await.expect("it is marked");

@@ -1,5 +1,5 @@
-//! Promise 7: an application's INSERT never fails or waits because of a bridge,
-//! its load or its absence.
+//! Promise 7: an application's INSERT never fails or waits because a bridge is running, busy or
+//! absent.
 
 use nix::sys::signal::Signal;
 
@@ -12,13 +12,13 @@ use crate::support::{
     rows, until,
 };
 
-/// Longer than this no INSERT may take, whatever its bridge does. It takes a
-/// millisecond; the rest is for a machine that is busy.
+/// No INSERT may take longer than this, whatever its bridge does. It takes about a millisecond; the
+/// rest is a margin for a busy machine.
 const PATIENT: &str = "set statement_timeout = '5s'; set lock_timeout = '1s'";
 
 const ROWS: usize = 500;
 
-/// Inserts rows one by one, as an impatient application does.
+/// Inserts rows one by one, with the timeouts of `PATIENT`.
 async fn write(database: &Database) {
     let client = database.connect().await;
     client.batch_execute(PATIENT).await.expect("settings");
@@ -36,7 +36,7 @@ async fn an_insert_waits_for_no_bridge_that_is_frozen_at_work() {
     let bearer = format!("Bearer {}", token("alice"));
     let mut source = EventSource::open(address, "/stream", &[("Authorization", &bearer)]).await;
     until(&mut source, "tidings.caught-up").await;
-    // Frozen while it reads and marks, at another moment each time.
+    // The bridge is frozen while it reads and marks, each time at a different moment.
     for _ in 0..5 {
         let (_, ()) = tokio::join!(write(&database), async {
             rows(&mut source, ROWS / 2).await;
@@ -58,7 +58,7 @@ async fn an_insert_needs_no_bridge_and_minds_no_lock_of_one() {
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect("alice").await;
     tokio::join!(write(&database), rows(&mut source, 2 * ROWS));
-    // Nor does it wait for somebody who has locked rows that are to be marked.
+    // An INSERT doesn't wait for a session that has locked rows to be marked either.
     let other = database.owner().connect().await;
     other
         .batch_execute("begin; update notifications set sent_at = null")

@@ -1,5 +1,5 @@
-//! The account of a fault: what was lost, what came twice, and how long it took
-//! to recover. `docs/reliability.md` shows the table that is made of them.
+//! The result of a fault: which rows were lost, which were repeated, and how long recovery took.
+//! The table in `docs/reliability.md` is generated from these results.
 
 use std::{
     collections::BTreeSet,
@@ -13,11 +13,11 @@ use std::{
 use private_postgres::PostgresBinaries;
 use serde::{Deserialize, Serialize};
 
-/// What a fault did, over all rounds of its test.
+/// What a fault caused, over all rounds of its test.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Account {
     fault: String,
-    /// Why a row may come twice here; empty where none may.
+    /// Why a row may be repeated; empty if none may.
     repeats_allowed: String,
     rounds: usize,
     rows: usize,
@@ -27,12 +27,12 @@ pub struct Account {
 }
 
 impl Account {
-    /// For a fault after which no row may come twice.
+    /// For a fault after which no row may be repeated.
     pub fn without_repeats(fault: &str) -> Self {
         Self::open(fault, "")
     }
 
-    /// For a fault after which rows may come twice, and why.
+    /// For a fault after which rows may be repeated, and the reason.
     pub fn with_repeats(fault: &str, why: &str) -> Self {
         Self::open(fault, why)
     }
@@ -49,7 +49,7 @@ impl Account {
         }
     }
 
-    /// What one client was owed and what it got.
+    /// Records the rows that one client was owed and those that it received.
     pub fn client(&mut self, owed: impl IntoIterator<Item = i64>, got: &[i64]) {
         let owed: BTreeSet<i64> = owed.into_iter().collect();
         let distinct: BTreeSet<i64> = got.iter().copied().collect();
@@ -68,19 +68,19 @@ impl Account {
         self.repeated += repeated;
     }
 
-    /// One round of breaking and recovering is over: so long after the fault
-    /// was gone (or had begun, where it stays) rows flowed again.
+    /// Ends a round with recovery. `recovery` is the time until rows flowed again after the fault
+    /// was removed, or after it began if it persists.
     pub fn recovered_after(&mut self, recovery: Duration) {
         self.rounds += 1;
         self.recovery_ms.push(recovery.as_millis() as u64);
     }
 
-    /// One round without anything to recover from.
+    /// Ends a round without recovery.
     pub fn round(&mut self) {
         self.rounds += 1;
     }
 
-    /// Enters the account in the table.
+    /// Writes the result to the table.
     pub fn close(self) {
         static TABLE: Mutex<()> = Mutex::new(());
         let _one_at_a_time = TABLE.lock();
@@ -141,7 +141,7 @@ fn table(folder: &Path) -> String {
     format!("With {server}.\n\n{head}{}", lines.collect::<String>())
 }
 
-/// As the server itself says it.
+/// The version that the server itself reports.
 fn postgres_version() -> String {
     let binaries = PostgresBinaries::find().expect("a PostgreSQL");
     let server = binaries.beside("postgres").expect("its server");

@@ -1,4 +1,4 @@
-//! The real bridge, entered by its front door.
+//! The real bridge, running inside the test's process.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,11 +24,10 @@ use super::{
 
 pub const SECRET: &str = "a secret of the tests, 32 bytes or more";
 
-/// Seconds from the end of a token's life to the last moment at which it is
-/// good.
+/// Seconds after its expiry for which a token is still accepted.
 const LEEWAY: u64 = 30;
 
-/// A probe asks this often, to leave the processor to others.
+/// How often to poll. The pause leaves the CPU to other tests.
 pub const ASKS_AGAIN: Duration = Duration::from_millis(20);
 
 /// A running bridge. Dropping it stops it.
@@ -40,13 +39,13 @@ pub struct Bridge {
     running: JoinHandle<Result<(), RunError>>,
 }
 
-/// The settings of `tidings serve`, as if typed, with the secret of the tests. Rows settle
-/// at once, except in tests about that.
+/// The settings of `tidings serve`, parsed as from a command line, with the tests' secret. Rows
+/// settle immediately, except in tests about settling.
 pub fn serve_options(database: &Database, more: &[&str]) -> ServeOptions {
     options_without_secret(database, &[&["--jwt-secret", SECRET], more].concat())
 }
 
-/// The same, and nobody is known by default.
+/// The same without a secret, so no authentication is configured by default.
 pub fn options_without_secret(database: &Database, more: &[&str]) -> ServeOptions {
     let arguments = [
         "tidings",
@@ -72,20 +71,20 @@ impl Bridge {
         Self::start_with(database, &[]).await
     }
 
-    /// With more of the settings.
+    /// Starts a bridge with additional settings.
     pub async fn start_with(database: &Database, more: &[&str]) -> Self {
         Self::start_as(&serve_options(database, more)).await
     }
 
-    /// At addresses that outlive it ([`super::ports::free_address`]): of streams, and for
-    /// administration.
+    /// Starts a bridge on addresses that outlive it ([`super::ports::free_address`]): one for
+    /// streams and one for administration.
     pub async fn start_at(options: &ServeOptions, place: (SocketAddr, SocketAddr)) -> Self {
         let mut options = options.clone();
         (options.bridge.listen, options.bridge.admin_listen) = place;
         Self::start_as(&options).await
     }
 
-    /// With settings that nobody could type.
+    /// Starts a bridge with settings that a command line can't express.
     pub async fn start_as(options: &ServeOptions) -> Self {
         let parts = Parts::of(options).expect("settings");
         let app = App::build(parts, &options.bridge).await.expect("a bridge");
@@ -105,27 +104,27 @@ impl Bridge {
         self.address
     }
 
-    /// Where its operator looks.
+    /// The address of the admin endpoints.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// How many streams it has.
+    /// The number of open streams.
     pub fn connections(&self) -> usize {
         self.hub.connections()
     }
 
-    /// What it has read of the table.
+    /// The position up to which the bridge has read the table.
     pub fn position(&self) -> Position {
         (*self.hub.tail().position).clone()
     }
 
-    /// A stream of `user`, from its first bytes on.
+    /// A stream of `user`, from its first byte.
     pub async fn connect(&self, user: &str) -> EventSource {
         self.connect_with(user, "", &[]).await
     }
 
-    /// The stream of a client that was here before.
+    /// The stream of a client that returns with a last event id.
     pub async fn resume(&self, user: &str, last_event_id: &str) -> EventSource {
         self.connect_with(user, "", &[("Last-Event-ID", last_event_id)])
             .await
@@ -143,14 +142,14 @@ impl Bridge {
         EventSource::open(self.address, &format!("/stream{query}"), &all).await
     }
 
-    /// A stream of `user` that has got its backlog, and is live.
+    /// A stream of `user` that has received its backlog and is live.
     pub async fn connect_live(&self, user: &str) -> EventSource {
         let mut source = self.connect(user).await;
         until(&mut source, "tidings.caught-up").await;
         source
     }
 
-    /// What a stream of `user` is answered with; it is closed again.
+    /// The status of the response to a stream request of `user`. The stream is closed again.
     pub async fn try_connect(&self, user: &str) -> u16 {
         let bearer = format!("Bearer {}", token(user));
         let headers = [("Authorization", bearer.as_str())];
@@ -162,8 +161,7 @@ impl Bridge {
         get(self.admin_address, path, &[]).await.expect("an answer")
     }
 
-    /// Waits until the metrics are as wanted, asking all the while, and returns
-    /// their text.
+    /// Polls until the metrics are as wanted and returns their text.
     pub async fn until_metrics(&self, wanted: impl Fn(&str) -> bool, what: &str) -> String {
         let mut metrics = String::new();
         let asking = async {
@@ -179,12 +177,12 @@ impl Bridge {
         metrics
     }
 
-    /// How many were turned away for this reason.
+    /// How many requests were rejected for this reason.
     pub async fn refused(&self, reason: &str) -> u64 {
         refused(&self.admin("/metrics").await.text().await, reason)
     }
 
-    /// Waits until somebody was turned away for this reason.
+    /// Waits until a request was rejected for this reason.
     pub async fn until_refused(&self, reason: &str) {
         let asking = async {
             let mut pace = interval(ASKS_AGAIN);
@@ -196,8 +194,7 @@ impl Bridge {
         outcome.unwrap_or_else(|_| panic!("nobody was turned away for {reason}"));
     }
 
-    /// Waits until readiness answers with this status, asking all the while,
-    /// and returns that answer.
+    /// Polls until the readiness endpoint returns this status, and returns the response.
     pub async fn until_ready_is(&self, status: u16) -> Response {
         let asking = async {
             let mut pace = interval(ASKS_AGAIN);
@@ -213,7 +210,7 @@ impl Bridge {
         outcome.unwrap_or_else(|_| panic!("/health/ready never was {status}"))
     }
 
-    /// Waits until so many connections are registered.
+    /// Waits until this many connections are registered.
     pub async fn until_connections(&self, count: usize) {
         let counting = async {
             while self.hub.connections() != count {
@@ -224,7 +221,7 @@ impl Bridge {
         outcome.unwrap_or_else(|_| panic!("{} connections, not {count}", self.hub.connections()));
     }
 
-    /// Stops it in order and waits for its end.
+    /// Stops the bridge gracefully and waits until it has ended.
     pub async fn stop(mut self) {
         self.stop.cancel();
         let ended = tokio::time::timeout(PATIENCE, &mut self.running).await;
@@ -241,7 +238,7 @@ impl Drop for Bridge {
     }
 }
 
-/// The count of those who were turned away, in the text of the metrics.
+/// The number of requests rejected for this reason, from the text of the metrics.
 pub fn refused(metrics: &str, reason: &str) -> u64 {
     let name = format!("tidings_refused_total{{reason=\"{reason}\"}} ");
     let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
@@ -250,29 +247,28 @@ pub fn refused(metrics: &str, reason: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {name}in {metrics}"))
 }
 
-/// A valid token.
 pub fn token(user: &str) -> String {
     let secret: JwtSecret = SECRET.parse().expect("a secret");
     let user = UserId::parse(user).expect("a user");
     jwt::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
 }
 
-/// A token of alice's that is good for so many seconds.
+/// A token of alice that is accepted for this many more seconds.
 pub fn token_that_ends_in(seconds: u64) -> String {
     let claims = json!({ "sub": "alice", "exp": get_current_timestamp() + seconds - LEEWAY });
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     encode(&Header::new(Algorithm::HS256), &claims, &key).expect("a token")
 }
 
-/// The answer to a request with this token.
+/// The status of the response to a request with this token.
 pub async fn status(address: SocketAddr, token: &str) -> u16 {
     let bearer = format!("Bearer {token}");
     let answer = get(address, "/stream", &[("Authorization", &bearer)]).await;
     answer.expect("an answer").status()
 }
 
-/// The same, once the bridge can tell: where a key is unknown it looks for it once
-/// in a while, and puts the request off until then.
+/// The same, but retries until the bridge can decide: it fetches unknown keys at a limited rate and
+/// defers requests until then.
 pub async fn final_status(address: SocketAddr, token: &str) -> u16 {
     let asking = async {
         loop {

@@ -50,7 +50,7 @@ macro_rules! in_each_browser {
 }
 pub(crate) use in_each_browser;
 
-/// A browser and the program that drives it. Dropping it ends both.
+/// A browser and its driver. Dropping it ends both.
 pub struct Browser {
     pub client: Client,
     profile: DataFolder,
@@ -73,7 +73,7 @@ impl Drop for Driver {
 }
 
 impl Driver {
-    /// Starts the program, unless its port is taken.
+    /// Starts the driver. Returns `None` if its port is taken.
     async fn start(
         program: &str,
         arguments: &[String],
@@ -88,8 +88,8 @@ impl Driver {
             .unwrap_or_else(|error| panic!("{program}: {error}; `make test` installs it"));
         let output = BufReader::new(child.stdout.take().expect("its output"));
         let (sender, port) = oneshot::channel();
-        // A thread outlives the test's runtime: the program fails when nobody reads what it
-        // writes, also while it ends.
+        // A thread outlives the test's runtime. The driver fails if its output isn't read, even
+        // while it is exiting.
         thread::spawn(move || {
             let mut sender = Some(sender);
             for line in output.lines().map_while(Result::ok) {
@@ -110,9 +110,9 @@ impl Driver {
         match kind {
             Kind::Chromium => {
                 let program = program("CHROMEDRIVER", "chromedriver");
-                // Left to itself it takes any port that is free for IPv4 and gives up if
-                // the same one is not free for IPv6, as it often is where thousands of
-                // clients come and go: theirs are from 32768 on.
+                // By default it takes any port that is free for IPv4, and gives up if the same port
+                // isn't free for IPv6. That often happens with thousands of clients, which use
+                // ports from 32768 on.
                 for _ in 0..20 {
                     let port = format!("--port={}", random_range(10_000..32_000));
                     let started = "started successfully on port ";
@@ -126,7 +126,7 @@ impl Driver {
                 let program = program("GECKODRIVER", "geckodriver");
                 fs::create_dir_all(profile).expect("a folder");
                 let profiles = format!("--profile-root={}", profile.display());
-                // Its second port has a fixed default, which several would compete for.
+                // Its second port has a fixed default, for which several drivers would compete.
                 let arguments = ["--port=0", "--websocket-port=0", &profiles].map(str::to_owned);
                 let started = Self::start(&program, &arguments, "Listening on 127.0.0.1:").await;
                 started.unwrap_or_else(|| panic!("{program} does not listen"))
@@ -145,8 +145,7 @@ impl Kind {
             Self::Chromium => {
                 let arguments = json!([
                     "--headless=new",
-                    // Chromium refuses to run as root otherwise; it loads nothing but
-                    // our own page.
+                    // Chromium refuses to run as root otherwise. It loads only our own page.
                     "--no-sandbox",
                     "--disable-gpu",
                     "--disable-dev-shm-usage",
@@ -181,7 +180,7 @@ impl Browser {
         let profile = DataFolder::new();
         let driver = Driver::of(kind, profile.path()).await;
         let mut capabilities = kind.capabilities(profile.path());
-        // Of the tests' own authorities.
+        // The tests use their own certificate authorities.
         capabilities["acceptInsecureCerts"] = json!(true);
         let Value::Object(capabilities) = capabilities else {
             unreachable!("an object")
@@ -198,7 +197,7 @@ impl Browser {
         }
     }
 
-    /// An element, once it is there.
+    /// Waits for an element and returns it.
     pub async fn find(&self, css: &str) -> Element {
         let waiting = self
             .client
@@ -211,9 +210,9 @@ impl Browser {
             .unwrap_or_else(|error| panic!("{css}: {error}"))
     }
 
-    /// Waits until a script answers true.
+    /// Waits until a script returns true.
     ///
-    /// Firefox runs scripts in a scope before the page's own: to set a variable of the page,
+    /// Firefox runs scripts in a separate scope from the page's own. To set a variable of the page,
     /// write `window.name = …`.
     pub async fn until(&self, script: &str) {
         let asking = async {

@@ -1,8 +1,8 @@
-//! One private PostgreSQL for the test process, one database a test: NOTIFY is
-//! per database, so tests don't hear each other.
+//! One private PostgreSQL for the test process, and one database per test. NOTIFY is per database,
+//! so tests don't receive each other's notifications.
 //!
-//! Nobody is superuser here unless a test says so: each party logs in as a member
-//! of its group of `sql/roles.sql`, and of no other.
+//! No connection is a superuser's unless a test requests it: each party logs in as a member of its
+//! own group from `sql/roles.sql` and of no other.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,11 +30,11 @@ use super::{
     proxy::{Proxy, Target},
 };
 
-/// Made once; each test's database is a copy of one of them.
+/// Created once; each test's database is a copy of one of these.
 const EMPTY_TEMPLATE: &str = "tidings_empty";
 const MIGRATED_TEMPLATE: &str = "tidings_migrated";
 
-/// Who logs in, and the groups that each is a member of.
+/// The login roles. Each is a member of one group.
 const SUPERUSER: &str = "tidings";
 const OWNER: &str = "migrator";
 const BRIDGE: &str = "bridge";
@@ -47,12 +47,11 @@ pub const LOGINS: [(&str, &str); 4] = [
     (MONITOR, "tidings_monitor"),
 ];
 
-/// The cluster that most tests share. It is stopped and removed when the
-/// process ends.
+/// The cluster that most tests share. It is stopped and removed when the process ends.
 pub fn shared_cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        // On a thread whose runtime outlives every test's.
+        // On a separate thread with a runtime that outlives every test's runtime.
         let (sender, receiver) = oneshot::channel();
         thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -65,28 +64,28 @@ pub fn shared_cluster() -> &'static Cluster {
     })
 }
 
-/// A cluster of a test's own, which it may stop and break.
+/// A cluster for one test, which may stop and break it.
 pub async fn start_cluster() -> Cluster {
     Cluster::temporary(&[("max_connections", "300")])
         .await
         .expect("a private PostgreSQL")
 }
 
-/// The same, and it writes its log only when it must: a crash forgets what
-/// nobody waited for.
+/// The same, but it flushes its WAL only when it must, so a crash loses every commit that didn't
+/// wait for the flush.
 pub async fn start_forgetful_cluster() -> Cluster {
     Cluster::temporary(&[("max_connections", "300"), ("wal_writer_delay", "10s")])
         .await
         .expect("a private PostgreSQL")
 }
 
-/// A database of a test's own. Each party enters it as itself, or all of them as
-/// somebody else ([`as_role`](Self::as_role)).
+/// A database for one test. Each party connects with its own role, or all of them with the same one
+/// ([`as_role`](Self::as_role)).
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// As the superuser.
+    /// The superuser's connection string.
     connection_string: String,
-    /// Who everybody is, if not each themself.
+    /// The role that all parties use, if they don't each use their own.
     role: Option<String>,
 }
 
@@ -97,7 +96,7 @@ impl Database {
         Self::copy(cluster, &unused_name(), MIGRATED_TEMPLATE).await
     }
 
-    /// A database with nothing in it, but ready for `tidings migrate`.
+    /// An empty database that is ready for `tidings migrate`.
     pub async fn empty() -> Self {
         let cluster = Self::templates().await;
         Self::copy(cluster, &unused_name(), EMPTY_TEMPLATE).await
@@ -117,16 +116,16 @@ impl Database {
         cluster
     }
 
-    /// A database with nothing in it, in another cluster.
+    /// An empty database in another cluster.
     pub async fn empty_in(cluster: &Cluster) -> Self {
         Self::create(cluster, &unused_name()).await
     }
 
-    /// A database that nobody has prepared, in a cluster that may have no roles
-    /// yet.
+    /// A database without the schema privileges that `sql/roles.sql` sets up, in a cluster that may
+    /// not have the roles yet.
     ///
-    /// Before PostgreSQL 15 everybody may create something in `public`, which
-    /// `tidings check` has to say about: here it is as from 15 on.
+    /// Before PostgreSQL 15, every role may create objects in `public`, which `tidings check`
+    /// reports. Here that privilege is revoked, as in version 15 and later.
     pub async fn bare(cluster: &Cluster, name: &str) -> Self {
         let database = Self::copy(cluster, name, "template0").await;
         let close = "revoke create on schema public from public";
@@ -141,7 +140,7 @@ impl Database {
         database
     }
 
-    /// A database with nothing in it, of this name. A cluster's first one brings the roles.
+    /// An empty database with this name. The first one in a cluster also creates the roles.
     pub async fn create(cluster: &Cluster, name: &str) -> Self {
         let database = Self::bare(cluster, name).await;
         database.prepare("public").await;
@@ -171,13 +170,12 @@ impl Database {
         assert!(said.is_ok(), "{said:?}");
     }
 
-    /// Runs `sql/roles.sql`, and returns what psql said: as an error, if it
-    /// failed.
+    /// Runs `sql/roles.sql` and returns the output of psql, as an error if it failed.
     pub async fn run_roles(&self, schema: &str) -> Result<String, String> {
         self.run_roles_with(&[&format!("schema={schema}")]).await
     }
 
-    /// The same with these variables.
+    /// The same with these psql variables.
     pub async fn run_roles_with(&self, variables: &[&str]) -> Result<String, String> {
         let mut psql = Command::new(psql());
         psql.args(["-X", "-q", "-d", &self.string_of(APPLICATION)])
@@ -192,7 +190,7 @@ impl Database {
         }
     }
 
-    /// The same database, reached by another socket.
+    /// The same database through another Unix socket.
     pub fn through(&self, folder: &Path) -> Self {
         let (_, rest) = self
             .connection_string
@@ -201,7 +199,7 @@ impl Database {
         self.reached_at(format!("host={} {rest}", folder.display()))
     }
 
-    /// The same database, where everybody is this role.
+    /// The same database, with all parties connecting as this role.
     pub fn as_role(&self, role: &str) -> Self {
         Self {
             role: Some(role.to_owned()),
@@ -209,28 +207,28 @@ impl Database {
         }
     }
 
-    /// The same database, where everybody is the owner of what is in it: to
-    /// migrate, to forge, to alter.
+    /// The same database, with all parties connecting as the owner of its objects: for migrating,
+    /// forging and altering.
     pub fn owner(&self) -> Self {
         self.as_role(OWNER)
     }
 
-    /// The same database, where everybody is the bridge.
+    /// The same database, with all parties connecting as the bridge.
     pub fn bridge(&self) -> Self {
         self.as_role(BRIDGE)
     }
 
-    /// The same database, where everybody is somebody who watches.
+    /// The same database, with all parties connecting as the monitoring role.
     pub fn monitor(&self) -> Self {
         self.as_role(MONITOR)
     }
 
-    /// The same database, where nothing is forbidden to anybody.
+    /// The same database, with all parties connecting as the superuser.
     pub fn superuser(&self) -> Self {
         self.as_role(SUPERUSER)
     }
 
-    /// The same database, reached by TCP.
+    /// The same database over TCP.
     pub fn at_host(&self, host: &str) -> Self {
         let (_, rest) = self
             .connection_string
@@ -239,7 +237,7 @@ impl Database {
         self.reached_at(format!("host={host} {rest}"))
     }
 
-    /// The same database, reached over a network that a test can break.
+    /// The same database through a network that a test can break.
     pub async fn over_network(&self) -> (Proxy, Self) {
         let (host, rest) = self
             .connection_string
@@ -260,7 +258,7 @@ impl Database {
         }
     }
 
-    /// Any database, reached in any way.
+    /// Any database, from its connection string.
     pub fn at(connection_string: String) -> Self {
         Self {
             connection_string,
@@ -268,24 +266,24 @@ impl Database {
         }
     }
 
-    /// Brings the schema public up to date.
+    /// Migrates the schema `public` to the current version.
     pub async fn migrate(&self) {
         let owner = self.url_of(OWNER);
         let migrated = schema::migrate(&owner, &SchemaName::public(), schema::LOCK_LIMIT).await;
         migrated.expect("the migrations");
     }
 
-    /// As the bridge takes it.
+    /// The URL that the bridge uses.
     pub fn url(&self) -> DatabaseUrl {
         self.url_of(BRIDGE)
     }
 
-    /// As the command line of a bridge takes it.
+    /// The connection string for a bridge's command line.
     pub fn connection_string(&self) -> String {
         self.string_of(BRIDGE)
     }
 
-    /// As an application takes it.
+    /// The connection string for an application.
     pub fn application_string(&self) -> String {
         self.string_of(APPLICATION)
     }
@@ -300,7 +298,6 @@ impl Database {
         self.connection_string.replace(&superuser, &user)
     }
 
-    /// What the server calls it.
     pub fn name(&self) -> &str {
         let (_, name) = self
             .connection_string
@@ -309,17 +306,17 @@ impl Database {
         name.split(' ').next().unwrap_or(name)
     }
 
-    /// An application's connection.
+    /// A connection of the application.
     pub async fn connect(&self) -> Client {
         connect(&self.application_string()).await
     }
 
-    /// The same, while the server may be away.
+    /// The same, for when the server may be unavailable.
     pub async fn try_connect(&self) -> Result<Client, tokio_postgres::Error> {
         try_connect(&self.application_string()).await
     }
 
-    /// Waits until the server takes connections again.
+    /// Waits until the server accepts connections again.
     pub async fn until_accepts(&self) {
         let trying = async {
             while self.try_connect().await.is_err() {
@@ -330,7 +327,7 @@ impl Database {
         outcome.expect("the server takes connections again");
     }
 
-    /// Runs an application's `work` in this database and waits until it is done.
+    /// Runs `work` as the application and waits until it is done.
     pub async fn execute(&self, work: &str) {
         self.connect().await.batch_execute(work).await.expect(work);
     }
@@ -342,19 +339,18 @@ impl Database {
         superuser.query_one(query, &[]).await.expect(query).get(0)
     }
 
-    /// The ids that the query selects, in the eyes of the owner.
+    /// The ids that the query selects when the owner runs it.
     pub async fn ids(&self, query: &str) -> Vec<i64> {
         let owner = connect(&self.string_of(OWNER)).await;
         let rows = owner.query(query, &[]).await.expect(query);
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Waits until the query answers true, in the eyes of the owner, asking anew
-    /// all the while.
+    /// Polls until the query returns true when the owner runs it.
     pub async fn until(&self, query: &str) {
         let client = connect(&self.string_of(OWNER)).await;
         let asking = async {
-            // Many tests ask side by side, some for seconds.
+            // Many tests poll at the same time, some of them for seconds.
             let mut pace = interval(ASKS_AGAIN);
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while !client
@@ -376,14 +372,14 @@ async fn connect(connection_string: &str) -> Client {
     try_connect(connection_string).await.expect("a connection")
 }
 
-/// A connection, or why Postgres gives none.
+/// A connection, or the error that Postgres returned.
 pub async fn try_connect(connection_string: &str) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(connection_string, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }
 
-/// The server's own psql, or else any.
+/// The server's own psql if it has one, otherwise the one in `PATH`.
 pub fn psql() -> PathBuf {
     let binaries = PostgresBinaries::find().expect("a PostgreSQL");
     binaries.psql().unwrap_or_else(|| "psql".into())

@@ -1,8 +1,8 @@
-//! The files of `deploy/`, as they are shipped.
+//! The files of `deploy/` as shipped.
 
 use std::{fs, path::Path};
 
-/// What a file of that folder says.
+/// The content of a file in that folder.
 pub fn shipped(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
@@ -10,7 +10,7 @@ pub fn shipped(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The same, with these texts replaced, each of which must be there.
+/// The same with these texts replaced. Panics if one of them is missing.
 pub fn filled_in(name: &str, replaced: &[(&str, &str)]) -> String {
     replaced.iter().fold(shipped(name), |text, (from, to)| {
         assert!(text.contains(from), "deploy/{name} has no {from:?}");

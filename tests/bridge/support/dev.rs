@@ -1,5 +1,4 @@
-//! `tidings dev` as a newcomer starts it: the real binary, in a folder of its
-//! own.
+//! `tidings dev` as a new user starts it: the real binary, in its own folder.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +20,7 @@ use tokio::{
 
 use super::PATIENCE;
 
-/// A folder that PostgreSQL's user can enter; removed when it is dropped.
+/// A folder that PostgreSQL's user can enter. It is removed on drop.
 pub struct DataFolder(PathBuf);
 
 impl DataFolder {
@@ -43,7 +42,7 @@ impl Drop for DataFolder {
     }
 }
 
-/// What a process has said, line by line.
+/// The output of a process so far, line by line.
 #[derive(Clone, Default)]
 struct Said {
     lines: Arc<Mutex<Vec<String>>>,
@@ -62,7 +61,7 @@ impl Said {
         });
     }
 
-    /// Waits for a line that `find` takes something from.
+    /// Waits for the first line for which `find` returns a value, and returns that value.
     async fn until<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
         let hearing = async {
             loop {
@@ -92,7 +91,7 @@ pub struct Dev {
     said: Said,
     pub address: SocketAddr,
     pub admin_address: SocketAddr,
-    /// The line for the shell that sends a notification.
+    /// The shell command that sends a notification.
     pub psql: String,
 }
 
@@ -134,7 +133,7 @@ impl Dev {
         }
     }
 
-    /// Waits until it has said this.
+    /// Waits until the output contains this.
     pub async fn until_said(&self, words: &str) {
         self.said
             .until(|line| line.contains(words).then_some(()))
@@ -158,7 +157,7 @@ impl Dev {
             .expect("a status")
     }
 
-    /// Ctrl-C.
+    /// Stops it with Ctrl-C.
     pub async fn stop(mut self) {
         self.signal(Signal::SIGINT);
         let status = self.end().await;
@@ -176,7 +175,7 @@ impl Said {
     }
 }
 
-/// Runs a line in a shell, and returns what it printed.
+/// Runs a line in a shell and returns its output.
 pub async fn shell(line: &str) -> String {
     let output = Command::new("sh")
         .args(["-c", line])

@@ -1,7 +1,7 @@
 //! A client for Server-Sent Events that shares no code with the bridge.
 //!
-//! It speaks HTTP/1.1 over a plain socket, so that a test sees the bytes as they
-//! came and can break the connection.
+//! It speaks HTTP/1.1 over a plain socket, so that a test sees the bytes as received and can break
+//! the connection.
 
 mod body;
 mod decoder;
@@ -26,28 +26,27 @@ pub(crate) use self::{
 };
 use super::PATIENCE;
 
-/// How much of a stream to show when a test fails.
+/// How many bytes of a stream to show when a test fails.
 const SHOWN_BYTES: usize = 4096;
 
 /// An open event stream.
 ///
-/// Dropping it closes the connection as a browser does whose page is left: with
-/// a FIN, or, where bytes had come that nobody read, with an RST. To be sure of
-/// the latter there is [`reset`](Self::reset).
+/// Dropping it closes the connection as a browser does when its page is left: with a FIN, or with
+/// an RST if received bytes were not read. [`reset`](Self::reset) always sends an RST.
 #[derive(Debug)]
 pub(crate) struct EventSource {
     body: Body,
     decoder: Decoder,
-    /// What came after the last item that was asked for.
+    /// Bytes received after the last item that was returned.
     undecoded: VecDeque<u8>,
-    /// The last of the stream, without the chunks that it came in.
+    /// The last bytes of the stream, without the chunk framing.
     tail: Vec<u8>,
-    /// How much of the stream has come.
+    /// The number of bytes received so far.
     received: usize,
 }
 
 impl EventSource {
-    /// Opens the stream at `path`, and panics if there is none.
+    /// Opens the stream at `path`. Panics if the response isn't an event stream.
     pub(crate) async fn open(addr: SocketAddr, path: &str, headers: Headers<'_>) -> Self {
         let headers = with_defaults(headers, &[("Accept", "text/event-stream")]);
         match get(addr, path, &headers).await {
@@ -66,8 +65,8 @@ impl EventSource {
         }
     }
 
-    /// The next thing of any kind, or how the stream ended. Panics if neither
-    /// comes in time. Nothing is lost when the future is dropped.
+    /// The next item of any kind, or how the stream ended. Panics if neither arrives in time.
+    /// Cancel-safe.
     pub(crate) async fn next_item(&mut self) -> Result<Item, End> {
         match timeout(PATIENCE, self.read_item()).await {
             Ok(outcome) => outcome,
@@ -75,9 +74,8 @@ impl EventSource {
         }
     }
 
-    /// The next event; other items are skipped, and events that only move the
-    /// position. Panics if none comes in time, or the stream ends. Nothing is lost when
-    /// the future is dropped.
+    /// The next event. Skips other items, and events that only move the position. Panics if no
+    /// event arrives in time or the stream ends. Cancel-safe.
     pub(crate) async fn next_event(&mut self) -> Event {
         let reading = async {
             loop {
@@ -95,8 +93,8 @@ impl EventSource {
         }
     }
 
-    /// All items up to the end, and what end that was. Panics when between two
-    /// of them nothing comes in time.
+    /// All items up to the end, and how the stream ended. Panics if nothing arrives in time between
+    /// two of them.
     pub(crate) async fn rest(&mut self) -> (Vec<Item>, End) {
         let mut items = Vec::new();
         loop {
@@ -107,14 +105,14 @@ impl EventSource {
         }
     }
 
-    /// What to send as `Last-Event-ID` after the items that were taken so far:
-    /// empty until an `id` field came, as the standard has it for a stream that
-    /// was resumed too; some browsers are kinder.
+    /// What to send as `Last-Event-ID` after the items that were returned so far. It is empty until
+    /// an `id` field is received, as the standard specifies even for a resumed stream; some
+    /// browsers keep the previous id.
     pub(crate) fn last_event_id(&self) -> &str {
         self.decoder.last_event_id()
     }
 
-    /// Breaks the connection: the server gets an RST instead of a FIN.
+    /// Breaks the connection: the server receives an RST instead of a FIN.
     pub(crate) fn reset(self) {
         self.body.reset();
     }
@@ -132,7 +130,7 @@ impl EventSource {
         }
     }
 
-    /// Keeps the last of the stream: a test may read gigabytes.
+    /// Keeps only the last bytes of the stream, because a test may read gigabytes.
     fn keep(&mut self, bytes: &[u8]) {
         self.received += bytes.len();
         let fresh = &bytes[bytes.len().saturating_sub(SHOWN_BYTES)..];
@@ -141,7 +139,7 @@ impl EventSource {
         self.tail.extend_from_slice(fresh);
     }
 
-    /// What came so far, for the message of a test that fails.
+    /// What was received so far, for the message of a failing test.
     fn shown(&self) -> String {
         format!(
             "{} bytes, of which the last are {:?}",
@@ -151,7 +149,7 @@ impl EventSource {
     }
 }
 
-/// Whether the event tells the client nothing but how far it has read.
+/// Whether the event carries only the client's position.
 fn is_position(event: &Event) -> bool {
     ["tidings.open", "tidings.heartbeat"].contains(&event.name.as_str())
 }
@@ -197,7 +195,7 @@ mod tests {
     async fn tells_a_clean_end() {
         let last = async |mut stream: TcpStream| {
             stream.write_all(b"0\r\n\r\n").await.unwrap();
-            // The end is in the body, not in the connection's close.
+            // The body itself marks its end; the connection stays open.
             let _ = stream.read_u8().await;
         };
         let (addr, _) = serve(STREAM, last).await;
@@ -236,8 +234,8 @@ mod tests {
 
     #[tokio::test]
     async fn resets_or_closes() {
-        // It ends with the event: where bytes are left unread, even a plain
-        // close resets the connection.
+        // The response ends with the event: if bytes are left unread, even a plain close resets the
+        // connection.
         let answer = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
             Content-Length: 9\r\n\r\ndata: a\n\n";
         let sees = |expected| {

@@ -1,6 +1,5 @@
-//! Processes of a server that are frozen, as if their machine hung: what is
-//! connected to them stays so, the kernel takes more connections and bytes for
-//! them, and nothing answers.
+//! Processes of a server that are frozen, as if their machine hung: connections to them stay open,
+//! the kernel still accepts connections and bytes for them, and nothing responds.
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -11,7 +10,7 @@ use tokio_postgres::NoTls;
 
 use super::database::Database;
 
-/// Dropping it thaws them.
+/// Dropping it resumes the processes.
 pub struct Frozen(Vec<Pid>);
 
 impl Frozen {
@@ -22,7 +21,7 @@ impl Frozen {
         tokio::spawn(connection);
         let postmaster = cluster.postmaster_pid().expect("a server");
         let mut frozen = Self(Vec::new());
-        // First, so that it starts no process that the query doesn't see.
+        // The postmaster first, so that it starts no process that the query doesn't see.
         frozen.stop(postmaster);
         let others = "select pid from pg_stat_activity where pid <> pg_backend_pid() \
                       union all select pg_backend_pid()";
@@ -32,9 +31,9 @@ impl Frozen {
         frozen
     }
 
-    /// Freezes sessions that wait for a query: one that is frozen while it holds
-    /// a lock of the server would freeze the others too. One that is idle may just
-    /// be reading the queue of notifications; one that waits for its client is not.
+    /// Freezes sessions that are waiting for a query. A session frozen while it holds one of the
+    /// server's locks would block the others too. An idle session may be reading the notification
+    /// queue; one that waits for its client is not.
     pub async fn between_queries(database: &Database, sessions: &[i32]) -> Self {
         let watcher = database.superuser().connect().await;
         let query = "select bool_and(state = 'idle' and wait_event = 'ClientRead') \
@@ -51,7 +50,7 @@ impl Frozen {
 
     fn stop(&mut self, pid: i32) {
         let pid = Pid::from_raw(pid);
-        // A backend may just have ended by itself.
+        // The backend may have exited by itself.
         if kill(pid, Signal::SIGSTOP).is_ok() {
             self.0.push(pid);
         }

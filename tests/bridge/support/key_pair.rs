@@ -1,5 +1,4 @@
-//! Key pairs as identity providers have them, made for the test that needs
-//! them.
+//! Key pairs as identity providers use them, generated for the test that needs them.
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, encode, get_current_timestamp, jwk::Jwk,
@@ -9,7 +8,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-/// A private key, and its public one as providers give it out.
+/// A private key, and its public key in the formats that providers publish.
 pub struct KeyPair {
     signing: EncodingKey,
     pem: String,
@@ -67,19 +66,19 @@ impl KeyPair {
         }
     }
 
-    /// The public key.
+    /// The public key in PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// The public key as a set has it: with a name, and no more.
+    /// The public key as in a key set, with only a `kid` added.
     pub fn jwk(&self, kid: &str) -> Value {
         let mut jwk = serde_json::to_value(&self.jwk).expect("JSON");
         jwk["kid"] = kid.into();
         jwk
     }
 
-    /// A token with these claims. An empty `kid` is none.
+    /// A token with these claims. With an empty `kid`, the header has none.
     pub fn sign(&self, algorithm: Algorithm, kid: &str, claims: &Value) -> String {
         let mut header = Header::new(algorithm);
         header.kid = (!kid.is_empty()).then(|| kid.to_owned());
@@ -91,13 +90,13 @@ impl KeyPair {
         encode(header, claims, &self.signing).expect("a token")
     }
 
-    /// A good token of alice.
+    /// A valid token of alice.
     pub fn token(&self, algorithm: Algorithm, kid: &str) -> String {
         self.sign(algorithm, kid, &claims("alice"))
     }
 }
 
-/// What a token of this user says that is good for some minutes.
+/// Claims for this user that are valid for ten minutes.
 pub fn claims(user: &str) -> Value {
     json!({ "sub": user, "exp": get_current_timestamp() + 600 })
 }

@@ -1,4 +1,4 @@
-//! An identity provider's server of keys, which can be told to behave badly.
+//! An identity provider's key server, which can be made to misbehave.
 
 use std::{
     net::SocketAddr,
@@ -18,23 +18,23 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::PATIENCE;
 
-/// How it answers.
+/// How the server answers.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// With a set of these keys.
     Keys(Vec<Value>),
-    /// With what is no set: this status line, these headers, this body.
+    /// With something other than a key set: this status line, these headers, this body.
     Other(String),
-    /// Never.
+    /// Not at all.
     Silence,
-    /// With a set that grows for ever.
+    /// With a set that never ends.
     Endless,
     /// By closing the connection.
     Closes,
 }
 
 impl Answer {
-    /// A status, and nothing of a set.
+    /// A status without a body.
     pub fn status(status: &str) -> Self {
         Self::Other(format!("{status}\r\nContent-Length: 0"))
     }
@@ -47,12 +47,12 @@ impl Answer {
     }
 }
 
-/// A server of keys. Dropping it closes it.
+/// A key server. Dropping it closes it.
 pub struct KeyServer {
     address: SocketAddr,
     answer: Arc<Mutex<Answer>>,
     asked: watch::Receiver<Vec<String>>,
-    /// The most bytes that one answer has got rid of.
+    /// The most bytes written for a single response.
     written: watch::Receiver<usize>,
     _accepting: AbortOnDropHandle<()>,
 }
@@ -62,7 +62,7 @@ impl KeyServer {
         Self::start_at("127.0.0.1:0", answer, None).await
     }
 
-    /// Over HTTPS.
+    /// The same over HTTPS.
     pub async fn start_tls(answer: Answer, tls: ServerConfig) -> Self {
         let tls = TlsAcceptor::from(Arc::new(tls));
         Self::start_at("127.0.0.1:0", answer, Some(tls)).await
@@ -110,24 +110,24 @@ impl KeyServer {
         format!("http://{}/keys.json", self.address)
     }
 
-    /// From the next request on.
+    /// Sets the answer from the next request on.
     pub fn answer(&self, answer: Answer) {
         *self.answer.lock().expect("an answer") = answer;
     }
 
-    /// The requests so far, their first lines.
+    /// The first lines of the requests received so far.
     pub fn asked(&self) -> Vec<String> {
         self.asked.borrow().clone()
     }
 
-    /// Waits until it was asked so often.
+    /// Waits until this many requests have been received.
     pub async fn until_asked(&self, count: usize) {
         let mut asked = self.asked.clone();
         let waiting = timeout(PATIENCE, asked.wait_for(|asked| asked.len() >= count)).await;
         waiting.expect("it is asked").expect("a server");
     }
 
-    /// The most bytes that one answer has got rid of.
+    /// The most bytes written for a single response.
     pub fn written(&self) -> usize {
         *self.written.borrow()
     }
@@ -175,7 +175,7 @@ async fn serve(
             }
         }
         Answer::Silence => {
-            // Until the other side closes.
+            // Wait until the client closes the connection.
             stream.read_u8().await.ok()?;
             None
         }

@@ -1,4 +1,4 @@
-//! A page that some other server has, with nothing on it.
+//! An empty page of another server.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! A private PgBouncer in transaction mode, as many hosters put one before
-//! their databases.
+//! A private PgBouncer in transaction mode, as many hosting providers put in front of their
+//! databases.
 
 use std::{fs, net::SocketAddr, os::unix::fs::MetadataExt, process::Stdio};
 
@@ -19,10 +19,10 @@ use super::{
     ports::free_address,
 };
 
-/// Fewer than the bridge and the tests open to it, so that they share them.
+/// Fewer than the bridge and the tests open, so that they share the server connections.
 pub const SERVER_CONNECTIONS: usize = 3;
 
-/// A running PgBouncer. Dropping it ends it.
+/// A running PgBouncer. Dropping it stops it.
 pub struct Pooler {
     address: SocketAddr,
     process: Child,
@@ -30,7 +30,7 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// One that leads to all databases of a cluster.
+    /// Starts a PgBouncer for all databases of a cluster.
     pub async fn before(cluster: &Cluster) -> Self {
         let sockets = cluster.folder().join("run");
         let folder = DataFolder::new();
@@ -70,8 +70,8 @@ impl Pooler {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .kill_on_drop(true);
-        // It doesn't run as root, and may enter the socket's folder only as the
-        // server's own user.
+        // PgBouncer refuses to run as root, and only the server's own user may enter the folder
+        // with its socket.
         if Uid::effective().is_root() {
             let owner = fs::metadata(cluster.folder()).expect("a folder");
             command.uid(owner.uid()).gid(owner.gid());
@@ -99,7 +99,7 @@ impl Pooler {
         timeout(PATIENCE, asking).await.expect("PgBouncer accepts");
     }
 
-    /// The same database, reached through it.
+    /// The same database through this pooler.
     pub fn database(&self, database: &Database) -> Database {
         let url = database.connection_string();
         let name = url.rsplit_once("dbname=").expect("a name").1;

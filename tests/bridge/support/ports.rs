@@ -1,5 +1,5 @@
-//! Ports for programs that can't be told to take any free port and to say which, for
-//! bridges that return to their address, and for addresses where nothing listens.
+//! Ports for programs that can't choose a free port and report it, for bridges that restart on the
+//! same address, and for addresses where nothing listens.
 
 use std::{
     fs,
@@ -10,11 +10,11 @@ use std::{
     },
 };
 
-/// Services of the machine have ports below this.
+/// The machine's services use ports below this.
 const LOWEST: u16 = 10_000;
 
-/// The first port that the system hands out: to whatever binds port 0, and to outgoing
-/// connections of other tests, which would keep it for as long as they last.
+/// The first port that the system assigns by itself: to programs that bind port 0, and to outgoing
+/// connections of other tests, which would hold it until they end.
 static EPHEMERAL: LazyLock<u16> = LazyLock::new(|| {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     let lowest = range
@@ -23,11 +23,11 @@ static EPHEMERAL: LazyLock<u16> = LazyLock::new(|| {
     lowest.filter(|&lowest| lowest > LOWEST).unwrap_or(32_768)
 });
 
-/// The next one to try. Other processes of tests may have begun elsewhere.
+/// The next port to try. Other test processes probably start elsewhere.
 static NEXT: LazyLock<AtomicU16> =
     LazyLock::new(|| AtomicU16::new(rand::random_range(LOWEST..*EPHEMERAL)));
 
-/// An address of this machine where nothing listens, and that nothing takes by chance.
+/// An address of this machine where nothing listens and that nothing takes by accident.
 pub fn free_address() -> SocketAddr {
     for _ in LOWEST..*EPHEMERAL {
         let next = |port| {

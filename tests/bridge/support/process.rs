@@ -1,4 +1,4 @@
-//! `tidings serve` as a process of its own.
+//! `tidings serve` as a separate process.
 
 use std::{
     env,
@@ -29,20 +29,20 @@ use super::{
     until, with_room,
 };
 
-/// A bridge of its own process, and where it listens.
+/// A bridge in its own process, and the address that it listens on.
 pub async fn serve(database: &Database, more: &[&str]) -> (Child, SocketAddr) {
     let served = Served::start(database, more).await;
     (served.child, served.address)
 }
 
-/// Another program to test, such as an earlier release: to see that the tests of
-/// attacks fail with it.
+/// Another program to test, such as an earlier release, to check that the attack tests fail with
+/// it.
 pub const OTHER_PROGRAM: &str = "TIDINGS_TEST_PROGRAM";
 
-/// The program that is tested.
+/// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tidings");
 
-/// Not waited for.
+/// Starts the bridge and doesn't wait until it is ready.
 pub fn spawn(database: &Database, more: &[&str], environment: &[(&str, &str)]) -> Child {
     let program = env::var(OTHER_PROGRAM).unwrap_or_else(|_| PROGRAM.to_owned());
     spawn_program(&program, database, more, environment)
@@ -70,7 +70,7 @@ fn spawn_command(
             "--admin-listen=127.0.0.1:0",
         ])
         .env("TIDINGS_LOG_FORMAT", "json")
-        // Not as an argument: an earlier release doesn't know it.
+        // Not as an argument, because an earlier release doesn't know the flag.
         .env("TIDINGS_SETTLE", "0s")
         .args(with_room(more))
         .env("DATABASE_URL", database.connection_string())
@@ -78,7 +78,7 @@ fn spawn_command(
         .envs(environment.iter().copied())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    // What is in a file is not given as it is too.
+    // A setting that is given as a file must not also be given as a value.
     for name in environment
         .iter()
         .filter_map(|(name, _)| name.strip_suffix("_FILE"))
@@ -88,11 +88,13 @@ fn spawn_command(
     command.spawn().expect("the binary")
 }
 
-/// Starts a program with two sockets as a service manager passes them: open as files 3 and 4, and announced to
-/// this very process. They come as its input and output.
+/// Starts a program with two sockets the way a service manager passes them: open as file
+/// descriptors 3 and 4, with `LISTEN_PID` set to that process. This command receives them as its
+/// standard input and output.
 const PASSES_SOCKETS: &str = "exec 3<&0 4<&1 0</dev/null 1>&2; LISTEN_PID=$$ exec \"$0\" \"$@\"";
 
-/// With sockets that a service manager has opened, each with its name. Not waited for.
+/// Starts the bridge with sockets that a service manager has opened, each with its name. Doesn't
+/// wait until it is ready.
 pub fn spawn_with_sockets(
     database: &Database,
     more: &[&str],
@@ -114,7 +116,7 @@ pub fn spawn_with_sockets(
     spawn_command(shell, database, more, &environment)
 }
 
-/// What `tidings serve` said when it refused to start.
+/// What `tidings serve` logged when it refused to start.
 pub async fn refusal(database: &Database, more: &[&str]) -> String {
     let ended = timeout(PATIENCE, spawn(database, more, &[]).wait_with_output()).await;
     let output = ended.expect("it refuses").expect("its log");
@@ -123,23 +125,23 @@ pub async fn refusal(database: &Database, more: &[&str]) -> String {
     said
 }
 
-/// A bridge of its own process, of which a test sees what its operator sees.
-/// Dropping it kills it.
+/// A bridge in its own process, of which a test sees what the operator sees. Dropping it kills it.
 pub struct Served {
     child: Child,
     address: SocketAddr,
     admin_address: SocketAddr,
-    /// What it logged before it said where it listens, and since.
+    /// Lines from before the bridge reported its addresses, not yet read by the test. Later ones
+    /// arrive in `log`.
     said: std::vec::IntoIter<Value>,
     log: mpsc::UnboundedReceiver<Value>,
-    /// What it said before it listened.
+    /// All lines logged up to that report.
     early: Vec<Value>,
 }
 
-/// What a process has taken from the system.
+/// Resources that a process uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
-    /// The memory that it occupies, and the most that it ever did.
+    /// Resident memory now, and its peak.
     pub resident_bytes: usize,
     pub peak_bytes: usize,
     pub threads: usize,
@@ -151,7 +153,7 @@ impl Served {
         Self::start_in(database, more, &[]).await
     }
 
-    /// With more in its environment.
+    /// The same with additional environment variables.
     pub async fn start_in(
         database: &Database,
         more: &[&str],
@@ -160,12 +162,12 @@ impl Served {
         Self::of(spawn(database, more, environment)).await
     }
 
-    /// A bridge of another program, such as an earlier release.
+    /// Starts a bridge from another program, such as an earlier release.
     pub async fn start_program(program: &str, database: &Database, more: &[&str]) -> Self {
         Self::of(spawn_program(program, database, more, &[])).await
     }
 
-    /// With sockets that a service manager has opened, each with its name.
+    /// Starts a bridge with sockets that a service manager has opened, each with its name.
     pub async fn start_with_sockets(
         database: &Database,
         more: &[&str],
@@ -180,7 +182,7 @@ impl Served {
         let mut said = Vec::new();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                // Nobody may listen any more; the pipe must not fill up.
+                // Keep reading even if the receiver is gone, so that the pipe doesn't fill up.
                 let Ok(entry) = serde_json::from_str(&line) else {
                     panic!("it doesn't start: {line}")
                 };
@@ -218,7 +220,7 @@ impl Served {
         self.admin_address
     }
 
-    /// A stream of `user`: of one who is new, or who was here before.
+    /// Opens a stream for `user`, as a new client or with a last event id.
     pub async fn connect(&self, user: &str, last_event_id: Option<&str>) -> EventSource {
         let bearer = format!("Bearer {}", token(user));
         let mut headers = vec![("Authorization", bearer.as_str())];
@@ -226,15 +228,14 @@ impl Served {
         EventSource::open(self.address, "/stream", &headers).await
     }
 
-    /// A stream of `user` that has got its backlog, and is live.
+    /// A stream of `user` that has received its backlog and is live.
     pub async fn connect_live(&self, user: &str) -> EventSource {
         let mut source = self.connect(user, None).await;
         until(&mut source, "tidings.caught-up").await;
         source
     }
 
-    /// Waits until the metric of this name, with its labels, is as wanted, asking
-    /// all the while.
+    /// Polls until the metric with this name and labels has a wanted value.
     pub async fn until_metric(&self, name: &str, is_wanted: impl Fn(f64) -> bool) {
         let mut last = None;
         let asking = async {
@@ -252,7 +253,7 @@ impl Served {
         }
     }
 
-    /// How many were turned away for this reason.
+    /// How many requests were rejected for this reason.
     pub async fn refused(&self, reason: &str) -> u64 {
         let metrics = get(self.admin_address, "/metrics", &[]).await;
         refused(&metrics.expect("an answer").text().await, reason)
@@ -264,13 +265,13 @@ impl Served {
             .expect("an answer")
     }
 
-    /// Waits until readiness answers with this status.
+    /// Waits until the readiness endpoint returns this status.
     pub async fn until_ready_is(&self, status: u16) {
         self.until_readiness(format_args!("{status}"), |now, _| now == status)
             .await;
     }
 
-    /// Waits until it is not ready for a reason that contains `text`.
+    /// Waits until readiness fails with a reason that contains `text`.
     pub async fn until_deaf(&self, text: &str) {
         self.until_readiness(format_args!("not ready: {text}"), |status, body| {
             let body: Value = serde_json::from_str(body).expect("JSON");
@@ -279,7 +280,7 @@ impl Served {
         .await;
     }
 
-    /// Waits until it tells that marks can't be written, and why.
+    /// Waits until readiness reports that marks can't be written, with this reason.
     pub async fn until_unmarked(&self, why: &str) {
         self.until_readiness(format_args!("without marks: {why}"), |_, body| {
             let body: Value = serde_json::from_str(body).expect("JSON");
@@ -307,8 +308,7 @@ impl Served {
         }
     }
 
-    /// Waits for a line of the log, of this level and with this text, past all
-    /// others, and returns it.
+    /// Skips log lines up to the first one with this level and text, and returns it.
     pub async fn until_logged(&mut self, level: &str, text: &str) -> Value {
         let reading = async {
             loop {
@@ -343,7 +343,7 @@ impl Served {
         }
     }
 
-    /// Waits until its vitals are as wanted, looking all the while.
+    /// Polls until the process's resource usage is as wanted.
     pub async fn until_vitals(&self, wanted: impl Fn(Stats) -> bool, as_what: impl Debug) {
         let looking = async {
             while !wanted(self.vitals()) {
@@ -354,25 +354,24 @@ impl Served {
         outcome.unwrap_or_else(|_| panic!("{:?}, never {as_what:?}", self.vitals()));
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, wanted: Signal) {
         signal(&self.child, wanted);
     }
 
-    /// Waits for its end.
+    /// Waits until the process exits.
     pub async fn ended(&mut self) -> ExitStatus {
         let ended = timeout(PATIENCE, self.child.wait()).await;
         ended.expect("an end").expect("a status")
     }
 
-    /// What stands in the list of processes.
+    /// The command line that the process list shows.
     pub fn command_line(&self) -> String {
         let process = self.child.id().expect("a running process");
         let line = fs::read(format!("/proc/{process}/cmdline")).expect("its command line");
         String::from_utf8_lossy(&line).into_owned()
     }
 
-    /// Stops it in order, and returns its log from the first line to the last.
+    /// Stops the bridge gracefully and returns its whole log.
     pub async fn log(mut self) -> Vec<String> {
         signal(&self.child, Signal::SIGTERM);
         let mut lines = self.early;
@@ -382,7 +381,7 @@ impl Served {
         lines.iter().map(Value::to_string).collect()
     }
 
-    /// Stops it in order, and returns how many streams it still had.
+    /// Stops the bridge gracefully and returns how many streams it still had.
     pub async fn stop(mut self) -> u64 {
         signal(&self.child, Signal::SIGTERM);
         let stopping = async {
@@ -398,7 +397,6 @@ impl Served {
     }
 }
 
-/// Sends it a signal.
 pub fn signal(child: &Child, signal: Signal) {
     let id = child
         .id()

@@ -1,5 +1,5 @@
-//! The network between two parties, which a test can break: a TCP port that
-//! leads to another one or to a Unix socket.
+//! A network between two parties that a test can break: a TCP port that forwards to another port or
+//! to a Unix socket.
 
 use std::{
     io,
@@ -19,40 +19,39 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::PATIENCE;
 
-/// Where a proxy leads.
+/// Where a proxy forwards to.
 #[derive(Clone, Debug)]
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// What becomes of the bytes.
+/// What happens to the bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Network {
-    /// They arrive.
+    /// They are forwarded.
     Pass,
-    /// They vanish, in both directions, and nobody is told; connections can
-    /// still be opened, as through a load balancer whose server is gone.
+    /// They are dropped in both directions without notice. Connections can still be opened, as
+    /// through a load balancer with a dead server behind it.
     BlackHole,
-    /// They arrive so much later.
+    /// They arrive this much later.
     Delay(Duration),
-    /// So many arrive a second, from the target to the client.
+    /// At most this many bytes per second are forwarded from the target to the client.
     Throttle(usize),
-    /// After so many bytes from the target the connection is reset.
+    /// The connection is reset after this many bytes from the target.
     CutAfter(usize),
-    /// New connections are reset at once; what is open stays.
+    /// New connections are reset immediately; open ones stay open.
     Refuse,
 }
 
-/// A TCP port on this machine. Dropping it closes it and all that goes
-/// through it.
+/// A TCP port on this machine. Dropping it closes the port and all connections through it.
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
     target: Arc<Mutex<Target>>,
-    /// Counted up to reset what is open.
+    /// Incremented to reset all open connections.
     resets: watch::Sender<usize>,
-    /// How many connections have come.
+    /// The number of connections accepted so far.
     opened: watch::Receiver<usize>,
     _accepting: AbortOnDropHandle<()>,
 }
@@ -67,7 +66,7 @@ impl Proxy {
         let target = Arc::new(Mutex::new(target));
         let leads_to = Arc::clone(&target);
         let accepting = tokio::spawn(async move {
-            // The links go with the proxy.
+            // The connections are closed with the proxy.
             let mut links = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 opens.send_modify(|count| *count += 1);
@@ -90,28 +89,28 @@ impl Proxy {
         self.address
     }
 
-    /// From now on, for all that is open too.
+    /// Takes effect immediately, for open connections too.
     pub fn set(&self, network: Network) {
         self.network.send_replace(network);
     }
 
-    /// Where new connections lead from now on.
+    /// Where new connections are forwarded from now on.
     pub fn lead_to(&self, target: Target) {
         *self.target.lock().expect("a target") = target;
     }
 
-    /// Resets all that is open.
+    /// Resets all open connections.
     pub fn reset(&self) {
         self.resets.send_modify(|count| *count += 1);
     }
 
-    /// How many connections have come.
+    /// The number of connections accepted so far.
     pub fn opened(&self) -> usize {
         *self.opened.borrow()
     }
 
-    /// Waits until so many more connections have come, whatever becomes of
-    /// them.
+    /// Waits until this many more connections have been accepted, whatever happens to them
+    /// afterwards.
     pub async fn until_opened(&self, more: usize) {
         let mut opened = self.opened.clone();
         let wanted = *opened.borrow() + more;
@@ -175,7 +174,7 @@ enum Cut {
     Reset,
 }
 
-/// Carries bytes until the reader ends.
+/// Copies bytes until the reader ends.
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -188,7 +187,7 @@ async fn copy(
         let now = *network.borrow_and_update();
         let most = match now {
             Network::BlackHole => {
-                // What is on its way stays in the sender's buffers.
+                // Bytes in transit stay in the sender's buffers.
                 if network.changed().await.is_err() {
                     return Cut::Closed;
                 }

@@ -5,7 +5,7 @@ use tokio_postgres::NoTls;
 
 use super::database::Database;
 
-/// A server that follows another one.
+/// A server that replicates another one.
 pub struct Standby(Cluster);
 
 impl Standby {
@@ -17,7 +17,7 @@ impl Standby {
         &self.0
     }
 
-    /// Waits until it has all that is committed on its primary by now.
+    /// Waits until it has replayed everything that is committed on its primary now.
     pub async fn follows(&self, primary: &Cluster) {
         let (client, connection) = primary
             .config("postgres")
@@ -27,7 +27,7 @@ impl Standby {
         tokio::spawn(connection);
         let now = "select pg_current_wal_insert_lsn()::text";
         let now: String = client.query_one(now, &[]).await.expect(now).get(0);
-        // What is not yet flushed, such as a hurried commit, is not sent.
+        // WAL that isn't flushed yet, such as that of an asynchronous commit, is not sent.
         client.batch_execute("checkpoint").await.expect("a flush");
         Database::at(self.0.url("postgres"))
             .superuser()
@@ -35,7 +35,7 @@ impl Standby {
             .await;
     }
 
-    /// Makes it a primary. Returns when it takes writes.
+    /// Promotes it to primary. Returns once it accepts writes.
     pub async fn promote(&self) {
         let database = Database::at(self.0.url("postgres")).superuser();
         database.execute("select pg_promote()").await;

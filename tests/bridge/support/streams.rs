@@ -1,4 +1,4 @@
-//! Streams without a socket: what they would write, a chunk at a time.
+//! Streams without a socket: what they would write, chunk by chunk.
 
 use std::{
     sync::{Arc, Mutex},
@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 
 use super::database::Database;
 
-/// Those of a bridge that begins now, and whose listener never reads.
+/// The streams of a bridge that starts now and has a listener that never reads.
 pub async fn streams(database: &Database) -> Arc<Streams> {
     let sql = Arc::new(Sql::new(&SchemaName::public()));
     let hub = Arc::new(Hub::new(1 << 18));
@@ -69,7 +69,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
     })
 }
 
-/// What it writes up to the end of its catch-up.
+/// Everything that the stream writes up to the end of its catch-up.
 pub async fn until_caught_up(stream: &mut EventStream) -> String {
     let mut body = String::new();
     while !body.contains("tidings.caught-up") {

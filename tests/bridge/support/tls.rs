@@ -1,4 +1,4 @@
-//! Clients over TLS, and what they believe.
+//! TLS clients, and the authorities that they trust.
 
 pub mod authority;
 pub mod http2;
@@ -7,7 +7,7 @@ pub mod tunnel;
 use self::{authority::Authority, tunnel::ORIGIN};
 use super::{bridge::Bridge, database::Database};
 
-/// A bridge that serves HTTPS, with more of the settings.
+/// A bridge that serves HTTPS, with additional settings.
 pub async fn start(database: &Database, authority: &Authority, more: &[&str]) -> Bridge {
     let settings = authority.issue("bridge", &[ORIGIN]).settings();
     let mut all: Vec<&str> = settings.iter().map(String::as_str).collect();

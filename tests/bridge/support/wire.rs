@@ -24,12 +24,12 @@ pub struct Wire {
     received: Vec<u8>,
 }
 
-/// What stands before the body of an answer.
+/// The part of a response before its body.
 #[derive(Debug)]
 pub struct Head {
     pub version: String,
     pub status: u16,
-    /// By their names in lower case, without the time.
+    /// By lower-case name, without `date`.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -43,7 +43,7 @@ impl Head {
 }
 
 impl Wire {
-    /// Sends these bytes.
+    /// Connects and sends these bytes.
     pub async fn plain(address: SocketAddr, request: impl AsRef<[u8]>) -> Self {
         let stream = TcpStream::connect(address).await.expect("a connection");
         Self::send(stream, request.as_ref()).await
@@ -67,7 +67,7 @@ impl Wire {
         }
     }
 
-    /// Reads up to this, and returns what came before it.
+    /// Reads up to `wanted` and returns what came before it.
     pub async fn until(&mut self, wanted: &str) -> String {
         let wanted = wanted.as_bytes();
         loop {
@@ -105,7 +105,7 @@ impl Wire {
         }
     }
 
-    /// Reads up to the end that the server makes in order.
+    /// Reads until the server closes the connection cleanly.
     pub async fn rest(mut self) -> String {
         let reading = self.stream.read_to_end(&mut self.received);
         let read = timeout(PATIENCE, reading).await.expect("an end");

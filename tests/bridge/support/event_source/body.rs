@@ -1,20 +1,20 @@
-//! The body of an answer, and where it ends.
+//! The body of a response, and where it ends.
 
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 /// How a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Where the server said that it would.
+    /// At the end that the server announced.
     Clean,
-    /// Earlier, or with a reset.
+    /// Before that end, or with a reset.
     Cut,
 }
 
 #[derive(Debug)]
 pub(super) struct Body {
     stream: TcpStream,
-    /// What came and isn't taken yet.
+    /// Bytes received but not yet consumed.
     received: Vec<u8>,
     framing: Framing,
 }
@@ -28,8 +28,7 @@ impl Body {
         }
     }
 
-    /// Some more bytes of the body, at least one, or how it ended. Nothing is
-    /// lost when the future is dropped.
+    /// More bytes of the body, at least one, or how it ended. Cancel-safe.
     pub(super) async fn read(&mut self) -> Result<Vec<u8>, End> {
         loop {
             match self.framing.take(&mut self.received) {
@@ -44,23 +43,23 @@ impl Body {
         }
     }
 
-    /// Breaks the connection: the server gets an RST instead of a FIN.
+    /// Breaks the connection: the server receives an RST instead of a FIN.
     pub(super) fn reset(self) {
         self.stream.set_zero_linger().expect("the socket is open");
     }
 }
 
-/// What tells the end of a body.
+/// How the end of a body is determined.
 #[derive(Debug)]
 pub(super) enum Framing {
-    /// An empty chunk is the last.
+    /// By an empty last chunk.
     Chunked,
-    /// So many bytes are still to come.
+    /// By this many remaining bytes.
     Length(usize),
 }
 
 impl Framing {
-    /// Panics without one of these headers, which the bridge always sends.
+    /// Panics if neither header is present; the bridge always sends one of them.
     pub(super) fn of(transfer_encoding: Option<&str>, content_length: Option<&str>) -> Self {
         match (transfer_encoding, content_length) {
             (Some("chunked"), _) => Self::Chunked,
@@ -71,7 +70,7 @@ impl Framing {
         }
     }
 
-    /// The next piece of the body if it has come; an empty piece is the end.
+    /// The next piece of the body if it has been received. An empty piece is the end.
     fn take(&mut self, received: &mut Vec<u8>) -> Option<Vec<u8>> {
         match self {
             Self::Chunked => {
@@ -91,8 +90,8 @@ impl Framing {
     }
 }
 
-/// The first chunk, once all of it has come. Panics where it breaks the rules
-/// of HTTP, or uses extensions or trailers, which the bridge never sends.
+/// Takes the first chunk if it has been received completely. Panics if it violates HTTP, or uses
+/// extensions or trailers, which the bridge never sends.
 fn take_chunk(received: &mut Vec<u8>) -> Option<Vec<u8>> {
     const LINE_END: &[u8] = b"\r\n";
     let size_end = position(received, LINE_END)?;
@@ -115,7 +114,7 @@ fn take_chunk(received: &mut Vec<u8>) -> Option<Vec<u8>> {
     Some(chunk)
 }
 
-/// Where `wanted` begins in `bytes`.
+/// The index at which `wanted` begins in `bytes`.
 pub(super) fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|part| part == wanted)
 }
@@ -124,7 +123,7 @@ pub(super) fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// The pieces of a body whose bytes come one by one.
+    /// The pieces of a body that is received byte by byte.
     fn pieces(mut framing: Framing, body: &str) -> Vec<String> {
         let mut received = Vec::new();
         let take = |byte| {

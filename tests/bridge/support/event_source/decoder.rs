@@ -1,9 +1,9 @@
-//! The event stream format, as the HTML standard has it (9.2.6, "Interpreting
-//! an event stream"), but without the byte order mark, which no bridge sends.
+//! The event stream format as specified in the HTML standard (9.2.6, "Interpreting an event
+//! stream"), but without the byte order mark, which the bridge never sends.
 
 use std::mem;
 
-/// An event, as a page's script gets it.
+/// An event as a page's script receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) name: String,
@@ -11,34 +11,33 @@ pub(crate) struct Event {
     pub(crate) last_event_id: String,
 }
 
-/// A thing that a stream says.
+/// An item of an event stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
     Event(Event),
-    /// A block without data that set the id.
+    /// The id set by a block without data.
     Id(String),
     /// A new reconnection time in milliseconds.
     Retry(u64),
-    /// A comment, all that follows the colon.
+    /// A comment: everything after the colon.
     Comment(String),
 }
 
-/// Decodes an event stream.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
-    /// Whether the last byte was a CR, to which a LF would still belong.
+    /// Whether the last byte was a CR, so that a following LF belongs to it.
     after_cr: bool,
     line: Vec<u8>,
     data: String,
     event_type: String,
-    /// The id that the present block sets, if it does.
+    /// The id set by the current block, if any.
     new_id: Option<String>,
-    /// The one that the blocks before it set: empty if none did.
+    /// The id set by earlier blocks; empty if none set one.
     id: String,
 }
 
 impl Decoder {
-    /// The item that this byte completes, and it never completes two.
+    /// Returns the item that this byte completes. A byte never completes two.
     pub(super) fn push(&mut self, byte: u8) -> Option<Item> {
         let after_cr = mem::replace(&mut self.after_cr, byte == b'\r');
         match byte {
@@ -51,7 +50,7 @@ impl Decoder {
         }
     }
 
-    /// The id that the blocks so far have set: empty if none did.
+    /// The id set by the blocks so far; empty if none set one.
     pub(super) fn last_event_id(&self) -> &str {
         &self.id
     }
@@ -77,7 +76,7 @@ impl Decoder {
             }
             "event" => value.clone_into(&mut self.event_type),
             "id" if !value.contains('\0') => self.new_id = Some(value.to_owned()),
-            // `parse` alone would also take a sign.
+            // `parse` alone would accept a sign.
             "retry" if value.bytes().all(|byte| byte.is_ascii_digit()) => {
                 return value.parse().ok().map(Item::Retry);
             }
@@ -86,7 +85,7 @@ impl Decoder {
         None
     }
 
-    /// Dispatches the event, as the standard says, at a blank line.
+    /// Dispatches the event at a blank line, as the standard specifies.
     fn end_block(&mut self) -> Option<Item> {
         let data = mem::take(&mut self.data);
         let event_type = mem::take(&mut self.event_type);

@@ -1,4 +1,4 @@
-//! Requests over HTTP/1.1, each on a connection of its own.
+//! HTTP/1.1 requests, each on its own connection.
 
 use std::{
     io,
@@ -12,11 +12,11 @@ use crate::support::PATIENCE;
 
 pub(super) type Headers<'a> = &'a [(&'a str, &'a str)];
 
-/// Whatever address the system chooses for a client.
+/// Lets the system choose the client's address.
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Asks for `path`. The answer may have any status; an error means that there
-/// was none. Panics if neither comes in time.
+/// Requests `path`. The response may have any status; an error means that there was no response.
+/// Panics if neither arrives in time.
 pub(crate) async fn get(
     addr: SocketAddr,
     path: &str,
@@ -25,7 +25,7 @@ pub(crate) async fn get(
     get_from(ANY, addr, path, headers).await
 }
 
-/// The same, by a client that has this address.
+/// The same from a client with this address.
 pub(crate) async fn get_from(
     client: IpAddr,
     addr: SocketAddr,
@@ -35,7 +35,7 @@ pub(crate) async fn get_from(
     request(client, addr, "GET", path, headers, "").await
 }
 
-/// Asks which requests may be made for `path`. Answers as [`get`] does.
+/// Sends an OPTIONS request for `path`. Returns the same as [`get`].
 pub(crate) async fn options(
     addr: SocketAddr,
     path: &str,
@@ -44,8 +44,8 @@ pub(crate) async fn options(
     request(ANY, addr, "OPTIONS", path, headers, "").await
 }
 
-/// Posts JSON to `path`, or what else a `Content-Type` among the headers says.
-/// Answers as [`get`] does.
+/// Posts JSON to `path`, or another type if the headers contain a `Content-Type`. Returns the same
+/// as [`get`].
 pub(crate) async fn post(
     addr: SocketAddr,
     path: &str,
@@ -89,7 +89,7 @@ async fn request(
         .unwrap_or_else(|_| panic!("no answer to {method} {path} within {PATIENCE:?}"))
 }
 
-/// The headers, and those of `defaults` whose names aren't among them.
+/// The headers, plus those of `defaults` whose names they don't contain.
 pub(super) fn with_defaults<'a>(
     headers: Headers<'a>,
     defaults: Headers<'a>,

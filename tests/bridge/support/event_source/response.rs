@@ -1,4 +1,4 @@
-//! The answer to a request.
+//! The response to a request.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::support::PATIENCE;
 
-/// The answer to a request, with its body still to be read.
+/// The response to a request, with its body not yet read.
 #[derive(Debug)]
 pub(crate) struct Response {
     status: u16,
@@ -19,7 +19,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// Reads up to the body. Panics at what is no HTTP/1.1.
+    /// Reads up to the body. Panics if the response isn't valid HTTP/1.1.
     pub(super) async fn read(mut stream: TcpStream) -> io::Result<Self> {
         const END: &[u8] = b"\r\n\r\n";
         let mut received = Vec::new();
@@ -54,12 +54,12 @@ impl Response {
         self.status
     }
 
-    /// The value of the first header of this name, in any case of letters.
+    /// The value of the first header with this name, ignoring case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         find(&self.headers, name)
     }
 
-    /// The whole body. Panics if it is cut short or doesn't come in time.
+    /// The whole body. Panics if it is cut short or doesn't arrive in time.
     pub(crate) async fn text(mut self) -> String {
         let mut text = Vec::new();
         let reading = async {
@@ -76,8 +76,7 @@ impl Response {
         text
     }
 
-    /// Takes the body for an event stream. Panics with the status and the body
-    /// if it isn't one.
+    /// Reads the body as an event stream. Panics with the status and the body if it isn't one.
     pub(crate) async fn into_events(self) -> EventSource {
         let kind = self.header("Content-Type").unwrap_or_default();
         let essence = kind.split(';').next().unwrap_or_default().trim();

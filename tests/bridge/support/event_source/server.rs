@@ -1,4 +1,4 @@
-//! The other end, for the tests of this client.
+//! A server for the tests of this client.
 
 use std::net::SocketAddr;
 
@@ -8,8 +8,8 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Answers one request with `answer`, a byte at a time, and then does `last`
-/// with the connection. Tells what was asked.
+/// Answers one request with `answer`, one byte at a time, and then runs `last` on the connection.
+/// Returns the server's address, and a task that returns the request.
 pub(super) async fn serve<F: Future<Output = ()> + Send>(
     answer: &'static str,
     last: impl FnOnce(TcpStream) -> F + Send + 'static,

@@ -1,4 +1,4 @@
-//! Who signs the certificates of the tests.
+//! The certificate authority of the tests.
 
 use std::{
     fs,
@@ -14,13 +14,13 @@ use tidings::tls::{certificates, server_certificate::Certificate};
 
 use crate::support::dev::DataFolder;
 
-/// An authority, and a folder for what it signs.
+/// An authority, and a folder for the certificates that it signs.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: DataFolder,
 }
 
-/// A certificate and its key, in files.
+/// The files of a certificate and its key.
 #[derive(Clone)]
 pub struct Certified {
     pub certificate: PathBuf,
@@ -44,13 +44,12 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    /// The file with its own certificate.
+    /// The file with the authority's own certificate.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("authority.crt")
     }
 
-    /// A certificate for these names, of whoever is called so, in PEM, and its
-    /// key.
+    /// A certificate with this common name and these alternative names, and its key, both in PEM.
     pub fn sign(&self, name: &str, alternatives: &[&str]) -> (String, String) {
         let alternatives: Vec<_> = alternatives.iter().map(|name| (*name).into()).collect();
         let mut params = CertificateParams::new(alternatives).expect("names");
@@ -60,8 +59,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// The same in files called after `name`, which replace those of the same
-    /// name.
+    /// The same in files named after `name`. Existing files of that name are replaced.
     pub fn issue(&self, name: &str, alternatives: &[&str]) -> Certified {
         let (certificate, key) = self.sign(name, alternatives);
         let path = |ending: &str| self.folder.path().join(format!("{name}.{ending}"));
@@ -74,14 +72,14 @@ impl Authority {
         certified
     }
 
-    /// A server that shows a certificate for this name.
+    /// The configuration of a server with a certificate for this name.
     pub fn server(&self, name: &str) -> Arc<ServerConfig> {
         let own = self.issue(name, &[name]);
         let own = Certificate::read(own.certificate, own.key).expect("a certificate");
         Arc::new(Arc::new(own).server_config().expect("a server"))
     }
 
-    /// A client that believes this authority alone.
+    /// The configuration of a client that trusts only this authority.
     pub fn client(&self, protocol: &str) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a root");
@@ -97,7 +95,7 @@ impl Authority {
 }
 
 impl Certified {
-    /// As the command line takes it.
+    /// The settings for the command line.
     pub fn settings(&self) -> [String; 2] {
         let shown = |path: &Path| path.display().to_string();
         [

@@ -11,8 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{authority::Authority, tunnel::connect};
 use crate::support::{PATIENCE, bridge::token};
 
-/// What a server may send on a stream, and on a connection, before it is told
-/// that there is room for more. This client never said anything else.
+/// How many bytes a server may send on a stream, and on a connection, before the client enlarges
+/// the window. This is the default of HTTP/2.
 const WINDOW: usize = 65_535;
 
 /// A connection over HTTP/2. Dropping it closes it.
@@ -33,7 +33,7 @@ impl Http2 {
         Self::with_window(address, authority, WINDOW).await
     }
 
-    /// A client that has room for so many bytes of each stream.
+    /// A client with a receive window of this many bytes per stream.
     pub async fn with_window(address: SocketAddr, authority: &Authority, window: usize) -> Self {
         let socket = connect(address, authority, "h2").await.expect("TLS");
         assert_eq!(socket.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
@@ -42,7 +42,7 @@ impl Http2 {
         let handshake = client.initial_window_size(window).handshake(socket);
         let (requests, connection) = handshake.await.expect("HTTP/2");
         let driver = tokio::spawn(async move {
-            // It ends with the server, or with the test.
+            // It ends with the server or with the test.
             let _ = connection.await;
         });
         Self {
@@ -57,13 +57,13 @@ impl Http2 {
         self.open_with(request).await
     }
 
-    /// A stream that is opened by a ticket.
+    /// Opens a stream with a ticket.
     pub async fn open_by_ticket(&self, ticket: &str) -> Stream {
         let target = format!("https://localhost/stream?ticket={ticket}");
         self.open_with(Request::get(target)).await
     }
 
-    /// A stream that is opened by any request.
+    /// Opens a stream with any request.
     pub async fn open_with(&self, request: Builder) -> Stream {
         let (answer, request) = self.ask(request).await;
         let response = answer.expect("an answer");
@@ -75,7 +75,8 @@ impl Http2 {
         }
     }
 
-    /// What a request is answered with, and the request, which is to be kept.
+    /// Returns the response to a request, and the sending half of its stream, which the caller must
+    /// keep.
     pub async fn ask(
         &self,
         request: Builder,
@@ -89,7 +90,7 @@ impl Http2 {
 }
 
 impl Stream {
-    /// Reads until this has come since the last call.
+    /// Reads until this has been received since the last call.
     pub async fn until(&mut self, wanted: &str) {
         let reading = async {
             loop {
@@ -107,8 +108,7 @@ impl Stream {
         }
     }
 
-    /// Reads all that the server may send, and doesn't say that there is room
-    /// again.
+    /// Reads everything that fits in the window, without enlarging it.
     pub async fn fill_window(&mut self) {
         let reading = async {
             let mut left = WINDOW;
@@ -122,13 +122,13 @@ impl Stream {
         outcome.expect("as much as there is room for");
     }
 
-    /// Says it after all.
+    /// Enlarges the window after all.
     pub fn release_window(&mut self) {
         let released = self.body.flow_control().release_capacity(WINDOW);
         released.expect("a full window");
     }
 
-    /// Reads to the end that the server makes, and returns what came.
+    /// Reads until the server ends the stream, and returns what was received.
     pub async fn rest(mut self) -> String {
         let reading = async {
             while let Some(bytes) = self.body.data().await {
@@ -141,13 +141,13 @@ impl Stream {
         self.text
     }
 
-    /// Waits until the server ends it, without making room, and returns with what it
-    /// was reset, if it was.
+    /// Waits until the server ends the stream, without enlarging the window. If the server reset
+    /// it, returns the reason.
     pub async fn until_over(&mut self) -> Option<Reason> {
         let reading = async {
             loop {
                 match self.body.data().await {
-                    // What is not released makes no room.
+                    // Without a release, the window stays full.
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return error.reason(),
                     None => return None,
@@ -157,7 +157,7 @@ impl Stream {
         timeout(PATIENCE, reading).await.expect("an end")
     }
 
-    /// Closes this stream and leaves the others, as a tab does that is closed.
+    /// Closes this stream and leaves the others open, like a closed browser tab.
     pub fn reset(mut self) {
         self.request.send_reset(Reason::CANCEL);
     }

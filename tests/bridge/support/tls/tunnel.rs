@@ -1,4 +1,4 @@
-//! A plain port that leads into TLS, for the client that knows HTTP/1.1 alone.
+//! A plain TCP port that forwards into TLS, for the client that supports only HTTP/1.1.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -16,13 +16,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::authority::Authority;
 use crate::support::{bridge::token, event_source::EventSource, until};
 
-/// The name that certificates of bridges are for.
+/// The name in the bridges' certificates.
 pub const ORIGIN: &str = "localhost";
 
-/// Whatever address the system chooses for a client.
+/// Lets the system choose the client's address.
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// A connection to a bridge, by a client that believes `authority` alone.
+/// A connection to a bridge from a client that trusts only `authority`.
 pub async fn connect(
     address: SocketAddr,
     authority: &Authority,
@@ -31,7 +31,7 @@ pub async fn connect(
     connect_from(ANY, address, authority, protocol).await
 }
 
-/// The same, by a client that has this address.
+/// The same from a client with this address.
 pub async fn connect_from(
     client: IpAddr,
     address: SocketAddr,
@@ -46,7 +46,7 @@ pub async fn connect_from(
     connector.connect(name, socket).await
 }
 
-/// The port. Dropping it closes it; what goes through it stays.
+/// The port. Dropping it closes it; open connections stay.
 pub struct Tunnel {
     pub address: SocketAddr,
     _accepting: AbortOnDropHandle<()>,
@@ -57,7 +57,7 @@ impl Tunnel {
         Self::between(ANY, bridge, authority).await
     }
 
-    /// One whose far end sees clients come from this address.
+    /// A tunnel with clients that the far end sees as coming from this address.
     pub async fn between(client: IpAddr, bridge: SocketAddr, authority: Arc<Authority>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -77,7 +77,7 @@ impl Tunnel {
         }
     }
 
-    /// A stream of `user` that is live.
+    /// A live stream of `user`.
     pub async fn stream(&self, user: &str) -> EventSource {
         let bearer = format!("Bearer {}", token(user));
         let headers = [("Authorization", bearer.as_str())];
