@@ -1,5 +1,5 @@
-//! A setting that is missing or can't be used ends every command with 2, at once, and
-//! with a message that names it.
+//! A missing or unusable setting makes every command exit with 2 at once, with a message that names
+//! the setting.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -23,12 +23,13 @@ const CONNECTING: [&[&str]; 11] = [
     &["config"],
 ];
 
-/// Nothing was waited for: far less than the half minute for a database that is away.
+/// The command didn't wait: this is far less than the 30 s that it waits for an unreachable
+/// database.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 impl Said {
-    /// It ended since a setting can't be used, and told which, and in a message of its
-    /// own, not in a line of the log.
+    /// Asserts that it exited because of an unusable setting and named it, in a message of its own
+    /// rather than a log line.
     fn unusable(&self, named: &str) {
         assert_eq!(self.code, Some(2), "{named}: {self:?}");
         let told = format!("{}{}", self.out, self.error);
@@ -134,7 +135,7 @@ async fn a_filter_of_the_log_that_is_none_ends_every_command_with_2() {
         let flag = [arguments, &["--log=warn,tidings=verbose"]].concat();
         run(&flag, &[]).await.unusable("\"verbose\" is not a level");
     }
-    // Empty is what Compose makes of a variable that isn't set.
+    // Compose passes unset variables as empty ones.
     let token = run(&["token", "alice"], &[("TIDINGS_LOG", "")]).await;
     token.well();
 }
@@ -157,7 +158,7 @@ async fn a_line_end_of_windows_is_refused_in_settings_and_trimmed_from_secrets()
 
     let expected = run(&["config", "--json"], &[("DATABASE_URL", "host=db user=u")]).await;
     assert_eq!(expected.code, Some(0), "{expected:?}");
-    // As editors and shells of Windows write them, and as `echo` does.
+    // As written by Windows editors and shells, and by `echo`.
     let secret = format!("\u{feff}{SECRET}\r\n");
     let url = "\u{feff}postgres://u@db/app\r\n";
     let files = [
@@ -168,7 +169,7 @@ async fn a_line_end_of_windows_is_refused_in_settings_and_trimmed_from_secrets()
     in_files.envs(files.clone());
     let read = said(in_files, "").await;
     assert_eq!(read.json()["problems"], serde_json::json!([]), "{read:?}");
-    // The secret is the same one.
+    // It is the same secret.
     let mut token = command(&["token", "alice"]);
     token.envs(files.into_iter().take(1));
     let token = said(token, "").await.well();
@@ -230,7 +231,7 @@ async fn a_variable_that_is_no_setting_is_warned_of_and_stops_nothing() {
          did you mean TIDINGS_HEARTBEAT?",
         "TIDINGS_OF_A_LATER_VERSION is set but has no effect",
     ];
-    // In the log of what runs, and in the report of what looks at settings.
+    // In the log of commands that run, and in the report of those that check settings.
     let token = run(&["token", "alice"], &mistyped).await;
     let config = run(&["config"], &mistyped).await;
     let check = run(&["check"], &mistyped).await;
@@ -243,7 +244,7 @@ async fn a_variable_that_is_no_setting_is_warned_of_and_stops_nothing() {
     }
     let json = run(&["config", "--json"], &mistyped).await.json();
     assert_eq!(json["warnings"].as_array().map(Vec::len), Some(2), "{json}");
-    // A value that can't be parsed ends it before there is a log.
+    // An unparsable value makes it exit before the log exists.
     let both = [("TIDINGS_LISTEN", "nonsense"), ("TIDINGS_LISTN", ":8080")];
     let refused = run(&["serve"], &both).await;
     refused.unusable("TIDINGS_LISTN is set but has no effect");

@@ -1,10 +1,10 @@
-//! `check` and `status` notice that no bridge is connected while rows wait, and that
-//! bridges are not ready.
+//! `check` and `status` detect that no bridge is connected while rows are unsent, and that bridges
+//! aren't ready.
 
 use super::state::{both, both_are_content, both_find, findings};
 use crate::support::{bridge::Bridge, database::Database};
 
-/// A row that has waited for so long.
+/// Inserts a row that is `minutes` old.
 async fn waits(database: &Database, minutes: u32) {
     let insert = format!(
         "insert into notifications (user_id, text, created_at) \
@@ -33,7 +33,7 @@ async fn rows_that_wait_while_no_bridge_is_connected_are_found_until_one_is() {
         let mend = mend.as_str().unwrap_or_default();
         assert!(mend.contains("tidings serve"), "{command}: {said:?}");
     }
-    // The rows go on waiting, for a user who is away.
+    // The row stays unsent, since its user is offline.
     let bridge = Bridge::start(&database).await;
     database
         .until("select exists (select from tidings_bridges where readiness = 'ready')")
@@ -43,8 +43,8 @@ async fn rows_that_wait_while_no_bridge_is_connected_are_found_until_one_is() {
     both_find(&database, &[], "bridges", "no bridge is connected").await;
 }
 
-/// Where the right to see the queue was taken from everybody, `check` says what to
-/// grant, and both go on.
+/// If the privilege to read the queue's usage was revoked from public, `check` prints the grant,
+/// and both commands carry on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_nobody_may_see_keeps_neither_command_from_its_work() {
     let database = Database::migrated().await;
@@ -112,7 +112,7 @@ async fn marks_that_keep_failing_are_found_and_mended() {
         let text = "is not ready (unmarked): sent rows can't be marked";
         both_find(&database, &[], "bridges", text).await;
         both_find(&database, &[], "bridges", reason).await;
-        // As the hint about the trigger says.
+        // The fix that the trigger's hint gives.
         database
             .owner()
             .execute("drop trigger refuse on notifications; drop function refuse()")
@@ -126,7 +126,7 @@ async fn marks_that_keep_failing_are_found_and_mended() {
     }
 }
 
-/// As if it hung: its session is there, and it reports no more.
+/// Simulates a bridge that hangs: its session exists, but it no longer reports.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_that_has_not_reported_for_long_is_found() {
     let database = Database::migrated().await;

@@ -6,7 +6,7 @@ use crate::support::database::Database;
 #[tokio::test(flavor = "multi_thread")]
 async fn what_it_prints_is_what_migrate_does() {
     let database = Database::empty().await;
-    // Whoever may change nothing may ask.
+    // A role without the privilege to change anything may run it.
     let asked = run(&database, &["migrate", "--dry-run"]).await.well();
     assert!(asked.contains("bridge could not run it"), "{asked}");
     let script = run(&database.owner(), &["migrate", "--dry-run"])
@@ -36,7 +36,7 @@ async fn what_it_prints_is_what_migrate_does() {
         asked,
         "-- Nothing to do: the schema public is up to date.\n"
     );
-    // Which `migrate` itself takes for its own work.
+    // `migrate` accepts the result as its own work.
     run(&database.owner(), &["migrate"]).await.well();
     run(&database, &["check"]).await.well();
 }

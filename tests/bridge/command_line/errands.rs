@@ -72,7 +72,7 @@ async fn who_may_not_is_told_who_may() {
     assert!(told.contains("tidings migrate"), "{told}");
 }
 
-/// What Postgres refuses is told with what to do about it, and not only in its words.
+/// An error of Postgres is reported with its fix, not only in Postgres's words.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_postgres_refuses_is_explained() {
     let database = Database::migrated().await;
@@ -104,7 +104,7 @@ async fn what_postgres_refuses_is_explained() {
     let told = send("x".repeat((1 << 20) + 1)).await;
     assert!(told.contains("at most 1 MiB"), "{told}");
 
-    // An application's own rules.
+    // A constraint of the application's.
     database
         .superuser()
         .execute("alter table notifications add constraint theirs check (user_id <> 'alice')")
@@ -115,7 +115,7 @@ async fn what_postgres_refuses_is_explained() {
         "{told}"
     );
 
-    // Of the other commands.
+    // The other commands.
     let elsewhere = ["tail", "alice", "--schema=elsewhere"];
     let told = run(&database, &elsewhere).await.badly();
     assert!(told.contains("TIDINGS_SCHEMA"), "{told}");

@@ -1,4 +1,4 @@
-//! `health`: what the health check of a container runs.
+//! `health`: the command for a container's health check.
 
 use std::{
     io::{Read, Write},
@@ -29,7 +29,7 @@ async fn a_bridge_is_healthy_while_it_hears_its_database() {
     let bridge = Bridge::start(&database).await;
     let address = bridge.admin_address();
     assert_eq!(health(&address.to_string()).await.well(), "ready\n");
-    // As containers set it.
+    // The address as containers set it.
     let everywhere = format!("0.0.0.0:{}", address.port());
     assert_eq!(health(&everywhere).await.well(), "ready\n");
     assert_eq!(

@@ -1,5 +1,6 @@
-//! Any role that can connect can hold the advisory locks of Tidings. That keeps nobody
-//! from starting, writing or being delivered to, and `check` and `migrate` say who it is.
+//! Any role that can connect can hold the advisory locks of Tidings. That prevents no bridge from
+//! starting, no application from writing and no row from being delivered, and `check` and `migrate`
+//! report which session holds the lock.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::support::{database::Database, process::Served};
 
-/// What a stranger runs to hold each of the locks.
+/// The key expressions that a stranger locks to hold each of the locks.
 const LOCKS: [(&str, &str); 3] = [
     (
         "for migrations",
@@ -27,7 +28,7 @@ const LOCKS: [(&str, &str); 3] = [
     ),
 ];
 
-/// A role that can connect, and no more.
+/// A role that can connect and has no other privileges.
 async fn stranger(database: &Database) -> Database {
     let name = format!("stranger_in_{}", database.name());
     let create = format!("create role {name} login");
@@ -78,7 +79,7 @@ async fn whoever_holds_a_lock_is_found_and_ended() {
         holder.batch_execute(&take).await.expect(&take);
         found_and_mended(&database, &[], "lock", text).await;
     }
-    // A bridge holds what is its own.
+    // A bridge's own lock is no finding.
     let database = Database::migrated().await;
     let served = Served::start(&database, &["--prune-sent-after=1h"]).await;
     database
@@ -103,7 +104,7 @@ async fn migrate_names_who_holds_its_lock_and_leaves_a_current_schema_in_use() {
             assert!(text.contains(expected), "{text}");
         }
     };
-    // Nothing is to do.
+    // Nothing to migrate.
     let database = Database::migrated().await;
     let holder = stranger(&database).await.connect().await;
     let take = format!("select pg_advisory_lock({key})");
@@ -111,14 +112,14 @@ async fn migrate_names_who_holds_its_lock_and_leaves_a_current_schema_in_use() {
     let said = migrate(&database).await;
     assert_eq!(said.code, Some(0), "{said:?}");
     expected(&database, &said.error);
-    // Since when is for those to see who may.
+    // Only roles with that privilege can see how long it has been held.
     assert!(said.error.contains("grant pg_read_all_stats"), "{said:?}");
     let mut as_superuser = command(&["migrate", "--lock-limit=1s"]);
     as_superuser.env("DATABASE_URL", database.superuser().connection_string());
     let said = super::said(as_superuser, "").await;
     assert!(said.error.contains(", since 20"), "{said:?}");
 
-    // Something is.
+    // Something to migrate.
     let database = Database::empty().await;
     let holder = stranger(&database).await.connect().await;
     holder.batch_execute(&take).await.expect(&take);
@@ -131,7 +132,7 @@ async fn migrate_names_who_holds_its_lock_and_leaves_a_current_schema_in_use() {
     migrate(&database).await.well();
 }
 
-/// It has no session that could be ended.
+/// There is no session that could be terminated.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prepared_transaction_that_holds_a_lock_is_found_and_ended() {
     let settings = [

@@ -1,4 +1,4 @@
-//! What helps to type the command line.
+//! Help for typing the command line.
 
 use std::process::Stdio;
 

@@ -1,5 +1,5 @@
-//! The command line as people and scripts meet it: the program is run, and what
-//! it prints and how it ends is looked at.
+//! The command line as people and scripts use it: the tests run the program and check its output
+//! and exit code.
 
 mod bad_settings;
 mod bridges;
@@ -25,7 +25,7 @@ use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
 use crate::support::{PATIENCE, database::Database};
 
-/// What a command printed, and how it ended.
+/// A command's output and exit code.
 #[derive(Debug)]
 pub struct Said {
     code: Option<i32>,
@@ -34,13 +34,13 @@ pub struct Said {
 }
 
 impl Said {
-    /// It ended well, and this is what it printed.
+    /// Asserts that it succeeded, and returns its output.
     pub fn well(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.out
     }
 
-    /// It ended badly, and told why.
+    /// Asserts that it failed with a message, and returns the message.
     fn badly(self) -> String {
         assert_eq!(self.code, Some(1), "{self:?}");
         assert!(self.error.starts_with("tidings: "), "{self:?}");
@@ -52,7 +52,7 @@ impl Said {
     }
 }
 
-/// Without anything of this process's own settings.
+/// A command without the settings in this process's environment.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
     let inherited = std::env::vars().map(|(name, _)| name);
@@ -82,7 +82,7 @@ async fn said(mut command: Command, input: &str) -> Said {
     }
 }
 
-/// Runs a command as the role that `database` is entered as.
+/// Runs a command as the role that `database` connects as.
 pub async fn run(database: &Database, arguments: &[&str]) -> Said {
     let mut command = command(arguments);
     command.env("DATABASE_URL", database.connection_string());

@@ -1,5 +1,5 @@
-//! The password of a URL that has none is found where libpq finds it; and what the
-//! server refuses for good is told at once.
+//! If the URL has no password, it is looked up where libpq does; and permanent errors of the server
+//! are reported at once.
 
 use std::{
     fs,
@@ -19,10 +19,10 @@ use crate::support::{
     process::Served,
 };
 
-/// Far less than the half minute for which `serve` waits for a database that is away.
+/// Far less than the 30 s for which `serve` waits for an unreachable database.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// The superuser needs no password, all others do.
+/// The superuser needs no password; all others do.
 const ACCESS: &str = "local all tidings trust\nlocal all all scram-sha-256\n";
 
 /// The password of the role `bridge`.
@@ -68,7 +68,7 @@ impl Server {
         }
     }
 
-    /// A file of passwords.
+    /// Writes a password file.
     fn file(&self, name: &str, lines: &str, mode: u32) -> PathBuf {
         let path = self.folder.path().join(name);
         fs::write(&path, lines).expect("a file");
@@ -76,7 +76,7 @@ impl Server {
         path
     }
 
-    /// Runs `tidings status` as the bridge, without a home.
+    /// Runs `tidings status` as the bridge, without `HOME`.
     async fn status(&self, more: &str, environment: &[(&str, &str)]) -> Said {
         self.run(&["status"], more, environment).await
     }
@@ -135,7 +135,7 @@ async fn a_password_is_found_where_libpq_finds_it() {
         ("", &[("PGPASSFILE", text(&wild))]),
         ("", &[("HOME", text(&home))]),
         (&passfile, &[("PGPASSFILE", text(&bad))]),
-        // The variable wins over files.
+        // The variable takes precedence over files.
         ("", &[("PGPASSWORD", PASSWORD), ("PGPASSFILE", text(&bad))]),
     ];
     for (more, environment) in cases {
@@ -146,7 +146,7 @@ async fn a_password_is_found_where_libpq_finds_it() {
         );
         assert!(!format!("{said:?}").contains("good"), "{said:?}");
     }
-    // For each connection of the bridge: a new password needs no restart.
+    // The file is read for each connection of the bridge, so a new password needs no restart.
     let secret = [("PGPASSFILE", text(&exact))];
     let mut bridge = Served::start_in(&server.database, &[], &secret).await;
     let mut alice = bridge.connect_live("alice").await;
@@ -184,7 +184,7 @@ async fn what_the_server_refuses_for_good_is_told_at_once_with_what_to_do() {
     let status: &[&str] = &["status"];
     let commands: [&[&str]; 3] = [&["serve"], status, &["send", "alice", "hello"]];
     for arguments in commands {
-        // No password is a missing setting.
+        // A missing password is a missing setting.
         for (environment, reason) in [
             (&[][..], "there is no password file"),
             (&[("PGPASSFILE", text(&open))], "chmod 600"),
@@ -203,7 +203,7 @@ async fn what_the_server_refuses_for_good_is_told_at_once_with_what_to_do() {
                 assert!(said.error.contains(expected), "{expected}: {said:?}");
             }
         }
-        // The rest may be mended on the server.
+        // The other errors may be fixed on the server.
         for (more, environment, reasons) in [
             (
                 "password=wrong",

@@ -1,5 +1,5 @@
-//! `check` finds what keeps old rows from being removed, or makes that slow; and when
-//! what it says was done, rows are removed and it is content.
+//! `check` detects what prevents or slows down the removal of old rows. Once its fixes are applied,
+//! rows are removed and it reports no problems.
 
 use super::{
     run,
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::support::database::Database;
 
-/// With rows that were sent long ago.
+/// A database with rows that were sent long ago.
 async fn filled() -> Database {
     let database = Database::migrated().await;
     let fill = "insert into notifications (user_id, text, created_at, sent_at) \
@@ -54,7 +54,7 @@ async fn foreign_keys_without_an_index_are_found_and_mended() {
         );
         found_and_mended(&database, &[], "prune", &text).await;
     }
-    // These are good for it.
+    // These foreign keys don't interfere.
     let database = Database::migrated().await;
     database
         .superuser()
@@ -155,7 +155,7 @@ async fn triggers_and_rules_that_keep_rows_are_found_and_mended() {
     }
 }
 
-/// What isn't on our tables is told of in the words of Postgres.
+/// A cause outside our tables is reported in Postgres's words.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_stay_for_another_reason_are_found_with_the_reason() {
     let database = filled().await;

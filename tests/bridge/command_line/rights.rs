@@ -1,5 +1,5 @@
-//! `tidings check`: what the bridge lacks and what others have, each with the
-//! statement that puts it right.
+//! `tidings check`: privileges that the bridge lacks and excess privileges of others, each with the
+//! statement that fixes it.
 
 use clap::Parser;
 use tidings::{
@@ -46,7 +46,7 @@ async fn check_finds_nothing_where_roles_sql_was_run_and_hints_at_a_mighty_bridg
     }
 }
 
-/// As hosters set it up for the roles of their own interfaces.
+/// As hosting providers set them up for the roles of their own interfaces.
 #[tokio::test(flavor = "multi_thread")]
 async fn default_privileges_that_let_others_read_are_found_and_warned_of() {
     let cluster = start_cluster().await;
@@ -87,7 +87,7 @@ async fn default_privileges_that_let_others_read_are_found_and_warned_of() {
             .unwrap_or_else(|| panic!("{what}: {found:?}"));
         assert_eq!(finding.topic, topic, "{what}");
     }
-    // Each says how it is put right, and then it is.
+    // Each finding has a fix, and the fix works.
     for finding in &found {
         mend(&database, finding).await;
     }
@@ -167,7 +167,7 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "grant select (text) on notifications to public",
             "public has select (text) on table public.notifications",
         ),
-        // Which members of tidings_writer may have, but not everybody.
+        // Members of tidings_writer may have this privilege, but not public.
         (
             "grant select (id) on notifications to public",
             "public has select (id) on table public.notifications",

@@ -1,4 +1,4 @@
-//! `config`: which settings there are, and where each comes from.
+//! `config`: the settings that exist, and where each value comes from.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! `check` and `status` find what is wrong with what runs, each with what mends
-//! it; and when that was done they are content.
+//! `check` and `status` find what is wrong with a running system, each problem with its fix; once
+//! the fix is applied, they report no problems.
 
 use private_postgres::Cluster;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::support::{
     standby::Standby,
 };
 
-/// What both commands say.
+/// The output of both commands.
 pub(super) async fn both(database: &Database, more: &[&str]) -> [(&'static str, Said); 2] {
     let arguments = ["check", "status"].map(|command| [&[command, "--json"], more].concat());
     let [check, status] = &arguments;
@@ -32,8 +32,8 @@ pub(super) fn findings(said: &Said) -> Vec<Value> {
     all.into_iter().filter(is_wrong).collect()
 }
 
-/// Both find this, and each time it is told what was expected. Returns what
-/// mends all that is wrong.
+/// Asserts that both commands find this and report what was expected. Returns the fixes for all
+/// problems.
 pub(super) async fn both_find(
     database: &Database,
     more: &[&str],
@@ -108,7 +108,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
             let text = format!("{trigger} on public.{table} is {text}");
             found_and_mended(&database, &[], "trigger", &text).await;
         }
-        // As migrations made it.
+        // The same definition that the migrations created.
         assert_eq!(trigger_definition(&database, trigger).await, made);
     }
     // What `pg_restore --disable-triggers` leaves behind.
@@ -142,8 +142,8 @@ async fn a_right_that_every_writer_needs_is_found_and_mended() {
         .execute("revoke select on sequence tidings_bell from public")
         .await;
     let insert = "insert into notifications (user_id, text) values ('alice', 'hello')";
-    // From 18 on, whoever may not read a sequence finds nothing in it: that nobody
-    // sleeps.
+    // From PostgreSQL 18 on, a role that may not read the sequence sees it as empty, which means
+    // that no bridge is asleep.
     let version = database.server_version().await;
     let inserted = database.connect().await.batch_execute(insert).await;
     assert_eq!(inserted.is_ok(), version >= 18_00_00, "{inserted:?}");
@@ -227,7 +227,7 @@ async fn a_queue_that_fills_is_found_and_who_holds_it_ended() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await.superuser();
     let deaf = database.connect().await;
-    // Not in one text, which would be one transaction.
+    // Separately, since statements in one string would be one transaction.
     for statement in ["listen elsewhere", "begin", "select 1"] {
         deaf.batch_execute(statement).await.expect(statement);
     }
@@ -268,7 +268,7 @@ async fn what_holds_vacuum_back_is_found_and_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
     let database = Database::migrated().await;
-    // As long as somebody may see them, nobody who reads removes them in passing.
+    // While a snapshot can still see the dead rows, no reader prunes them in passing.
     let seer = database.connect().await;
     seer.batch_execute("begin isolation level repeatable read; select 1")
         .await
@@ -292,7 +292,7 @@ async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
     for cure in both_find(&database, &limit, "vacuum", off).await {
         database.superuser().execute(&cure).await;
     }
-    // Before PostgreSQL 15 that is told some time after it was done.
+    // Before PostgreSQL 15, statistics are updated with a delay.
     database
         .until("select pg_stat_get_dead_tuples('notifications'::regclass) < 1000")
         .await;
@@ -392,7 +392,7 @@ async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
         .await
         .expect("a lock");
     both_are_content(&database, &[]).await;
-    // Whose role may not see for how long is told of it all the same.
+    // A role that may not see for how long still gets a hint.
     let said = run(&database.bridge(), &["check", "--json"]).await;
     let hint = hint(
         &said,
@@ -484,7 +484,7 @@ async fn what_may_refuse_marks_is_named() {
     assert!(!check().await.out.contains("of_all"));
 }
 
-/// A finding that need not be put right.
+/// A finding that needs no fix.
 pub(super) fn hint(said: &Said, text: &str) -> Value {
     let json = said.json();
     let all = json["findings"].as_array().expect("findings").clone();

@@ -1,4 +1,4 @@
-//! `tail` shows what a user's stream shows, and takes nothing from it.
+//! `tail` shows what a user's stream shows, and consumes nothing from it.
 
 use serde_json::Value;
 use tokio::{
@@ -47,7 +47,7 @@ async fn it_shows_what_waits_and_what_comes_and_leaves_it_to_the_user() {
     let mut tail = Tail::start(&database, &["--json"]);
     assert_eq!(tail.text().await, "waits");
 
-    // In the order of commits, also where an id was taken before.
+    // In the order of commits, even if an id was assigned earlier.
     let mut slow = database.connect().await;
     let late = slow.transaction().await.expect("a transaction");
     let send = "select send_notification('alice', $1)";
@@ -59,14 +59,14 @@ async fn it_shows_what_waits_and_what_comes_and_leaves_it_to_the_user() {
     late.commit().await.expect("a commit");
     assert_eq!(tail.text().await, "late");
 
-    // Hers still.
+    // The rows are still owed to her.
     let bridge = Bridge::start(&database).await;
     let mut alice = bridge.connect("alice").await;
     let got = until(&mut alice, "tidings.caught-up").await;
     let mut got: Vec<&str> = got.iter().map(|event| event.data.as_str()).collect();
     got.sort_unstable();
     assert_eq!(got, ["late", "soon", "waits"]);
-    // And what her browser has been sent is shown all the same.
+    // `tail` also shows rows that her browser has been sent.
     database
         .execute("select send_notification('alice', 'both')")
         .await;

@@ -1,5 +1,5 @@
-//! No terminal executes what roles, events and messages of Postgres are called; and
-//! commands end when nobody reads what they print.
+//! Names of roles, events and messages of Postgres are never executed by a terminal; and commands
+//! end when the reader of their output is gone.
 
 use std::{
     io::{BufRead, BufReader, PipeReader},
@@ -22,14 +22,14 @@ use crate::support::{
     process::{Served, signal},
 };
 
-/// A role that sets the title of a terminal, erases its screen by a control character of
-/// its own, goes back and hides what follows.
+/// A role whose name sets the terminal's title, erases the screen with a C1 control character,
+/// moves back and hides what follows.
 const ROLE: &str = "evil\x1b]0;t\x07\u{9b}2J\x08\x1b[8m";
 
-/// The same as the programs show it.
+/// The same name as the program prints it.
 const SHOWN: &str = r"evil\u{1b}]0;t\u{7}\u{9b}2J\u{8}\u{1b}[8m";
 
-/// Whoever gives up reading is noticed within a fraction of a second.
+/// A reader that is gone is noticed within a fraction of a second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
 
 fn is_harmless(text: &str) -> bool {
@@ -43,8 +43,8 @@ fn expect_harmless(said: &Said, shown: &str) {
     assert!(all.contains(shown), "{shown}: {said:?}");
 }
 
-/// A database in which that role may read notifications, and somebody has made an event
-/// of that name before events had to be printable.
+/// A database in which that role may read notifications, and which has an event of that name from
+/// before events had to be printable.
 async fn hostile() -> (private_postgres::Cluster, Database) {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
@@ -63,7 +63,7 @@ async fn hostile() -> (private_postgres::Cluster, Database) {
 async fn no_command_prints_what_a_terminal_would_execute() {
     let (_cluster, database) = hostile().await;
     let itself = database.as_role(ROLE);
-    // As findings, as what a message of Postgres or of ours names, and as facts.
+    // In findings, in messages of Postgres and ours, and in facts.
     let json = SHOWN
         .replace(r"\u{1b}", r"\u001b")
         .replace(r"\u{7}", r"\u0007")
@@ -192,7 +192,7 @@ async fn tail_ends_when_nobody_reads_it_also_while_no_rows_come() {
     assert!(begin.elapsed() < NOTICED_WITHIN, "{:?}", begin.elapsed());
 }
 
-/// Also before there is a database.
+/// The exit code counts even if the output is not read, and even if there is no database yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verdict_counts_although_nobody_reads_what_it_rests_on() {
     let database = Database::migrated().await;
@@ -219,7 +219,7 @@ async fn a_verdict_counts_although_nobody_reads_what_it_rests_on() {
         let expected = if arguments[0] == "migrate" { 0 } else { 1 };
         assert_eq!(said.code, Some(expected), "{arguments:?}: {said:?}");
     }
-    // Nothing goes that nobody was told of.
+    // Nothing is removed without being printed first.
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let mut uninstall = command(&["uninstall", "--yes"]);

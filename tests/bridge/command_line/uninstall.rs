@@ -1,11 +1,11 @@
-//! `uninstall` leaves nothing, takes nothing else, and asks first.
+//! `uninstall` leaves nothing behind, removes nothing else, and asks first.
 
 use tokio::process::Command;
 
 use super::{run, said};
 use crate::support::database::{Database, start_cluster};
 
-/// Everything that a database holds beside what every database holds, as text.
+/// Everything that a database contains beyond the defaults, as text.
 async fn catalog(database: &Database) -> Vec<String> {
     let client = database.superuser().connect().await;
     let query = "
@@ -35,7 +35,7 @@ async fn catalog(database: &Database) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_in_the_database() {
     let cluster = start_cluster().await;
-    // One without the groups, and a schema that `migrate` makes.
+    // A database without the groups, and a schema that `migrate` creates.
     let bare = Database::bare(&cluster, "bare").await.superuser();
     bare.execute("create table mine (id int)").await;
     for schema in ["--schema=public", "--schema=Our News"] {
@@ -46,7 +46,7 @@ async fn nothing_is_left_in_the_database() {
         assert!(told.contains("0 notifications"), "{told}");
         assert_eq!(catalog(&bare).await, before, "{schema}");
     }
-    // One with the groups: their rights go, and they are told of.
+    // A database with the groups: their privileges are revoked, and the output mentions them.
     let grouped = Database::bare(&cluster, "grouped").await;
     let before = catalog(&grouped).await;
     grouped.prepare("public").await;
@@ -97,7 +97,7 @@ async fn what_others_have_built_on_it_stops_it() {
         assert_eq!(catalog(&database).await, before);
         owner.execute(undoing).await;
     }
-    // It is not for the bridge to do.
+    // The bridge's role may not do this.
     let told = run(&database, &["uninstall", "--yes"]).await.badly();
     assert!(
         told.contains("have its owner run `tidings migrate` or the command that you ran"),
@@ -112,7 +112,7 @@ async fn it_asks_for_the_schemas_name_and_takes_no_other_answer() {
     let told = run(&database, &["uninstall"]).await.badly();
     assert!(told.contains("--yes"), "{told}");
     for (answer, removed) in [("yes", false), ("public", true)] {
-        // Gives the program a terminal.
+        // `script` gives the program a terminal.
         let mut terminal = Command::new("script");
         terminal
             .args(["-qec", concat!(env!("CARGO_BIN_EXE_tidings"), " uninstall")])

@@ -1,10 +1,9 @@
-//! `check` and `status` find what hides rows from bridges; the statement that they
-//! give ends it.
+//! `check` and `status` find what hides rows from bridges; the statement that they print fixes it.
 
 use super::state::{both_are_content, both_find, found_and_mended};
 use crate::support::database::Database;
 
-/// Tables of ours that the bridge's role reads itself.
+/// Our tables that the bridge's role reads directly.
 const READ_BY_BRIDGES: [&str; 5] = [
     "notifications",
     "stream_tickets",
@@ -25,7 +24,7 @@ async fn row_level_security_is_found_for_every_table_and_mended() {
     }
 }
 
-/// The owner, as whom the functions run, is exempt unless it is forced.
+/// The owner, which the functions run as, is exempt unless it is forced.
 #[tokio::test(flavor = "multi_thread")]
 async fn forced_row_level_security_is_found_for_every_table_and_mended() {
     let database = Database::migrated().await;
@@ -45,7 +44,7 @@ async fn forced_row_level_security_is_found_for_every_table_and_mended() {
     }
 }
 
-/// Whoever looks: it is about the bridges' roles, not about the one that asks.
+/// Regardless of the role that runs the command: what counts is the bridges' roles.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_hides_rows_from_the_bridge_is_found_by_a_superuser_too() {
     let database = Database::migrated().await;

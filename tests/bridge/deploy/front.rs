@@ -1,5 +1,4 @@
-//! A proxy as users put one in front of two bridges, with the configuration
-//! that is shipped for it.
+//! A proxy in front of two bridges, with the configuration that we ship for it.
 
 use std::{
     fs,
@@ -29,10 +28,10 @@ use crate::support::{
     },
 };
 
-/// The longest silence, in each of the files.
+/// The longest silence that each of the files allows.
 const SILENCE: &str = "60s";
 
-/// Where nginx.conf leaves room for an application.
+/// The placeholder for an application in nginx.conf.
 const APPLICATION: &str = "# location / { … your application … }";
 
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +41,7 @@ pub enum Kind {
     Haproxy,
 }
 
-/// A running proxy, and a client's way to it. Dropping it ends it.
+/// A running proxy, and a client's tunnel to it. Dropping it kills it.
 pub struct Front {
     address: SocketAddr,
     authority: Arc<Authority>,
@@ -51,11 +50,11 @@ pub struct Front {
     _folder: DataFolder,
 }
 
-/// Where the proxy leads to.
+/// A server behind the proxy.
 #[derive(Clone, Copy, Debug)]
 pub struct Upstream {
     pub address: SocketAddr,
-    /// Where it is asked whether it is ready.
+    /// Where the proxy checks its readiness.
     pub admin_address: SocketAddr,
 }
 
@@ -69,17 +68,17 @@ impl From<&Bridge> for Upstream {
 }
 
 impl Front {
-    /// One that leads to these bridges.
+    /// A proxy in front of these bridges.
     pub async fn before(kind: Kind, bridges: [&Bridge; 2]) -> Self {
         Self::with_silence(kind, bridges, SILENCE).await
     }
 
-    /// One that takes a bridge for frozen that is silent for so long.
+    /// A proxy that gives up on a bridge that is silent for this long.
     pub async fn with_silence(kind: Kind, bridges: [&Bridge; 2], silence: &str) -> Self {
         Self::to(kind, bridges.map(Upstream::from), silence, None).await
     }
 
-    /// One that leads to something else.
+    /// A proxy in front of other upstreams.
     pub async fn before_others(kind: Kind, upstreams: [Upstream; 2]) -> Self {
         Self::to(kind, upstreams, SILENCE, None).await
     }
@@ -138,36 +137,35 @@ impl Front {
         timeout(PATIENCE, asking).await.expect("it accepts");
     }
 
-    /// What a browser asks for.
+    /// The URL that a browser requests.
     pub fn url(&self, path: &str) -> String {
         format!("https://{ORIGIN}:{}{path}", self.address.port())
     }
 
-    /// What a browser's `EventSource` is answered with.
+    /// The response to a browser's `EventSource`.
     pub async fn ask(&self, user: &str, last_event_id: &str) -> Response {
         ask(&self.tunnel, user, &[("Last-Event-ID", last_event_id)]).await
     }
 
-    /// What a request with these headers is answered with.
+    /// The response to a request with these headers.
     pub async fn ask_with(&self, query: &str, headers: &[(&str, &str)]) -> Response {
         let headers = [&[("Host", ORIGIN)], headers].concat();
         let answer = get(self.tunnel.address, &format!("/stream{query}"), &headers).await;
         answer.expect("an answer")
     }
 
-    /// What a program is answered with that has a token.
+    /// The response to a program with a token.
     pub async fn ask_as_program(&self, user: &str) -> Response {
         let bearer = format!("Bearer {}", token(user));
         self.ask_with("", &[("Authorization", &bearer)]).await
     }
 
-    /// A stream of one who is new.
+    /// Opens the stream of a new client.
     pub async fn connect(&self, user: &str) -> EventSource {
         self.ask(user, "").await.into_events().await
     }
 
-    /// What a client with this address is answered with, which says that it comes
-    /// from another.
+    /// The response to a client with this address that claims to have another one.
     pub async fn ask_from(&self, client: IpAddr, forwarded: &str) -> Response {
         let authority = Arc::clone(&self.authority);
         let tunnel = Tunnel::between(client, self.address, authority).await;
@@ -180,7 +178,7 @@ impl Front {
         ask(&self.tunnel, "alice", &more).await
     }
 
-    /// A browser's one connection for all its tabs.
+    /// The single connection that a browser uses for all its tabs.
     pub async fn connect_http2(&self) -> Http2 {
         Http2::connect(self.address, &self.authority).await
     }
@@ -198,7 +196,7 @@ async fn ask(tunnel: &Tunnel, user: &str, more: &[(&str, &str)]) -> Response {
 }
 
 impl Kind {
-    /// Fills in what is to be replaced, and tells what to run.
+    /// Fills in the placeholders, and returns the command to run.
     fn command(
         self,
         folder: &Path,
@@ -221,7 +219,7 @@ impl Kind {
         let written = |name: &str, more: &[(&str, &str)], before: &str| {
             let mut text = filled_in(name, &[&shared, more].concat());
             if one.admin_address.port() != two.admin_address.port() {
-                // Caddy has one port for the probes of all.
+                // Caddy uses one port for the health checks of all upstreams.
                 text = lines_without(&text, "\t\t\thealth_");
             }
             fs::write(&file, format!("{before}{text}")).expect("a file");
@@ -246,7 +244,7 @@ impl Kind {
                 written("nginx.conf", &more, "");
                 let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                     .map(|name| format!("{name}_temp_path {own}/{name};\n"));
-                // One process: it ends when it is killed.
+                // A single process, so that killing it ends nginx.
                 let main = format!(
                     "daemon off;\nmaster_process off;\npid {own}/nginx.pid;\n\
                      events {{ worker_connections 1024; }}\n\
@@ -266,7 +264,7 @@ impl Kind {
                     "error_log stderr crit;",
                     "-c",
                 ]);
-                // It takes this for a list of sockets.
+                // nginx would take this variable for a list of sockets.
                 command.arg(main_file).env_remove("NGINX");
                 command
             }
@@ -309,13 +307,13 @@ impl Kind {
                 let more = [
                     ("bind :443", bind.as_str()),
                     ("/etc/haproxy/app.example.com.pem", &pair),
-                    // Each has its probes elsewhere.
+                    // Each bridge has its own port for health checks.
                     (&format!("server one {first}"), &format!("server one {one}")),
                     (
                         &format!("server two {second}"),
                         &format!("server two {two}"),
                     ),
-                    // Few are allowed to raise the limit of open files.
+                    // Raising the limit of open files needs a privilege that few have.
                     ("maxconn 20000", "maxconn 200"),
                 ];
                 written("haproxy.cfg", &more, "");
@@ -327,7 +325,7 @@ impl Kind {
     }
 }
 
-/// The lines that don't begin with this.
+/// The text without the lines that begin with this.
 fn lines_without(text: &str, beginning: &str) -> String {
     let lines = text.split_inclusive('\n');
     lines.filter(|line| !line.starts_with(beginning)).collect()

@@ -1,4 +1,4 @@
-//! What must hold behind each proxy that there is a configuration for.
+//! What must hold behind each proxy for which we ship a configuration.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -26,13 +26,13 @@ use crate::support::{
 
 const ROWS: usize = 2_000;
 
-/// More than a browser opens at once to one host over HTTP/1.1, which is six.
+/// More than the six connections that a browser opens to one host over HTTP/1.1.
 const TABS: usize = 20;
 
-/// No heartbeat comes to help.
+/// No heartbeat helps.
 const SILENT: &str = "--heartbeat=300s";
 
-/// A client tries to come back this often. A browser waits longer.
+/// Interval between a client's reconnection attempts. A browser waits longer.
 const COMES_BACK: Duration = Duration::from_millis(50);
 
 const PROXY: &str = "--trusted-proxies=127.0.0.1";
@@ -73,7 +73,7 @@ async fn events_pass_at_once(kind: Kind) {
     let front = Front::before(kind, [&bridge, &bridge]).await;
     let mut source = front.connect("alice").await;
     until(&mut source, "tidings.caught-up").await;
-    // Nothing follows that would push it on.
+    // No further bytes follow that would flush it.
     database
         .execute("select send_notification('alice', 'at once')")
         .await;
@@ -122,7 +122,7 @@ async fn heartbeats_keep_a_stream_open_and_silence_ends_it(kind: Kind) {
     let front = Front::with_silence(kind, [&silent, &silent], "3s").await;
     let mut source = front.connect("alice").await;
     until(&mut source, "tidings.caught-up").await;
-    // A bridge that says nothing is left.
+    // The proxy drops a bridge that sends nothing.
     source.rest().await;
     silent.until_connections(0).await;
 
@@ -130,7 +130,7 @@ async fn heartbeats_keep_a_stream_open_and_silence_ends_it(kind: Kind) {
     let front = Front::with_silence(kind, [&beating, &beating], "4s").await;
     let mut source = front.connect("alice").await;
     until(&mut source, "tidings.caught-up").await;
-    // For longer than the proxy bears silence.
+    // Longer than the silence that the proxy tolerates.
     for _ in 0..6 {
         let item = source.next_item().await;
         assert!(matches!(item, Ok(Item::Id(_))), "no heartbeat: {item:?}");
@@ -139,8 +139,8 @@ async fn heartbeats_keep_a_stream_open_and_silence_ends_it(kind: Kind) {
         .execute("select send_notification('alice', 'still open')")
         .await;
     assert_eq!(source.next_event().await.data, "still open");
-    // Over HTTP/1.1 not every proxy sees at once that a client has left; that
-    // a heartbeat can't be written, all do.
+    // Over HTTP/1.1, not every proxy notices at once that a client is gone; all notice when a
+    // heartbeat can't be written.
     drop(source);
     beating.until_connections(0).await;
 }
@@ -153,7 +153,7 @@ async fn an_address_is_the_clients_own(kind: Kind) {
     let [one, two]: [IpAddr; 2] = [[127, 0, 0, 2].into(), [127, 0, 0, 3].into()];
     let mut first = front.ask_from(one, "192.0.2.1").await.into_events().await;
     until(&mut first, "tidings.caught-up").await;
-    // Whatever it says of itself, it has one already.
+    // Whatever address it claims, it already has one stream.
     let mut again = front.ask_from(one, "192.0.2.2").await.into_events().await;
     assert!(matches!(again.next_item().await, Ok(Item::Retry(_))));
     assert!(
@@ -206,7 +206,7 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     let place = (one.address(), one.admin_address());
     let ((items, _), ()) = tokio::join!(source.rest(), one.stop());
     assert!(matches!(items.last(), Some(Item::Retry(_))), "{items:?}");
-    // Whoever's turn it were, nobody is sent to the one that is away.
+    // Regardless of load balancing, no client is sent to the bridge that is down.
     for _ in 0..4 {
         assert_eq!(front.ask_as_program("bob").await.status(), 200);
     }
@@ -219,7 +219,7 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
 
     tokio::join!(source.rest(), two.stop());
     send("missed, too").await;
-    // An `EventSource` comes back after this, and knows where it was.
+    // An `EventSource` reconnects after this response, with its last event id.
     let answer = front.ask("alice", source.last_event_id()).await;
     assert_eq!(answer.status(), 200);
     let kind = answer.header("Content-Type").unwrap_or_default();
@@ -232,13 +232,13 @@ async fn a_client_goes_on_at_another_bridge_and_comes_back_when_there_was_none(k
     let _one = Bridge::start_at(&options, place).await;
     let mut source = comes_back(&front, source.last_event_id()).await;
     assert_eq!(source.next_event().await.data, "missed, too");
-    // Who is let through lets in all others, while his own stream is open.
+    // Once one client gets through, all others do too, while its stream is open.
     for _ in 0..8 {
         assert_eq!(front.ask_as_program("bob").await.status(), 200);
     }
 }
 
-/// When a client is told to come back, in milliseconds, by a body that is nothing else.
+/// The `retry:` of a response whose body contains nothing else, in milliseconds.
 async fn wait(answer: Response) -> u64 {
     let said = answer.text().await;
     let (retry, comment) = said.split_once('\n').expect("two lines");
@@ -249,7 +249,7 @@ async fn wait(answer: Response) -> u64 {
     wait.unwrap_or_else(|| panic!("no wait: {said:?}"))
 }
 
-/// Answers each request with the status in its query, and tells probes that it is ready.
+/// Responds to each request with the status in its query, and to health checks with 200.
 struct Unavailable {
     address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
@@ -313,7 +313,7 @@ const ACCEPTS_OTHERS: [&[(&str, &str)]; 4] = [
     &[("Accept", "text/html"), ("Authorization", "Bearer x")],
 ];
 
-/// No bridge answers, or what answers in its place says that none does.
+/// No bridge responds, or an upstream responds that no bridge does.
 async fn whoever_accepts_events_is_told_to_come_back_unless_it_asks_for_the_status(kind: Kind) {
     let address = free_address();
     let away = Upstream {
@@ -330,7 +330,7 @@ async fn whoever_accepts_events_is_told_to_come_back_unless_it_asks_for_the_stat
         let query = format!("?status-{status}");
         refuses_well(&front, &query, status..=status, 3_000..=9_000, "busy").await;
     }
-    // Other refusals are final, and passed on.
+    // Other rejections are final and passed on.
     for headers in ACCEPTS_EVENTS {
         let answer = front.ask_with("?status-401", headers).await;
         assert_eq!(answer.status(), 401, "{headers:?}");
@@ -382,13 +382,13 @@ async fn refuses_well(
     }
 }
 
-/// The longest time for which clients may be sent to a bridge that stops and told to come back, on a busy
+/// How long clients may still be sent to a stopping bridge and told to reconnect, on a busy
 /// machine: Caddy checks every second.
 const NOTICED: Duration = Duration::from_secs(20);
 
 async fn a_client_is_sent_past_a_bridge_that_stops(kind: Kind) {
     let database = Database::migrated().await;
-    // Probes go to one port of each.
+    // The health checks of both bridges go to the same port.
     let unused = TcpListener::bind("127.0.0.11:0").await.expect("a port");
     let probes = unused.local_addr().expect("an address").port();
     drop(unused);
@@ -396,7 +396,7 @@ async fn a_client_is_sent_past_a_bridge_that_stops(kind: Kind) {
         let mut options = serve_options(&database, &[PROXY]);
         options.bridge.listen = (host, 0).into();
         options.bridge.admin_listen = (host, probes).into();
-        // It ends earlier, with its last stream.
+        // It stops earlier, with its last stream.
         options.bridge.drain = PATIENCE;
         Bridge::start_as(&options).await
     };
@@ -422,7 +422,7 @@ async fn a_client_is_sent_past_a_bridge_that_stops(kind: Kind) {
         }
     };
     timeout(PATIENCE, red).await.expect("it stops");
-    // It answers, and would have all come back.
+    // It still responds, and tells clients to reconnect.
     let headers = [("Accept", "text/event-stream")];
     let deferred = get(address, "/stream", &headers).await.expect("an answer");
     assert!(deferred.header("Content-Length").is_some());
@@ -439,7 +439,7 @@ async fn a_client_is_sent_past_a_bridge_that_stops(kind: Kind) {
         assert!(begin.elapsed() < NOTICED, "{:?}", begin.elapsed());
     }
     assert!(!stopping.is_finished());
-    // Not every proxy sees at once that a client has left.
+    // Not every proxy notices at once that a client is gone.
     drop((streams, front));
     stopping.await.expect("it stops");
     two.until_connections(0).await;
@@ -454,7 +454,7 @@ async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind)
     let bridge = Bridge::start_at(&options, place).await;
     let front = Front::before(kind, [&bridge, &bridge]).await;
     let browser = Browser::start(browser::Kind::Chromium).await;
-    // There is no such page, but it is on the streams' origin.
+    // The page doesn't exist, but it is on the streams' origin.
     let page = front.url("/nothing");
     browser.client.goto(&page).await.expect("the proxy");
     let open = format!(
@@ -485,7 +485,7 @@ async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind)
 
     bridge.stop().await;
     send("missed").await;
-    // Once by the bridge's end, and once by what the proxy answers in its place.
+    // Once when the bridge stops, and once by the proxy's own response.
     all("stream.breaks >= 2").await;
     let bridge = Bridge::start_at(&options, place).await;
     all("String(stream.texts) === 'live,missed'").await;
@@ -495,14 +495,14 @@ async fn a_real_browsers_streams_are_all_open_and_outlive_the_bridge(kind: Kind)
     bridge.until_connections(0).await;
 }
 
-/// As browsers do, but sooner.
+/// Reconnects as browsers do, but sooner.
 async fn comes_back(front: &Front, last_event_id: &str) -> EventSource {
     let trying = async {
         let mut pace = interval(COMES_BACK);
         loop {
             pace.tick().await;
             let answer = front.ask("alice", last_event_id).await;
-            // The proxy's own answer says how long it is.
+            // Only the proxy's own response has a length.
             if answer.header("Content-Length").is_none() {
                 return answer.into_events().await;
             }

@@ -1,5 +1,5 @@
-//! The files of `deploy/` and `docker-compose.yml` give each part what it needs, and
-//! nothing else.
+//! The files of `deploy/` and `docker-compose.yml` give each part the privileges it needs and no
+//! more.
 
 use std::{
     collections::BTreeMap, env, fs, net::TcpListener, path::Path, process::Command, time::Duration,
@@ -76,13 +76,13 @@ fn every_container_of_compose_is_read_only_without_privileges_and_with_a_role_of
     ] {
         assert!(roles.contains(role), "{role}");
     }
-    // How to see it work stands in the file itself.
+    // The file itself explains how to see it work.
     for command in ["tidings token alice", "send_notification('alice'"] {
         assert!(compose.contains(command), "{command}");
     }
 }
 
-/// What the image of PostgreSQL runs, and what the two containers beside it do then.
+/// What the image of PostgreSQL runs, and what the two other containers do then.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_roles_of_compose_are_enough_for_each_container_and_no_more() {
     let cluster = start_cluster().await;
@@ -168,7 +168,7 @@ fn the_manifests_are_of_this_version_and_let_nobody_but_monitors_reach_the_admin
     );
 }
 
-/// The value of a setting of the unit.
+/// The value of a setting in the unit.
 fn of_unit<'a>(unit: &'a str, name: &str) -> &'a str {
     let line = unit
         .lines()
@@ -186,13 +186,13 @@ fn systemd_gives_up_on_what_ends_at_once_and_not_on_a_database_that_is_away() {
     };
     let (interval, pause) = (duration("StartLimitIntervalSec"), duration("RestartSec"));
     let burst: u32 = of_unit(&unit, "StartLimitBurst").parse().expect("a number");
-    // For so long `serve` waits for a database that is away.
+    // How long `serve` waits for an unreachable database.
     let waits = Duration::from_secs(30);
     assert!(burst * pause < interval, "what ends at once is given up");
     assert!(burst * (waits + pause) > 2 * interval, "what waits is not");
 }
 
-/// The bridge knows the socket by its name, and it replaces the address that is the default.
+/// The bridge recognizes the socket by its name, and the socket replaces the default address.
 #[test]
 fn the_socket_unit_passes_what_the_bridge_takes() {
     let unit = shipped("systemd/tidings.socket");
@@ -205,7 +205,7 @@ fn the_socket_unit_passes_what_the_bridge_takes() {
     });
     let default = listen.expect("the setting").get_default_values()[0].to_str();
     assert_eq!(default, Some(of_unit(&unit, "ListenStream")));
-    // One process takes all connections.
+    // One process accepts all connections.
     assert!(!unit.contains("Accept="));
 }
 

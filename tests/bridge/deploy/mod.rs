@@ -1,5 +1,4 @@
-//! The files of `deploy/`, as they are shipped: what is to be replaced in them
-//! is replaced, and nothing else.
+//! The files of `deploy/` as shipped, with only their placeholders replaced.
 
 pub mod front;
 mod fronts;

@@ -1,4 +1,4 @@
-//! What the files of `deploy/` set exists, and their times fit together.
+//! The settings in the files of `deploy/` exist, and their times are consistent.
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
@@ -7,8 +7,8 @@ use tidings::config::Cli;
 
 use crate::support::deployment::shipped;
 
-/// How long a bridge may take to stop beside its drain time: it waits for its
-/// listener, cuts off what is left, and writes the last marks.
+/// How long a bridge may take to stop on top of its drain time: it waits for its listener, closes
+/// the remaining streams, and writes the last marks.
 const STOPPING: Duration = Duration::from_secs(10);
 
 const FILES: [&str; 13] = [
@@ -27,7 +27,7 @@ const FILES: [&str; 13] = [
     "migrations/README.md",
 ];
 
-/// All that can be set by the environment.
+/// All settings that have an environment variable.
 fn settings() -> BTreeSet<String> {
     let cli = Cli::command();
     let commands = cli.get_subcommands().chain([&cli]);
@@ -50,7 +50,7 @@ fn duration(text: &str) -> Duration {
     humantime::parse_duration(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// What stands behind this, up to the end of the word.
+/// The word that follows `before`.
 fn value<'a>(text: &'a str, before: &str) -> &'a str {
     let (_, rest) = text
         .split_once(before)

@@ -1,5 +1,5 @@
-//! Several bridges serve one database, and some are killed or frozen. Their
-//! clients go to the others.
+//! Several bridges serve one database; some are killed or frozen, and their clients move to the
+//! others.
 
 use std::net::SocketAddr;
 
@@ -26,7 +26,7 @@ async fn several<const N: usize>(database: &Database) -> ([Child; N], [SocketAdd
     (children.expect("all"), addresses.expect("all"))
 }
 
-/// What a bridge sent and could not mark any more, another one sent and marked.
+/// Rows that a bridge sent but could no longer mark are sent and marked by another bridge.
 async fn all_is_sent(database: &Database) {
     database
         .until("select bool_and(sent) from notifications")
@@ -38,7 +38,7 @@ async fn the_clients_of_a_bridge_that_is_killed_go_on_at_another() {
     let database = Database::migrated().await;
     let mut account = Account::without_repeats("bridge is killed, its clients go to another");
     for hangs_before in [false, true] {
-        // Each user has a client at either.
+        // Each user has one client on each bridge.
         let ([killed, _other], addresses) = several(&database).await;
         let load = Load::start(&database, &addresses).await;
         load.writes(50).await;
@@ -61,13 +61,14 @@ async fn a_bridge_that_freezes_and_thaws_disturbs_nobody_and_goes_on() {
     let mut account = Account::without_repeats("bridge is frozen, its clients go to another");
     let ([sleeper, _other], [frozen, awake]) = several(&database).await;
     let load = Load::start(&database, &[frozen, awake]).await;
-    // One of each user is with it; later, all are.
+    // In the first round, one client of each user is connected to the frozen bridge; in the second,
+    // all are.
     for clients in [3, 6] {
         load.writes(50).await;
         signal(&sleeper, Signal::SIGSTOP);
         load.writes(50).await;
         let breaks = load.breaks();
-        // Its clients have waited long enough.
+        // The frozen bridge's clients give up on it.
         load.serve_from(&[awake]);
         account.recovered_after(load.flows().await);
         assert_eq!(
@@ -78,7 +79,7 @@ async fn a_bridge_that_freezes_and_thaws_disturbs_nobody_and_goes_on() {
 
         signal(&sleeper, Signal::SIGCONT);
         load.writes(20).await;
-        // It goes on where it stood, and others can go to it.
+        // The thawed bridge continues where it stopped, and clients can connect to it again.
         load.serve_from(&[frozen]);
         load.flows().await;
         load.serve_from(&[frozen, awake]);
@@ -103,7 +104,7 @@ async fn the_last_of_three_bridges_serves_everybody() {
     load.serve_from(&addresses[2..]);
     account.recovered_after(load.flows().await);
 
-    // What the frozen one has sent and not marked, it marks now.
+    // The thawed bridge now marks what it had sent but not marked.
     signal(&sleeper, Signal::SIGCONT);
     load.serve_from(&addresses[1..]);
     load.end(&mut account).await;

@@ -1,5 +1,5 @@
-//! The network between clients and the bridge breaks. A client that returns
-//! with its last id gets what it missed, and nothing twice.
+//! The network between clients and the bridge breaks. A client that reconnects with its last event
+//! id receives what it missed, and nothing twice.
 
 use super::load::Load;
 use crate::support::{
@@ -9,7 +9,7 @@ use crate::support::{
     proxy::{Network, Proxy, Target},
 };
 
-/// A bridge whose clients reach it over a network, and its load.
+/// A bridge under load whose clients connect through a proxy.
 struct Scene {
     database: Database,
     network: Proxy,
@@ -18,10 +18,10 @@ struct Scene {
 }
 
 impl Scene {
-    /// With texts of so many bytes.
+    /// Starts the bridge, and a load with texts of `text_bytes` bytes.
     async fn set(text_bytes: usize) -> Self {
         let database = Database::migrated().await;
-        // Queues that overflow soon.
+        // Small queues, so that they overflow soon.
         let bridge = Bridge::start_with(&database, &["--queue-bytes=4096"]).await;
         let network = Proxy::to(Target::Tcp(bridge.address())).await;
         let load = Load::start_with_texts(&database, &[network.address()], text_bytes).await;
@@ -79,7 +79,7 @@ async fn clients_that_are_reset_miss_and_repeat_nothing() {
 async fn a_frame_that_is_cut_anywhere_comes_again_as_a_whole() {
     let scene = Scene::set(100).await;
     let mut account = Account::without_repeats("network to the clients is cut within a frame");
-    // From within the headers on; the steps are no multiple of a frame.
+    // The first cut falls within the headers; the step is not a multiple of a frame's length.
     for step in 0..20 {
         let cut = Network::CutAfter(150 + 37 * step);
         scene.load.all_break(2, || scene.network.set(cut)).await;

@@ -1,5 +1,5 @@
-//! Postgres crashes, and hands out again what it had not written to disk:
-//! transaction ids, row ids. The rows that bear them are news all the same.
+//! Postgres crashes and reassigns transaction ids and row ids that it had not written to disk. Rows
+//! that carry reassigned ids must still be delivered as new.
 
 use std::time::Instant;
 
@@ -19,17 +19,17 @@ use crate::support::{
     until,
 };
 
-/// Crashes of each kind.
+/// Crashes per test. Where a crash must lose transactions, only those that did are counted.
 const ROUNDS: usize = 4;
 
-/// Transactions that each crash forgets, and that come again after it.
+/// Transactions that each crash loses, so that their ids are assigned again after it.
 const FORGOTTEN: usize = 12;
 
 #[derive(Clone, Copy, Debug)]
 enum Crash {
-    /// One backend is killed, and Postgres starts all of them anew.
+    /// One backend is killed, and Postgres restarts all of them.
     Backend,
-    /// All of the server stops at once.
+    /// The whole server stops immediately.
     Server,
 }
 
@@ -40,7 +40,7 @@ async fn crash(cluster: &mut Cluster, database: &Database, how: Crash) -> Instan
             let row = victim.query_one("select pg_backend_pid()", &[]).await;
             let pid: i32 = row.expect("a backend").get(0);
             kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
-            // The server takes connections until it notices; then it ends them all.
+            // The server accepts connections until it notices, then closes all of them.
             while !other.is_closed() {
                 tokio::task::yield_now().await;
             }
@@ -53,7 +53,7 @@ async fn crash(cluster: &mut Cluster, database: &Database, how: Crash) -> Instan
     Instant::now()
 }
 
-/// An application's connection, once the server takes some again.
+/// Opens an application's connection as soon as the server accepts connections again.
 async fn connect_again(database: &Database) -> Client {
     let connecting = async {
         loop {
@@ -70,7 +70,7 @@ async fn connect_again(database: &Database) -> Client {
     connected.expect("it recovers")
 }
 
-/// Reads until an event with this text has come, and returns the texts.
+/// Reads until an event with this text arrives, and returns the texts.
 async fn texts_until(source: &mut EventSource, last: &str) -> Vec<String> {
     let mut texts = Vec::new();
     while texts.last().is_none_or(|text| text != last) {
@@ -95,8 +95,8 @@ async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) 
     let mut open_account = Account::without_repeats(fault);
     let mut owed_in_all: Vec<String> = Vec::new();
     let mut got_by_open: Vec<String> = Vec::new();
-    // Postgres may write its log all the same, of its own accord: then there was
-    // nothing to forget, and once more.
+    // Postgres may flush its WAL on its own: then the crash loses nothing, and the round doesn't
+    // count.
     let mut forgotten = 0;
     for round in 0.. {
         if forgotten == ROUNDS {
@@ -105,12 +105,12 @@ async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) 
         assert!(round < 10 * ROUNDS, "no crash forgets anything");
         let mut leaving = bridge.connect_live("alice").await;
         let writer = connect_again(&database).await;
-        // What is on disk.
+        // Flushed to disk.
         let kept = format!("kept {round}");
         insert(&writer, &kept).await;
         owed_in_all.push(kept.clone());
         assert_eq!(texts_until(&mut leaving, &kept).await, [kept.as_str()]);
-        // What is not: its transaction ids and row ids come again.
+        // Not flushed: these transaction ids and row ids are assigned again after the crash.
         let hurried = "set synchronous_commit = off";
         writer.batch_execute(hurried).await.expect("a setting");
         for n in 0..FORGOTTEN {
@@ -142,7 +142,8 @@ async fn rows_of_forgotten_transactions_are_read_again(how: Crash, fault: &str) 
         open_account.recovered_after(crashed_at.elapsed());
         let mut returning = bridge.resume("alice", &id).await;
         let mut missed = texts_until(&mut returning, last).await;
-        // What is left of before the crash may come again, across the break.
+        // Rows from before the crash that survived it may be repeated, since the client
+        // reconnected.
         missed.retain(|text| text.starts_with("again"));
         assert_eq!(missed, owed);
         let mut fresh = bridge.connect("alice").await;
@@ -199,14 +200,14 @@ async fn transaction_ids_that_were_taken_and_never_logged_hide_no_row_when_they_
                 .await
                 .expect("a transaction id");
         }
-        // A row of bob's moves the bridge past them, if anything does.
+        // If anything moves the bridge's position past these ids, a row of bob's does.
         database
             .execute("select send_notification('bob', 'hello')")
             .await;
         while !matches!(leaving.next_item().await, Ok(item) if is_id(&item)) {}
         let id = leaving.last_event_id().to_owned();
         drop(leaving);
-        // Bob's row is on disk; these are not.
+        // Bob's row is on disk; these transaction ids are not.
         for _ in 0..FORGOTTEN {
             writer
                 .batch_execute("begin; select pg_current_xact_id(); rollback")
@@ -228,27 +229,28 @@ async fn transaction_ids_that_were_taken_and_never_logged_hide_no_row_when_they_
     cluster.stop().await.expect("an end");
 }
 
-/// Heartbeats keep the stream's own patience from running out.
+/// Waits for the end of the stream under a deadline of its own: heartbeats keep resetting the
+/// stream's.
 async fn ends(source: &mut EventSource) {
     let rest = tokio::time::timeout(PATIENCE, source.rest()).await;
     assert_eq!(rest.expect("an end in time").1, End::Clean);
 }
 
-/// A logout bears the transaction id of one that was read before the crash and
-/// forgotten by it.
+/// A logout has the same transaction id as an earlier one that the bridge read before the crash and
+/// that the crash lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_logout_after_a_crash_ends_streams_although_its_transaction_id_was_read_before() {
     let mut cluster = start_forgetful_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    // As above: Postgres may have written its log of its own accord.
+    // As above: Postgres may have flushed its WAL on its own.
     let mut forgotten = 0;
     for round in 0.. {
         if forgotten == ROUNDS {
             break;
         }
         assert!(round < 10 * ROUNDS, "no crash forgets anything");
-        // Each round has its own users: logouts of the rounds before may be read again.
+        // Each round has its own users, since logouts of earlier rounds may be read again.
         let [carol, bob, alice] = ["carol", "bob", "alice"].map(|name| format!("{name} {round}"));
         let mut alices = bridge.connect_live(&alice).await;
         let mut bobs = bridge.connect_live(&bob).await;
@@ -297,8 +299,8 @@ async fn rows_that_survive_a_crash_do_not_come_twice_to_an_open_connection() {
             .batch_execute("set synchronous_commit = off")
             .await
             .expect("a setting");
-        // Each page is read while something is not on disk, so that the bridge
-        // can't rely on any of it; the next row puts it there.
+        // Each page is read while some of its transactions are not yet on disk, so the bridge can't
+        // treat it as durable; the next row flushes them.
         for n in 0..5 {
             let text = format!("row {round} {n}");
             insert(&writer, &text).await;

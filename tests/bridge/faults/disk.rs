@@ -1,4 +1,4 @@
-//! Postgres has no room left on its disk.
+//! Postgres runs out of disk space.
 
 use std::{
     fs::{self, File, Permissions},
@@ -18,13 +18,13 @@ use crate::support::{
 /// Enough for a cluster and its log.
 const DISK: &str = "size=200m";
 
-/// A small file system in memory, which a test may fill.
+/// A small in-memory file system that a test can fill.
 struct SmallDisk {
     folder: DataFolder,
 }
 
 impl SmallDisk {
-    /// None where this process may not mount, being no root.
+    /// Returns `None` if this process may not mount because it isn't root.
     fn mount() -> Option<Self> {
         let folder = DataFolder::new();
         fs::create_dir_all(folder.path()).expect("a folder");
@@ -37,11 +37,11 @@ impl SmallDisk {
             .then_some(Self { folder })
     }
 
-    /// Takes all the room that is left. Whoever removes the file gives it back.
+    /// Uses up all remaining space. Removing the returned file frees it.
     fn fill(&self) -> PathBuf {
         let path = self.folder.path().join("ballast");
         let mut file = File::create(&path).expect("a file");
-        // The last bytes one by one: a page of Postgres must find no room.
+        // The last bytes are written one by one, so that not even one page of Postgres fits.
         for size in [1 << 20, 4 << 10, 1] {
             let bytes = vec![1; size];
             let error = loop {
@@ -57,7 +57,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: the server may still be about to end.
+        // Lazy unmount, since the server may still be shutting down.
         let _ = Command::new("umount")
             .arg("--lazy")
             .arg(self.folder.path())
@@ -79,8 +79,8 @@ async fn a_full_disk_keeps_no_row_from_its_client_and_marks_follow_when_there_is
     let database = Database::migrated_in(&cluster).await;
     let elsewhere = DataFolder::new();
     if database.server_version().await < 15_00_00 {
-        // There the statistics are files, without room for which each look at them,
-        // as a page takes one, waits for ten seconds. Debian puts them into memory.
+        // These versions keep statistics in files. Without disk space, each read of statistics,
+        // which every page does, waits ten seconds. Debian keeps the files in memory.
         fs::create_dir_all(elsewhere.path()).expect("a folder");
         let everybody = Permissions::from_mode(0o777);
         fs::set_permissions(elsewhere.path(), everybody).expect("a folder for the server");
@@ -94,8 +94,7 @@ async fn a_full_disk_keeps_no_row_from_its_client_and_marks_follow_when_there_is
         superuser.batch_execute(reload).await.expect(reload);
     }
     let mut bridge = Served::start(&database, &[]).await;
-    // Pages without room for the second version of a row, and text that can't
-    // be compressed.
+    // The table's pages have no room for a second version of a row, and the text is incompressible.
     database
         .owner()
         .execute(

@@ -1,5 +1,4 @@
-//! The primary is gone and its standby is promoted; the bridge was given both
-//! hosts.
+//! The primary fails and its standby is promoted; the bridge was configured with both hosts.
 
 use std::path::PathBuf;
 
@@ -76,15 +75,15 @@ async fn fail_over<T>(mut account: Account, order: Order, fault: impl AsyncFnOnc
         .await;
     standby.follows(&primary).await;
 
-    // Held until the end: what is frozen stays so.
+    // Kept until the end, so that a frozen primary stays frozen.
     let _broken = fault(&primary).await;
     standby.promote().await;
     let begin = Instant::now();
     new.execute("select send_notification('alice', 'meanwhile')")
         .await;
 
-    // Its position means nothing in the new history. Until then it gets
-    // heartbeats.
+    // Alice's position is meaningless in the new history, so the bridge ends her stream. Until then
+    // it gets heartbeats.
     let end = timeout(PATIENCE, alice.rest()).await;
     end.expect("the stream of the old history ends");
     bridge.until_ready_is(200).await;
@@ -113,7 +112,7 @@ async fn of(database: &Database, user: &str) -> Vec<i64> {
     database.ids(&query).await
 }
 
-/// Two hosts, as a connection string has them.
+/// Both hosts in the form of a connection string's `host`.
 fn both(primary: &Cluster, standby: &Standby, order: Order) -> PathBuf {
     let mut hosts = [primary, standby.cluster()]
         .map(|cluster| cluster.folder().join("run").display().to_string());

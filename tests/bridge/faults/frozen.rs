@@ -1,5 +1,5 @@
-//! A bridge that is frozen doesn't read, and Postgres keeps what it has not read
-//! in a queue that all of the cluster shares.
+//! A frozen bridge doesn't read its notifications, and Postgres keeps what is unread in a queue
+//! that the whole cluster shares.
 
 use std::{
     fs,
@@ -22,8 +22,8 @@ use crate::support::{
 /// How long a frozen bridge may hold up the queue.
 const PINNED_FOR: Duration = Duration::from_secs(15);
 
-/// A cluster that is reached by TCP. Its address is one of the loopback's many,
-/// since its port is the usual one.
+/// A cluster reached over TCP. All clusters use the default port, so each needs its own loopback
+/// address.
 async fn tcp_cluster() -> (Cluster, String) {
     let [a, b] = (std::process::id() as u16).to_be_bytes();
     let address = format!("127.{a}.{b}.7");
@@ -57,7 +57,7 @@ async fn a_frozen_bridge_does_not_pin_the_notification_queue() {
     until(&mut source, "tidings.caught-up").await;
 
     signal(&child, Signal::SIGSTOP);
-    // More than the sockets' buffers hold, in lines of nearly eight kilobytes.
+    // More than the sockets' buffers hold, in payloads of nearly 8 kB.
     let flood = "select pg_notify('tidings_' || 'notifications'::regclass::oid::text, \
                  n || repeat('x', 7900)) from generate_series(1, 500) n";
     let writer = database.superuser().connect().await;

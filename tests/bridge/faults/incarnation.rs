@@ -1,6 +1,5 @@
-//! What the bridge recognizes a crash of Postgres by: crash recovery empties an
-//! unlogged table, and neither a restart in order nor a reset of the server's
-//! statistics does.
+//! How the bridge detects a crash of Postgres: crash recovery empties an unlogged table, while a
+//! clean restart or a reset of the server's statistics doesn't.
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -13,7 +12,7 @@ use crate::support::{
     database::{Database, start_cluster},
 };
 
-/// Begins an incarnation, if there is none, and tells it, as bridges do.
+/// Begins an incarnation if there is none, as bridges do, and returns it.
 async fn incarnation(database: &Database) -> String {
     let client = database.bridge().connect().await;
     let begin = include_str!("../../../sql/begin_incarnation.sql").replace(":\"schema\"", "public");
@@ -26,7 +25,7 @@ fn kill_hard(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
 }
 
-/// Everything that throws statistics away, as far as this server has it.
+/// Resets every kind of statistics that this server version has.
 const RESET_ALL: &str = "do $$
     declare
       kind text;
@@ -69,8 +68,8 @@ async fn each_crash_recovery_shows_and_neither_a_restart_in_order_nor_a_reset_do
     let third = incarnation(&database).await;
     assert_ne!(third, second, "a killed server");
 
-    // The server itself goes on and starts anew at the same time: it says so
-    // by ending every other session.
+    // The server process survives and reinitializes: the sign of that is that every other session
+    // ends.
     let superuser = database.superuser();
     let (client, connection) =
         tokio_postgres::connect(&superuser.connection_string(), tokio_postgres::NoTls)
@@ -86,7 +85,7 @@ async fn each_crash_recovery_shows_and_neither_a_restart_in_order_nor_a_reset_do
         "the witness ends"
     );
     drop(client);
-    // Accepts connections again.
+    // Wait until the server accepts connections again.
     database.until_accepts().await;
     let fourth = incarnation(&database).await;
     assert_ne!(fourth, third, "a killed session");
@@ -95,7 +94,7 @@ async fn each_crash_recovery_shows_and_neither_a_restart_in_order_nor_a_reset_do
     assert_eq!(incarnation(&database).await, fourth, "a fast restart");
 }
 
-/// All bridges agree on the incarnation that one of them has begun.
+/// All bridges agree on the incarnation that one of them began.
 #[tokio::test(flavor = "multi_thread")]
 async fn bridges_that_come_back_from_a_crash_at_once_begin_one_incarnation() {
     let mut cluster = start_cluster().await;
@@ -136,14 +135,14 @@ async fn a_reset_of_statistics_ends_no_stream_and_loses_no_mark() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    // Of a user who has logged out and in again that day.
+    // The stream of a user who has logged out and in again that day.
     let first = bridge.connect_live("alice").await;
     database.execute("select disconnect_user('alice')").await;
     bridge.until_connections(0).await;
     drop(first);
     let mut tab = bridge.connect_live("alice").await;
     for n in 0..20 {
-        // Beside rows whose marks are being written.
+        // Statistics are reset while rows are being marked.
         database
             .execute(&format!("select send_notification('alice', 'row {n}')"))
             .await;
@@ -153,7 +152,7 @@ async fn a_reset_of_statistics_ends_no_stream_and_loses_no_mark() {
     database
         .until("select bool_and(sent) and count(*) = 20 from notifications")
         .await;
-    // The next logout is read all the same; until then nothing has ended.
+    // No stream has ended so far, and the next logout is still read.
     assert_eq!(bridge.connections(), 1);
     let metrics = bridge.admin("/metrics").await.text().await;
     for line in [

@@ -1,5 +1,5 @@
-//! Postgres runs out of something, or was told to allow less. The bridge says
-//! what is wrong, and recovers by itself once it is over.
+//! Postgres runs out of a resource, or is configured to allow less. The bridge reports what is
+//! wrong and recovers on its own afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -15,23 +15,22 @@ use crate::support::{
     rows, until,
 };
 
-/// Those of the cluster that has few.
+/// `max_connections` of the cluster.
 const CONNECTIONS: usize = 12;
 
-/// How soon readiness is red when rows can't be marked.
+/// Deadline for readiness to turn red when rows can't be marked.
 const SHOWS_WITHIN: Duration = Duration::from_secs(15);
 
 const ALL_SENT: &str = "select bool_and(sent) from notifications";
 
-/// Ends the bridge's sessions. Those that it opens next get the database's new
-/// settings.
+/// Ends the bridge's sessions, so that the next ones get the database's new settings.
 async fn end_sessions(client: &Client) {
     let end = "select pg_terminate_backend(pid) from pg_stat_activity \
         where datname = current_database() and application_name = 'tidings'";
     client.batch_execute(end).await.expect(end);
 }
 
-/// Changes a setting of the database, for sessions that are new.
+/// Changes a setting of the database for new sessions.
 async fn alter_database(client: &Client, change: &str) {
     let alter = format!(
         "do $$ begin execute format('alter database %I {change}', current_database()); end $$"
@@ -48,8 +47,7 @@ async fn insert(client: &Client, user: &str, count: usize, bytes: usize) -> Vec<
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// Takes every connection but that of `control`. What the bridge has or gets
-/// meanwhile is ended until it finds none.
+/// Takes every connection except `control`, ending the bridge's sessions until none is left to it.
 async fn take_all_connections(database: &Database, control: &Client) -> Vec<Client> {
     let mut taken = Vec::new();
     let taking = async {
@@ -88,7 +86,7 @@ async fn a_bridge_that_gets_no_connection_says_so_and_comes_back_when_there_is_o
         let owed_to_bob = insert(&control, "bob", 1, 10).await;
         bridge.until_logged("WARN", "too many clients").await;
         bridge.until_deaf("too many clients").await;
-        // Who comes now has an answer at once, and waits.
+        // A client that connects now gets a response at once, and waits.
         let mut waiting = bridge.connect("bob", Some(&bob)).await;
         assert!(waiting.next_item().await.is_ok());
 
@@ -141,7 +139,7 @@ async fn a_bridge_that_may_not_mark_writes_its_marks_once_it_may() {
     let revoke = "revoke update (sent_at) on notifications from tidings_bridge";
     control.batch_execute(revoke).await.expect(revoke);
     let owed = insert(&control, "alice", 10, 10).await;
-    // Delivered all the same.
+    // Rows are delivered even though they can't be marked.
     account.client(owed, &rows(&mut alice, 10).await);
     let delivered = Instant::now();
     bridge
@@ -150,7 +148,8 @@ async fn a_bridge_that_may_not_mark_writes_its_marks_once_it_may() {
     bridge
         .until_unmarked("permission denied for table notifications")
         .await;
-    // It may be over in a moment. Otherwise it shows, within the time of promise 10.
+    // The failure may be transient, so readiness stays green at first. If it persists, readiness
+    // turns red within the time of promise 10.
     bridge.until_ready_is(200).await;
     bridge.until_ready_is(503).await;
     let red_after = delivered.elapsed();

@@ -1,5 +1,5 @@
-//! The load under which things break: applications that write rows all the
-//! while, and clients that hold streams and come back as browsers do.
+//! The load under which faults are injected: applications that write rows continuously, and clients
+//! that hold streams and reconnect as browsers do.
 
 mod reader;
 mod writer;
@@ -29,7 +29,7 @@ const WRITERS: usize = 3;
 const CLIENTS_PER_USER: usize = 2;
 const TEXT_BYTES: usize = 100;
 
-/// What the applications know to be committed.
+/// The rows that the applications know to be committed.
 #[derive(Debug, Default)]
 struct Ledger {
     rows: HashMap<String, Vec<i64>>,
@@ -43,27 +43,26 @@ impl Ledger {
     }
 }
 
-/// Writers and clients at work.
+/// Running writers and clients.
 pub struct Load {
     database: Database,
     ledger: Arc<watch::Sender<Ledger>>,
     servers: watch::Sender<Vec<SocketAddr>>,
     readers: Vec<Reader>,
     writers: JoinSet<()>,
-    /// Held for reading by whoever writes.
+    /// Writers hold it for reading while they write.
     calm: Arc<RwLock<()>>,
     stop: CancellationToken,
 }
 
 impl Load {
-    /// Each user's clients begin at servers of their own, as far as there are
-    /// enough; all are live when the first row is written, so that each is owed
-    /// all rows of its user.
+    /// Each user's clients start on different servers, as far as there are enough. All are live
+    /// before the first row is written, so each is owed every row of its user.
     pub async fn start(database: &Database, servers: &[SocketAddr]) -> Self {
         Self::start_with_texts(database, servers, TEXT_BYTES).await
     }
 
-    /// With texts of so many bytes.
+    /// Starts a load with texts of `bytes` bytes.
     pub async fn start_with_texts(
         database: &Database,
         servers: &[SocketAddr],
@@ -72,7 +71,8 @@ impl Load {
         Self::begin(database, servers, bytes, CLIENTS_PER_USER, Returns::AtOnce).await
     }
 
-    /// With so many clients of each user, who come back when they are told to.
+    /// Starts `clients_per_user` clients for each user, which reconnect after the `retry:` that
+    /// they were sent.
     pub async fn start_with_browsers(
         database: &Database,
         servers: &[SocketAddr],
@@ -120,8 +120,7 @@ impl Load {
         load
     }
 
-    /// Waits until rows that are committed now have reached every client, and
-    /// tells how long that took.
+    /// Waits until rows committed now have reached every client, and returns how long that took.
     pub async fn flows(&self) -> Duration {
         let start = Instant::now();
         let client = self.database.owner().connect().await;
@@ -140,7 +139,7 @@ impl Load {
         start.elapsed()
     }
 
-    /// Waits until so many more rows are committed.
+    /// Waits until `more` further rows are committed.
     pub async fn writes(&self, more: usize) {
         let wanted = self.ledger.borrow().count + more;
         let mut ledger = self.ledger.subscribe();
@@ -149,12 +148,12 @@ impl Load {
         outcome.expect("the writers write").expect("a ledger");
     }
 
-    /// Keeps the writers from writing, until what is returned is dropped.
+    /// Stops the writers from writing until the returned guard is dropped.
     pub async fn calm(&self) -> RwLockWriteGuard<'_, ()> {
         self.calm.write().await
     }
 
-    /// How often a client has lost its connection.
+    /// How often clients have lost their connections, in total.
     pub fn breaks(&self) -> usize {
         self.readers
             .iter()
@@ -162,8 +161,7 @@ impl Load {
             .sum()
     }
 
-    /// Does this, and waits until each client has lost its connection so many
-    /// times since.
+    /// Calls `by` and waits until each client has since lost its connection `more` times.
     pub async fn all_break(&self, more: usize, by: impl FnOnce()) {
         let wanted: Vec<usize> = self
             .readers
@@ -176,8 +174,8 @@ impl Load {
         }
     }
 
-    /// Waits until every client has a stream, and tells when each came back that
-    /// has done so since then.
+    /// Waits until every client has a stream, and returns the times of all reconnections after
+    /// `since`.
     pub async fn all_return(&self, since: Instant) -> Vec<Instant> {
         self.until_all(|_, seen| seen.connected).await;
         let mut returned = Vec::new();
@@ -195,20 +193,20 @@ impl Load {
         returned
     }
 
-    /// The servers that clients know from now on. Who is connected to another
-    /// one gives up on it.
+    /// Sets the servers that clients know. A client that is connected to any other server gives up
+    /// on it.
     pub fn serve_from(&self, servers: &[SocketAddr]) {
         self.servers.send_replace(servers.to_owned());
     }
 
-    /// Stops the writers, waits until every client has what it is owed, and
-    /// enters that in the account.
+    /// Stops the writers, waits until every client has received what it is owed, and enters the
+    /// result in the account.
     pub async fn end(mut self, account: &mut Account) {
         self.stop.cancel();
         while let Some(ended) = self.writers.join_next().await {
             ended.expect("a writer that ended well");
         }
-        // What would come twice comes before this.
+        // Any duplicates arrive before the rows of this call.
         self.flows().await;
         let ledger = self.ledger.borrow();
         for reader in &self.readers {
@@ -218,7 +216,7 @@ impl Load {
         }
     }
 
-    /// Waits until this holds of every client.
+    /// Waits until this holds for every client.
     async fn until_all(&self, holds: impl Fn(&str, &Seen) -> bool) {
         for reader in &self.readers {
             reader.until(|seen| holds(reader.user, seen)).await;

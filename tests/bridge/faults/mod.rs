@@ -1,6 +1,5 @@
-//! Promise 4: nothing is lost, whatever breaks, and rows come twice only around
-//! what broke. Each test keeps an account, from which the table in
-//! `docs/reliability.md` is made.
+//! Promise 4: no rows are lost whatever breaks, and duplicates occur only across a disconnect. Each
+//! test keeps an account; the table in `docs/reliability.md` is generated from these.
 
 mod bridges;
 mod client;

@@ -1,5 +1,5 @@
-//! An address that moves to the promoted standby, while the old primary still
-//! runs and keeps the sessions that it has.
+//! The database's address moves to the promoted standby, while the old primary still runs and keeps
+//! its existing sessions.
 
 use private_postgres::Cluster;
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ async fn once_the_bridge_has_moved_to_another_server_no_page_comes_from_the_old_
     let standby = Standby::of(&primary).await;
     let new = Database::at(standby.cluster().url("app"));
 
-    // Two ways, so that the listener's session breaks and the pool's don't.
+    // Two proxies, so that the listener's session breaks and the pool's sessions don't.
     let (listening, reading) = (way_to(&primary).await, way_to(&primary).await);
     let direct = at(&listening).connection_string();
     let bridge = Bridge::start_with(&at(&reading), &["--direct-database-url", &direct]).await;

@@ -1,5 +1,5 @@
-//! The network between the bridge and Postgres breaks. Streams stay open, and
-//! each row comes exactly once.
+//! The network between the bridge and Postgres breaks. Streams stay open, and each row is delivered
+//! exactly once.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use crate::support::{
     rows,
 };
 
-/// The contract: a connection that is half open shows within this.
+/// The contract: a half-open connection turns readiness red within this time.
 const NOTICED: Duration = Duration::from_secs(15);
 
-/// A bridge that reaches its database over a network, and its load.
+/// A bridge under load that reaches its database through a proxy.
 struct Scene {
     database: Database,
     network: Proxy,
@@ -31,12 +31,12 @@ impl Scene {
         Self::set_with_texts(100).await
     }
 
-    /// With texts of so many bytes.
+    /// Starts the bridge, and a load with texts of `bytes` bytes.
     async fn set_with_texts(bytes: usize) -> Self {
         let database = Database::migrated().await;
         let (network, reached) = database.over_network().await;
-        // Queues so small that they overflow in each flood after a fault, so
-        // that pages are read over that network too.
+        // Queues small enough to overflow in each burst after a fault, so that pages are read
+        // through the proxy too.
         let bridge = Bridge::start_with(&reached, &["--queue-bytes=4096"]).await;
         let load = Load::start_with_texts(&database, &[bridge.address()], bytes).await;
         Self {
@@ -47,14 +47,14 @@ impl Scene {
         }
     }
 
-    /// The network is as it should be again.
+    /// Restores the network and waits until the bridge has recovered.
     async fn recovers(&self, account: &mut Account) {
         self.network.set(Network::Pass);
         account.recovered_after(self.load.flows().await);
         self.bridge.until_ready_is(200).await;
     }
 
-    /// Nothing is lost, no stream has ended, and all is marked.
+    /// Asserts that no rows are lost, no stream has ended, and all rows are marked.
     async fn end(self, mut account: Account) {
         assert_eq!(self.load.breaks(), 0, "no stream ends");
         self.load.end(&mut account).await;
@@ -64,7 +64,7 @@ impl Scene {
         account.close();
     }
 
-    /// Readiness turns red in time and says why; the process is alive.
+    /// Asserts that readiness turns red in time with a reason, while the process is live.
     async fn is_noticed(&self) {
         let start = Instant::now();
         let answer = self.bridge.until_ready_is(503).await.text().await;
@@ -98,7 +98,7 @@ async fn connections_that_a_network_has_swallowed_for_good_are_replaced() {
     let mut account =
         Account::without_repeats("network to Postgres swallows everything, then forgets it");
     scene.network.set(Network::BlackHole);
-    // The bridge gives up what gives no answer, and asks anew.
+    // The bridge drops a connection that doesn't respond, and opens a new one.
     let (_, ()) = tokio::join!(scene.is_noticed(), scene.network.until_opened(1));
     scene.network.reset();
     scene.recovers(&mut account).await;
@@ -132,8 +132,7 @@ async fn a_network_that_is_far_away_only_costs_time() {
             "slow is not deaf, round {round}"
         );
     }
-    // A session can also be opened over a long way: that takes about a dozen
-    // round trips.
+    // Sessions can also be opened over a slow network, which takes about a dozen round trips.
     scene
         .network
         .set(Network::Delay(Duration::from_millis(150)));
@@ -191,7 +190,7 @@ async fn a_backlog_that_the_network_cannot_carry_in_time_comes_in_parts() {
              select 'alice', repeat('x', 1000) from generate_series(1, 270)",
         )
         .await;
-    // The bridge has read them before the network gets narrow.
+    // The bridge has read alice's rows before the network is throttled.
     let mut bob = bridge.connect_live("bob").await;
     database
         .execute("select send_notification('bob', 'hello')")
@@ -210,7 +209,7 @@ async fn a_backlog_that_the_network_cannot_carry_in_time_comes_in_parts() {
 async fn a_message_that_is_cut_in_the_middle_is_read_again() {
     let scene = Scene::set().await;
     let mut account = Account::without_repeats("network to Postgres is cut within a message");
-    // From the first answers of a session to the pages of one that works.
+    // From the first responses of a session up to the pages of one in use.
     for bytes in [1, 100, 500, 1_000, 1_500, 2_000, 3_000, 5_000, 9_000] {
         scene.network.set(Network::CutAfter(bytes));
         scene.network.until_opened(2).await;
@@ -254,7 +253,7 @@ async fn clients_that_return_while_there_is_no_database_are_served_when_it_is_ba
         if fault == Network::BlackHole {
             network.reset();
         } else {
-            // One that the listener tries, and some for pages.
+            // One is an attempt of the listener's, the others are for pages.
             network.until_opened(10).await;
         }
         network.set(Network::Pass);
@@ -269,8 +268,8 @@ async fn clients_that_return_while_there_is_no_database_are_served_when_it_is_ba
     account.close();
 }
 
-/// The first session of the pool is cut off after ever more bytes, which takes it
-/// through everything that is asked before the bridge serves.
+/// The pool's first session is cut off after more and more bytes, so that the cut hits every query
+/// that the bridge makes before it serves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_breaks_at_any_moment_of_the_start_is_opened_again() {
     let database = Database::migrated().await;

@@ -1,5 +1,5 @@
-//! A PgBouncer in transaction mode between the bridge and Postgres. It passes
-//! no notifications on, and its clients share sessions.
+//! A PgBouncer in transaction mode between the bridge and Postgres. It doesn't forward
+//! notifications, and its clients share sessions.
 
 use futures_util::future::join_all;
 use tokio_postgres::SimpleQueryMessage;
@@ -75,8 +75,7 @@ async fn with_a_direct_url_beside_it_a_pooler_changes_nothing_and_keeps_nothing(
     account.close();
 }
 
-/// As applications do, through the pooler: all users at the same time, one row
-/// a statement.
+/// Writes through the pooler as applications do: all users at the same time, one row per statement.
 async fn write(pooled: &Database, text: &str) {
     join_all(USERS.map(|user| async move {
         let client = pooled.connect().await;
@@ -89,16 +88,16 @@ async fn write(pooled: &Database, text: &str) {
     .await;
 }
 
-/// Looks into every session that the pooler has: what one client leaves behind
-/// there, all others find.
+/// Inspects every session of the pooler: state that one client leaves behind there affects all
+/// others.
 async fn keeps_nothing(pooled: &Database) {
     let clients = join_all((0..SERVER_CONNECTIONS).map(|_| pooled.connect())).await;
     let mut sessions = Vec::new();
     for client in &clients {
-        // As long as its transaction is open it has a session for itself.
+        // While its transaction is open, this client has a session to itself.
         client.batch_execute("begin").await.expect("a session");
         sessions.push(lines(client, "select pg_backend_pid()").await.concat());
-        // These the pooler itself sets, for each client as it asked.
+        // The pooler sets these itself, to the values that each client asked for.
         let left_behind = "
             select 'setting ' || name from pg_settings
             where source = 'session' and name not in (
@@ -126,7 +125,7 @@ async fn keeps_nothing(pooled: &Database) {
     assert_eq!(sessions.len(), SERVER_CONNECTIONS);
 }
 
-/// The first column, asked for without a prepared statement.
+/// Returns the first column, without using a prepared statement.
 async fn lines(client: &tokio_postgres::Client, query: &str) -> Vec<String> {
     let messages = client.simple_query(query).await.expect(query);
     let rows = messages.iter().filter_map(|message| match message {

@@ -1,4 +1,4 @@
-//! Processes of Postgres are ended, killed and frozen. Streams stay open.
+//! Processes of Postgres are terminated, killed and frozen. Streams stay open.
 
 use std::time::{Duration, Instant};
 
@@ -19,18 +19,17 @@ use crate::support::{
     until,
 };
 
-/// The contract: a listener that hears nothing shows within this.
+/// The contract: a listener that receives nothing turns readiness red within this time.
 const NOTICED: Duration = Duration::from_secs(15);
 
-/// How long the bridge waits for the answer to a query.
+/// How long the bridge waits for the response to a query.
 const ONE_WAIT: Duration = Duration::from_secs(10);
 
-/// The bridge's own.
+/// The bridge's sessions.
 const SESSIONS: &str = "pg_stat_activity where datname = current_database() \
                         and application_name = 'tidings'";
 
-/// Those of the bridge's sessions of which this holds, once each has nothing to
-/// do.
+/// Waits until all of the bridge's sessions are idle, and returns those that match `which`.
 async fn sessions(database: &Database, which: &str) -> Vec<i32> {
     let superuser = database.superuser();
     superuser
@@ -75,12 +74,12 @@ async fn a_listener_whose_backend_is_frozen_takes_another() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
-    // It is known by what it asked last: it alone asks for rows of all users, the
-    // trigger, the bell and who was logged out.
+    // The listener is identified by its last query: it alone queries the rows of all users, the
+    // trigger, the doorbell and the logouts.
     let listener = "query ~ 'rows, of all users|tgenabled|tidings_bell|tidings_disconnections'";
     let finding = async {
         loop {
-            // Now and then it asks something else.
+            // From time to time its last query is another one.
             let found = sessions(&database, listener).await;
             if found.len() == 1 {
                 return found;
@@ -121,12 +120,12 @@ async fn sessions_that_are_frozen_cost_one_wait_and_not_one_each() {
     let frozen = Frozen::between_queries(&database, &sessions(&database, "true").await).await;
     drop(calm);
     let start = Instant::now();
-    // Pages are read in sessions that the listener's trouble doesn't touch.
+    // Pages are read in sessions that are independent of the listener's.
     let mut newcomer = bridge.connect("dave").await;
     until(&mut newcomer, "tidings.caught-up").await;
     load.flows().await;
     account.recovered_after(start.elapsed());
-    // One wait each would be six.
+    // One wait per session would add up to six.
     assert!(start.elapsed() < 3 * ONE_WAIT, "{:?}", start.elapsed());
     drop(frozen);
     assert_eq!(load.breaks(), 0, "no stream ends");

@@ -1,5 +1,5 @@
-//! `/health/ready` proves the path from the table to the bridge: it is red soon
-//! after that is broken, says why, and is green again by itself.
+//! `/health/ready` proves the path from the table to the bridge: it turns red soon after the path
+//! breaks, gives the reason, and turns green again on its own.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::support::{bridge::Bridge, database::Database, proxy::Network, until};
 
-/// How soon the bridge must know that it is deaf.
+/// How soon the bridge must report that it receives nothing.
 const DEAF_WITHIN: Duration = Duration::from_secs(15);
 
-/// Breaks something, and returns what readiness then says.
+/// Breaks something, and returns the reason that readiness then gives.
 async fn reason_after(bridge: &Bridge, database: &Database, breaking: &str) -> String {
     let broken_at = Instant::now();
     database.owner().execute(breaking).await;
@@ -67,7 +67,7 @@ async fn a_role_that_may_not_say_whether_writers_ring_is_told_of_with_its_cure()
                   select pg_terminate_backend(pid) from pg_stat_activity \
                   where application_name = 'tidings' and datname = current_database()";
     database.superuser().execute(revoke).await;
-    // At first it only knows that the connection is gone.
+    // At first the bridge only knows that the connection is gone.
     let cure = loop {
         let body = bridge.until_ready_is(503).await.text().await;
         let body: Value = serde_json::from_str(&body).expect("JSON");
@@ -122,7 +122,7 @@ async fn a_table_that_is_gone_is_told_of_and_served_again_when_it_is_back() {
     bridge.until_ready_is(200).await;
 }
 
-/// The bridge may not change rows; the owner may.
+/// The bridge may not change the rows; the owner may.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_another_cluster_are_told_of_until_the_owner_takes_them_over() {
     let database = Database::migrated().await;

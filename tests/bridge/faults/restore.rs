@@ -1,5 +1,5 @@
-//! The database is dumped, and restored into another cluster, whose transaction
-//! ids are far behind those that the rows carry.
+//! The database is dumped and restored into another cluster, where the current transaction id is
+//! far behind those stored in the rows.
 
 use private_postgres::PostgresBinaries;
 
@@ -32,7 +32,8 @@ async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_
     let id = alice.last_event_id().to_owned();
     old.until("select bool_and(sent) from notifications").await;
     bridge.stop().await;
-    // All of it had been sent there up to now, where transactions are ahead.
+    // Records everything up to now as sent to alice, at transaction ids that are ahead of the new
+    // cluster's.
     old.owner()
         .execute(
             "insert into tidings_drained \
@@ -83,7 +84,7 @@ async fn a_dump_restored_into_another_cluster_delivers_what_was_unsent_and_what_
     account.close();
 }
 
-/// As a shell takes it.
+/// The program's path, quoted for a shell.
 fn program(name: &str) -> String {
     let binaries = PostgresBinaries::find().expect("a PostgreSQL");
     let program = binaries.beside(name).expect("a program of PostgreSQL's");

@@ -1,5 +1,5 @@
-//! Bridges are replaced one by one while applications write and browsers read:
-//! by the same program, or, with `make upgrade`, an earlier one by this one.
+//! Bridges are replaced one by one while applications write and browsers read. The replacement is
+//! the same program or, with `make upgrade`, this program replaces an earlier version.
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,15 @@ use crate::support::{
     process::{PROGRAM, Served},
 };
 
-/// Names the program that was there before.
+/// Names the earlier program.
 const EARLIER: &str = "TIDINGS_UPGRADE_FROM";
 
-/// Enough to tell a stampede from chance.
+/// Enough to distinguish a stampede from chance.
 const CLIENTS_PER_USER: usize = 16;
 
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// What a bridge tells its clients to wait for, at most, before they return.
+/// The longest `retry:` that a bridge sends to its clients.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 async fn migrate(program: &str, database: &Database) {
@@ -37,7 +37,8 @@ async fn start(program: &str, database: &Database) -> Served {
     Served::start_program(program, database, &[&drain]).await
 }
 
-/// Where chance alone would bring a quarter of them, never are two thirds.
+/// Asserts that no tenth of the time has more than two thirds of the reconnections, where chance
+/// alone would bring a quarter.
 fn assert_no_stampede(stopped: Instant, returned: &[Instant]) {
     let tenth = (DRAIN + LONGEST_WAIT) / 10;
     let together = returned.iter().enumerate().map(|(first, at)| {
@@ -66,7 +67,7 @@ async fn bridges_are_replaced_one_by_one_and_nobody_misses_a_row_or_comes_back_i
     let addresses = [running[0].address(), running[1].address()];
     let load = Load::start_with_browsers(&database, &addresses, CLIENTS_PER_USER).await;
     load.writes(50).await;
-    // The bridges of before run on the schema that the new one needs.
+    // The old bridges run on the schema that the new one needs.
     migrate(PROGRAM, &database).await;
     load.writes(50).await;
     for _ in 0..addresses.len() {

@@ -1,6 +1,5 @@
-//! Churn for some seconds, or for as long as `TIDINGS_SOAK_SECONDS` says (`make
-//! soak`): clients come, break and return while rows pour in, and when they have
-//! gone the bridge is as it was.
+//! Churn for a few seconds, or for `TIDINGS_SOAK_SECONDS` (`make soak`): clients connect, break and
+//! reconnect while rows pour in. Once they are gone, the bridge uses no more resources than before.
 
 use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
@@ -30,7 +29,7 @@ fn duration() -> Duration {
     Duration::from_secs(seconds.parse().expect("TIDINGS_SOAK_SECONDS is a number"))
 }
 
-/// One who leaves and comes back, over and over.
+/// A client that keeps disconnecting and reconnecting.
 struct Wanderer {
     user: String,
     last_event_id: String,
@@ -49,12 +48,12 @@ impl Wanderer {
         }
     }
 
-    /// Comes and breaks until `end`; `ticks` goes on all the while.
+    /// Connects and disconnects until `end`; `ticks` advances meanwhile.
     async fn wander(&mut self, bridge: &Served, mut ticks: watch::Receiver<usize>, end: Instant) {
         while Instant::now() < end {
             let mut source = self.come(bridge).await;
             if rand::random_ratio(1, 8) {
-                // Takes nothing for a while.
+                // Reads nothing for a while.
                 let then = *ticks.borrow() + rand::random_range(1..100);
                 let _ = timeout_at(end, ticks.wait_for(|&tick| tick >= then)).await;
             }
@@ -69,7 +68,7 @@ impl Wanderer {
         }
     }
 
-    /// Comes once more and stays until it has so many rows.
+    /// Connects once more and stays until it has received `count` rows.
     async fn collect(&mut self, bridge: &Served, count: usize) {
         let mut source = self.come(bridge).await;
         while self.got.len() < count {
@@ -90,9 +89,9 @@ impl Wanderer {
         }
     }
 
-    /// By a reset or in order.
+    /// Disconnects, at random by a reset or cleanly.
     fn leave(&mut self, source: EventSource) {
-        // One that was left before its first bytes told none.
+        // A stream that was closed before its first bytes arrived has no id.
         if !source.last_event_id().is_empty() {
             source.last_event_id().clone_into(&mut self.last_event_id);
         }
@@ -102,8 +101,7 @@ impl Wanderer {
     }
 }
 
-/// Writes rows for everybody, and now and then more for one user than a mailbox
-/// holds.
+/// Writes rows for all users, and from time to time more for one user than a mailbox holds.
 async fn write(database: &Database, ticks: watch::Sender<usize>, end: Instant) {
     let client = database.connect().await;
     let insert = "insert into notifications (user_id, text) \
@@ -128,8 +126,8 @@ async fn write(database: &Database, ticks: watch::Sender<usize>, end: Instant) {
     }
 }
 
-/// So much churn; then everybody gets what is left, and goes. Returns them, and
-/// what each user was owed.
+/// Runs the churn for `span`; then all clients receive what is left, and disconnect. Returns the
+/// clients, and what each user was owed.
 async fn churn(
     bridge: &Arc<Served>,
     database: &Database,
@@ -170,7 +168,7 @@ async fn churn(
     (wanderers, owed)
 }
 
-/// Waits until the bridge has no more than at its start and the rest of the
+/// Waits until the bridge has no more threads and files than at the start, plus the rest of the
 /// pool's connections.
 async fn quiet(bridge: &Served, start: Stats) -> Stats {
     let (threads, files) = (start.threads, start.files + POOL - 1);
@@ -188,10 +186,10 @@ async fn churn_leaves_the_bridge_as_it_was() {
     let mut account = Account::without_repeats("clients come, break and return without end");
     let database = Database::migrated().await;
     let bridge = Arc::new(Served::start(&database, &[&format!("--pool-size={POOL}")]).await);
-    // One who stays, with the first connection of the pool.
+    // This client stays connected. The bridge has opened the pool's first connection by now.
     let mut witness = bridge.connect("witness", None).await;
     until(&mut witness, "tidings.caught-up").await;
-    // Both servers have their threads and files once they have answered.
+    // Both servers have all their threads and files once they have responded.
     bridge.until_ready_is(200).await;
     let start = bridge.vitals();
     let mut wanderers = Vec::new();
@@ -199,8 +197,8 @@ async fn churn_leaves_the_bridge_as_it_was() {
         wanderers.push(Wanderer::new(&bridge, n % USERS).await);
     }
 
-    // The worst first, so that the allocator has what it will need: all catch
-    // up at once.
+    // The worst case comes first, so that the allocator has all the memory that it will need: all
+    // clients catch up at the same time.
     database
         .execute(&format!(
             "insert into notifications (user_id, text) \

@@ -1,4 +1,4 @@
-//! A hot standby takes neither LISTEN nor marks.
+//! A hot standby supports neither LISTEN nor marking.
 
 use std::time::Duration;
 
@@ -22,6 +22,6 @@ async fn serve_refuses_a_standby_and_names_the_setting() {
     for expected in ["standby", "primary", "DATABASE_URL"] {
         assert!(said.contains(expected), "{said}");
     }
-    // It doesn't wait for it to be promoted, as for a database that is away.
+    // `serve` doesn't wait for the standby to be promoted, as it would for an unreachable database.
     assert!(begin.elapsed() < Duration::from_secs(20), "{said}");
 }

@@ -1,5 +1,5 @@
-//! A table that logical replication fills: its rows carry the transaction ids
-//! of another server, which mean nothing here.
+//! A table filled by logical replication: its rows carry transaction ids of another server, which
+//! mean nothing here.
 
 use private_postgres::Cluster;
 
@@ -14,7 +14,7 @@ async fn serve_refuses_a_subscribed_table_until_it_is_switched_over() {
     let new = Database::copy(&cluster, "new", "old").await;
     old.migrate().await;
     new.migrate().await;
-    // Within one cluster the slot must be there beforehand.
+    // Within one cluster, the slot must be created beforehand.
     old.superuser()
         .execute("create publication tidings for table notifications")
         .await;

@@ -1,5 +1,5 @@
-//! Rows that no bridge can deliver: the constraints of the table that rule them out
-//! were dropped. They are skipped, and delay no other row.
+//! Rows that no bridge can deliver, because the table's constraints that rule them out were
+//! dropped. They are skipped and delay no other row.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,13 @@ use crate::support::{
     database::Database, event_source::EventSource, process::Served, row_id, until,
 };
 
-/// How late the first good row after them may be.
+/// How late the first valid row after them may be.
 const LATEST: Duration = Duration::from_secs(2);
 
 /// More than two pages of the tail, and four of a user.
 const COUNT: usize = 2_100;
 
-/// All that a constraint of the table rules out.
+/// Drops the table's constraints.
 async fn allow_everything(database: &Database) {
     let alter = "alter table notifications \
         drop constraint notifications_user_id_length, \
@@ -28,7 +28,7 @@ async fn allow_everything(database: &Database) {
     database.owner().execute(alter).await;
 }
 
-/// Each of these is the user, the text, and the event of a row.
+/// User, text and event of rows without a valid user.
 const OF_NOBODY: [[&str; 3]; 3] = [
     ["''", "'text'", "null"],
     ["repeat('u', 300)", "'text'", "null"],
@@ -56,7 +56,7 @@ async fn connect_live(bridge: &Served) -> EventSource {
     source
 }
 
-/// A good row comes in time, and nothing before it.
+/// Asserts that a valid row arrives in time, and nothing before it.
 async fn expect_next(database: &Database, source: &mut EventSource, text: &str) {
     let insert = format!("insert into notifications (user_id, text) values ('alice', '{text}')");
     database.execute(&insert).await;
@@ -93,7 +93,7 @@ async fn rows_that_cannot_be_delivered_do_not_stop_the_tail() {
             .as_str()
             .is_some_and(|message| message.contains("can't be delivered"))
     });
-    // At most one in ten seconds.
+    // At most one warning per ten seconds.
     assert!(warnings.count() <= 2, "{log:#?}");
     assert!(
         !log.concat().contains("alice"),
@@ -127,7 +127,7 @@ async fn rows_that_cannot_be_delivered_do_not_stop_who_comes_and_who_returns() {
     }
 }
 
-/// Ids that count downwards, and times that no calendar has.
+/// Ids that count downwards, and times outside every calendar.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_with_strange_times_and_ids_are_delivered_or_skipped() {
     let database = Database::migrated().await;

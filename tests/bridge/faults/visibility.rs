@@ -1,5 +1,5 @@
-//! What hides rows from the bridge turns readiness red with a reason that ends it,
-//! and nothing is lost meanwhile.
+//! Anything that hides rows from the bridge turns readiness red, with the fix in the reason, and no
+//! rows are lost meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use crate::support::{
 /// How soon readiness must be red.
 const RED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Breaks something, and returns the statement that readiness then gives, which is
-/// the first between backquotes.
+/// Breaks something, and returns the statement that readiness then gives as the fix, which is the
+/// first text in backticks.
 async fn cure_after(bridge: &Bridge, database: &Database, breaking: &str, found: &str) -> String {
     let broken_at = Instant::now();
     database.superuser().execute(breaking).await;
@@ -25,7 +25,7 @@ async fn cure_after(bridge: &Bridge, database: &Database, breaking: &str, found:
         assert!(broken_at.elapsed() < RED_WITHIN, "{breaking}: {body}");
         let body: Value = serde_json::from_str(&body).expect("JSON");
         let reason = body["reason"].as_str().expect("a reason");
-        // At first it may only know that the query failed.
+        // At first the bridge may only know that the query failed.
         if let Some(cure) = reason.split('`').nth(1).filter(|_| reason.contains(found)) {
             assert_eq!(body["status"], "deaf", "{body}");
             return cure.to_owned();
@@ -64,7 +64,7 @@ async fn row_level_security_on_any_table_of_the_bridge_is_told_of_and_loses_noth
         .await;
 }
 
-/// A policy that lets all rows pass doesn't help: the bridge can't know that.
+/// Policies make no difference: the bridge can't know whether one lets all rows pass.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_level_security_with_a_policy_is_told_of_as_well() {
     let database = Database::migrated().await;
@@ -77,7 +77,7 @@ async fn row_level_security_with_a_policy_is_told_of_as_well() {
     bridge.until_ready_is(200).await;
 }
 
-/// It applies to the owner then, as whom the functions run.
+/// It then applies to the owner too, which the functions run as.
 #[tokio::test(flavor = "multi_thread")]
 async fn forced_row_level_security_is_told_of() {
     let database = Database::migrated().await;
@@ -92,7 +92,7 @@ async fn forced_row_level_security_is_told_of() {
     }
 }
 
-/// Who bypasses it, or owns the tables, sees all rows.
+/// A role that bypasses it or owns the tables sees all rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_level_security_that_does_not_apply_to_the_bridge_is_no_trouble() {
     let database = Database::migrated().await;
@@ -136,7 +136,7 @@ async fn a_sign_of_crashes_that_would_survive_them_is_told_of() {
     let cure = cure_after(&bridge, &database, set, found).await;
     database.superuser().execute(&cure).await;
     bridge.until_ready_is(200).await;
-    // Emptied, it is taken for a crash, which costs no row.
+    // The fix empties the table. The bridge takes that for a crash, which costs no row.
     database
         .execute("select send_notification('alice', 'after')")
         .await;
@@ -188,7 +188,7 @@ async fn the_log_says_why_tickets_cannot_be_looked_up() {
     assert_eq!(answer.status(), 200);
 }
 
-/// What removes old rows must not take hidden rows for none.
+/// Pruning must not mistake hidden rows for no rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn pruning_says_that_row_level_security_hides_rows() {
     let database = Database::migrated().await;

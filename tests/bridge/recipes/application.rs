@@ -1,4 +1,4 @@
-//! A running application whose code is a page's.
+//! A running application built from a page's code.
 
 use std::{
     fs::{self, File},
@@ -15,19 +15,18 @@ use tokio::{
 use super::page::Page;
 use crate::support::{PATIENCE, bridge::SECRET, database::psql};
 
-/// It does what it is told: a line each, and a line in answer. Dropping it kills
-/// it.
+/// It executes one command per line and responds with one line. Dropping it kills it.
 pub struct Application {
     child: Child,
     input: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
     errors: PathBuf,
-    /// What it said first.
+    /// The first line it printed.
     versions: String,
 }
 
 impl Application {
-    /// Starts the page's code beside what drives it.
+    /// Starts the page's code together with its driver.
     pub async fn start(page: &Page, database_url: &str) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("recipes")
@@ -35,7 +34,7 @@ impl Application {
         Self::start_in(&folder, page, &page.name, database_url).await
     }
 
-    /// Starts the page's code beside files of another name, in a folder of its own.
+    /// Starts the page's code together with the files of another name, in a folder of its own.
     pub async fn start_in(folder: &Path, page: &Page, name: &str, database_url: &str) -> Self {
         page.write_to(folder);
         let errors = folder.join("errors.log");
@@ -64,12 +63,12 @@ impl Application {
         application
     }
 
-    /// What it runs with.
+    /// The versions it runs with.
     pub fn versions(&self) -> &str {
         &self.versions
     }
 
-    /// Has it do something, and returns its answer.
+    /// Executes a command and returns the response.
     pub async fn ask(&mut self, command: &str) -> String {
         let line = format!("{command}\n");
         let sent = self.input.write_all(line.as_bytes()).await;
@@ -88,7 +87,7 @@ impl Application {
         fs::read_to_string(&self.errors).expect("its log")
     }
 
-    /// It ends when nobody tells it anything any more.
+    /// It exits when its input is closed.
     pub async fn stop(mut self) {
         drop(self.input);
         let ended = timeout(PATIENCE, self.child.wait()).await;

@@ -1,7 +1,6 @@
-//! The flow of most websites: a form is posted, the view inserts a row and
-//! redirects, and the page that comes next has to show it. The page before is
-//! still connected when the row is committed, and is sent it just before it is
-//! unloaded.
+//! The flow of most websites: a form is posted, the view inserts a row and redirects, and the next
+//! page has to show the row. The old page is still connected when the row is committed, and
+//! receives it just before it is unloaded.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -42,33 +41,32 @@ const ROUNDS: usize = 10;
 /// The settle time of most tests, which is the default.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Of tests in which a page shows a row before it is left: longer than leaving
-/// takes on a slow machine.
+/// The settle time of tests in which a page shows a row before the user leaves it: longer than
+/// leaving takes on a slow machine.
 const LONG_SETTLE: Duration = Duration::from_secs(10);
 
 /// How long after the settle time a row may be marked.
 const MARKED_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long everything may stand still on a machine that is busy with other tests.
+/// How long a machine that is busy with other tests may stall everything.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// How the page's origin and the stream's relate, and what the page does when it
-/// is left.
+/// How the page's origin relates to the stream's, and what the page does when the user leaves it.
 ///
-/// Chromium keeps the last pages that were left, with their streams open, for a
-/// minute. It also opens no more than six connections to a host over HTTP/1.1, so
-/// pages there must close their streams, or the seventh waits for that minute.
+/// Chromium keeps the most recently left pages for a minute, with their streams open. Over HTTP/1.1
+/// it also opens no more than six connections to a host, so there pages must close their streams,
+/// or the seventh waits for that minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// The page and the bridge have ports of their own, which are two origins. A page
-    /// that is left closes its stream.
+    /// The page and the bridge have different ports, which makes two origins. A page closes its
+    /// stream when the user leaves it.
     Direct,
-    /// One origin, over HTTP/2, by deploy/nginx.conf. Pages have an `EventSource` and
-    /// no more.
+    /// One origin, over HTTP/2, using deploy/nginx.conf. Pages have an `EventSource` and nothing
+    /// else.
     Nginx,
 }
 
-/// A project of Django's, a bridge, and a browser whose user has logged in.
+/// A Django project, a bridge, and a browser with a logged-in user.
 struct Site {
     database: Database,
     _network: Proxy,
@@ -125,7 +123,7 @@ impl Site {
     }
 
     async fn log_in(&self) {
-        // Redirects to the login, and that back to the page.
+        // Redirects to the login, which redirects back to the page.
         self.open_page(0).await.expect_err("not logged in");
         for field in ["username", "password"] {
             self.fill_in(field, USER).await;
@@ -148,7 +146,7 @@ impl Site {
         }
     }
 
-    /// Waits until this page is there, and its stream has caught up.
+    /// Waits until this page is loaded and its stream has caught up.
     async fn until_on(&self, number: usize) {
         let there = format!(
             "document.title === 'Page {number}' && document.body && 'caughtUp' in document.body.dataset"
@@ -171,32 +169,29 @@ impl Site {
         element.click().await.expect("a click");
     }
 
-    /// Runs a script in the page.
     async fn run(&self, script: &str) {
         let run = self.browser.client.execute(script, vec![]).await;
         run.expect(script);
     }
 
-    /// What the page shows.
+    /// The texts that the page shows.
     async fn shown(&self) -> Vec<String> {
         let shown = format!("return {SHOWN}");
         let shown = self.browser.client.execute(&shown, vec![]).await;
         serde_json::from_value(shown.expect("texts")).expect("texts")
     }
 
-    /// Waits until the page shows this text.
     async fn until_shown(&self, text: &str) {
         let shown = format!("{SHOWN}.includes({})", json!(text));
         self.browser.until(&shown).await;
     }
 
-    /// Posts the page's form.
     async fn order(&self, item: &str) {
         self.fill_in("item", item).await;
         self.click("button").await;
     }
 
-    /// A row that some other program inserts.
+    /// Inserts a row as another program would.
     async fn insert(&self, text: &str) {
         let insert = format!(
             "insert into tidings.notifications (user_id, text, event) \
@@ -205,7 +200,6 @@ impl Site {
         self.database.execute(&insert).await;
     }
 
-    /// Waits until all rows are marked.
     async fn until_all_are_sent(&self) {
         let all = "select bool_and(sent) from tidings.notifications";
         self.database.superuser().until(all).await;
@@ -232,7 +226,7 @@ impl Site {
 const SHOWN: &str =
     "[...document.querySelectorAll('#notifications li')].map((item) => item.textContent)";
 
-/// What docs/recipes/django.md says of an order.
+/// The text that docs/recipes/django.md gives an order.
 fn text_of(item: &str) -> String {
     format!("Your {item} is on its way")
 }
@@ -259,7 +253,7 @@ async fn flows(kind: Kind, way: Way, folder: &str) {
         site.until_all_are_sent().await;
         let marked_after = site.now().await - shown_at;
         marked.push(Duration::from_millis(marked_after.unsigned_abs()));
-        // The time of a write: of that to the page that shows it, or of the one before.
+        // It is the time of the write to the page that shows it, or to the page before.
         let late = format!(
             "select id from tidings.notifications \
              where sent_at not between created_at - interval '100 ms' \
@@ -267,14 +261,14 @@ async fn flows(kind: Kind, way: Way, folder: &str) {
         );
         assert_eq!(site.database.superuser().ids(&late).await, [0; 0], "{item}");
         assert_eq!(site.shown().await, [text_of(&item)]);
-        // The page after that one, which the form of the next round is on.
+        // The following page, which has the form of the next round.
         site.click("a").await;
         number += 1;
         site.until_on(number).await;
         assert_eq!(site.shown().await, [""; 0]);
     }
     assert_eq!(site.sent().await, i64::try_from(ROUNDS).expect("a count"));
-    // Some of these include pauses of a machine that is busy with other tests.
+    // Some of these include stalls of a machine that is busy with other tests.
     marked.sort_unstable();
     let (median, last) = (marked[ROUNDS / 2], marked[ROUNDS - 1]);
     assert!(median <= SETTLE + MARKED_WITHIN, "{marked:?}");
@@ -292,13 +286,13 @@ async fn without_a_settle_time_the_page_before_takes_what_a_form_causes(kind: Ki
         shown += site.shown().await.len();
     }
     match kind {
-        // Once in a while the page is gone before the bridge has found the row.
+        // Occasionally the page is gone before the bridge has found the row.
         Kind::Chromium => assert!(shown < ROUNDS / 2, "{shown} of {ROUNDS}"),
-        // It closes the streams of a page when the form is posted, not when the next page
-        // comes.
+        // Firefox closes a page's streams when the form is posted, not when the next page arrives.
         Kind::Firefox => assert_eq!(shown, ROUNDS),
     }
-    // A page that shows a row and is left has it to itself, in both.
+    // In both browsers, a row that a page shows before the user leaves it doesn't appear on the
+    // next page.
     site.insert("taken").await;
     site.until_shown("taken").await;
     site.until_all_are_sent().await;
@@ -331,8 +325,8 @@ impl Leaving {
         Self::CloseTheTab,
     ];
 
-    /// Leaves page 1, and waits for the next. The page has shown the text, or has
-    /// yet to send the form that causes it.
+    /// Leaves page 1 and waits for the next page. The page has shown the text, or has yet to send
+    /// the form that causes it.
     async fn leave(self, site: &Site) {
         let client = &site.browser.client;
         match self {
@@ -341,7 +335,7 @@ impl Leaving {
                 site.until_on(2).await;
             }
             Self::Reload => {
-                // A variable of the page goes with it.
+                // The reload discards this variable.
                 site.run("window.before = true").await;
                 client.refresh().await.expect("a page");
                 site.browser.until("!window.before").await;
@@ -382,10 +376,11 @@ impl Leaving {
         }
     }
 
-    /// Causes a row on page 1, which shows it, and returns the text.
+    /// Causes a row on page 1, waits until the page shows it unless the form is still to be sent,
+    /// and returns the text.
     async fn cause(self, site: &Site) -> String {
         match self {
-            // The form's own row.
+            // The row of the form itself.
             Self::FetchThenAssign => text_of(&format!("{self:?}")),
             _ => {
                 let text = format!("before {self:?}");
@@ -413,7 +408,7 @@ async fn leaves(kind: Kind, way: Way, folder: &str) {
         let text = leaving.cause(&site).await;
         leaving.leave(&site).await;
         site.until_shown(&text).await;
-        // Live again, whatever the browser keeps of pages that were left.
+        // New rows arrive live again, whatever the browser keeps of the pages that were left.
         let after = format!("after {leaving:?}");
         site.insert(&after).await;
         site.until_shown(&after).await;
@@ -425,7 +420,7 @@ async fn leaves(kind: Kind, way: Way, folder: &str) {
             "{leaving:?}: {shown:?}"
         );
     }
-    // The last page stays.
+    // The last page stays open.
     site.until_all_are_sent().await;
     site.open_page(3).await.expect("logged in");
     assert_eq!(site.shown().await, [""; 0]);
@@ -446,7 +441,7 @@ async fn another_tab_neither_takes_a_row_nor_is_sent_it_twice(kind: Kind) {
         site.order(&item).await;
         site.until_on(round + 1).await;
         site.until_shown(&text_of(&item)).await;
-        // Both tabs stay: what either has got is settled.
+        // Both tabs stay open, so what each has received settles.
         site.until_all_are_sent().await;
         assert_eq!(site.shown().await, [text_of(&item)]);
         all.push(text_of(&item));
@@ -464,7 +459,7 @@ async fn a_page_that_was_left_takes_no_row_if_it_closed_its_stream(kind: Kind) {
     site.browser.client.goto(&other).await.expect("a page");
     site.bridge.until_connections(0).await;
     site.insert("while away").await;
-    // Another user's row is marked, so this one would have been.
+    // A row of another user's is marked, so this one would have been too.
     let mut bob = site.bridge.connect_live("bob").await;
     let insert = "select tidings.send_notification('bob', 'to bob')";
     site.database.execute(insert).await;

@@ -1,5 +1,5 @@
-//! The pages of `docs/recipes`: the code that stands there is what runs here,
-//! with an application's rights and against a running bridge.
+//! The pages of `docs/recipes`: the tests run the code on them, with an application's privileges
+//! and against a running bridge.
 
 mod application;
 mod form_flow;
@@ -102,7 +102,7 @@ fn every_page_is_listed_with_what_it_is_run_with() {
     }
 }
 
-/// What the page promises.
+/// Asserts what the page promises.
 async fn holds(page: &str, proofs: &[Proof]) {
     let page = Page::open(page);
     let shop = Shop::open().await;
@@ -118,13 +118,13 @@ async fn holds(page: &str, proofs: &[Proof]) {
         streams.push(shop.enter(&mut application, *proof, "alice").await);
     }
 
-    // What is committed comes.
+    // Committed rows are delivered.
     let id = placed(application.ask("order alice lamp").await);
     for stream in &mut streams {
         let expected = (id.clone(), "Your lamp is on its way".to_owned());
         assert_eq!(order(stream).await, expected);
     }
-    // What is not, never does: the next to come is the next that is.
+    // Uncommitted rows never are: the next delivered row is the next committed one.
     let refused = application.ask("order alice unicorn").await;
     assert!(refused.contains("no unicorns"), "{refused}");
     let id = placed(application.ask("order alice chair").await);
@@ -150,13 +150,13 @@ async fn holds(page: &str, proofs: &[Proof]) {
     application.stop().await;
 }
 
-/// The id of an order's notification, unless it was refused.
+/// The id of an order's notification; fails if the order was rejected.
 fn placed(answer: String) -> String {
     assert!(answer.parse::<i64>().is_ok(), "{answer}");
     answer
 }
 
-/// The next event is of an order: the row, and what it says.
+/// Reads the next event, which must be an order, and returns its row id and text.
 async fn order(stream: &mut EventSource) -> (String, String) {
     let event = stream.next_event().await;
     assert_eq!(event.name, "order", "{event:?}");

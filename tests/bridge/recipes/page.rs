@@ -1,10 +1,10 @@
-//! A page, and the files that stand on it.
+//! A page and the files it contains.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes");
 
-/// How the line begins that says with which versions a page is run.
+/// The beginning of the line that lists the versions a page is run with.
 const RUN_WITH: &str = "Run by the tests with ";
 
 /// A page of `docs/recipes`.
@@ -13,12 +13,12 @@ pub struct Page {
     pub text: String,
 }
 
-/// Where in a page a line is.
+/// The part of a page that a line belongs to.
 enum Place<'a> {
     Prose,
-    /// In a block that is shown, and not run.
+    /// A block that is only shown, not run.
     Shown,
-    /// In a block of a file.
+    /// A block that belongs to a file.
     File(&'a str),
 }
 
@@ -31,7 +31,7 @@ impl Page {
         }
     }
 
-    /// The names of all.
+    /// The names of all pages.
     pub fn all() -> Vec<String> {
         let pages = fs::read_dir(PAGES).expect("pages");
         let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
@@ -40,7 +40,7 @@ impl Page {
             .collect()
     }
 
-    /// The versions with which it says that it is run.
+    /// The versions that the page says it is run with.
     pub fn run_with(&self) -> &str {
         let said = |line: &'_ str| line.starts_with(RUN_WITH) && line.ends_with('.');
         let line = self.text.lines().find(|line| said(line));
@@ -48,8 +48,8 @@ impl Page {
         &line[RUN_WITH.len()..line.len() - 1]
     }
 
-    /// The files: blocks whose first line has a name after the language. Those
-    /// of one name follow each other.
+    /// The files: blocks whose first line has a name after the language. Blocks of the same name
+    /// are concatenated.
     pub fn files(&self) -> BTreeMap<&str, String> {
         let mut files = BTreeMap::<&str, String>::new();
         let mut place = Place::Prose;

@@ -1,5 +1,5 @@
-//! Where the applications of the pages sell: Tidings in a schema of its own, and
-//! the application's tables beside it.
+//! The shop that the pages' applications run: Tidings in its own schema, next to the application's
+//! tables.
 
 use tidings::postgres::schema::{self, SchemaName};
 
@@ -8,22 +8,22 @@ use crate::support::{
     bridge::Bridge, database::Database, event_source::EventSource, proxy::Proxy, until,
 };
 
-/// What lets a user in.
+/// How a user authenticates.
 #[derive(Clone, Copy, Debug)]
 pub enum Proof {
     Token,
     Ticket,
 }
 
-/// A database, with a bridge.
+/// A database with a bridge.
 pub struct Shop {
     database: Database,
     bridge: Bridge,
-    /// Not every driver knows Unix sockets.
+    /// Not every driver supports Unix sockets.
     network: Proxy,
 }
 
-/// Some applications have made it already, by their own migrations.
+/// Some applications have already created the table in their own migrations.
 const ORDERS: &str = "\
     create table if not exists orders ( \
       id bigint generated always as identity primary key, \
@@ -31,8 +31,8 @@ const ORDERS: &str = "\
       item text not null \
     )";
 
-/// The commit of an order and its notification is what fails, so that all of a
-/// page's code has run. One without the other would be let through.
+/// Orders of a unicorn fail at commit, if both the order and its notification were inserted, so
+/// that all of the page's code has run. One without the other would be accepted.
 const NO_UNICORNS: &str = "\
     create function refuse() returns trigger language plpgsql security definer as $$ \
       begin \
@@ -46,11 +46,10 @@ const NO_UNICORNS: &str = "\
     deferrable initially deferred \
     for each row when (new.item = 'unicorn') execute function refuse()";
 
-/// Of a bridge for such a database.
+/// The settings of a bridge for such a database.
 pub const SETTINGS: [&str; 2] = ["--schema=tidings", "--migrate=never"];
 
-/// A database with Tidings in a schema of its own, in which the application may
-/// create tables.
+/// A database with Tidings in its own schema, in which the application may create tables.
 pub async fn database() -> Database {
     let database = Database::empty().await;
     database.prepare("tidings").await;
@@ -62,7 +61,7 @@ pub async fn database() -> Database {
     database
 }
 
-/// The database as an application takes it, over this network.
+/// The database's URL for an application that connects through this proxy.
 pub fn database_url(database: &Database, network: &Proxy) -> String {
     let name = database.name();
     format!("postgresql://application@{}/{name}", network.address())
@@ -84,12 +83,12 @@ impl Shop {
         &self.bridge
     }
 
-    /// As an application takes it.
+    /// The database's URL for an application.
     pub fn database_url(&self) -> String {
         database_url(&self.database, &self.network)
     }
 
-    /// Opens: from now on there are orders.
+    /// Creates the orders table and its rule.
     pub async fn sells(&self) {
         self.execute(ORDERS).await;
         self.database.superuser().execute(NO_UNICORNS).await;
@@ -99,8 +98,7 @@ impl Shop {
         self.database.execute(work).await;
     }
 
-    /// The user's stream, which what the application gives opens, and nothing
-    /// else.
+    /// Opens the user's stream, using only the credentials that the application issues.
     pub async fn enter(
         &self,
         application: &mut Application,
@@ -123,7 +121,7 @@ impl Shop {
         stream
     }
 
-    /// What was ordered, in order.
+    /// The items ordered, oldest first.
     pub async fn sold(&self) -> Vec<String> {
         let client = self.database.connect().await;
         let orders = client.query("select item from orders order by id", &[]);
@@ -136,7 +134,6 @@ impl Shop {
         self.database.superuser().ids(&count).await[0]
     }
 
-    /// How many tickets there are.
     pub async fn tickets(&self) -> i64 {
         let count = "select count(*) from tidings.stream_tickets";
         self.database.superuser().ids(count).await[0]

@@ -1,4 +1,4 @@
-//! HTTPS: what holds over plain HTTP/1.1 holds over TLS and HTTP/2 too.
+//! HTTPS: what holds over plain HTTP/1.1 also holds over TLS and HTTP/2.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::support::{
     until,
 };
 
-/// More than a browser opens at once to one host over HTTP/1.1, which is six.
+/// More than the six connections that a browser opens to one host over HTTP/1.1.
 const STREAMS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +103,7 @@ async fn what_the_client_has_no_room_for_is_not_sent_over_http_2() {
     let full = Http2::connect(bridge.address(), &authority).await;
     let mut alice = full.open("alice").await;
     alice.fill_window().await;
-    // Marks are written in order: when bob's is, hers would have been.
+    // Marks are written in order: once bob's is, alice's would have been.
     let connection = Http2::connect(bridge.address(), &authority).await;
     let mut bob = connection.open("bob").await;
     bob.until("event: tidings.caught-up").await;
@@ -147,7 +147,7 @@ async fn a_client_over_http_2_that_is_gone_is_noticed_at_the_next_heartbeat() {
 async fn http_1_1_over_tls_streams_too_and_notices_at_once_who_is_gone() {
     let database = Database::migrated().await;
     let authority = Arc::new(Authority::new());
-    // No heartbeat comes to help.
+    // No heartbeat helps.
     let bridge = start(&database, &authority, &["--heartbeat=300s"]).await;
     let tunnel = Tunnel::to(bridge.address(), authority).await;
     let bearer = format!("Bearer {}", token("alice"));
@@ -182,7 +182,7 @@ async fn plain_http_at_the_https_port_gets_nothing_and_harms_nobody() {
         let mut socket = TcpStream::connect(bridge.address()).await.expect("a port");
         socket.write_all(said.as_bytes()).await.expect("a write");
         let mut answer = Vec::new();
-        // An alert and the end, or an RST.
+        // Either an alert and the end, or an RST.
         let _ = timeout(PATIENCE, socket.read_to_end(&mut answer))
             .await
             .expect("an end");

@@ -1,4 +1,4 @@
-//! TLS to Postgres: what each `sslmode` takes and refuses, on a real server.
+//! TLS to Postgres: what each `sslmode` accepts and rejects, on a real server.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -42,8 +42,8 @@ async fn each_mode_takes_and_refuses_what_it_does_in_libpq() {
     for how in &encrypted {
         assert!(server.encrypts(how).await.expect(how), "{how}");
     }
-    // A role that may only come in clear text: who prefers or allows it does,
-    // who insists doesn't.
+    // A role that may only connect in clear text: modes that prefer or allow clear text connect,
+    // modes that require TLS don't.
     for how in ["", "sslmode=allow", "sslmode=prefer", "sslmode=disable"] {
         let how = format!("user=clear {how}");
         assert!(!server.encrypts(&how).await.expect(&how), "{how}");
@@ -72,7 +72,7 @@ async fn each_mode_takes_and_refuses_what_it_does_in_libpq() {
             format!("sslmode=verify-full sslrootcert={ours} host=other.test"),
             "other.test",
         ),
-        // Without a name, the certificate must be for the address.
+        // Without a host name, the certificate must be for the address.
         (
             format!("sslmode=verify-full sslrootcert={ours}"),
             server.address(),
@@ -81,7 +81,7 @@ async fn each_mode_takes_and_refuses_what_it_does_in_libpq() {
     for (how, named) in &refused {
         let error = server.encrypts(how).await.expect_err(how);
         assert!(error.to_string().contains(named), "{how}: {error}");
-        // It must not be tried for half a minute at start.
+        // The bridge must not retry it for 30 s at start.
         assert!(!error.is_passing(), "{how}: {error}");
     }
 }
@@ -117,9 +117,9 @@ async fn a_password_can_be_bound_to_the_encrypted_connection() {
     assert!(!error.to_string().contains("bad"), "{error}");
 }
 
-/// A port that leads to the server, and ends the encryption on the way.
+/// A port that forwards to the server and terminates TLS in between.
 async fn middleman(server: &Server, liar: &Authority) -> (u16, AbortOnDropHandle<()>) {
-    // What a client asks with, and what a server that is willing answers.
+    // The client's SSLRequest, and the response of a server that supports TLS.
     const ASKS: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -158,7 +158,7 @@ async fn a_middleman_is_found_out_by_the_certificate_or_the_bound_password() {
         ))
         .await
     };
-    // Nothing tells, if nothing is asked for.
+    // Without verification, nothing detects the middleman.
     let blind = through("user=tidings sslmode=require").await;
     assert!(blind.expect("a connection"));
     let verify = format!(
@@ -167,14 +167,14 @@ async fn a_middleman_is_found_out_by_the_certificate_or_the_bound_password() {
     );
     let error = through(&verify).await.expect_err("a middleman");
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
-    // It can't be bound, as the server offers it and sees another connection.
+    // Channel binding fails: the server offers it, but sees another connection.
     let bound = "user=scrammed password='a good one' sslmode=require";
     let error = through(bound).await.expect_err("a middleman");
     assert!(error.to_string().contains("channel binding"), "{error}");
 }
 
-/// A port at `address` that leads to a server which offers no TLS: over its Unix
-/// socket none does.
+/// A port at `address` that leads to a server without TLS, since no server offers TLS on its Unix
+/// socket.
 async fn without_tls(address: &str, database: &Database) -> (SocketAddr, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind((address, 0)).await.expect("a port");
     let port = listener.local_addr().expect("an address");
@@ -199,8 +199,8 @@ async fn a_server_without_tls_is_refused_unless_clear_text_is_asked_for() {
     let database = Database::migrated().await;
     let name = database.connection_string();
     let name = name.split_once("dbname=").expect("a database").1;
-    // An address by which this machine could be reached from another one. To
-    // ask for it sends nothing.
+    // An address at which other machines could reach this one. Connecting a UDP socket sends
+    // nothing.
     let asking = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     let remote = match asking.connect("198.51.100.1:9") {
         Ok(()) => asking.local_addr().expect("an address").ip().to_string(),
@@ -220,7 +220,7 @@ async fn a_server_without_tls_is_refused_unless_clear_text_is_asked_for() {
             (Err(error), None) => {
                 assert!(error.to_string().contains("sslmode=disable"), "{error}");
                 assert!(!error.is_passing(), "{error}");
-                // The whole program says it, at once.
+                // The whole program reports it, at once.
                 let said = refusal(&Database::at(at("")), &[]).await;
                 assert!(said.contains("offers no TLS"), "{said}");
             }
@@ -236,7 +236,7 @@ async fn the_listener_the_pool_and_the_migrations_are_all_encrypted() {
         "host={NAME} sslmode=verify-full sslrootcert={}",
         server.authority.file().display()
     );
-    // The server takes these roles encrypted only.
+    // The server accepts these roles only over TLS.
     let database = server.database(&how).await;
     database.migrate().await;
     let bridge = Bridge::start(&database).await;

@@ -1,4 +1,4 @@
-//! Clients that connect and say nothing.
+//! Clients that connect and send nothing.
 
 use std::thread::available_parallelism;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::support::database::Database;
 use crate::support::tls::{authority::Authority, http2::Http2, start};
 
-/// Beyond what a worker thread takes at once if nothing is said about it.
+/// More than a worker thread accepts at once by default.
 const SILENT_BY_WORKER: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +24,7 @@ async fn clients_that_never_finish_their_handshake_hold_up_nobody() {
     let connection = Http2::connect(bridge.address(), &authority).await;
     let mut stream = connection.open("alice").await;
     stream.until("event: tidings.caught-up").await;
-    // It did not have to wait until they were cut off.
+    // It did not have to wait until they were disconnected.
     for socket in silent {
         let nothing = socket.expect("a connection").try_read(&mut [0]);
         let error = nothing.expect_err("neither bytes nor the end");

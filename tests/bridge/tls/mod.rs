@@ -1,5 +1,4 @@
-//! TLS on both sides: to Postgres as libpq's users ask for it, and to browsers,
-//! with HTTP/2.
+//! TLS on both sides: to Postgres with libpq's options, and to browsers with HTTP/2.
 
 mod browsers;
 mod database;

@@ -1,5 +1,5 @@
-//! A real browser has more than six streams of one origin, which is what HTTPS
-//! with HTTP/2 is for.
+//! A real browser opens more than six streams of one origin, which is the purpose of HTTPS with
+//! HTTP/2.
 
 use serde_json::json;
 
@@ -18,7 +18,7 @@ async fn a_browser_has_ten_streams_of_one_origin_at_once() {
     let authority = Authority::new();
     let bridge = start(&database, &authority, &[]).await;
     let browser = Browser::start(Kind::Chromium).await;
-    // Some page of the same origin.
+    // Any page of the same origin.
     let page = format!("https://{ORIGIN}:{}/", bridge.address().port());
     browser.client.goto(&page).await.expect("a page");
     let open = format!(
@@ -55,6 +55,7 @@ async fn a_browser_has_ten_streams_of_one_origin_at_once() {
     let protocols = "return performance.getEntriesByType('navigation')[0].nextHopProtocol";
     let protocol = browser.client.execute(protocols, vec![]).await;
     assert_eq!(protocol.expect("a name"), json!("h2"));
-    // All are closed with the page, and noticed without a heartbeat of minutes.
+    // Closing the page closes all streams, and the bridge notices without waiting minutes for a
+    // heartbeat.
     browser.stop().await;
 }

@@ -17,15 +17,14 @@ use crate::support::tls::{
 };
 use crate::support::{PATIENCE, database::Database, process::Served};
 
-/// A handshake costs the processor something, and the files are looked at every
-/// ten seconds.
+/// A handshake takes CPU time, and the files are checked every ten seconds.
 const ASKS_AGAIN: Duration = Duration::from_millis(100);
 
-/// Long before the files are looked at by themselves.
+/// Long before the next periodic check of the files.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Puts the files of `certified` where the bridge looks, as Kubernetes does:
-/// both at once, by a link that is replaced.
+/// Puts the files of `certified` where the bridge reads them, as Kubernetes does: both at once, by
+/// replacing a symlink.
 fn put(folder: &Path, name: &str, certified: &Certified) {
     let data = folder.join(name);
     fs::create_dir(&data).expect("a folder");
@@ -53,7 +52,7 @@ async fn a_renewed_certificate_is_shown_to_new_clients_and_old_streams_go_on() {
     let mut stream = connection.open("alice").await;
     stream.until("event: tidings.caught-up").await;
 
-    // A pair of which only one half is written yet changes nothing.
+    // A pair of which only one half has been written changes nothing.
     let renewed = new.issue("bridge", &[ORIGIN]);
     fs::copy(&renewed.key, &mounted.key).expect("a copy");
     bridge.until_logged("WARN", "doesn't match").await;

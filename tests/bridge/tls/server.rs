@@ -1,4 +1,4 @@
-//! A PostgreSQL that speaks TLS, reached by TCP.
+//! A PostgreSQL with TLS, reached over TCP.
 
 use std::{
     fs::{self, Permissions},
@@ -13,11 +13,10 @@ use tidings::postgres::connect::{self, ConnectError};
 use crate::support::database::Database;
 use crate::support::tls::authority::Authority;
 
-/// The name that its certificate is for. Nobody looks it up: the address is
-/// given beside it.
+/// The name in its certificate. It is never resolved, since the address is given as well.
 pub const NAME: &str = "db.tidings.test";
 
-/// Who may come how, over TCP. Those of the bridge may only come encrypted.
+/// Which roles may connect over TCP, and how. The bridge's roles may only connect over TLS.
 const ACCESS: &str = "
 local     all all          trust
 hostssl   all tidings,migrator,bridge,application all trust
@@ -27,8 +26,8 @@ hostnossl all scrammed  all scram-sha-256
 hostnossl all clear     all trust
 ";
 
-/// Those under test, unless they were built without TLS: what the bridge says to
-/// a server before it says anything else is the same for all.
+/// The binaries under test, unless they were built without TLS: what the bridge sends a server
+/// before anything else is the same for all versions.
 fn binaries() -> PostgresBinaries {
     match std::env::var_os("PG_TLS_BIN_DIR") {
         Some(folder) => PostgresBinaries::at(Path::new(&folder)).expect("PG_TLS_BIN_DIR"),
@@ -36,7 +35,7 @@ fn binaries() -> PostgresBinaries {
     }
 }
 
-/// The server, and who signed its certificate.
+/// The server, and the authority that signed its certificate.
 pub struct Server {
     cluster: Cluster,
     pub authority: Authority,
@@ -45,8 +44,8 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        // The port is the same for every cluster, and other processes may run
-        // these tests: an address of our own among the many of this host.
+        // All clusters use the same port, and other processes may run these tests, so each takes
+        // its own loopback address.
         static NEXT: AtomicU8 = AtomicU8::new(2);
         let [.., high, low] = std::process::id().to_be_bytes();
         let last = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -63,13 +62,13 @@ impl Server {
         server
     }
 
-    /// Makes it speak TLS, and opens it to the roles of the tests.
+    /// Enables TLS and lets the tests' roles connect.
     async fn turn_on(&self) {
         let folder = self.cluster.folder();
         let write = |name: &str, text: String| -> PathBuf {
             let path = folder.join(name);
             fs::write(&path, text).expect("a file");
-            // It reads no key that others can read.
+            // Postgres rejects a key that others can read.
             fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("permissions");
             let owner = fs::metadata(folder).expect("its folder");
             chown(&path, Some(owner.uid()), Some(owner.gid())).expect("an owner");
@@ -105,7 +104,7 @@ impl Server {
             .await;
     }
 
-    /// A new database, to be reached in this way.
+    /// Creates a database, to be reached with these connection parameters.
     pub async fn database(&self, how: &str) -> Database {
         let database = Database::empty_in(&self.cluster).await;
         let text = database.connection_string();
@@ -116,7 +115,7 @@ impl Server {
         ))
     }
 
-    /// What an operator does beside the bridge, over the socket.
+    /// The same database over the Unix socket, for what an operator does besides the bridge.
     pub fn beside(&self, database: &Database) -> Database {
         let text = database.connection_string();
         let (_, name) = text.split_once("dbname=").expect("a database");
@@ -124,9 +123,9 @@ impl Server {
         Database::at(self.cluster.url(name))
     }
 
-    /// Whether the bridge's own connection, made like this, is encrypted.
+    /// Whether a connection of the bridge's own code with these parameters is encrypted.
     pub async fn encrypts(&self, how: &str) -> Result<bool, ConnectError> {
-        // The last one wins, so the user may be another.
+        // The last value wins, so `how` may name another user.
         let text = format!(
             "hostaddr={} user=tidings dbname=postgres {how}",
             self.address
@@ -139,7 +138,7 @@ impl Server {
     }
 }
 
-/// The same anywhere.
+/// Whether a connection with this connection string is encrypted.
 pub async fn encrypts(text: &str) -> Result<bool, ConnectError> {
     let url = text.parse().expect(text);
     let (client, _driver) = connect::connect(&url, |_| ()).await?;

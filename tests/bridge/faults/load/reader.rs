@@ -1,4 +1,4 @@
-//! A client that holds a stream and comes back when it breaks.
+//! A client that holds a stream and reconnects when it breaks.
 
 use std::{
     collections::HashSet,
@@ -19,32 +19,29 @@ use crate::support::{
     row_id,
 };
 
-/// A client tries to come back this often. A browser waits longer.
+/// Minimum interval between a client's connection attempts. A browser waits longer.
 const COMES_BACK: Duration = Duration::from_millis(20);
 
-/// When a client comes back that has lost its stream.
+/// When a client that has lost its stream reconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returns {
-    /// At once. It also leaves a server that it is told to leave.
+    /// Immediately. The client also leaves a server that is removed from the list.
     AtOnce,
-    /// When the last `retry:` said, as browsers do. It stays for as long as its
-    /// stream does.
+    /// After the last `retry:` it received, as browsers do. It stays until its stream ends.
     WhenTold,
 }
 
-/// What a client has seen.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Whether it has got its backlog.
+    /// Whether it has received its backlog.
     pub live: bool,
-    /// Whether it has a stream now.
     pub connected: bool,
-    /// When it has come back.
+    /// When it reconnected.
     pub returned: Vec<Instant>,
-    /// Rows in the order in which they came.
+    /// Rows in the order of their arrival.
     pub ids: Vec<i64>,
     pub distinct: HashSet<i64>,
-    /// How often a connection ended, or there was none to be had.
+    /// How often a connection ended or an attempt failed.
     pub breaks: usize,
 }
 
@@ -55,8 +52,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// It begins with the server of this number and goes on to the next
-    /// whenever its connection breaks.
+    /// Starts with the server of this index and moves to the next one whenever its connection
+    /// breaks.
     pub fn start(
         user: &'static str,
         first: usize,
@@ -72,7 +69,6 @@ impl Reader {
         }
     }
 
-    /// Waits until this holds.
     pub async fn until(&self, holds: impl Fn(&Seen) -> bool) {
         let mut seen = self.seen.clone();
         let outcome = timeout(PATIENCE, seen.wait_for(|seen| holds(seen))).await;
@@ -122,7 +118,7 @@ async fn read(
     }
 }
 
-/// Reads a stream to its end, from where the one before it ended.
+/// Reads a stream to its end, resuming where the previous one ended.
 async fn follow(
     server: SocketAddr,
     user: &str,

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Ledger, USERS};
 use crate::support::database::Database;
 
-/// A writer begins a transaction this often: enough that something always is
-/// on its way, and little enough that other tests can run beside it.
+/// Interval between a writer's transactions: short enough that rows are always in flight, and long
+/// enough for other tests to run at the same time.
 const PACE: Duration = Duration::from_millis(40);
 
-/// How long the slow writer's transactions are open, in turns of that pace.
+/// How many such intervals a transaction of the slow writer stays open.
 const SLOW_TURNS: usize = 5;
 
 const INSERT: &str = "insert into notifications (user_id, text) \
@@ -24,8 +24,7 @@ const INSERT: &str = "insert into notifications (user_id, text) \
 const FIND: &str = "select id from notifications where user_id = $1 and text = $2";
 
 pub struct Writer {
-    /// The first one is slow: its rows become visible after those of later
-    /// transactions.
+    /// Writer 0 is slow: its rows become visible after those of later transactions.
     pub number: usize,
     pub text_bytes: usize,
     pub database: Database,
@@ -46,14 +45,14 @@ impl Writer {
             }
             let _writing = self.calm.read().await;
             let user = USERS[(self.number + turn) % USERS.len()];
-            // No other transaction writes this.
+            // A text that no other transaction writes.
             let text = format!("writer {}, turn {turn}", self.number);
             let text = format!("{text:.<width$}", width = self.text_bytes);
             let rows = 1 + (turn % 5) as i32;
             let ids = match self.insert(&client, user, &text, rows, &mut pace).await {
                 Ok(ids) => ids,
                 Err(error) => {
-                    // Only what comes of a server that went away.
+                    // Accept only errors of a server that went away.
                     let code = error.code().map_or("57P", |code| code.code());
                     assert!(code.starts_with("57P"), "{error:?}");
                     client = reconnect(&self.database, &mut pace).await;
@@ -87,7 +86,7 @@ impl Writer {
         Ok(inserted.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Whether the transaction was committed whose answer didn't come.
+    /// Returns the rows of a transaction if it was committed although its response was lost.
     async fn find(&self, owner: &Client, user: &str, text: &str) -> Vec<i64> {
         let found = owner.query(FIND, &[&user, &text]).await;
         let found = found.expect("a server that came back");
