@@ -1,4 +1,4 @@
-//! How many are let in, and what those are told who are not.
+//! How many clients are admitted, and what the rejected ones receive.
 
 use serde_json::Value;
 use tokio::time::timeout;
@@ -12,7 +12,7 @@ use crate::support::{
     row_id, rows, until,
 };
 
-/// A client that asks for the status, at this address behind a proxy.
+/// A client that accepts error statuses, at this address behind a proxy.
 async fn ask(bridge: &Bridge, user: &str, address: &str) -> Response {
     let bearer = format!("Bearer {}", token(user));
     let headers = [
@@ -44,7 +44,7 @@ async fn expect_refusal(answer: Response, status: u16) {
     assert_eq!(problem["status"], status);
 }
 
-/// A stream that is none: it says when to come back, why, and ends.
+/// A deferral: a 200 response with the retry delay and a comment with the reason, which then ends.
 async fn expect_deferral(mut source: EventSource, why: &str) {
     let (items, end) = source.rest().await;
     let [Item::Retry(delay), Item::Comment(comment)] = &items[..] else {
@@ -55,7 +55,7 @@ async fn expect_deferral(mut source: EventSource, why: &str) {
     assert_eq!(end, End::Clean);
 }
 
-/// Libraries send a token and give up for good on any status but 200.
+/// Libraries send a token and give up for good on any status other than 200.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_library_with_a_token_is_told_to_retry_and_one_that_wants_the_status_gets_it() {
     let database = Database::migrated().await;
@@ -79,7 +79,7 @@ async fn a_library_with_a_token_is_told_to_retry_and_one_that_wants_the_status_g
     expect_refusal(answer.expect("an answer"), 429).await;
 }
 
-/// Asks until somebody is let in.
+/// Retries until a request is admitted.
 async fn until_let_in(bridge: &Bridge, user: &str, address: &str) -> EventSource {
     let asking = async {
         loop {
@@ -128,7 +128,7 @@ async fn each_limit_turns_away_whoever_exceeds_it_and_nobody_else() {
         "{metrics}"
     );
 
-    // Who is in has noticed nothing, and who leaves makes room.
+    // The open connections are not affected, and closing one makes room.
     database
         .execute("select send_notification('dave', 'still here')")
         .await;
@@ -143,7 +143,7 @@ async fn whoever_asks_too_often_waits_and_others_do_not() {
     let database = Database::migrated().await;
     let settings = ["--trusted-proxies=127.0.0.1", "--connection-rate=1"];
     let bridge = Bridge::start_with(&database, &settings).await;
-    // An IPv6 client can take another address of its network for each request.
+    // An IPv6 client can use another address of its network for each request.
     let mut asked = 0;
     let refusal = loop {
         let answer = ask(&bridge, "alice", &format!("2001:db8::{asked:x}")).await;
@@ -156,7 +156,7 @@ async fn whoever_asks_too_often_waits_and_others_do_not() {
     assert!(asked >= 10, "turned away after {asked}");
     expect_refusal(refusal, 429).await;
     assert!(bridge.refused("rate").await >= 1);
-    // Before anybody looks who it is.
+    // The rate limit applies before authentication.
     let headers = [("X-Forwarded-For", "2001:db8::")];
     let stranger = get(bridge.address(), "/stream", &headers).await;
     expect_refusal(stranger.expect("an answer"), 429).await;
@@ -171,7 +171,7 @@ async fn an_old_stream_ends_where_the_next_one_begins() {
     let mut source = bridge.connect_live("alice").await;
     let mut got = Vec::new();
     for round in 1..=3_i64 {
-        // While it is open, and while nobody is.
+        // One row while the stream is open, one while no stream is.
         for (when, id) in [("live", 2 * round - 1), ("away", 2 * round)] {
             database
                 .execute(&format!("select send_notification('alice', '{when}')"))

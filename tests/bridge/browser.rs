@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 impl Browser {
-    /// The demo page, once both its streams are open.
+    /// Opens the demo page and waits until both its streams are open.
     async fn open_page(&self, dev: &Dev) {
         let page = format!("http://{}/", dev.address);
         self.client.goto(&page).await.expect("the page");
@@ -45,7 +45,7 @@ impl Browser {
     }
 }
 
-/// The texts in one pane's list, newest first, as a script's expression.
+/// A script expression for the texts in one pane's list, newest first.
 fn texts(side: &str) -> String {
     format!(
         "[...document.querySelectorAll('[data-side={side}] [data-role=list] li[data-id] .text')]\
@@ -60,7 +60,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
     let browser = Browser::start(Kind::Chromium).await;
     browser.open_page(&dev).await;
 
-    // Sent by the page, and shown as text whatever it says.
+    // Sent by the page. Markup is shown as text.
     let text = "<b>not bold</b> & \u{e9}";
     browser.send("left", text).await;
     let list = texts("left");
@@ -70,7 +70,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
     browser
         .find("[data-side=left] li[data-id][data-sent=true]")
         .await;
-    // Sent by SQL, with the line that the page shows.
+    // Sent with SQL, by the command line that the page shows.
     let psql = browser
         .find("[data-role=psql]")
         .await
@@ -82,7 +82,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
     browser
         .until(&format!("{list}[0] === 'Hello from SQL'"))
         .await;
-    // Nobody else got any of it, although bob's stream works.
+    // The other pane received none of it, although bob's stream works.
     browser.send("right", "for bob").await;
     browser
         .until(&format!(
@@ -97,7 +97,7 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
     let arrived = "/^arrived [0-9:]{8}, after [0-9]+ (ms|s); marked as sent$/";
     browser.until(&format!("{arrived}.test({detail})")).await;
 
-    // Another user in the same pane: what was sent to her is gone from it.
+    // Another user in the same pane: alice's notifications disappear from it.
     let user = "[data-side=left] [data-role=user]";
     let field = browser.find(user).await;
     field.clear().await.expect("an empty field");
@@ -125,8 +125,8 @@ async fn a_hidden_tab_closes_its_streams_and_misses_nothing() {
     browser
         .until(&format!("{}[0] === 'seen'", texts("left")))
         .await;
-    // A headless browser hides no tab, so the page is told what a browser says
-    // when it does.
+    // A headless browser never hides a tab, so the test sets the state and sends the event of a
+    // hidden tab.
     browser.tell_visibility("hidden").await;
     browser
         .find("[data-side=left] [data-role=light]:not([data-state=open])")
@@ -158,7 +158,7 @@ async fn a_browsers_own_event_source_resumes_by_itself_when_the_bridge_comes_bac
     let dev = Dev::start(&folder).await;
     let browser = Browser::start(Kind::Chromium).await;
     browser.open_page(&dev).await;
-    // No page of ours: a bare EventSource, and everything that it is told.
+    // Not one of our pages: a bare EventSource that records everything it receives.
     let listen = "window.heard = []; const source = new EventSource('/stream?user=dora'); \
          window.source = source; \
          source.onmessage = (event) => window.heard.push(parseInt(event.lastEventId) + ' ' + event.data); \
@@ -176,7 +176,7 @@ async fn a_browsers_own_event_source_resumes_by_itself_when_the_bridge_comes_bac
     shell(&send("first")).await;
     browser.until("heard.length === 1").await;
 
-    // The bridge goes and comes back at the same address.
+    // The bridge stops and starts again at the same address.
     let (one, two, address) = (send("while away"), send("after"), dev.address);
     dev.stop().await;
     let mut again = command(&folder);

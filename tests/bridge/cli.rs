@@ -1,4 +1,4 @@
-//! The command line: what it prints, and what it says when it can't.
+//! The command line: its output and its error messages.
 
 use tokio::process::Command;
 

@@ -1,6 +1,6 @@
-//! A page of another origin than the stream's, when its `EventSource` can't come
-//! back at once. Firefox gives up there after the first reconnect that fails
-//! without a response; both browsers do after a status other than 200.
+//! A cross-origin page whose `EventSource` can't reconnect at once. Firefox gives up after the
+//! first reconnect that fails without a response; both browsers give up after a status other than
+//! 200.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -33,14 +33,14 @@ in_each_browser!(
     the_module_closes_its_stream_when_the_page_is_left,
 );
 
-/// A page that is left closes its stream within this. Without its doing so, Chromium
-/// keeps the stream for 60 s.
+/// A page that is left must close its stream within this time. If it didn't, Chromium would keep
+/// the stream open for 60 s.
 const LEFT_WITHIN: Duration = Duration::from_secs(20);
 
-/// Clients come back sooner than by default.
+/// Clients reconnect sooner than by default.
 const SOON: &str = "--retry-after=1s";
 
-/// Opens the page, which has a plain `EventSource` and writes down what it is told.
+/// Opens the page, which has a plain `EventSource` and records what it receives.
 async fn listen(browser: &Browser, page: &Page, stream: &str) {
     browser.client.goto(&page.origin()).await.expect("the page");
     let script = "document.cookie = 'tidings_token=' + arguments[1]; \
@@ -62,14 +62,14 @@ async fn send(database: &Database, text: &str) {
     database.execute(&send).await;
 }
 
-/// Waits until the page has been sent these, and nothing else.
+/// Waits until the page has received these texts, and nothing else.
 async fn until_heard(browser: &Browser, texts: &[&str]) {
     let all = format!("heard.length >= {}", texts.len());
     browser.until(&all).await;
     assert_eq!(run(browser, "return heard", vec![]).await, json!(texts));
 }
 
-/// The states in which its `EventSource` was when it failed.
+/// The values of `readyState` at the `EventSource`'s errors.
 async fn states(browser: &Browser) -> Value {
     run(browser, "return [...new Set(errors)]", vec![]).await
 }
@@ -82,7 +82,7 @@ async fn a_bridge_that_is_killed_on_a_held_port_is_not_noticed(kind: Kind) {
     is_succeeded(kind, Signal::SIGKILL).await;
 }
 
-/// Bridges follow each other on one port, which a service manager holds.
+/// Bridges run one after another on one port, which a service manager holds.
 async fn is_succeeded(kind: Kind, signal: Signal) {
     let database = Database::migrated().await;
     let (browser, page) = (Browser::start(kind).await, Page::serve().await);
@@ -103,7 +103,7 @@ async fn is_succeeded(kind: Kind, signal: Signal) {
         until_heard(&browser, &texts).await;
         bridge.signal(signal);
         bridge.ended().await;
-        // It has come back, to no bridge at all or to one that stops.
+        // The page has tried to reconnect, while there was no bridge or to one that was stopping.
         browser.until(&format!("errors.length >= {round}")).await;
         send(&database, "while away").await;
         texts.push("while away");
@@ -125,14 +125,14 @@ async fn a_page_outlives_a_time_without_bridges_behind_nginx(kind: Kind) {
     );
     let bridge = Bridge::start_at(&options, place).await;
     let front = Front::before(front::Kind::Nginx, [&bridge, &bridge]).await;
-    // No cookie of the page's goes to another site.
+    // The page's cookie isn't sent cross-site, so the URL has a ticket.
     let stream = format!("/stream?ticket={}", ticket(&database).await);
     listen(&browser, &page, &front.url(&stream)).await;
     send(&database, "live").await;
     until_heard(&browser, &["live"]).await;
     bridge.stop().await;
     send(&database, "missed").await;
-    // Once by the bridge's end, and then by what the proxy answers in its place.
+    // First when the bridge ended, then for the responses that the proxy sends in its place.
     browser.until("errors.length >= 3").await;
     let bridge = Bridge::start_at(&options, place).await;
     until_heard(&browser, &["live", "missed"]).await;
@@ -150,7 +150,7 @@ async fn ticket(database: &Database) -> String {
     ticket.get(0)
 }
 
-/// Runs a script as the page's own, after one that remembers each `EventSource`.
+/// Adds a script to the page, after one that records each `EventSource`.
 async fn add_script(browser: &Browser, page: &Page, script: &str) {
     const REMEMBER: &str = "\
         window.heard = []; window.sources = []; window.gaveUp = 0; \
@@ -173,7 +173,7 @@ async fn add_script(browser: &Browser, page: &Page, script: &str) {
         .await;
 }
 
-/// What docs/recipes/README.md says in this file, for a script that is no module.
+/// The contents of this file in docs/recipes/README.md, for a script that is not a module.
 fn documented(file: &str) -> String {
     let recipes = Recipe::open("README");
     let files = recipes.files();
@@ -202,8 +202,8 @@ async fn the_module_recovers_when_a_reconnect_fails(kind: Kind) {
     .await;
 }
 
-/// A page with such a script goes on when its connection was reset and the next one
-/// fails without a response.
+/// A page with such a script recovers when its connection was reset and the next one fails without
+/// a response.
 async fn recovers(kind: Kind, script: impl Fn(&str) -> String) {
     let database = Database::migrated().await;
     let (browser, page) = (Browser::start(kind).await, Page::serve().await);
@@ -223,7 +223,8 @@ async fn recovers(kind: Kind, script: impl Fn(&str) -> String) {
     if kind == Kind::Firefox {
         browser.until("gaveUp >= 1").await;
     }
-    // Another tab takes what is sent meanwhile: only its id brings it to the page.
+    // Another tab receives the row that is sent meanwhile and it is marked, so the page gets it
+    // only by its last event id.
     let mut tab = bridge.connect_live("alice").await;
     send(&database, "missed").await;
     assert_eq!(tab.next_event().await.data, "missed");
@@ -245,7 +246,7 @@ async fn the_module_recovers_when_the_token_has_expired(kind: Kind) {
     let origin = format!("--cors-origins={}", page.origin());
     let bridge = Bridge::start_with(&database, &[&origin, SOON]).await;
     let network = Proxy::to(Target::Tcp(bridge.address())).await;
-    // The application lets the user in again.
+    // The application issues a new token.
     let script = format!(
         "{} keepStream(async () => {{ document.cookie = 'tidings_token=' + {}; return {} }}, \
          {{ message: (event) => heard.push(event.data) }})",
@@ -257,9 +258,9 @@ async fn the_module_recovers_when_the_token_has_expired(kind: Kind) {
     send(&database, "live").await;
     until_heard(&browser, &["live"]).await;
 
-    // The device slept until after the token had expired.
+    // As if the device had slept until after the token expired.
     let expired = token_that_ends_in(0);
-    // It is good through the second in which it expires.
+    // The token stays valid through the second in which it expires.
     while status(bridge.address(), &expired).await != 401 {
         tokio::task::yield_now().await;
     }

@@ -1,5 +1,4 @@
-//! `tidings dev`: it works at once, survives being killed, and is safe on a
-//! shared machine.
+//! `tidings dev`: it works at once, survives SIGKILL, and is safe on a shared machine.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -46,7 +45,7 @@ async fn the_line_that_it_prints_sends_a_notification_and_the_data_outlive_it() 
 
     let mut dev = Dev::start(&folder).await;
     shell(&dev.psql).await;
-    // Killed, it can clear nothing away, and its PostgreSQL must not linger.
+    // After SIGKILL it can't clean up, and its PostgreSQL must not linger.
     dev.signal(Signal::SIGKILL);
     dev.end().await;
 
@@ -167,13 +166,13 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
         (refused.status(), refused.header("allow")),
         (405, Some("GET, HEAD, POST"))
     );
-    // Without a user there is no stream, and no other identity.
+    // Without a user there is no stream: the request gets no default identity.
     let stream = get(dev.address, "/stream", &[]).await.expect("an answer");
     assert_eq!(stream.status(), 401);
     dev.stop().await;
 }
 
-/// Before it makes a PostgreSQL of its own, which takes seconds.
+/// It is reported before `tidings dev` creates its PostgreSQL, which takes seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_in_use_is_told_before_anything_is_made() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

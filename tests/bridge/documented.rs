@@ -1,5 +1,5 @@
-//! What there is, is documented, and what is documented, is there: commands,
-//! flags, variables, and what `tidings migrate` puts into the database.
+//! Everything that exists is documented, and everything that is documented exists: commands, flags,
+//! variables, and the objects that `tidings migrate` creates.
 
 use std::{
     collections::BTreeSet,
@@ -12,11 +12,11 @@ use tidings::config::Cli;
 
 use crate::support::{bridge::Bridge, database::Database};
 
-/// Words that begin like names of ours and are none of the program's.
+/// Words that begin like our names but belong to something else.
 const OTHERS: [&str; 6] = [
-    // Where a browser keeps its token.
+    // The key under which a browser stores its token.
     "tidings_token",
-    // The groups of sql/roles.sql.
+    // The groups that sql/roles.sql creates.
     "tidings_owner",
     "tidings_bridge",
     "tidings_writer",
@@ -24,7 +24,7 @@ const OTHERS: [&str; 6] = [
     "tidings_monitor",
 ];
 
-/// Variables that are not settings, but those of make's targets.
+/// Variables of make's targets, which are not settings.
 const OF_MAKE: [&str; 5] = [
     "TIDINGS_SOAK_SECONDS",
     "TIDINGS_MODEL_PROGRAMS",
@@ -33,7 +33,7 @@ const OF_MAKE: [&str; 5] = [
     "TIDINGS_CLIENTS_CUTS",
 ];
 
-/// What is there for users to read: this file's folder is not.
+/// The pages for users. The folder of this file isn't one of them.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join("docs")];
@@ -55,13 +55,13 @@ fn pages() -> Vec<(PathBuf, String)> {
     files.into_iter().map(read).collect()
 }
 
-/// Where each name is looked up.
+/// The page that must list every name.
 fn reference() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md");
     fs::read_to_string(path).expect("the reference")
 }
 
-/// The words of a text that begin so.
+/// The words of a text with this prefix.
 fn words<'a>(text: &'a str, beginning: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(move |word| word.starts_with(beginning))
@@ -133,7 +133,7 @@ fn every_variable_and_flag_that_a_page_names_is_there() {
     let mut strange = Vec::new();
     for (path, text) in pages() {
         for word in words(&text, "TIDINGS_") {
-            // `TIDINGS_JWT_…` stands for several.
+            // `TIDINGS_JWT_…` stands for several variables.
             let is_known = known.contains(word) || OF_MAKE.contains(&word) || word.ends_with('_');
             if !is_known {
                 strange.push(format!("{}: {word}", path.display()));
@@ -172,7 +172,7 @@ async fn everything_that_is_in_the_database_is_documented_and_nothing_else() {
     let objects = objects.query(query, &[]).await.expect(query);
     let objects: BTreeSet<String> = objects.iter().map(|row| row.get(0)).collect();
     let reference = reference();
-    // Whole names: tidings_pending_total says nothing of tidings_pending.
+    // Compare whole names: tidings_pending_total doesn't document tidings_pending.
     let named: BTreeSet<&str> = words(&reference, "").collect();
     let is_missing = |name: &&String| !name.ends_with("_id_seq") && !named.contains(name.as_str());
     let missing: Vec<_> = objects.iter().filter(is_missing).collect();

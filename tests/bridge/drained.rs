@@ -1,5 +1,5 @@
-//! What is noted as drained hides no row that is to be delivered, whatever
-//! transactions do meanwhile and however late it is noted.
+//! A drained floor never hides a row that is yet to be delivered, whatever transactions do
+//! meanwhile and however late the floor is recorded.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ use crate::support::{
     row_id, until,
 };
 
-/// Transactions that are open side by side.
+/// Concurrently open transactions.
 const WRITERS: usize = 3;
 
 const ALL: PageSize = PageSize {
@@ -37,34 +37,35 @@ const ALL: PageSize = PageSize {
     bytes: i64::MAX,
 };
 
-/// What happens next in a random history.
+/// One step of a random history.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Insert(usize),
-    /// Rows that are copied back with a transaction id of before.
+    /// Inserts copied rows with an old transaction id.
     InsertOld(usize),
-    /// Rows that end soon, or have ended.
+    /// Inserts rows that expire soon or have expired.
     InsertExpired(usize),
     Commit(usize),
     RollBack(usize),
-    /// In the writer's transaction, the last sent row counts as unsent again.
+    /// In the writer's transaction, makes alice's newest sent row unsent again.
     Unmark(usize),
-    /// The last row that has ended ends later.
+    /// Extends the lifetime of the newest expired row.
     PutOff(usize),
-    /// A row of bob's becomes alice's.
+    /// Gives bob's newest row to alice.
     Move(usize),
-    /// Alice opens a connection; its first page is still to be read.
+    /// Alice opens a connection, whose first page is read later.
     Open,
-    /// Alice comes without a position; what she gets is marked, or not all of it.
+    /// Alice connects without a position. All of the rows that she receives are marked, or the
+    /// first half.
     Look {
-        /// The connection that was opened before, or another one.
+        /// Use the connection that was opened before, or a new one.
         waiting: bool,
         marks_all: bool,
     },
-    /// Something that was seen long ago is noted now.
+    /// Records a floor that was computed long ago.
     Note(usize),
-    /// It is noted how far alice, who is connected, was sent all, a few rows at
-    /// most.
+    /// Records how far everything was sent to alice while she is connected, examining at most this
+    /// number of rows.
     NoteLive(i64),
 }
 
@@ -96,7 +97,7 @@ struct Stage {
     incarnation: Incarnation,
     /// A connection that waits for its first page.
     opened: Option<Position>,
-    /// What was seen and could be noted.
+    /// Floors that were computed and can still be recorded.
     seen: Vec<Xid>,
 }
 
@@ -110,7 +111,7 @@ impl Stage {
         let mut writers = Vec::new();
         for _ in 0..WRITERS {
             let writer = database.owner().connect().await;
-            // Two that change one row; the second does without.
+            // Two writers may change the same row: the second one fails after 1 ms.
             let patience = "set lock_timeout = '1ms'";
             writer.batch_execute(patience).await.expect(patience);
             writers.push((writer, false));
@@ -215,8 +216,8 @@ impl Stage {
         start.expect("a start").0
     }
 
-    /// Alice gets what is to be delivered and what has come since she was there,
-    /// and nothing else.
+    /// Checks that alice receives all undelivered rows and the rows that are new since she
+    /// connected, and nothing else.
     async fn look(&mut self, opened: Option<Position>, marks_all: bool) {
         let alice = UserId::parse("alice").expect("a user");
         let opened = match opened {
@@ -316,7 +317,7 @@ async fn in_any_history_a_new_connection_gets_exactly_what_is_unsent() {
     });
 }
 
-/// More than may be read in vain, all sent.
+/// Inserts sent rows, more than a query may skip before a floor is recorded.
 async fn insert_sent(client: &Client) {
     let insert = format!(
         "insert into notifications (user_id, text, sent_at) \
@@ -328,7 +329,7 @@ async fn insert_sent(client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_all_sent_is_noted_up_to_the_first_open_transaction() {
-    // Transactions of other databases count too.
+    // A cluster of its own, because transactions of other databases count too.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let owner = database.owner().connect().await;
@@ -363,7 +364,7 @@ async fn what_was_all_sent_is_noted_up_to_the_first_open_transaction() {
         [i64::from(2 * SKIPPED_ROWS_BEFORE_NOTING)]
     );
 
-    // It comes to whoever looks first, and to nobody after.
+    // The first connection receives it, later ones don't.
     writer.batch_execute("commit").await.expect("commit");
     assert_eq!(alices(&bridges[1]).await, ["slow"]);
     database
@@ -377,12 +378,12 @@ async fn what_was_all_sent_is_noted_up_to_the_first_open_transaction() {
         )
         .await;
     assert_eq!(alices(&bridges[1]).await, [""; 0]);
-    // What is asked for comes, also from before.
+    // `replay` delivers rows below the floor too.
     let mut source = bridges[1].connect_with("alice", "?replay=300", &[]).await;
     let replayed = until(&mut source, "tidings.caught-up").await;
     let replayed: BTreeSet<i64> = replayed.iter().map(row_id).collect();
     assert_eq!(replayed.len(), 300);
-    // No mark was taken for a change.
+    // Marking rows did not count as reopening them.
     let reopened = "select count(*) from tidings_reopened";
     assert_eq!(database.ids(reopened).await, [0]);
 }
@@ -417,25 +418,25 @@ async fn what_was_seen_before_a_crash_or_in_another_cluster_is_not_noted_and_doe
     other.timeline -= 1;
     note(pool, sql, Xid(1 << 40), 7, other).await;
     assert_eq!(noted().await, 0);
-    // Another cluster's hides nothing here, and gives way.
+    // A floor of another cluster hides nothing here and gets overwritten.
     note(pool, sql, Xid(1 << 40), 8, now).await;
     assert_eq!(noted().await, 1);
     stage.look(None, false).await;
     note(&stage.pool, &stage.sql, Xid(5), 7, now).await;
     let ours = "select xid::text::bigint from tidings_drained where system_identifier = 7";
     assert_eq!(database.ids(ours).await, [5]);
-    // An older one doesn't take it back.
+    // An older floor doesn't replace it.
     note(&stage.pool, &stage.sql, Xid(4), 7, now).await;
     assert_eq!(database.ids(ours).await, [5]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_tab_got_and_was_noted_comes_to_one_that_was_open_before() {
-    // Transactions of other databases count too.
+    // A cluster of its own, because transactions of other databases count too.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let mut stage = Stage::open(&database).await;
-    // The elder transaction is still running when the connection is opened.
+    // The older transaction is still running when the connection is opened.
     stage.play(Step::Insert(0)).await;
     stage.play(Step::Insert(1)).await;
     stage.play(Step::Commit(1)).await;

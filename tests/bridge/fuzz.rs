@@ -1,5 +1,5 @@
-//! Whatever comes: tokens, cookies, ids and queries that are nearly right, or
-//! nothing at all. `TIDINGS_FUZZ_CASES` says how many of each are tried.
+//! Fuzzing: tokens, cookies, ids and queries that are nearly valid, and pure junk.
+//! `TIDINGS_FUZZ_CASES` sets the number of cases of each kind.
 
 use std::{env, net::SocketAddr};
 
@@ -31,7 +31,7 @@ use crate::support::{
     key_pair::{KeyPair, claims},
 };
 
-/// How many of each kind are tried.
+/// The number of cases of each kind.
 fn cases() -> u32 {
     let given = env::var("TIDINGS_FUZZ_CASES").ok();
     given.map_or(256, |cases| cases.parse().expect("a number"))
@@ -45,7 +45,7 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// A change to a text.
+/// A mutation of a text.
 #[derive(Clone, Debug)]
 enum Change {
     Flip(Index, u8),
@@ -97,7 +97,7 @@ fn changed(text: &str, changes: &[Change]) -> Vec<u8> {
     bytes
 }
 
-/// Keys of every kind, and good tokens of theirs.
+/// Keys of every kind, with valid tokens signed by them.
 fn tokens() -> (Tokens, Vec<String>) {
     let (rsa, p256, ed25519) = (KeyPair::rsa(), KeyPair::p256(), KeyPair::ed25519());
     let pem = [&rsa, &p256, &ed25519].map(KeyPair::pem).concat();
@@ -123,8 +123,7 @@ fn tokens() -> (Tokens, Vec<String>) {
     (options.jwt.tokens().expect("keys"), good)
 }
 
-/// The user that a token names, if it is good. Nothing is waited for without a
-/// set of keys.
+/// The user of a token, if it is valid. Without a key set, verification never waits.
 fn user(tokens: &Tokens, token: &str) -> Option<String> {
     let verified = tokens
         .verify(token)
@@ -214,7 +213,7 @@ fn no_text_that_nobody_signed_is_a_good_token() {
     outcome.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// A request in bytes, and whether it holds a good token.
+/// The bytes of a request, and whether it has a valid token.
 #[derive(Clone, Debug)]
 struct Request {
     bytes: Vec<u8>,
@@ -251,7 +250,7 @@ fn request(good: &str, event_id: &str) -> impl Strategy<Value = Request> + use<>
     let query = prop_oneof![
         vec(select(queries.to_vec()), 0..4).prop_map(|parts| parts.join("&").into_bytes()),
         near(&format!("format=json&replay=3&last_event_id={event_id}")),
-        // What can stand in a request line at all.
+        // Any characters that a request line allows.
         vec(0x21..0x7f_u8, 0..40),
         junk(),
     ];
@@ -295,7 +294,7 @@ fn request(good: &str, event_id: &str) -> impl Strategy<Value = Request> + use<>
     })
 }
 
-/// The status of the answer to these bytes.
+/// The status of the response to these bytes.
 async fn answer(address: SocketAddr, request: &[u8]) -> u16 {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.expect("a connection");

@@ -1,5 +1,5 @@
-//! One bridge after the other on one address: what clients find there while the first one stops, while there is
-//! none, and while the next one starts.
+//! One bridge after another on one address: what clients get while the first one stops, while there is none, and while
+//! the next one starts.
 
 use std::{
     io,
@@ -29,22 +29,22 @@ use crate::support::{
     until,
 };
 
-/// A page of another origin than the stream's, which may read it.
+/// A page of another origin, which may read the stream.
 const PAGE: &str = "https://app.example.org";
 
 const ALLOWS_PAGE: &str = "--cors-origins=https://app.example.org";
 
-/// Clients that connect again and again.
+/// The number of clients that connect again and again.
 const CLIENTS: usize = 16;
 
-/// A request that arrives while the bridge runs, also while it stops, is answered within this, on a machine that is
-/// busy with other tests.
+/// A request that arrives while the bridge runs or stops gets its response within this time, on a machine that is busy
+/// with other tests.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// The time between the end of a bridge and the first answer of the next one, on such a machine.
+/// The time between the end of a bridge and the first response of the next one, on such a machine.
 const RESTART: Duration = Duration::from_secs(15);
 
-/// A port that outlives bridges, as a service manager holds it.
+/// A port that outlives bridges, as if a service manager held it.
 fn held_port() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -55,7 +55,7 @@ fn pass(listener: &TcpListener) -> OwnedFd {
     listener.try_clone().expect("a socket").into()
 }
 
-/// The answer to an `EventSource` of alice's on the page.
+/// The response to an `EventSource` that alice has on the page.
 async fn ask(address: SocketAddr) -> io::Result<Response> {
     let cookie = format!("tidings_token={}", token("alice"));
     let headers = [
@@ -76,7 +76,7 @@ fn assert_readable(response: &Response) {
     assert!(kind.starts_with("text/event-stream"), "{kind}");
 }
 
-/// Asserts that a body makes a client come back, and forget nothing. Returns after how long, in milliseconds.
+/// Asserts that a body makes a client reconnect and keep its last event id. Returns the retry delay in milliseconds.
 fn assert_deferral(body: &str) -> u64 {
     let (retry, comment) = body.split_once('\n').expect("two lines");
     assert!(
@@ -123,7 +123,7 @@ async fn while_a_bridge_stops_its_port_answers_every_request_at_once() {
         answered += 1;
     }
     assert!(answered > 10, "{answered}");
-    // Programs are told the truth, and pages of others nothing.
+    // Programs get the real status, and pages of other origins get nothing.
     let program = get(address, "/stream", &[("Accept", "*/*")]).await;
     let program = program.expect("an answer");
     assert_eq!(program.status(), 503);
@@ -157,7 +157,7 @@ async fn over_http2_too_and_a_connection_that_was_open_before_is_closed_at_the_e
     let database = Database::migrated().await;
     let authority = Authority::new();
     let [certificate, key] = authority.issue("bridge", &[ORIGIN]).settings();
-    // It ends earlier, with its last stream.
+    // It ends before the drain time is over, with its last stream.
     let mut bridge = Served::start(&database, &["--drain=60s", &certificate, &key]).await;
     let address = bridge.address();
     let earlier = Http2::connect(address, &authority).await;
@@ -178,7 +178,7 @@ async fn over_http2_too_and_a_connection_that_was_open_before_is_closed_at_the_e
         let took = asked.elapsed();
         assert!(took < AT_ONCE, "{took:?}");
     }
-    // Both clients keep their connections, and only the bridge can close them.
+    // Both clients keep their connections open, so only the bridge can close them.
     drop(streams);
     let begin = Instant::now();
     assert!(bridge.ended().await.success());
@@ -187,18 +187,19 @@ async fn over_http2_too_and_a_connection_that_was_open_before_is_closed_at_the_e
     drop((earlier, later));
 }
 
-/// How attempts to connect ended.
+/// The outcomes of the attempts to connect.
 #[derive(Debug, Default)]
 struct Attempts {
     streams: AtomicUsize,
     deferrals: AtomicUsize,
-    /// Those that were never answered are a failure while a bridge stops in order.
+    /// Attempts without any response. They are a failure while a bridge shuts down gracefully.
     broken: AtomicUsize,
     is_over: AtomicBool,
 }
 
 impl Attempts {
-    /// Clients that connect until all is over. Each attempt must be answered: returns how long the longest took.
+    /// Starts clients that connect until the test is over. Each attempt must get a response; each client returns the
+    /// longest time that one took.
     fn flood(self: &Arc<Self>, address: SocketAddr) -> JoinSet<Duration> {
         let mut clients = JoinSet::new();
         for _ in 0..CLIENTS {
@@ -237,7 +238,7 @@ impl Attempts {
         }
     }
 
-    /// Waits until more streams were opened.
+    /// Waits until `2 * CLIENTS` more streams were opened.
     async fn until_streams(&self) {
         let before = self.streams.load(Ordering::Relaxed);
         let looking = async {
@@ -250,8 +251,8 @@ impl Attempts {
     }
 }
 
-/// Bridges that follow each other on one socket, each ended by a signal, under a flood of new connections. Returns
-/// the attempts, and how long the longest took.
+/// Runs bridges one after another on one socket, each ended by a signal, under a flood of new connections. Returns the
+/// attempts and the longest time that one took.
 async fn succession(signal: Signal) -> (Arc<Attempts>, Duration) {
     let database = Database::migrated().await;
     let (held, address) = held_port();
@@ -326,7 +327,7 @@ async fn a_socket_without_a_name_is_the_streams() {
     assert_ne!(bridge.admin_address(), address);
 }
 
-/// Variables that a parent process left behind are no sockets of ours.
+/// Variables that a parent process left behind don't describe sockets of ours.
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_of_another_process_are_left_alone() {
     let database = Database::migrated().await;
@@ -372,7 +373,7 @@ async fn what_is_no_listening_tcp_socket_is_refused_and_named() {
         let output = ended.expect("it refuses").expect("its log");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains(expected), "{expected}: {said}");
-        // Another try doesn't help.
+        // Retrying would not help.
         assert_eq!(output.status.code(), Some(2), "{said}");
     }
 }

@@ -1,5 +1,4 @@
-//! Whoever may create objects in the schema can't have the owner or the bridge call
-//! them.
+//! A role that may create objects in the schema can't make the owner or the bridge call them.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -10,13 +9,13 @@ use crate::{
     support::{bridge::Bridge, database::Database},
 };
 
-/// Makes, as the role that runs it, functions and operators with which those of
-/// `pg_catalog` could be confused: for each of theirs whose name is among $1, and for
-/// each combination of concrete types that it takes by a polymorphic argument or an
-/// implicit cast. Each call is counted, also if its transaction is rolled back.
+/// Creates, as the role that runs it, functions and operators that could be confused with those of
+/// `pg_catalog`: for each of the latter with a name in $1, and for each combination of concrete
+/// types that it accepts through a polymorphic argument or an implicit cast. Each call is counted,
+/// even if its transaction is rolled back.
 const PLANT: &str = include_str!("hijack/plant.sql");
 
-/// All words and all operators in our SQL, of files and of functions.
+/// All words and operators in our SQL, from files and from functions.
 async fn vocabulary(client: &Client) -> Vec<String> {
     let mut texts = Vec::new();
     for folder in ["sql", "migrations"] {
@@ -39,7 +38,7 @@ async fn vocabulary(client: &Client) -> Vec<String> {
         found.extend(text.split(|c| !is_word(c)).map(str::to_owned));
         found.extend(text.split(|c| !is_operator(c)).map(str::to_owned));
     }
-    // By syntax: like, between, extract, at time zone.
+    // Functions and operators that are called through syntax: like, between, extract, at time zone.
     let by_syntax = [
         "~~",
         "!~~",
@@ -54,13 +53,13 @@ async fn vocabulary(client: &Client) -> Vec<String> {
     found.into_iter().collect()
 }
 
-/// As a role that may do no more than create in the schema, as everybody could by
+/// Runs as a role with no other privilege than CREATE on the schema, which every role had by
 /// default before PostgreSQL 15.
 async fn plant(database: &Database) -> i64 {
     let superuser = database.superuser().connect().await;
     superuser
         .batch_execute(
-            // Another test of this cluster may create it at the same moment.
+            // Another test in this cluster may create the role at the same moment.
             "do $$ begin create role mallory login; \
              exception when duplicate_object or unique_violation then null; end $$; \
              create schema plants authorization mallory; \
@@ -73,7 +72,8 @@ async fn plant(database: &Database) -> i64 {
     mallory.batch_execute(PLANT).await.expect("the means");
     let planted = "select plants.plant('public', $1)";
     let row = mallory.query_one(planted, &[&words]).await.expect(planted);
-    // Even those of pg_catalog with the same types come second in sessions that set nothing.
+    // In sessions that don't set a search_path, planted objects win even over those of pg_catalog
+    // with the same types.
     let name = database.name();
     let first = format!("alter database {name} set search_path to public, pg_catalog");
     superuser.batch_execute(&first).await.expect(&first);
@@ -87,7 +87,7 @@ async fn assert_none_was_called(database: &Database) {
     assert_eq!(row.get::<_, String>(0), "");
 }
 
-/// A session whose own statements mean what they say.
+/// A session in which the test's own statements call only `pg_catalog`.
 async fn careful(database: &Database) -> Client {
     let client = database.connect().await;
     client
@@ -97,7 +97,7 @@ async fn careful(database: &Database) -> Client {
     client
 }
 
-/// All that applications, the bridge, the command line and dashboards do.
+/// Does everything that applications, the bridge, the command line and dashboards do.
 async fn use_everything(database: &Database) {
     let bridge = Bridge::start(database).await;
     let mut alice = bridge.connect_live("alice").await;
@@ -158,7 +158,7 @@ async fn use_everything(database: &Database) {
         let read = format!("select * from public.tidings_{view}");
         monitor.query(&read, &[]).await.expect(view);
     }
-    // The reporter tells when it begins.
+    // The bridge's first report appears soon after the start.
     let told = "select count(*) > 0 from public.tidings_bridges_seen";
     while !superuser
         .query_one(told, &[])
@@ -182,7 +182,7 @@ async fn use_everything(database: &Database) {
     ] {
         run(role, arguments).await.well();
     }
-    // These find that everybody may create objects.
+    // These report that every role may create objects.
     for arguments in [["check", "--json"], ["status", "--json"]] {
         let findings = run(database, &arguments).await.json();
         assert!(findings.is_object(), "{findings}");
@@ -193,7 +193,7 @@ async fn use_everything(database: &Database) {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_function_or_operator_of_another_role_is_called_where_it_was_there_first() {
     let database = Database::empty().await;
-    // What the functions will call is not known yet, but it is in the files.
+    // The functions aren't installed yet, but their SQL is in the files.
     let planted = plant(&database).await;
     assert!(planted > 500, "{planted}");
     database.migrate().await;

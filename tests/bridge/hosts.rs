@@ -62,7 +62,7 @@ async fn a_loopback_admin_address_accepts_loopback_hosts_only() {
         let answer = get(address, "/health/live", &[("Host", &host)]).await;
         assert_eq!(answer.expect("an answer").status(), 200, "{host}");
     }
-    // The target may name the host as well, and must name the same one.
+    // The request target may contain a host too, which must be the same.
     let ask = async |request: String| Wire::plain(address, request).await.head().await.status;
     let absolute = |target: &str, host: &str| {
         format!("GET http://{target}/health/live HTTP/1.1\r\nHost: {host}\r\n\r\n")
@@ -70,14 +70,14 @@ async fn a_loopback_admin_address_accepts_loopback_hosts_only() {
     assert_eq!(ask(absolute("localhost", "localhost")).await, 200);
     assert_eq!(ask(absolute("tidings.example", "localhost")).await, 403);
     assert_eq!(ask(absolute("localhost", "tidings.example")).await, 403);
-    // Browsers always name a host; health checks over HTTP/1.0 often don't.
+    // Browsers always send a host; health checks over HTTP/1.0 often don't.
     assert_eq!(
         ask("GET /health/ready HTTP/1.0\r\n\r\n".to_owned()).await,
         200
     );
 }
 
-/// Kubernetes probes name the pod's address, monitoring systems a host name.
+/// Kubernetes probes use the pod's address, monitoring systems a host name.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_admin_addresses_accept_every_host() {
     let database = Database::migrated().await;

@@ -1,5 +1,5 @@
-//! Who may read: a wrong, expired, unsigned or missing token gets a 401 and
-//! nothing of the stream.
+//! Authentication: a wrong, expired, unsigned or missing token gets a 401 and nothing of the
+//! stream.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
@@ -52,7 +52,7 @@ async fn a_bad_token_gets_a_401_that_says_what_to_do_and_nothing_else() {
     let now = get_current_timestamp();
     let hs256 = |claims: Value| sign(Algorithm::HS256, &claims, SECRET);
     let mut tampered = token("alice");
-    // Not the very last character, of which only some bits count.
+    // Not the very last character: only some of its bits count.
     let at = tampered.len() - 5..tampered.len() - 4;
     let other = if &tampered[at.clone()] == "A" {
         "B"
@@ -201,11 +201,11 @@ async fn sources_must_agree_and_a_bad_one_never_falls_back_to_another() {
         401
     );
     assert_eq!(status(&[("Cookie", &both)]).await, 401);
-    // Each costs the check of a signature.
+    // Each one costs a signature check, so at most four are accepted.
     let many = |count| vec![alices.as_str(); count].join("; ");
     assert_eq!(status(&[("Cookie", &many(4))]).await, 200);
     assert_eq!(status(&[("Cookie", &many(5))]).await, 401);
-    // Somebody else's scheme, a proxy's password for instance.
+    // An unrelated scheme, for example a proxy's password.
     assert_eq!(
         status(&[("Authorization", "Basic eDp5"), ("Cookie", &alices)]).await,
         200
@@ -223,7 +223,7 @@ async fn without_authentication_serve_refuses_to_start() {
     assert!(error.to_string().contains("TIDINGS_JWT_SECRET"), "{error}");
 }
 
-/// Users have names that SQL, SSE and HTTP would read as something else.
+/// Users whose names have a meaning in SQL, SSE or HTTP.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_is_only_a_name() {
     let database = Database::migrated().await;
@@ -252,10 +252,10 @@ async fn a_name_is_only_a_name() {
     assert_eq!(database.ids(alices).await, [0; 0]);
 }
 
-/// Lines of a request's head, as bytes.
+/// Header lines of a request, as bytes.
 type Lines<'a> = &'a [(&'a str, &'a [u8])];
 
-/// What a request with these lines is answered with, over plain HTTP/1.1.
+/// The status of the response to a request with these lines, over plain HTTP/1.1.
 async fn status_of(bridge: &Bridge, path: &str, lines: Lines<'_>) -> u16 {
     let mut request = format!("GET {path} HTTP/1.1\r\nHost: tidings\r\n").into_bytes();
     for (name, value) in lines {
@@ -335,7 +335,7 @@ async fn other_cookies_and_authorization_schemes_are_ignored() {
             assert_eq!(ask(path, &after).await, 200, "{path} {after:?}");
         }
     }
-    // In one field with others, and in quotes.
+    // In one header with other cookies, and quoted.
     for cookie in [
         &[b"theme=\xff; __Host-t=", alice.as_bytes(), b"; lang=\xfe"].concat(),
         &[b"a=1;__Host-t=", alice.as_bytes()].concat(),
@@ -418,7 +418,7 @@ async fn an_invalid_credential_never_falls_back_to_another_however_it_is_written
         ("Cookie", twice.as_bytes()),
     ] {
         for lines in [&[bad][..], &[bad, good], &[good, bad]] {
-            // Another user's cookie is good alone.
+            // Another user's cookie is valid on its own.
             let expected = if lines == [("Cookie", bobs.as_bytes())] {
                 200
             } else {

@@ -1,5 +1,5 @@
-//! What a database or a role sets for its applications changes nothing of what the bridge,
-//! the command line and our functions do.
+//! Settings that a database or a role has for its applications don't affect the bridge, the command
+//! line or our functions.
 
 use clap::Parser;
 use futures_util::future::join_all;
@@ -19,8 +19,8 @@ use crate::support::{
     until,
 };
 
-/// Settings that roles begin their sessions with, each as far from its default as can be.
-/// Those that the server doesn't know are left out.
+/// Settings that sessions of the roles start with, each as far from its default as possible.
+/// Settings that the server doesn't know are skipped.
 const SETTINGS: &[(&str, &str)] = &[
     ("default_transaction_isolation", "serializable"),
     ("default_transaction_deferrable", "on"),
@@ -56,8 +56,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("plpgsql.extra_warnings", "all"),
 ];
 
-/// Gives every role these settings, in this database; and turns all methods of the planner
-/// off.
+/// Gives every role these settings in this database, and turns off all planner methods.
 async fn inherit(database: &Database, roles: &[&str], more: &[(&str, &str)]) {
     let superuser = database.superuser().connect().await;
     let methods = "select name::text from pg_settings where name like 'enable\\_%' \
@@ -66,7 +65,7 @@ async fn inherit(database: &Database, roles: &[&str], more: &[(&str, &str)]) {
     let methods = methods.iter().map(|row| (row.get(0), "off".to_owned()));
     let settings = SETTINGS.iter().chain(more);
     let settings = settings.map(|&(name, value)| (name.to_owned(), value.to_owned()));
-    // So that the settings of its language are known.
+    // Loads plpgsql, so that its settings are known.
     superuser
         .batch_execute("do language plpgsql $$ begin end $$")
         .await
@@ -78,7 +77,7 @@ async fn inherit(database: &Database, roles: &[&str], more: &[(&str, &str)]) {
         if !row.get::<_, bool>(0) {
             continue;
         }
-        // A list has no quotes around the whole.
+        // A list setting must not be quoted as a whole.
         let value = match setting.as_str() {
             "search_path" | "datestyle" => value,
             _ => format!("'{value}'"),
@@ -90,10 +89,10 @@ async fn inherit(database: &Database, roles: &[&str], more: &[(&str, &str)]) {
     }
 }
 
-/// An application's own sessions feel these.
+/// Settings for our roles only: they would break an application's own sessions.
 const OURS_ALONE: &[(&str, &str)] = &[
     ("default_transaction_read_only", "on"),
-    // An application's rows would ring no bell.
+    // With it, an application's INSERTs would send no NOTIFY.
     ("session_replication_role", "replica"),
     ("statement_timeout", "2s"),
     ("idle_in_transaction_session_timeout", "1s"),
@@ -139,7 +138,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
     superuser
         .until("select bool_and(sent) from public.notifications")
         .await;
-    // Resumed, and from the backlog.
+    // One stream resumes, the other one starts with the backlog.
     let id = alice.last_event_id().to_owned();
     drop(alice);
     for user in ["alice", "bob"] {
@@ -188,7 +187,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
     bridge.stop().await;
 }
 
-/// On a large table, making an index takes longer than any query of a bridge may.
+/// On a large table, creating an index takes longer than any query of a bridge may.
 #[tokio::test(flavor = "multi_thread")]
 async fn migrations_may_take_as_long_as_they_need() {
     let database = Database::empty().await;
@@ -210,7 +209,7 @@ async fn serializable() -> Database {
     database
 }
 
-/// What it reads, the bridge marks; what it writes, the bridge reads.
+/// The application reads rows that the bridge marks, and writes rows that the bridge reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_serializable_application_never_fails_because_of_the_bridge() {
     let database = serializable().await;
@@ -230,7 +229,7 @@ async fn a_serializable_application_never_fails_because_of_the_bridge() {
     bridge.stop().await;
 }
 
-/// Each client's transactions concern a user of its own.
+/// Each client's transactions use a different user.
 #[tokio::test(flavor = "multi_thread")]
 async fn serializable_calls_of_our_functions_never_fail_because_of_each_other() {
     const CLIENTS: usize = 8;

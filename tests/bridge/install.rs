@@ -1,6 +1,5 @@
-//! `docs/install.md` alone takes a DBA who is no superuser from a database with
-//! nothing of Tidings in it to a first notification, and back: its commands are
-//! run as they stand there.
+//! With `docs/install.md` alone, a DBA who is not a superuser can take a database without Tidings
+//! to a first notification, and back: the test runs the page's commands verbatim.
 
 use std::{env, fs, net::SocketAddr, os::unix::fs::symlink, path::Path};
 
@@ -13,7 +12,7 @@ use crate::support::{
     ports::free_address,
 };
 
-/// The commands of a page, in order: its blocks of shell.
+/// The commands of a page, in order: its shell blocks.
 fn commands(page: &str) -> String {
     let mut commands = String::new();
     let mut inside = false;
@@ -31,7 +30,7 @@ fn commands(page: &str) -> String {
     commands
 }
 
-/// The page names ports that somebody else may have here.
+/// Replaces the page's ports, which may be in use on this machine.
 fn with_free_ports(commands: &str) -> (String, [SocketAddr; 2]) {
     let addresses = [(); 2].map(|()| free_address());
     let [listen, admin] = addresses.map(|address| address.to_string());
@@ -41,7 +40,7 @@ fn with_free_ports(commands: &str) -> (String, [SocketAddr; 2]) {
     (commands, addresses)
 }
 
-/// What is in the database and the cluster's roles, as text to compare.
+/// The objects of the database and the roles of the cluster, as comparable text.
 async fn inventory(superuser: &Database) -> String {
     let query = "select string_agg(thing, e'\\n' order by thing) from ( \
                    select 'relation ' || oid::regclass from pg_class \

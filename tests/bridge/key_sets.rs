@@ -1,5 +1,5 @@
-//! The keys that an identity provider publishes: what becomes of users when its
-//! server is slow, broken, hostile, away, or has new keys.
+//! The keys that an identity provider publishes: what happens to users when its server is slow,
+//! broken, hostile or down, or has new keys.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use crate::support::{
     process::{Served, refusal},
 };
 
-/// Waits until the bridge answers so to this token, asking all the while.
+/// Polls until the bridge responds to this token with this status.
 async fn until_status(bridge: &Bridge, token: &str, expected: u16) {
     let asking = async { while status(bridge.address(), token).await != expected {} };
     let outcome = timeout(PATIENCE, asking).await;
@@ -50,7 +50,7 @@ async fn a_provider_that_is_down_at_start_keeps_nobody_else_out_and_is_heard_whe
     assert_eq!(status(bridge.address(), &theirs).await, 503);
     bridge.until_ready_is(200).await;
     assert_eq!(status(bridge.address(), &token("alice")).await, 200);
-    // What no key of a set could have signed needs no set to be refused.
+    // A token that no key of the set can have signed is rejected without fetching the set.
     let forged = encode(
         &Header::new(HS256),
         &claims("alice"),
@@ -85,13 +85,13 @@ async fn a_set_that_cannot_be_had_is_given_up_in_time_and_the_old_one_stays_good
         Answer::Endless,
         Answer::Closes,
         Answer::status("204 No Content"),
-        // The keys are in it, but something is wrong.
+        // The response contains the keys, but something else is wrong.
         Answer::Other(unsure),
         Answer::Other(redirect),
         Answer::body("<html>maintenance</html>"),
         Answer::body(r#"{"keys": 7}"#),
         Answer::Other("200 OK\r\nContent-Length: 4000\r\n\r\n{\"keys\":[".to_owned()),
-        // No key at all would be a provider without users.
+        // A set without keys would mean a provider without users.
         Answer::Keys(vec![]),
         Answer::Keys(many),
         Answer::Keys(vec![symmetric]),
@@ -102,7 +102,7 @@ async fn a_set_that_cannot_be_had_is_given_up_in_time_and_the_old_one_stays_good
         let known = old.token(ES256, "old");
         assert_eq!(status(bridge.address(), &known).await, 200, "{fault:?}");
         server.answer(fault.clone());
-        // It is asked for once more, and until it answers nobody can tell.
+        // The bridge asks again; until the server responds, it can't decide about the token.
         let unknown = new.token(ES256, "new");
         assert_eq!(status(bridge.address(), &unknown).await, 503, "{fault:?}");
         assert!(server.asked().len() >= 2, "{fault:?}");
@@ -130,8 +130,8 @@ async fn new_keys_are_fetched_once_for_all_who_need_them_and_replace_the_old_one
     let together = (0..50).map(|_| status(bridge.address(), &of_new));
     assert_eq!(join_all(together).await, [200; 50]);
     assert_eq!(server.asked().len(), 2);
-    // A flood of names that nobody has heard of costs the provider no more than one
-    // request in ten seconds. It is put off before that: a request has a deadline.
+    // A flood of unknown key names costs the provider at most one request in ten seconds. The
+    // tokens get a 503 before that, because requests have a deadline.
     let began = Instant::now();
     let forged: Vec<String> = (0..50)
         .map(|n| forger.token(ES256, &format!("forged {n}")))
@@ -145,7 +145,7 @@ async fn new_keys_are_fetched_once_for_all_who_need_them_and_replace_the_old_one
     assert_eq!(answers, [503; 50]);
     let took = began.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
-    // The set was replaced as a whole, which is looked at anew when it is time.
+    // The set is replaced as a whole, at the next fetch that is due.
     until_status(&bridge, &of_old, 401).await;
     let took = began.elapsed();
     assert!(took > Duration::from_secs(5), "{took:?}");
@@ -198,7 +198,7 @@ async fn of_a_set_only_public_keys_for_signatures_are_taken_each_for_its_own_alg
         (pair.token(ES256, "of another kind"), 401),
         (pair.token(ES256, "no curve"), 401),
         (pair.token(ES256, "no point"), 401),
-        // A good signature, but of another key than it says.
+        // A valid signature, but by another key than the token names.
         (pair.token(ES256, "pss"), 401),
         (other.token(ES256, "sig"), 401),
         (other.token(ES256, ""), 401),
@@ -296,7 +296,7 @@ async fn a_provider_whose_tokens_may_be_meant_for_others_is_warned_of() {
     let database = Database::empty().await;
     let server = KeyServer::start(Answer::Closes).await;
     let url = server.url();
-    // It refuses to start for another reason, and so tells all that it has to.
+    // It refuses to start for another reason, so its whole output can be read.
     let arguments = ["--migrate=never", "--jwks-url", &url];
     let said = refusal(&database, &arguments).await;
     assert!(said.contains("TIDINGS_JWT_AUDIENCE is not"), "{said}");

@@ -1,5 +1,5 @@
-//! An event that is larger than a chunk is written in pieces. Whatever happens between
-//! two pieces, nothing comes into its middle: it would become a part of the event.
+//! An event that is larger than a chunk is written in pieces. Nothing may be written between two
+//! pieces: it would become part of the event.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::support::{database::Database, streams::streams};
 
-/// As large as a text may be.
+/// The maximum size of a text.
 const TEXT: usize = 1 << 20;
 
-/// A stream that has written a part of a row of [`TEXT`] bytes, and what it has written.
+/// A stream that has written part of a row of [`TEXT`] bytes, and what it has written.
 async fn within_an_event(
     database: &Database,
     lifetime: Option<Duration>,
@@ -63,7 +63,7 @@ async fn a_stream_that_ends_in_the_middle_of_an_event_leaves_it_incomplete() {
         written += &more;
     }
     let (_, event) = written.split_once("data: x").expect("the event");
-    // A client drops what no blank line has ended, and gets it again.
+    // A client drops an event without a final blank line, and receives it again later.
     assert!(
         event.bytes().all(|byte| byte == b'x'),
         "{:?}",
@@ -78,7 +78,7 @@ async fn a_warning_that_falls_into_an_event_follows_it() {
     let lifetime = Duration::from_secs(4);
     let began = Instant::now();
     let (_streams, mut stream, mut written) = within_an_event(&database, Some(lifetime)).await;
-    // The client is warned when half of its time is over.
+    // The client is warned when half of the lifetime is over.
     sleep_until(began + lifetime * 5 / 8).await;
     while !written.contains("event: tidings.expiring") {
         written += &next(&mut stream).await.expect("a warning");

@@ -11,14 +11,14 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// Names of modules from the crate's root on: `delivery`, `hub`.
+/// A module's path from the crate root: `delivery`, `hub`.
 type ModulePath = Vec<String>;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folders, from the top down. Those in one paragraph stand side by side.
+/// The folders from top to bottom. Those in one paragraph are on the same level.
 fn layers() -> Vec<Vec<String>> {
     let text = fs::read_to_string(root().join("src/lib.rs")).expect("src/lib.rs");
     let names = |paragraph: &str| {
@@ -34,7 +34,7 @@ fn layers() -> Vec<Vec<String>> {
     layers.filter(|layer| !layer.is_empty()).collect()
 }
 
-/// All files of the library, each with its module.
+/// All files of the library, with their modules.
 fn modules() -> Vec<(ModulePath, PathBuf)> {
     let source = root().join("src");
     let (mut found, mut folders) = (Vec::new(), vec![source.clone()]);
@@ -62,7 +62,7 @@ fn modules() -> Vec<(ModulePath, PathBuf)> {
     found
 }
 
-/// What a file uses of its crate, without its tests.
+/// The modules that a file uses, except in its tests.
 struct Uses {
     module: ModulePath,
     found: BTreeSet<ModulePath>,
@@ -79,7 +79,7 @@ fn is_of_tests(attributes: &[Attribute]) -> bool {
 }
 
 impl Uses {
-    /// Notes a path if it leads to another module of the crate.
+    /// Records a path if it leads to another module of the crate.
     fn note(&mut self, names: &[String]) {
         let mut module = match names.first().map(String::as_str) {
             Some("crate") => Vec::new(),
@@ -133,7 +133,7 @@ impl<'ast> Visit<'ast> for Uses {
     }
 }
 
-/// What each module uses.
+/// The modules that each module uses.
 fn uses() -> Vec<(ModulePath, BTreeSet<ModulePath>)> {
     let uses = modules().into_iter().map(|(module, path)| {
         let text = fs::read_to_string(&path).expect("a file");
@@ -166,7 +166,7 @@ fn no_layer_uses_one_beside_or_above_it() {
     assert!(upward.is_empty(), "{upward:#?}");
 }
 
-/// Also not by way of a third. A file and those in the folder of its name are one module.
+/// Not indirectly either. A file and the folder of the same name count as one module.
 #[test]
 fn no_two_modules_use_each_other() {
     let all: BTreeSet<ModulePath> = modules()
@@ -184,7 +184,7 @@ fn no_two_modules_use_each_other() {
         let others = others.filter(|other| all.contains(other) && *other != own);
         graph.entry(own.clone()).or_default().extend(others);
     }
-    // Whatever uses nothing that is left is in no cycle.
+    // A module that uses none of the remaining modules is in no cycle.
     while let Some(done) = graph
         .iter()
         .find(|(_, used)| used.iter().all(|other| !graph.contains_key(other)))

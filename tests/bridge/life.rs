@@ -1,4 +1,4 @@
-//! How long an identity holds, and what a browser is told of its end.
+//! How long an identity is valid, and how a browser learns of its end.
 
 use crate::support::{
     bridge::{Bridge, token_that_ends_in},
@@ -27,8 +27,8 @@ async fn a_stream_ends_with_its_token_after_a_warning_and_is_refused_from_then_o
     assert!(refused.text().await.contains("expired"));
 }
 
-/// There is always something to send, because the client doesn't read: 40 MB,
-/// far more than all buffers on the way.
+/// There is always something to send, because the client doesn't read: 40 MB, far more than all
+/// buffers in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_never_idle_ends_with_its_token_too() {
     let database = Database::migrated().await;
@@ -49,7 +49,7 @@ async fn a_stream_that_is_never_idle_ends_with_its_token_too() {
         != 401
     {}
     let (items, end) = source.rest().await;
-    // In the middle of a row: there was no room to say that it ends, nor to warn of it.
+    // It is cut in the middle of a row: there was no room for a warning or a reason.
     assert_eq!(end, End::Cut);
     let events = items.iter().filter_map(|item| match item {
         Item::Event(event) => Some(event.name.as_str()),
@@ -64,7 +64,7 @@ async fn a_stream_that_is_never_idle_ends_with_its_token_too() {
     assert!((1..4_000).contains(&rows.len()), "{}", rows.len());
 }
 
-/// The shorter life counts.
+/// The earlier expiry counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_tokens_the_one_that_ends_first_ends_the_stream() {
     let database = Database::migrated().await;

@@ -1,5 +1,4 @@
-//! The log as machines read it: its form, its fields, and what a stranger can do to
-//! it.
+//! The log as machines read it: its format, its fields, and what an attacker can do to it.
 
 use std::{env, process::Stdio, thread};
 
@@ -45,7 +44,7 @@ async fn each_line_reads_alone_and_tells_machines_whose_it_is() {
         .await;
     assert_eq!((&ended["span"], &ended["reason"]), (span, &"left".into()));
 
-    // The listener's lines have the process that a DBA knows it by.
+    // The listener's lines contain its backend's process id, by which a DBA knows it.
     database
         .superuser()
         .execute(
@@ -104,15 +103,15 @@ async fn a_flood_of_bad_tokens_fills_no_disk_and_all_of_it_is_counted() {
         .sum();
     assert_eq!(written + left_out, 200);
     assert!(left_out > 0 && (20..200).contains(&written), "{written}");
-    // At the level of every day there is one line for all of them.
+    // At the default level there is one line for all of them.
     let told = lines.iter().filter(|line| line["reason"] == "identity");
     assert!(told.count() <= 2);
 }
 
-/// Says to the test below that it is the process in which code panics.
+/// Marks the child process of the test below, in which code panics.
 const PANICS: &str = "OF_TESTS_PANICS";
 
-/// The language's own hook writes text, and blocks if nobody reads it.
+/// Rust's default panic hook writes plain text, and blocks if the pipe isn't read.
 #[tokio::test]
 async fn a_panic_is_one_line_of_the_log_that_names_its_place() {
     if env::var_os(PANICS).is_some() {

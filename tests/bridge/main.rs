@@ -1,5 +1,5 @@
-//! The bridge as its users meet it: a real PostgreSQL, real sockets, a real
-//! browser. Tests wait for signals, never for time.
+//! The bridge as its users see it: a real PostgreSQL, real sockets, a real browser. Tests wait for
+//! something to happen, not for a fixed time.
 
 mod admission;
 mod browser;

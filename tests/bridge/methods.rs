@@ -19,7 +19,7 @@ const ADMIN: [&str; 6] = [
     "/metrics",
 ];
 
-/// Extension methods are no different.
+/// Unknown methods are treated the same.
 const OTHERS: [&str; 8] = [
     "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "get",
 ];
@@ -59,7 +59,7 @@ async fn the_admin_address_answers_head_as_get_and_refuses_other_methods() {
         assert!(get.status == 200 && !body.is_empty(), "{path}: {get:?}");
         let (mut head, body) = ask(address, "HEAD", path, "").await;
         assert_eq!((head.status, body.as_str()), (get.status, ""), "{path}");
-        // Figures change from one answer to the next, and with them the length.
+        // Metric values change from one response to the next, and with them the length.
         let length = head.headers.remove("content-length").expect("a length");
         assert_ne!(length, "0", "{path}");
         let mut expected = get.headers;
@@ -110,7 +110,7 @@ async fn head_of_the_stream_answers_as_get_and_opens_and_marks_nothing() {
     let address = bridge.address();
     let bearer = format!("Authorization: Bearer {}\r\n", token("alice"));
     let other = format!("Authorization: Bearer {}\r\n", token("bob"));
-    // Over HTTP/1.0 too, without chunks.
+    // Over HTTP/1.0 too, which has no chunks.
     for (version, framing) in [("1.1", "chunked"), ("1.0", "")] {
         let request = format!("HEAD /stream HTTP/{version}\r\nHost: h\r\n{bearer}\r\n");
         let mut wire = Wire::plain(address, request).await;
@@ -143,7 +143,7 @@ async fn head_of_the_stream_answers_as_get_and_opens_and_marks_nothing() {
     let sent = "select id from notifications where sent";
     assert_eq!(database.ids(sent).await, [0; 0]);
 
-    // The limit of connections applies, and HEAD itself takes no connection.
+    // The connection limit applies, but HEAD itself doesn't use up a connection.
     let _stream = bridge.connect_live("alice").await;
     let (head, body) = ask(address, "HEAD", "/stream", &bearer).await;
     assert_eq!((head.status, body.as_str()), (429, ""));

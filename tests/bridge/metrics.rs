@@ -1,5 +1,4 @@
-//! What monitors read: it is counted, documented, and what alerts and dashboards ask
-//! for exists.
+//! Monitoring: metrics are counted and documented, and all that alerts and dashboards query exist.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +12,14 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{bridge::Bridge, database::Database, event_source::get};
 
-/// A page of the repository.
+/// A page of docs/operations.
 fn page(path: &str) -> String {
     let path = format!("{}/docs/operations/{path}", env!("CARGO_MANIFEST_DIR"));
     fs::read_to_string(&path).expect(&path)
 }
 
-/// The names in the text of the metrics, as a query has them: with their labels, and
-/// with what a kind adds to a name.
+/// The names in the text of the metrics as a query uses them: with their labels and with the
+/// suffixes of their type.
 fn shown(metrics: &str) -> BTreeSet<String> {
     let kinds = metrics
         .lines()
@@ -44,7 +43,7 @@ fn shown(metrics: &str) -> BTreeSet<String> {
     names.collect()
 }
 
-/// What stands in the first column of the tables.
+/// The names in the first column of the tables.
 fn documented() -> BTreeSet<String> {
     let page = page("metrics.md");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
@@ -52,8 +51,7 @@ fn documented() -> BTreeSet<String> {
         .collect()
 }
 
-/// All that a text names that looks like a metric of ours, without the parts of
-/// histograms.
+/// All names in a text that look like our metrics, without the suffix of histogram buckets.
 fn used(text: &str) -> BTreeSet<String> {
     let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
     text.split(|character| !is_part(character))
@@ -62,7 +60,7 @@ fn used(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Every string in a piece of JSON.
+/// Appends every string in a JSON value.
 fn strings(value: &Value, all: &mut String) {
     match value {
         Value::String(text) => all.extend([text.as_str(), "\n"]),
@@ -136,7 +134,7 @@ async fn what_passes_is_counted() {
         "tidings_connections_opened_total 2",
         "tidings_users 2",
         "tidings_delivered_rows_total 2",
-        // What waited for her is not late.
+        // A row that waited while alice was offline doesn't count as late.
         "tidings_delay_seconds_count 1",
         "tidings_delay_seconds_bucket{le=\"60.0\"} 1",
         "tidings_marked_rows_total 2",
@@ -165,13 +163,13 @@ async fn what_passes_is_counted() {
     bridge
         .until_metrics(|metrics| has(metrics, &ended), ended[0])
         .await;
-    // Nobody is named.
+    // Metrics contain no user's name.
     let metrics = get(bridge.admin_address(), "/metrics", &[]).await;
     assert!(!metrics.expect("an answer").text().await.contains("alice"));
 }
 
-/// Checks a text in the format 0.0.4: each family is described and typed once, before its
-/// samples, which follow at once and have names and values as its type demands.
+/// Checks a text in format 0.0.4: each family has one HELP and one TYPE line, followed immediately
+/// by its samples, with the names and values that its type requires.
 fn check_plain(text: &str) -> BTreeMap<String, String> {
     let mut kinds = BTreeMap::new();
     let mut family: Option<(&str, &str)> = None;
@@ -257,7 +255,7 @@ async fn clients_that_prefer_plain_text_get_the_prometheus_format() {
         assert_eq!(kind, openmetrics, "{accept:?}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
-    // Both have the same samples.
+    // Both formats have the same samples.
     let samples = |text: &str| -> BTreeSet<String> {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let names = lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned()));
@@ -270,7 +268,7 @@ async fn clients_that_prefer_plain_text_get_the_prometheus_format() {
     promtool(&one).await;
 }
 
-/// Checks a text with Prometheus' own tool, where that is installed.
+/// Checks a text with Prometheus's own tool, if it is installed.
 async fn promtool(text: &str) {
     let promtool = env::var("PROMTOOL").unwrap_or_else(|_| "promtool".to_owned());
     let spawned = Command::new(&promtool)

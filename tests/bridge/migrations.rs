@@ -1,5 +1,5 @@
-//! The schema: created once however many start, never at the cost of what is
-//! not ours, and without a right for strangers.
+//! The schema: created once however many bridges start at the same time, never at the expense of
+//! other objects, and without privileges for other roles.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ async fn a_name_that_is_taken_is_an_error_that_names_the_setting_and_touches_not
             "{message}"
         );
         assert_eq!(objects(&database).await, before, "{statements}");
-        // Another schema is a way out.
+        // Installing into another schema works.
         schema::migrate(
             &database.owner().url(),
             &name("tidings"),
@@ -107,7 +107,7 @@ async fn a_name_that_is_taken_is_an_error_that_names_the_setting_and_touches_not
     }
 }
 
-/// Everything in the schema public.
+/// All objects in the schema public.
 async fn objects(database: &Database) -> Vec<String> {
     let query = "select relkind::text || ' ' || relname from pg_class where relnamespace = 'public'::regnamespace \
          union all select 'function ' || oid::regprocedure from pg_proc where pronamespace = 'public'::regnamespace \
@@ -124,7 +124,8 @@ async fn objects(database: &Database) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_name_that_a_migration_takes_is_looked_for_beforehand() {
-    // Each object of a migrated schema, put in the way of a new one.
+    // For each object of a migrated schema, creates one of the same name where a new schema is to
+    // be installed.
     let database = Database::migrated().await;
     let client = database.connect().await;
     let names = "select relname::text from pg_class where relnamespace = 'public'::regnamespace \
@@ -172,7 +173,7 @@ async fn a_missing_schema_is_created_or_asked_for() {
     );
 }
 
-/// As the README tells a DBA.
+/// As the README describes for a DBA.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
     let database = Database::migrated().await;
@@ -222,7 +223,7 @@ async fn serve_migrates_only_what_is_too_old_and_only_if_it_may() {
     database.migrate().await;
     drop(start(&["--migrate=never"]).await.expect("a bridge"));
 
-    // A newer release has added something, and then taken something away.
+    // A newer release first adds something, and then removes something.
     let add = |version: i32, name: &str| {
         format!(
             "insert into tidings_schema_history (version, name, applied_on, checksum) \
@@ -251,7 +252,7 @@ async fn serve_migrates_only_what_is_too_old_and_only_if_it_may() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_fails_leaves_nothing_of_itself_and_can_be_repeated() {
     let database = Database::empty().await.superuser();
-    // The trigger function can't be created without the language.
+    // Without the language, the trigger function can't be created.
     database.execute("drop extension plpgsql").await;
     let message = refused(&database, "public").await;
     assert!(
@@ -267,7 +268,7 @@ async fn a_migration_that_fails_leaves_nothing_of_itself_and_can_be_repeated() {
     database.migrate().await;
 }
 
-/// With the tables of an earlier version.
+/// A database with the tables of an earlier version.
 async fn at_version(version: i32) -> Database {
     let database = Database::empty().await;
     let owner = database.owner();
@@ -276,13 +277,14 @@ async fn at_version(version: i32) -> Database {
     let (before, _) = script
         .split_once(&format!("-- V{}__", version + 1))
         .expect("the next version");
-    // What begins so is for psql.
+    // Lines with a backslash are for psql.
     let lines = before.lines().filter(|line| !line.starts_with('\\'));
     owner.execute(&lines.collect::<Vec<_>>().join("\n")).await;
     database
 }
 
-/// A role that was granted by name what bridges used before, and not `tidings_bridge`.
+/// A role that was granted by name the privileges that bridges used before, and not
+/// `tidings_bridge`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_was_granted_its_rights_by_name_gets_those_of_new_migrations() {
     let database = at_version(14).await;
@@ -299,7 +301,7 @@ async fn a_role_that_was_granted_its_rights_by_name_gets_those_of_new_migrations
         )
         .await;
     database.migrate().await;
-    // What earlier bridges know as the present incarnation is that of new ones.
+    // Earlier and new bridges agree on the current incarnation.
     database
         .until(
             "select (select since from tidings_incarnation) \
@@ -319,7 +321,7 @@ async fn a_role_that_was_granted_its_rights_by_name_gets_those_of_new_migrations
     bridge.until_ready_is(200).await;
 }
 
-/// Until a session waits for a lock.
+/// True when a session waits for a lock.
 const WAITS: &str = "select exists (select from pg_locks where not granted and database = \
     (select oid from pg_database where datname = current_database()))";
 
@@ -335,7 +337,7 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
     let migrating =
         tokio::spawn(async move { schema::migrate(&url, &schema, schema::LOCK_LIMIT).await });
     database.until(WAITS).await;
-    // It waits for the slow one, and others for it.
+    // The migration waits for the slow transaction. Another writer gets through meanwhile.
     owner.execute(insert).await;
     assert!(!migrating.is_finished());
     slow.batch_execute("commit").await.expect("an end");
@@ -344,7 +346,7 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
         database.ids("select count(*) from notifications").await,
         [2]
     );
-    // Who comes later finds everything.
+    // Bridges that start later find everything in place.
     let bridge = Bridge::start(&database).await;
     bridge.stop().await;
 }
@@ -352,7 +354,7 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_finds_no_gap_names_who_is_in_the_way() {
     let database = at_version(9).await;
-    // Older, but nobody has to wait for it.
+    // Older than the slow one, but it blocks nothing.
     let reader = database.owner().connect().await;
     let read = "begin; select from notifications";
     reader.batch_execute(read).await.expect("a transaction");
@@ -408,8 +410,8 @@ async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
     assert!(rows.len() >= 8, "{rows:?}");
     for row in rows {
         let (function, config): (String, Option<Vec<String>>) = (row.get(0), row.get(1));
-        // What each INSERT runs names all that it uses in full, which is cheaper. What
-        // ends transactions can keep no path.
+        // The function of the INSERT trigger qualifies all names instead, which is cheaper.
+        // Procedures that end transactions can't have a search_path of their own.
         if function != "tidings_ring_doorbell()" && !row.get::<_, bool>(3) {
             let path = config.into_iter().flatten().next();
             let path = path.as_deref();
@@ -549,12 +551,12 @@ async fn two_installations_in_one_database_do_not_hear_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start() {
     let database = Database::migrated().await;
-    // As a dump is restored before its triggers are.
+    // While a dump is restored, its triggers don't exist yet.
     database
         .owner()
         .execute("alter table notifications disable trigger tidings_restamp")
         .await;
-    // As a restored dump has them: transaction ids of a cluster that was further.
+    // As in a restored dump: transaction ids of a cluster that was further ahead.
     database
         .owner()
         .execute(
@@ -562,7 +564,7 @@ async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start()
              ('alice', 'unsent', '900000000', null), ('alice', 'sent', '900000001', now())",
         )
         .await;
-    // Only the owner may take them over.
+    // Only the owner may make them deliverable.
     let said = refusal(&database, &[]).await;
     let advice = "run `tidings migrate` as the table's owner";
     assert!(said.contains(advice), "{said}");
@@ -582,7 +584,7 @@ async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start()
         .await;
     assert_eq!(source.next_event().await.data, "live");
 
-    // One that the owner forges later neither stops nor blinds a bridge.
+    // If the owner forges one later, no bridge stops or misses other rows.
     database.owner().execute("insert into notifications (user_id, text, xid) values ('alice', 'forged', '900000000')")
         .await;
     database
@@ -591,14 +593,14 @@ async fn rows_restored_from_another_cluster_are_delivered_after_the_next_start()
     assert_eq!(source.next_event().await.data, "after");
 }
 
-/// Names of events that a terminal executes, or that are no names.
+/// Event names that a terminal would execute, or that aren't names.
 const UNPRINTABLE: [&str; 6] = ["\t", "\x1b[2J", "a\x07", "\x7f", "\u{9b}2J", "a\u{85}"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_printable_from_now_on_and_those_of_before_are_delivered_and_marked() {
     let database = at_version(17).await;
     let insert = "insert into notifications (user_id, text, event) values ('alice', 'old', $1)";
-    // The groups have no rights yet.
+    // The groups have no privileges yet.
     let writer = database.owner().connect().await;
     for event in UNPRINTABLE {
         writer
@@ -606,7 +608,7 @@ async fn events_are_printable_from_now_on_and_those_of_before_are_delivered_and_
             .await
             .expect("a row of before");
     }
-    // Of a dump that brought ids and left the sequence behind.
+    // As in a dump that restored ids but not the sequence.
     database
         .owner()
         .execute(
@@ -621,10 +623,10 @@ async fn events_are_printable_from_now_on_and_those_of_before_are_delivered_and_
         "select send_notification('alice', 'new', $1)",
         "select send_notification(7, 'new', $1)",
     ];
-    // As whoever restored the ids has to do.
+    // After restoring ids, the sequence must be set.
     let set = "select setval('notifications_id_seq', 1000)";
     database.owner().execute(set).await;
-    // In an empty table, the first row is no exception.
+    // The first row of an empty table is checked too.
     let empty = Database::migrated().await;
     for database in [&empty, &database] {
         let writer = database.connect().await;

@@ -15,7 +15,7 @@ async fn ask(browser: &Browser, script: &str) -> Value {
     answer.expect(script)
 }
 
-/// Waits until an element of the page reads so.
+/// Waits until an element of the page has this text.
 async fn until_reads(browser: &Browser, id: &str, text: &str) {
     let reads = format!("document.getElementById('{id}').textContent === '{text}'");
     browser.until(&reads).await;
@@ -55,7 +55,7 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
          return card.width - chart.width < 40";
     assert_eq!(ask(&browser, gap).await, json!(true));
 
-    // What waits in the database, and who else serves it.
+    // The rows that wait in the database, and the other bridges.
     until_reads(&browser, "pending-more", "none waiting").await;
     database
         .execute("select send_notification('carol', 'a text of nobody else')")

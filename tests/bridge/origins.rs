@@ -1,4 +1,4 @@
-//! Pages of others: what they are answered, and that nothing is sent to them.
+//! Pages of other origins: what they receive, and that no rows are sent to them.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -49,7 +49,7 @@ async fn a_page_of_somebody_else_opens_no_stream_and_marks_nothing() {
             "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
         ),
         ("Origin", "file://"),
-        // An image, a script, a link's target in a frame.
+        // An image, a script, or a link in a frame.
         ("Sec-Fetch-Site", "cross-site"),
         ("Sec-Fetch-Site", "same-site"),
     ] {
@@ -63,7 +63,7 @@ async fn a_page_of_somebody_else_opens_no_stream_and_marks_nothing() {
         assert_eq!(answer.header("access-control-allow-origin"), None);
         let body = answer.text().await;
         assert!(body.contains("TIDINGS_CORS_ORIGINS"), "{body}");
-        // Before anybody asks who it is.
+        // Checked before authentication.
         assert_eq!(ask(&bridge, &[header]).await.status(), 403, "{header:?}");
         assert_eq!(bridge.refused("origin").await, refused + 2);
     }

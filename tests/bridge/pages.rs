@@ -1,4 +1,4 @@
-//! Limits and origins as the `EventSource` of a real browser meets them.
+//! Limits and origins as a real browser's `EventSource` experiences them.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ in_each_browser!(
     a_page_that_is_not_listed_gets_nothing_and_marks_nothing,
 );
 
-/// Opens a page with a user's cookie, which a browser sends to every port of
-/// this host, and with an `EventSource` that writes down everything it is told.
+/// Opens a page with a user's cookie, which a browser sends to every port of this host, and with an
+/// `EventSource` that records everything it receives.
 async fn listen(browser: &Browser, page: &Page, bridge: &Bridge, user: &str) {
     browser.client.goto(&page.origin()).await.expect("the page");
     let script = "document.cookie = 'tidings_token=' + arguments[1]; \
@@ -57,8 +57,7 @@ async fn a_browser_comes_back_by_itself_from_every_refusal_and_misses_nothing(ki
     ] {
         let settings = [origin.as_str(), limit, "--retry-after=1s"];
         let bridge = Bridge::start_with(&database, &settings).await;
-        // Somebody else leaves no room, which the page finds out at least
-        // twice.
+        // Another client leaves no room, which the page notices at least twice.
         let other = bridge.connect_live(in_the_way).await;
         listen(&browser, &page, &bridge, "alice").await;
         browser.until("errors.length >= 2").await;
@@ -82,7 +81,7 @@ async fn a_browser_that_asks_too_often_is_slowed_down_and_comes_back(kind: Kind)
     let origin = format!("--cors-origins={}", page.origin());
     let settings = [origin.as_str(), "--connection-rate=1", "--retry-after=1s"];
     let bridge = Bridge::start_with(&database, &settings).await;
-    // Somebody else, behind the same address, takes all that it is granted.
+    // Another user at the same address uses up the whole rate.
     let asking = async {
         let mut pace = interval(Duration::from_millis(5));
         loop {
@@ -93,7 +92,7 @@ async fn a_browser_that_asks_too_often_is_slowed_down_and_comes_back(kind: Kind)
     };
     let turned_away = async {
         bridge.until_refused("rate").await;
-        // Now and then it is alice who gets what is granted once a second.
+        // Occasionally alice is the one who gets the one connection per second.
         loop {
             listen(&browser, &page, &bridge, "alice").await;
             browser
@@ -140,8 +139,7 @@ async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen(kind: Kind)
     let database = Database::migrated().await;
     let (browser, page) = (Browser::start(kind).await, Page::serve().await);
     let origin = format!("--cors-origins={}", page.origin());
-    // A stream lives for six seconds at least, and a browser comes back after
-    // three at most.
+    // A stream lasts at least six seconds, and a browser reconnects after at most three.
     let settings = [
         origin.as_str(),
         "--max-connections=1",
@@ -153,8 +151,8 @@ async fn a_browser_that_was_turned_away_still_knows_what_it_has_seen(kind: Kind)
     browser.until("source.readyState === 1").await;
     send(&database, "alice", "one").await;
     browser.until("heard.join() === 'one'").await;
-    // Another tab of hers takes the place, and is sent what comes next: then it
-    // is no backlog any more.
+    // Another tab of alice's takes the place and receives the next row, which is then no longer
+    // backlog.
     browser.until("errors.length === 1").await;
     bridge.until_connections(0).await;
     let mut tab = bridge.connect_live("alice").await;
@@ -179,7 +177,7 @@ async fn a_page_that_is_not_listed_gets_nothing_and_marks_nothing(kind: Kind) {
 
     listen(&browser, &evil, &bridge, "alice").await;
     browser.until("source.readyState === 2").await;
-    // No request of a page's own has to ask before it is made.
+    // Requests that a page can make without a preflight.
     let others = "window.failed = 0; \
          const image = new Image(); \
          image.onerror = () => window.failed += 1; \

@@ -1,24 +1,24 @@
-//! The reading queries stay on their indexes at a million rows, also with plans
-//! that were made while the table was empty and never analysed.
+//! At a million rows the reading queries still use their indexes, even with plans that were made
+//! while the table was empty and never analyzed.
 
 use serde_json::Value;
 use tidings::postgres::{connect, queries::Sql, schema::SchemaName};
 
 use crate::support::database::Database;
 
-/// Buffers that a query with nothing or little to return may touch. A scan of
-/// the table would touch tens of thousands; measured here: 4 to 40.
+/// The number of buffers that a query with few or no rows to return may touch. A table scan would
+/// touch tens of thousands; measured here: 4 to 40.
 const BUFFERS: u64 = 200;
 
 const ROWS: u32 = 1_000_000;
 
-/// How many have them.
+/// The number of users with rows.
 const USERS: u64 = 2_501;
 
-/// From one user to the next, to the user's floor, and to the first row above it.
+/// For each user: the step from the previous user, the user's floor, and the first row above it.
 const BUFFERS_A_USER: u64 = 16;
 
-/// Has half of them.
+/// The user with half of the rows.
 const HEAVY: &str = "heavy";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +78,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         let prepare = format!("prepare {name} {types} as {query}");
         client.batch_execute(&prepare).await.expect(name);
     }
-    // Planned while the table is empty, as a bridge on a new database does.
+    // Planned while the table is empty, as by a bridge on a new database.
     for execute in executions("0", "0", 1) {
         client.batch_execute(&execute).await.expect(&execute);
     }
@@ -108,8 +108,8 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         ))
         .await
         .expect("unsent rows");
-    // Once something is found only after all of that, it is noted how far there
-    // was nothing, and the next one doesn't read it again.
+    // When a query finds rows only after skipping all of these, a floor is recorded, and the next
+    // query doesn't read them again.
     let heavy = format!(
         "execute backlog_page ('{HEAVY}', 0, 501, 262144, '{}', '{{}}', '{{}}', 7, 100)",
         u64::MAX >> 1
@@ -120,13 +120,13 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     client.batch_execute(&note).await.expect(&note);
     let (second, plan) = explain(&client, &heavy).await;
     assert!(second <= BUFFERS, "{second} buffers: {plan:#}");
-    // From 18 on Postgres tells a mean, with a fraction.
+    // Since version 18, Postgres reports a mean with a fraction.
     assert_eq!(plan["Actual Rows"].as_f64(), Some(3.0), "{plan:#}");
 
     for execute in executions(&floor, &last, i64::from(ROWS) + 1) {
         assert_cheap(&client, &execute).await;
     }
-    // As if all had been connected, some of them for long.
+    // As if all users had been connected, some of them for a long time.
     let drain = format!(
         "insert into tidings_drained \
          select distinct user_id, '{floor}'::xid8, system_identifier \
@@ -146,7 +146,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     }
 }
 
-/// A page of disconnections costs what is in it: behind a million, among them, and
+/// A page of disconnections costs only what it contains: after a million rows, among them, and
 /// beside a transaction that has been open since before them.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_million_disconnections_a_page_of_them_costs_no_more() {
@@ -183,7 +183,8 @@ async fn at_a_million_disconnections_a_page_of_them_costs_no_more() {
             ),
             2001,
         ),
-        // What was read of it is not read again, although this one is still open.
+        // Rows of a transaction that were read aren't read again, although an earlier transaction
+        // is still open.
         (
             format!(
                 "execute page ('{}', '{{{}}}', '{{0}}', 2001)",
@@ -204,8 +205,8 @@ async fn at_a_million_disconnections_a_page_of_them_costs_no_more() {
     }
 }
 
-/// What waits is found by what waits: in a dashboard's session, which has no
-/// settings of ours.
+/// Pending rows are found without reading the others, in a dashboard's session, which has none of
+/// our settings.
 async fn assert_pending_is_cheap(database: &Database) {
     let dashboard = database.monitor().connect().await;
     // One of them has been marked.
@@ -216,8 +217,7 @@ async fn assert_pending_is_cheap(database: &Database) {
     assert!(buffers <= USERS * BUFFERS_A_USER, "{buffers}: {plan:#}");
 }
 
-/// With an open transaction of which all has been read but what comes after
-/// its millionth row.
+/// The position has an open transaction, which has been read up to its millionth row.
 fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
     [
@@ -239,7 +239,7 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
         format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),
         format!("execute mark_sent (array[{id}::bigint], 1, public.since(), array[now()])"),
-        // Of a user whose floor is far behind, and of one who has few rows.
+        // For a user whose floor is far behind, and for one with few rows.
         format!(
             "execute acknowledged (array['{HEAVY}', 'user7'], array[2, 7]::bigint[], \
              array['{floor}', '{floor}']::xid8[], array[0, 0]::bigint[], array[1, 2]::bigint[], \
@@ -249,11 +249,11 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
     ]
 }
 
-/// How many buffers it touches, and its plan.
+/// The number of buffers that it touches, and its plan.
 async fn explain(client: &tokio_postgres::Client, execute: &str) -> (u64, Value) {
     let explain = format!("explain (analyze, buffers, format json) {execute}");
     let row = client.query_one(&explain, &[]).await.expect(&explain);
-    // Postgres has no binary form for plain json that serde takes: read the text.
+    // The binary form of plain json has no decoder that fits serde here: read the text.
     let mut plan: Value = serde_json::from_str(&row.get::<_, PlanText>(0).0).expect("a plan");
     let plan = plan[0]["Plan"].take();
     let buffers = plan["Shared Hit Blocks"].as_u64().expect("buffers")
@@ -263,7 +263,7 @@ async fn explain(client: &tokio_postgres::Client, execute: &str) -> (u64, Value)
 
 async fn assert_cheap(client: &tokio_postgres::Client, execute: &str) {
     let (buffers, plan) = explain(client, execute).await;
-    // A user's backlog is looked for among all the user's retained rows.
+    // A user's backlog is searched for among all the user's retained rows.
     let bound = if execute.contains("backlog") {
         BUFFERS * 5
     } else if execute.contains("acknowledged") {

@@ -1,5 +1,5 @@
-//! Positions against a real server: what a position selects is what its
-//! snapshot had not seen, whatever the transactions do meanwhile.
+//! Positions against a real server: a position selects exactly the rows that its snapshot had not
+//! seen, whatever transactions do meanwhile.
 
 use std::{
     borrow::Cow,
@@ -30,22 +30,22 @@ use tokio_postgres::{Client, Statement};
 
 use crate::support::database::Database;
 
-/// Transactions that are open side by side.
+/// Concurrently open transactions.
 const WRITERS: usize = 4;
 
-/// Small, so that transactions are cut in the middle all the time.
+/// Small, so that pages keep ending in the middle of transactions.
 const SMALL: PageSize = PageSize { rows: 2, bytes: 60 };
 
-/// Beside large transactions there is room for two rows of others.
+/// Beside a large transaction there is room for two rows of others.
 const EIGHT: PageSize = PageSize {
     rows: 8,
     bytes: i64::MAX,
 };
 
-/// What happens next in a random history.
+/// One step of a random history.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// Writer, rows in one statement. Begins a transaction if none is open.
+    /// Writer, and number of rows in one statement. Begins a transaction if none is open.
     Insert(usize, u8),
     /// The same, undone at once by a rollback to a savepoint.
     InsertAndUndo(usize),
@@ -53,16 +53,16 @@ enum Step {
     InsertInSavepoint(usize),
     Commit(usize),
     RollBack(usize),
-    /// A transaction id is taken, and no row is written.
+    /// Takes a transaction id without writing a row.
     Unrelated(usize),
-    /// One page for the reader of all users.
+    /// Reads one page for the reader of all users.
     ReadTail,
-    /// One page for the reader of one user.
+    /// Reads one page for the reader of one user.
     ReadUser,
-    /// The reader of one user breaks, and comes back with its last id.
+    /// The reader of one user disconnects and resumes from its last id.
     Break,
-    /// The live reader breaks after so many rows of what it gets next, comes back
-    /// with its last id, and reads what it has missed.
+    /// The live reader disconnects after this number of rows of its next batch, resumes from its
+    /// last id, and reads what it missed.
     BreakLive(usize),
 }
 
@@ -104,14 +104,14 @@ impl Writer {
     }
 }
 
-/// A reader and what it has been given.
+/// A reader and the rows that it received, with the number of times.
 struct Reader {
     position: Position,
     got: BTreeMap<i64, u32>,
 }
 
 impl Reader {
-    /// As a stream does: past each of the first rows that is new.
+    /// As a stream does: advances past each new row among the first `count`.
     fn take(&mut self, batch: &Batch, count: usize) {
         for (index, event) in batch.events.iter().enumerate().take(count) {
             let key = event.notification().key;
@@ -122,7 +122,7 @@ impl Reader {
         }
     }
 
-    /// With its last id, by way of its text.
+    /// Resumes from its last id, in text form.
     fn come_back(&mut self) {
         let history = History::default();
         let id = EventId {
@@ -136,7 +136,7 @@ impl Reader {
     }
 }
 
-/// Everything a history plays with.
+/// Everything that a history uses.
 struct Stage {
     writers: Vec<Writer>,
     client: Client,
@@ -146,16 +146,16 @@ struct Stage {
     pool: Pool,
     tail: Reader,
     user: Reader,
-    /// The same user, as a live stream: given what the reader of all users reads.
+    /// The same user as a live stream, which receives what the reader of all users reads.
     live: Reader,
-    /// It breaks after so many rows.
+    /// The number of rows after which it disconnects.
     live_breaks_after: Option<usize>,
 }
 
 impl Stage {
     async fn open(database: &Database) -> Self {
         let sql = Sql::new(&SchemaName::public());
-        // It sees what is there; what the bridge reads, it reads as the bridge.
+        // The owner sees all rows; the bridge's queries run as the bridge.
         let owner = database.owner().connect().await;
         owner
             .batch_execute("truncate notifications")
@@ -247,7 +247,7 @@ impl Stage {
                 last: None,
                 end: End::Live(Arc::new(self.tail.position.clone())),
             };
-            // As the hub does: who has no row in it is not told of it.
+            // As the hub does: a stream without rows in a batch doesn't receive it.
             if !batch.events.is_empty() {
                 self.take_live(&batch).await;
             }
@@ -256,7 +256,7 @@ impl Stage {
         page
     }
 
-    /// As a live stream does, which may break in the middle.
+    /// As a live stream does, which may disconnect in the middle.
     async fn take_live(&mut self, batch: &Batch) {
         let breaks_after = self.live_breaks_after.take();
         let count = breaks_after.unwrap_or(usize::MAX).min(batch.events.len());
@@ -296,7 +296,7 @@ impl Stage {
         page.await.expect("a page").batch
     }
 
-    /// Reads to the end, and returns the snapshots of the last pages.
+    /// Reads to the end and returns the snapshots of the last pages.
     async fn read_all(&mut self) -> (Snapshot, Snapshot) {
         let tail = loop {
             let page = self.read_tail_page(SMALL).await;
@@ -318,7 +318,7 @@ impl Stage {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// What Postgres itself says that a snapshot had not seen of what is there.
+    /// The ids of the existing rows that a snapshot had not seen, according to Postgres.
     async fn unseen(&self, snapshot: &Snapshot, condition: &str) -> BTreeSet<i64> {
         let query = format!(
             "select id from notifications \
@@ -336,7 +336,7 @@ fn insert(rows: u8) -> String {
     )
 }
 
-/// Plays random histories; `check` looks at the end of each.
+/// Runs random histories, with `check` at the end of each.
 async fn play_histories(cases: u32, check: impl AsyncFn(&mut Stage)) {
     let database = Database::migrated().await;
     let handle = Handle::current();
@@ -365,7 +365,7 @@ async fn play_histories(cases: u32, check: impl AsyncFn(&mut Stage)) {
 async fn a_position_selects_exactly_what_its_snapshot_had_not_seen() {
     play_histories(60, async |stage| {
         let (tail_saw, user_saw) = stage.read_all().await;
-        // It names what is still running, and nothing else: it doesn't grow.
+        // It lists exactly the transactions that are still running, so it doesn't grow.
         for (position, saw) in [
             (&stage.tail.position, &tail_saw),
             (&stage.user.position, &user_saw),
@@ -373,7 +373,7 @@ async fn a_position_selects_exactly_what_its_snapshot_had_not_seen() {
             let running: Vec<_> = saw.running_below(position.floor()).collect();
             assert_eq!(position.open_xids(), running);
         }
-        // Whatever was running goes on, and ends in its own way.
+        // Transactions that were running continue, and end in different ways.
         for (index, writer) in stage.writers.iter_mut().enumerate() {
             writer.run(&insert(3)).await;
             match index % 3 {
@@ -433,14 +433,14 @@ fn notifications(page: &TailPage) -> impl Iterator<Item = &Notification> {
     rows.map(|(_, notification)| notification)
 }
 
-/// The texts of a run, each once and in their order.
+/// The texts of a run, without repeats and in order.
 fn texts(run: &Run) -> Vec<&str> {
     let mut texts: Vec<_> = run.notifications.iter().map(|(_, n)| &*n.text).collect();
     texts.dedup();
     texts
 }
 
-/// Rows with this text, in a transaction of their own.
+/// Inserts rows with this text, in a transaction of their own.
 async fn insert_all(stage: &Stage, text: &str, rows: usize) {
     let insert = format!(
         "insert into notifications (user_id, text) \
@@ -460,8 +460,7 @@ async fn while_a_large_transaction_is_read_later_ones_overtake_it_and_are_not_cu
     }
     let page = stage.read_tail_page(EIGHT).await;
     assert_eq!((page.rows(), texts(&page.runs[0])), (8, vec!["large"]));
-    // The large one goes on as if nothing else were there. Two would be cut, and
-    // waits.
+    // The large transaction continues at full size. Transaction two would be split, so it waits.
     let page = stage.read_tail_page(EIGHT).await;
     assert_eq!(
         (texts(&page.runs[0]), page.runs[0].rows),
@@ -470,12 +469,13 @@ async fn while_a_large_transaction_is_read_later_ones_overtake_it_and_are_not_cu
     assert_eq!(texts(&page.runs[1]), ["one"]);
     let page = stage.read_tail_page(EIGHT).await;
     assert_eq!((texts(&page.runs[1]), page.runs[1].rows), (vec!["two"], 2));
-    // What was running when others were read is not behind the large one either.
+    // A transaction that was running when others were read doesn't queue behind the large one
+    // either.
     stage.writers[0].end("commit").await;
     let page = stage.read_tail_page(EIGHT).await;
     assert_eq!(texts(&page.runs[1]), ["x".repeat(17)]);
-    // Three is too large for that, and becomes another one that is read in pieces:
-    // its rest is in the next page.
+    // Transaction three is too large to fit, so it becomes a second one that is read in pieces: its
+    // rest is in the next page.
     let page = stage.read_tail_page(EIGHT).await;
     assert_eq!(
         (texts(&page.runs[1]), page.runs[1].rows),

@@ -1,4 +1,4 @@
-//! Least privilege: what each role may do is what its part takes, and no more.
+//! Least privilege: each role may do what its part requires, and nothing else.
 
 use tidings::postgres::schema::{self, SchemaName};
 use tokio_postgres::{Client, error::SqlState};
@@ -9,7 +9,7 @@ use crate::support::{
     process, until,
 };
 
-/// Every one of these is refused for want of a right.
+/// Each of these must fail with a lack of privileges.
 async fn may_not(client: &Client, statements: &[&str]) {
     for statement in statements {
         let refused = client.batch_execute(statement).await;
@@ -190,7 +190,8 @@ async fn every_function_keeps_its_path_and_strangers_may_call_none() {
     assert!(rows.len() >= 9, "{}", rows.len());
     for row in rows {
         let (function, config): (String, Option<Vec<String>>) = (row.get(0), row.get(1));
-        // What ends transactions may do neither, and names what it calls in full.
+        // A procedure that ends transactions can have neither, so it qualifies all names that it
+        // uses.
         let is_procedure: bool = row.get(5);
         if !is_procedure {
             let path = config.into_iter().flatten().next();
@@ -216,8 +217,8 @@ async fn every_function_keeps_its_path_and_strangers_may_call_none() {
     assert_eq!(row.get::<_, Option<&str>>(0), None);
 }
 
-/// With the path that a session has by default, and without `pg_temp` at its
-/// end, the owner would write into these.
+/// With a session's default `search_path`, or without `pg_temp` at its end, the owner would write
+/// into these tables.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_caller_puts_in_the_way_fools_no_function() {
     let database = Database::empty().await;
@@ -225,7 +226,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
     let schema: SchemaName = "tidings".parse().expect("a name");
     let migrated = schema::migrate(&database.owner().url(), &schema, schema::LOCK_LIMIT).await;
     migrated.expect("the migrations");
-    // As PostgreSQL 14 and older have it.
+    // The default in PostgreSQL 14 and older.
     let open = "grant create on schema public to public";
     database.superuser().execute(open).await;
     let caller = database.connect().await;
@@ -266,7 +267,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
         )
         .await
         .expect("traps");
-    // As if a bridge slept, so that the trigger rings.
+    // As if a bridge were asleep, so that the trigger sends NOTIFY.
     let asleep = "select setval('tidings.tidings_bell', 1)";
     database.superuser().execute(asleep).await;
     for call in [
@@ -282,7 +283,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
     ] {
         caller.batch_execute(call).await.expect(call);
     }
-    // A caller's own default may be trapped, the owner may not.
+    // Traps may run as the caller, in its own column defaults, but never as the owner.
     let caught = "select count(*) from public.caught where what = 'tidings_owner'";
     let superuser = database.superuser();
     assert_eq!(superuser.ids(caught).await, [0]);
@@ -300,7 +301,7 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insert_rings_where_notify_was_taken_from_public() {
     let database = Database::migrated().await;
-    // The superuser ran roles.sql, which gave it to the owner.
+    // A superuser ran roles.sql, which granted it to the owner.
     database
         .superuser()
         .execute("revoke execute on function pg_notify(text, text) from public")
@@ -326,7 +327,7 @@ async fn an_insert_rings_where_notify_was_taken_from_public() {
     .await;
 }
 
-/// Ten thousand rings, each another, so that none is folded into the next.
+/// Ten thousand different NOTIFY payloads, because identical ones would be merged.
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_bells_of_a_role_without_any_right_change_nothing_and_hold_nobody_up() {
     let database = Database::migrated().await;
@@ -361,7 +362,7 @@ async fn forged_bells_of_a_role_without_any_right_change_nothing_and_hold_nobody
         for n in 0..20 {
             let send = format!("select send_notification('alice', 'row {n}')");
             database.execute(&send).await;
-            // The next event is the row: no bell became an event.
+            // The next event is the row: no NOTIFY became an event.
             assert_eq!(source.next_event().await.data, format!("row {n}"));
         }
     };
@@ -371,12 +372,12 @@ async fn forged_bells_of_a_role_without_any_right_change_nothing_and_hold_nobody
     bridge.until_ready_is(200).await;
 }
 
-/// A role with CREATEROLE that owns a database, and no superuser.
+/// A role with CREATEROLE that owns a database and is not a superuser.
 async fn dba(database: &Database) -> Database {
     let make = "create role dba login createrole; \
                 do $$ begin execute format('alter database %I owner to dba', current_database()); end $$";
     database.superuser().execute(make).await;
-    // From 15 on it belongs to whoever owns the database.
+    // Since version 15, schema public belongs to the owner of the database.
     if database.server_version().await < 15_00_00 {
         let own = "alter schema public owner to dba";
         database.superuser().execute(own).await;
@@ -423,7 +424,7 @@ async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_an
     database.as_role("member").migrate().await;
     assert_eq!(owners(&database, "public").await, "tidings_owner");
     serves(&database, "public").await;
-    // Afterwards it changes nothing.
+    // Running it again changes nothing.
     let acl = "select string_agg(relacl::text, ' ' order by oid) from pg_class \
                where relnamespace = 'public'::regnamespace";
     let client = database.superuser().connect().await;
@@ -431,7 +432,7 @@ async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_an
     assert_eq!(dba.run_roles("public").await, Ok(String::new()));
     assert_eq!(text(&client, acl).await, before);
 
-    // Another schema, which somebody has filled already.
+    // Another schema, which another role has already migrated.
     dba.execute("create schema other").await;
     let other: SchemaName = "other".parse().expect("a name");
     let as_dba = Database::bare(&cluster, "after").await;
@@ -442,7 +443,7 @@ async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_an
                   grant create on database after to app; grant app to dba",
         )
         .await;
-    // In a database that the groups know nothing of, who migrates is the owner.
+    // In a database where the groups aren't set up, the role that migrates becomes the owner.
     let app = as_dba.as_role("app");
     schema::migrate(&app.url(), &other, schema::LOCK_LIMIT)
         .await
@@ -495,7 +496,7 @@ async fn roles_sql_says_who_has_to_do_what_it_may_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_not_migrate_is_told_the_statement_that_lets_them() {
     let database = Database::empty().await;
-    // Below, nothing of the schema is theirs.
+    // The roles below own nothing in the schema.
     let said = process::refusal(&database, &[]).await;
     assert!(
         said.contains("bridge may not do so") && said.contains("run `tidings migrate`"),

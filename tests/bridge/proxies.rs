@@ -1,4 +1,4 @@
-//! Who may say who a request comes from: a trusted proxy, and nobody else.
+//! Only a trusted proxy may say which client or user a request comes from.
 
 use tidings::{app::Parts, config::ConfigError};
 
@@ -33,8 +33,7 @@ async fn a_proxy_that_is_trusted_names_the_user_and_nobody_else_does() {
         .execute("select send_notification('alice', 'a secret')")
         .await;
 
-    // From an address that is no proxy's, whatever it says of itself, and
-    // whatever else it can prove.
+    // From an address that is not a proxy's, whatever headers and other credentials it sends.
     let bearer = format!("Bearer {}", token("alice"));
     let elsewhere = "127.0.0.2".parse().expect("an address");
     for headers in [
@@ -50,7 +49,7 @@ async fn a_proxy_that_is_trusted_names_the_user_and_nobody_else_does() {
         assert!(body.contains("proxy") && !body.contains("secret"), "{body}");
     }
     assert_eq!(bridge.refused("identity").await, 4);
-    // From the proxy, but none that can be right.
+    // From the proxy, but with headers that can't be right.
     let long = "x".repeat(256);
     for headers in [
         &[alice, alice][..],
@@ -118,7 +117,7 @@ async fn whitespace_around_header_values_is_removed_over_http_2_too() {
         (" ", 401),
         ("al ice", 401),
     ] {
-        // Both must be of the same user.
+        // The header and the token must name the same user.
         let request = http::Request::get("https://localhost/stream")
             .header("x-user-id", name)
             .header("authorization", &bearer);
@@ -130,7 +129,7 @@ async fn whitespace_around_header_values_is_removed_over_http_2_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_configured_is_not_looked_at() {
     let database = Database::migrated().await;
-    // No header: it is somebody else's, and opens nothing.
+    // Without the header setting, the header has no meaning and authenticates no user.
     let bridge = Bridge::start_with(&database, &[PROXY]).await;
     let alice = ("X-User-Id", "alice");
     let bearer = format!("Bearer {}", token("bob"));
@@ -139,7 +138,7 @@ async fn what_is_not_configured_is_not_looked_at() {
         status(&bridge, &[alice, ("Authorization", &bearer)]).await,
         200
     );
-    // No secret: what the proxy proved itself with is the proxy's.
+    // Without a secret, Authorization is ignored: it may hold the proxy's own credentials.
     let mut options = serve_options(&database, &[HEADER, PROXY]);
     options.jwt.secrets.jwt_secret = None;
     let bridge = Bridge::start_as(&options).await;
@@ -173,7 +172,7 @@ async fn a_header_that_nobody_may_set_is_a_mistake_and_one_that_anybody_reaches_
     let boundless = warnings(&["--trusted-proxies=10.0.0.0/8,0.0.0.0/0"]);
     assert!(boundless[0].contains("whole internet"), "{boundless:?}");
 
-    // They are in the log before anything else can go wrong.
+    // The warnings are logged before anything else can fail.
     let empty = Database::empty().await;
     let said = refusal(&empty, &["--trusted-proxies=::/0", "--migrate=never"]).await;
     assert!(said.contains("whole internet"), "{said}");
@@ -191,7 +190,7 @@ async fn a_header_that_nobody_may_set_is_a_mistake_and_one_that_anybody_reaches_
 async fn a_forwarded_address_is_believed_from_a_proxy_alone() {
     let database = Database::migrated().await;
     let limits = ["--max-connections-per-address=1"];
-    // No proxy: all are one address, whatever they say.
+    // Without a proxy, all requests come from one address, whatever they contain.
     let bridge = Bridge::start_with(&database, &limits).await;
     let bearer = format!("Bearer {}", token("alice"));
     let from = |address| {
@@ -203,7 +202,7 @@ async fn a_forwarded_address_is_believed_from_a_proxy_alone() {
     let first = get(bridge.address(), "/stream", &from("192.0.2.1")).await;
     assert_eq!(first.as_ref().expect("an answer").status(), 200);
     assert_eq!(status(&bridge, &from("192.0.2.2")).await, 429);
-    // A proxy: what it adds counts, not what the client wrote before it.
+    // With a proxy, the address that it adds counts, not what the client sent.
     let bridge = Bridge::start_with(&database, &[limits[0], PROXY]).await;
     let first = get(bridge.address(), "/stream", &from("192.0.2.1")).await;
     assert_eq!(first.as_ref().expect("an answer").status(), 200);

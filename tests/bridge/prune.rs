@@ -1,5 +1,5 @@
-//! Old rows are removed: those that have had their time, no others, and nobody
-//! waits.
+//! Pruning: old rows are removed once their time is over, no other rows are, and no other session
+//! has to wait.
 
 use std::process::{Output, Stdio};
 
@@ -13,7 +13,7 @@ use crate::support::{
     expect_gap, process, row_id, until,
 };
 
-/// Rows that were sent two hours ago.
+/// Inserts rows that were sent two hours ago.
 async fn fill(database: &Database, rows: u32) {
     let fill = format!(
         "insert into notifications (user_id, text, created_at, sent_at) \
@@ -40,7 +40,7 @@ async fn prune(database: &Database, arguments: &[&str]) -> Output {
     running.await.expect("an output")
 }
 
-/// Nothing on standard error but a mistake, and one line on standard output.
+/// Prune's standard output: one line. It must succeed and leave standard error empty.
 async fn said_by(database: &Database, arguments: &[&str]) -> String {
     let output = prune(database, arguments).await;
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -71,7 +71,7 @@ async fn removed(client: &Client, batch: &str) -> Option<i64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
     let database = Database::migrated().await;
-    // Made, sent, ends: in hours from now.
+    // Created, sent, expires: in hours from now.
     let kept = [
         ("-2000", "null", "null"),
         ("-2000", "null", "10"),
@@ -81,7 +81,7 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
         ("-10", "-10", "null"),
         ("-10", "-10", "10"),
         ("0", "null", "null"),
-        // What a bridge or a writer may forge is not believed of a young row.
+        // A young row isn't removed, even if a bridge or a writer forges one of its times.
         ("0", "-2000", "null"),
         ("0", "null", "-2000"),
     ];
@@ -98,7 +98,7 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
         "null" | "'infinity'" => format!("{number}::timestamptz"),
         hours => format!("now() + interval '{hours} hours'"),
     };
-    // Mixed, each in a transaction of its own.
+    // Interleaved, each in a transaction of its own.
     let rows = kept.iter().map(|row| (row, "kept"));
     for ((made, sent, ends), text) in rows.chain(goes.iter().map(|row| (row, "goes"))) {
         let insert = format!(
@@ -110,7 +110,7 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
         );
         owner.batch_execute(&insert).await.expect(&insert);
     }
-    // More than one batch, in front of which nothing goes.
+    // More than one batch, behind rows that stay.
     owner
         .batch_execute(
             "insert into notifications (user_id, text, created_at, sent_at) \
@@ -147,7 +147,7 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
         "2507 rows would be removed: 2504 sent, 3 expired\n"
     );
     assert_eq!(count(&database).await, before);
-    // Whoever watches may count too.
+    // A monitor may count them too.
     let monitor = database.monitor();
     assert_eq!(
         said_by(&monitor, &["--sent-before=30d", "--dry-run"]).await,
@@ -173,8 +173,8 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_returns_is_told_of_a_gap_where_something_sent_is_gone_and_not_where_it_expired() {
-    // Of its own: to an id, any transaction in the cluster may be one whose rows
-    // were removed, once it has ended.
+    // A cluster of its own: for an event id, any transaction of the cluster that has since ended
+    // could be one whose rows were removed.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
@@ -251,7 +251,7 @@ async fn nobody_waits_for_a_batch_also_one_that_does_not_end() {
     let open = database.bridge().connect().await;
     open.batch_execute("begin").await.expect("a transaction");
     assert_eq!(removed(&open, batch).await, Some(10));
-    // Whoever inserts, reads and marks.
+    // Inserting, reading and marking don't wait.
     for n in 0..3 {
         let send = format!("select send_notification('alice', 'row {n}')");
         database.execute(&send).await;
@@ -263,7 +263,7 @@ async fn nobody_waits_for_a_batch_also_one_that_does_not_end() {
     let id = source.last_event_id().to_owned();
     let mut returning = bridge.resume("alice", &id).await;
     assert_eq!(until(&mut returning, "tidings.caught-up").await.len(), 0);
-    // And another one who removes: it does nothing, at once.
+    // Another session that prunes does nothing, and returns at once.
     let other = database.bridge().connect().await;
     assert_eq!(removed(&other, batch).await, None);
     open.batch_execute("commit").await.expect("commit");
@@ -294,7 +294,7 @@ async fn several_at_once_remove_each_row_once_and_all_come_to_an_end() {
 async fn asked_to_stop_it_ends_with_the_batch_that_it_is_at() {
     let database = Database::migrated().await;
     fill(&database, 9_000).await;
-    // Its ninth batch lasts as long as the test wants.
+    // Its ninth batch lasts until the test releases it.
     let held = database.owner().connect().await;
     held.batch_execute(
         "create function held() returns trigger language plpgsql as $$ begin \
@@ -383,7 +383,7 @@ async fn it_does_so_only_where_it_is_allowed_and_says_what_to_grant() {
         complaint_of(&database, &[refused]).await;
     }
 
-    // Nobody can have it remove what is young, or everything at once.
+    // The function can't be made to remove young rows, or everything at once.
     let bridge = database.bridge().connect().await;
     for refused in [
         "select tidings_prune_batch('59 minutes')",
@@ -402,7 +402,7 @@ async fn it_does_so_only_where_it_is_allowed_and_says_what_to_grant() {
     }
     assert_eq!(removed(&bridge, batch).await, Some(10));
 
-    // A bridge that was set to do it and may not, serves.
+    // A bridge that is configured to prune but lacks the privilege still serves.
     database
         .owner()
         .execute("revoke execute on function tidings_prune_batch from tidings_bridge")
@@ -440,7 +440,7 @@ async fn a_batch_finds_its_rows_without_reading_the_table() {
         .expect("young rows, of which nothing is known");
     let explain = "explain (analyze, buffers, format json) \
                    select * from tidings_prune_batch('1 hour', 0, 100)";
-    // What Postgres forgets meanwhile of its catalogs, it reads again. Not each time.
+    // Postgres may have to reread catalogs that it dropped from its caches, but not each time.
     let mut least = u64::MAX;
     for _ in 0..3 {
         let messages = owner.simple_query(explain).await.expect(explain);

@@ -1,5 +1,5 @@
-//! Rows that something of the application's keeps from being removed: they are
-//! skipped, counted and tried again, and all others go.
+//! Rows that an application's objects keep from being removed: they are skipped, counted and
+//! retried, and all other rows are removed.
 
 use std::{
     process::{Output, Stdio},
@@ -14,16 +14,16 @@ use crate::support::{
     process,
 };
 
-/// A generous upper bound for removing some thousand rows, most of which can't be.
+/// A generous upper bound for removing some thousand rows, most of which can't be removed.
 const IN_TIME: Duration = Duration::from_secs(60);
 
-/// Rows that were sent long ago, more than a batch.
+/// The number of rows that were sent long ago: more than a batch.
 const SENT: i64 = 900;
 
-/// Rows that have expired, all at the same time, more than a batch.
+/// The number of rows that have expired, all at the same time: more than a batch.
 const EXPIRED: i64 = 900;
 
-/// What the application adds, after which every third row stays.
+/// Objects that an application adds, each of which keeps every third row.
 const OBSTACLES: [(&str, &str); 9] = [
     (
         "a foreign key",
@@ -87,7 +87,7 @@ const OBSTACLES: [(&str, &str); 9] = [
     ),
 ];
 
-/// With rows that have had their time, and one that is young.
+/// A database with rows whose time is over, and one young row.
 async fn filled() -> Database {
     let database = Database::migrated().await;
     fill(&database).await;
@@ -120,7 +120,7 @@ async fn prune(database: &Database) -> Output {
     output.expect("an end in time").expect("an output")
 }
 
-/// What it printed, and what it complained of.
+/// Its standard output and standard error.
 async fn said_by(database: &Database) -> (String, String) {
     let Output {
         status,
@@ -156,11 +156,11 @@ async fn rows_that_something_keeps_are_skipped_and_counted_and_all_others_go() {
         assert_eq!(left.split_last(), Some((&(SENT + EXPIRED + 1), &kept[..])));
         assert_eq!(database.ids(TRIES).await, [1], "{what}");
 
-        // By itself it comes back to them later.
+        // Automatic pruning retries them only later.
         let call = "call tidings_prune('1 hour')";
         database.owner().execute(call).await;
         assert_eq!(database.ids(TRIES).await, [1], "{what}");
-        // Where somebody asks, at once.
+        // The command retries them at once.
         let (said, complaint) = said_by(&database).await;
         assert_eq!(said, "0 rows removed\n", "{what}");
         assert!(complaint.contains(&counted), "{what}: {complaint}");
@@ -230,7 +230,7 @@ async fn a_walk_of_the_bridge_passes_them_and_says_so_in_the_log_and_the_metrics
     let removed = format!("tidings_pruned_rows_total {}\n", SENT + EXPIRED - kept);
     assert!(metrics.contains(&removed), "{metrics}");
     bridge.stop().await;
-    // The next walks leave them alone; the log is told once.
+    // The next passes skip them, and there is one line in the log.
     let mut served = process::Served::start(&database, &settings).await;
     let counted = format!("{kept} rows could not be removed");
     served.until_logged("WARN", &counted).await;
@@ -242,7 +242,7 @@ async fn a_walk_of_the_bridge_passes_them_and_says_so_in_the_log_and_the_metrics
     served.stop().await;
 }
 
-/// A batch ends in time however slow each delete is, and the next goes on behind it.
+/// A batch ends in time however slow each delete is, and the next one continues behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_bounded_in_time_and_makes_progress_where_each_delete_is_slow() {
     let database = filled().await;
@@ -261,7 +261,7 @@ async fn a_batch_is_bounded_in_time_and_makes_progress_where_each_delete_is_slow
         let begin = Instant::now();
         let batch = "select removed, looked_to from tidings_prune_batch('1 hour', $1)";
         let row = owner.query_one(batch, &[&after]).await.expect(batch);
-        // All of its rows take five minutes.
+        // Deleting all of its rows would take five minutes.
         assert!(begin.elapsed() < Duration::from_secs(20));
         let (removed, looked_to): (i64, Option<i64>) = (row.get(0), row.get(1));
         assert!((2..100).contains(&removed), "{removed}");
@@ -303,8 +303,8 @@ async fn a_row_whose_delete_waits_for_a_lock_is_left_for_later() {
     assert_eq!(database.ids(KEPT).await, [0; 0]);
 }
 
-/// Whoever returns is told of a gap for what went, also if other rows of its batch
-/// stayed; and floors of users go with their last row.
+/// A returning client gets a gap for removed rows, even if other rows of the same batch stayed, and
+/// a user's floor is removed with the user's last row.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_noted_of_removed_rows_is_noted_beside_rows_that_stay() {
     let cluster = start_cluster().await;

@@ -1,4 +1,4 @@
-//! SIGHUP: what is in files is read again, and nothing ends.
+//! SIGHUP: the bridge rereads its files, and no stream ends.
 
 use std::{
     fs,
@@ -26,10 +26,11 @@ use crate::support::{
 
 const OTHER_SECRET: &str = "another secret of the tests, 32 bytes or more";
 
-/// What is read again is used at once: long before anything is looked at by itself.
+/// Reread files take effect within this time, long before anything would be reread without a
+/// signal.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A file of a setting. Dropping it removes it.
+/// A file with the value of a setting. Dropping it removes the file.
 struct Setting {
     folder: DataFolder,
 }
@@ -65,7 +66,7 @@ fn token_of(secret: &str) -> String {
     jwt::sign(&secret, &Rules::default(), &user, 3_600).expect("a token")
 }
 
-/// A stream that is live.
+/// Opens a stream and waits until it is live.
 async fn live(bridge: &Served, token: &str) -> EventSource {
     let bearer = format!("Bearer {token}");
     let headers = [("Authorization", bearer.as_str())];
@@ -74,7 +75,7 @@ async fn live(bridge: &Served, token: &str) -> EventSource {
     source
 }
 
-/// The stream still gets what is sent.
+/// Checks that the stream still receives what is sent.
 async fn assert_goes_on(source: &mut EventSource, database: &Database) {
     let send = "select send_notification('alice', 'through it all')";
     database.execute(send).await;
@@ -138,7 +139,7 @@ async fn another_public_key_lets_others_in_and_one_that_no_algorithm_serves_is_r
         .await;
     assert_eq!(status(bridge.address(), &theirs).await, 200);
     assert_eq!(status(bridge.address(), &old).await, 401);
-    // The secret was given as it is.
+    // The secret didn't come from a file, so it is still valid.
     assert_eq!(status(bridge.address(), &token("alice")).await, 200);
     setting.write("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n");
     bridge.signal(Signal::SIGHUP);
@@ -213,7 +214,7 @@ async fn the_set_of_keys_is_fetched_at_once() {
     let url = format!("--jwks-url={}", server.url());
     let mut bridge = Served::start(&database, &[&url]).await;
     bridge.until_logged("INFO", "fetched the key set").await;
-    // Under the same name, so that no token makes the bridge ask.
+    // Under the same key name, so that no token triggers a fetch.
     server.answer(Answer::Keys(vec![new.jwk("a")]));
     let asked = Instant::now();
     bridge.signal(Signal::SIGHUP);

@@ -1,4 +1,4 @@
-//! The database goes away and comes back; streams stay open.
+//! The database stops and starts again, and streams stay open.
 
 use std::{
     path::{Path, PathBuf},
@@ -41,8 +41,8 @@ async fn streams_stay_open_over_a_restart_of_postgres_and_get_what_comes_after_i
             .await;
         assert_eq!(source.next_event().await.data, after);
     }
-    // Whoever connects now finds the pool well again. A mark that the crash took
-    // only means that its row comes once more, to a connection that is new.
+    // A new connection finds the pool working again. If the crash lost a mark, its row is only sent
+    // again, to a new connection.
     let mut second = bridge.connect("alice").await;
     until(&mut second, "tidings.caught-up").await;
     database
@@ -56,8 +56,7 @@ async fn a_listener_whose_session_is_ended_comes_back_and_catches_up() {
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
     for round in 0..5 {
-        // In one transaction: the row becomes visible as the listener loses its
-        // session.
+        // In one transaction: the row becomes visible as the listener loses its session.
         database
             .superuser()
             .execute(&format!(
@@ -87,7 +86,7 @@ async fn a_client_that_connects_while_the_database_is_away_is_served_when_it_is_
     .expect("a signal");
     bridge.until_ready_is(503).await;
     assert_eq!(bridge.admin("/health/live").await.status(), 200);
-    // Its first bytes don't wait for the database.
+    // A stream's first bytes don't wait for the database.
     let mut source = bridge.connect("alice").await;
     assert!(source.next_item().await.is_ok());
     cluster.restart(Shutdown::Fast).await.expect("a restart");
@@ -134,8 +133,8 @@ async fn forged_bells_cost_nothing_but_looks() {
     assert_eq!(source.next_event().await.data, "true");
 }
 
-/// A socket that leads to one server or another, as an address does that moves
-/// to the promoted standby.
+/// A socket that leads to one server or another, like an address that moves to the promoted
+/// standby.
 struct MovingSocket {
     folder: DataFolder,
     leads_to: Arc<Mutex<PathBuf>>,
@@ -144,7 +143,7 @@ struct MovingSocket {
 
 impl MovingSocket {
     fn open(leads_to: &Path) -> Self {
-        // Not in a cluster's folder, which goes with its cluster.
+        // Not in a cluster's folder, which is removed with its cluster.
         let folder = DataFolder::new();
         std::fs::create_dir_all(folder.path()).expect("a folder");
         let socket = folder.path().join(".s.PGSQL.5432");
@@ -171,7 +170,7 @@ impl MovingSocket {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_history_ends_the_streams_and_their_ids_begin_anew_with_the_backlog() {
     let (old, new) = (start_cluster().await, start_cluster().await);
-    // Of the same name.
+    // Both databases have the same name.
     let old_database = Database::create(&old, "app").await;
     old_database.migrate().await;
     let new_database = Database::create(&new, "app").await;
@@ -185,7 +184,7 @@ async fn another_history_ends_the_streams_and_their_ids_begin_anew_with_the_back
     assert_eq!(source.next_event().await.data, "old");
     let id = source.last_event_id().to_owned();
 
-    // The new server has a row that nobody was sent.
+    // The new server has an unsent row.
     new_database
         .execute("select send_notification('alice', 'new')")
         .await;

@@ -1,5 +1,5 @@
-//! Rows that come back with the transaction ids of before, below their users' floors
-//! and below the positions of open connections, are delivered, whatever way they come.
+//! Restored rows with old transaction ids, below their users' floors and below the positions of
+//! open connections, are delivered, whichever way they are restored.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::support::{
 /// A generous upper bound for a row to reach an open connection.
 const LIVE: Duration = Duration::from_secs(10);
 
-/// Says of alice and bob that all of before was delivered.
+/// Records that everything so far was delivered to alice and bob.
 const DRAIN: &str = "insert into tidings_drained (user_id, xid, system_identifier) \
     select u, pg_current_xact_id(), system_identifier \
     from pg_control_system(), unnest(array['alice', 'bob']) as u \
     on conflict (user_id) do update set xid = excluded.xid";
 
-/// Whether the floors count, as `sql/backlog_page.sql` has it.
+/// Whether the floors are valid, by the same condition as in `sql/backlog_page.sql`.
 const FLOORS_COUNT: &str = "select not exists \
     (select from tidings_reopened as r, tidings_drained as d where r.xid >= d.xid)";
 
-/// Users whose rows were all delivered, long ago.
+/// A database whose users' rows were all delivered long ago.
 async fn drained() -> Database {
     let database = Database::migrated().await;
     drain(&database).await;
@@ -71,7 +71,7 @@ async fn a_row_that_comes_with_an_older_transaction_is_delivered_live_and_as_bac
         "insert into notifications (user_id, text, xid) values \
            ('alice', 'restored', '5'), ('bob', 'restored', '5')"
             .to_owned(),
-        // A row as it was, with its id.
+        // A row with its old id.
         "with old as (delete from notifications returning *) \
          insert into notifications (id, user_id, text, created_at, xid) \
          overriding system value \
@@ -94,7 +94,7 @@ async fn a_row_that_comes_with_an_older_transaction_is_delivered_live_and_as_bac
         database.superuser().execute(&way).await;
         assert_eq!(live(&mut alice).await, "restored", "{way}");
         assert_eq!(backlog(&bridge, "bob").await, ["restored"], "{way}");
-        // What was sent is history, and stays as it is.
+        // A restored row that was already sent stays unchanged.
         let history = "insert into notifications (user_id, text, xid, sent_at) \
                        values ('alice', 'history', '5', now())";
         database.superuser().execute(history).await;
@@ -104,13 +104,13 @@ async fn a_row_that_comes_with_an_older_transaction_is_delivered_live_and_as_bac
         assert_eq!(live(&mut alice).await, "new", "{way}");
         let kept = "select xid::text::bigint from notifications where text = 'history'";
         assert_eq!(database.ids(kept).await, [5]);
-        // Nobody's floor is void thereby.
+        // It doesn't invalidate any floor.
         database.until(FLOORS_COUNT).await;
         bridge.stop().await;
     }
 }
 
-/// What a transaction changes after it has restored a row counts as a change.
+/// A change that a transaction makes after it has restored a row counts as a change.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_that_is_taken_away_behind_a_restored_row_is_noticed_in_any_role() {
     for role in ["origin", "replica"] {
@@ -129,7 +129,7 @@ async fn a_mark_that_is_taken_away_behind_a_restored_row_is_noticed_in_any_role(
     }
 }
 
-/// As operators do it who want one table's rows back.
+/// As operators do who want to restore a single table's rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_data_only_dump_are_delivered_also_if_triggers_were_disabled() {
     for disable in [false, true] {
@@ -172,8 +172,8 @@ async fn rows_of_a_data_only_dump_are_delivered_also_if_triggers_were_disabled()
     }
 }
 
-/// While it isn't known what was written, floors don't count, nor for who watches;
-/// and once triggers are as they were, they do again and hide nothing.
+/// While writes may have gone unnoticed, floors don't count, not even for monitoring. Once the
+/// triggers are restored, floors count again and hide nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn floors_do_not_count_while_what_guards_them_may_not_fire() {
     for (breaking, mending) in [
@@ -225,7 +225,7 @@ async fn floors_do_not_count_while_what_guards_them_may_not_fire() {
     }
 }
 
-/// A dump of a copy of this cluster that was further, with the same identifier.
+/// A dump of a copy of this cluster that was further ahead, with the same identifier.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_floor_of_the_future_hides_nothing_also_once_the_future_has_come() {
     let cluster = start_cluster().await;

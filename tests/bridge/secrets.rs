@@ -1,5 +1,4 @@
-//! What must not show does not show: in the log, in an error, in --help, in the
-//! list of processes.
+//! Secrets don't appear in the log, in errors, in --help or in the list of processes.
 
 use std::fs;
 
@@ -16,8 +15,7 @@ use crate::support::{
 
 const PASSWORD: &str = "a-password-that-nobody-checks";
 
-/// All that the program is told, and all that its clients tell it, at the most
-/// talkative level.
+/// Everything that the program and its clients send it, at the most verbose level.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_holds_a_secret_a_token_a_ticket_or_a_query() {
     let database = Database::migrated().await;
@@ -73,8 +71,7 @@ async fn no_log_holds_a_secret_a_token_a_ticket_or_a_query() {
     }
 }
 
-/// The library that speaks to Postgres writes the parameters of each query, where it is
-/// asked to.
+/// The Postgres library logs the parameters of each query if its log level is enabled.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_holds_a_parameter_of_a_query() {
     const USER: &str = "a-user-whom-no-log-names";
@@ -131,7 +128,7 @@ async fn no_log_holds_a_parameter_of_a_query() {
     }
 }
 
-/// The libraries that speak HTTP/2 and TLS write what they read and compress.
+/// The HTTP/2 and TLS libraries log what they read and compress.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_holds_a_header_or_a_path_of_http_2() {
     const USER: &str = "a-user-whom-no-log-names";

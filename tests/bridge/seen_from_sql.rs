@@ -1,4 +1,4 @@
-//! What operators see from SQL: the views say what is so, to those who may know.
+//! What operators see from SQL: the views show the current state, to roles that may see it.
 
 use private_postgres::Cluster;
 use tidings::delivery::{counters::BOUNDS, page_reader::SKIPPED_ROWS_BEFORE_NOTING};
@@ -21,7 +21,7 @@ const VIEWS: [&str; 7] = [
     "tidings_queue",
 ];
 
-/// Somebody who watches.
+/// A monitor's session.
 struct Dashboard(Client);
 
 impl Dashboard {
@@ -29,7 +29,7 @@ impl Dashboard {
         Self(database.monitor().connect().await)
     }
 
-    /// What is in the first column.
+    /// The first column.
     async fn texts(&self, query: &str) -> Vec<String> {
         let rows = self.0.query(query, &[]).await.expect(query);
         rows.iter().map(|row| row.get(0)).collect()
@@ -41,7 +41,7 @@ impl Dashboard {
         texts.concat()
     }
 
-    /// Who has how much to get, and that the total says the same.
+    /// Each user's number of pending rows, after checking that the total agrees.
     async fn pending(&self) -> Vec<String> {
         let pending = self
             .texts("select user_id || ' ' || pending from tidings_pending order by user_id")
@@ -77,7 +77,7 @@ async fn pending_is_what_is_neither_sent_nor_expired() {
         from tidings_pending";
     let ages = dashboard.text(ages).await;
     assert_eq!(ages, "alice 02:00:00, bob 01:00:00, all 02:00:00");
-    // A time without an age is no reason to show nothing.
+    // A row whose time has no age must not hide the others.
     owner
         .execute("update notifications set created_at = '-infinity' where user_id = 'bob'")
         .await;
@@ -94,8 +94,7 @@ async fn pending_begins_at_a_users_floor_as_long_as_that_counts() {
     owner
         .execute("insert into notifications (user_id, text) values ('alice', 'x'), ('bob', 'x')")
         .await;
-    // That of another cluster doesn't count, and not to be seen is what shows that
-    // this one does.
+    // Bob's floor is of another cluster and doesn't count. Alice's counts, so her row is not shown.
     owner
         .execute(
             "insert into tidings_drained \
@@ -112,7 +111,7 @@ async fn pending_begins_at_a_users_floor_as_long_as_that_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_floor_of_a_user_who_stays_follows_what_is_sent() {
-    // Transactions of other databases count too.
+    // A cluster of its own, because transactions of other databases count too.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
@@ -120,8 +119,8 @@ async fn the_floor_of_a_user_who_stays_follows_what_is_sent() {
     let mut sent = 0;
     let noted = "select count(*) from notifications as n \
         where xid < (select xid from tidings_drained where user_id = 'alice')";
-    // A chunk may hold rows of two statements, and what is not yet marked stays
-    // above the floor.
+    // A chunk may hold rows of two statements, and rows that aren't marked yet stay above the
+    // floor.
     while database.superuser().ids(noted).await[0] < 2 * i64::from(SKIPPED_ROWS_BEFORE_NOTING) {
         assert!(
             sent < 100 * SKIPPED_ROWS_BEFORE_NOTING,
@@ -141,7 +140,7 @@ async fn the_floor_of_a_user_who_stays_follows_what_is_sent() {
         .await;
     let dashboard = Dashboard::of(&database).await;
     assert_eq!(dashboard.pending().await, ["bob 1"]);
-    // Marks and floors open nothing.
+    // Marks and floors reopen nothing.
     let reopened = "select count(*) from tidings_reopened";
     assert_eq!(database.superuser().ids(reopened).await, [0]);
 }
@@ -153,7 +152,7 @@ async fn a_bridge_appears_falls_asleep_and_is_gone() {
     let _source = bridge.connect_live("alice").await;
     let asleep = "select exists (select from tidings_bridges where state = 'asleep')";
     database.until(asleep).await;
-    // Another session listens, and is told of with all that is so.
+    // The listener gets another session, and is reported with its complete state.
     let end = "select pg_terminate_backend(pid) from tidings_bridges_seen";
     database.superuser().execute(end).await;
     let seen =
@@ -172,7 +171,7 @@ async fn a_bridge_appears_falls_asleep_and_is_gone() {
         let version = env!("CARGO_PKG_VERSION");
         format!("{version} bridge {} asleep", bridge.address())
     });
-    // Not one whose session is gone and whose number somebody else has been given.
+    // A row isn't shown if its session is gone and another session has its process id.
     let superuser = database.superuser().connect().await;
     let gone = "insert into tidings_bridges_seen \
         select 'gone', '1', 'bridge', 'a', null, now() - interval '1 hour', a.pid, \
@@ -181,7 +180,7 @@ async fn a_bridge_appears_falls_asleep_and_is_gone() {
         from pg_stat_activity as a where a.pid = pg_backend_pid()";
     superuser.batch_execute(gone).await.expect(gone);
     assert_eq!(dashboard.texts(what).await, expected);
-    // The superuser sees the beginnings of sessions, and so the same.
+    // The superuser sees when sessions started, and therefore the same rows.
     let rows = superuser.query(what, &[]).await.expect(what);
     let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(rows, expected);
@@ -199,7 +198,7 @@ async fn a_bridge_appears_falls_asleep_and_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_bridges_did_stands_in_its_minute() {
     let database = Database::migrated().await;
-    // What waited for alice counts as sent, and not as late.
+    // The row that waited for alice counts as sent, but not as late.
     database
         .execute("insert into notifications (user_id, text) values ('alice', 'early')")
         .await;
@@ -250,7 +249,7 @@ async fn delays_lie_between_the_bounds_that_they_were_counted_by() {
     let mut low = 0.0;
     for (row, bound) in rows.iter().zip(BOUNDS) {
         let (high, found) = (bound.as_secs_f64(), row.get::<_, Vec<f64>>(0));
-        // Postgres keeps microseconds.
+        // Postgres stores microseconds.
         let middle = (low + high) / 2.0;
         assert!((found[0] - middle).abs() < 2e-6, "{found:?} of {bound:?}");
         assert!(found[1] > middle && found[1] <= high, "{found:?}");
@@ -258,7 +257,7 @@ async fn delays_lie_between_the_bounds_that_they_were_counted_by() {
     }
     let beyond: Vec<f64> = rows[BOUNDS.len()].get(0);
     assert_eq!(beyond, [60.0, 60.0]);
-    // Of several bridges all count: 198 that were quick, and two that weren't.
+    // Counts of all bridges are added: 198 quick rows and two slower ones.
     let more = "insert into tidings_activity \
         values (date_trunc('minute', now()), 'a', 0, 0, array[98, 0, 2]), \
           (date_trunc('minute', now()), 'b', 0, 0, array[100, 0, 0])";
@@ -305,7 +304,7 @@ async fn sizes_and_the_queue_are_told() {
              analyze notifications",
         )
         .await;
-    // Before PostgreSQL 15 a statement's statistics are told after it has ended.
+    // Before PostgreSQL 15, a statement's statistics are reported after it has ended.
     database
         .until("select last_analyze is not null from tidings_size where name = 'notifications'")
         .await;
@@ -317,7 +316,7 @@ async fn sizes_and_the_queue_are_told() {
         dashboard.texts(sizes).await,
         [
             "table notifications notifications 1000 t t t t",
-            // No row of theirs expires.
+            // None of the rows expires.
             "index notifications_expires_at notifications 0 t t f",
             "index notifications_pkey notifications 1000 t t t f",
             "index notifications_user_id_xid_id notifications 1000 t t t f",
@@ -336,7 +335,8 @@ async fn sizes_and_the_queue_are_told() {
     let pid: i32 = writer.query_one(pid, &[]).await.expect(pid).get(0);
     let held = "select concat_ws(' ', usage >= 0 and usage < 1, held_by, pid, age, state) \
         from tidings_queue";
-    // A dashboard sees who; since when, only who may see all.
+    // A monitor sees the session that holds it; only a role that may see everything sees since
+    // when.
     assert_eq!(dashboard.text(held).await, format!("t session {pid}"));
     let rest = "select age > interval '0' and state = 'idle in transaction' from tidings_queue";
     let superuser = database.superuser().connect().await;

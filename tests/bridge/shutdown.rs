@@ -1,5 +1,5 @@
-//! The real binary: it stops in order, in time, and with a good exit code, whatever
-//! it is doing and whatever hangs.
+//! The real binary stops gracefully, in time and with a good exit code, whatever it is doing and
+//! whatever hangs.
 
 use std::{
     fs,
@@ -30,17 +30,17 @@ use crate::support::{
 
 const STREAMS: usize = 1_000;
 
-/// What docs/operations/running.md allows beyond the drain time, and a little for a
+/// The time that docs/operations/running.md allows beyond the drain time, and some tolerance for a
 /// busy machine.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 const TOLERANCE: Duration = Duration::from_secs(2);
 
-/// What stops before it serves has nothing to finish.
+/// A process that stops before it serves has nothing to finish.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_end_spread_out_within_seconds_and_every_mark_is_kept() {
-    // The clients' ends of the streams are files of this process.
+    // The clients' ends of the streams are open files of this process.
     rlimit::increase_nofile_limit(8 * STREAMS as u64).expect("more open files");
     let database = Database::migrated().await;
     let (mut child, address) = serve(&database, &["--drain=2s"]).await;
@@ -81,7 +81,7 @@ async fn a_thousand_streams_end_spread_out_within_seconds_and_every_mark_is_kept
     let took = asked.elapsed();
     assert!(status.success(), "{status}");
     assert!(took < Duration::from_secs(10), "it took {took:?}");
-    // Spread over the drain time and over the time of the return.
+    // Spread over the drain time, with different retry delays.
     let (first, last) = (
         ends.iter().min().expect("ends"),
         ends.iter().max().expect("ends"),
@@ -118,14 +118,14 @@ async fn an_interrupt_stops_it_too() {
     assert!(status.success(), "{status}");
 }
 
-/// Waits for its end, and tells how long that took.
+/// Waits until it ends, and returns how long that took.
 async fn end(child: &mut Child) -> (ExitStatus, Duration) {
     let begin = Instant::now();
     let ended = timeout(PATIENCE, child.wait()).await;
     (ended.expect("an end").expect("a status"), begin.elapsed())
 }
 
-/// A command with a database at this place, not yet started.
+/// A command that uses the database at this URL, not yet started.
 fn command(name: &[&str], url: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     command
@@ -146,7 +146,7 @@ async fn a_frozen_database_with_marks_to_write_holds_it_up_no_longer_than_docume
     let database = Database::migrated_in(&cluster).await;
     let send = "select send_notification('alice', 'unmarked')";
     database.execute(send).await;
-    // Its mark stays to be written while somebody holds the row.
+    // Its mark can't be written while another session holds the row.
     let holder = database.superuser().connect().await;
     let lock = "begin; select from notifications for update";
     holder.batch_execute(lock).await.expect("a lock");
@@ -172,7 +172,7 @@ async fn a_frozen_database_with_marks_to_write_holds_it_up_no_longer_than_docume
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_database_that_never_answers_stops_at_once() {
-    // It takes connections and says nothing.
+    // It accepts connections and never responds.
     let black_hole = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = black_hole.local_addr().expect("its address");
     let url = format!("postgres://bridge@{address}/app?sslmode=disable");
@@ -213,8 +213,8 @@ async fn what_waits_for_a_database_that_is_not_there_yet_stops_at_once() {
     assert!(took < AT_ONCE, "it took {took:?}");
 }
 
-/// The system call that reads a secret may never return: its file may lie on a
-/// network drive. Here it is a pipe into which nobody writes.
+/// The system call that reads a secret may never return, for example if its file is on a network
+/// drive. Here it is a pipe without data.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_system_call_that_never_returns_does_not_keep_it_from_stopping() {
     let folder = DataFolder::new();
@@ -227,7 +227,7 @@ async fn a_system_call_that_never_returns_does_not_keep_it_from_stopping() {
         .env_remove("TIDINGS_JWT_SECRET")
         .env("TIDINGS_JWT_SECRET_FILE", &pipe);
     let mut child = waiting.spawn().expect("the binary");
-    // Opening it waits for who reads.
+    // Opening the pipe for writing waits for a reader.
     let opening = tokio::task::spawn_blocking(move || fs::File::create(pipe));
     let opened = timeout(PATIENCE, opening).await.expect("it reads");
     let _silent = opened.expect("no panic").expect("a pipe");
@@ -279,7 +279,7 @@ async fn asked_twice_it_stops_at_once_but_not_for_an_echo_of_the_first_signal() 
     let tabs = join_all((0..20).map(|_| bridge.connect("alice", None))).await;
     let asked = Instant::now();
     let asking = async {
-        // The time between the two matters.
+        // The time between two signals matters.
         let mut pace = interval(Duration::from_millis(200));
         loop {
             pace.tick().await;
@@ -298,11 +298,11 @@ async fn asked_twice_it_stops_at_once_but_not_for_an_echo_of_the_first_signal() 
     drop(tabs);
 }
 
-/// Whoever closes the terminal has nothing left to end it with.
+/// After closing the terminal, its user has no other way to stop it.
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_ends_with_its_terminal_and_with_no_other_hangup() {
     let folder = DataFolder::new();
-    // `script` has the other end of the terminal, and closes it when it is killed.
+    // `script` holds the other end of the terminal, and closes it when it is killed.
     let settings = dev::command(&folder);
     let settings = settings.as_std();
     let mut command = Command::new("script");
@@ -331,7 +331,7 @@ async fn dev_ends_with_its_terminal_and_with_no_other_hangup() {
     };
     timeout(PATIENCE, starting).await.expect("it starts");
     terminal.kill().await.expect("a signal");
-    // It has ended when another one can use its folder.
+    // It has ended once another process can use its folder.
     let begin = Instant::now();
     let again = async {
         loop {

@@ -1,4 +1,4 @@
-//! Requests that never end, and heads that are too large.
+//! Requests that never end, and request heads that are too large.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -17,10 +17,10 @@ use crate::support::{
     until,
 };
 
-/// Another client than the one that all tests are.
+/// A different client than the rest of the test.
 const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
-/// A stream of alice, asked for from elsewhere, that is live.
+/// A live stream of alice's from that client.
 async fn stream_elsewhere(bridge: &Served) -> EventSource {
     let bearer = format!("Bearer {}", token("alice"));
     let headers = [("Authorization", bearer.as_str())];
@@ -35,7 +35,7 @@ async fn half_open_requests_from_one_address_keep_nobody_else_out() {
     const HALF_OPEN: usize = 5_000;
     rlimit::increase_nofile_limit(u64::MAX).expect("more open files");
     let database = Database::migrated().await;
-    // Without the limit of the address they would take all that there is.
+    // Without the limit per address, one client could take all connections.
     let limits = [
         "--max-connections=3000",
         "--max-connections-per-address=200",
@@ -48,13 +48,13 @@ async fn half_open_requests_from_one_address_keep_nobody_else_out() {
         let mut stream = TcpStream::connect(bridge.address())
             .await
             .expect("a socket");
-        // What is cut off already may say so.
+        // A connection that was already cut off may return an error.
         let _ = stream
             .write_all(b"GET /stream HTTP/1.1\r\nHost: tidings\r\nX-")
             .await;
         half_open.push(stream);
     }
-    // The last ones are told by the end of their sockets.
+    // The bridge closes the last connections.
     let mut last = half_open.pop().expect("a socket");
     let end = timeout(PATIENCE, last.read_u8()).await.expect("an end");
     assert!(end.is_err(), "{end:?}");
@@ -70,7 +70,7 @@ async fn half_open_requests_from_one_address_keep_nobody_else_out() {
     let kept = 200 + 50 + 64;
     assert!(bridge.refused("sockets").await >= (HALF_OPEN - kept - 1) as u64);
 
-    // They make room when they go.
+    // Closing them makes room.
     drop(half_open);
     let bearer = format!("Bearer {}", token("alice"));
     let coming_back = async {
@@ -121,18 +121,18 @@ async fn a_head_that_is_too_large_is_refused_and_harms_nobody() {
         (path.as_str(), ("X-Other", "x")),
     ];
     for (path, header) in requests {
-        // A server that reads no further may be gone before all is written.
+        // A server that stops reading may close the connection before everything is written.
         if let Ok(answer) = get(bridge.address(), path, &[header]).await {
             let status = answer.status();
             assert!((400..500).contains(&status), "{}: {status}", header.0);
         }
     }
-    // As many lines as fit are no problem for anybody either.
+    // As many header lines as fit don't disturb other clients either.
     let many: Vec<_> = (0..200).map(|_| ("X-Other", "x")).collect();
     if let Ok(answer) = get(bridge.address(), "/stream", &many).await {
         assert!((400..500).contains(&answer.status()), "{}", answer.status());
     }
-    // What is within the limits of a head and no user's is a 401.
+    // A head within the limits that names no valid user gets a 401.
     let long = "x".repeat(60_000);
     let claims = serde_json::json!({ "sub": long, "exp": 4_000_000_000_u64 });
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
@@ -177,7 +177,7 @@ async fn what_a_client_says_after_its_request_is_not_read_and_much_of_it_ends_th
     timeout(PATIENCE, talking).await.expect("an end");
 }
 
-/// What has come when `text` has.
+/// Reads until `text` has arrived, and returns everything read.
 async fn read_until(stream: &mut TcpStream, text: &str) -> String {
     let mut come = Vec::new();
     let reading = async {

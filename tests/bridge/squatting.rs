@@ -1,4 +1,4 @@
-//! Objects that another role put there before Tidings was installed gain it nothing.
+//! A role gains nothing from objects that it created before Tidings was installed.
 
 use clap::Parser;
 use private_postgres::Cluster;
@@ -42,11 +42,11 @@ const OWNER: &str =
 const HISTORY: &str = "create table public.tidings_schema_history (version int4 primary key, \
                        name varchar(255), applied_on varchar(255), checksum varchar(255))";
 
-/// A database in a cluster of its own, in which mallory may create objects, and no role of
-/// Tidings exists.
+/// A database in a cluster of its own, in which mallory may create objects and no role of Tidings
+/// exists.
 async fn with_mallory(cluster: &Cluster) -> (Database, Database) {
     let database = Database::bare(cluster, "shared").await;
-    // By default PUBLIC has it before PostgreSQL 15.
+    // PUBLIC has it by default before PostgreSQL 15.
     let make = "create role mallory login; grant create on schema public to public";
     database.superuser().execute(make).await;
     let mallory = database.as_role("mallory");
@@ -75,7 +75,7 @@ async fn a_history_that_another_role_made_makes_it_the_owner_of_nothing() {
     let refused = superuser.run_roles("public").await.expect_err("a refusal");
     assert!(refused.contains("belongs to mallory"), "{refused}");
     assert_eq!(text(&database, OWNER).await, None);
-    // As it says.
+    // As the message advises.
     superuser
         .execute("drop table \"public\".tidings_schema_history;")
         .await;
@@ -94,7 +94,7 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
     let (database, mallory) = with_mallory(&cluster).await;
     let superuser = database.superuser();
     superuser.execute("create role eve login").await;
-    // It is mallory's own to install.
+    // Mallory is entitled to install Tidings.
     migrate(&mallory).await.expect("the migrations");
     mallory
         .execute(
@@ -199,7 +199,7 @@ async fn a_history_without_its_objects_is_refused() {
     );
 }
 
-/// Every object that migrations make is on the list of `sql/roles.sql`.
+/// Every object that migrations create is on the list of `sql/roles.sql`.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_migrations_make_is_handed_over() {
     let cluster = start_cluster().await;

@@ -1,4 +1,4 @@
-//! `GET /stream`: the exact bytes, resuming, heartbeats, and what is refused.
+//! `GET /stream`: the exact bytes, resuming, heartbeats, and rejected requests.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn insert(database: &Database, event: Option<&str>, text: &str) {
         .expect("a row");
 }
 
-/// Texts that are hard to carry, and what the plain form makes of them.
+/// Texts that are hard to transmit, and what the plain format turns them into.
 fn texts() -> Vec<(String, String)> {
     let same = [
         "",
@@ -60,7 +60,7 @@ async fn any_text_arrives_as_it_is_but_for_its_carriage_returns() {
             event.data
         );
     }
-    // The same by way of the catch-up.
+    // The same through catch-up.
     let mut replayed = bridge.connect_with("alice", "?replay=100", &[]).await;
     for (text, expected) in texts() {
         assert!(replayed.next_event().await.data == expected, "{text:.60?}");
@@ -90,7 +90,7 @@ async fn json_carries_any_text_exactly_with_its_id_event_and_time() {
         assert!(row.expect("a row").get::<_, bool>(0), "{created_at}");
         assert!(created_at.ends_with('Z'), "{created_at}");
     }
-    // A time that JSON has no form for.
+    // A time that JSON can't represent.
     database.owner().execute("insert into notifications (user_id, text, created_at) values ('alice', 'x', 'infinity')")
         .await;
     let data: Value = serde_json::from_str(&source.next_event().await.data).expect("JSON");
@@ -168,7 +168,7 @@ async fn a_heartbeat_moves_the_position_and_fires_no_event() {
     let bridge = Bridge::start_with(&database, &["--heartbeat=1s"]).await;
     let mut source = bridge.connect_live("alice").await;
     let before = source.last_event_id().to_owned();
-    // What others get moves the bridge on.
+    // Another user's row advances the bridge's position.
     database
         .execute("select send_notification('bob', 'hello')")
         .await;
@@ -178,7 +178,7 @@ async fn a_heartbeat_moves_the_position_and_fires_no_event() {
     assert!(after.starts_with("0-"), "{after}");
     assert_ne!(after, before);
 
-    // And it is as good as any other id.
+    // Its id is as good as any other.
     drop(source);
     bridge.until_connections(0).await;
     database
@@ -210,7 +210,7 @@ async fn a_heartbeat_never_overtakes_what_is_still_to_be_written() {
     assert_eq!(source.next_event().await.data, "slow");
 }
 
-/// Polyfills have no header: they append theirs to the URL that the page has given.
+/// Polyfills can't set the header: they append the id to the page's URL.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_may_be_in_the_query_under_two_names_and_more_than_once() {
     let database = Database::migrated().await;
@@ -244,12 +244,12 @@ async fn an_id_may_be_in_the_query_under_two_names_and_more_than_once() {
         let mut source = bridge.connect_with("alice", &query, &[]).await;
         let open = opening(&mut source).await;
         assert_eq!(open.data, r#"{"resumed":true}"#, "{query}");
-        // It still names the row that came last.
+        // It still names the last row.
         let row = if wanted == "two" { "1-" } else { "2-" };
         assert!(open.last_event_id.starts_with(row), "{open:?}");
         assert_eq!(source.next_event().await.data, wanted, "{query}");
     }
-    // The header is the browser's own, and more recent, unless it is empty.
+    // The header is set by the browser itself and more recent, unless it is empty.
     let query = format!("?lastEventId={}", ids[0]);
     for (header, wanted) in [(ids[1].as_str(), "three"), ("", "two")] {
         let headers = [("Last-Event-ID", header)];
@@ -258,7 +258,7 @@ async fn an_id_may_be_in_the_query_under_two_names_and_more_than_once() {
     }
 }
 
-/// Some clients apply an id as soon as its line has come.
+/// Some clients apply an id as soon as they read its line.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_is_the_last_line_of_its_block_and_the_first_one_comes_with_data_before_any_row() {
     let database = Database::migrated().await;
@@ -329,8 +329,7 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
         .until("select bool_and(sent) from notifications")
         .await;
     insert(&database, None, "unsent").await;
-    // The epoch is the second number of the position; another one is another
-    // cluster's.
+    // The epoch is the second number of the position. A different one means another cluster.
     let elsewhere = "1-AgUJAA";
     for (id, reason) in [
         ("nonsense", "malformed"),
@@ -352,14 +351,14 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
             .execute("update notifications set sent_at = null where text = 'unsent'")
             .await;
     }
-    // A header of bytes that are no text is no better.
+    // A header that is not text is treated the same.
     let mut source = bridge
         .connect_with("alice", "", &[("Last-Event-ID", "\u{e9}\u{1f600}")])
         .await;
     assert_eq!(source.next_event().await.name, "tidings.gap");
     drop(source);
 
-    // The header wins over the query, which serves where no header can be set.
+    // The header takes precedence over the query, which is for clients that can't set a header.
     let query = format!("?last_event_id={good}");
     database
         .owner()
@@ -374,7 +373,7 @@ async fn an_id_that_cannot_be_used_is_answered_with_a_gap_and_the_backlog() {
     assert_eq!(until(&mut source, "tidings.caught-up").await.len(), 0);
 
     // An empty header counts as missing, and a duplicated one as one. Two different ids are
-    // rejected, as the later one could skip a row.
+    // rejected, because the later one could skip a row.
     let id = |id: &'static str| ("Last-Event-ID", id);
     let (good, newest) = (good.leak(), newest.leak());
     for (query, headers, expected) in [
@@ -409,7 +408,7 @@ async fn replay_starts_with_the_last_rows_sent_or_not() {
              select 'alice', 'row ' || n, case when n > 1 then now() end from generate_series(1, 9) n",
         )
         .await;
-    // After them: what it has not seen yet is not past to it.
+    // Started after the inserts: rows that the bridge has not seen yet don't count as past.
     let bridge = Bridge::start(&database).await;
     let texts = async |query: &str| {
         database
@@ -430,7 +429,7 @@ async fn replay_starts_with_the_last_rows_sent_or_not() {
     assert_eq!(texts("?replay=3").await, "1789");
     assert_eq!(texts("?replay=500").await, "123456789");
 
-    // A phone that breaks gets the rest, not the replay anew.
+    // A phone that reconnects gets the rest, not the whole replay again.
     let mut source = bridge.connect_with("alice", "?replay=3", &[]).await;
     assert_eq!(source.next_event().await.data, "row 7");
     let id = source.last_event_id().to_owned();
@@ -483,7 +482,7 @@ async fn what_is_asked_wrongly_is_refused_with_what_to_do() {
     let (status, detail) = ask("/nothing").await;
     assert_eq!(status, 404);
     assert!(detail.contains("/stream"), "{detail}");
-    // `?user=` means nothing here.
+    // `?user=` has no meaning here.
     let headers = [("Authorization", bearer.as_str())];
     let mut source = EventSource::open(bridge.address(), "/stream?user=bob", &headers).await;
     until(&mut source, "tidings.caught-up").await;
@@ -495,8 +494,8 @@ async fn what_is_asked_wrongly_is_refused_with_what_to_do() {
 async fn a_reader_that_is_slow_is_neither_cut_off_nor_skipped() {
     let database = Database::migrated().await;
     let bridge = Bridge::start_with(&database, &["--queue-bytes=20000"]).await;
-    // It reads nothing until all is written, which is more than the kernel's
-    // buffers and its own queue hold.
+    // It reads nothing until everything is written, which is more than the kernel's buffers and its
+    // own queue can hold.
     let mut slow = bridge.connect_live("alice").await;
     let mut quick = bridge.connect_live("alice").await;
     let rows = 400;

@@ -1,5 +1,4 @@
-//! A background task that ends by itself takes the bridge with it, in order and in
-//! the open.
+//! A background task that ends unexpectedly stops the bridge, gracefully and visibly.
 
 use std::{
     sync::Arc,
@@ -21,11 +20,10 @@ use crate::support::{
     until,
 };
 
-/// How long a bridge may take to notice and to stop, beside its drain time.
+/// The time that a bridge may take to notice it and stop, in addition to its drain time.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// So many streams are spread over the drain time that some are there while
-/// readiness is asked.
+/// Enough streams, spread over the drain time, that some are still open while readiness is checked.
 const STREAMS: usize = 30;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +69,7 @@ async fn a_task_that_panics_turns_readiness_red_and_stops_the_bridge_with_its_na
     assert!(blown.elapsed() < LIMIT, "{:?}", blown.elapsed());
     assert!(reason.contains("task of a test"), "{reason}");
 
-    // In order all the same.
+    // It still shuts down gracefully.
     let ends = join_all(streams.iter_mut().map(EventSource::rest)).await;
     assert!(ends.iter().all(|(_, end)| *end == End::Clean));
     let ended = timeout(PATIENCE, running).await.expect("an end");

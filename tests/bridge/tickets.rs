@@ -1,4 +1,4 @@
-//! Tickets: made in SQL, shown in the address, taken away in SQL.
+//! Tickets: created in SQL, presented in the URL, revoked in SQL.
 
 use std::{
     sync::Arc,
@@ -59,7 +59,7 @@ async fn refused(bridge: &Bridge, ticket: &str) {
     assert!(said.contains("get a new one"), "{said}");
 }
 
-/// It gets what is sent to its user now, and nothing ended it before.
+/// Checks that the stream receives what is sent to its user now, and did not end before.
 async fn is_open(database: &Database, source: &mut EventSource, user: &str) {
     let send = format!("select send_notification('{user}', 'still here')");
     database.execute(&send).await;
@@ -140,7 +140,7 @@ async fn a_ticket_that_is_none_is_refused() {
     ] {
         refused(&bridge, bad).await;
     }
-    // Twice is once too often.
+    // A repeated parameter is rejected.
     let response = ask(&bridge, &format!("{good}&ticket={good}"), &[]).await;
     assert_eq!(response.status(), 401);
     is_open(&database, &mut open(&bridge, &good).await, "alice").await;
@@ -201,8 +201,8 @@ async fn taking_a_ticket_away_ends_the_streams_that_it_opened_and_no_others() {
     is_open(&database, &mut with_token, "alice").await;
 }
 
-/// The row of a ticket goes in a transaction that began before others that have
-/// been read.
+/// The ticket's row is deleted in a transaction that began before others that have already been
+/// read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_that_is_taken_away_in_a_long_transaction_ends_its_streams_too() {
     let database = Database::migrated().await;
@@ -243,7 +243,7 @@ async fn disconnect_user_ends_a_users_streams_and_takes_the_tickets_away() {
     ends(&mut with_token).await;
     refused(&bridge, &ticket).await;
     is_open(&database, &mut other, "bob").await;
-    // A token stays good until it expires; and users may have numbers.
+    // A token stays valid until it expires. A user's name may be a number.
     let mut again = bridge.connect_live("7").await;
     database.execute("select disconnect_user(7::bigint)").await;
     ends(&mut again).await;
@@ -329,7 +329,8 @@ async fn expired_tickets_are_removed_by_the_bridges() {
              from generate_series(1, 25) as n",
         )
         .await;
-    // In no transaction of an application: it would conflict with those of others.
+    // Creating a ticket doesn't remove them: in an application's transaction, that could conflict
+    // with other transactions.
     let good = ticket(&database, "alice").await;
     let count = "select count(*) from stream_tickets";
     assert_eq!(database.ids(count).await, [26]);
@@ -342,13 +343,13 @@ async fn expired_tickets_are_removed_by_the_bridges() {
     let path = format!("/stream?ticket={good}");
     let mut source = EventSource::open(bridge.address(), &path, &[]).await;
     until(&mut source, "tidings.caught-up").await;
-    // They had ended by themselves.
+    // They had expired, so there was nothing to disconnect.
     let count = "select count(*) from tidings_disconnections";
     assert_eq!(database.ids(count).await, [0]);
 }
 
-/// A page that can send no cookie has the ticket in its address, and must be one
-/// that is listed all the same: the ticket may have been shown to it by mistake.
+/// A page that can't send a cookie has the ticket in its URL. Its origin must be listed all the
+/// same: the ticket may have been exposed to it by mistake.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_on_a_page_that_is_not_listed_opens_nothing() {
     let database = Database::migrated().await;
@@ -394,8 +395,7 @@ async fn tickets_alone_let_users_in_only_where_they_are_turned_on() {
     refused(&bridge, &ticket).await;
 }
 
-/// A user who was logged out gets nothing more, not even what was about to be
-/// written.
+/// A user who was logged out receives nothing more, not even rows that were about to be written.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
     let database = Database::migrated().await;

@@ -1,5 +1,5 @@
-//! The keys and rules of tokens as an operator sets them: what is refused at
-//! start, and what `tidings token` makes of them.
+//! The keys and rules of tokens as an operator configures them: what is rejected at startup, and
+//! how `tidings token` uses them.
 
 use std::{fs, path::Path};
 
@@ -28,7 +28,7 @@ fn short_rsa_key() -> String {
     format!("-----BEGIN RSA PUBLIC KEY-----\n{body}\n-----END RSA PUBLIC KEY-----\n")
 }
 
-/// The same, with another number that is no point of the curve.
+/// The same key with a changed number, which is not a point on the curve.
 fn off_curve(pem: &str) -> String {
     let lines = pem.lines().filter(|line| !line.starts_with("--"));
     let mut der = STANDARD.decode(lines.collect::<String>()).expect("DER");

@@ -1,5 +1,5 @@
-//! Tokens that identity providers sign: which are taken, and which attacks get
-//! a 401 and nothing else.
+//! Tokens signed by identity providers: which are accepted, and which attacks get a 401 and nothing
+//! else.
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -31,14 +31,14 @@ fn with_secret(algorithm: Algorithm, claims: &Value, secret: &[u8]) -> String {
     encode(&header, claims, &EncodingKey::from_secret(secret)).expect("a token")
 }
 
-/// A token whose parts are as given.
+/// A token made of exactly these parts.
 fn raw(header: &Value, claims: &Value, signature: &[u8]) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signature = URL_SAFE_NO_PAD.encode(signature);
     format!("{}.{}.{signature}", part(header), part(claims))
 }
 
-/// One key of each kind, configured in every way that there is.
+/// One key of each kind, which the tests configure in every possible way.
 struct Keys {
     rsa: KeyPair,
     p256: KeyPair,
@@ -99,7 +99,7 @@ async fn every_algorithm_is_taken_when_it_is_configured_and_refused_when_not() {
             let names: Vec<String> = taken.iter().map(|one| format!("{one:?}")).collect();
             let algorithms = format!("--jwt-algorithms={}", names.join(","));
             let mut arguments = given.to_vec();
-            // Those that are usual need not be said.
+            // The default algorithms need no setting.
             if taken != usual {
                 arguments.push(&algorithms);
             }
@@ -135,14 +135,14 @@ async fn a_public_key_is_no_secret_and_no_key_serves_another_algorithm() {
     let wide = Bridge::start_as(&options_without_secret(&database, &arguments)).await;
     let alice = claims("alice");
     let mut forged = vec![
-        // Nobody's signature.
+        // No signature at all.
         raw(&json!({ "alg": "none" }), &alice, b""),
         raw(&json!({ "alg": "None", "typ": "JWT" }), &alice, b""),
         raw(&json!({ "alg": "" }), &alice, b""),
         raw(&json!({ "typ": "JWT" }), &alice, b""),
         raw(&json!({ "alg": ["HS256"] }), &alice, b""),
         raw(&json!({ "alg": "HS256" }), &alice, b""),
-        // All zeros are a valid signature to a careless ECDSA.
+        // A careless ECDSA implementation accepts all zeros as a signature.
         raw(&json!({ "alg": "ES256" }), &alice, &[0; 64]),
         raw(&json!({ "alg": "ES384" }), &alice, &[0; 96]),
         raw(&json!({ "alg": "EdDSA" }), &alice, &[0; 64]),
@@ -164,7 +164,7 @@ async fn a_public_key_is_no_secret_and_no_key_serves_another_algorithm() {
             }
         }
     }
-    // A good signature under another name.
+    // A valid signature, labeled with another algorithm.
     for (algorithm, named) in [
         (RS256, "PS256"),
         (PS256, "RS256"),
@@ -210,7 +210,7 @@ async fn what_a_token_says_of_its_own_key_is_not_believed() {
         assert_eq!(status(bridge.address(), &token).await, 401, "{token}");
     }
     assert_eq!(forgers.asked(), [""; 0], "nobody is asked but the provider");
-    // What must be understood, and isn't.
+    // A header parameter that must be understood, but isn't.
     let mut critical = Header::new(ES256);
     critical.kid = Some("good".to_owned());
     let good = trusted.sign_with(&critical, &claims("alice"));
@@ -245,14 +245,14 @@ async fn a_kid_is_only_compared() {
         "\u{202e}doog",
     ];
     let forged: Vec<String> = kids.iter().map(|kid| forger.token(ES256, kid)).collect();
-    // As if the key were the empty file, or the empty answer.
+    // As if the key were an empty file or an empty response.
     let empty = kids.iter().map(|kid| {
         let mut header = Header::new(HS256);
         header.kid = Some((*kid).to_owned());
         encode(&header, &claims("alice"), &EncodingKey::from_secret(b"")).expect("a token")
     });
     let forged: Vec<String> = forged.into_iter().chain(empty).collect();
-    // Together, so that they share one fetch.
+    // Concurrently, so that they share one fetch.
     let answers = forged
         .iter()
         .map(|token| final_status(bridge.address(), token));
@@ -266,11 +266,11 @@ async fn a_kid_is_only_compared() {
         "{:?}",
         server.asked()
     );
-    // No head that long is read, and no token of that length is looked at.
+    // A head of that length isn't read, and a token of that length isn't checked.
     for length in [16 << 10, 1 << 20] {
         let token = forger.token(ES256, &"k".repeat(length));
         let bearer = format!("Bearer {token}");
-        // Where the server has closed before all was sent, there may be none.
+        // If the server closes before everything is sent, there may be no response.
         if let Ok(answer) = get(bridge.address(), "/stream", &[("Authorization", &bearer)]).await {
             assert!((400..500).contains(&answer.status()), "{}", answer.status());
         }
@@ -308,7 +308,7 @@ async fn issuer_audience_and_times_are_checked_as_configured() {
         }
         claims
     };
-    // What is said, and the answers with and without issuer and audience.
+    // The claims, and the statuses with and without a configured issuer and audience.
     let cases = [
         (good.clone(), 200, 200),
         (with("iss", json!("https://old.example.org")), 200, 200),
@@ -334,13 +334,13 @@ async fn issuer_audience_and_times_are_checked_as_configured() {
         (with("exp", json!([now + 600])), 401, 401),
         (with("nbf", json!(now + 60)), 401, 401),
         (with("nbf", json!("now")), 401, 401),
-        // Clocks are half a minute apart, and no more.
+        // Clocks may differ by half a minute, but not more.
         (with("exp", json!(now - 10)), 200, 200),
         (with("nbf", json!(now + 10)), 200, 200),
-        // Nothing is done for what is longer than any token of the field.
+        // A token that is longer than any real one is rejected without further work.
         (with("more", json!("x".repeat(5_800))), 200, 200),
         (with("more", json!("x".repeat(6_200))), 401, 401),
-        // RFC 7519 allows for parts of a second.
+        // RFC 7519 allows fractions of a second.
         (with("exp", json!(now as f64 + 600.5)), 200, 200),
     ];
     for (claims, in_strict, in_loose) in cases {

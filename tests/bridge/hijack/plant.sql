@@ -1,7 +1,7 @@
--- What this calls is of pg_catalog, too.
+-- The functions called here are those of pg_catalog, too.
 set search_path to pg_catalog;
 
--- The types that our statements deal in.
+-- The types that our statements use.
 create table plants.types as
 select t::regtype::oid as oid
 from unnest(array[
@@ -15,8 +15,8 @@ create sequence plants.names;
 
 create table plants.called_by (sequence regclass primary key, name text not null);
 
--- The concrete types that a declared argument takes: itself, what is cast to it without
--- being asked for, and of a polymorphic one all of its kind.
+-- The concrete types that a declared argument accepts: the type itself, types with an implicit
+-- cast to it, and for a polymorphic type all types of its kind.
 create function plants.concrete(declared oid) returns setof oid
 language sql stable
 set search_path = pg_catalog
@@ -37,7 +37,7 @@ as $$
     and p.typelem <> 0 and p.typlen = -1
 $$;
 
--- Their calls are told apart by sequences, which no rollback takes back.
+-- Calls are counted by sequences, because a rollback doesn't undo those.
 create function plants.body(what text) returns text
 language plpgsql
 set search_path = pg_catalog
@@ -73,7 +73,7 @@ begin
 end
 $$;
 
--- One counter for each name, so that there are hundreds and not thousands of them.
+-- One counter per name, so that there are hundreds of them instead of thousands.
 create function plants.plant(place text, words text[]) returns bigint
 language plpgsql
 set search_path = pg_catalog
@@ -118,7 +118,7 @@ begin
         and p.pronargs = 3
         and p.provariadic = 0
       union
-      -- format() and concat() of up to four texts, numbers and names.
+      -- format() and concat() with up to four texts, numbers or names.
       select p.proname, array_to_string(array_fill(t, array[n]), ', ')
       from pg_proc as p
       cross join unnest(array['text', 'bigint', 'name', 'oid', 'regclass', 'regrole']) as t
