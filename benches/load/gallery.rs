@@ -51,7 +51,7 @@ enum Value {
 }
 
 const COST: &[(&str, &str, &str)] = &[
-    (subject::BOTH, measure::CPU_PER_ROW, "processor time"),
+    (subject::BOTH, measure::CPU_PER_ROW, "CPU time"),
     (subject::TIDINGS, measure::P50, "p50"),
     (subject::TIDINGS, measure::INSERTED, "INSERT"),
     (subject::TIDINGS, measure::MARKED, "flood"),
@@ -62,12 +62,12 @@ const CHARTS: &[Chart] = &[
     Chart {
         file: "writers.svg",
         section: "writers",
-        title: "Single-row INSERTs, each a transaction of its own",
+        title: "Single-row INSERTs, one per transaction",
         kind: Kind::Lines {
             along: at::WRITERS,
-            said: "connections that INSERT",
+            said: "inserting connections",
             value: Value::Measured {
-                said: "rows committed, a second",
+                said: "rows committed per second",
                 divisor: 1.0,
                 scale: Scale::Linear,
             },
@@ -89,7 +89,7 @@ const CHARTS: &[Chart] = &[
         title: "From INSERT to event, 1,000 streams",
         kind: Kind::Lines {
             along: at::RATE,
-            said: "rows a second",
+            said: "rows per second",
             value: Value::Measured {
                 said: "milliseconds",
                 divisor: 1.0,
@@ -107,7 +107,7 @@ const CHARTS: &[Chart] = &[
     Chart {
         file: "flood.svg",
         section: "flood",
-        title: "200,000 rows as fast as they go, rows a second",
+        title: "200,000 rows at full speed, rows per second",
         kind: Kind::Bars(&[measure::DELIVERED, measure::MARKED]),
     },
     Chart {
@@ -136,7 +136,7 @@ const CHARTS: &[Chart] = &[
     Chart {
         file: "growth-rows.svg",
         section: "growth",
-        title: "What it costs as the table grows",
+        title: "Cost as the table grows",
         kind: Kind::Lines {
             along: at::ROWS,
             said: "rows in the table",
@@ -147,10 +147,10 @@ const CHARTS: &[Chart] = &[
     Chart {
         file: "growth-users.svg",
         section: "growth",
-        title: "What it costs as more users are away, each with an unsent row",
+        title: "Cost as the number of offline users grows, each with an unsent row",
         kind: Kind::Lines {
             along: at::AWAY,
-            said: "users who are away",
+            said: "offline users",
             value: Value::Relative,
             lines: COST,
         },
@@ -158,7 +158,7 @@ const CHARTS: &[Chart] = &[
     Chart {
         file: "growth-streams.svg",
         section: "growth",
-        title: "What it costs as more streams are open",
+        title: "Cost as the number of open streams grows",
         kind: Kind::Lines {
             along: at::STREAMS,
             said: "open streams",
@@ -217,7 +217,7 @@ impl Chart {
                 let (value, scale, covers): (_, _, &[f64]) = match value {
                     Value::Measured { said, scale, .. } => (*said, *scale, &[]),
                     Value::Relative => (
-                        "times the cost at the smallest",
+                        "cost relative to the smallest size",
                         Scale::Logarithmic,
                         &[0.2, 5.0],
                     ),

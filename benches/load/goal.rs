@@ -109,7 +109,7 @@ const WRITERS: Pick = of(
 const GOALS: [Goal; 10] = [
     Goal {
         section: "writers",
-        name: "INSERT throughput of 32 writers, against no trigger",
+        name: "INSERT throughput of 32 writers, relative to no trigger",
         figure: WRITERS,
         scale: Scale::Times(of(
             subject::NO_TRIGGER,
@@ -122,7 +122,7 @@ const GOALS: [Goal; 10] = [
     },
     Goal {
         section: "writers",
-        name: "INSERT throughput of 32 writers, against a plain NOTIFY trigger",
+        name: "INSERT throughput of 32 writers, relative to a plain NOTIFY trigger",
         figure: WRITERS,
         scale: Scale::Times(of(
             subject::NOTIFY,
@@ -135,7 +135,7 @@ const GOALS: [Goal; 10] = [
     },
     Goal {
         section: "latency",
-        name: "p50 of INSERT to event at 100 rows/s, against a bare LISTEN",
+        name: "p50 of INSERT to event at 100 rows/s, relative to a bare LISTEN",
         figure: of(subject::TIDINGS, measure::P50, &[(at::RATE, 100.0)]),
         scale: Scale::Times(of(subject::FLOOR, measure::P50, &[(at::RATE, 100.0)])),
         better: Better::Lower,
@@ -156,7 +156,7 @@ const GOALS: [Goal; 10] = [
     },
     Goal {
         section: "flood",
-        name: "events delivered and marked each second",
+        name: "events delivered and marked per second",
         figure: of(subject::TIDINGS, measure::MARKED, &[(at::BATCH, 1000.0)]),
         scale: Scale::Unit {
             divisor: 1000.0,
@@ -184,7 +184,7 @@ const GOALS: [Goal; 10] = [
     },
     Goal {
         section: "memory",
-        name: "processor time of 10,000 idle streams",
+        name: "CPU time of 10,000 idle streams",
         figure: of(subject::TIDINGS, measure::CPU, &[(at::STREAMS, 10_000.0)]),
         scale: Scale::Unit {
             divisor: 1.0,
@@ -196,7 +196,7 @@ const GOALS: [Goal; 10] = [
     },
     Goal {
         section: "storm",
-        name: "10,000 streams return, one missed row each: all caught up",
+        name: "time until 10,000 reconnecting streams, with one missed row each, have caught up",
         figure: of(
             subject::TIDINGS,
             measure::CAUGHT_UP,
@@ -212,7 +212,7 @@ const GOALS: [Goal; 10] = [
     },
     Goal {
         section: "growth",
-        name: "cost per notification at 5 million rows, against 10 thousand",
+        name: "cost per notification at 5 million rows, relative to 10 thousand",
         figure: of(
             subject::BOTH,
             measure::CPU_PER_ROW,

@@ -48,12 +48,12 @@ pub mod measure {
     pub const IDLE_STREAM: &str = "memory per idle stream";
     /// The same after every stream has received events.
     pub const USED_STREAM: &str = "memory per stream after traffic";
-    /// Processor time, in percent of one core.
-    pub const CPU: &str = "processor";
-    /// Processor time per notification.
-    pub const CPU_PER_ROW: &str = "processor per notification";
+    /// CPU time, in percent of one core.
+    pub const CPU: &str = "CPU time";
+    /// CPU time per notification.
+    pub const CPU_PER_ROW: &str = "CPU time per notification";
     /// Time until every client had received everything it was owed.
-    pub const CAUGHT_UP: &str = "all caught up";
+    pub const CAUGHT_UP: &str = "time until all have caught up";
     /// The largest number of concurrent sessions.
     pub const PEAK_CONNECTIONS: &str = "peak database connections";
     pub const PEAK_MEMORY: &str = "peak memory";
@@ -74,7 +74,7 @@ pub mod at {
     /// Rows in the table before the measurement.
     pub const ROWS: &str = "rows in table";
     /// Users without a stream who have an unsent row.
-    pub const AWAY: &str = "users away";
+    pub const AWAY: &str = "offline users";
 }
 
 /// Figures that belong together, taken in one run.

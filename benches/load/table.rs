@@ -7,8 +7,8 @@ use crate::{
 };
 
 const HEAD: [&str; 8] = [
-    "what",
-    "of",
+    "measure",
+    "subject",
     "at",
     "value",
     "events",
@@ -42,7 +42,7 @@ pub fn section(section: &Section, verdicts: &[Verdict]) -> String {
 
 /// The table of all goals.
 pub fn goals(verdicts: &[Verdict]) -> String {
-    let head = ["figure", "measured", "must reach", "aim", "reached"].map(str::to_owned);
+    let head = ["figure", "measured", "required", "target", "reached"].map(str::to_owned);
     let row = |goal: &Verdict| {
         vec![
             goal.goal.to_owned(),
@@ -65,12 +65,12 @@ fn brief(goal: &Verdict) -> String {
         ..
     } = goal;
     let outcome = outcome(goal.reached);
-    format!("{value:.2} {unit}, must {must}, aim {aim}: {outcome}")
+    format!("{value:.2} {unit}, required {must}, target {aim}: {outcome}")
 }
 
 fn outcome(reached: Reached) -> &'static str {
     match reached {
-        Reached::Aim => "yes, the aim",
+        Reached::Aim => "yes, the target",
         Reached::Must => "yes",
         Reached::Missed => "**no**",
     }

@@ -76,16 +76,16 @@ impl Trial {
     /// The wording in the table.
     pub fn question(self) -> &'static str {
         match self {
-            Self::Backlog => "a row from before the user's first connection arrives",
-            Self::BacklogAgain => "and isn't repeated at each later one",
-            Self::Resume => "a row from during a break arrives",
-            Self::ResumeMany => "and so do 200",
+            Self::Backlog => "delivers a row inserted before the user's first connection",
+            Self::BacklogAgain => "and doesn't repeat it on each later connection",
+            Self::Resume => "delivers a row committed while the client was disconnected",
+            Self::ResumeMany => "and 200 such rows",
             Self::LateCommit => {
-                "one that was inserted before the last that was seen, and committed in the break"
+                "and one inserted before the last row received, but committed during the disconnect"
             }
-            Self::Restart => "a row from while the server was down arrives",
-            Self::Long => "an INSERT of 9,000 bytes is taken, and arrives",
-            Self::Mark => "the table says which rows were sent",
+            Self::Restart => "delivers a row inserted while the server was down",
+            Self::Long => "accepts and delivers a row of 9,000 bytes",
+            Self::Mark => "records in the table which rows were sent",
         }
     }
 }

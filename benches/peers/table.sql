@@ -1,6 +1,6 @@
--- The table that the peers listen to: the rows that Tidings has, without its own columns, and the
--- trigger that every tutorial of LISTEN and NOTIFY shows, with one call per row that contains the
--- row.
+-- The table that the alternatives listen to: the same rows as Tidings' table without its internal
+-- columns, and the trigger that every LISTEN and NOTIFY tutorial shows: one pg_notify per row, with
+-- the row as payload.
 
 create table notifications (
   id bigint generated always as identity primary key,

@@ -287,14 +287,14 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     }
     Ok(Section {
         name: "growth",
-        title: "Cost as everything grows".to_owned(),
+        title: "Cost as tables, users and streams grow".to_owned(),
         setting: format!(
-            "Tables of sent rows of {} users. Unless varied: {STREAMS} streams, {AWAY} users who \
-             are away with one unsent row each, {} rows. At each size: {BY_THE_CLOCK} rows at \
-             {RATE} per second (p50, processor time), a storm of all streams, {FLAT_OUT} single \
-             rows by {WRITERS} connections, {FLOOD} in batches of {BATCH}. The sizes alternate; \
-             the median of {rounds} rounds, after {warm_up} to warm up. Added rows are removed \
-             after each.",
+            "Tables of sent rows of {} users. Unless varied: {STREAMS} streams, {AWAY} offline \
+             users with one unsent row each, {} rows. At each size: {BY_THE_CLOCK} rows at \
+             {RATE} per second (p50, CPU time), a reconnect of all streams at once, {FLAT_OUT} \
+             single rows by {WRITERS} connections, {FLOOD} in batches of {BATCH}. The sizes \
+             alternate; the median of {rounds} rounds, after {warm_up} to warm up. Added rows are \
+             removed after each round.",
             whole(USERS.count as f64),
             whole(middle as f64),
         ),

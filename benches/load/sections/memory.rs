@@ -43,13 +43,13 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     }
     Ok(Section {
         name: "memory",
-        title: "What an idle stream costs".to_owned(),
+        title: "Cost of an idle stream".to_owned(),
         setting: format!(
             "One stream per user. Memory is the resident set of the bridge, minus that of a \
              bridge without streams, divided by the number of streams: after {} s of silence, and \
              again {} s after {ROWS_EACH} rows for each. The kernel's memory is listed separately, \
              as half of what both ends use here: sockets, their files, and their entries in epoll \
-             sets. Processor time over {} s with the default heartbeat.",
+             sets. CPU time over {} s with the default heartbeat.",
             rest.as_secs(),
             rest.as_secs(),
             watched.as_secs(),

@@ -139,7 +139,7 @@ impl Returning<'_> {
         Ok(vec![
             Figure::new(
                 subject::TIDINGS,
-                "longest wait as all its sessions are ended",
+                "longest delay when all its sessions are terminated",
                 longest.as_secs_f64() * 1e3,
                 Unit::Milliseconds,
             )
@@ -147,7 +147,7 @@ impl Returning<'_> {
             .counts(counts),
             Figure::new(
                 subject::BOTH,
-                "processor time to be back after that",
+                "CPU time to recover from that",
                 more,
                 Unit::Milliseconds,
             )
@@ -184,7 +184,7 @@ impl Returning<'_> {
         }
         let (first, later) = times.split_at(1);
         let figure = |what: &str, time| {
-            let what = format!("{what} connect without an id, {UNSENT} unsent");
+            let what = format!("{what} connection without an id, {UNSENT} unsent rows");
             Figure::new(subject::TIDINGS, &what, time, Unit::Milliseconds)
                 .at(SENT, sent as f64)
                 .counts(counts)

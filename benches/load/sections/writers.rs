@@ -163,8 +163,8 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         setting: format!(
             "Each connection INSERTs one row per transaction, one after the other, for {} s; the \
              variants alternate, {rounds} rounds; figures and ratios are medians. The rows of \
-             “{}” are for {STREAMS} users with one stream each, those of “{}” for users who are \
-             away.",
+             “{}” are for {STREAMS} users with one stream each, those of “{}” for offline \
+             users.",
             time.as_secs(),
             subject::TIDINGS,
             subject::IDLE,

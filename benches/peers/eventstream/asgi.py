@@ -1,7 +1,7 @@
-"""The application, and the thread that passes the rows to it.
+"""The application, and the thread that passes rows to it.
 
 According to the README, `send_event` must be called in the serving process unless Redis connects
-it to others. The README sets up one process, so the thread runs in that.
+it to others. The README sets up a single process, so the thread runs in that process.
 """
 
 import atexit

@@ -1,8 +1,8 @@
-"""A minimal Django project with django-eventstream as its README sets it up, with storage."""
+"""A minimal Django project with django-eventstream, set up as in its README, with storage."""
 
 import os
 
-SECRET_KEY = "not a secret: nobody signs anything here"
+SECRET_KEY = "not a secret: nothing is signed here"
 ALLOWED_HOSTS = ["127.0.0.1"]
 INSTALLED_APPS = ["daphne", "django_eventstream"]
 MIDDLEWARE = []

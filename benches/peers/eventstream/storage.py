@@ -1,4 +1,4 @@
-"""The package's own storage, modified to return its connection."""
+"""The package's own storage, modified to return its database connection to the pool."""
 
 from django.db import connection
 from django_eventstream.storage import DjangoModelStorage

@@ -1,16 +1,17 @@
-// Forwards the rows to nchan: one POST each, over kept-alive connections. Rows of one user are sent
-// one after the other, so that they don't overtake each other; those of different users don't wait.
+// Forwards rows to nchan: one POST per row, over kept-alive connections. Rows of one user are sent
+// one after the other, so that they don't overtake each other; rows of different users are sent
+// concurrently.
 
 import { Agent, request } from 'node:http'
 import pg from 'pg'
 
 const CONNECTIONS = 16
-// While nginx starts.
+// How often to retry while nginx starts.
 const PATIENCE_MS = 100
 const ATTEMPTS = 50
 
 const agent = new Agent({ keepAlive: true, maxSockets: CONNECTIONS })
-const busy = new Map() // user → texts that wait for the one in flight
+const busy = new Map() // user → texts waiting for the request in flight
 
 function post(user, text) {
   return new Promise((resolve, reject) => {
@@ -40,7 +41,7 @@ function fail(error) {
 async function untilNginxAnswers() {
   for (let attempt = 0; ; attempt += 1) {
     try {
-      return await post('nobody', 'is there somebody?')
+      return await post('probe', 'ping')
     } catch (error) {
       if (attempt === ATTEMPTS) throw error
       await new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))

@@ -1,5 +1,5 @@
-// What a Node developer writes in an afternoon: rows arrive as NOTIFY payloads and go to the
-// sessions of their user; a client that returns with a last id receives the rows above it. The
+// What a Node developer can write in an afternoon: rows arrive as NOTIFY payloads and are sent to
+// the sessions of their user; a client that returns with a last id receives the rows above it. The
 // usual environment variables say where Postgres is (PGHOST, PGUSER, PGDATABASE).
 
 import { createServer } from 'node:http'
@@ -48,7 +48,8 @@ async function listen() {
       else push(session, row)
     }
   })
-  // If the listener is gone, nothing would report it: exit, and be restarted.
+  // Otherwise the loss of the listener would go unnoticed. Exit, so that a supervisor can restart
+  // the process.
   client.on('error', (error) => {
     console.error(error)
     process.exit(1)
