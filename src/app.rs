@@ -45,7 +45,8 @@ use crate::{
         stream_route::StreamRoute,
     },
     monitoring::{
-        dashboard::Dashboard, history::History, logging, prometheus::Metrics, reporter::Reporter,
+        chart_data::ChartData, dashboard::Dashboard, logging, prometheus::Metrics,
+        reporter::Reporter,
     },
     postgres::{
         connect::DatabaseUrl,
@@ -243,7 +244,7 @@ impl App {
         let pruned = Arc::default();
         let rejections = Arc::new(Rejections::default());
         let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections));
-        let history = Arc::new(History::default());
+        let history = Arc::new(ChartData::default());
         let (admin, admin_address) = servers::bind_admin(
             options,
             parts.activation.admin,
@@ -258,7 +259,7 @@ impl App {
                 database.schema.clone(),
             )),
         )?;
-        background.push(tasks.start_endless("history", history.record(stats)));
+        background.push(tasks.start_endless("chart data", history.record(stats)));
         let tickets = Tickets::new(
             Arc::clone(&delivery.hub),
             database.pool.clone(),

@@ -34,7 +34,7 @@ use crate::{
 
 /// The database and schema to check.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct Installation<'a> {
     /// For the listener and migrations.
     pub direct: &'a DatabaseUrl,
     /// For reading pages and writing marks, if that is another URL.
@@ -47,7 +47,10 @@ pub struct Target<'a> {
 /// # Errors
 ///
 /// [`SchemaError`], if a check can't be completed.
-pub async fn examine(place: Target<'_>, thresholds: &Thresholds) -> Result<Report, SchemaError> {
+pub async fn examine(
+    place: Installation<'_>,
+    thresholds: &Thresholds,
+) -> Result<Report, SchemaError> {
     let mut report = Report::default();
     report.findings.extend(path::direct(place.direct).await);
     let client = match Borrowed::to_read(place.direct).await {

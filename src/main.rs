@@ -12,7 +12,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use tidings::{
     app::{self, App, Parts, shutdown::Shutdown},
     auth::jwt,
-    check::{self, Report, Target},
+    check::{self, Installation, Report},
     cli::{
         completions, dev, health,
         output::{self, Colour, Screen},
@@ -290,7 +290,7 @@ async fn check(
     let database = &options.serve.database;
     // Errors in the URLs are already among the findings.
     if let (Ok(url), Ok(direct)) = (database.url(), database.direct_url()) {
-        let place = Target {
+        let place = Installation {
             direct: direct.as_ref().unwrap_or(&url),
             pooled: direct.is_some().then_some(&url),
             schema: &database.schema,

@@ -3,9 +3,10 @@
 //!
 //! May use: `config` and the layers below.
 
+pub(crate) mod chart_data;
 pub(crate) mod dashboard;
 pub(crate) mod database_state;
-pub(crate) mod history;
+
 pub mod logging;
 pub(crate) mod process;
 pub(crate) mod prometheus;

@@ -2,10 +2,15 @@
 
 use std::{fmt, time::Instant};
 
-use prometheus_client::metrics::{counter::Counter, family::Family};
 use tracing::{info, warn};
 
-use crate::{auth::client_addr::Client, runtime::log_throttle::LogThrottle};
+use crate::{
+    auth::client_addr::Client,
+    runtime::{
+        log_throttle::LogThrottle,
+        reason_counter::{Reason, ReasonCounter},
+    },
+};
 
 /// Why a request or connection was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,43 +92,28 @@ impl fmt::Display for RejectReason {
     }
 }
 
-type Label = [(&'static str, &'static str); 1];
+impl Reason for RejectReason {
+    fn all() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter()
+    }
+
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+}
 
 /// Counts rejections, and logs them at a limited rate.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rejections {
-    counted: Family<Label, Counter>,
+    pub counter: ReasonCounter<RejectReason>,
     told: [LogThrottle; RejectReason::ALL.len()],
 }
 
-impl Default for Rejections {
-    fn default() -> Self {
-        let counted = Family::default();
-        for reason in RejectReason::ALL {
-            // Each reason is exported as zero before its first rejection.
-            drop(counted.get_or_create(&label(reason)));
-        }
-        Self {
-            counted,
-            told: Default::default(),
-        }
-    }
-}
-
 impl Rejections {
-    pub fn of(&self, reason: RejectReason) -> u64 {
-        self.counted.get_or_create(&label(reason)).get()
-    }
-
-    /// The counters, by reason.
-    pub fn counted(&self) -> Family<Label, Counter> {
-        self.counted.clone()
-    }
-
     /// Counts a rejection of this client. At most one line per reason is logged in 10 s,
     /// with the number of rejections since the last one.
     pub fn count(&self, reason: RejectReason, client: Client) {
-        self.counted.get_or_create(&label(reason)).inc();
+        self.counter.count(reason);
         // The discriminants follow the order of `ALL`.
         let Some(count) = self.told[reason as usize].count(Instant::now()) else {
             return;
@@ -147,8 +137,4 @@ impl Rejections {
             }
         }
     }
-}
-
-fn label(reason: RejectReason) -> Label {
-    [("reason", reason.name())]
 }

@@ -18,7 +18,7 @@ use crate::{
     postgres::{
         pool::{self, Parameter, Pool, QueryError},
         queries::Sql,
-        schema::SchemaName,
+        schema::{Privilege, SchemaName},
     },
 };
 
@@ -39,19 +39,12 @@ const LIVE_PAUSE: u32 = 20;
 /// statement continues from there.
 const LIVE_ROWS: i64 = 10_000;
 
-/// Whether this role may read and write watermarks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Right {
-    Granted,
-    Missing,
-}
-
 /// The watermarks in the database.
 #[derive(Debug)]
 pub struct DeliveredWatermark {
     pool: Pool,
     sql: Arc<Sql>,
-    right: Right,
+    right: Privilege,
     turn: Arc<Semaphore>,
 }
 
@@ -67,14 +60,14 @@ impl DeliveredWatermark {
         let may = include_str!("../../sql/may_drain.sql");
         let rows = pool.query(NOTE_LIMIT, may, &tables).await?;
         let right = match pool::first_row(&rows).try_get(0)? {
-            true => Right::Granted,
-            false => Right::Missing,
+            true => Privilege::Granted,
+            false => Privilege::Missing,
         };
-        if right == Right::Granted {
+        if right == Privilege::Granted {
             let void = schema.fill(include_str!("../../sql/void_future_floors.sql"));
             pool.query(NOTE_LIMIT, &void, &[]).await?;
         }
-        if right == Right::Missing {
+        if right == Privilege::Missing {
             warn!(
                 "this role may not store delivery watermarks, so each new connection reads all \
                  rows kept for its user; `tidings check` shows what to grant"
@@ -91,15 +84,15 @@ impl DeliveredWatermark {
     /// The query for a first page. It starts at the watermark if the role may read it.
     pub fn backlog_page(&self) -> &str {
         match self.right {
-            Right::Granted => &self.sql.backlog_page,
-            Right::Missing => &self.sql.backlog_page_without_drained,
+            Privilege::Granted => &self.sql.backlog_page,
+            Privilege::Missing => &self.sql.backlog_page_without_drained,
         }
     }
 
     /// Moves a user's watermark to `before`, as seen in this history, in a background
     /// task.
     pub fn note(&self, user: &UserId, before: Xid, history: History) {
-        if self.right == Right::Missing {
+        if self.right == Privilege::Missing {
             return;
         }
         let Ok(turn) = Arc::clone(&self.turn).try_acquire_owned() else {
@@ -135,7 +128,7 @@ impl DeliveredWatermark {
     /// need not pass over everything that was sent since the first page. Returns when the
     /// next user's may be moved.
     pub async fn note_live(&self, user: &UserId) {
-        if self.right == Right::Missing {
+        if self.right == Privilege::Missing {
             return;
         }
         let began = {
@@ -163,8 +156,8 @@ impl DeliveredWatermark {
     /// read watermarks.
     pub fn acknowledged(&self) -> Option<&str> {
         match self.right {
-            Right::Granted => Some(&self.sql.acknowledged),
-            Right::Missing => None,
+            Privilege::Granted => Some(&self.sql.acknowledged),
+            Privilege::Missing => None,
         }
     }
 }

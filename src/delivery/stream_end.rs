@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::time::Instant;
 
-use crate::delivery::{mailbox::Ending, marker::Closed};
+use crate::{
+    delivery::{mailbox::Ending, marker::Closed},
+    runtime::reason_counter::{Reason, ReasonCounter},
+};
 
 /// How long before its credentials expire a client is warned.
 const WARNING: Duration = Duration::from_secs(30);
@@ -77,33 +79,18 @@ impl EndReason {
     }
 }
 
-type Label = [(&'static str, &'static str); 1];
+impl Reason for EndReason {
+    fn all() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter()
+    }
 
-/// Counts the streams that have ended, by reason.
-#[derive(Clone, Debug)]
-pub struct Ended(Family<Label, Counter>);
-
-impl Default for Ended {
-    fn default() -> Self {
-        let ended = Self(Family::default());
-        for reason in EndReason::ALL {
-            // Creates the counter, so that it is reported as 0 before the first stream
-            // ends.
-            drop(ended.0.get_or_create(&[("reason", reason.name())]));
-        }
-        ended
+    fn name(self) -> &'static str {
+        Self::name(self)
     }
 }
 
-impl Ended {
-    pub fn count(&self, reason: EndReason) {
-        self.0.get_or_create(&[("reason", reason.name())]).inc();
-    }
-
-    pub fn counted(&self) -> Family<Label, Counter> {
-        self.0.clone()
-    }
-}
+/// Counts the streams that have ended.
+pub type Ended = ReasonCounter<EndReason>;
 
 /// When a stream ends, and why.
 #[derive(Clone, Copy, Debug)]

@@ -258,8 +258,7 @@ mod tests {
     }
 
     fn refused(rejections: &Rejections, reason: RejectReason) -> u64 {
-        let label = [("reason", reason.name())];
-        rejections.counted().get_or_create(&label).get()
+        rejections.counter.of(reason)
     }
 
     #[test]

@@ -15,8 +15,8 @@ use tokio::{sync::Mutex, time::Instant};
 use crate::{
     config::BridgeOptions,
     monitoring::{
+        chart_data::{ChartData, Sample},
         database_state::DatabaseState,
-        history::{History, Sample},
         logging::{self, Line},
         stats::{Figures, Stats},
     },
@@ -59,7 +59,7 @@ fn hash_of(element: &str) -> String {
 #[derive(Debug)]
 pub struct Dashboard {
     stats: Arc<Stats>,
-    history: Arc<History>,
+    history: Arc<ChartData>,
     settings: Vec<ShownSetting>,
     /// For querying the database over a connection of its own, so that neither streams
     /// nor marks have to wait.
@@ -91,7 +91,7 @@ impl Dashboard {
     /// `direct_url` leads to the database without a pooler.
     pub fn new(
         stats: Arc<Stats>,
-        history: Arc<History>,
+        history: Arc<ChartData>,
         options: &BridgeOptions,
         url: &DatabaseUrl,
         direct_url: DatabaseUrl,

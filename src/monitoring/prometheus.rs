@@ -38,12 +38,12 @@ impl Metrics {
         tidings.register(
             "refused",
             "Rejected requests and sockets, by reason",
-            stats.rejections.counted(),
+            stats.rejections.counter.family(),
         );
         tidings.register(
             "connections_ended",
             "Streams ended, by reason",
-            ended.counted(),
+            ended.family(),
         );
         tidings.register(
             "page_seconds",

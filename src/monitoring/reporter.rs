@@ -19,7 +19,7 @@ use crate::{
     postgres::{
         pool::{self, Pool, QueryError},
         queries::Sql,
-        schema::SchemaName,
+        schema::{Privilege, SchemaName},
     },
     runtime::backoff::Backoff,
 };
@@ -42,13 +42,6 @@ const LAST_LIMIT: Duration = Duration::from_secs(1);
 /// whether this role may report.
 const ASK_FIRST: Duration = Duration::from_millis(200);
 const ASK_LONGEST: Duration = Duration::from_secs(10);
-
-/// Whether this role may report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Right {
-    Granted,
-    Missing,
-}
 
 #[derive(Debug)]
 pub struct Reporter {
@@ -118,8 +111,8 @@ impl Reporter {
     /// nothing.
     pub async fn run(mut self, stop: CancellationToken) {
         match stop.run_until_cancelled(self.right()).await {
-            Some(Right::Granted) => {}
-            Some(Right::Missing) => {
+            Some(Privilege::Granted) => {}
+            Some(Privilege::Missing) => {
                 warn!(
                     "this role may not report the bridge's activity, so the views don't show this \
                      bridge; `tidings check` prints the missing GRANT"
@@ -151,7 +144,7 @@ impl Reporter {
     }
 
     /// Whether this role may report. Asks until the database answers.
-    async fn right(&self) -> Right {
+    async fn right(&self) -> Privilege {
         let mut backoff = Backoff::new(ASK_FIRST, ASK_LONGEST);
         loop {
             match self.ask_for_right().await {
@@ -167,13 +160,13 @@ impl Reporter {
         }
     }
 
-    async fn ask_for_right(&self) -> Result<Right, QueryError> {
+    async fn ask_for_right(&self) -> Result<Privilege, QueryError> {
         let may = include_str!("../../sql/may_report.sql");
         let parameters = [(&self.schema.name() as _, Type::TEXT)];
         let rows = self.pool.query(REPORT_LIMIT, may, &parameters).await?;
         Ok(match pool::first_row(&rows).try_get(0)? {
-            Some(true) => Right::Granted,
-            Some(false) | None => Right::Missing,
+            Some(true) => Privilege::Granted,
+            Some(false) | None => Privilege::Missing,
         })
     }
 

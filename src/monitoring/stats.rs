@@ -114,7 +114,8 @@ impl Stats {
     pub fn figures(&self) -> Figures {
         let (audience, marks) = (self.hub.audience(), self.marks.counts());
         let listened = self.health.listened();
-        let refused = RejectReason::ALL.map(|reason| (reason.name(), self.rejections.of(reason)));
+        let refused =
+            RejectReason::ALL.map(|reason| (reason.name(), self.rejections.counter.of(reason)));
         Figures {
             readiness: self.health.readiness(),
             connections: self.hub.connections(),

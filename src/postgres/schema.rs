@@ -28,6 +28,13 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
+/// Whether the role of the bridge has the privileges on a table that a feature needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    Granted,
+    Missing,
+}
+
 /// The table in which refinery records applied migrations. Its default name may be in use
 /// by the application.
 const HISTORY: &str = "tidings_schema_history";

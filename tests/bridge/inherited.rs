@@ -5,7 +5,7 @@ use clap::Parser;
 use futures_util::future::join_all;
 use private_postgres::Cluster;
 use tidings::{
-    check::{self, Target},
+    check::{self, Installation},
     config::{Cli, Command},
     postgres::{connect, schema::SchemaName},
 };
@@ -175,7 +175,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
     let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
         panic!("not check")
     };
-    let place = Target {
+    let place = Installation {
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),

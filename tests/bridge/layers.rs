@@ -195,6 +195,43 @@ fn no_two_modules_use_each_other() {
     assert!(graph.is_empty(), "these use each other: {graph:#?}");
 }
 
+/// Types that a file declares, without its tests.
+struct Types(Vec<String>);
+
+impl<'ast> Visit<'ast> for Types {
+    fn visit_item(&mut self, item: &'ast Item) {
+        let ident = match item {
+            Item::Mod(ItemMod { attrs, .. }) if is_of_tests(attrs) => return,
+            Item::Struct(item) => Some(&item.ident),
+            Item::Enum(item) => Some(&item.ident),
+            Item::Trait(item) => Some(&item.ident),
+            Item::Type(item) => Some(&item.ident),
+            _ => None,
+        };
+        self.0.extend(ident.map(ToString::to_string));
+        visit::visit_item(self, item);
+    }
+}
+
+/// A name that means two things has to be looked up each time.
+#[test]
+fn every_type_has_a_name_of_its_own() {
+    let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for (module, path) in modules() {
+        if module.last().is_some_and(|name| name == "tests") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("a file");
+        let mut types = Types(Vec::new());
+        types.visit_file(&syn::parse_file(&text).expect("Rust"));
+        for name in types.0 {
+            places.entry(name).or_default().push(path.clone());
+        }
+    }
+    places.retain(|_, paths| paths.len() > 1);
+    assert!(places.is_empty(), "{places:#?}");
+}
+
 /// One row per folder, in the same order.
 #[test]
 fn the_code_map_has_every_layer() {

@@ -3,7 +3,7 @@
 use clap::Parser;
 use private_postgres::Cluster;
 use tidings::{
-    check::{self, Finding, Fix, Target, Topic},
+    check::{self, Finding, Fix, Installation, Topic},
     config::{Cli, Command},
     postgres::schema::{self, SchemaError, SchemaName},
 };
@@ -21,7 +21,7 @@ async fn findings(database: &Database) -> Vec<Finding> {
     let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
         panic!("not check")
     };
-    let place = Target {
+    let place = Installation {
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),

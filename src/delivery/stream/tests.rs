@@ -169,8 +169,7 @@ impl Fixture {
 
     /// How often a stream has ended for this reason.
     fn ended(&self, reason: EndReason) -> u64 {
-        let counted = self.streams.ended.counted();
-        counted.get_or_create(&[("reason", reason.name())]).get()
+        self.streams.ended.of(reason)
     }
 }
 

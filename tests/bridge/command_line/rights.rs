@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use tidings::{
-    check::{self, Finding, Fix, Severity, Target, Topic},
+    check::{self, Finding, Fix, Installation, Severity, Topic},
     config::{Cli, Command},
     postgres::schema::SchemaName,
 };
@@ -24,7 +24,7 @@ async fn findings(database: &Database) -> Vec<Finding> {
     let Command::Check(options) = Cli::parse_from(["tidings", "check"]).command else {
         panic!("not check")
     };
-    let place = Target {
+    let place = Installation {
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),

@@ -44,9 +44,9 @@ struct Counts {
 }
 
 #[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<Sample>>);
+pub struct ChartData(Mutex<VecDeque<Sample>>);
 
-impl History {
+impl ChartData {
     /// The samples, oldest first.
     pub fn samples(&self) -> Vec<Sample> {
         let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn it_keeps_fifteen_minutes() {
-        let history = History::default();
+        let history = ChartData::default();
         let none = counts(0, Counters::default().delays());
         for connections in 0..SAMPLES + 7 {
             let now = Counts {
