@@ -120,15 +120,15 @@ pub struct App {
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Direct(#[from] DirectError),
-    #[error(transparent)]
+    #[error("{0}")]
     Schema(#[from] SchemaError),
-    #[error(transparent)]
+    #[error("{0}")]
     Listen(#[from] ListenError),
-    #[error(transparent)]
+    #[error("{0}")]
     Pool(#[from] deadpool::managed::BuildError),
     #[error("DATABASE_URL: {0}")]
     Query(#[from] QueryError),
@@ -137,7 +137,7 @@ pub enum StartError {
          to a standby: the bridge must read rows from the same server on which it listens"
     )]
     TwoServers,
-    #[error(transparent)]
+    #[error("{0}")]
     Servers(#[from] ServersError),
 }
 

@@ -11,9 +11,9 @@ use crate::config::{Cli, ConfigError};
 /// Why a man page was not printed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManualError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Output(#[from] io::Error),
 }
 

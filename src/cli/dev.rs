@@ -45,20 +45,20 @@ const PAGE_CONNECTIONS: usize = 2;
 /// Why `dev` did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Servers(#[from] ServersError),
-    #[error(transparent)]
+    #[error("{0}")]
     Cluster(#[from] ClusterError),
     #[error("the private PostgreSQL returned an error: {}", connect::describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// The URL that `dev` itself composed can't be parsed.
     #[error("the private PostgreSQL's URL can't be parsed: {0}")]
     Url(String),
-    #[error(transparent)]
+    #[error("{0}")]
     Start(#[from] StartError),
-    #[error(transparent)]
+    #[error("{0}")]
     Run(#[from] RunError),
 }
 

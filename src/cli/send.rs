@@ -23,9 +23,9 @@ const INPUT_BYTES: u64 = 2 << 20;
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SqlCommandError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     #[error("can't read the text from standard input: {0}")]
     Input(#[from] io::Error),

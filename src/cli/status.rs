@@ -69,11 +69,11 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
 /// Why the state could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] connect::ConnectError),
-    #[error(transparent)]
+    #[error("{0}")]
     Schema(#[from] SchemaError),
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -206,7 +206,7 @@ impl Status {
 /// Why the state could not be printed.
 #[derive(Debug, thiserror::Error)]
 pub enum PrintError {
-    #[error(transparent)]
+    #[error("{0}")]
     Output(#[from] io::Error),
     /// A column doesn't have the expected type.
     #[error("{}", describe(.0))]

@@ -42,17 +42,17 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Why `tail` ended.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
-    #[error(transparent)]
+    #[error("{0}")]
     Pool(#[from] deadpool::managed::BuildError),
-    #[error(transparent)]
+    #[error("{0}")]
     Query(#[from] QueryError),
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    #[error(transparent)]
+    #[error("{0}")]
     Output(#[from] io::Error),
 }
 

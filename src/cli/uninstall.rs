@@ -12,12 +12,12 @@ use crate::{
 /// Why nothing was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    #[error(transparent)]
+    #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error(transparent)]
+    #[error("{0}")]
     Schema(#[from] SchemaError),
     /// The terminal can't be written to or read from.
-    #[error(transparent)]
+    #[error("{0}")]
     Terminal(#[from] io::Error),
     #[error(
         "nothing was removed: there is no terminal to ask for confirmation; if you are sure, pass \

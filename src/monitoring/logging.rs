@@ -51,7 +51,7 @@ static OUTPUT: OnceLock<Output> = OnceLock::new();
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error(transparent)]
+    #[error("{0}")]
     Filter(#[from] FilterError),
     #[error("can't start the thread that writes the log: {0}")]
     Thread(#[from] io::Error),

@@ -18,7 +18,7 @@ const HEARD_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum DirectError {
     /// The connection failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     /// Postgres reported an error, or the connection broke.
     #[error("{}", describe(.0))]

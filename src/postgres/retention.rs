@@ -73,7 +73,7 @@ pub fn sent_for(text: &str) -> Result<Duration, String> {
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     /// The connection failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     /// Postgres reported an error, or the connection broke.
     #[error("{}", describe(.0))]

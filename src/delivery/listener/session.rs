@@ -34,7 +34,7 @@ const NEEDED: [&str; 2] = ["notifications", "tidings_incarnation"];
 /// Why a session ended or could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     /// An error of Postgres or of the network.
     #[error("{}", describe(.0))]

@@ -9,7 +9,7 @@ use crate::postgres::connect::{ConnectError, describe};
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The connection failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Connect(#[from] ConnectError),
     /// A statement failed.
     #[error("{}", describe(.0))]
