@@ -104,7 +104,7 @@ class Log {
   merge(row, streamed) {
     let entry = this.entries.find((each) => each.row && each.row.id === row.id);
     if (!entry) {
-      entry = { order: row.id, row, item: rowItem(row), sent: false, streamed };
+      entry = { order: row.id, row, item: rowItem(row), sent: false, streamed: false };
       if (streamed) entry.item.classList.add('arrived');
       this.place(entry);
     }
