@@ -392,6 +392,9 @@ impl App {
             failed = tasks.failed() => Err(RunError::from(failed)),
         };
 
+        // First: from now on requests for streams are answered with a deferral.
+        self.gate.close();
+        self.health.drain();
         let connections = self.hub.connections();
         info!(connections, "stopping: ending {connections} streams");
         let begin = Instant::now();
@@ -399,9 +402,6 @@ impl App {
             deadline: begin + self.drain + SHUTDOWN_LIMIT - EXIT_RESERVE,
             cut_off: Vec::new(),
         };
-        // First: from now on requests for streams are answered with a deferral.
-        self.gate.close();
-        self.health.drain();
         if let Some(pruner) = &pruner {
             pruner.ask();
         }
