@@ -12,6 +12,7 @@ mod documented;
 mod doorbell;
 mod drained;
 mod faults;
+mod figures;
 mod fuzz;
 mod handover;
 mod hijack;
