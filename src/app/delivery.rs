@@ -1,10 +1,8 @@
 //! The parts of the bridge that deliver rows, from the listener to the marker.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::{StartError, database::Database};

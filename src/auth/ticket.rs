@@ -4,11 +4,12 @@
 //! row ends the streams that its ticket opened.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{self, Duration},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::Semaphore,
@@ -182,7 +183,7 @@ impl Lookup {
 impl<'a> QueuePlace<'a> {
     /// A place for a request of this client. `None` if the queue is full.
     fn take(queue: &'a Mutex<LookupQueue>, client: Client) -> Option<Self> {
-        let mut waiting = lock(queue);
+        let mut waiting = queue.lock();
         if waiting.all >= WAITING || waiting.clients.of(&client) >= WAITING_PER_ADDRESS {
             return None;
         }
@@ -195,15 +196,10 @@ impl<'a> QueuePlace<'a> {
 
 impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
-        let mut waiting = lock(self.queue);
+        let mut waiting = self.queue.lock();
         waiting.all -= 1;
         waiting.clients.remove(&self.client);
     }
-}
-
-/// No code panics while it holds the lock.
-fn lock(queue: &Mutex<LookupQueue>) -> MutexGuard<'_, LookupQueue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -224,7 +220,7 @@ mod tests {
         assert_eq!(others.len(), WAITING - WAITING_PER_ADDRESS);
         assert!(ones.pop().is_some() && take(1).is_some());
         drop((ones, others));
-        assert_eq!(lock(&queue).all, 0);
-        assert!(lock(&queue).clients.is_empty());
+        assert_eq!(queue.lock().all, 0);
+        assert!(queue.lock().clients.is_empty());
     }
 }

@@ -1,10 +1,9 @@
 //! Limits how many lines recurring events write to the log. Neither a client nor an
 //! outage may decide how many there are.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// At most one line in this time for each kind of event.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -30,7 +29,7 @@ impl LogThrottle {
 
     /// Records several events. Returns the count to log, if a line is due.
     pub fn add(&self, times: u64, now: Instant) -> Option<u64> {
-        let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut untold = self.0.lock();
         untold.count += times;
         let is_time = untold
             .told
