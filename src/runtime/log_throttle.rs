@@ -1,5 +1,9 @@
 //! Limits how many lines recurring events write to the log. Neither a client nor an
 //! outage may decide how many there are.
+//!
+//! This is for events whose number the reader should know: one line stands for all since
+//! the previous one. As a last resort `monitoring::logging` limits every call site, at a
+//! much higher rate.
 
 use std::time::{Duration, Instant};
 

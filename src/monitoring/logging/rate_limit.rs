@@ -1,5 +1,9 @@
 //! Limits the lines per second of each call site: a client that floods the bridge must
 //! not fill its disk too.
+//!
+//! This is the last resort, for lines that nobody expected to recur. Where a client can
+//! cause many events, [`LogThrottle`](crate::runtime::log_throttle::LogThrottle) combines
+//! them into one line with their number.
 
 use std::{
     collections::HashMap,
