@@ -52,8 +52,21 @@ struct HealthState {
     listened: Listened,
 }
 
+/// The state of the listener.
+#[derive(Debug, Serialize)]
+pub struct ListenerState {
+    /// Whether it is connected and polled the table within the last 5 s.
+    pub hears: bool,
+    /// Whether the last inspection found the trigger that sends NOTIFY in order.
+    pub doorbell_in_order: bool,
+    /// How full the server's notification queue is, from 0 to 1, if that is known.
+    pub queue_usage: Option<f64>,
+    #[serde(flatten)]
+    pub listened: Listened,
+}
+
 /// What the listener has done since the bridge started.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Listened {
     pub watching: Watching,
     /// How often `watching` has changed.
@@ -238,18 +251,14 @@ impl Health {
         }
     }
 
-    pub fn listened(&self) -> Listened {
-        self.state.lock().listened
-    }
-
-    /// Whether the listener is connected and polled the table within the last 5 s.
-    pub fn hears(&self) -> bool {
-        self.state.lock().hears()
-    }
-
-    /// Whether the last inspection found the trigger in order.
-    pub fn is_doorbell_hung(&self) -> bool {
-        self.state.lock().doorbell == Some(Doorbell::Hung)
+    pub fn listener(&self) -> ListenerState {
+        let state = self.state.lock();
+        ListenerState {
+            hears: state.hears(),
+            doorbell_in_order: state.doorbell == Some(Doorbell::Hung),
+            queue_usage: state.queue_usage,
+            listened: state.listened,
+        }
     }
 
     /// Resolves when the listener has reconnected to the database.
@@ -292,11 +301,6 @@ impl Health {
                 "the server's notification queue is {percent:.0} % full, INSERTs send NOTIFY again"
             );
         }
-    }
-
-    /// How full the server's notification queue was (0 to 1), if known.
-    pub fn queue_usage(&self) -> Option<f64> {
-        self.state.lock().queue_usage
     }
 
     pub fn lost(&self, reason: String) {

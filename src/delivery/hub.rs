@@ -16,6 +16,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use serde::Serialize;
 
 use crate::{
     delivery::{
@@ -79,8 +80,10 @@ pub struct Hub {
 }
 
 /// Figures about connections and mailboxes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Audience {
+    /// Open connections.
+    pub connections: usize,
     /// Connections opened so far.
     pub opened: u64,
     /// Users with at least one connection.
@@ -112,6 +115,7 @@ impl Hub {
         let registry = self.registry.lock();
         let rows = registry.users.values().flatten();
         Audience {
+            connections: self.connections(),
             opened: self.opened.load(Ordering::Relaxed),
             users: registry.users.len(),
             waiting_rows: rows.map(|each| each.mailbox.rows()).sum(),

@@ -21,6 +21,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until},
@@ -114,7 +115,8 @@ pub struct Marks {
     lost: Counter,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// Named in JSON as on the operator's page.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct MarkCounts {
     /// Rows written to sockets, counted once per connection.
     pub delivered: u64,
@@ -123,10 +125,13 @@ pub struct MarkCounts {
     /// Rows that have settled but aren't marked yet.
     pub unmarked: usize,
     /// Those of them that can't be marked at the moment.
+    #[serde(rename = "marks_stuck")]
     pub stuck: usize,
     /// Statements that failed.
+    #[serde(rename = "mark_failures")]
     pub failures: u64,
     /// Rows that are never marked, because too many were waiting.
+    #[serde(rename = "lost_marks")]
     pub lost: u64,
 }
 
