@@ -26,8 +26,8 @@ use crate::{
         notification::UserId,
     },
     postgres::{
-        pool::{self, Pool, QueryError},
-        queries::Sql,
+        database::Database,
+        pool::{self, QueryError},
     },
     runtime::{counter_map::CounterMap, log_throttle::LogThrottle},
 };
@@ -58,8 +58,7 @@ pub struct Tickets {
 /// Everything that a lookup needs.
 struct Lookup {
     hub: Arc<Hub>,
-    pool: Pool,
-    sql: Arc<Sql>,
+    database: Database,
     turns: Arc<Semaphore>,
     failed: LogThrottle,
 }
@@ -89,13 +88,12 @@ impl TicketHash {
 }
 
 impl Tickets {
-    /// Looks tickets up with connections from `pool`, in tasks on the current runtime.
-    pub fn new(hub: Arc<Hub>, pool: Pool, sql: Arc<Sql>) -> Self {
+    /// Looks tickets up in tasks on the current runtime.
+    pub fn new(hub: Arc<Hub>, database: Database) -> Self {
         Self {
             lookup: Arc::new(Lookup {
                 hub,
-                pool,
-                sql,
+                database,
                 turns: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
                 failed: LogThrottle::default(),
             }),
@@ -157,13 +155,14 @@ impl Lookup {
     ) -> Result<Result<Identity, Unidentified>, QueryError> {
         let limit = deadline.saturating_duration_since(Instant::now());
         let parameters = [(&hash.0.as_slice() as _, Type::BYTEA)];
-        let query = self.pool.query(limit, &self.sql.ticket, &parameters);
+        let Database { pool, sql, .. } = &self.database;
+        let query = pool.query(limit, &sql.ticket, &parameters);
         let rows = query.await?;
         let row = pool::first_row(&rows);
         if page_reader::read_incarnation(row)? != self.hub.tail().history.incarnation {
             // A former primary may keep its sessions forever, and doesn't know which
             // tickets were revoked since.
-            self.pool.renew();
+            pool.renew();
             return Ok(Err(Unidentified::Unavailable));
         }
         let user: Option<String> = row.try_get("user_id")?;
