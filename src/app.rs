@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::{database::Database, delivery::Delivery, reload::Reload, shutdown::Hangups};
+use self::{delivery::Delivery, reload::Reload, shutdown::Hangups};
 use crate::{
     auth::{
         authenticator::{Authenticator, Credentials, QueryUser, TicketPolicy},
@@ -40,7 +40,7 @@ use crate::{
         detached_stream::DetachedStreams,
         draining::Draining,
         inherited_sockets::InheritedSockets,
-        servers::{self, ServersError, StreamServer},
+        servers::{self, ServersError, StreamApp, StreamServer},
         sockets::{self, Sockets},
         stream_route::StreamRoute,
     },
@@ -50,6 +50,7 @@ use crate::{
     },
     postgres::{
         connect::DatabaseUrl,
+        database::Database,
         listen_probe::DirectError,
         pool::{Pool, QueryError},
         pruner::Pruner,
@@ -254,17 +255,11 @@ impl App {
                 Arc::clone(&stats),
                 Arc::clone(&history),
                 options,
-                &database.url,
-                database.direct_url.clone(),
-                database.schema.clone(),
+                database.clone(),
             )),
         )?;
         background.push(tasks.start_endless("chart data", history.record(stats)));
-        let tickets = Tickets::new(
-            Arc::clone(&delivery.hub),
-            database.pool.clone(),
-            Arc::clone(&database.sql),
-        );
+        let tickets = Tickets::new(Arc::clone(&delivery.hub), database.clone());
         let lines = Arc::new(DetachedStreams::new(Handle::current()));
         let limits = &options.limits;
         let admission = Admission::new(
@@ -273,11 +268,11 @@ impl App {
             Arc::clone(&rejections),
         );
         let sockets = Sockets::new(limits, parts.proxies.clone(), Arc::clone(&rejections));
-        let door = StreamRoute {
-            streams: web::Data::from(Arc::clone(&delivery.streams)),
-            lines: web::Data::from(Arc::clone(&lines)),
-            authenticator: web::Data::new(Authenticator::new(parts.credentials, tickets)),
-            admission: web::Data::new(admission),
+        let stream = StreamRoute {
+            streams: Arc::clone(&delivery.streams),
+            lines: Arc::clone(&lines),
+            authenticator: Arc::new(Authenticator::new(parts.credentials, tickets)),
+            admission: Arc::new(admission),
             origins: web::Data::new(parts.origins),
             proxies: web::Data::new(parts.proxies),
             rejections: web::Data::from(rejections),
@@ -287,10 +282,12 @@ impl App {
         let server = servers::bind_streams(
             options,
             parts.activation.stream,
-            door,
-            gate.clone(),
+            StreamApp {
+                stream,
+                gate: gate.clone(),
+                demo: parts.demo,
+            },
             Arc::new(sockets),
-            parts.demo,
             certificate.as_ref(),
         )?;
         let reload = parts.reloadable.map(|options| Reload {

@@ -5,6 +5,7 @@
 
 pub mod connect;
 pub(crate) mod crash_sign;
+pub mod database;
 pub mod error_hint;
 pub mod listen_probe;
 pub mod pool;

@@ -6,5 +6,6 @@ pub(crate) mod backoff;
 pub(crate) mod counter_map;
 pub(crate) mod escape;
 pub(crate) mod log_throttle;
+pub(crate) mod loopback;
 pub(crate) mod reason_counter;
 pub(crate) mod tasks;

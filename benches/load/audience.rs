@@ -7,11 +7,12 @@
 use std::{
     io::{self, ErrorKind, Write, stderr},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpSocket, TcpStream},
     runtime::{Builder, Handle},
@@ -164,16 +165,12 @@ struct Shared {
 }
 
 impl Shared {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Runs a reader forever.
     async fn attend(self: Arc<Self>, number: usize) {
         loop {
             let ended = self.listen(number).await;
             {
-                let mut tally = self.tally();
+                let mut tally = self.tally.lock();
                 tally.leave(number);
                 tally.broken += 1;
                 if let Err(error) = ended {
@@ -188,7 +185,7 @@ impl Shared {
     async fn listen(&self, number: usize) -> io::Result<()> {
         let mut opening = self.opening.acquire().await.ok();
         let request = {
-            let tally = self.tally();
+            let tally = self.tally.lock();
             let seat = &tally.seats[number];
             (self.subject.request)(&self.users.name(seat.user), seat.stream.last_id())
         };
@@ -196,7 +193,7 @@ impl Shared {
         send(&socket, request.as_bytes()).await?;
         loop {
             socket.readable().await?;
-            let mut tally = self.tally();
+            let mut tally = self.tally.lock();
             if tally.read(number, self.users, self.subject.live, &socket)? {
                 return Ok(());
             }
@@ -295,7 +292,7 @@ impl Audience {
             // It was aborted, or it returned nothing.
             let _ = reader.await;
         }
-        let mut tally = self.shared.tally();
+        let mut tally = self.shared.tally.lock();
         for number in 0..tally.seats.len() {
             tally.leave(number);
         }
@@ -303,7 +300,7 @@ impl Audience {
 
     /// Opens all streams at once, each with its last id, if it has one.
     pub fn come(&mut self) {
-        for number in 0..self.shared.tally().seats.len() {
+        for number in 0..self.shared.tally.lock().seats.len() {
             let reader = Arc::clone(&self.shared).attend(number);
             self.readers.push(self.runtime.spawn(reader));
         }
@@ -314,7 +311,7 @@ impl Audience {
         let begin = Moment::now();
         loop {
             {
-                let tally = self.shared.tally();
+                let tally = self.shared.tally.lock();
                 let (live, all) = (tally.live, tally.seats.len());
                 if live == all {
                     return Ok(tally.live_since);
@@ -333,7 +330,7 @@ impl Audience {
     pub async fn until_arrived(&self, rows: u64, limit: Duration) -> Counts {
         let begin = Moment::now();
         let expected = self.expected(rows);
-        while self.shared.tally().first_seen < expected && Moment::now().since(begin) < limit {
+        while self.shared.tally.lock().first_seen < expected && Moment::now().since(begin) < limit {
             sleep(ASKS_AGAIN).await;
         }
         self.counts(rows)
@@ -341,7 +338,7 @@ impl Audience {
 
     /// The counts for the first `rows` rows so far.
     pub fn counts(&self, rows: u64) -> Counts {
-        let (users, tally) = (self.shared.users, self.shared.tally());
+        let (users, tally) = (self.shared.users, self.shared.tally.lock());
         let seen = |seat: &Seat| seat.seen_of(users.share(seat.user, rows));
         let expected = self.expected_by(&tally, rows);
         Counts {
@@ -354,7 +351,7 @@ impl Audience {
     }
 
     fn expected(&self, rows: u64) -> u64 {
-        self.expected_by(&self.shared.tally(), rows)
+        self.expected_by(&self.shared.tally.lock(), rows)
     }
 
     fn expected_by(&self, tally: &Tally, rows: u64) -> u64 {
@@ -365,7 +362,7 @@ impl Audience {
 
     /// All arrivals since the last call.
     pub fn take_arrivals(&self) -> Vec<Arrival> {
-        std::mem::take(&mut self.shared.tally().arrivals)
+        std::mem::take(&mut self.shared.tally.lock().arrivals)
     }
 }
 
@@ -373,7 +370,7 @@ impl Drop for Audience {
     /// Reports broken streams: they were reopened, which cost time, so the reader of the
     /// figures should know.
     fn drop(&mut self) {
-        let tally = self.shared.tally();
+        let tally = self.shared.tally.lock();
         if tally.broken > 0 {
             let (broken, why) = (tally.broken, &tally.why_broken);
             let _ = writeln!(

@@ -1,14 +1,10 @@
 //! Baselines for Tidings: the same table without a trigger, or with a plain NOTIFY
 //! trigger and a connection that only LISTENs.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
 use tokio::{runtime::Builder, sync::oneshot, time::sleep};
 use tokio_postgres::{AsyncMessage, NoTls};
 
@@ -81,10 +77,10 @@ impl Listener {
     /// Waits until the first `rows` rows have arrived, or for as long as `limit`.
     pub async fn until_arrived(&self, rows: u64, limit: Duration) -> Counts {
         let begin = Moment::now();
-        while (self.heard().rows.len() as u64) < rows && Moment::now().since(begin) < limit {
+        while (self.heard.lock().rows.len() as u64) < rows && Moment::now().since(begin) < limit {
             sleep(ASKS_AGAIN).await;
         }
-        let heard = self.heard();
+        let heard = self.heard.lock();
         Counts {
             expected: rows,
             received: heard.received,
@@ -96,16 +92,8 @@ impl Listener {
 
     /// All arrivals since the last call.
     pub fn take_arrivals(&self) -> Vec<Arrival> {
-        std::mem::take(&mut self.heard().arrivals)
+        std::mem::take(&mut self.heard.lock().arrivals)
     }
-
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        lock(&self.heard)
-    }
-}
-
-fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn listen(
@@ -131,7 +119,7 @@ async fn listen(
             && let Some(row) = row_of(notification.payload().as_bytes())
         {
             let at = Moment::now();
-            let mut heard = lock(heard);
+            let mut heard = heard.lock();
             heard.received += 1;
             heard.arrivals.push(Arrival { row, at });
             if !heard.rows.insert(row) {

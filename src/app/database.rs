@@ -15,12 +15,13 @@ use crate::{
     postgres::{
         connect::DatabaseUrl,
         crash_sign::CrashSign,
+        database::Database,
         listen_probe::{self, DirectError},
         pool::{Pool, PoolMode, QueryError},
         pruner::{Pruned, Pruner},
         queries::Sql,
         retention::Retention,
-        schema::{self, SchemaError, SchemaName},
+        schema::{self, SchemaError},
     },
     runtime::backoff::Backoff,
 };
@@ -32,16 +33,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// First and longest wait between two attempts at startup.
 const START_FIRST: Duration = Duration::from_millis(200);
 const START_LONGEST: Duration = Duration::from_secs(3);
-
-/// How the bridge reaches its database.
-pub(super) struct Database {
-    pub(super) url: DatabaseUrl,
-    /// For sessions that LISTEN and migrate. The same, unless `url` leads to a pooler.
-    pub(super) direct_url: DatabaseUrl,
-    pub(super) schema: SchemaName,
-    pub(super) pool: Pool,
-    pub(super) sql: Arc<Sql>,
-}
 
 impl Database {
     /// Checks that the database can be used, and migrates it if allowed. Retries for

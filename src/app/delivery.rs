@@ -1,13 +1,11 @@
 //! The parts of the bridge that deliver rows, from the listener to the marker.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{StartError, database::Database};
+use super::StartError;
 use crate::{
     auth::rejections::Rejections,
     config::BridgeOptions,
@@ -25,7 +23,7 @@ use crate::{
         stream_end::Ended,
     },
     monitoring::{reporter::Reporter, stats::Stats},
-    postgres::pruner::Pruned,
+    postgres::{database::Database, pruner::Pruned},
 };
 
 pub(super) struct Delivery {
@@ -51,9 +49,7 @@ impl Delivery {
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let activity = Arc::new(Counters::default());
         let listener = Listener::start(
-            database.direct_url.clone(),
-            schema.clone(),
-            Arc::clone(sql),
+            database.clone(),
             Arc::clone(&hub),
             Arc::clone(&health),
             Arc::clone(&activity),
@@ -118,9 +114,7 @@ impl Delivery {
             Arc::clone(&self.streams.activity),
             Arc::clone(&self.hub),
             Arc::clone(&self.health),
-            database.pool.clone(),
-            Arc::clone(&database.sql),
-            database.schema.clone(),
+            database.clone(),
         )
     }
 

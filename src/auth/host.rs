@@ -1,7 +1,5 @@
 //! The host to which a request is addressed.
 
-use std::net::IpAddr;
-
 use actix_web::{
     Error,
     body::MessageBody,
@@ -10,7 +8,7 @@ use actix_web::{
     middleware::Next,
 };
 
-use crate::auth::problem::Problem;
+use crate::{auth::problem::Problem, runtime::loopback::is_loopback_host};
 
 /// The host to which a request is addressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +63,7 @@ pub async fn loopback_only(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let is_here = match Host::of(request.head()) {
         Host::Missing => request.version() < Version::HTTP_11,
-        Host::Named(host) => is_loopback(&host),
+        Host::Named(host) => is_loopback_host(host.host()),
         Host::Unclear => false,
     };
     if is_here {
@@ -77,17 +75,6 @@ pub async fn loopback_only(
     Err(Problem::new(StatusCode::FORBIDDEN, detail).into())
 }
 
-/// Whether a host is this machine, by name or by address.
-fn is_loopback(authority: &Authority) -> bool {
-    let host = authority.host();
-    let number = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost")
-        || number.is_ok_and(|number| number.to_canonical().is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use actix_web::test::TestRequest;
@@ -95,7 +82,7 @@ mod tests {
     use super::*;
 
     fn loopback(host: &str) -> bool {
-        parse(host).is_some_and(|host| is_loopback(&host))
+        parse(host).is_some_and(|host| is_loopback_host(host.host()))
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 use arc_swap::ArcSwapOption;
 use jsonwebtoken::{Algorithm, jwk::Jwk};
 use reqwest::{Client, StatusCode, redirect::Policy};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
@@ -22,6 +22,7 @@ pub use self::url::JwksUrl;
 use crate::{
     auth::jwt_key::{Accepted, Key, KeyKind},
     runtime::backoff::{Backoff, jittered},
+    tls::certificates,
 };
 
 /// The largest set that is accepted; the largest in practice have some tens of thousands
@@ -274,10 +275,9 @@ impl JwksState {
     }
 
     fn client(&self) -> Result<Client, String> {
-        let mut roots = RootCertStore::empty();
-        // A root that can't be parsed is skipped: no certificate can be verified with it.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        // Without any, no certificate is accepted. A set of this machine may need none.
+        let roots = certificates::system_authorities().unwrap_or_else(|_| RootCertStore::empty());
+        let tls = ClientConfig::builder_with_provider(certificates::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)

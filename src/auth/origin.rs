@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use actix_cors::Cors;
 use actix_web::{
-    Error,
+    Error, HttpRequest,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
     http::{
@@ -185,6 +185,13 @@ impl Origins {
         let is_listed = |listed: &String| listed.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
         self.0.iter().any(is_listed)
     }
+}
+
+/// Whether a request over `scheme` was made by a page of its own host, or by no page.
+pub fn is_same_origin(request: &HttpRequest, scheme: Scheme) -> bool {
+    let host = Host::of(request.head());
+    let judged = Origins::default().judge(request.headers(), scheme, &host);
+    judged.is_ok()
 }
 
 /// Why a request is rejected.

@@ -4,11 +4,12 @@
 //! row ends the streams that its ticket opened.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{self, Duration},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::Semaphore,
@@ -25,8 +26,8 @@ use crate::{
         notification::UserId,
     },
     postgres::{
-        pool::{self, Pool, QueryError},
-        queries::Sql,
+        database::Database,
+        pool::{self, QueryError},
     },
     runtime::{counter_map::CounterMap, log_throttle::LogThrottle},
 };
@@ -57,8 +58,7 @@ pub struct Tickets {
 /// Everything that a lookup needs.
 struct Lookup {
     hub: Arc<Hub>,
-    pool: Pool,
-    sql: Arc<Sql>,
+    database: Database,
     turns: Arc<Semaphore>,
     failed: LogThrottle,
 }
@@ -88,13 +88,12 @@ impl TicketHash {
 }
 
 impl Tickets {
-    /// Looks tickets up with connections from `pool`, in tasks on the current runtime.
-    pub fn new(hub: Arc<Hub>, pool: Pool, sql: Arc<Sql>) -> Self {
+    /// Looks tickets up in tasks on the current runtime.
+    pub fn new(hub: Arc<Hub>, database: Database) -> Self {
         Self {
             lookup: Arc::new(Lookup {
                 hub,
-                pool,
-                sql,
+                database,
                 turns: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
                 failed: LogThrottle::default(),
             }),
@@ -156,13 +155,14 @@ impl Lookup {
     ) -> Result<Result<Identity, Unidentified>, QueryError> {
         let limit = deadline.saturating_duration_since(Instant::now());
         let parameters = [(&hash.0.as_slice() as _, Type::BYTEA)];
-        let query = self.pool.query(limit, &self.sql.ticket, &parameters);
+        let Database { pool, sql, .. } = &self.database;
+        let query = pool.query(limit, &sql.ticket, &parameters);
         let rows = query.await?;
         let row = pool::first_row(&rows);
         if page_reader::read_incarnation(row)? != self.hub.tail().history.incarnation {
             // A former primary may keep its sessions forever, and doesn't know which
             // tickets were revoked since.
-            self.pool.renew();
+            pool.renew();
             return Ok(Err(Unidentified::Unavailable));
         }
         let user: Option<String> = row.try_get("user_id")?;
@@ -182,7 +182,7 @@ impl Lookup {
 impl<'a> QueuePlace<'a> {
     /// A place for a request of this client. `None` if the queue is full.
     fn take(queue: &'a Mutex<LookupQueue>, client: Client) -> Option<Self> {
-        let mut waiting = lock(queue);
+        let mut waiting = queue.lock();
         if waiting.all >= WAITING || waiting.clients.of(&client) >= WAITING_PER_ADDRESS {
             return None;
         }
@@ -195,15 +195,10 @@ impl<'a> QueuePlace<'a> {
 
 impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
-        let mut waiting = lock(self.queue);
+        let mut waiting = self.queue.lock();
         waiting.all -= 1;
         waiting.clients.remove(&self.client);
     }
-}
-
-/// No code panics while it holds the lock.
-fn lock(queue: &Mutex<LookupQueue>) -> MutexGuard<'_, LookupQueue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -224,7 +219,7 @@ mod tests {
         assert_eq!(others.len(), WAITING - WAITING_PER_ADDRESS);
         assert!(ones.pop().is_some() && take(1).is_some());
         drop((ones, others));
-        assert_eq!(lock(&queue).all, 0);
-        assert!(lock(&queue).clients.is_empty());
+        assert_eq!(queue.lock().all, 0);
+        assert!(queue.lock().clients.is_empty());
     }
 }

@@ -33,6 +33,7 @@ use crate::{
         pool::{Pool, PoolMode},
         schema::SchemaName,
     },
+    runtime::loopback::is_loopback,
 };
 use private_postgres::{self, Cluster, ClusterError, PostgresBinaries};
 
@@ -202,7 +203,7 @@ fn check_loopback(options: &BridgeOptions) -> Result<(), ConfigError> {
     ];
     match addresses
         .into_iter()
-        .find(|(_, address)| !address.ip().is_loopback())
+        .find(|(_, address)| !is_loopback(address.ip()))
     {
         None => Ok(()),
         Some((setting, address)) => Err(ConfigError::NotLoopback { setting, address }),

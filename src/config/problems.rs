@@ -1,7 +1,7 @@
 //! Settings that `serve` would refuse, and settings that may be mistakes.
 
 use super::{ConfigError, ServeOptions, TicketSetting};
-use crate::auth::jwt::Tokens;
+use crate::{auth::jwt::Tokens, runtime::loopback::is_loopback};
 
 impl ServeOptions {
     /// The rules and keys that verify tokens; `None` if users are authenticated by other
@@ -42,7 +42,7 @@ impl ServeOptions {
         }
         let listen = self.bridge.listen;
         if let Ok(Some(header)) = self.trust.user_header()
-            && !listen.ip().is_loopback()
+            && !is_loopback(listen.ip())
         {
             warnings.push(format!(
                 "the header {} names the user, and {listen} can be reached from other machines: \

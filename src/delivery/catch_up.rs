@@ -7,11 +7,12 @@ mod turns;
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::oneshot,
@@ -233,7 +234,7 @@ impl Pages {
     /// or, worse, frozen and never answers.
     fn follow_history(&self) {
         let now = self.hub.tail().history;
-        let mut known = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.history.lock();
         if *known != now {
             *known = now;
             self.pool.renew();

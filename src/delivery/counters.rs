@@ -5,13 +5,11 @@
 
 use std::{
     array,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -166,10 +164,7 @@ impl Counters {
 
     /// The listener has a session, and finds new rows in this way.
     pub fn listens(&self, pid: i32, role: &str, watching: Watching) {
-        let mut listening = self
-            .listening
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut listening = self.listening.lock();
         let is_known = listening
             .as_ref()
             .is_some_and(|known| known.pid == pid && known.watching == watching);
@@ -187,10 +182,7 @@ impl Counters {
 
     /// The listener's session and how it finds new rows, once it has started.
     pub fn listening(&self) -> Option<Listening> {
-        self.listening
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.listening.lock().clone()
     }
 
     /// Resolves when [`listening`](Self::listening) has changed.

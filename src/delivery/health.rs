@@ -1,11 +1,8 @@
 //! The bridge's health as its parts report it, for the readiness check.
 
-use std::{
-    fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{error, info, warn};
@@ -55,8 +52,21 @@ struct HealthState {
     listened: Listened,
 }
 
+/// The state of the listener.
+#[derive(Debug, Serialize)]
+pub struct ListenerState {
+    /// Whether it is connected and polled the table within the last 5 s.
+    pub hears: bool,
+    /// Whether the last inspection found the trigger that sends NOTIFY in order.
+    pub doorbell_in_order: bool,
+    /// How full the server's notification queue is, from 0 to 1, if that is known.
+    pub queue_usage: Option<f64>,
+    #[serde(flatten)]
+    pub listened: Listened,
+}
+
 /// What the listener has done since the bridge started.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Listened {
     pub watching: Watching,
     /// How often `watching` has changed.
@@ -217,7 +227,7 @@ pub struct Readiness {
 impl Health {
     /// The listener polled the table successfully.
     pub fn looked(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.last_look = Some(Instant::now());
         state.listened.looks += 1;
         if state.trouble.take().is_some() {
@@ -229,30 +239,26 @@ impl Health {
 
     /// The doorbell woke the listener.
     pub fn rung(&self) {
-        self.state().listened.rings += 1;
+        self.state.lock().listened.rings += 1;
     }
 
     /// The listener switched to polling, or to waiting for the doorbell.
     pub fn watches(&self, watching: Watching) {
-        let listened = &mut self.state().listened;
+        let listened = &mut self.state.lock().listened;
         if listened.watching != watching {
             listened.watching = watching;
             listened.changes += 1;
         }
     }
 
-    pub fn listened(&self) -> Listened {
-        self.state().listened
-    }
-
-    /// Whether the listener is connected and polled the table within the last 5 s.
-    pub fn hears(&self) -> bool {
-        self.state().hears()
-    }
-
-    /// Whether the last inspection found the trigger in order.
-    pub fn is_doorbell_hung(&self) -> bool {
-        self.state().doorbell == Some(Doorbell::Hung)
+    pub fn listener(&self) -> ListenerState {
+        let state = self.state.lock();
+        ListenerState {
+            hears: state.hears(),
+            doorbell_in_order: state.doorbell == Some(Doorbell::Hung),
+            queue_usage: state.queue_usage,
+            listened: state.listened,
+        }
     }
 
     /// Resolves when the listener has reconnected to the database.
@@ -262,7 +268,7 @@ impl Health {
 
     /// The listener has inspected the doorbell. Logs changes.
     pub fn inspected(&self, doorbell: Doorbell) {
-        let known = self.state().doorbell.replace(doorbell.clone());
+        let known = self.state.lock().doorbell.replace(doorbell.clone());
         if known.as_ref() == Some(&doorbell) {
             return;
         }
@@ -278,7 +284,7 @@ impl Health {
     /// The listener has read how full the server's notification queue is (0 to 1). Logs
     /// when it crosses the limit.
     pub fn queue_used(&self, usage: f64) {
-        let before = self.state().queue_usage.replace(usage);
+        let before = self.state.lock().queue_usage.replace(usage);
         let was_full = before.is_some_and(|before| before > QUEUE_LIMIT);
         let percent = usage * 100.0;
         if usage > QUEUE_LIMIT && !was_full {
@@ -297,24 +303,19 @@ impl Health {
         }
     }
 
-    /// How full the server's notification queue was (0 to 1), if known.
-    pub fn queue_usage(&self) -> Option<f64> {
-        self.state().queue_usage
-    }
-
     pub fn lost(&self, reason: String) {
-        self.state().trouble = Some(reason);
+        self.state.lock().trouble = Some(reason);
     }
 
     pub fn page_read(&self) {
-        let pages = self.state().pages.take();
+        let pages = self.state.lock().pages.take();
         if pages.is_some_and(|pages| pages.lasts()) {
             info!("pages can be read again");
         }
     }
 
     pub fn page_failed(&self, reason: String) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let last = Instant::now();
         let (since, lasted) = match &state.pages {
             Some(pages) if pages.last.elapsed() < PAGES_FORGOTTEN => (pages.since, pages.lasts()),
@@ -337,21 +338,21 @@ impl Health {
 
     /// Some rows that were sent can't be marked; `None` if all can.
     pub fn marks(&self, stuck: Option<Stuck>) {
-        self.state().marks = stuck;
+        self.state.lock().marks = stuck;
     }
 
     /// A background task has ended while the bridge is running, which is a bug. Readiness
     /// stays red until the process is restarted.
     pub fn task_ended(&self, name: &'static str) {
-        self.state().ended_task.get_or_insert(name);
+        self.state.lock().ended_task.get_or_insert(name);
     }
 
     pub fn drain(&self) {
-        self.state().draining = true;
+        self.state.lock().draining = true;
     }
 
     pub fn readiness(&self) -> Readiness {
-        let state = self.state();
+        let state = self.state.lock();
         let age = state.last_look.map(|look| look.elapsed());
         let (status, reason) = if let Some(task) = state.ended_task {
             let reason = format!(
@@ -388,10 +389,6 @@ impl Health {
             last_look_ms: age.map(|age| age.as_millis() as u64),
             marks: state.marks.as_ref().map(ToString::to_string),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, HealthState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

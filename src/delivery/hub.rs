@@ -8,13 +8,15 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::Serialize;
 
 use crate::{
     delivery::{
@@ -78,8 +80,10 @@ pub struct Hub {
 }
 
 /// Figures about connections and mailboxes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Audience {
+    /// Open connections.
+    pub connections: usize,
     /// Connections opened so far.
     pub opened: u64,
     /// Users with at least one connection.
@@ -108,9 +112,10 @@ impl Hub {
 
     /// Locks every mailbox, so don't call it for each row.
     pub fn audience(&self) -> Audience {
-        let registry = lock(&self.registry);
+        let registry = self.registry.lock();
         let rows = registry.users.values().flatten();
         Audience {
+            connections: self.connections(),
             opened: self.opened.load(Ordering::Relaxed),
             users: registry.users.len(),
             waiting_rows: rows.map(|each| each.mailbox.rows()).sum(),
@@ -139,7 +144,7 @@ impl Hub {
     /// Call this before a client is authenticated, and pass the result to
     /// [`register`](Self::register).
     pub fn note(&self) -> DisconnectCursor {
-        lock(&self.registry).disconnected.note()
+        self.registry.lock().disconnected.note()
     }
 
     /// Registers a connection of a client whose authentication began after `noted`, and
@@ -152,7 +157,7 @@ impl Hub {
     ) -> (Connection, Arc<Tail>) {
         let user = identity.user.clone();
         let mailbox = Arc::new(Mailbox::default());
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         if registry.disconnected.means(identity, noted) {
             mailbox.end(Ending::Disconnected);
         }
@@ -185,7 +190,7 @@ impl Hub {
     /// Tells every connection that Postgres crashed and recovered after what was
     /// published before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
-        let registry = lock(&self.registry);
+        let registry = self.registry.lock();
         for Registered { mailbox, .. } in registry.users.values().flatten() {
             mailbox.recover(recovery);
         }
@@ -222,7 +227,7 @@ impl Hub {
     /// Tells every connection to end. With [`Draining`](Ending::Draining), this includes
     /// connections that register later.
     pub fn end_all(&self, reason: Ending) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.draining |= reason == Ending::Draining;
         for Registered { mailbox, .. } in registry.users.values().flatten() {
             mailbox.end(reason);
@@ -232,7 +237,7 @@ impl Hub {
     /// Tells the matching connections to end, including clients that are being
     /// authenticated, once they register.
     pub fn disconnect(&self, disconnections: &[Disconnection]) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.disconnected.add(disconnections);
         for one in disconnections {
             match one.user() {
@@ -245,7 +250,7 @@ impl Hub {
     /// Some disconnections were skipped without being read. Clients that are being
     /// authenticated may match them, so they are told to reconnect when they register.
     pub fn skip_disconnections(&self) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.disconnected.add(&[Disconnection::Everyone]);
     }
 
@@ -254,7 +259,7 @@ impl Hub {
         &self,
         notifications: Vec<(UserId, Notification)>,
     ) -> Vec<(Vec<Arc<Mailbox>>, Vec<Notification>)> {
-        let registry = lock(&self.registry);
+        let registry = self.registry.lock();
         let mut places: HashMap<UserId, usize> = HashMap::new();
         let mut addressed: Vec<(Vec<Arc<Mailbox>>, Vec<Notification>)> = Vec::new();
         for (user, notification) in notifications {
@@ -270,7 +275,7 @@ impl Hub {
     }
 
     fn unregister(&self, user: &UserId, mailbox: &Arc<Mailbox>) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         if let Some(connections) = registry.users.get_mut(user) {
             connections.retain(|other| !Arc::ptr_eq(&other.mailbox, mailbox));
             if connections.is_empty() {
@@ -346,12 +351,6 @@ fn end<'a>(one: &Disconnection, connections: impl Iterator<Item = &'a Registered
             registered.mailbox.end(Ending::Disconnected);
         }
     }
-}
-
-/// Ignores poisoning: no code panics while it holds the lock, so the state is consistent
-/// even if another thread panicked.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

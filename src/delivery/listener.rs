@@ -42,9 +42,7 @@ use crate::{
         snapshot::Xid,
     },
     postgres::{
-        connect::DatabaseUrl,
-        queries::Sql,
-        schema::SchemaName,
+        database::Database,
         visibility::{self, HiddenRows, Readers},
     },
     runtime::{
@@ -75,9 +73,7 @@ const RECONNECT_LONGEST: Duration = Duration::from_secs(2);
 /// The task that reads the tail.
 #[derive(Debug)]
 pub struct Listener {
-    url: DatabaseUrl,
-    schema: SchemaName,
-    sql: Arc<Sql>,
+    database: Database,
     hub: Arc<Hub>,
     health: Arc<Health>,
     activity: Arc<Counters>,
@@ -104,18 +100,14 @@ impl Listener {
     /// Call it before the first connection is accepted: rows that become visible from now
     /// on are delivered to that connection.
     pub async fn start(
-        url: DatabaseUrl,
-        schema: SchemaName,
-        sql: Arc<Sql>,
+        database: Database,
         hub: Arc<Hub>,
         health: Arc<Health>,
         activity: Arc<Counters>,
         safety_look: Duration,
     ) -> Result<Self, ListenError> {
         let mut listener = Self {
-            url,
-            schema,
-            sql,
+            database,
             hub,
             health,
             activity,
@@ -130,7 +122,7 @@ impl Listener {
             safety_look,
             session: None,
         };
-        let session = Session::open(&listener.url, &listener.schema, &listener.sql).await?;
+        let session = Session::open(&listener.database).await?;
         listener.begin(&session).await?;
         listener.health.looked();
         listener.session = Some(session);
@@ -203,7 +195,7 @@ impl Listener {
             };
             let (kept, look) = match outcome {
                 Ok(kept) => kept,
-                Err(error) => return Err(session.failed(error, &self.schema).await),
+                Err(error) => return Err(session.failed(error, &self.database.schema).await),
             };
             if kept != watch {
                 debug!(?watch, now = ?kept, "the listener's mode has changed");
@@ -367,7 +359,7 @@ impl Listener {
     /// the next check. Rows that were meanwhile restored from another cluster are
     /// restamped, some at a time.
     async fn inspect_doorbell(&self, session: &Session) -> Result<Duration, ListenError> {
-        let table = self.schema.qualified("notifications");
+        let table = self.database.schema.qualified("notifications");
         let client = &session.client;
         let row = client
             .query_one(&session.doorbell, &[&table, &TRIGGER])
@@ -376,7 +368,7 @@ impl Listener {
         if found != Some(session.table) {
             return Err(ListenError::OtherTable);
         }
-        let hidden = visibility::examine(client, &self.schema, Readers::Session).await?;
+        let hidden = visibility::examine(client, &self.database.schema, Readers::Session).await?;
         self.look_at_queue(client).await?;
         let fires: Option<i8> = row.try_get("trigger")?;
         let subscription: Option<String> = row.try_get("subscription")?;
@@ -384,16 +376,19 @@ impl Listener {
             _ if subscription.is_some() => Doorbell::Bypassed {
                 subscription: subscription.unwrap_or_default(),
             },
-            None => Doorbell::Missing(self.schema.clone()),
+            None => Doorbell::Missing(self.database.schema.clone()),
             Some(b'O' | b'A') => Doorbell::Hung,
-            Some(_) => Doorbell::Disabled(self.schema.clone()),
+            Some(_) => Doorbell::Disabled(self.database.schema.clone()),
         };
         if let Some(hidden) = hidden.into_iter().find(HiddenRows::stops_delivery) {
             doorbell = Doorbell::Hidden(hidden);
         }
         let mut again = DOORBELL_LOOK;
         if row.try_get("restored")? {
-            match client.execute(&self.sql.restamp_restored_rows, &[]).await {
+            match client
+                .execute(&self.database.sql.restamp_restored_rows, &[])
+                .await
+            {
                 Ok(rows) => {
                     info!(rows, "restamped {rows} rows of another cluster");
                     again = Duration::ZERO;
@@ -423,7 +418,7 @@ impl Listener {
 
     /// Opens a session that continues where the last one ended.
     async fn reopen(&mut self) -> Result<Session, ListenError> {
-        let session = Session::open(&self.url, &self.schema, &self.sql).await?;
+        let session = Session::open(&self.database).await?;
         let (now, before) = (session.history, self.history);
         if self.disconnections.may_have_missed(Instant::now()) {
             self.disconnections = self.present(&session).await?;
@@ -471,7 +466,7 @@ impl Listener {
 
     /// Starts to read from what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
-        let start = page_reader::tail_start(&session.client, &self.sql.tail_start);
+        let start = page_reader::tail_start(&session.client, &self.database.sql.tail_start);
         let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
         let disconnections = self.present(session).await?;
         // From here on nothing fails. If this function is interrupted earlier, the next

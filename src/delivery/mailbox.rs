@@ -3,11 +3,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 
 use crate::{
     delivery::batch::Batch,
@@ -108,7 +109,7 @@ impl Mailbox {
     /// An empty mailbox accepts any batch: a page is bounded, and it is already in
     /// memory.
     pub fn put(&self, batch: &Arc<Batch>, queue_bytes: usize) -> Put {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.overflowed {
             return Put::Kept;
         }
@@ -128,12 +129,12 @@ impl Mailbox {
     }
 
     pub fn rows(&self) -> usize {
-        self.state().rows
+        self.state.lock().rows
     }
 
     /// Queues a crash of Postgres.
     pub fn recover(&self, recovery: Recovery) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.overflowed {
             state.note(recovery);
         } else {
@@ -146,7 +147,7 @@ impl Mailbox {
     /// Tells the owner to end the connection. [`Ending::Disconnected`] is final: no later
     /// reason replaces it.
     pub fn end(&self, reason: Ending) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.ending != Some(Ending::Disconnected) {
             state.ending = Some(reason);
         }
@@ -159,7 +160,7 @@ impl Mailbox {
         // Register the waker before checking, so that a batch that arrives in between
         // wakes the task.
         self.owner.register(cx.waker());
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Some(recovery) = state.recovery.take() {
             Poll::Ready(Letter::Recovered(recovery))
         } else if state.overflowed {
@@ -180,7 +181,7 @@ impl Mailbox {
     /// Takes the reason why the connection has to end. Returns it once.
     pub fn poll_ending(&self, cx: &mut Context<'_>) -> Poll<Ending> {
         self.owner.register(cx.waker());
-        match self.state().ending.take() {
+        match self.state.lock().ending.take() {
             Some(reason) => Poll::Ready(reason),
             None => Poll::Pending,
         }
@@ -188,29 +189,23 @@ impl Mailbox {
 
     /// Accepts batches again after an overflow.
     pub fn reopen(&self) {
-        self.state().overflowed = false;
+        self.state.lock().overflowed = false;
     }
 
     /// Whether everything that was ever queued has been taken.
     pub fn is_empty(&self) -> bool {
-        let state = self.state();
+        let state = self.state.lock();
         state.queue.is_empty() && !state.overflowed && state.recovery.is_none()
     }
 
     /// If a crash of Postgres is queued, empties the mailbox, including what follows the
     /// crash, and returns the crash.
     pub fn skip_to_recovery(&self) -> Option<Recovery> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let is_told = |letter: &Letter| matches!(letter, Letter::Recovered(_));
         if state.recovery.is_some() || state.queue.iter().any(is_told) {
             state.empty();
         }
         state.recovery.take()
-    }
-
-    /// Ignores poisoning: no code panics while it holds the lock, so the state is
-    /// consistent even if another thread panicked.
-    fn state(&self) -> MutexGuard<'_, MailboxState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,11 +15,13 @@ mod recipient;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until},
@@ -113,7 +115,8 @@ pub struct Marks {
     lost: Counter,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// Named in JSON as on the operator's page.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct MarkCounts {
     /// Rows written to sockets, counted once per connection.
     pub delivered: u64,
@@ -122,10 +125,13 @@ pub struct MarkCounts {
     /// Rows that have settled but aren't marked yet.
     pub unmarked: usize,
     /// Those of them that can't be marked at the moment.
+    #[serde(rename = "marks_stuck")]
     pub stuck: usize,
     /// Statements that failed.
+    #[serde(rename = "mark_failures")]
     pub failures: u64,
     /// Rows that are never marked, because too many were waiting.
+    #[serde(rename = "lost_marks")]
     pub lost: u64,
 }
 
@@ -163,7 +169,7 @@ impl Marks {
             self.settled(vec![write], at);
             return;
         }
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight.lock();
         let was_idle = in_flight.rows() == 0;
         let early = in_flight.add(write);
         drop(in_flight);
@@ -183,7 +189,7 @@ impl Marks {
 
     /// A client has returned with a last event id. Never blocks.
     pub fn acknowledge(&self, acknowledgement: Acknowledgement) {
-        lock(&self.acknowledged).add(acknowledgement);
+        self.acknowledged.lock().add(acknowledgement);
         self.returned.notify_one();
     }
 
@@ -191,7 +197,7 @@ impl Marks {
     /// Returns false if too many users wait for that.
     pub fn note_drained(&self, user: &UserId) -> bool {
         let at = Instant::now() + self.settle + MARKED_WITHIN;
-        let mut notes = lock(&self.notes);
+        let mut notes = self.notes.lock();
         if notes.len() >= NOTES {
             return false;
         }
@@ -207,7 +213,7 @@ impl Marks {
             return;
         }
         let clock = self.activity.clock.now();
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let lost: u64 = writes
             .iter()
             .map(|write| {
@@ -228,7 +234,7 @@ impl Marks {
     }
 
     async fn until_settled(&self) {
-        let next = lock(&self.in_flight).next();
+        let next = self.in_flight.lock().next();
         match next {
             Some(at) => sleep_until(at + self.together()).await,
             None => self.written.notified().await,
@@ -239,7 +245,7 @@ impl Marks {
     fn settle(&self) {
         let now = Instant::now();
         loop {
-            let mut in_flight = lock(&self.in_flight);
+            let mut in_flight = self.in_flight.lock();
             let is_due = in_flight.next().is_some_and(|at| at <= now);
             let settled = in_flight.take_settled(now, SETTLED_AT_ONCE);
             drop(in_flight);
@@ -252,23 +258,23 @@ impl Marks {
 
     /// Moves the writes to streams that the bridge has ended to the queue.
     fn settle_ended(&self) {
-        let ended = lock(&self.in_flight).take_ended();
+        let ended = self.in_flight.lock().take_ended();
         self.settled(ended, Instant::now());
     }
 
     /// Moves all writes to the queue: the bridge stops and ends all connections.
     fn settle_all(&self) {
-        let all = lock(&self.in_flight).take_all();
+        let all = self.in_flight.lock().take_all();
         self.settled(all, Instant::now());
     }
 
     pub fn counts(&self) -> MarkCounts {
         let (unmarked, stuck) = {
-            let queue = self.queue();
+            let queue = self.queue.lock();
             (queue.len(), queue.stuck_rows())
         };
         MarkCounts {
-            in_flight: lock(&self.in_flight).rows(),
+            in_flight: self.in_flight.lock().rows(),
             delivered: self.delivered.get(),
             unmarked,
             stuck,
@@ -277,17 +283,13 @@ impl Marks {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, MarkQueue> {
-        lock(&self.queue)
-    }
-
     /// Resolves when the lane may have something to do.
     async fn until(&self, lane: Lane) {
         let news = match lane {
             Lane::Fresh => &self.fresh,
             Lane::Held => &self.held,
         };
-        let next = self.queue().next(lane, Instant::now());
+        let next = self.queue.lock().next(lane, Instant::now());
         match next {
             Next::Now => {}
             Next::Idle => news.notified().await,
@@ -347,7 +349,7 @@ impl Marker {
         let mut backoff = Backoff::new(ACKNOWLEDGE_FIRST, ACKNOWLEDGE_LONGEST);
         let working = async {
             loop {
-                let taken = lock(&self.marks.acknowledged).take();
+                let taken = self.marks.acknowledged.lock().take();
                 if taken.is_empty() {
                     self.marks.returned.notified().await;
                     continue;
@@ -360,7 +362,7 @@ impl Marker {
                     }
                     Err(error) => {
                         debug!(%error, "could not look up acknowledged rows, retrying: {error}");
-                        lock(&self.marks.acknowledged).put_back(taken);
+                        self.marks.acknowledged.lock().put_back(taken);
                         backoff.next_delay()
                     }
                 };
@@ -377,13 +379,13 @@ impl Marker {
         };
         let found = acknowledged::find(&self.pool, query, taken).await?;
         let now = self.marks.activity.clock.now();
-        let mut queue = self.marks.queue();
+        let mut queue = self.marks.queue.lock();
         let rows = found.rows.into_iter();
         let lost: u64 = rows.map(|(of, row)| queue.add(of, row, now)).sum();
         drop(queue);
         self.marks.lost.inc_by(lost);
         self.marks.fresh.notify_one();
-        lock(&self.marks.acknowledged).put_back(found.rest);
+        self.marks.acknowledged.lock().put_back(found.rest);
         Ok(())
     }
 
@@ -391,7 +393,7 @@ impl Marker {
     async fn note_drained(&self, stop: &CancellationToken) {
         let working = async {
             loop {
-                let next = lock(&self.marks.notes).pop_front();
+                let next = self.marks.notes.lock().pop_front();
                 let Some((at, user)) = next else {
                     self.marks.noted.notified().await;
                     continue;
@@ -410,7 +412,7 @@ impl Marker {
             .await
             .is_some()
         {
-            let collect = self.marks.queue().collect();
+            let collect = self.marks.queue.lock().collect();
             if stop.run_until_cancelled(sleep(collect)).await.is_none() {
                 return;
             }
@@ -441,7 +443,7 @@ impl Marker {
     async fn last_flush(&self) {
         let told = Mutex::default();
         let mut tries = 0;
-        self.marks.queue().hurry(Instant::now());
+        self.marks.queue.lock().hurry(Instant::now());
         for lane in [Lane::Fresh, Lane::Held] {
             while tries < LAST_TRIES {
                 if let Some(batch) = self.take(lane) {
@@ -453,7 +455,7 @@ impl Marker {
                     }
                     continue;
                 }
-                let next = self.marks.queue().next(lane, Instant::now());
+                let next = self.marks.queue.lock().next(lane, Instant::now());
                 match next {
                     Next::Now => {}
                     // The backoff after a failure of the database.
@@ -472,7 +474,7 @@ impl Marker {
     }
 
     fn take(&self, lane: Lane) -> Option<MarkBatch> {
-        self.marks.queue().take(lane, Instant::now())
+        self.marks.queue.lock().take(lane, Instant::now())
     }
 
     /// Runs one statement and records its outcome.
@@ -501,7 +503,7 @@ impl Marker {
             | MarkOutcome::DatabaseFailed(reason) => Some(reason.clone()),
         };
         let (lost, stuck) = {
-            let mut queue = self.marks.queue();
+            let mut queue = self.marks.queue.lock();
             let lost = queue.conclude(batch, outcome, Instant::now());
             (lost, queue.stuck())
         };
@@ -513,7 +515,7 @@ impl Marker {
     }
 
     fn tell(&self, told: &Mutex<OutageLog>, failure: Option<String>, stuck: Option<&Stuck>) {
-        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = told.lock();
         let (is_news, is_over) = match (&failure, stuck) {
             (Some(reason), Some(_)) => (told.is_news(reason, Instant::now().into_std()), false),
             (_, None) => (false, told.is_over()),
@@ -583,9 +585,4 @@ enum Answered {
     /// The database is unreachable, or can't mark anything.
     Refused,
     Never,
-}
-
-/// Ignores poisoning: no code panics while it holds one of these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,14 +4,12 @@
 use std::{
     collections::VecDeque,
     error::Error,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::atomic::{AtomicI64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 /// How many comparisons are kept. The narrowest one counts: it had the least network
@@ -162,10 +160,7 @@ impl Clock {
             // This machine's clock was set back in the meantime.
             return;
         }
-        let mut comparisons = self
-            .comparisons
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut comparisons = self.comparisons.lock();
         // If either clock was set, earlier comparisons contradict this one and are void.
         comparisons.retain(|&other| other.agrees_with(comparison));
         comparisons.truncate(COMPARISONS - 1);

@@ -4,13 +4,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use actix_web::{HttpRequest, http::StatusCode};
+use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::{
@@ -95,7 +96,10 @@ impl Admission {
     ///
     /// A [`RetryLater`] if it does.
     pub fn pace(&self, client: Client) -> Result<(), RetryLater> {
-        let is_in_time = lock(&self.pace).ask(client, self.limits.connection_rate, Instant::now());
+        let is_in_time = self
+            .pace
+            .lock()
+            .ask(client, self.limits.connection_rate, Instant::now());
         if is_in_time {
             Ok(())
         } else {
@@ -110,7 +114,7 @@ impl Admission {
     /// A [`RetryLater`] if a limit is reached.
     pub fn admit(self: &Arc<Self>, user: &UserId, client: Client) -> Result<Permit, RetryLater> {
         let limits = &self.limits;
-        let mut open = lock(&self.open);
+        let mut open = self.open.lock();
         let full = if open.all >= limits.max_connections as usize {
             Some(RejectReason::Connections)
         } else if open.users.of(user) >= limits.max_connections_per_user as usize {
@@ -171,7 +175,7 @@ impl Admission {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut open = lock(&self.admission.open);
+        let mut open = self.admission.open.lock();
         open.all -= 1;
         open.users.remove(&self.user);
         open.clients.remove(&self.client);
@@ -221,11 +225,6 @@ impl RequestRate {
             self.clients.retain(|_, quiet| *quiet > now);
         }
     }
-}
-
-/// No code panics while it holds one of these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -314,10 +313,10 @@ mod tests {
         });
         let count: usize = held.iter().map(Vec::len).sum();
         assert!(count <= 50, "{count}");
-        assert_eq!(lock(&admission.open).all, count);
+        assert_eq!(admission.open.lock().all, count);
         assert!(refused(&rejections, RejectReason::Connections) >= 160 - 50);
         drop(held);
-        let open = lock(&admission.open);
+        let open = admission.open.lock();
         assert_eq!(open.all, 0);
         assert!(open.users.is_empty() && open.clients.is_empty());
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Type;
 
 use crate::{
-    auth::problem::Problem,
+    auth::{origin, problem::Problem, scheme::Scheme},
     http::methods::{postable, readable},
     postgres::{
         error_hint,
@@ -136,10 +136,18 @@ struct Draft {
 /// Sends a notification as an application would.
 async fn send(
     request: HttpRequest,
+    scheme: web::Data<Scheme>,
     demo: web::Data<Demo>,
     draft: web::Json<Draft>,
 ) -> Result<HttpResponse, Problem> {
-    same_origin(&request)?;
+    // Other pages could not send JSON without a preflight request either; this is a second
+    // safeguard.
+    if !origin::is_same_origin(&request, **scheme) {
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "only the demo page itself may send from a browser",
+        ));
+    }
     let query = include_str!("../../sql/demo_send.sql");
     let parameters = [
         (&draft.user_id as _, Type::TEXT),
@@ -157,31 +165,6 @@ async fn send(
             Err(Problem::new(StatusCode::BAD_REQUEST, detail))
         }
         Err(error) => Err(unavailable(error)),
-    }
-}
-
-/// Prevents other pages from sending on behalf of a visitor. (They could not send JSON
-/// without a preflight request either; this is a second safeguard.)
-fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
-    let header = |name| {
-        request
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
-    let host = header(header::HOST).unwrap_or_default();
-    let from_here = header(header::ORIGIN).is_none_or(|origin| origin == format!("http://{host}"));
-    let fetched_here = request
-        .headers()
-        .get("sec-fetch-site")
-        .is_none_or(|site| site == "same-origin");
-    if from_here && fetched_here {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "only the demo page itself may send from a browser",
-        ))
     }
 }
 

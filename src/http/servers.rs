@@ -33,6 +33,7 @@ use crate::{
         stream_route::{self, StreamRoute},
     },
     monitoring::{dashboard::Dashboard, prometheus::Metrics},
+    runtime::loopback::is_loopback,
     tls::server_certificate::Certificate,
 };
 
@@ -162,14 +163,30 @@ async fn all_closed(sockets: &Sockets) {
     }
 }
 
+/// What the server for browsers serves.
+#[derive(Clone)]
+pub struct StreamApp {
+    pub stream: StreamRoute,
+    pub gate: web::Data<Draining>,
+    pub demo: Option<Demo>,
+}
+
+impl StreamApp {
+    fn routes(&self, scheme: Scheme, config: &mut web::ServiceConfig) {
+        Draining::routes(&self.gate, &self.stream.origins, config);
+        self.stream.routes(scheme, config);
+        if let Some(demo) = &self.demo {
+            demo.routes(config);
+        }
+    }
+}
+
 /// Binds the address for browsers, unless a socket was inherited.
 pub fn bind_streams(
     options: &BridgeOptions,
     inherited: Option<Inherited>,
-    door: StreamRoute,
-    gate: web::Data<Draining>,
+    served: StreamApp,
     sockets: Arc<Sockets>,
-    demo: Option<Demo>,
     certificate: Option<&Arc<Certificate>>,
 ) -> Result<StreamServer, ServersError> {
     let scheme = match certificate {
@@ -179,15 +196,12 @@ pub fn bind_streams(
     let app = move || {
         ActixApp::new()
             .wrap(CatchPanic::default())
-            .wrap(Condition::new(demo.is_some(), from_fn(host::loopback_only)))
+            .wrap(Condition::new(
+                served.demo.is_some(),
+                from_fn(host::loopback_only),
+            ))
             .wrap(from_fn(draining::pass))
-            .configure(|config| Draining::routes(&gate, &door.origins, config))
-            .configure(|config| door.routes(scheme, config))
-            .configure(|config| {
-                if let Some(demo) = &demo {
-                    demo.routes(config);
-                }
-            })
+            .configure(|config| served.routes(scheme, config))
             .default_service(web::to(stream_route::not_found))
     };
     let server = ServerBuilder::new()
@@ -232,7 +246,7 @@ pub fn bind_admin(
     let (listener, address) = listener(inherited, options.admin_listen).map_err(bind)?;
     // Only this machine can connect to a loopback address, but that includes web pages in
     // a browser on it.
-    let is_loopback = address.ip().to_canonical().is_loopback();
+    let is_loopback = is_loopback(address.ip());
     let app = move || {
         ActixApp::new()
             .wrap(Condition::new(is_loopback, from_fn(host::loopback_only)))

@@ -3,12 +3,9 @@
 //! Most sockets carry streams. For those whose request never completes, there is no other
 //! limit.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tracing::warn;
@@ -88,13 +85,13 @@ impl Sockets {
 
     /// How many are open.
     pub fn open(&self) -> usize {
-        self.lock().all
+        self.open.lock().all
     }
 
     fn place(self: &Arc<Self>, address: IpAddr) -> Result<SocketPermit, Client> {
         let client = Client::from(address);
         let counted = (!self.proxies.trust(address)).then_some(client);
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         let has_too_many =
             counted.is_some_and(|client| open.clients.of(&client) >= self.max_per_client);
         if open.all >= self.most || has_too_many {
@@ -110,16 +107,11 @@ impl Sockets {
             client: counted,
         })
     }
-
-    /// No code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, OpenSockets> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for SocketPermit {
     fn drop(&mut self) {
-        let mut open = self.sockets.lock();
+        let mut open = self.sockets.open.lock();
         open.all -= 1;
         if let Some(client) = &self.client {
             open.clients.remove(client);

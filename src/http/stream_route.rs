@@ -1,6 +1,6 @@
 //! The route `GET /stream`.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -45,11 +45,11 @@ const NO_ID: &str = "?";
 /// The data that the route of the stream needs.
 #[derive(Clone)]
 pub struct StreamRoute {
-    pub streams: web::Data<Streams>,
+    pub streams: Arc<Streams>,
     /// Takes over streams once their response has begun.
-    pub lines: web::Data<DetachedStreams>,
-    pub authenticator: web::Data<Authenticator>,
-    pub admission: web::Data<Admission>,
+    pub lines: Arc<DetachedStreams>,
+    pub authenticator: Arc<Authenticator>,
+    pub admission: Arc<Admission>,
     pub origins: web::Data<Origins>,
     pub proxies: web::Data<Proxies>,
     pub rejections: web::Data<Rejections>,
@@ -59,10 +59,7 @@ impl StreamRoute {
     /// Adds the route of the stream to the application of a port with this scheme.
     pub fn routes(&self, scheme: Scheme, config: &mut web::ServiceConfig) {
         config
-            .app_data(self.streams.clone())
-            .app_data(self.lines.clone())
-            .app_data(self.authenticator.clone())
-            .app_data(self.admission.clone())
+            .app_data(web::Data::new(self.clone()))
             .app_data(self.origins.clone())
             .app_data(self.proxies.clone())
             .app_data(self.rejections.clone())
@@ -85,12 +82,16 @@ pub async fn not_found(request: HttpRequest) -> HttpResponse {
 /// no row is read or marked as sent.
 async fn answer(
     request: HttpRequest,
-    streams: web::Data<Streams>,
-    lines: web::Data<DetachedStreams>,
-    authenticator: web::Data<Authenticator>,
-    admission: web::Data<Admission>,
-    rejections: web::Data<Rejections>,
+    route: web::Data<StreamRoute>,
 ) -> Result<HttpResponse, Problem> {
+    let StreamRoute {
+        streams,
+        lines,
+        authenticator,
+        admission,
+        rejections,
+        ..
+    } = &**route;
     let client = admission.client_of(&request);
     // First, because everything after it costs more.
     if let Err(deferral) = admission.pace(client) {
@@ -112,7 +113,7 @@ async fn answer(
         }
     };
     let parameters = StreamQuery::read(request.query_string()).map_err(bad_parameter)?;
-    let permit = match admission.into_inner().admit(&identity.user, client) {
+    let permit = match admission.admit(&identity.user, client) {
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
     };
@@ -132,13 +133,7 @@ async fn answer(
         return Ok(builder.body(BodyStream::new(empty)));
     }
     let start = start(&request, &parameters);
-    let stream = EventStream::open(
-        &streams.into_inner(),
-        &identity,
-        noted,
-        &start,
-        parameters.format,
-    );
+    let stream = EventStream::open(streams, &identity, noted, &start, parameters.format);
     // Costs nothing unless the log level enables it: an enabled span takes half a
     // kilobyte, and an idle stream about two.
     let span = debug_span!(
@@ -147,7 +142,7 @@ async fn answer(
     span.in_scope(|| debug!("opened a stream"));
     let stream = stream.holding(permit).within(span);
     let exit = Exit::of(&request).ok_or_else(no_exit)?;
-    Ok(builder.body(HandoffBody::new(lines.into_inner(), exit, stream)))
+    Ok(builder.body(HandoffBody::new(Arc::clone(lines), exit, stream)))
 }
 
 /// The server was set up incorrectly, which is a bug.

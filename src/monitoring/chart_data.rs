@@ -2,10 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -49,7 +50,7 @@ pub struct ChartData(Mutex<VecDeque<Sample>>);
 impl ChartData {
     /// The samples, oldest first.
     pub fn samples(&self) -> Vec<Sample> {
-        let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = self.0.lock();
         samples.iter().copied().collect()
     }
 
@@ -68,7 +69,7 @@ impl ChartData {
     }
 
     fn add(&self, sample: Sample) {
-        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.0.lock();
         if samples.len() == SAMPLES {
             samples.pop_front();
         }

@@ -20,10 +20,7 @@ use crate::{
         logging::{self, Line},
         stats::{Figures, Stats},
     },
-    postgres::{
-        connect::{Borrowed, DatabaseUrl},
-        schema::SchemaName,
-    },
+    postgres::{connect::Borrowed, database::Database},
 };
 
 const PAGE: &str = include_str!("dashboard/index.html");
@@ -61,10 +58,7 @@ pub struct Dashboard {
     stats: Arc<Stats>,
     history: Arc<ChartData>,
     settings: Vec<ShownSetting>,
-    /// For querying the database over a connection of its own, so that neither streams
-    /// nor marks have to wait.
-    url: DatabaseUrl,
-    schema: SchemaName,
+    database: Database,
     /// The last answer of the database, and until when it is shown.
     survey: Mutex<Option<(Arc<DatabaseState>, Instant)>>,
 }
@@ -88,21 +82,17 @@ struct Overview<'a> {
 }
 
 impl Dashboard {
-    /// `direct_url` leads to the database without a pooler.
     pub fn new(
         stats: Arc<Stats>,
         history: Arc<ChartData>,
         options: &BridgeOptions,
-        url: &DatabaseUrl,
-        direct_url: DatabaseUrl,
-        schema: SchemaName,
+        database: Database,
     ) -> Self {
         Self {
             stats,
             history,
-            settings: settings(options, url, &schema),
-            url: direct_url,
-            schema,
+            settings: settings(options, &database),
+            database,
             survey: Mutex::default(),
         }
     }
@@ -118,10 +108,14 @@ impl Dashboard {
             return Arc::clone(survey);
         }
         let mut pause = SURVEY_AGE;
-        let taken = Arc::new(match Borrowed::to_read(&self.url).await {
+        let Database {
+            direct_url, schema, ..
+        } = &self.database;
+        // A connection of its own, so that neither streams nor marks have to wait.
+        let taken = Arc::new(match Borrowed::to_read(direct_url).await {
             Ok(client) => {
                 let began = Instant::now();
-                let taken = DatabaseState::take(&client, &self.schema).await;
+                let taken = DatabaseState::take(&client, schema).await;
                 let earned = began.elapsed() * SURVEY_PAUSE;
                 pause = earned.clamp(SURVEY_AGE, SURVEY_LONGEST_PAUSE);
                 taken
@@ -133,13 +127,13 @@ impl Dashboard {
     }
 }
 
-fn settings(options: &BridgeOptions, url: &DatabaseUrl, schema: &SchemaName) -> Vec<ShownSetting> {
+fn settings(options: &BridgeOptions, database: &Database) -> Vec<ShownSetting> {
     let limits = &options.limits;
     let span = |span| humantime::format_duration(span).to_string();
     let listed = [
         // Host and database, without credentials and parameters.
-        ("DATABASE_URL", url.to_string()),
-        ("TIDINGS_SCHEMA", schema.to_string()),
+        ("DATABASE_URL", database.url.to_string()),
+        ("TIDINGS_SCHEMA", database.schema.to_string()),
         ("TIDINGS_LISTEN", options.listen.to_string()),
         ("TIDINGS_POOL_SIZE", options.pool_size.to_string()),
         ("TIDINGS_QUEUE_BYTES", options.queue_bytes.to_string()),

@@ -8,9 +8,10 @@ use std::{fmt, sync::Arc};
 use prometheus_client::{
     collector::Collector,
     encoding::{
-        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
+        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, MetricEncoder,
+        NoLabelSet, text,
     },
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    metrics::{MetricType, TypedMetric, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
 
@@ -70,8 +71,8 @@ struct BridgeCollector(Arc<Stats>);
 impl Collector for BridgeCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = self.0.figures();
-        let (listener, pool) = (&now.listener, &now.pool);
-        let is_awake = listener.watching == Watching::Awake;
+        let (audience, marks, pool) = (&now.audience, &now.marks, &now.pool);
+        let (listener, listened) = (&now.listener, &now.listener.listened);
         let age = now.readiness.last_look_ms.map(|age| age as f64 / 1_000.0);
         let mut sheet = MetricWriter(encoder);
         sheet.gauge(
@@ -79,15 +80,19 @@ impl Collector for BridgeCollector {
             "Whether the bridge is ready for clients",
             u64::from(now.readiness.is_ready()),
         )?;
-        sheet.gauge("connections", "Open streams", now.connections)?;
+        sheet.gauge("connections", "Open streams", audience.connections)?;
         sheet.gauge(
             "connections_limit",
             "Maximum number of open streams",
             now.connections_limit,
         )?;
-        sheet.counter("connections_opened", "Streams opened", now.opened)?;
-        sheet.gauge("users", "Users with at least one open stream", now.users)?;
-        sheet.counter("delivered_rows", "Rows written to sockets", now.delivered)?;
+        sheet.counter("connections_opened", "Streams opened", audience.opened)?;
+        sheet.gauge(
+            "users",
+            "Users with at least one open stream",
+            audience.users,
+        )?;
+        sheet.counter("delivered_rows", "Rows written to sockets", marks.delivered)?;
         sheet.histogram(
             "delay_seconds",
             "Time from created_at to the sockets of streams that were already open",
@@ -103,40 +108,40 @@ impl Collector for BridgeCollector {
         sheet.gauge(
             "mailbox_rows",
             "Rows waiting in memory for live streams",
-            now.waiting_rows,
+            audience.waiting_rows,
         )?;
         sheet.counter(
             "mailbox_overflows",
             "Streams that went back to reading pages because they were too slow",
-            now.overflows,
+            audience.overflows,
         )?;
         sheet.counter("marked_rows", "Rows marked as sent", now.marked)?;
         sheet.gauge(
             "rows_in_flight",
             "Rows written to a connection less than TIDINGS_SETTLE ago, counted once per \
              connection",
-            now.in_flight,
+            marks.in_flight,
         )?;
         sheet.gauge(
             "unmarked_rows",
             "Rows that have settled but are not marked yet",
-            now.unmarked,
+            marks.unmarked,
         )?;
         sheet.gauge(
             "marks_stuck",
             "Rows that were sent but currently can't be marked: locked, rejected, or the database \
              can't mark any",
-            now.marks_stuck,
+            marks.stuck,
         )?;
         sheet.counter(
             "mark_failures",
             "Failed attempts to write marks",
-            now.mark_failures,
+            marks.failures,
         )?;
         sheet.counter(
             "lost_marks",
             "Rows whose marks were dropped, and which may be sent again",
-            now.lost_marks,
+            marks.lost,
         )?;
         sheet.counter("pruned_rows", "Old rows removed", now.pruned)?;
         sheet.gauge(
@@ -172,12 +177,12 @@ impl Collector for BridgeCollector {
         sheet.counter(
             "listener_looks",
             "Polls of the table by the listener",
-            listener.looks,
+            listened.looks,
         )?;
         sheet.counter(
             "listener_reconnects",
             "How often the listener reconnected to the database after losing it",
-            listener.reconnects,
+            listened.reconnects,
         )?;
         sheet.gauge(
             "doorbell_in_order",
@@ -192,19 +197,20 @@ impl Collector for BridgeCollector {
         sheet.gauge(
             "doorbell_awake",
             "Whether the bridge polls, so that writers needn't send NOTIFY",
-            u64::from(is_awake),
+            u64::from(listened.watching == Watching::Awake),
         )?;
         sheet.counter(
             "doorbell_changes",
             "How often the bridge switched between polling and waiting for the doorbell",
-            listener.changes,
+            listened.changes,
         )?;
-        sheet.counter("doorbell_rings", "Doorbell rings received", listener.rings)?;
-        sheet.gauges(
+        sheet.counter("doorbell_rings", "Doorbell rings received", listened.rings)?;
+        sheet.family(
             "pool_connections",
             "Database connections of the pool, by state",
             "state",
-            &[("in_use", pool.in_use), ("idle", pool.idle)],
+            [("in_use", pool.in_use), ("idle", pool.idle)]
+                .map(|(state, count)| (state, ConstGauge::new(count))),
         )?;
         sheet.gauge(
             "pool_size",
@@ -221,11 +227,11 @@ impl Collector for BridgeCollector {
             "Queries of the pool that timed out, including the wait for a connection",
             pool.timeouts,
         )?;
-        sheet.counters(
+        sheet.family(
             "log_lines",
             "Log lines, by level",
             "level",
-            &logging::counted(),
+            logging::counted().map(|(level, count)| (level, ConstCounter::new(count))),
         )?;
         sheet.counter(
             "log_lines_dropped",
@@ -271,55 +277,39 @@ impl Collector for ProcessCollector {
 struct MetricWriter<'a>(DescriptorEncoder<'a>);
 
 impl MetricWriter<'_> {
+    fn describe<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, kind)
+    }
+
     fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
-        let metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(value).encode(metric)
+        ConstGauge::new(value).encode(self.describe(name, help, MetricType::Gauge)?)
     }
 
     fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
-        let metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(value).encode(metric)
+        ConstCounter::new(value).encode(self.describe(name, help, MetricType::Counter)?)
     }
 
     fn histogram(&mut self, name: &str, help: &str, delays: &Delays) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        metric.encode_histogram::<NoLabelSet>(delays.sum, delays.count, &delays.buckets, None)
+        self.describe(name, help, MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(delays.sum, delays.count, &delays.buckets, None)
     }
 
-    fn gauges(
+    /// A family with one label.
+    fn family<M: EncodeMetric + TypedMetric>(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        values: &[(&str, usize)],
+        metrics: impl IntoIterator<Item = (&'static str, M)>,
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (which, value) in values {
-            ConstGauge::new(*value).encode(family.encode_family(&[(label, *which)])?)?;
-        }
-        Ok(())
-    }
-
-    fn counters(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: &[(&str, u64)],
-    ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (which, value) in values {
-            ConstCounter::new(*value).encode(family.encode_family(&[(label, *which)])?)?;
+        let mut family = self.describe(name, help, M::TYPE)?;
+        for (which, metric) in metrics {
+            metric.encode(family.encode_family(&[(label, which)])?)?;
         }
         Ok(())
     }

@@ -17,9 +17,9 @@ use crate::{
     },
     domain::clock::Moment,
     postgres::{
-        pool::{self, Pool, QueryError},
-        queries::Sql,
-        schema::{Privilege, SchemaName},
+        database::Database,
+        pool::{self, QueryError},
+        schema::Privilege,
     },
     runtime::backoff::Backoff,
 };
@@ -51,9 +51,7 @@ pub struct Reporter {
     activity: Arc<Counters>,
     hub: Arc<Hub>,
     health: Arc<Health>,
-    pool: Pool,
-    sql: Arc<Sql>,
-    schema: SchemaName,
+    database: Database,
     minute: Minute,
     told: Option<Instant>,
 }
@@ -87,9 +85,7 @@ impl Reporter {
         activity: Arc<Counters>,
         hub: Arc<Hub>,
         health: Arc<Health>,
-        pool: Pool,
-        sql: Arc<Sql>,
-        schema: SchemaName,
+        database: Database,
     ) -> Self {
         Self {
             bridge: format!("{:016x}", rand::random::<u64>()),
@@ -98,9 +94,7 @@ impl Reporter {
             activity,
             hub,
             health,
-            pool,
-            sql,
-            schema,
+            database,
             minute: Minute::default(),
             told: None,
         }
@@ -162,8 +156,12 @@ impl Reporter {
 
     async fn ask_for_right(&self) -> Result<Privilege, QueryError> {
         let may = include_str!("../../sql/may_report.sql");
-        let parameters = [(&self.schema.name() as _, Type::TEXT)];
-        let rows = self.pool.query(REPORT_LIMIT, may, &parameters).await?;
+        let parameters = [(&self.database.schema.name() as _, Type::TEXT)];
+        let rows = self
+            .database
+            .pool
+            .query(REPORT_LIMIT, may, &parameters)
+            .await?;
         Ok(match pool::first_row(&rows).try_get(0)? {
             Some(true) => Privilege::Granted,
             Some(false) | None => Privilege::Missing,
@@ -206,10 +204,11 @@ impl Reporter {
             None => (None, 0, 0, Vec::new()),
         };
         let readiness = self.health.readiness();
-        self.pool
+        self.database
+            .pool
             .query(
                 REPORT_LIMIT,
-                &self.sql.report,
+                &self.database.sql.report,
                 &[
                     (&self.bridge, Type::TEXT),
                     (&env!("CARGO_PKG_VERSION"), Type::TEXT),

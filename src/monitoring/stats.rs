@@ -11,9 +11,9 @@ use crate::{
     delivery::{
         catch_up::Reads,
         counters::{Counters, Delays},
-        health::{Health, Readiness, Watching},
-        hub::Hub,
-        marker::Marks,
+        health::{Health, ListenerState, Readiness},
+        hub::{Audience, Hub},
+        marker::{MarkCounts, Marks},
     },
     monitoring::process::Process,
     postgres::{
@@ -37,39 +37,23 @@ pub struct Stats {
     pub connections_limit: u32,
 }
 
-/// All statistics at one moment. Counters begin at the start of the bridge.
+/// All statistics at one moment, as the operator's page shows them. Counters begin at the
+/// start of the bridge. Whoever counts several things defines their names and values.
 #[derive(Debug, Serialize)]
 pub struct Figures {
     /// Whether the bridge should receive clients, and why not.
     #[serde(flatten)]
     pub readiness: Readiness,
-    /// Open streams.
-    pub connections: usize,
+    #[serde(flatten)]
+    pub audience: Audience,
     /// Maximum number of open streams.
     pub connections_limit: u32,
-    /// Streams that were opened.
-    pub opened: u64,
-    /// Users with an open stream.
-    pub users: usize,
-    /// Rows that were written to sockets.
-    pub delivered: u64,
-    /// How long they took from `created_at` to a socket.
+    /// How long delivered rows took from `created_at` to a socket.
     pub delays: Delays,
-    pub waiting_rows: usize,
-    /// Times that a mailbox was full.
-    pub overflows: u64,
+    #[serde(flatten)]
+    pub marks: MarkCounts,
     /// Rows that were marked as sent.
     pub marked: u64,
-    /// Rows that have not settled, counted once per connection that they were written to.
-    pub in_flight: usize,
-    /// Rows that have settled and are not marked yet.
-    pub unmarked: usize,
-    /// Those of them that can't be marked at the moment.
-    pub marks_stuck: usize,
-    /// Failed attempts to write marks.
-    pub mark_failures: u64,
-    /// Rows that will not be marked, and may be sent again.
-    pub lost_marks: u64,
     /// Streams that wait for a page of what they missed.
     pub pages_wanted: i64,
     /// Rows that were read in pages.
@@ -82,7 +66,7 @@ pub struct Figures {
     pub prune_failures: u64,
     /// How many seconds the database's clock is ahead; `None` until that is known.
     pub clock_offset: Option<f64>,
-    pub listener: ListenerStats,
+    pub listener: ListenerState,
     pub pool: Usage,
     /// Rejected requests and sockets, by reason.
     pub refused: BTreeMap<&'static str, u64>,
@@ -90,68 +74,25 @@ pub struct Figures {
     pub process: Option<Process>,
 }
 
-/// Statistics of the listener.
-#[derive(Debug, Serialize)]
-pub struct ListenerStats {
-    /// Whether the listener reaches the database.
-    pub hears: bool,
-    pub watching: Watching,
-    /// Whether the trigger that sends NOTIFY exists and fires.
-    pub doorbell_in_order: bool,
-    /// How full the server's notification queue is, from 0 to 1, if that is known.
-    pub queue_usage: Option<f64>,
-    /// Polls of the table.
-    pub looks: u64,
-    /// Doorbells that woke it up.
-    pub rings: u64,
-    /// Changes between awake and asleep.
-    pub changes: u64,
-    /// Reconnections after the database was lost.
-    pub reconnects: u64,
-}
-
 impl Stats {
     pub fn figures(&self) -> Figures {
-        let (audience, marks) = (self.hub.audience(), self.marks.counts());
-        let listened = self.health.listened();
+        let ahead = self.activity.clock.ahead();
         let refused =
             RejectReason::ALL.map(|reason| (reason.name(), self.rejections.counter.of(reason)));
         Figures {
             readiness: self.health.readiness(),
-            connections: self.hub.connections(),
+            audience: self.hub.audience(),
             connections_limit: self.connections_limit,
-            opened: audience.opened,
-            users: audience.users,
-            delivered: marks.delivered,
             delays: self.activity.delays(),
-            waiting_rows: audience.waiting_rows,
-            overflows: audience.overflows,
+            marks: self.marks.counts(),
             marked: self.activity.totals().sent,
-            in_flight: marks.in_flight,
-            unmarked: marks.unmarked,
-            marks_stuck: marks.stuck,
-            mark_failures: marks.failures,
-            lost_marks: marks.lost,
             pages_wanted: self.reads.wanted.get(),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
             pruned: self.pruned.rows(),
             prune_failures: self.pruned.failed(),
-            clock_offset: self
-                .activity
-                .clock
-                .ahead()
-                .map(|micros| micros as f64 / 1e6),
-            listener: ListenerStats {
-                hears: self.health.hears(),
-                watching: listened.watching,
-                doorbell_in_order: self.health.is_doorbell_hung(),
-                queue_usage: self.health.queue_usage(),
-                looks: listened.looks,
-                rings: listened.rings,
-                changes: listened.changes,
-                reconnects: listened.reconnects,
-            },
+            clock_offset: ahead.map(|micros| micros as f64 / 1e6),
+            listener: self.health.listener(),
             pool: self.pool.usage(),
             refused: refused.into(),
             process: Process::now(),

@@ -33,7 +33,7 @@ pub use self::{
 };
 use self::{
     password::{FoundPassword, Missing},
-    tls::{Mode, TlsAttempt},
+    tls::TlsAttempt,
     url::{HostAddress, Target},
 };
 use crate::runtime::escape;
@@ -327,12 +327,11 @@ async fn open(
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Clone + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
-    let mode = url.tls.mode(host.reach());
-    let mut attempts = mode.attempts().iter();
+    let mut attempts = url.tls.mode(host.reach()).attempts().iter();
     loop {
         let attempt = attempts.next().copied().unwrap_or(TlsAttempt::Clear);
         let on_message = on_message.clone();
-        match open_once(url, host, mode, attempt, limit, on_message).await {
+        match open_once(url, host, attempt, limit, on_message).await {
             Err(ConnectError::Postgres(error))
                 if attempts.len() > 0 && refuses_encryption_or_its_lack(&error) => {}
             outcome => return outcome,
@@ -349,7 +348,6 @@ fn refuses_encryption_or_its_lack(error: &tokio_postgres::Error) -> bool {
 async fn open_once(
     url: &Target,
     host: &HostAddress,
-    mode: Mode,
     attempt: TlsAttempt,
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Send + 'static,
@@ -391,6 +389,7 @@ async fn open_once(
         let (client, connection) = connecting.map_err(explained)?;
         return Ok((client, drive(connection, on_message)));
     }
+    let mode = url.tls.mode(host.reach());
     let refused = |reason| ConnectError::Tls {
         host: host.to_string(),
         mode: mode.name(),

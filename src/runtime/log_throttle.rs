@@ -1,10 +1,13 @@
 //! Limits how many lines recurring events write to the log. Neither a client nor an
 //! outage may decide how many there are.
+//!
+//! This is for events whose number the reader should know: one line stands for all since
+//! the previous one. As a last resort `monitoring::logging` limits every call site, at a
+//! much higher rate.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// At most one line in this time for each kind of event.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -30,7 +33,7 @@ impl LogThrottle {
 
     /// Records several events. Returns the count to log, if a line is due.
     pub fn add(&self, times: u64, now: Instant) -> Option<u64> {
-        let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut untold = self.0.lock();
         untold.count += times;
         let is_time = untold
             .told

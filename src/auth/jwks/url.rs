@@ -1,8 +1,10 @@
 //! The URL of a key set.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use reqwest::Url;
+
+use crate::runtime::loopback::is_loopback_host;
 
 /// The URL of a key set. `Display` and `Debug` leave out the query and the password,
 /// which may be secret.
@@ -53,10 +55,7 @@ impl JwksUrl {
     /// Whether the host is this machine, so that the response can't be altered on the
     /// network.
     pub(super) fn is_this_machine(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback = |address: IpAddr| address.is_loopback();
-        host == "localhost" || address.parse().is_ok_and(is_loopback)
+        self.0.host_str().is_some_and(is_loopback_host)
     }
 }
 
@@ -74,6 +73,10 @@ mod tests {
             ("http://localhost:8080/keys", "http://localhost:8080/keys"),
             ("http://127.1:8080", "http://127.0.0.1:8080/"),
             ("http://[::1]/keys", "http://[::1]/keys"),
+            (
+                "http://[::ffff:127.0.0.1]/keys",
+                "http://[::ffff:7f00:1]/keys",
+            ),
         ] {
             let url: JwksUrl = text.parse().expect(text);
             assert_eq!(

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -98,21 +99,24 @@ impl PageMemory {
 
     /// How large a page may be at the moment, `wanted` bytes at most.
     pub fn page_bytes(&self, wanted: usize) -> usize {
-        let free = self.most.saturating_sub(self.lock().used);
+        let free = self.most.saturating_sub(self.state.lock().used);
         wanted.min(free / PART_OF_FREE).max(1)
     }
 
     pub fn used(&self) -> usize {
-        self.lock().used
+        self.state.lock().used
     }
 
     /// Waits until this many bytes are free, cutting off stalled clients if necessary.
     pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Lease {
-        self.lock().wanted += bytes;
-        let _wanted = scopeguard::guard((), |()| self.lock().wanted -= bytes);
+        self.state.lock().wanted += bytes;
+        let _wanted = scopeguard::guard((), |()| self.state.lock().wanted -= bytes);
         loop {
             let freed = self.freed.notified();
-            let attempt = self.lock().try_reserve(bytes, self.most, Instant::now());
+            let attempt = self
+                .state
+                .lock()
+                .try_reserve(bytes, self.most, Instant::now());
             match attempt {
                 Reservation::Reserved { number, owner } => {
                     return Lease {
@@ -140,11 +144,6 @@ impl PageMemory {
                 );
             }
         }
-    }
-
-    /// Ignores poisoning: no code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, MemoryState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -213,7 +212,7 @@ impl Lease {
     /// The page has been read and takes this many bytes. From now on it waits for the
     /// client.
     pub fn hand_over(&self, bytes: usize) {
-        let mut state = self.memory.lock();
+        let mut state = self.memory.state.lock();
         state.resize(self.number, bytes);
         drop(state);
         self.progress();
@@ -222,7 +221,7 @@ impl Lease {
 
     /// The client has read something.
     pub fn progress(&self) {
-        if let Some(held) = self.memory.lock().leases.get_mut(&self.number) {
+        if let Some(held) = self.memory.state.lock().leases.get_mut(&self.number) {
             held.progress = Some(Instant::now());
         }
     }
@@ -240,7 +239,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut state = self.memory.lock();
+        let mut state = self.memory.state.lock();
         if let Some(held) = state.leases.remove(&self.number) {
             state.used -= held.bytes;
             if held.is_reclaimed {

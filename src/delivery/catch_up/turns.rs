@@ -3,10 +3,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -112,7 +113,7 @@ impl Turns {
     pub async fn take(self: &Arc<Self>, user: &UserId) -> Turn {
         loop {
             let granted = {
-                let mut state = self.lock();
+                let mut state = self.0.lock();
                 let granted = state.enqueue(user, Instant::now());
                 state.grant(self);
                 granted
@@ -121,11 +122,6 @@ impl Turns {
                 return turn;
             }
         }
-    }
-
-    /// Ignores poisoning: no code panics while it holds the lock.
-    fn lock(&self) -> MutexGuard<'_, TurnsState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -224,7 +220,7 @@ impl Turn {
     /// read at once, this user's next page as soon as the rate limit allows.
     pub async fn end(mut self, took: Duration) {
         let debt = {
-            let mut state = self.turns.lock();
+            let mut state = self.turns.0.lock();
             state.free += 1;
             self.holds = Holds::Place;
             let debt = state.charge(&self.user, took, Instant::now());
@@ -239,7 +235,7 @@ impl Turn {
         drop(self);
         if debt <= SMALL_DEBT {
             sleep(debt).await;
-            turns.lock().forget(&user, Instant::now());
+            turns.0.lock().forget(&user, Instant::now());
         }
     }
 }
@@ -249,7 +245,7 @@ impl Drop for Turn {
         if self.holds == Holds::Nothing {
             return;
         }
-        let mut state = self.turns.lock();
+        let mut state = self.turns.0.lock();
         state.free += usize::from(self.holds == Holds::Page);
         state.give_back_place(&self.user, Instant::now());
         state.grant(&self.turns);
@@ -352,7 +348,7 @@ mod tests {
             tokio::spawn(turn.end(Duration::from_millis(number)));
         }
         sleep(SMALL_DEBT).await;
-        assert!(turns.lock().users.is_empty());
+        assert!(turns.0.lock().users.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -385,7 +381,7 @@ mod tests {
         for _ in 0..10_000 {
             drop(ask(&turns, "bob"));
         }
-        let places = turns.lock().users[&user("bob")].waiting.len();
+        let places = turns.0.lock().users[&user("bob")].waiting.len();
         assert!(places < 16, "{places}");
         let mut last = ask(&turns, "carol");
         drop(held);
@@ -394,7 +390,7 @@ mod tests {
         for number in 0..10 * REMEMBERED_USERS {
             drop(ask(&turns, &number.to_string()));
         }
-        let users = turns.lock().users.len();
+        let users = turns.0.lock().users.len();
         assert!(users <= REMEMBERED_USERS, "{users}");
     }
 }

@@ -82,7 +82,7 @@ fn a_connection_that_is_dropped_leaves_nothing_behind() {
     assert_eq!(ids(&other_tab), [1]);
     drop(other_tab);
     assert_eq!(hub.connections(), 0);
-    assert!(lock(&hub.registry).users.is_empty());
+    assert!(hub.registry.lock().users.is_empty());
 }
 
 #[test]

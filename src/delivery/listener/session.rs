@@ -15,8 +15,9 @@ use crate::{
     delivery::page_reader::{self, BellState},
     domain::history::{History, Incarnation, Since},
     postgres::{
-        connect::{self, CONNECT_LIMIT, ConnectError, DatabaseUrl, describe},
+        connect::{self, CONNECT_LIMIT, ConnectError, describe},
         crash_sign::CrashSign,
+        database::Database,
         queries::Sql,
         schema::SchemaName,
         visibility::{self, HiddenRows, Readers},
@@ -101,19 +102,17 @@ pub struct Session {
 impl Session {
     /// Connects and listens. LISTEN is executed before anything is read, so that no
     /// notification is lost in between.
-    pub async fn open(
-        url: &DatabaseUrl,
-        schema: &SchemaName,
-        sql: &Sql,
-    ) -> Result<Self, ListenError> {
-        timeout(CONNECT_LIMIT, Self::connect(url, schema, sql)).await?
+    pub async fn open(database: &Database) -> Result<Self, ListenError> {
+        timeout(CONNECT_LIMIT, Self::connect(database)).await?
     }
 
-    async fn connect(
-        url: &DatabaseUrl,
-        schema: &SchemaName,
-        sql: &Sql,
-    ) -> Result<Self, ListenError> {
+    async fn connect(database: &Database) -> Result<Self, ListenError> {
+        let Database {
+            direct_url: url,
+            schema,
+            sql,
+            ..
+        } = database;
         let bell = Arc::new(Notify::new());
         let rung = Arc::clone(&bell);
         // Payload, channel and sender aren't trusted: any role can send NOTIFY.

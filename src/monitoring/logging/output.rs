@@ -12,12 +12,14 @@ use std::{
     io::{self, Write, stderr},
     mem,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::runtime::escape;
 
@@ -80,7 +82,7 @@ impl Output {
 
     /// Queues a line, or drops it if the queue is full. Never waits for the reader.
     pub fn line(&self, line: &[u8]) {
-        let mut queue = self.0.queue();
+        let mut queue = self.0.queue.lock();
         if queue.bytes.len() + line.len() > QUEUE_BYTES {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -98,33 +100,28 @@ impl Output {
     /// Whether there is room for more than a burst, which means that the reader is
     /// reading again.
     pub fn has_room(&self) -> bool {
-        self.0.queue().bytes.len() < QUEUE_BYTES / 2
+        self.0.queue.lock().bytes.len() < QUEUE_BYTES / 2
     }
 
     /// Waits until all lines are written, for at most `limit`.
     pub fn flush(&self, limit: Duration) {
         let give_up = Instant::now() + limit;
-        let mut queue = self.0.queue();
-        while queue.is_writing || !queue.bytes.is_empty() {
-            let left = give_up.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            let waited = self.0.emptied.wait_timeout(queue, left);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let mut queue = self.0.queue.lock();
+        let is_busy = |queue: &mut LogQueue| queue.is_writing || !queue.bytes.is_empty();
+        self.0
+            .emptied
+            .wait_while_until(&mut queue, is_busy, give_up);
     }
 }
 
 impl LogState {
     fn write_for_ever(&self, mut target: impl Write) {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         loop {
             while queue.bytes.is_empty() {
                 queue.is_writing = false;
                 self.emptied.notify_all();
-                let waited = self.filled.wait(queue);
-                queue = waited.unwrap_or_else(PoisonError::into_inner);
+                self.filled.wait(&mut queue);
             }
             let (mut bytes, lines) = (mem::take(&mut queue.bytes), mem::take(&mut queue.lines));
             queue.is_writing = true;
@@ -139,16 +136,11 @@ impl LogState {
             }
             bytes.clear();
             bytes.shrink_to(KEPT_BYTES);
-            queue = self.queue();
+            queue = self.queue.lock();
             if queue.bytes.is_empty() {
                 queue.bytes = bytes;
             }
         }
-    }
-
-    /// Ignores poisoning: no code panics while it holds the lock.
-    fn queue(&self) -> MutexGuard<'_, LogQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,7 +188,7 @@ mod tests {
             let _ = self.begun.send(());
             let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
             self.read.recv().map_err(closed)?;
-            self.taken.lock().expect("no panic").extend(bytes);
+            self.taken.lock().extend(bytes);
             Ok(bytes.len())
         }
 
@@ -239,7 +231,7 @@ mod tests {
         }
         output.flush(PATIENCE);
         assert!(output.has_room());
-        assert_eq!(taken.lock().expect("no panic").len(), 6 + QUEUE_BYTES);
+        assert_eq!(taken.lock().len(), 6 + QUEUE_BYTES);
 
         // Closed: lines that can't be written count as dropped.
         drop(reads);

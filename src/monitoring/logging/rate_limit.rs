@@ -1,12 +1,17 @@
 //! Limits the lines per second of each call site: a client that floods the bridge must
 //! not fill its disk too.
+//!
+//! This is the last resort, for lines that nobody expected to recur. Where a client can
+//! cause many events, [`LogThrottle`](crate::runtime::log_throttle::LogThrottle) combines
+//! them into one line with their number.
 
 use std::{
     collections::HashMap,
-    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tracing::{Event, Level, Metadata, Subscriber, callsite::Identifier, info};
 use tracing_subscriber::layer::{Context, Layer};
 
@@ -25,14 +30,14 @@ pub struct Flood;
 impl<S: Subscriber> Layer<S> for Flood {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let kind = event.metadata();
-        *kind.level() == Level::TRACE || kinds().admit(kind, Instant::now())
+        *kind.level() == Level::TRACE || KINDS.lock().admit(kind, Instant::now())
     }
 }
 
 /// Logs how many lines were suppressed since the last call.
 pub fn tell() {
     // Logged after the lock is released, because these are lines too.
-    let left_out = kinds().take_left_out();
+    let left_out = KINDS.lock().take_left_out();
     for (kind, count) in left_out {
         let (of, line) = (kind.target(), kind.line().unwrap_or_default());
         info!(
@@ -40,11 +45,6 @@ pub fn tell() {
             of, line, "left out {count} lines of {of} that were similar to earlier ones"
         );
     }
-}
-
-/// Ignores poisoning: no code panics while it holds the lock.
-fn kinds() -> MutexGuard<'static, Kinds> {
-    KINDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bounded by the number of call sites in the code.
@@ -104,7 +104,7 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for Witness {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            self.0.lock().expect("no panic").push(event.metadata());
+            self.0.lock().push(event.metadata());
         }
     }
 
@@ -114,7 +114,7 @@ mod tests {
             warn!(name: "one", "a line");
             warn!(name: "other", "another line");
         });
-        let kinds = witness.0.lock().expect("no panic").clone();
+        let kinds = witness.0.lock().clone();
         kinds.try_into().expect("two")
     }
 

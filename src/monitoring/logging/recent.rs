@@ -3,13 +3,11 @@
 use std::{
     collections::VecDeque,
     fmt::{self, Write},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tracing::{
     Event, Level, Subscriber,
@@ -39,7 +37,7 @@ pub struct Line {
 
 /// The last errors and warnings, newest first.
 pub fn recent() -> Vec<Line> {
-    lines().iter().rev().cloned().collect()
+    LINES.lock().iter().rev().cloned().collect()
 }
 
 /// How many errors and warnings were logged, by level.
@@ -67,17 +65,12 @@ impl<S: Subscriber> Layer<S> for Recent {
             level,
             message: message.cut(),
         };
-        let mut lines = lines();
+        let mut lines = LINES.lock();
         while lines.len() >= KEPT {
             lines.pop_front();
         }
         lines.push_back(line);
     }
-}
-
-/// Ignores poisoning: no code panics while it holds the lock.
-fn lines() -> MutexGuard<'static, VecDeque<Line>> {
-    LINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Extracts the message from an event's fields.

@@ -20,6 +20,7 @@ use super::{
     password::{self, FoundPassword, Login, Missing},
     tls::{Reach, Tls},
 };
+use crate::runtime::loopback::{is_loopback, is_loopback_host};
 
 /// The port if a URL names none.
 const DEFAULT_PORT: u16 = 5432;
@@ -189,17 +190,13 @@ pub(super) enum HostAddress {
 
 impl HostAddress {
     pub(super) fn reach(&self) -> Reach {
-        let is_loopback = |address: &IpAddr| address.to_canonical().is_loopback();
         let is_near = match self {
             Self::Unix { .. } => return Reach::Socket,
             Self::Tcp {
                 address: Some(address),
                 ..
-            } => is_loopback(address),
-            Self::Tcp { name, .. } => match name.parse() {
-                Ok(address) => is_loopback(&address),
-                Err(_) => name.eq_ignore_ascii_case("localhost"),
-            },
+            } => is_loopback(*address),
+            Self::Tcp { name, .. } => is_loopback_host(name),
         };
         if is_near {
             Reach::Loopback

@@ -1,11 +1,9 @@
 //! Streams without a socket: what they would write, chunk by chunk.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tidings::{
     delivery::{
         catch_up::{PageMemory, Pages, Reads, Turns},
