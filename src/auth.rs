@@ -6,7 +6,6 @@
 pub(crate) mod authenticator;
 pub(crate) mod client_addr;
 pub(crate) mod cookie;
-pub(crate) mod header_value;
 pub(crate) mod host;
 pub(crate) mod jwks;
 pub mod jwt;

@@ -12,7 +12,6 @@ use crate::{
     auth::{
         client_addr::Client,
         cookie::CookieName,
-        header_value::trimmed,
         jwt::Tokens,
         ticket::Tickets,
         user_header::{HeaderRejection, UserHeader},
@@ -197,13 +196,13 @@ fn tokens_in<'a>(
 /// section 11.4), compared without regard to case. `Bearer` without a token is an invalid
 /// token, not a missing one.
 fn bearer(field: &[u8]) -> Option<&[u8]> {
-    let field = trimmed(field);
+    let field = field.trim_ascii();
     let is_end = |byte: &u8| matches!(byte, b' ' | b'\t');
     let end = field.iter().position(is_end).unwrap_or(field.len());
     let (scheme, token) = field.split_at(end);
     scheme
         .eq_ignore_ascii_case(b"bearer")
-        .then(|| trimmed(token))
+        .then(|| token.trim_ascii())
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     str::{self, FromStr},
 };
 
 use actix_web::{HttpRequest, http::header::HeaderMap};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 /// The header to which each proxy appends the address of its client.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -15,7 +15,7 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 /// The length of an IPv6 network prefix. A client that has one address has the whole
 /// network, and could use another address for each request, so limits apply to the
 /// network.
-const NETWORK_BITS: u32 = 64;
+const NETWORK_BITS: u8 = 64;
 
 /// The unit to which limits apply: an IPv4 address, or an IPv6 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,8 +25,7 @@ impl From<IpAddr> for Client {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(address) => {
-                let mask = u128::MAX << (128 - NETWORK_BITS);
-                Self(Ipv6Addr::from_bits(address.to_bits() & mask).into())
+                Self(Ipv6Net::new_assert(address, NETWORK_BITS).network().into())
             }
             address @ IpAddr::V4(_) => Self(address),
         }

@@ -4,8 +4,6 @@ use std::str::FromStr;
 
 use actix_web::http::header::{self, HeaderMap};
 
-use crate::auth::header_value::trimmed;
-
 /// The name of the cookie that carries a token where no header can be set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieName(String);
@@ -55,9 +53,9 @@ impl CookieName {
 /// The name and the value of a cookie; `None` without a `=`. Whitespace between the name
 /// and the `=` is part of the name, because browsers never send any there.
 fn pair(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let text = trimmed(text);
+    let text = text.trim_ascii();
     let at = text.iter().position(|byte| *byte == b'=')?;
-    Some((&text[..at], unquoted(trimmed(&text[at + 1..]))))
+    Some((&text[..at], unquoted(text[at + 1..].trim_ascii())))
 }
 
 /// Removes the quotes around a value. Some libraries quote every value.

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
@@ -78,19 +78,13 @@ struct JwksState {
     pace: RefreshPace,
     /// Replaced as a whole; `None` until the first fetch succeeds.
     keys: ArcSwapOption<Vec<Arc<Key>>>,
-    rounds: watch::Sender<Rounds>,
-    /// The highest number of a round that was requested.
-    asked: watch::Sender<u64>,
+    /// When the last fetch that ended began, or that it failed.
+    fetched: watch::Sender<Option<Result<Instant, OutOfReach>>>,
+    /// Changes when a key is needed that is unknown.
+    missing: watch::Sender<()>,
+    /// Requests another fetch, also while one is running.
+    anew: Notify,
     waiting: Semaphore,
-}
-
-/// Numbers of the fetches, successful or not.
-#[derive(Clone, Copy, Debug, Default)]
-struct Rounds {
-    begun: u64,
-    ended: u64,
-    /// Whether the last fetch that ended failed.
-    failed: bool,
 }
 
 impl Jwks {
@@ -107,8 +101,9 @@ impl Jwks {
                 accepted,
                 pace,
                 keys: ArcSwapOption::empty(),
-                rounds: watch::Sender::default(),
-                asked: watch::Sender::default(),
+                fetched: watch::Sender::default(),
+                missing: watch::Sender::default(),
+                anew: Notify::new(),
                 waiting: Semaphore::new(WAITING),
             }),
         }
@@ -124,8 +119,7 @@ impl Jwks {
     /// Requests another fetch without waiting for it. It starts at once, unless a
     /// requested fetch began less than 10 s ago.
     pub fn fetch_anew(&self) {
-        let fresh = self.shared.rounds.borrow().begun + 1;
-        self.shared.ask(fresh);
+        self.shared.anew.notify_one();
     }
 
     /// Whether a key of the set could be used with this algorithm.
@@ -152,38 +146,27 @@ impl Jwks {
             return Ok(keys);
         }
         let _place = shared.waiting.try_acquire().map_err(|_| OutOfReach)?;
-        let mut rounds = shared.rounds.subscribe();
-        // A round that has already begun may have read the set before the key was added.
-        let fresh = rounds.borrow().begun + 1;
+        let mut fetched = shared.fetched.subscribe();
+        let arrived = Instant::now();
         loop {
-            let now = *rounds.borrow_and_update();
+            let last = *fetched.borrow_and_update();
             if let Some(keys) = shared.known(kid, algorithm) {
                 return Ok(keys);
             }
-            if now.ended >= fresh && !now.failed {
+            // An earlier fetch may have read the set before the key was added.
+            if let Some(Ok(began)) = last
+                && began >= arrived
+            {
                 return Ok(Vec::new());
             }
-            if now.begun == now.ended {
-                shared.ask(fresh);
-            }
-            if now.failed {
-                return Err(OutOfReach);
-            }
-            rounds.changed().await.map_err(|_| OutOfReach)?;
+            shared.missing.send_replace(());
+            last.transpose()?;
+            fetched.changed().await.map_err(|_| OutOfReach)?;
         }
     }
 }
 
 impl JwksState {
-    /// Requests the round with this number.
-    fn ask(&self, round: u64) {
-        self.asked.send_if_modified(|asked| {
-            let is_new = *asked < round;
-            *asked = round.max(*asked);
-            is_new
-        });
-    }
-
     /// The keys with this name that serve the algorithm. `None` if no key has this name.
     fn known(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Vec<Arc<Key>>> {
         let keys = self.keys.load_full()?;
@@ -201,18 +184,19 @@ impl JwksState {
         let (first, longest) = self.pace.retry;
         let mut backoff = Backoff::new(first, longest);
         let mut client = None;
-        // When the last requested fetch began.
-        let mut asked: Option<Instant> = None;
+        let mut missing = self.missing.subscribe();
+        // When a requested fetch may begin.
+        let mut permitted = Instant::now();
         loop {
-            let failed_before = self.rounds.borrow().failed;
-            self.rounds.send_modify(|rounds| rounds.begun += 1);
+            let failed_before = matches!(*self.fetched.borrow(), Some(Err(_)));
+            let began = Instant::now();
             let outcome = self.fetch(&mut client).await;
-            let failed = outcome.is_err();
+            let fetched = outcome.as_ref().map(|_| began).map_err(|_| OutOfReach);
             match outcome {
                 Ok(keys) => {
                     backoff.reset();
+                    let count = keys.len();
                     let is_first = self.keys.swap(Some(Arc::new(keys))).is_none();
-                    let count = self.keys.load().as_ref().map_or(0, |keys| keys.len());
                     if is_first || failed_before {
                         info!(url = %self.url, keys = count, "fetched the key set");
                     } else {
@@ -234,30 +218,24 @@ impl JwksState {
                     );
                 }
             }
-            self.rounds.send_modify(|rounds| {
-                rounds.ended = rounds.begun;
-                rounds.failed = failed;
-            });
-            let pause = if failed {
-                backoff.next_delay()
-            } else {
-                jittered(self.pace.refresh)
+            // Whoever still misses a key says so again.
+            missing.mark_unchanged();
+            self.fetched.send_replace(Some(fetched));
+            let pause = match fetched {
+                Ok(_) => jittered(self.pace.refresh),
+                Err(OutOfReach) => backoff.next_delay(),
+            };
+            let request = async {
+                tokio::select! {
+                    _ = missing.changed() => {}
+                    () = self.anew.notified() => {}
+                }
+                sleep_until(permitted).await;
             };
             tokio::select! {
                 () = sleep(pause) => {}
-                () = self.is_asked(asked) => asked = Some(Instant::now()),
+                () = request => permitted = Instant::now() + self.pace.asked,
             }
-        }
-    }
-
-    /// Resolves when another round was requested and may begin.
-    async fn is_asked(&self, last: Option<Instant>) {
-        let begun = self.rounds.borrow().begun;
-        let mut asked = self.asked.subscribe();
-        // This can't fail: `self` holds the sender.
-        let _ = asked.wait_for(|asked| *asked > begun).await;
-        if let Some(last) = last {
-            sleep_until(last + self.pace.asked).await;
         }
     }
 
@@ -446,6 +424,31 @@ mod tests {
                 .all(|pause| *pause >= pace.asked * 9 / 10),
             "{pauses:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_running_fetch_is_enough_unless_another_one_is_requested() {
+        let (url, mut asked) = server().await;
+        let pace = RefreshPace {
+            refresh: NEVER,
+            asked: Duration::ZERO,
+            ..RefreshPace::USUAL
+        };
+        let set = Jwks::paced(url, Accepted::default(), pace);
+        let _refreshing = AbortOnDropHandle::new(tokio::spawn(set.refresh()));
+        let mut until_asked = async |count| {
+            let fetched = timeout(PATIENCE, asked.wait_for(|asked| asked.len() >= count)).await;
+            fetched.expect("it is asked").expect("a server").len()
+        };
+        until_asked(1).await;
+        let known = set.find(Some("a"), Algorithm::EdDSA).await;
+        assert_eq!(known.expect("within reach").len(), 1);
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(until_asked(1).await, 1);
+        for count in [2, 3] {
+            set.fetch_anew();
+            assert_eq!(until_asked(count).await, count);
+        }
     }
 
     #[tokio::test]

@@ -5,10 +5,10 @@ use std::{fmt, str::FromStr};
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey,
+    VerificationAlgorithm,
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey,
+    Algorithm, DecodingKey, DecodingKeyKind, EncodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
 };
 
@@ -223,7 +223,7 @@ impl Key {
             .or_else(|_| DecodingKey::from_ed_pem(pem))
             .and_then(|key| Jwk::from_decoding_key(&key, None))
             .map_err(|_| UNUSABLE.to_owned())?;
-        let (key, kind) = public_key(&key.algorithm).map_err(|error| match error {
+        let (key, kind) = public_key(&key).map_err(|error| match error {
             UnusableKey::Bits(bits) => format!(
                 "it is an RSA key of {bits} bits, but {} to {} are accepted: generate one with \
                  `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072`",
@@ -253,7 +253,7 @@ impl Key {
         if !verifies {
             return None;
         }
-        let (key, kind) = public_key(&jwk.algorithm).ok()?;
+        let (key, kind) = public_key(jwk).ok()?;
         let own = match common.key_algorithm {
             None => None,
             Some(own) => Some(Algorithm::try_from(own).ok()?),
@@ -296,52 +296,71 @@ enum UnusableKey {
     Kind,
 }
 
-/// Builds a key from its numbers, after checking that they are a valid key.
-fn public_key(parameters: &AlgorithmParameters) -> Result<(DecodingKey, KeyKind), UnusableKey> {
-    match parameters {
-        AlgorithmParameters::RSA(key) => {
-            // Some encoders add a leading zero byte for the sign.
-            let (n, e) = (without_zeros(&key.n)?, without_zeros(&key.e)?);
-            let leading = n.first().map_or(0, |byte| byte.leading_zeros() as usize);
-            let bits = n.len() * 8 - leading;
-            if !RSA_BITS.contains(&bits) {
-                return Err(UnusableKey::Bits(bits));
-            }
-            Ok((DecodingKey::from_rsa_raw_components(&n, &e), KeyKind::Rsa))
+/// Builds a key. Its numbers are checked here, because the library only does so when it
+/// verifies a token, and reports an invalid signature then.
+fn public_key(jwk: &Jwk) -> Result<(DecodingKey, KeyKind), UnusableKey> {
+    let key = DecodingKey::from_jwk(jwk).map_err(|_| UnusableKey::Kind)?;
+    let (kind, algorithm): (_, &dyn VerificationAlgorithm) = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => return Ok((rsa_key(&key)?, KeyKind::Rsa)),
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
+            (KeyKind::P256, &ECDSA_P256_SHA256_FIXED)
         }
-        AlgorithmParameters::EllipticCurve(key) => {
-            let mut point = vec![4];
-            point.extend(number(&key.x)?);
-            point.extend(number(&key.y)?);
-            // Parsing fails if the point is not on the curve.
-            let (kind, parsed) = match key.curve {
-                EllipticCurve::P256 => (
-                    KeyKind::P256,
-                    ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &point),
-                ),
-                EllipticCurve::P384 => (
-                    KeyKind::P384,
-                    ParsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, &point),
-                ),
-                _ => return Err(UnusableKey::Kind),
-            };
-            parsed.map_err(|_| UnusableKey::Kind)?;
-            Ok((DecodingKey::from_ec_der(&point), kind))
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => {
+            (KeyKind::P384, &ECDSA_P384_SHA384_FIXED)
         }
         AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
-            let x = number(&key.x)?;
-            ParsedPublicKey::new(&ED25519, &x).map_err(|_| UnusableKey::Kind)?;
-            Ok((DecodingKey::from_ed_der(&x), KeyKind::Ed25519))
+            (KeyKind::Ed25519, &ED25519)
         }
-        _ => Err(UnusableKey::Kind),
+        _ => return Err(UnusableKey::Kind),
+    };
+    // Fails if the point is not on the curve.
+    key.try_get_as_bytes()
+        .ok()
+        .and_then(|point| ParsedPublicKey::new(algorithm, point).ok())
+        .ok_or(UnusableKey::Kind)?;
+    Ok((key, kind))
+}
+
+fn rsa_key(key: &DecodingKey) -> Result<DecodingKey, UnusableKey> {
+    let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() else {
+        return Err(UnusableKey::Kind);
+    };
+    // Some encoders add a leading zero byte for the sign, which verification rejects.
+    let [n, e] = [n, e].map(|number| {
+        let zeros = number.iter().take_while(|&&byte| byte == 0).count();
+        &number[zeros..]
+    });
+    let leading = n.first().map_or(0, |byte| byte.leading_zeros() as usize);
+    let bits = n.len() * 8 - leading;
+    if !RSA_BITS.contains(&bits) {
+        return Err(UnusableKey::Bits(bits));
     }
+    Ok(DecodingKey::from_rsa_raw_components(n, e))
 }
 
-fn number(text: &str) -> Result<Vec<u8>, UnusableKey> {
-    URL_SAFE_NO_PAD.decode(text).map_err(|_| UnusableKey::Kind)
-}
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use serde_json::json;
 
-fn without_zeros(text: &str) -> Result<Vec<u8>, UnusableKey> {
-    let bytes = number(text)?;
-    Ok(bytes.into_iter().skip_while(|&byte| byte == 0).collect())
+    use super::*;
+
+    /// An RSA key of a set whose modulus has these bytes.
+    fn rsa(modulus: &[u8]) -> Option<Key> {
+        let n = URL_SAFE_NO_PAD.encode(modulus);
+        let jwk = json!({ "kty": "RSA", "n": n, "e": "AQAB" });
+        let jwk: Jwk = serde_json::from_value(jwk).expect("a key");
+        Key::of_jwk(&jwk, &Accepted::default())
+    }
+
+    #[test]
+    fn the_leading_zero_of_a_modulus_is_no_part_of_it() {
+        let modulus = [0xc1; 256];
+        let key = rsa(&[&[0], &modulus[..]].concat()).expect("2,048 bits");
+        let DecodingKeyKind::RsaModulusExponent { n, .. } = key.decoding().kind() else {
+            panic!("it is an RSA key");
+        };
+        assert_eq!(n, &modulus);
+        assert!(rsa(&[&[0], &modulus[1..]].concat()).is_none());
+    }
 }

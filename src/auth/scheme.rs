@@ -7,10 +7,7 @@ use actix_web::{
     http::header::{self, HeaderMap},
 };
 
-use crate::auth::{
-    client_addr::{Proxies, hop},
-    header_value::split_unquoted,
-};
+use crate::auth::client_addr::{Proxies, hop};
 
 /// The header in which a proxy passes on the scheme of the request that it received.
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
@@ -107,6 +104,24 @@ fn in_forwarded(headers: &HeaderMap, proxies: &Proxies) -> Option<Scheme> {
     scheme
 }
 
+/// Splits a text at separators outside of quoted strings. In a quoted string, a backslash
+/// escapes the next character (RFC 9110, section 5.6.4).
+fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    text.split(move |character| {
+        if is_escaped {
+            is_escaped = false;
+            return false;
+        }
+        match character {
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            _ => return character == separator && !is_quoted,
+        }
+        false
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use actix_web::test::TestRequest;
@@ -197,5 +212,14 @@ mod tests {
             let scheme = scheme("10.0.0.1", Scheme::Http, lines);
             assert_eq!(scheme, Scheme::Http, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn separators_inside_quotes_are_no_separators() {
+        let parts = |text| split_unquoted(text, ';').collect::<Vec<_>>();
+        assert_eq!(parts("a;b=\"c;d\";e"), ["a", "b=\"c;d\"", "e"]);
+        assert_eq!(parts(r#"a="\";";b"#), [r#"a="\";""#, "b"]);
+        assert_eq!(parts("a=\";b"), ["a=\";b"]);
+        assert_eq!(parts(""), [""]);
     }
 }

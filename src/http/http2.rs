@@ -45,7 +45,6 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    auth::header_value::trimmed,
     delivery::stream::EventStream,
     http::{
         detached_stream::Handover, read_rate::Paced, sockets::CLIENT_LIMIT, write_deadline::Stall,
@@ -307,7 +306,7 @@ where
 /// a header should not have to handle it.
 fn request(mut parts: Parts, peer: Option<SocketAddr>) -> Request {
     for value in parts.headers.values_mut() {
-        let trimmed = trimmed(value.as_bytes());
+        let trimmed = value.as_bytes().trim_ascii();
         if trimmed.len() < value.len()
             && let Ok(trimmed) = HeaderValue::from_bytes(trimmed)
         {

@@ -21,42 +21,35 @@ fn is_unsafe(c: char) -> bool {
 /// Escapes text for a single line. Every unsafe character is written as in Rust (`\n`,
 /// `\u{1b}`).
 pub fn line(text: &str) -> Cow<'_, str> {
-    replaced(text, |_| false)
+    escaped(text, is_unsafe, |c| c.escape_default().to_string())
 }
 
 /// Escapes text that may have several lines: line breaks and tabs are kept.
 pub fn lines(text: &str) -> Cow<'_, str> {
-    replaced(text, |c| matches!(c, '\n' | '\t'))
-}
-
-fn replaced(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let is_replaced = |c: char| is_unsafe(c) && !stays(c);
-    if !text.contains(is_replaced) {
-        return Cow::Borrowed(text);
-    }
-    let mut shown = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if is_replaced(c) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    Cow::Owned(shown)
+    let is_escaped = |c| is_unsafe(c) && !matches!(c, '\n' | '\t');
+    escaped(text, is_escaped, |c| c.escape_default().to_string())
 }
 
 /// Escapes JSON without changing its meaning. JSON itself only escapes C0; other unsafe
 /// characters occur only in its strings, where they are written like `\u009b`.
 pub fn json(text: &str) -> Cow<'_, str> {
-    let is_replaced = |c: char| is_unsafe(c) && !c.is_ascii_whitespace();
-    if !text.contains(is_replaced) {
+    let is_escaped = |c: char| is_unsafe(c) && !c.is_ascii_whitespace();
+    // All of them are in the basic multilingual plane.
+    escaped(text, is_escaped, |c| format!("\\u{:04x}", u32::from(c)))
+}
+
+fn escaped(
+    text: &str,
+    is_escaped: impl Fn(char) -> bool,
+    escape: impl Fn(char) -> String,
+) -> Cow<'_, str> {
+    if !text.contains(&is_escaped) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_replaced(c) {
-            // All of them are in the basic multilingual plane.
-            shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+        if is_escaped(c) {
+            shown.push_str(&escape(c));
         } else {
             shown.push(c);
         }

@@ -5,6 +5,8 @@
 
 use std::str::Chars;
 
+use percent_encoding::percent_decode_str;
+
 /// The parameters, in order. As in libpq, the last value of a name counts, and an empty
 /// value counts as absent.
 #[derive(Default)]
@@ -153,25 +155,14 @@ fn value(characters: &mut Chars<'_>) -> Result<String, String> {
 
 /// Percent-decodes a string.
 fn decoded(text: &str) -> Result<String, String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let code = digit().zip(digit()).map(|(high, low)| high * 16 + low);
-        match code.map(u8::try_from) {
-            Some(Ok(byte @ 1..)) => bytes.push(byte),
-            _ => {
-                return Err(
-                    "a % must be followed by two hexadecimal digits other than 00 (write % itself \
-                     as %25)"
-                        .into(),
-                );
-            }
-        }
+    let bytes: Vec<u8> = percent_decode_str(text).collect();
+    // Each escape is three bytes for one; a malformed one is left as it is.
+    let escapes = text.matches('%').count();
+    if text.len() != bytes.len() + 2 * escapes || bytes.contains(&0) {
+        return Err(
+            "a % must be followed by two hexadecimal digits other than 00 (write % itself as %25)"
+                .to_owned(),
+        );
     }
     String::from_utf8(bytes).map_err(|_| "it is not valid UTF-8 after percent-decoding".to_owned())
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::IpAddr,
+    num::NonZeroU16,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, atomic::AtomicUsize},
@@ -233,9 +234,9 @@ fn places(given: &ConnInfo) -> Result<Vec<HostAddress>, String> {
     }
     let port = |index| match ports.get(index).or(ports.first()).copied() {
         None | Some("") => Ok(DEFAULT_PORT),
-        Some(port) => match port.parse() {
-            Ok(1..) => port.parse().map_err(|_| "its port is not a number"),
-            _ => Err("its port is not a number between 1 and 65535"),
+        Some(port) => match port.parse::<NonZeroU16>() {
+            Ok(port) => Ok(port.get()),
+            Err(_) => Err("its port is not a number between 1 and 65535"),
         },
     };
     (0..count)
