@@ -116,6 +116,27 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_demo_page_shows_rows_of_any_event() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let browser = Browser::start(Kind::Chromium).await;
+    browser.open_page(&dev).await;
+    // The list of rows shows the first one, and the stream the next one.
+    for text in ["first", "second"] {
+        let given = format!("'{text}', 'build'");
+        shell(&dev.psql.replace("'Hello from SQL'", &given)).await;
+        let shown = format!("{}[0] === '{text}'", texts("left"));
+        browser.until(&shown).await;
+    }
+    let meta = "document.querySelector('[data-side=left] li[data-id] .meta').textContent";
+    browser
+        .until(&format!("{meta}.startsWith('arrived ')"))
+        .await;
+    browser.stop().await;
+    dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hidden_tab_closes_its_streams_and_misses_nothing() {
     let folder = DataFolder::new();
     let dev = Dev::start(&folder).await;

@@ -10,6 +10,7 @@ const MAX_ENTRIES = 200; // in one pane
 const LISTED_ROWS = 50; // the server lists no more than these
 const REFRESH_PAUSE = 150; // ms; gathers a burst of rows into one request
 const REFRESH_TRIES = 8;
+const REFRESH_IDLE = 5000; // ms; finds rows with an event that this page doesn't listen to yet
 const RETRY_CEILING = 30000; // ms
 
 // ---------------------------------------------------------------------------------------------
@@ -211,6 +212,7 @@ class Pane {
     this.log = new Log(this.el.list);
     this.awake = false; // whether the page can be seen
     this.source = null;
+    this.events = new Set(); // names of events besides 'message'
     this.listing = new AbortController(); // ends what was asked for the user before
     this.sending = false;
 
@@ -311,15 +313,28 @@ class Pane {
     });
     source.addEventListener('error', () => this.onStreamError(source));
 
-    // A new EventSource knows nothing of the one before, so the position is kept here. The
-    // browser tells it only along with an event: take it from every one, whatever it says.
-    const hear = (name, handle) => source.addEventListener(name, (event) => {
+    this.listen('message', (row) => this.onRow(row));
+    for (const name of this.events) this.listen(name, (row) => this.onRow(row));
+    this.listen('tidings.caught-up', () => this.refreshSoon());
+    this.listen('tidings.gap', (gap) => this.onGap(gap));
+  }
+
+  // A new EventSource knows nothing of the one before, so the position is kept here. The browser
+  // passes it only along with an event: take it from every one.
+  listen(name, handle) {
+    this.source.addEventListener(name, (event) => {
       if (event.lastEventId) this.position = event.lastEventId;
       handle(JSON.parse(event.data));
     });
-    hear('message', (row) => this.onRow(row));
-    hear('tidings.caught-up', () => this.refreshSoon());
-    hear('tidings.gap', (gap) => this.onGap(gap));
+  }
+
+  /** An EventSource needs a listener for each event's name. The list of rows says which there are. */
+  learnEvents(rows) {
+    for (const { event } of rows) {
+      if (!event || event === 'message' || this.events.has(event)) continue;
+      this.events.add(event);
+      if (this.source) this.listen(event, (row) => this.onRow(row));
+    }
   }
 
   close() {
@@ -386,6 +401,7 @@ class Pane {
       if (!response.ok) throw new Error(await problemOf(response));
       const rows = await response.json();
       if (signal.aborted) return;
+      this.learnEvents(rows);
       this.log.mergeListed(rows);
       this.showEmpty();
     } catch (error) {
@@ -397,10 +413,13 @@ class Pane {
     // What has arrived is marked as sent once it has settled, seconds later, so look again, ever more slowly. With
     // the light off a row may wait for days: then the next connection is the time to look.
     const open = this.el.light.dataset.state === 'open';
-    if (!this.awake || this.refreshTries >= REFRESH_TRIES) return;
-    if (failed || (open && this.log.isWaiting)) {
+    if (!this.awake) return;
+    const isNewsDue = failed || (open && this.log.isWaiting);
+    if (isNewsDue && this.refreshTries < REFRESH_TRIES) {
       this.refreshTries += 1;
       this.refreshAfter(REFRESH_PAUSE * 2 ** this.refreshTries);
+    } else if (open) {
+      this.refreshAfter(REFRESH_IDLE);
     }
   }
 
