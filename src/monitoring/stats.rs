@@ -93,7 +93,9 @@ pub struct Figures {
 /// Statistics of the listener.
 #[derive(Debug, Serialize)]
 pub struct ListenerStats {
-    /// Whether the listener reaches the database.
+    /// Whether the listener is connected to the database and has polled recently.
+    pub connected: bool,
+    /// The former name of `connected`, for pages that an earlier release served.
     pub hears: bool,
     pub watching: Watching,
     /// Whether the trigger that sends NOTIFY exists and fires.
@@ -101,6 +103,8 @@ pub struct ListenerStats {
     /// How full the server's notification queue is, from 0 to 1, if that is known.
     pub queue_usage: Option<f64>,
     /// Polls of the table.
+    pub polls: u64,
+    /// The former name of `polls`.
     pub looks: u64,
     /// Doorbells that woke it up.
     pub rings: u64,
@@ -143,10 +147,12 @@ impl Stats {
                 .ahead()
                 .map(|micros| micros as f64 / 1e6),
             listener: ListenerStats {
+                connected: self.health.hears(),
                 hears: self.health.hears(),
                 watching: listened.watching,
-                doorbell_in_order: self.health.is_doorbell_hung(),
+                doorbell_in_order: self.health.is_doorbell_in_order(),
                 queue_usage: self.health.queue_usage(),
+                polls: listened.looks,
                 looks: listened.looks,
                 rings: listened.rings,
                 changes: listened.changes,
