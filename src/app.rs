@@ -436,10 +436,13 @@ impl App {
         logging::tell_what_was_left_out();
         stopping.tell();
         let took = begin.elapsed();
-        let turned_away = self.gate.turned_away();
+        let deferred = self.gate.turned_away();
         info!(
             took_ms = took.as_millis() as u64,
-            turned_away, "stopped; {turned_away} requests for streams were told to retry"
+            deferred,
+            // The name of earlier releases.
+            turned_away = deferred,
+            "stopped; {deferred} requests for streams were told to retry"
         );
         outcome
     }

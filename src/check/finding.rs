@@ -60,7 +60,7 @@ pub enum Topic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     /// It must be fixed.
-    Wrong,
+    Problem,
     /// It could be better.
     Hint,
 }
@@ -112,10 +112,18 @@ impl Topic {
 }
 
 impl Severity {
-    /// The name in the text and JSON output.
+    /// The name in the JSON output.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Wrong => "wrong",
+            Self::Problem => "problem",
+            Self::Hint => "hint",
+        }
+    }
+
+    /// The name in the deprecated JSON field `severity`.
+    fn former_name(self) -> &'static str {
+        match self {
+            Self::Problem => "wrong",
             Self::Hint => "hint",
         }
     }
@@ -134,7 +142,7 @@ impl Finding {
     pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, cure: Fix) -> Self {
         Self {
             topic,
-            severity: Severity::Wrong,
+            severity: Severity::Problem,
             found,
             expected: expected.into(),
             cure,
@@ -150,21 +158,24 @@ impl Finding {
     }
 
     pub fn is_wrong(&self) -> bool {
-        self.severity == Severity::Wrong
+        self.severity == Severity::Problem
     }
 
+    /// The JSON output. `severity` and `mend` are the names of earlier releases.
     fn json(&self) -> Value {
-        let mend = match &self.cure {
+        let fix = match &self.cure {
             Fix::Sql(text) => json!({ "sql": text }),
             Fix::Command(text) => json!({ "command": text }),
             Fix::Advice(text) => json!({ "advice": text }),
         };
         json!({
             "topic": self.topic.name(),
-            "severity": self.severity.name(),
+            "kind": self.severity.name(),
+            "severity": self.severity.former_name(),
             "found": self.found,
             "expected": self.expected,
-            "mend": mend,
+            "fix": fix,
+            "mend": fix,
         })
     }
 }
@@ -184,13 +195,15 @@ impl Report {
         wrong.any(|found| found.topic == Topic::Configuration)
     }
 
-    /// The JSON output.
+    /// The JSON output. `wrong` and `unseen` are the names of earlier releases.
     pub fn json(&self) -> Value {
         let findings: Vec<Value> = self.findings.iter().map(Finding::json).collect();
         json!({
+            "problems": self.wrong(),
             "wrong": self.wrong(),
             "hints": self.findings.len() - self.wrong(),
             "findings": findings,
+            "not_checked": self.unseen,
             "unseen": self.unseen,
         })
     }

@@ -52,10 +52,12 @@ pub async fn run(options: &HealthOptions) -> Result<(), ProbeError> {
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(stranger)?;
     let status = head.split(' ').nth(1).ok_or_else(stranger)?;
     let body: Value = serde_json::from_str(body).map_err(|_| stranger())?;
-    match (status, body["status"].as_str()) {
+    // A bridge of an earlier release has only `status`.
+    let readiness = body["readiness"].as_str().or(body["status"].as_str());
+    match (status, readiness) {
         ("200", Some(_)) => Ok(()),
-        (_, Some(status)) => {
-            let reason = body["reason"].as_str().unwrap_or(status).to_owned();
+        (_, Some(readiness)) => {
+            let reason = body["reason"].as_str().unwrap_or(readiness).to_owned();
             Err(ProbeError::NotReady { address, reason })
         }
         (_, None) => Err(stranger()),

@@ -147,7 +147,7 @@ pub fn print_report(output: &mut impl Write, report: &Report, colour: Colour) ->
 
 fn print_finding(output: &mut impl Write, finding: &Finding, colour: Colour) -> io::Result<()> {
     let word = match finding.severity {
-        Severity::Wrong => colour.alarm("problem:"),
+        Severity::Problem => colour.alarm("problem:"),
         Severity::Hint => colour.notice("hint:"),
     };
     // Findings name roles and programs, whose names may contain escape sequences.

@@ -171,6 +171,7 @@ impl Status {
 
     fn json(&self) -> Result<Value, PrintError> {
         let facts = &self.facts;
+        let longest: Option<String> = facts.try_get("longest")?;
         Ok(json!({
             "server": {
                 "version": facts.try_get::<_, String>("server")?,
@@ -195,7 +196,9 @@ impl Status {
             "writers_ring": facts.try_get::<_, Option<bool>>("rings")?,
             "queue_usage": self.queue,
             "longest_transaction": {
-                "who": facts.try_get::<_, Option<String>>("longest")?,
+                "session": longest,
+                // The name of earlier releases.
+                "who": longest,
                 "seconds": facts.try_get::<_, Option<f64>>("longest_seconds")?,
             },
             "check": self.report.json(),

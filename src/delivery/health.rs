@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use tokio::{sync::Notify, time::Instant};
 use tracing::{error, info, warn};
 
@@ -56,7 +56,7 @@ struct HealthState {
 #[derive(Debug, Serialize)]
 pub struct ListenerState {
     /// Whether it is connected and polled the table within the last 5 s.
-    pub hears: bool,
+    pub connected: bool,
     /// Whether the last inspection found the trigger that sends NOTIFY in order.
     pub doorbell_in_order: bool,
     /// How full the server's notification queue is, from 0 to 1, if that is known.
@@ -72,7 +72,7 @@ pub struct Listened {
     /// How often `watching` has changed.
     pub changes: u64,
     /// How often it polled the table.
-    pub looks: u64,
+    pub polls: u64,
     /// How often the doorbell woke it. Notifications that arrive together count once.
     pub rings: u64,
     /// How often it reconnected to the database.
@@ -121,7 +121,7 @@ pub struct Stuck {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doorbell {
     /// The trigger exists and is enabled.
-    Hung,
+    InOrder,
     /// The trigger was dropped. Contains the schema.
     Missing(SchemaName),
     /// The trigger is disabled. Contains the schema.
@@ -138,7 +138,7 @@ impl Doorbell {
     /// The state's name in the log.
     fn name(&self) -> &'static str {
         match self {
-            Self::Hung => "hung",
+            Self::InOrder => "in-order",
             Self::Missing(_) => "missing",
             Self::Disabled(_) => "disabled",
             Self::Bypassed { .. } => "bypassed",
@@ -147,10 +147,18 @@ impl Doorbell {
         }
     }
 
+    /// The name in the deprecated log field `doorbell`.
+    fn former_name(&self) -> &'static str {
+        match self {
+            Self::InOrder => "hung",
+            other => other.name(),
+        }
+    }
+
     /// What is wrong and how to fix it.
     fn trouble(&self) -> Option<String> {
         match self {
-            Self::Hung => None,
+            Self::InOrder => None,
             Self::Missing(schema) => Some(format!(
                 "the trigger tidings_ring_doorbell is missing, so rows are found up to a second \
                  late: `create trigger tidings_ring_doorbell after insert on {} for each statement \
@@ -180,15 +188,14 @@ impl Doorbell {
 }
 
 /// Whether the bridge should receive clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadinessStatus {
     /// The listener is connected and polls.
     Ready,
     /// The listener has lost the database, or would find rows late or not at all.
-    Deaf,
+    ListenerFailing,
     /// The listener works, but pages can't be read.
-    Blind,
+    ReadsFailing,
     /// Rows are delivered, but some could not be marked for a while.
     Unmarked,
     /// A background task has ended unexpectedly, and the process is stopping.
@@ -201,26 +208,33 @@ impl ReadinessStatus {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
-            Self::Deaf => "deaf",
-            Self::Blind => "blind",
+            Self::ListenerFailing => "listener-failing",
+            Self::ReadsFailing => "reads-failing",
             Self::Unmarked => "unmarked",
             Self::Broken => "broken",
             Self::Draining => "draining",
         }
     }
+
+    /// The name in the deprecated field `status` of `/health/ready`.
+    fn former_name(self) -> &'static str {
+        match self {
+            Self::ListenerFailing => "deaf",
+            Self::ReadsFailing => "blind",
+            other => other.name(),
+        }
+    }
 }
 
-/// The body of the response of `/health/ready`.
-#[derive(Debug, Serialize)]
+/// What the bridge reports about its readiness.
+#[derive(Debug)]
 pub struct Readiness {
     pub status: ReadinessStatus,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Milliseconds since the listener last polled the table.
-    pub last_look_ms: Option<u64>,
+    pub last_poll_ms: Option<u64>,
     /// How many rows that were sent can't be marked, for how long, and why. They are
     /// delivered nevertheless.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<String>,
 }
 
@@ -229,7 +243,7 @@ impl Health {
     pub fn looked(&self) {
         let mut state = self.state.lock();
         state.last_look = Some(Instant::now());
-        state.listened.looks += 1;
+        state.listened.polls += 1;
         if state.trouble.take().is_some() {
             state.listened.reconnects += 1;
             drop(state);
@@ -254,8 +268,8 @@ impl Health {
     pub fn listener(&self) -> ListenerState {
         let state = self.state.lock();
         ListenerState {
-            hears: state.hears(),
-            doorbell_in_order: state.doorbell == Some(Doorbell::Hung),
+            connected: state.hears(),
+            doorbell_in_order: state.doorbell == Some(Doorbell::InOrder),
             queue_usage: state.queue_usage,
             listened: state.listened,
         }
@@ -272,10 +286,11 @@ impl Health {
         if known.as_ref() == Some(&doorbell) {
             return;
         }
+        let (state, former) = (doorbell.name(), doorbell.former_name());
         match doorbell.trouble() {
-            Some(trouble) => error!(doorbell = doorbell.name(), "{trouble}"),
+            Some(trouble) => error!(state, doorbell = former, "{trouble}"),
             None if known.is_some() => {
-                info!(doorbell = doorbell.name(), "the doorbell works again");
+                info!(state, doorbell = former, "the doorbell works again");
             }
             None => {}
         }
@@ -363,17 +378,17 @@ impl Health {
         } else if state.draining {
             (ReadinessStatus::Draining, None)
         } else if let Some(trouble) = &state.trouble {
-            (ReadinessStatus::Deaf, Some(trouble.clone()))
+            (ReadinessStatus::ListenerFailing, Some(trouble.clone()))
         } else if !state.hears() {
             (
-                ReadinessStatus::Deaf,
+                ReadinessStatus::ListenerFailing,
                 Some("the database has not answered the listener recently".to_owned()),
             )
         } else if let Some(trouble) = state.doorbell.as_ref().and_then(Doorbell::trouble) {
-            (ReadinessStatus::Deaf, Some(trouble))
+            (ReadinessStatus::ListenerFailing, Some(trouble))
         } else if let Some(pages) = state.pages.as_ref().filter(|pages| pages.lasts()) {
             let reason = format!("pages can't be read: {}", pages.reason);
-            (ReadinessStatus::Blind, Some(reason))
+            (ReadinessStatus::ReadsFailing, Some(reason))
         } else if let Some(stuck) = state.marks.as_ref().filter(|stuck| stuck.lasts()) {
             let reason = format!(
                 "sent rows can't be marked, so they may be sent again: {stuck}. Run `tidings \
@@ -386,7 +401,7 @@ impl Health {
         Readiness {
             status,
             reason,
-            last_look_ms: age.map(|age| age.as_millis() as u64),
+            last_poll_ms: age.map(|age| age.as_millis() as u64),
             marks: state.marks.as_ref().map(ToString::to_string),
         }
     }
@@ -430,6 +445,25 @@ impl Readiness {
     }
 }
 
+/// The body of the response of `/health/ready`. `status` and `last_look_ms` are the names
+/// of earlier releases.
+impl Serialize for Readiness {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("readiness", self.status.name())?;
+        map.serialize_entry("status", self.status.former_name())?;
+        if let Some(reason) = &self.reason {
+            map.serialize_entry("reason", reason)?;
+        }
+        map.serialize_entry("last_poll_ms", &self.last_poll_ms)?;
+        map.serialize_entry("last_look_ms", &self.last_poll_ms)?;
+        if let Some(marks) = &self.marks {
+            map.serialize_entry("marks", marks)?;
+        }
+        map.end()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -446,5 +480,23 @@ mod tests {
         assert_eq!(readiness.status, ReadinessStatus::Broken);
         let reason = readiness.reason.expect("a reason");
         assert!(reason.starts_with("the marker has ended"), "{reason}");
+    }
+
+    #[test]
+    fn the_fields_of_earlier_releases_keep_their_names_and_values() {
+        let health = Health::default();
+        health.looked();
+        health.lost("gone".to_owned());
+        let body = serde_json::to_value(health.readiness()).expect("JSON");
+        assert_eq!(body["readiness"], "listener-failing");
+        assert_eq!(body["status"], "deaf");
+        assert_eq!(body["last_poll_ms"], body["last_look_ms"]);
+        assert!(body["last_poll_ms"].is_u64() && body.get("marks").is_none());
+        health.drain();
+        let body = serde_json::to_value(health.readiness()).expect("JSON");
+        assert_eq!(
+            (&body["readiness"], &body["status"]),
+            (&"draining".into(), &"draining".into())
+        );
     }
 }

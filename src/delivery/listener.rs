@@ -377,7 +377,7 @@ impl Listener {
                 subscription: subscription.unwrap_or_default(),
             },
             None => Doorbell::Missing(self.database.schema.clone()),
-            Some(b'O' | b'A') => Doorbell::Hung,
+            Some(b'O' | b'A') => Doorbell::InOrder,
             Some(_) => Doorbell::Disabled(self.database.schema.clone()),
         };
         if let Some(hidden) = hidden.into_iter().find(HiddenRows::stops_delivery) {

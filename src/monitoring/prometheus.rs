@@ -73,7 +73,8 @@ impl Collector for BridgeCollector {
         let now = self.0.figures();
         let (audience, marks, pool) = (&now.audience, &now.marks, &now.pool);
         let (listener, listened) = (&now.listener, &now.listener.listened);
-        let age = now.readiness.last_look_ms.map(|age| age as f64 / 1_000.0);
+        let age = now.readiness.last_poll_ms;
+        let age = age.map_or(f64::INFINITY, |age| age as f64 / 1_000.0);
         let mut sheet = MetricWriter(encoder);
         sheet.gauge(
             "ready",
@@ -165,19 +166,35 @@ impl Collector for BridgeCollector {
             now.page_failures,
         )?;
         sheet.gauge(
-            "listener_hears",
+            "listener_connected",
             "Whether the listener is connected to the database and reads the table",
-            u64::from(listener.hears),
+            u64::from(listener.connected),
+        )?;
+        sheet.gauge(
+            "listener_last_poll_age_seconds",
+            "Time since the listener last read the table",
+            age,
+        )?;
+        sheet.counter(
+            "listener_polls",
+            "Polls of the table by the listener",
+            listened.polls,
+        )?;
+        // The names of earlier releases, for one release.
+        sheet.gauge(
+            "listener_hears",
+            "Deprecated: tidings_listener_connected",
+            u64::from(listener.connected),
         )?;
         sheet.gauge(
             "listener_last_look_age_seconds",
-            "Time since the listener last read the table",
-            age.unwrap_or(f64::INFINITY),
+            "Deprecated: tidings_listener_last_poll_age_seconds",
+            age,
         )?;
         sheet.counter(
             "listener_looks",
-            "Polls of the table by the listener",
-            listened.looks,
+            "Deprecated: tidings_listener_polls",
+            listened.polls,
         )?;
         sheet.counter(
             "listener_reconnects",

@@ -83,7 +83,7 @@ async fn shows(bridge: &Bridge, since: Instant, why: &str) {
     let took = since.elapsed();
     assert!(took < SHOWS_WITHIN, "{took:?}");
     let body = readiness(bridge).await;
-    assert_eq!(body["status"], "unmarked", "{body}");
+    assert_eq!(body["readiness"], "unmarked", "{body}");
     let reason = body["reason"].as_str().unwrap_or_default();
     assert!(
         reason.contains(why) && reason.contains("tidings check"),

@@ -96,13 +96,13 @@ async fn a_flood_of_bad_tokens_fills_no_disk_and_all_of_it_is_counted() {
     let lines = lines(&bridge.log().await);
     let of_http = |line: &&Value| line["target"] == "tidings::http::stream_route";
     let written = lines.iter().filter(of_http).count() as u64;
-    let left_out: u64 = lines
+    let suppressed: u64 = lines
         .iter()
-        .filter(|line| line["of"] == "tidings::http::stream_route")
-        .filter_map(|line| line["left_out"].as_u64())
+        .filter(|line| line["module"] == "tidings::http::stream_route")
+        .filter_map(|line| line["suppressed"].as_u64())
         .sum();
-    assert_eq!(written + left_out, 200);
-    assert!(left_out > 0 && (20..200).contains(&written), "{written}");
+    assert_eq!(written + suppressed, 200);
+    assert!(suppressed > 0 && (20..200).contains(&written), "{written}");
     // At the default level there is one line for all of them.
     let told = lines.iter().filter(|line| line["reason"] == "identity");
     assert!(told.count() <= 2);
@@ -141,7 +141,7 @@ async fn a_panic_is_one_line_of_the_log_that_names_its_place() {
     let line: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(line["level"], "ERROR");
     assert!(
-        line["place"]
+        line["location"]
             .as_str()
             .is_some_and(|place| place.contains("logs.rs:")),
         "{line}"

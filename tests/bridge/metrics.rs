@@ -140,6 +140,7 @@ async fn what_passes_is_counted() {
         "tidings_marked_rows_total 2",
         "tidings_unmarked_rows 0",
         "tidings_mailbox_rows 0",
+        "tidings_listener_connected 1",
         "tidings_listener_hears 1",
         "tidings_doorbell_in_order 1",
         "tidings_page_seconds_count 2",

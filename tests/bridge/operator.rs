@@ -93,7 +93,7 @@ async fn the_operators_page_shows_how_the_bridge_does_and_asks_nobody_else() {
     network.set(Network::Refuse);
     network.reset();
     until_reads(&browser, "listener", "disconnected").await;
-    until_reads(&browser, "status", "deaf").await;
+    until_reads(&browser, "status", "listener-failing").await;
     browser
         .until("document.getElementById('reason').textContent")
         .await;

@@ -536,9 +536,9 @@ async fn health_tells_that_the_bridge_lives_and_hears_the_database() {
     let ready = bridge.admin("/health/ready").await;
     assert_eq!(ready.status(), 200);
     let body: Value = serde_json::from_str(&ready.text().await).expect("JSON");
-    assert_eq!(body["status"], "ready");
+    assert_eq!(body["readiness"], "ready");
     assert!(
-        body["last_look_ms"].as_u64().expect("an age") < 5_000,
+        body["last_poll_ms"].as_u64().expect("an age") < 5_000,
         "{body}"
     );
     assert_eq!(bridge.admin("/stream").await.status(), 404);

@@ -19,16 +19,18 @@ pub fn log() {
             Some(task) => format!("the {task}"),
             None => format!("the thread {}", thread.name().unwrap_or("without a name")),
         };
-        let place = panic.location().map(ToString::to_string);
-        let place = place.unwrap_or_default();
+        let location = panic.location().map(ToString::to_string);
+        let location = location.unwrap_or_default();
         let reason = text(panic.payload());
         // Captured if `RUST_BACKTRACE` is set.
         let backtrace = Backtrace::capture();
         let trace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
         error!(
-            place,
+            location,
+            // The name of earlier releases.
+            place = location,
             backtrace = trace.as_ref().map(tracing::field::display),
-            "{what} panicked at {place}; this is a bug, please report it: {reason}"
+            "{what} panicked at {location}; this is a bug, please report it: {reason}"
         );
     }));
 }

@@ -39,10 +39,15 @@ pub fn tell() {
     // Logged after the lock is released, because these are lines too.
     let left_out = KINDS.lock().take_left_out();
     for (kind, count) in left_out {
-        let (of, line) = (kind.target(), kind.line().unwrap_or_default());
+        let (module, line) = (kind.target(), kind.line().unwrap_or_default());
+        // `left_out` and `of` are the names of earlier releases.
         info!(
+            suppressed = count,
+            module,
+            line,
             left_out = count,
-            of, line, "left out {count} lines of {of} that were similar to earlier ones"
+            of = module,
+            "left out {count} lines of {module} that were similar to earlier ones"
         );
     }
 }

@@ -29,9 +29,9 @@ async fn rows_that_wait_while_no_bridge_is_connected_are_found_until_one_is() {
     let text = "no bridge is connected, and 2 rows are waiting, the oldest for 11m";
     both_find(&database, &[], "bridges", text).await;
     for (command, said) in both(&database, &[]).await {
-        let mend = &findings(&said)[0]["mend"]["command"];
-        let mend = mend.as_str().unwrap_or_default();
-        assert!(mend.contains("tidings serve"), "{command}: {said:?}");
+        let fix = &findings(&said)[0]["fix"]["command"];
+        let fix = fix.as_str().unwrap_or_default();
+        assert!(fix.contains("tidings serve"), "{command}: {said:?}");
     }
     // The row stays unsent, since its user is offline.
     let bridge = Bridge::start(&database).await;
@@ -60,8 +60,8 @@ async fn a_queue_that_nobody_may_see_keeps_neither_command_from_its_work() {
         assert!(said.out.contains(unseen), "{said:?}");
     }
     assert!(status.json()["queue_usage"].is_null(), "{status:?}");
-    let mend = "grant execute on function pg_catalog.pg_notification_queue_usage() to bridge;";
-    assert_eq!(findings(&check)[0]["mend"]["sql"], mend, "{check:?}");
+    let fix = "grant execute on function pg_catalog.pg_notification_queue_usage() to bridge;";
+    assert_eq!(findings(&check)[0]["fix"]["sql"], fix, "{check:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

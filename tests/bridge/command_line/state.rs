@@ -28,8 +28,15 @@ pub(super) fn findings(said: &Said) -> Vec<Value> {
         &json
     };
     let all = report["findings"].as_array().expect("findings").clone();
-    let is_wrong = |finding: &Value| finding["severity"] == "wrong";
-    all.into_iter().filter(is_wrong).collect()
+    // Under the names of earlier releases as well.
+    assert_eq!(report["not_checked"], report["unseen"]);
+    assert_eq!(report["problems"], report["wrong"]);
+    for finding in &all {
+        assert_eq!(finding["fix"], finding["mend"]);
+        assert_eq!(finding["kind"] == "problem", finding["severity"] == "wrong");
+    }
+    let is_problem = |finding: &Value| finding["kind"] == "problem";
+    all.into_iter().filter(is_problem).collect()
 }
 
 /// Asserts that both commands find this and report what was expected. Returns the fixes for all
@@ -55,14 +62,10 @@ pub(super) async fn both_find(
                 .as_str()
                 .is_some_and(|text| !text.is_empty())
         );
-        assert!(
-            finding["mend"]
-                .as_object()
-                .is_some_and(|mend| mend.len() == 1)
-        );
+        assert!(finding["fix"].as_object().is_some_and(|fix| fix.len() == 1));
         cures = found
             .iter()
-            .filter_map(|finding| finding["mend"]["sql"].as_str().map(str::to_owned))
+            .filter_map(|finding| finding["fix"]["sql"].as_str().map(str::to_owned))
             .collect();
     }
     cures
@@ -398,7 +401,7 @@ async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
         &said,
         "has locked rows of public.notifications; this role may not see for how long",
     );
-    assert!(hint["mend"]["sql"].is_string(), "{hint}");
+    assert!(hint["fix"]["sql"].is_string(), "{hint}");
     database
         .until(
             "select bool_or(clock_timestamp() - xact_start > interval '10 s') \
@@ -492,7 +495,7 @@ pub(super) fn hint(said: &Said, text: &str) -> Value {
         let found = finding["found"]
             .as_str()
             .is_some_and(|found| found.contains(text));
-        found && finding["severity"] == "hint"
+        found && finding["kind"] == "hint"
     };
     let found = all.iter().find(is_it).cloned();
     found.unwrap_or_else(|| panic!("no hint of {text}: {said:?}"))

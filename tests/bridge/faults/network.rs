@@ -73,7 +73,7 @@ impl Scene {
         let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
         let reason = answer["reason"].as_str().expect("a reason");
         assert!(!reason.is_empty(), "{answer}");
-        assert!(answer["last_look_ms"].is_u64(), "{answer}");
+        assert!(answer["last_poll_ms"].is_u64(), "{answer}");
         assert_eq!(self.bridge.admin("/health/live").await.status(), 200);
     }
 }

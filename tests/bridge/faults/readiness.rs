@@ -18,8 +18,9 @@ async fn reason_after(bridge: &Bridge, database: &Database, breaking: &str) -> S
     let known_after = broken_at.elapsed();
     assert!(known_after < DEAF_WITHIN, "{breaking}: {known_after:?}");
     let body: Value = serde_json::from_str(&body).expect("JSON");
-    assert_eq!(body["status"], "deaf");
-    assert!(body["last_look_ms"].is_u64(), "{body}");
+    assert_eq!(body["readiness"], "listener-failing");
+    assert_eq!(body["status"], "deaf", "the former name");
+    assert!(body["last_poll_ms"].is_u64(), "{body}");
     assert_eq!(bridge.admin("/health/live").await.status(), 200);
     body["reason"].as_str().expect("a reason").to_owned()
 }
@@ -95,7 +96,8 @@ async fn pages_that_cannot_be_read_while_the_listener_hears_are_told_of() {
     let mut waiting = bridge.connect("alice").await;
     let body = bridge.until_ready_is(503).await.text().await;
     let body: Value = serde_json::from_str(&body).expect("JSON");
-    assert_eq!(body["status"], "blind");
+    assert_eq!(body["readiness"], "reads-failing");
+    assert_eq!(body["status"], "blind", "the former name");
     let reason = body["reason"].as_str().expect("a reason");
     assert!(reason.contains("pages can't be read"), "{reason}");
     network.set(Network::Pass);

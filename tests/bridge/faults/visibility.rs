@@ -27,7 +27,7 @@ async fn cure_after(bridge: &Bridge, database: &Database, breaking: &str, found:
         let reason = body["reason"].as_str().expect("a reason");
         // At first the bridge may only know that the query failed.
         if let Some(cure) = reason.split('`').nth(1).filter(|_| reason.contains(found)) {
-            assert_eq!(body["status"], "deaf", "{body}");
+            assert_eq!(body["readiness"], "listener-failing", "{body}");
             return cure.to_owned();
         }
     }
