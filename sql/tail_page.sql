@@ -33,8 +33,7 @@ from (
 ) as s
 left join lateral (
   select
-    f.begun, f.xid, f.id, f.user_id, f.event, f.text,
-    to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
+    f.begun, f.xid, f.id, f.user_id, f.event, f.text, f.created_at,
     -- Not the difference of the two timestamps: one of them may be infinite.
     extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
       as seconds_left,
