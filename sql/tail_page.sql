@@ -33,10 +33,9 @@ from (
 ) as s
 left join lateral (
   select
-    f.begun, f.xid, f.id, f.user_id, f.event, f.text, f.created_at,
-    -- Not the difference of the two timestamps: one of them may be infinite.
-    extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
-      as seconds_left,
+    f.begun,
+    :columns,
+    f.user_id,
     coalesce(
       sum(octet_length(f.text)) over (
         partition by f.begun
