@@ -29,7 +29,7 @@ from (
     pg_current_snapshot() as snapshot,
     pg_current_wal_insert_lsn() as inserted,
     pg_current_wal_flush_lsn() as flushed,
-    pg_sequence_last_value(to_regclass(:'"schema".tidings_bell')) as rings_since
+    pg_sequence_last_value(to_regclass(format('%I.tidings_bell', :'schema'))) as rings_since
 ) as s
 left join lateral (
   select
