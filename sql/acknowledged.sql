@@ -21,17 +21,10 @@
 with
   here as materialized (
     select
-      ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-      (select since from :"schema".tidings_incarnation where single) as since,
+      incarnation.timeline,
+      incarnation.since,
       pg_snapshot_xmax(pg_current_snapshot()) as xmax,
-      (
-        select count(*) = 2
-        from pg_catalog.pg_trigger as t
-        where
-          t.tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.notifications', :'schema'))
-          and t.tgname in ('tidings_reopen', 'tidings_restamp')
-          and t.tgenabled = 'A'
-      ) as guarded,
+      (:guarded) as guarded,
       (
         select r.xid
         from :"schema".tidings_reopened as r
@@ -39,6 +32,7 @@ with
         order by r.xid desc
         limit 1
       ) as reopened
+    from (:incarnation) as incarnation
   )
 select here.timeline, here.since, client.number, found.unmarked, found.xid, found.id
 from here

@@ -16,67 +16,39 @@
 -- would have recorded it may not have fired (V17__restamp_inserted.sql). `passed` is
 -- the transaction of the row that follows the first $9 rows from there.
 with
-  drained as materialized (
-    select coalesce(
+  drained as materialized (:drained),
+  s as materialized (
+    select
+      pg_current_snapshot() as snapshot,
+      here.timeline,
+      here.since,
       (
-        select d.xid
-        from :"schema".tidings_drained as d
+        select xid
+        from :"schema".notifications
+        where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
+        order by user_id desc, xid desc
+        limit 1
+      ) as top,
+      (
+        select xid
+        from :"schema".notifications
         where
-          d.user_id = $1
-          and d.system_identifier = $8
-          and d.xid <= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
-          and (
-            select count(*) = 2
-            from pg_catalog.pg_trigger as t
-            where
-              t.tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.notifications', :'schema'))
-              and t.tgname in ('tidings_reopen', 'tidings_restamp')
-              and t.tgenabled = 'A'
-          )
-          and not exists (
-            select
-            from :"schema".tidings_reopened as r
-            -- Transactions of the future were restored from another cluster.
-            where r.xid >= d.xid and r.xid < pg_snapshot_xmax(pg_current_snapshot())
-          )
-      ),
-      '0'
-    ) as xid
+          user_id = $1
+          and xid >= (select xid from drained)
+          and xid < pg_snapshot_xmax(pg_current_snapshot())
+        order by user_id, xid, id
+        offset $9
+        limit 1
+      ) as passed
+    from (:incarnation) as here
   )
 select
   s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
-from (
-  select
-    pg_current_snapshot() as snapshot,
-    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-    (select since from :"schema".tidings_incarnation where single) as since,
-    (
-      select xid
-      from :"schema".notifications
-      where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
-      order by user_id desc, xid desc
-      limit 1
-    ) as top,
-    (
-      select xid
-      from :"schema".notifications
-      where
-        user_id = $1
-        and xid >= (select xid from drained)
-        and xid < pg_snapshot_xmax(pg_current_snapshot())
-      order by user_id, xid, id
-      offset $9
-      limit 1
-    ) as passed
-) as s
+from s
 left join lateral (
   select
-    f.xid, f.id, f.event, f.text,
-    to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    -- Not the difference of the two timestamps: one of them may be infinite.
-    extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
-      as seconds_left,
+    :columns,
     coalesce(
       sum(octet_length(f.text)) over (
         order by f.xid, f.id rows between unbounded preceding and 1 preceding

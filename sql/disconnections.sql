@@ -9,8 +9,8 @@
 -- time.
 select
   pg_current_snapshot() as snapshot,
-  ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-  (select since from :"schema".tidings_incarnation where single) as since,
+  here.timeline,
+  here.since,
   pg_current_wal_insert_lsn() as inserted,
   pg_current_wal_flush_lsn() as flushed,
   clock_timestamp() as clock,
@@ -18,7 +18,7 @@ select
   d.id,
   d.user_id,
   d.ticket
-from (select) as one
+from (:incarnation) as here
 left join :"schema".tidings_disconnections_page($1::xid8, $2::xid8[], $3::bigint[], $4::int) as d
   on true
 order by d.xid, d.id

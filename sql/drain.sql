@@ -15,14 +15,7 @@ from (
   select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '1s', true)
 ) as hurried
 where
-  exists (
-    select
-    from :"schema".tidings_incarnation
-    where
-      single
-      and since = $5
-      and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $4
-  )
+  exists (select from (:incarnation) as here where here.timeline = $4 and here.since = $5)
 on conflict (user_id) do update
 set xid = excluded.xid, system_identifier = excluded.system_identifier
 where d.xid < excluded.xid or d.system_identifier <> excluded.system_identifier

@@ -20,14 +20,7 @@ with
             d.user_id = $1
             and d.system_identifier = control.system_identifier
             and d.xid <= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
-            and (
-              select count(*) = 2
-              from pg_catalog.pg_trigger as t
-              where
-                t.tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.notifications', :'schema'))
-                and t.tgname in ('tidings_reopen', 'tidings_restamp')
-                and t.tgenabled = 'A'
-            )
+            and (:guarded)
             and not exists (
               select
               from :"schema".tidings_reopened as r

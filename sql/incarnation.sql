@@ -1,4 +1,5 @@
--- The incarnation of the server, which changes with a failover or a crash.
+-- The incarnation of the server, which changes with a failover or a crash. Included by
+-- the variable `incarnation`.
 --
 -- The timeline is taken from the name of the current write-ahead log file:
 -- pg_control_checkpoint() is stale for minutes after a promotion. A standby has no

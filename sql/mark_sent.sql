@@ -15,13 +15,12 @@
 with
   ours as (
     select
-    from :"schema".tidings_incarnation
+    from (:incarnation) as here
     where
-      single
-      and since = $3
+      here.timeline = $2
+      and here.since = $3
       and set_config('synchronous_commit', 'off', true) = 'off'
       and set_config('lock_timeout', '50ms', true) = '50ms'
-      and ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = $2
   ),
   locked as (
     select id

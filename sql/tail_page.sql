@@ -29,15 +29,13 @@ from (
     pg_current_snapshot() as snapshot,
     pg_current_wal_insert_lsn() as inserted,
     pg_current_wal_flush_lsn() as flushed,
-    pg_sequence_last_value(to_regclass(:'"schema".tidings_bell')) as rings_since
+    pg_sequence_last_value(to_regclass(format('%I.tidings_bell', :'schema'))) as rings_since
 ) as s
 left join lateral (
   select
-    f.begun, f.xid, f.id, f.user_id, f.event, f.text,
-    to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    -- Not the difference of the two timestamps: one of them may be infinite.
-    extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
-      as seconds_left,
+    f.begun,
+    :columns,
+    f.user_id,
     coalesce(
       sum(octet_length(f.text)) over (
         partition by f.begun

@@ -3,11 +3,11 @@
 -- $1 its hash. Always returns one row; the user is null if there is no such ticket or
 -- it has expired.
 select
-  ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-  (select since from :"schema".tidings_incarnation where single) as since,
+  here.timeline,
+  here.since,
   t.user_id,
   t.seconds_left
-from (select) as one
+from (:incarnation) as here
 left join (
   select
     user_id,

@@ -7,23 +7,22 @@
 -- and the omitted texts are as there.
 --
 -- `pruned` is the newest transaction of which rows were removed, if any were.
+with
+  s as materialized (
+    select
+      pg_current_snapshot() as snapshot,
+      here.timeline,
+      here.since,
+      (select :"schema".tidings_pruned_through()) as pruned
+    from (:incarnation) as here
+  )
 select
   s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
-from (
-  select
-    pg_current_snapshot() as snapshot,
-    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
-    (select since from :"schema".tidings_incarnation where single) as since,
-    (select :"schema".tidings_pruned_through()) as pruned
-) as s
+from s
 left join lateral (
   select
-    f.xid, f.id, f.event, f.text,
-    to_char(f.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as created_at,
-    -- Not the difference of the two timestamps: one of them may be infinite.
-    extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8
-      as seconds_left,
+    :columns,
     coalesce(
       sum(octet_length(f.text)) over (
         order by f.xid, f.id rows between unbounded preceding and 1 preceding

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use super::finding::{Finding, Fix, Topic};
 use crate::{
     config::Thresholds,
+    delivery::health::ReadinessStatus,
     postgres::{
         connect::{Borrowed, Queries},
         schema::{SchemaError, SchemaName},
@@ -120,9 +121,11 @@ async fn nobody(
     Ok((vec![finding], None))
 }
 
-/// Whether this status of `/health/ready` needs attention.
+/// Whether this status of `/health/ready` needs attention. A newer bridge may report one
+/// that is unknown here.
 fn is_trouble(readiness: &str) -> bool {
-    !["ready", "draining"].contains(&readiness)
+    let mut fine = [ReadinessStatus::Ready, ReadinessStatus::Draining].into_iter();
+    fine.all(|status| status.name() != readiness)
 }
 
 /// Whether this role may not read the object, or the object doesn't exist. Other checks

@@ -171,7 +171,7 @@ impl<W: Write> TailPrinter<'_, W> {
 
     fn print(&mut self, notification: &Notification) -> io::Result<()> {
         let (id, event) = (notification.key.id, notification.event.as_deref());
-        let created_at = notification.created_at.as_deref();
+        let created_at = notification.created_at;
         match self.options.form.form() {
             Form::Json => {
                 let line = json!({
@@ -186,7 +186,7 @@ impl<W: Write> TailPrinter<'_, W> {
             Form::Text => writeln!(
                 self.output,
                 "{id}  {}  {}  {}",
-                created_at.unwrap_or("-"),
+                created_at.map_or_else(|| "-".to_owned(), |time| time.to_string()),
                 escape::line(event.unwrap_or("message")),
                 escape::line(&notification.text)
             )?,

@@ -8,7 +8,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::{
     delivery::sse::{self, Format},
     domain::{
-        clock::Moment,
         notification::Notification,
         position::{Follows, Position, RowKey, Unread},
         snapshot::{Snapshot, Xid},
@@ -24,7 +23,6 @@ const SHARED_TEXT: usize = 2 << 10;
 #[derive(Debug)]
 pub struct Event {
     notification: Notification,
-    created: Option<Moment>,
     /// Bytes that the event counts towards the limit of a queue.
     bytes: usize,
     text: OnceLock<Bytes>,
@@ -32,17 +30,12 @@ pub struct Event {
 }
 
 impl Event {
-    /// Bytes that an event takes in memory besides its text: the struct, the event name,
-    /// the time and the allocator's overhead.
+    /// Bytes that an event takes in memory besides its text: the struct, the event name
+    /// and the allocator's overhead.
     pub const MEMORY: usize = size_of::<Self>() + 128;
 
     pub fn notification(&self) -> &Notification {
         &self.notification
-    }
-
-    /// `created_at`, unless it is null or not a date.
-    pub fn created(&self) -> Option<Moment> {
-        self.created
     }
 
     /// Appends the event in wire format, without its id, to `out`: from byte `from` of
@@ -94,11 +87,9 @@ pub enum Sharing {
 
 impl From<Notification> for Event {
     fn from(notification: Notification) -> Self {
-        let created = notification.created_at.as_deref().and_then(Moment::parse);
         Self {
             bytes: bytes(&notification.text),
             notification,
-            created,
             text: OnceLock::new(),
             json: OnceLock::new(),
         }

@@ -44,7 +44,7 @@ impl ChunkRows {
     /// Adds a row to the next chunk.
     pub fn add(&mut self, event: &Event) {
         self.rows
-            .push((event.notification().key.id, event.created()));
+            .push((event.notification().key.id, event.notification().created_at));
     }
 
     /// Handles a crash of Postgres: nothing that was written or added before may be

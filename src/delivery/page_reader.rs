@@ -663,7 +663,7 @@ fn read_notification(key: RowKey, row: &Row) -> Result<Notification, Flaw> {
         key,
         event,
         text: text.ok_or(Flaw::Text)?,
-        // Null if the time can't be represented in this form.
+        // Decoding fails if it is infinite.
         created_at: row.try_get("created_at").unwrap_or_default(),
         expires: Expiry::from_seconds_left(row.try_get("seconds_left").unwrap_or_default()),
     })

@@ -281,14 +281,14 @@ pub fn put_gap(out: &mut BytesMut, gap: Gap) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{notification::Expiry, position::RowKey, snapshot::Xid};
+    use crate::domain::{clock::Moment, notification::Expiry, position::RowKey, snapshot::Xid};
 
     fn notification(event: Option<&str>, text: &str) -> Notification {
         Notification {
             key: RowKey { xid: Xid(1), id: 7 },
             event: event.map(String::from),
             text: text.to_owned(),
-            created_at: Some("2026-11-22T11:33:21.123456Z".to_owned()),
+            created_at: Some(Moment(848_662_401_123_456)),
             expires: Expiry::Never,
         }
     }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::domain::position::RowKey;
+use crate::domain::{clock::Moment, position::RowKey};
 
 /// The user that a notification is for: the value of `user_id`, and what a request
 /// authenticates as. 1 to 255 bytes.
@@ -43,9 +43,8 @@ pub struct Notification {
     pub event: Option<String>,
     /// At most 1 MiB.
     pub text: String,
-    /// RFC 3339 in UTC, with microseconds; `None` for times that can't be written that
-    /// way (`infinity`).
-    pub created_at: Option<String>,
+    /// `None` if it is null or infinite.
+    pub created_at: Option<Moment>,
     /// When to stop delivering it.
     pub expires: Expiry,
 }

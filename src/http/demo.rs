@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 
 use crate::{
     auth::{origin, problem::Problem, scheme::Scheme},
+    domain::clock::Moment,
     http::methods::{postable, readable},
     postgres::{
         error_hint,
@@ -99,8 +100,8 @@ struct Listed {
     id: i64,
     event: Option<String>,
     text: String,
-    created_at: String,
-    sent_at: Option<String>,
+    created_at: Moment,
+    sent_at: Option<Moment>,
 }
 
 /// The newest notifications of a user, from the table.

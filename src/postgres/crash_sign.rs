@@ -20,19 +20,12 @@ pub enum CrashSign {
     Statistics,
 }
 
-/// The table, as named in the files in `sql/`.
-const TABLE: &str = ":\"schema\".tidings_incarnation";
-
-/// Replaces the table for a role that may not use it.
-const STATISTICS: &str =
-    "(select true as single, stats_reset as since from pg_stat_bgwriter) as incarnation";
-
 impl CrashSign {
-    /// Adapts a text of `sql/` to this sign.
-    pub fn adapt(self, text: &str) -> String {
+    /// The query for the server's incarnation.
+    pub(super) fn incarnation(self) -> &'static str {
         match self {
-            Self::Table => text.to_owned(),
-            Self::Statistics => text.replace(TABLE, STATISTICS),
+            Self::Table => include_str!("../../sql/incarnation.sql"),
+            Self::Statistics => include_str!("../../sql/incarnation_by_statistics.sql"),
         }
     }
 

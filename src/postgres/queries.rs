@@ -1,22 +1,12 @@
 //! The texts of the bridge's queries, one per file in `sql/`.
 //!
 //! They name the schema by a psql variable. So each can be tried in psql
-//! (`psql -v schema=public`), and no session state decides which table is meant.
+//! (`psql -v schema=public`), and no session state decides which table is meant. What
+//! several queries have in common, or what depends on the role's privileges, is a file of
+//! its own that they include by a variable
+//! (`-v incarnation="$(cat sql/incarnation.sql)"`).
 
 use crate::postgres::{crash_sign::CrashSign, schema::SchemaName};
-
-/// Replaces the tables of drained floors with empty floors, for a role that may not read
-/// them.
-const WITHOUT_DRAINED: [(&str, &str); 2] = [
-    (
-        ":\"schema\".tidings_drained as",
-        "(select null::text as user_id, '0'::xid8 as xid, 0::bigint as system_identifier) as",
-    ),
-    (
-        ":\"schema\".tidings_reopened as",
-        "(select '0'::xid8 as xid) as",
-    ),
-];
 
 /// The query texts, for one schema.
 #[derive(Debug)]
@@ -69,20 +59,25 @@ impl Sql {
 
     /// Fills in the schema, using this sign of crashes.
     pub fn going_by(sign: CrashSign, schema: &SchemaName) -> Self {
-        let fill = |text: &str| schema.fill(&sign.adapt(text));
+        let drained = include_str!("../../sql/drained.sql");
+        let nothing_drained = include_str!("../../sql/nothing_drained.sql");
+        let fill_from = |drained: &str, text: &str| {
+            let text = text
+                .replace(":drained", drained)
+                .replace(":guarded", include_str!("../../sql/guarded.sql"))
+                .replace(":columns", include_str!("../../sql/columns.sql"))
+                .replace(":incarnation", sign.incarnation());
+            schema.fill(&text)
+        };
+        let fill = |text: &str| fill_from(drained, text);
         let backlog_page = include_str!("../../sql/backlog_page.sql");
-        let without_drained = WITHOUT_DRAINED
-            .iter()
-            .fold(backlog_page.to_owned(), |text, (table, nothing)| {
-                text.replace(table, nothing)
-            });
         Self {
             sign,
             tail_start: fill(include_str!("../../sql/tail_start.sql")),
             tail_page: fill(include_str!("../../sql/tail_page.sql")),
             user_page: fill(include_str!("../../sql/user_page.sql")),
             backlog_page: fill(backlog_page),
-            backlog_page_without_drained: fill(&without_drained),
+            backlog_page_without_drained: fill_from(nothing_drained, backlog_page),
             drain: fill(include_str!("../../sql/drain.sql")),
             drain_live: fill(include_str!("../../sql/drain_live.sql")),
             report: fill(include_str!("../../sql/report.sql")),
@@ -90,12 +85,32 @@ impl Sql {
             acknowledged: fill(include_str!("../../sql/acknowledged.sql")),
             doorbell: fill(include_str!("../../sql/doorbell.sql")),
             disconnections: fill(include_str!("../../sql/disconnections.sql")),
-            incarnation: fill(include_str!("../../sql/incarnation.sql")),
+            incarnation: fill(sign.incarnation()),
             begin_incarnation: fill(include_str!("../../sql/begin_incarnation.sql")),
             fall_asleep: fill(include_str!("../../sql/fall_asleep.sql")),
             wake: fill(include_str!("../../sql/wake.sql")),
             ticket: fill(include_str!("../../sql/ticket.sql")),
             restamp_restored_rows: fill(include_str!("../../sql/restamp_restored_rows.sql")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variable_is_filled_in() {
+        for sign in [CrashSign::Table, CrashSign::Statistics] {
+            let texts = format!("{:?}", Sql::going_by(sign, &SchemaName::public()));
+            let texts = texts.replace("::", " ");
+            let left = texts.split(':').find(|piece| {
+                piece.starts_with(char::is_lowercase)
+                    || ["\\\"", "'\\\""]
+                        .iter()
+                        .any(|quote| piece.starts_with(quote))
+            });
+            assert_eq!(left, None);
         }
     }
 }

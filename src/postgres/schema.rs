@@ -128,6 +128,11 @@ const NAMES: &[(i32, ObjectKind, &str)] = &[
     (17, ObjectKind::Function, "tidings_restamp"),
 ];
 
+/// [`NAMES`] without the kinds.
+pub fn names() -> impl Iterator<Item = (i32, &'static str)> {
+    NAMES.iter().map(|&(version, _, name)| (version, name))
+}
+
 /// The name of the schema that contains all objects, 1 to 63 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SchemaName(String);
@@ -510,8 +515,8 @@ async fn refuse_foreign(
     schema: &SchemaName,
     found: Option<i32>,
 ) -> Result<(), SchemaError> {
-    let pending = NAMES.iter().filter(|&&(version, ..)| Some(version) > found);
-    let pending = pending.map(|&(.., name)| name).collect::<Vec<_>>();
+    let pending = names().filter(|&(version, _)| Some(version) > found);
+    let pending = pending.map(|(_, name)| name).collect::<Vec<_>>();
     let foreign = include_str!("../../sql/foreign_object.sql");
     match client.query_opt(foreign, &[&schema.0, &pending]).await? {
         None => Ok(()),

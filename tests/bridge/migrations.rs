@@ -1,7 +1,7 @@
 //! The schema: created once however many bridges start at the same time, never at the expense of
 //! other objects, and without privileges for other roles.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 use tidings::{
@@ -122,16 +122,19 @@ async fn objects(database: &Database) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
+/// The names that migrations use.
+const NAMES: &str = "
+    select relname::text from pg_class where relnamespace = 'public'::regnamespace
+      and relname !~ '^tidings_schema_history'
+    union select proname from pg_proc where pronamespace = 'public'::regnamespace";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_name_that_a_migration_takes_is_looked_for_beforehand() {
     // For each object of a migrated schema, creates one of the same name where a new schema is to
     // be installed.
     let database = Database::migrated().await;
     let client = database.connect().await;
-    let names = "select relname::text from pg_class where relnamespace = 'public'::regnamespace \
-         and relname !~ '^tidings_schema_history' \
-         union select proname from pg_proc where pronamespace = 'public'::regnamespace";
-    for row in client.query(names, &[]).await.expect("names") {
+    for row in client.query(NAMES, &[]).await.expect("names") {
         let taken: String = row.get(0);
         let other = Database::empty().await;
         other
@@ -143,6 +146,34 @@ async fn every_name_that_a_migration_takes_is_looked_for_beforehand() {
             message.contains(&format!("a sequence {taken}")),
             "{taken}: {message}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_migration_creates_the_names_that_are_listed_for_it_and_no_others() {
+    let owner = Database::empty().await.owner();
+    let script = schema::plan(&owner.url(), &SchemaName::public()).await;
+    let script = script.expect("the migrations");
+    let client = owner.connect().await;
+    let mut known = BTreeSet::new();
+    let mut rest = script.as_str();
+    for version in 0..=schema::version() {
+        let next = format!("\n\n-- V{}__", version + 1);
+        let step;
+        (step, rest) = rest.split_at(rest.find(&next).unwrap_or(rest.len()));
+        let lines = step.lines().filter(|line| !line.starts_with('\\'));
+        let step = lines.collect::<Vec<_>>().join("\n");
+        client.batch_execute(&step).await.expect("a migration");
+        let names = client.query(NAMES, &[]).await.expect("names");
+        let names: BTreeSet<String> = names.iter().map(|row| row.get(0)).collect();
+        let created: BTreeSet<_> = names.difference(&known).map(String::as_str).collect();
+        let listed = schema::names().filter(|&(of, _)| of == version);
+        assert_eq!(
+            created,
+            listed.map(|(_, name)| name).collect(),
+            "V{version}"
+        );
+        known = names;
     }
 }
 

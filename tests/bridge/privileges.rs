@@ -298,6 +298,34 @@ async fn what_a_caller_puts_in_the_way_fools_no_function() {
     }
 }
 
+/// As where privileges were granted by hand before these tables existed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_may_not_use_newer_tables_delivers_and_marks() {
+    let database = Database::migrated().await;
+    let revoke = "revoke all on tidings_incarnation, tidings_drained, tidings_reopened \
+                  from tidings_bridge; \
+                  select send_notification('alice', 'unsent')";
+    database.superuser().execute(revoke).await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect("alice").await;
+    let backlog = until(&mut source, "tidings.caught-up").await;
+    assert_eq!(backlog.last().expect("an event").data, "unsent");
+    let send = |text| format!("select send_notification('alice', '{text}')");
+    database.owner().execute(&send("live")).await;
+    let live = source.next_event().await;
+    assert_eq!(live.data, "live");
+    database
+        .until("select count(sent_at) = 2 from notifications")
+        .await;
+    drop(source);
+    database.owner().execute(&send("missed")).await;
+    let mut source = bridge
+        .connect_with("alice", "", &[("Last-Event-ID", &live.last_event_id)])
+        .await;
+    let missed = until(&mut source, "tidings.caught-up").await;
+    assert_eq!(missed.last().expect("an event").data, "missed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insert_rings_where_notify_was_taken_from_public() {
     let database = Database::migrated().await;

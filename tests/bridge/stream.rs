@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidings::domain::clock::Moment;
 
 use crate::support::{
     bridge::{Bridge, serve_options, token},
@@ -98,6 +99,33 @@ async fn json_carries_any_text_exactly_with_its_id_event_and_time() {
         data,
         json!({ "id": texts().len() + 1, "event": null, "text": "x", "created_at": null })
     );
+}
+
+/// The bridge formats times itself. All possible years, every day of some years, and the limits.
+#[tokio::test(flavor = "multi_thread")]
+async fn times_look_exactly_as_postgres_shows_them() {
+    let database = Database::migrated().await;
+    let query = "
+        select at, to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
+        from (
+          select *
+          from generate_series(
+            '4713-01-01 BC'::timestamptz, '12000-01-01', '97 days 07:03:01.123457'
+          )
+          union all
+          select *
+          from generate_series(
+            '1890-01-01'::timestamptz, '2110-01-01', '1 day 00:00:01.000001'
+          )
+          union all
+          values
+            ('4714-11-24 00:00:00Z BC'::timestamptz),
+            ('294276-12-31 23:59:59.999999Z')
+        ) as times (at)";
+    let client = database.connect().await;
+    for row in client.query(query, &[]).await.expect("times") {
+        assert_eq!(row.get::<_, Moment>(0).to_string(), row.get::<_, &str>(1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,34 +1,28 @@
 //! Rows that were published and may not be on disk yet.
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::collections::BTreeMap;
 
-use crate::domain::{notification::Notification, position::RowKey, snapshot::Xid};
+use crate::domain::{clock::Moment, notification::Notification, position::RowKey, snapshot::Xid};
 
 /// How many rows are remembered because they may be read again after a crash: 4 MB. Open
 /// connections receive rows beyond that twice.
 const REMEMBERED_ROWS: usize = 1 << 16;
 
-/// The rows, each with a hash of its time. After a crash they are read again, although
+/// The rows, each with its `created_at`. After a crash they are read again, although
 /// open connections have already been sent them.
 #[derive(Debug, Default)]
-pub struct Remembered(BTreeMap<RowKey, u64>);
+pub struct Remembered(BTreeMap<RowKey, Option<Moment>>);
 
 impl Remembered {
     /// Whether the row was not published before. Ids are reused after a crash, so
     /// `created_at` is compared too.
     pub fn is_news(&mut self, notification: &Notification) -> bool {
-        let mut hasher = DefaultHasher::new();
-        notification.created_at.hash(&mut hasher);
-        let created_at = hasher.finish();
         let known = self.0.get(&notification.key);
-        if known == Some(&created_at) {
+        if known == Some(&notification.created_at) {
             return false;
         }
         if known.is_some() || self.0.len() < REMEMBERED_ROWS {
-            self.0.insert(notification.key, created_at);
+            self.0.insert(notification.key, notification.created_at);
         }
         true
     }

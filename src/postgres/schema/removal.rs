@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{HISTORY, NAMES, SchemaError, SchemaName, ownership::SchemaOwner, quoted};
+use super::{HISTORY, SchemaError, SchemaName, names, ownership::SchemaOwner, quoted};
 use crate::postgres::connect::{self, DatabaseUrl, Driver};
 
 /// How long to wait for sessions that use the tables. INSERTs queue behind it.
@@ -35,11 +35,7 @@ impl Removal {
     /// [`SchemaError`], also if there is nothing to remove, or another role owns it.
     pub async fn find(url: &DatabaseUrl, schema: &SchemaName) -> Result<Self, SchemaError> {
         let (client, driver) = connect::connect_pinned(url).await?;
-        let names: Vec<&str> = NAMES
-            .iter()
-            .map(|&(.., name)| name)
-            .chain([HISTORY])
-            .collect();
+        let names: Vec<&str> = names().map(|(_, name)| name).chain([HISTORY]).collect();
         let installed = include_str!("../../../sql/installed.sql");
         let rows = client.query(installed, &[&schema.0, &names]).await?;
         let object = |row: &tokio_postgres::Row| {
