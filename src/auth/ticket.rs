@@ -28,7 +28,7 @@ use crate::{
         pool::{self, Pool, QueryError},
         queries::Sql,
     },
-    runtime::{counter_map::CounterMap, log_throttle::LogThrottle},
+    runtime::{counter_map::CounterMap, error_chain::ErrorChain, log_throttle::LogThrottle},
 };
 
 /// A ticket is 64 hexadecimal digits. Anything else is rejected without a query.
@@ -142,6 +142,7 @@ impl Lookup {
             Err(error) => {
                 // Logged at a limited rate: anyone can cause a lookup.
                 if let Some(count) = self.failed.count(time::Instant::now()) {
+                    let error = ErrorChain(&error);
                     warn!(%error, count, "could not look up {count} tickets: {error}");
                 }
                 Err(Unidentified::Unavailable)

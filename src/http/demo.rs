@@ -18,6 +18,7 @@ use crate::{
         pool::{Pool, QueryError},
         schema::SchemaName,
     },
+    runtime::error_chain::ErrorChain,
 };
 
 /// Time limit for the page's queries.
@@ -149,7 +150,7 @@ async fn send(
     match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
         Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
         Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
-            let said = crate::postgres::connect::describe(&error);
+            let said = ErrorChain(&error).to_string();
             let detail = match error_hint::of(&error) {
                 Some(explanation) => format!("{said}; {explanation}"),
                 None => said,
@@ -186,5 +187,8 @@ fn same_origin(request: &HttpRequest) -> Result<(), Problem> {
 }
 
 fn unavailable(error: QueryError) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorChain(&error).to_string(),
+    )
 }
