@@ -121,24 +121,22 @@ pub struct App {
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Direct(#[from] DirectError),
-    #[error("{0}")]
+    #[error(transparent)]
     Schema(#[from] SchemaError),
-    #[error("{0}")]
+    #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("{0}")]
+    #[error(transparent)]
     Pool(#[from] deadpool::managed::BuildError),
-    #[error("DATABASE_URL: {0}")]
+    #[error("DATABASE_URL")]
     Query(#[from] QueryError),
     #[error(
         "DATABASE_URL and TIDINGS_DIRECT_DATABASE_URL lead to different servers, or one of them \
          to a standby: the bridge must read rows from the same server on which it listens"
     )]
     TwoServers,
-    #[error("{0}")]
+    #[error(transparent)]
     Servers(#[from] ServersError),
 }
 

@@ -12,3 +12,7 @@ pub mod show_config;
 pub mod status;
 pub mod tail;
 pub mod uninstall;
+
+/// Why a command failed. `main` prints the error with its causes; their types decide the
+/// exit code.
+pub type AnyError = Box<dyn std::error::Error>;

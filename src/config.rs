@@ -29,14 +29,18 @@ pub use self::{
     jwt::{JwtOptions, RuleOptions, SecretOptions},
     limits::LimitOptions,
     retention::{PruneOptions, RetentionOptions},
-    secret::Secret,
+    secret::{Secret, SecretFileError},
     thresholds::Thresholds,
     tls::TlsOptions,
     trust::{TicketSetting, TrustOptions},
 };
 use crate::{
     domain::notification::UserId,
-    postgres::{connect::DatabaseUrl, schema::SchemaName},
+    postgres::{
+        connect::{DatabaseUrl, DatabaseUrlError},
+        schema::SchemaName,
+    },
+    tls::certificates::CertificateFileError,
 };
 
 /// Pushes rows of a Postgres table to the browsers of the users they are for.
@@ -237,19 +241,18 @@ pub enum ConfigError {
          try Tidings without a database, run `tidings dev`"
     )]
     NoDatabase,
-    #[error("{name} can't be used: {reason}")]
+    #[error("{name} can't be used")]
     Database {
         name: &'static str,
-        /// What is wrong with the value, without the value itself.
-        reason: String,
+        source: Box<DatabaseUrlError>,
     },
     #[error("{0} and {0}_FILE are both set: keep one of them")]
     Twice(&'static str),
-    #[error("{name}_FILE names {}, which can't be read: {reason}", path.display())]
+    #[error("{name}_FILE names {}, which can't be read", path.display())]
     File {
         name: &'static str,
         path: PathBuf,
-        reason: String,
+        source: SecretFileError,
     },
     #[error(
         "no authentication is configured, so anyone could read all notifications: set \
@@ -279,8 +282,8 @@ pub enum ConfigError {
          behind a proxy that terminates TLS"
     )]
     HalfTls,
-    #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used: {0}")]
-    Tls(String),
+    #[error("TIDINGS_TLS_CERT and TIDINGS_TLS_KEY can't be used")]
+    Tls(#[source] Box<CertificateFileError>),
     #[error(
         "{name} is {value:?}, which contains a control character: the file that it comes from may \
          have Windows line endings (convert it, for example with dos2unix)"
@@ -333,7 +336,10 @@ fn database(name: &'static str, url: &Secret) -> Result<DatabaseUrl, ConfigError
     url.reveal()
         .trim()
         .parse()
-        .map_err(|reason| ConfigError::Database { name, reason })
+        .map_err(|error: DatabaseUrlError| ConfigError::Database {
+            name,
+            source: error.into(),
+        })
 }
 
 /// Parses an address to listen on, as people write it. Names other than `localhost` are
@@ -374,6 +380,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::runtime::error_chain::ErrorChain;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -460,10 +467,11 @@ mod tests {
             "postgres://app:hunter2@db/app?sslmode=verify-full",
             "hunter2",
         );
-        for text in [
-            short.jwt.tokens().err().expect("too short").to_string(),
-            short.database.url().expect_err("no authority").to_string(),
+        for error in [
+            short.jwt.tokens().err().expect("too short"),
+            short.database.url().expect_err("no authority"),
         ] {
+            let text = format!("{} {error:?}", ErrorChain(&error));
             assert!(!text.contains("hunter2"), "{text}");
         }
     }

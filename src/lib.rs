@@ -32,5 +32,6 @@ pub mod postgres;
 
 pub mod domain;
 
-pub(crate) mod runtime;
 pub mod tls;
+
+pub(crate) mod runtime;

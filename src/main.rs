@@ -14,20 +14,19 @@ use tidings::{
     auth::jwt,
     check::{self, Installation, Report},
     cli::{
-        completions, dev, health,
+        AnyError, completions, dev, health,
         output::{self, Colour, Screen},
         prune::{self, ProgressLine, PruneOutcome},
-        send, show_config, status, tail,
-        uninstall::{self, UninstallError},
+        send, show_config, status, tail, uninstall,
     },
     config::{
         BridgeOptions, CheckOptions, Cli, Command, ConfigError, ConfigOptions, Environment, Form,
-        MigrateOptions, PruneOptions, ServeOptions, StatusOptions, TokenOptions, UninstallOptions,
+        MigrateOptions, PruneOptions, ServeOptions, StatusOptions, TokenOptions,
     },
     http::inherited_sockets::{InheritedSockets, InheritedSocketsError},
-    monitoring::logging::{self, LogError},
+    monitoring::logging::{self, ErrorChain, LogError},
     postgres::{
-        connect::ConnectError,
+        connect::MissingPassword,
         error_hint, listen_probe, prune_failure,
         retention::{self, Prune, Retry},
         schema,
@@ -35,8 +34,6 @@ use tidings::{
 };
 use tokio::runtime::Runtime;
 use tracing::info;
-
-type AnyError = Box<dyn Error>;
 
 /// Exit code of `serve` and `dev` after they were asked to stop, even if something was
 /// cut off: the stop was wanted, so process managers must not restart them.
@@ -92,9 +89,10 @@ fn main() -> ExitCode {
     };
     let code = match outcome {
         Err(error) if !is_broken_pipe(&*error) => {
+            let text = ErrorChain(&*error);
             match error_hint::of(&*error) {
-                Some(explanation) => logging::say(&format!("tidings: {error}; {explanation}")),
-                None => logging::say(&format!("tidings: {error}")),
+                Some(explanation) => logging::say(&format!("tidings: {text}; {explanation}")),
+                None => logging::say(&format!("tidings: {text}")),
             }
             if is_of_settings(&*error) {
                 ExitCode::from(BAD_SETTING)
@@ -124,19 +122,20 @@ fn refuse(error: &clap::Error, environment: &Environment) -> ExitCode {
 }
 
 /// Whether the output was closed, as in `tidings status | head`: its reader has enough.
+/// Commands return such an error as it is; one that is the cause of another is about
+/// something else, such as the connection to Postgres.
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    error.downcast_ref().is_some_and(is_closed) || error.source().is_some_and(is_broken_pipe)
+    error.downcast_ref().is_some_and(is_closed)
 }
 
 /// Whether a setting is missing or can't be used.
 fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
-    let lacks_password = |error: &ConnectError| matches!(error, ConnectError::NoPassword { .. });
     let is_filter = |error: &LogError| matches!(error, LogError::Filter(_));
     error.is::<ConfigError>()
         || error.is::<InheritedSocketsError>()
         || error.is::<BadSettings>()
-        || error.downcast_ref().is_some_and(lacks_password)
+        || error.is::<MissingPassword>()
         || error.downcast_ref().is_some_and(is_filter)
         || error.source().is_some_and(is_of_settings)
 }
@@ -176,22 +175,22 @@ async fn run(
         Command::Check(options) => check(output, &options, environment).await,
         Command::Status(options) => status(output, &options).await,
         Command::Prune(options) => prune(output, options).await,
-        Command::Dev(options) => Ok(dev::run(options, &Shutdown::watch(STOPPED)?).await?),
+        Command::Dev(options) => dev::run(options, &Shutdown::watch(STOPPED)?).await,
         Command::Token(options) => token(output, &options),
         Command::Send(options) => Ok(writeln!(output, "{}", send::send(&options).await?)?),
         Command::Ticket(options) => Ok(writeln!(output, "{}", send::issue(&options).await?)?),
-        Command::Tail(options) => Ok(tail::run(output, &options).await?),
+        Command::Tail(options) => tail::run(output, &options).await,
         Command::Health(options) => {
             health::run(&options).await?;
             Ok(writeln!(output, "ready")?)
         }
-        Command::Uninstall(options) => remove(output, &options).await,
+        Command::Uninstall(options) => uninstall::run(output, &options).await,
         Command::Config(options) => {
             let matches = matches.subcommand_matches("config").unwrap_or(&matches);
             config(output, &options, matches, environment)
         }
         Command::Completions(options) => Ok(completions::complete(output, options.shell)?),
-        Command::Man(options) => Ok(completions::page(output, options.command.as_deref())?),
+        Command::Man(options) => completions::page(output, options.command.as_deref()),
     }
 }
 
@@ -209,16 +208,6 @@ fn config(
             "`tidings serve` would refuse to start with these settings ({count} to fix)"
         ))
         .into()),
-    }
-}
-
-async fn remove(output: &mut impl Write, options: &UninstallOptions) -> Result<(), AnyError> {
-    match uninstall::run(output, options).await {
-        // An operator who did not see what would be removed has not agreed to it.
-        Err(UninstallError::Terminal(error)) => {
-            Err(format!("nothing was removed: can't print what would be removed: {error}").into())
-        }
-        outcome => Ok(outcome?),
     }
 }
 
@@ -255,7 +244,7 @@ async fn serve(mut options: ServeOptions, activation: InheritedSockets) -> Resul
             activation,
             ..Parts::of(&options)?
         };
-        App::build(parts, &options.bridge).await
+        Ok::<_, AnyError>(App::build(parts, &options.bridge).await?)
     };
     let Some(app) = shutdown.unless_requested(Box::pin(building)).await else {
         info!("stopped before it was ready");
@@ -326,7 +315,7 @@ fn print_check(output: &mut impl Write, options: &CheckOptions, report: &Report)
 async fn status(output: &mut impl Write, options: &StatusOptions) -> Result<(), AnyError> {
     let status = status::look(options).await?;
     let printed = status.print(output, options.form.form());
-    unless_nobody_reads(printed.map_err(AnyError::from))?;
+    unless_nobody_reads(printed)?;
     Ok(status.report.verdict()?)
 }
 

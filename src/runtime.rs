@@ -1,9 +1,10 @@
-//! What every layer may use: background tasks, backoff, log throttling, escaping.
+//! What every layer may use: background tasks, backoff, log throttling, errors, escaping.
 //!
 //! May use: nothing.
 
 pub(crate) mod backoff;
 pub(crate) mod counter_map;
+pub(crate) mod error_chain;
 pub(crate) mod escape;
 pub(crate) mod log_throttle;
 pub(crate) mod loopback;

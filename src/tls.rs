@@ -1,6 +1,6 @@
 //! Certificates and keys, for the server and for connections to Postgres.
 //!
-//! May use: nothing.
+//! May use: `runtime`.
 
 pub mod certificates;
 pub mod server_certificate;

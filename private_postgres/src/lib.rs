@@ -142,12 +142,12 @@ pub enum ClusterError {
     )]
     StillRunning(PathBuf),
     /// A system call failed.
-    #[error("can't {action} {}: {reason}", path.display())]
+    #[error("can't {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         path: PathBuf,
-        reason: io::Error,
+        source: io::Error,
     },
 }
 
@@ -155,10 +155,10 @@ type Result<T, E = ClusterError> = std::result::Result<T, E>;
 
 /// Converts an I/O error, adding what was tried.
 fn cannot<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ClusterError + 'a {
-    move |reason| ClusterError::Io {
+    move |source| ClusterError::Io {
         action,
         path: path.to_owned(),
-        reason,
+        source,
     }
 }
 

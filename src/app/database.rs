@@ -1,6 +1,6 @@
 //! The database at startup: reached, checked, and migrated if allowed.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -23,7 +23,7 @@ use crate::{
         retention::Retention,
         schema::{self, SchemaError},
     },
-    runtime::backoff::Backoff,
+    runtime::{backoff::Backoff, error_chain::ErrorChain},
 };
 
 /// How long to retry at startup while the database can't be reached: services that are
@@ -104,7 +104,7 @@ impl Database {
 
 /// Retries while `attempt` fails because the database can't be reached, for at most
 /// [`START_LIMIT`].
-async fn retry_while_starting<T, E: Display>(
+async fn retry_while_starting<T, E: Error + 'static>(
     url: &DatabaseUrl,
     is_passing: impl Fn(&E) -> bool,
     attempt: impl AsyncFn() -> Result<T, E>,
@@ -120,6 +120,7 @@ async fn retry_while_starting<T, E: Display>(
         if left.is_zero() {
             return Err(error);
         }
+        let error = ErrorChain(&error);
         warn!(
             %error, database = %url,
             "can't reach the database at {url}, retrying for {} s more: {error}",

@@ -1,7 +1,7 @@
 //! Handles SIGHUP: reads secrets, keys, database URLs and certificates from their files
 //! again. Open streams and database connections stay open.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{error::Error, path::Path, sync::Arc, time::Duration};
 
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
@@ -11,6 +11,7 @@ use crate::{
     auth::jwt::{Keys, Tokens},
     config::ServeOptions,
     postgres::connect::DatabaseUrl,
+    runtime::error_chain::ErrorChain,
     tls::server_certificate::Certificate,
 };
 
@@ -83,7 +84,7 @@ impl Reload {
                 "the certificate",
                 self.options.tls.tls_cert.as_deref(),
                 || match &self.certificate {
-                    Some(certificate) => certificate.look().map(drop),
+                    Some(certificate) => text(certificate.look()).map(drop),
                     None => Ok(()),
                 },
             ),
@@ -144,8 +145,8 @@ impl Reloaded {
     }
 }
 
-fn text<T>(outcome: Result<T, impl ToString>) -> Result<T, String> {
-    outcome.map_err(|error| error.to_string())
+fn text<T>(outcome: Result<T, impl Error + 'static>) -> Result<T, String> {
+    outcome.map_err(|error| ErrorChain(&error).to_string())
 }
 
 /// Reads one kind of setting again, if it comes from a file, and logs the outcome, but

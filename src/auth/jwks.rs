@@ -4,7 +4,7 @@
 
 mod url;
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use jsonwebtoken::{Algorithm, jwk::Jwk};
@@ -21,7 +21,10 @@ use tracing::{debug, info, warn};
 pub use self::url::JwksUrl;
 use crate::{
     auth::jwt_key::{Accepted, Key, KeyKind},
-    runtime::backoff::{Backoff, jittered},
+    runtime::{
+        backoff::{Backoff, jittered},
+        error_chain::ErrorChain,
+    },
     tls::certificates,
 };
 
@@ -271,14 +274,16 @@ impl JwksState {
         if self.url.is_this_machine() {
             builder = builder.no_proxy();
         }
-        builder.build().map_err(|error| said(&error))
+        builder
+            .build()
+            .map_err(|error| ErrorChain(&error).to_string())
     }
 
     /// Reads the body, and fails once it is too large. The length that the server
     /// announces is not trusted.
     async fn body(&self, client: &Client) -> Result<Vec<u8>, String> {
         let answer = client.get(self.url.whole()).send().await;
-        let mut answer = answer.map_err(|error| said(&error.without_url()))?;
+        let mut answer = answer.map_err(|error| ErrorChain(&error.without_url()).to_string())?;
         if answer.status() != StatusCode::OK {
             return Err(format!("the server responded with {}", answer.status()));
         }
@@ -286,7 +291,7 @@ impl JwksState {
         while let Some(piece) = answer
             .chunk()
             .await
-            .map_err(|error| said(&error.without_url()))?
+            .map_err(|error| ErrorChain(&error.without_url()).to_string())?
         {
             if body.len() + piece.len() > SET_BYTES {
                 return Err(format!("the response is larger than {SET_BYTES} bytes"));
@@ -325,18 +330,6 @@ impl JwksState {
         }
         Ok(keys)
     }
-}
-
-/// The message of an error and of its causes.
-fn said(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
         database::Database,
         pool::{self, QueryError},
     },
-    runtime::{counter_map::CounterMap, log_throttle::LogThrottle},
+    runtime::{counter_map::CounterMap, error_chain::ErrorChain, log_throttle::LogThrottle},
 };
 
 /// A ticket is 64 hexadecimal digits. Anything else is rejected without a query.
@@ -141,6 +141,7 @@ impl Lookup {
             Err(error) => {
                 // Logged at a limited rate: anyone can cause a lookup.
                 if let Some(count) = self.failed.count(time::Instant::now()) {
+                    let error = ErrorChain(&error);
                     warn!(%error, count, "could not look up {count} tickets: {error}");
                 }
                 Err(Unidentified::Unavailable)

@@ -1,7 +1,10 @@
 //! Whether `serve` would refuse the settings.
 
 use super::finding::{Finding, Fix, Topic};
-use crate::config::{ConfigError, Environment, ServeOptions};
+use crate::{
+    config::{ConfigError, Environment, ServeOptions},
+    runtime::error_chain::ErrorChain,
+};
 
 /// Settings that `serve` would refuse, and settings that may be mistakes.
 ///
@@ -25,7 +28,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
             Topic::Configuration,
             "`tidings serve` would refuse to start here".to_owned(),
             EXPECTED,
-            Fix::Advice(problem.to_string()),
+            Fix::Advice(ErrorChain(&problem).to_string()),
         ),
     });
     let doubtful = options.warnings().into_iter().map(|warning| {

@@ -4,10 +4,13 @@ use super::{
     finding::{Finding, Fix, Topic},
     rights::{self, Who},
 };
-use crate::postgres::{
-    connect::{Borrowed, DatabaseUrl, Queries},
-    listen_probe::{self, DirectError},
-    schema::{SchemaError, SchemaName},
+use crate::{
+    postgres::{
+        connect::{Borrowed, DatabaseUrl, Queries},
+        listen_probe::{self, DirectError},
+        schema::{SchemaError, SchemaName},
+    },
+    runtime::error_chain::ErrorChain,
 };
 
 const LISTENS: &str = "a dedicated session on the primary for LISTEN: without it, rows are found \
@@ -18,11 +21,11 @@ pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
     let error = listen_probe::prove(url).await.err()?;
     let (found, cure) = match &error {
         DirectError::Connect(error) => (
-            format!("can't connect to {url}: {error}"),
+            format!("can't connect to {url}: {}", ErrorChain(error)),
             "start PostgreSQL there, or correct DATABASE_URL".to_owned(),
         ),
         DirectError::Postgres(_) => (
-            format!("LISTEN or NOTIFY fails at {url}: {error}"),
+            format!("LISTEN or NOTIFY fails at {url}: {}", ErrorChain(&error)),
             "allow this role to connect, LISTEN and NOTIFY there".to_owned(),
         ),
         DirectError::Standby(_) => (
@@ -66,7 +69,8 @@ pub(super) async fn pooled(
         Ok(connected) => connected,
         Err(error) => {
             return Ok(vec![wrong(format!(
-                "DATABASE_URL: can't connect to {url}: {error}"
+                "DATABASE_URL: can't connect to {url}: {}",
+                ErrorChain(&error)
             ))]);
         }
     };

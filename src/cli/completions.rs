@@ -6,16 +6,10 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::config::{Cli, ConfigError};
-
-/// Why a man page was not printed.
-#[derive(Debug, thiserror::Error)]
-pub enum ManualError {
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    #[error("{0}")]
-    Output(#[from] io::Error),
-}
+use crate::{
+    cli::AnyError,
+    config::{Cli, ConfigError},
+};
 
 /// Prints the completion script for a shell.
 pub fn complete(output: &mut impl Write, shell: Shell) -> io::Result<()> {
@@ -29,8 +23,8 @@ pub fn complete(output: &mut impl Write, shell: Shell) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// [`ManualError`], if there is no such command, or if `output` can't be written to.
-pub fn page(output: &mut impl Write, name: Option<&str>) -> Result<(), ManualError> {
+/// An error, if there is no such command, or if `output` can't be written to.
+pub fn page(output: &mut impl Write, name: Option<&str>) -> Result<(), AnyError> {
     let mut all = Cli::command();
     all.build();
     let command: Command = match name {

@@ -15,27 +15,24 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::{
-    app::{self, App, Parts, RunError, StartError, shutdown::Shutdown},
+    app::{self, App, Parts, shutdown::Shutdown},
     auth::{
         authenticator::{Credentials, QueryUser, TicketPolicy},
         client_addr::Proxies,
         cookie::CookieName,
         origin::Origins,
     },
+    cli::AnyError,
     config::{BridgeOptions, ConfigError, DevOptions, MigratePolicy},
-    http::{
-        demo::Demo,
-        inherited_sockets::InheritedSockets,
-        servers::{self, ServersError},
-    },
+    http::{demo::Demo, inherited_sockets::InheritedSockets, servers},
     postgres::{
-        connect::{self, DatabaseUrl},
+        connect::{DatabaseUrl, DatabaseUrlError},
         pool::{Pool, PoolMode},
         schema::SchemaName,
     },
     runtime::loopback::is_loopback,
 };
-use private_postgres::{self, Cluster, ClusterError, PostgresBinaries};
+use private_postgres::{self, Cluster, PostgresBinaries};
 
 /// The database in the private cluster.
 const DATABASE: &str = "tidings";
@@ -43,29 +40,18 @@ const DATABASE: &str = "tidings";
 /// Pool size for the demo page's own queries.
 const PAGE_CONNECTIONS: usize = 2;
 
-/// Why `dev` did not start, or stopped.
+/// Why the private PostgreSQL can't be used, although it runs.
 #[derive(Debug, thiserror::Error)]
-pub enum DevError {
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    #[error("{0}")]
-    Servers(#[from] ServersError),
-    #[error("{0}")]
-    Cluster(#[from] ClusterError),
-    #[error("the private PostgreSQL returned an error: {}", connect::describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    /// The URL that `dev` itself composed can't be parsed.
-    #[error("the private PostgreSQL's URL can't be parsed: {0}")]
-    Url(String),
-    #[error("{0}")]
-    Start(#[from] StartError),
-    #[error("{0}")]
-    Run(#[from] RunError),
+enum PrivatePostgresError {
+    #[error("the private PostgreSQL returned an error")]
+    Postgres(#[source] tokio_postgres::Error),
+    #[error("the private PostgreSQL's URL can't be parsed")]
+    Url(#[source] DatabaseUrlError),
 }
 
 /// Runs until it is asked to stop or its terminal is closed, then stops the bridge and
 /// its PostgreSQL.
-pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), DevError> {
+pub async fn run(options: DevOptions, shutdown: &Shutdown) -> Result<(), AnyError> {
     check_loopback(&options.bridge)?;
     // Checked first, so that a port in use is reported before a PostgreSQL is set up.
     servers::check_ports(&options.bridge)?;
@@ -117,7 +103,7 @@ async fn serve(
     binaries: &PostgresBinaries,
     options: &BridgeOptions,
     shutdown: &Shutdown,
-) -> Result<(), DevError> {
+) -> Result<(), AnyError> {
     let asked = asked(shutdown);
     tokio::pin!(asked);
     let building = build(cluster, binaries, options);
@@ -134,16 +120,19 @@ async fn build(
     cluster: &Cluster,
     binaries: &PostgresBinaries,
     options: &BridgeOptions,
-) -> Result<App, DevError> {
-    create_database(cluster).await?;
+) -> Result<App, AnyError> {
+    create_database(cluster)
+        .await
+        .map_err(PrivatePostgresError::Postgres)?;
     let connection_string = cluster.url(DATABASE);
-    let url: DatabaseUrl = connection_string.parse().map_err(DevError::Url)?;
+    let url: DatabaseUrl = connection_string
+        .parse()
+        .map_err(PrivatePostgresError::Url)?;
     let psql = format!(
         "{} \"{connection_string}\" -c \"select send_notification('alice', 'Hello from SQL')\"",
         psql_command(binaries),
     );
-    let pool = Pool::new(&url, PoolMode::Session, PAGE_CONNECTIONS, Handle::current())
-        .map_err(StartError::Pool)?;
+    let pool = Pool::new(&url, PoolMode::Session, PAGE_CONNECTIONS, Handle::current())?;
     let demo = Demo::new(pool, &psql);
     let parts = Parts {
         url,
@@ -224,7 +213,7 @@ fn data_folder() -> Option<PathBuf> {
     state.map(|state| state.join("tidings/dev"))
 }
 
-async fn create_database(cluster: &Cluster) -> Result<(), DevError> {
+async fn create_database(cluster: &Cluster) -> Result<(), tokio_postgres::Error> {
     let (client, connection) = cluster
         .config("postgres")
         .connect(tokio_postgres::NoTls)

@@ -25,10 +25,10 @@ const ANSWER_BYTES: u64 = 64 << 10;
 /// Why the health check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    #[error("no bridge answers at {address} (TIDINGS_ADMIN_LISTEN): {reason}")]
+    #[error("no bridge answers at {address} (TIDINGS_ADMIN_LISTEN)")]
     Unreachable {
         address: SocketAddr,
-        reason: io::Error,
+        source: io::Error,
     },
     #[error("the bridge at {0} did not answer within {limit} s", limit = LIMIT.as_secs())]
     Silent(SocketAddr),
@@ -47,7 +47,7 @@ pub async fn run(options: &HealthOptions) -> Result<(), ProbeError> {
     let address = reachable(options.admin_listen);
     let answer = timeout(LIMIT, ask(address)).await;
     let answer = answer.map_err(|_| ProbeError::Silent(address))?;
-    let answer = answer.map_err(|reason| ProbeError::Unreachable { address, reason })?;
+    let answer = answer.map_err(|source| ProbeError::Unreachable { address, source })?;
     let stranger = || ProbeError::Stranger(address);
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(stranger)?;
     let status = head.split(' ').nth(1).ok_or_else(stranger)?;

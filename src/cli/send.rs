@@ -9,12 +9,14 @@ use std::{
 use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use crate::{
+    cli::AnyError,
     config::{DatabaseOptions, SendOptions, TicketOptions},
     postgres::{
-        connect::{Borrowed, ConnectError, DatabaseUrl, Queries, describe},
+        connect::{Borrowed, DatabaseUrl, Queries},
         pool::Parameter,
         schema::SchemaName,
     },
+    runtime::error_chain::ErrorChain,
 };
 
 /// More than a notification can hold: the database reports the actual limit.
@@ -23,12 +25,8 @@ const INPUT_BYTES: u64 = 2 << 20;
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SqlCommandError {
-    #[error("{0}")]
-    Config(#[from] crate::config::ConfigError),
-    #[error("{0}")]
-    Connect(#[from] ConnectError),
-    #[error("can't read the text from standard input: {0}")]
-    Input(#[from] io::Error),
+    #[error("can't read the text from standard input")]
+    Input(#[source] io::Error),
     /// This role lacks the privilege.
     #[error(
         "the role {role}, as which DATABASE_URL logs in, may not {what}: use a role in \
@@ -54,8 +52,6 @@ pub enum SqlCommandError {
         /// The message from Postgres.
         reason: String,
     },
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
 }
 
 /// A command that executes one SQL query.
@@ -67,9 +63,9 @@ struct SqlCommand<'a> {
 }
 
 /// Sends a notification and returns its id.
-pub async fn send(options: &SendOptions) -> Result<i64, SqlCommandError> {
+pub async fn send(options: &SendOptions) -> Result<i64, AnyError> {
     let text = match options.text.as_str() {
-        "-" => read_input()?,
+        "-" => read_input().map_err(SqlCommandError::Input)?,
         text => text.to_owned(),
     };
     let errand = SqlCommand {
@@ -107,7 +103,7 @@ pub async fn send(options: &SendOptions) -> Result<i64, SqlCommandError> {
 }
 
 /// Creates a ticket and returns it. It can't be retrieved later.
-pub async fn issue(options: &TicketOptions) -> Result<String, SqlCommandError> {
+pub async fn issue(options: &TicketOptions) -> Result<String, AnyError> {
     let errand = SqlCommand {
         database: &options.database,
         what: "create tickets",
@@ -127,7 +123,7 @@ pub async fn issue(options: &TicketOptions) -> Result<String, SqlCommandError> {
 impl SqlCommand<'_> {
     /// Works through a pooler too: the statement is unnamed and leaves nothing in the
     /// session.
-    async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, SqlCommandError> {
+    async fn run(&self, query: &str, parameters: &[Parameter<'_>]) -> Result<Row, AnyError> {
         let url: DatabaseUrl = self.database.url()?;
         let client = Borrowed::to_write(&url).await?;
         let query = self.database.schema.fill(query);
@@ -137,8 +133,8 @@ impl SqlCommand<'_> {
         }
     }
 
-    async fn meaning(&self, client: &Borrowed, error: tokio_postgres::Error) -> SqlCommandError {
-        let reason = describe(&error);
+    async fn meaning(&self, client: &Borrowed, error: tokio_postgres::Error) -> AnyError {
+        let reason = ErrorChain(&error).to_string();
         match error.code() {
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 let query = include_str!("../../sql/quoted_role.sql");
@@ -149,7 +145,8 @@ impl SqlCommand<'_> {
                         what: self.what,
                         group: self.group,
                         reason,
-                    },
+                    }
+                    .into(),
                     Err(error) => error.into(),
                 }
             }
@@ -160,7 +157,8 @@ impl SqlCommand<'_> {
             ) => SqlCommandError::NoSchema {
                 schema: self.database.schema.clone(),
                 reason,
-            },
+            }
+            .into(),
             _ => error.into(),
         }
     }

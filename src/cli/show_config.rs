@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::output::{Colour, print_json},
     config::{Cli, ConfigOptions, Environment, Form},
-    runtime::escape,
+    runtime::{error_chain::ErrorChain, escape},
 };
 
 /// The flag of `config` itself, which is no setting of `serve`.
@@ -112,7 +112,10 @@ pub fn print(
     environment: &Environment,
 ) -> io::Result<()> {
     let problems = options.serve.problems();
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let problems = problems
+        .iter()
+        .map(|problem| ErrorChain(problem).to_string());
+    let problems: Vec<String> = problems.collect();
     let mut warnings = environment.warnings();
     warnings.extend(options.serve.warnings());
     match options.form.form() {

@@ -1,18 +1,21 @@
 //! `tidings status`: the state of the database and the bridges, on one page.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use serde_json::{Value, json};
 use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use crate::{
     check::{self, Report},
-    cli::output::{Bytes, Colour, Count, Span, print_json, print_report},
+    cli::{
+        AnyError,
+        output::{Bytes, Colour, Count, Span, print_json, print_report},
+    },
     config::{Form, StatusOptions},
     monitoring::database_state::{Bridge, DatabaseState, Found, Pending},
     postgres::{
-        connect::{self, Borrowed, Queries, describe},
-        schema::{self, SchemaError},
+        connect::{Borrowed, Queries},
+        schema,
     },
     runtime::escape,
 };
@@ -36,8 +39,8 @@ pub struct Status {
 ///
 /// # Errors
 ///
-/// [`StatusError`], if the database can't be reached or read.
-pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
+/// An error, if the database can't be reached or read.
+pub async fn look(options: &StatusOptions) -> Result<Status, AnyError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let mut report = Report::default();
     report.findings.extend(check::direct(&url).await);
@@ -66,28 +69,15 @@ pub async fn look(options: &StatusOptions) -> Result<Status, StatusError> {
     })
 }
 
-/// Why the state could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    #[error("{0}")]
-    Config(#[from] crate::config::ConfigError),
-    #[error("{0}")]
-    Connect(#[from] connect::ConnectError),
-    #[error("{0}")]
-    Schema(#[from] SchemaError),
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-}
-
 impl Status {
-    pub fn print(&self, output: &mut impl Write, form: Form) -> Result<(), PrintError> {
+    pub fn print(&self, output: &mut impl Write, form: Form) -> Result<(), AnyError> {
         match form {
             Form::Json => Ok(print_json(output, &self.json()?)?),
             Form::Text => self.print_text(output, Colour::of_stdout()),
         }
     }
 
-    fn print_text(&self, output: &mut impl Write, colour: Colour) -> Result<(), PrintError> {
+    fn print_text(&self, output: &mut impl Write, colour: Colour) -> Result<(), AnyError> {
         let facts = &self.facts;
         // Roles, programs and bridges choose their own names, which may contain escape
         // sequences.
@@ -169,7 +159,7 @@ impl Status {
         Ok(())
     }
 
-    fn json(&self) -> Result<Value, PrintError> {
+    fn json(&self) -> Result<Value, AnyError> {
         let facts = &self.facts;
         let longest: Option<String> = facts.try_get("longest")?;
         Ok(json!({
@@ -204,16 +194,6 @@ impl Status {
             "check": self.report.json(),
         }))
     }
-}
-
-/// Why the state could not be printed.
-#[derive(Debug, thiserror::Error)]
-pub enum PrintError {
-    #[error("{0}")]
-    Output(#[from] io::Error),
-    /// A column doesn't have the expected type.
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
 }
 
 fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {

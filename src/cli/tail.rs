@@ -14,8 +14,8 @@ use serde_json::json;
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
-    cli::output,
-    config::{ConfigError, Form, TailOptions},
+    cli::{AnyError, output},
+    config::{Form, TailOptions},
     delivery::{
         batch::End,
         page_reader::{self, Backlog, PageSize, UserPage},
@@ -24,12 +24,12 @@ use crate::{
         history::Incarnation, notification::Notification, position::Position, snapshot::Snapshot,
     },
     postgres::{
-        connect::{Borrowed, ConnectError, Queries, describe},
+        connect::{Borrowed, Queries},
         crash_sign::CrashSign,
         pool::{Pool, PoolMode, QueryError},
         queries::Sql,
     },
-    runtime::escape,
+    runtime::{error_chain::ErrorChain, escape},
 };
 
 /// Polling interval: too short for a person to notice, and a poll takes a fraction of a
@@ -38,23 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How long to wait after a failed poll.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-
-/// Why `tail` ended.
-#[derive(Debug, thiserror::Error)]
-pub enum TailError {
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    #[error("{0}")]
-    Connect(#[from] ConnectError),
-    #[error("{0}")]
-    Pool(#[from] deadpool::managed::BuildError),
-    #[error("{0}")]
-    Query(#[from] QueryError),
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    #[error("{0}")]
-    Output(#[from] io::Error),
-}
 
 struct TailPrinter<'a, W> {
     options: &'a TailOptions,
@@ -68,15 +51,15 @@ struct TailPrinter<'a, W> {
 ///
 /// # Errors
 ///
-/// [`TailError`]. If the database goes away later, `tail` retries.
-pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
+/// An error, if the first read or printing fails. If the database goes away later, `tail` retries.
+pub async fn run(output: &mut impl Write, options: &TailOptions) -> Result<(), AnyError> {
     tokio::select! {
         outcome = follow(output, options) => outcome,
         () = output::closed_stdout() => Ok(()),
     }
 }
 
-async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), TailError> {
+async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), AnyError> {
     let url = options.database.url()?;
     let pool = Pool::new(&url, PoolMode::Transaction, 1, Handle::current())?;
     // A role that can read the table need not be a bridge's.
@@ -95,7 +78,8 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), Ta
         sleep(LOOK_EVERY).await;
         match tail.look(&mut seen).await {
             Ok(()) => {}
-            Err(TailError::Query(error)) => {
+            Err(error) if error.is::<QueryError>() => {
+                let error = ErrorChain(&*error);
                 tracing::warn!(%error, "read failed, retrying: {error}");
                 sleep(TRY_AGAIN).await;
             }
@@ -113,7 +97,7 @@ struct Seen {
 
 impl<W: Write> TailPrinter<'_, W> {
     /// Prints what a connection without a position receives first.
-    async fn begin(&mut self) -> Result<Seen, TailError> {
+    async fn begin(&mut self) -> Result<Seen, AnyError> {
         let client = Borrowed::to_read(&self.options.database.url()?).await?;
         let identity = include_str!("../../sql/system_identifier.sql");
         let row = client.query_typed_one(identity, &[]).await?;
@@ -138,7 +122,7 @@ impl<W: Write> TailPrinter<'_, W> {
     }
 
     /// Prints the rows that are new to the position.
-    async fn look(&mut self, seen: &mut Seen) -> Result<(), TailError> {
+    async fn look(&mut self, seen: &mut Seen) -> Result<(), AnyError> {
         loop {
             let (user, size) = (&self.options.user, PageSize::USER);
             let page =

@@ -3,21 +3,17 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::{
-    cli::output::Count,
-    config::{ConfigError, UninstallOptions},
-    postgres::schema::{Removal, SchemaError},
+    cli::{AnyError, output::Count},
+    config::UninstallOptions,
+    postgres::{connect::DatabaseUrl, schema::Removal},
     runtime::escape,
 };
 
 /// Why nothing was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    #[error("{0}")]
-    Schema(#[from] SchemaError),
-    /// The terminal can't be written to or read from.
-    #[error("{0}")]
+    /// An operator who did not see what would be removed has not agreed to it.
+    #[error("nothing was removed: can't print what would be removed")]
     Terminal(#[from] io::Error),
     #[error(
         "nothing was removed: there is no terminal to ask for confirmation; if you are sure, pass \
@@ -32,13 +28,33 @@ pub enum UninstallError {
 ///
 /// # Errors
 ///
-/// [`UninstallError`]. Then nothing was removed.
-pub async fn run(
-    output: &mut impl Write,
-    options: &UninstallOptions,
-) -> Result<(), UninstallError> {
+/// If nothing was removed.
+pub async fn run(output: &mut impl Write, options: &UninstallOptions) -> Result<(), AnyError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
     let removal = Removal::find(&url, schema).await?;
+    agree(output, options, &url, &removal)?;
+    let groups = removal.groups.join(", ");
+    removal.carry_out().await?;
+    // The removal has succeeded, even if this can't be printed.
+    let _ = writeln!(output, "Removed.");
+    if !groups.is_empty() {
+        let _ = writeln!(
+            output,
+            "The groups remain, because other schemas and databases may use them. If none does, \
+             have a superuser run:\n  drop owned by {groups};\n  drop role {groups};"
+        );
+    }
+    Ok(())
+}
+
+/// Prints what is removed, and asks for confirmation.
+fn agree(
+    output: &mut impl Write,
+    options: &UninstallOptions,
+    url: &DatabaseUrl,
+    removal: &Removal,
+) -> Result<(), UninstallError> {
+    let schema = &options.database.schema;
     writeln!(output, "This removes from the schema {schema} in {url}:")?;
     for object in &removal.objects {
         writeln!(output, "  {}", escape::line(object))?;
@@ -57,21 +73,10 @@ pub async fn run(
             removal.sessions
         )?;
     }
-    if !options.yes {
-        ask(output, schema.name())?;
+    match options.yes {
+        true => Ok(()),
+        false => ask(output, schema.name()),
     }
-    let groups = removal.groups.join(", ");
-    removal.carry_out().await?;
-    // The removal has succeeded, even if this can't be printed.
-    let _ = writeln!(output, "Removed.");
-    if !groups.is_empty() {
-        let _ = writeln!(
-            output,
-            "The groups remain, because other schemas and databases may use them. If none does, \
-             have a superuser run:\n  drop owned by {groups};\n  drop role {groups};"
-        );
-    }
-    Ok(())
 }
 
 fn ask(output: &mut impl Write, schema: &str) -> Result<(), UninstallError> {

@@ -1,6 +1,6 @@
 //! Settings whose values must not be shown. Each is given directly or in a file.
 
-use std::{convert::Infallible, fmt, fs, path::Path, str::FromStr};
+use std::{convert::Infallible, fmt, fs, io, path::Path, str::FromStr};
 
 use super::ConfigError;
 
@@ -47,36 +47,47 @@ pub(super) fn given(
     match (value, file) {
         (Some(_), Some(_)) => Err(ConfigError::Twice(name)),
         (value, None) => Ok(value.cloned()),
-        (None, Some(path)) => read(path).map(Some).map_err(|reason| ConfigError::File {
+        (None, Some(path)) => read(path).map(Some).map_err(|source| ConfigError::File {
             name,
             path: path.to_owned(),
-            reason,
+            source,
         }),
     }
 }
 
-fn read(path: &Path) -> Result<Secret, String> {
+/// Why a file that holds a secret can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFileError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it is empty")]
+    Empty,
+    #[error("it is UTF-16, as Windows PowerShell writes it: save it as UTF-8")]
+    Utf16,
+    #[error("it is not UTF-8")]
+    NotUtf8,
+}
+
+fn read(path: &Path) -> Result<Secret, SecretFileError> {
     use std::io::Read;
 
-    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    let file = fs::File::open(path)?;
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES).read_to_end(&mut bytes)?;
     match text(&bytes)?.trim() {
-        "" => Err("it is empty".to_owned()),
+        "" => Err(SecretFileError::Empty),
         text => Ok(Secret(text.to_owned())),
     }
 }
 
 /// The text of a file, without the byte order mark that Windows editors put at its
 /// beginning.
-fn text(bytes: &[u8]) -> Result<&str, String> {
+fn text(bytes: &[u8]) -> Result<&str, SecretFileError> {
     const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
     const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
     if UTF_16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
-        return Err("it is UTF-16, as Windows PowerShell writes it: save it as UTF-8".to_owned());
+        return Err(SecretFileError::Utf16);
     }
     let bytes = bytes.strip_prefix(UTF_8_MARK).unwrap_or(bytes);
-    str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
+    str::from_utf8(bytes).map_err(|_| SecretFileError::NotUtf8)
 }

@@ -30,7 +30,7 @@ impl TlsOptions {
             (None, None) => Ok(None),
             (Some(certificate), Some(key)) => Certificate::read(certificate.clone(), key.clone())
                 .map(Some)
-                .map_err(ConfigError::Tls),
+                .map_err(|error| ConfigError::Tls(error.into())),
             _ => Err(ConfigError::HalfTls),
         }
     }

@@ -37,7 +37,7 @@ use crate::{
         pool::{Pool, QueryError},
         queries::Sql,
     },
-    runtime::backoff::Backoff,
+    runtime::{backoff::Backoff, error_chain::ErrorChain},
 };
 
 /// The first and the longest wait before a page read is retried.
@@ -201,8 +201,9 @@ impl Pages {
                     self.pool.renew();
                 }
                 Err(error) => {
-                    debug!(%error, "could not read a page, retrying: {error}");
-                    self.health.page_failed(error.to_string());
+                    let reason = ErrorChain(&error).to_string();
+                    debug!(error = reason, "could not read a page, retrying: {reason}");
+                    self.health.page_failed(reason);
                     self.reads.failures.inc();
                     if let QueryError::TimedOut(_) = error {
                         wanted.size = wanted.size.halved();

@@ -20,6 +20,7 @@ use crate::{
         queries::Sql,
         schema::{Privilege, SchemaName},
     },
+    runtime::error_chain::ErrorChain,
 };
 
 /// The timeout of a query that moves a watermark.
@@ -119,6 +120,7 @@ impl DeliveredWatermark {
                 )
                 .await;
             if let Err(error) = noted {
+                let error = ErrorChain(&error);
                 debug!(%error, "could not store a delivery watermark: {error}");
             }
         });
@@ -145,6 +147,7 @@ impl DeliveredWatermark {
                 )
                 .await;
             if let Err(error) = noted {
+                let error = ErrorChain(&error);
                 debug!(%error, "could not store a delivery watermark: {error}");
             }
             began

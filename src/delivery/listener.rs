@@ -47,6 +47,7 @@ use crate::{
     },
     runtime::{
         backoff::Backoff,
+        error_chain::ErrorChain,
         log_throttle::{LogThrottle, OutageLog},
     },
 };
@@ -146,9 +147,9 @@ impl Listener {
             let Err(error) = listening.instrument(span.clone()).await else {
                 return;
             };
-            let (delay, reason) = (backoff.next_delay(), error.to_string());
+            let (delay, reason) = (backoff.next_delay(), ErrorChain(&error).to_string());
             let is_news = failing.is_news(&reason, Instant::now().into_std());
-            span.in_scope(|| tell_of_loss(&error, delay, is_news));
+            span.in_scope(|| tell_of_loss(&reason, delay, is_news));
             self.health.lost(reason);
             if stop.run_until_cancelled(sleep(delay)).await.is_none() {
                 return;
@@ -394,6 +395,7 @@ impl Listener {
                     again = Duration::ZERO;
                 }
                 Err(error) => {
+                    let error = ErrorChain(&error);
                     debug!(%error, "could not restamp rows of another cluster: {error}");
                     doorbell = Doorbell::Restored;
                 }
@@ -409,6 +411,7 @@ impl Listener {
         match client.query_typed_one(query, &[]).await {
             Ok(row) => self.health.queue_used(row.try_get("usage")?),
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                let error = ErrorChain(&error);
                 debug!(%error, "can't read how full the notification queue is: {error}");
             }
             Err(error) => return Err(error.into()),
@@ -484,15 +487,18 @@ impl Listener {
     }
 }
 
-fn tell_of_loss(error: &ListenError, delay: Duration, is_news: bool) {
+fn tell_of_loss(error: &str, delay: Duration, is_news: bool) {
     let delay_ms = delay.as_millis() as u64;
     if is_news {
         warn!(
-            %error, delay_ms,
-            "the listener lost the database, reconnecting in {delay:?}: {error}"
+            error,
+            delay_ms, "the listener lost the database, reconnecting in {delay:?}: {error}"
         );
     } else {
-        debug!(%error, delay_ms, "the listener still can't reach the database: {error}");
+        debug!(
+            error,
+            delay_ms, "the listener still can't reach the database: {error}"
+        );
     }
 }
 

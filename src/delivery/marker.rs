@@ -50,7 +50,7 @@ use crate::{
         pool::{Pool, QueryError},
         queries::Sql,
     },
-    runtime::{backoff::Backoff, log_throttle::OutageLog},
+    runtime::{backoff::Backoff, error_chain::ErrorChain, log_throttle::OutageLog},
 };
 
 /// The timeout of one statement. While a statement for fresh rows is unanswered, no other
@@ -361,6 +361,7 @@ impl Marker {
                         began.elapsed() * ACKNOWLEDGE_PAUSE
                     }
                     Err(error) => {
+                        let error = ErrorChain(&error);
                         debug!(%error, "could not look up acknowledged rows, retrying: {error}");
                         self.marks.acknowledged.lock().put_back(taken);
                         backoff.next_delay()
@@ -483,7 +484,7 @@ impl Marker {
             Ok(locked) => MarkOutcome::Marked { locked },
             Err(error) => {
                 self.marks.failures.inc();
-                let reason = error.to_string();
+                let reason = ErrorChain(&error).to_string();
                 match error {
                     error if error.is_of_rows() => MarkOutcome::RowFailed(reason),
                     QueryError::TimedOut(_) => MarkOutcome::TimedOut(reason),

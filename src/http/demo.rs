@@ -19,6 +19,7 @@ use crate::{
         pool::{Pool, QueryError},
         schema::SchemaName,
     },
+    runtime::error_chain::ErrorChain,
 };
 
 /// Time limit for the page's queries.
@@ -158,7 +159,7 @@ async fn send(
     match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
         Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
         Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
-            let said = crate::postgres::connect::describe(&error);
+            let said = ErrorChain(&error).to_string();
             let detail = match error_hint::of(&error) {
                 Some(explanation) => format!("{said}; {explanation}"),
                 None => said,
@@ -170,5 +171,8 @@ async fn send(
 }
 
 fn unavailable(error: QueryError) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorChain(&error).to_string(),
+    )
 }

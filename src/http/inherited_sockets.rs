@@ -98,12 +98,12 @@ pub enum InheritedSocketsError {
     Twice(&'static str),
     /// Not a TCP socket, or one that doesn't listen.
     #[error(
-        "the service manager passed a socket named {name} that can't be used: {source}; it must \
+        "the service manager passed a socket named {name} that can't be used: {reason}; it must \
              be a listening TCP socket (ListenStream= with an address and a port, and Accept=no)"
     )]
     Socket {
         name: &'static str,
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
@@ -124,9 +124,9 @@ impl InheritedSockets {
         }
         let mut sockets = ListenFd::from_env();
         for (index, purpose) in purposes.into_iter().enumerate() {
-            let inherited = inherit(&mut sockets, index).map_err(|source| {
+            let inherited = inherit(&mut sockets, index).map_err(|reason| {
                 let name = purpose.name();
-                InheritedSocketsError::Socket { name, source }
+                InheritedSocketsError::Socket { name, reason }
             })?;
             let place = match purpose {
                 SocketPurpose::Stream => &mut activation.stream,

@@ -65,15 +65,15 @@ const CLOSING_LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ServersError {
     /// The certificate can't be used.
-    #[error("can't set up HTTPS: {0}")]
+    #[error("can't set up HTTPS")]
     Tls(#[from] rustls::Error),
     /// An address can't be bound.
-    #[error("can't listen on {address} ({setting}): {source}{}", advice(.source))]
+    #[error("can't listen on {address} ({setting}): {reason}{}", advice(.reason))]
     Bind {
         address: SocketAddr,
         /// The setting that contains the address.
         setting: &'static str,
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
@@ -97,10 +97,10 @@ pub fn check_ports(options: &BridgeOptions) -> Result<(), ServersError> {
         ("TIDINGS_LISTEN", options.listen),
         ("TIDINGS_ADMIN_LISTEN", options.admin_listen),
     ] {
-        listen(address).map_err(|source| ServersError::Bind {
+        listen(address).map_err(|reason| ServersError::Bind {
             address,
             setting,
-            source,
+            reason,
         })?;
     }
     Ok(())
@@ -215,10 +215,10 @@ pub fn bind_streams(
         tls: certificate.map(Certificate::acceptor).transpose()?,
         closing: closing.clone(),
     };
-    let bind = |source| ServersError::Bind {
+    let bind = |reason| ServersError::Bind {
         address: options.listen,
         setting: "TIDINGS_LISTEN",
-        source,
+        reason,
     };
     let (listener, address) = listener(inherited, options.listen).map_err(bind)?;
     let server = port.listen(server, listener, app).map_err(bind)?;
@@ -238,10 +238,10 @@ pub fn bind_admin(
     metrics: web::Data<Metrics>,
     operator: web::Data<Dashboard>,
 ) -> Result<(Server, SocketAddr), ServersError> {
-    let bind = |source| ServersError::Bind {
+    let bind = |reason| ServersError::Bind {
         address: options.admin_listen,
         setting: "TIDINGS_ADMIN_LISTEN",
-        source,
+        reason,
     };
     let (listener, address) = listener(inherited, options.admin_listen).map_err(bind)?;
     // Only this machine can connect to a loopback address, but that includes web pages in

@@ -21,6 +21,7 @@ use crate::{
         stats::{Figures, Stats},
     },
     postgres::{connect::Borrowed, database::Database},
+    runtime::error_chain::ErrorChain,
 };
 
 const PAGE: &str = include_str!("dashboard/index.html");
@@ -120,7 +121,7 @@ impl Dashboard {
                 pause = earned.clamp(SURVEY_AGE, SURVEY_LONGEST_PAUSE);
                 taken
             }
-            Err(error) => DatabaseState::unknown(&error.to_string()),
+            Err(error) => DatabaseState::unknown(&ErrorChain(&error).to_string()),
         });
         *survey = Some((Arc::clone(&taken), Instant::now() + pause));
         taken

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_postgres::{Error, Row, error::SqlState};
 
-use crate::postgres::{
-    connect::{Borrowed, describe},
-    schema::SchemaName,
+use crate::{
+    postgres::{connect::Borrowed, schema::SchemaName},
+    runtime::error_chain::ErrorChain,
 };
 
 /// Time limit for each query. Its duration grows with the number of users
@@ -47,7 +47,7 @@ impl<T> From<Result<T, Error>> for Found<T> {
             Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
                 Self::unknown(format!("the query takes longer than {} s", LIMIT.as_secs()))
             }
-            Err(error) => Self::unknown(describe(&error)),
+            Err(error) => Self::unknown(ErrorChain(&error).to_string()),
         }
     }
 }

@@ -34,6 +34,7 @@ pub use self::{
     recent::{Line, counted, recent},
 };
 use self::{output::Output, rate_limit::Flood, recent::Recent};
+pub use crate::runtime::error_chain::ErrorChain;
 use crate::{
     config::{LogFormat, LogOptions},
     runtime::escape,
@@ -51,9 +52,9 @@ static OUTPUT: OnceLock<Output> = OnceLock::new();
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("{0}")]
+    #[error(transparent)]
     Filter(#[from] FilterError),
-    #[error("can't start the thread that writes the log: {0}")]
+    #[error("can't start the thread that writes the log")]
     Thread(#[from] io::Error),
 }
 

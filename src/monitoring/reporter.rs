@@ -21,7 +21,7 @@ use crate::{
         pool::{self, QueryError},
         schema::Privilege,
     },
-    runtime::backoff::Backoff,
+    runtime::{backoff::Backoff, error_chain::ErrorChain},
 };
 
 /// Interval of the reports, by the database's clock, so that a minute's last report is
@@ -129,6 +129,7 @@ impl Reporter {
                 () = stop.cancelled() => break,
             };
             if let Err(error) = self.tell(minute).await {
+                let error = ErrorChain(&error);
                 debug!(%error, "could not report the bridge's activity: {error}");
             }
         }
@@ -144,6 +145,7 @@ impl Reporter {
             match self.ask_for_right().await {
                 Ok(right) => return right,
                 Err(error) => {
+                    let error = ErrorChain(&error);
                     debug!(
                         %error,
                         "could not check whether this role may report the bridge's activity: {error}"

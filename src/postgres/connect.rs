@@ -21,22 +21,21 @@ use tokio::{
     time::timeout,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Connection, NoTls,
-    config::SslMode,
-    error::{DbError, SqlState},
-    tls::MakeTlsConnect,
+    AsyncMessage, Client, Connection, NoTls, config::SslMode, error::SqlState, tls::MakeTlsConnect,
 };
 
 pub use self::{
     borrowed::{Borrowed, Queries, in_transaction},
-    url::DatabaseUrl,
+    password::MissingPassword,
+    tls::TlsError,
+    url::{DatabaseUrl, DatabaseUrlError},
 };
 use self::{
-    password::{FoundPassword, Missing},
+    password::FoundPassword,
     tls::TlsAttempt,
     url::{HostAddress, Target},
 };
-use crate::runtime::escape;
+use crate::runtime::error_chain::{self, ErrorChain};
 
 /// Time limit for connecting: name lookup, TCP, the server's answer and the session's
 /// settings, for all hosts that the URL names. tokio-postgres' own `connect_timeout`
@@ -135,11 +134,11 @@ const LISTENER_SETTINGS: &str = "
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Postgres reported an error, or the connection broke.
-    #[error("{}", describe(.0))]
+    #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     /// The network reported an error.
-    #[error("can't connect to {host}: {reason}")]
-    Network { host: String, reason: io::Error },
+    #[error("can't connect to {host}")]
+    Network { host: String, source: io::Error },
     /// The server doesn't support TLS.
     #[error(
         "the server at {host} offers no TLS, so passwords and notifications would cross the \
@@ -148,27 +147,26 @@ pub enum ConnectError {
     )]
     Unencrypted { host: String },
     /// The server's certificate was not accepted, or the server didn't accept ours.
-    #[error("can't establish TLS with {host} (sslmode={mode}): {reason}")]
+    #[error("can't establish TLS with {host} (sslmode={mode})")]
     Tls {
         host: String,
         /// The `sslmode` in effect.
         mode: &'static str,
-        reason: String,
+        source: Box<TlsError>,
     },
     /// The server asks for a password, and there is none.
     #[error(
         "the server at {host} requires a password for the role {role}, and none is configured: put \
          it in DATABASE_URL, set PGPASSWORD, or add a line to ~/.pgpass or the file named by \
-         PGPASSFILE ({reason})"
+         PGPASSFILE"
     )]
     NoPassword {
         host: String,
         role: String,
-        /// Why no password was found.
-        reason: String,
+        source: MissingPassword,
     },
     /// The server rejects a password that is not from the connection string.
-    #[error("{} (the password is from {password})", describe(.error))]
+    #[error("{} (the password is from {password})", ErrorChain(.error))]
     Password {
         error: tokio_postgres::Error,
         /// The source of the password.
@@ -186,7 +184,9 @@ pub enum ConnectError {
 }
 
 fn list(hosts: &[(String, ConnectError)]) -> String {
-    let hosts = hosts.iter().map(|(host, error)| format!("{host}: {error}"));
+    let hosts = hosts
+        .iter()
+        .map(|(host, error)| format!("{host}: {}", ErrorChain(error)));
     hosts.collect::<Vec<_>>().join("; ")
 }
 
@@ -222,39 +222,11 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
     error.is_closed() || source.is_some_and(|error| !is_disagreement(error))
 }
 
-/// An error with its cause: tokio-postgres' own text is only "db error" or "error
-/// connecting to server".
-pub fn describe(error: &tokio_postgres::Error) -> String {
-    let text = match (error.as_db_error(), std::error::Error::source(error)) {
-        (Some(database), _) => {
-            let hint = database.hint().map(|hint| format!(" ({hint})"));
-            let advice = if is_row_security(error) {
-                ROW_SECURITY
-            } else {
-                ""
-            };
-            let hint = hint.unwrap_or_default();
-            format!("{}{hint}{advice}", database.message())
-        }
-        (None, Some(source)) => format!("{error}: {source}"),
-        (None, None) => error.to_string(),
-    };
-    // The text may quote names of roles and objects, and messages that an application
-    // raised.
-    escape::line(&text).into_owned()
-}
-
-/// What to do if row-level security applies to a query.
-const ROW_SECURITY: &str = ": row-level security would hide rows from this role; `tidings check` \
-                            shows the statement that fixes it";
-
-/// Whether Postgres rejected a query because row-level security applies to it
-/// (`row_security = off`). The code is the same for every missing privilege, and the
-/// message may be translated, so the function name in the server's source decides.
+/// Whether Postgres rejected a query because row-level security applies to it.
 pub fn is_row_security(error: &tokio_postgres::Error) -> bool {
-    let database = error.as_db_error();
-    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
-        && database.and_then(DbError::routine) == Some("check_enable_rls")
+    error
+        .as_db_error()
+        .is_some_and(error_chain::is_row_security)
 }
 
 /// Whether a transaction could not commit because the server's notification queue is
@@ -352,16 +324,16 @@ async fn open_once(
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
-    let unreachable = |reason| ConnectError::Network {
+    let unreachable = |source| ConnectError::Network {
         host: host.to_string(),
-        reason,
+        source,
     };
     let mut config = url.config.clone();
     let password = url.password(host);
     if let Some(Ok(found)) = &password {
         config.password(&found.password);
     }
-    let explained = |error| explained(error, url, host, password.as_ref());
+    let explained = |error| explained(error, url, host, password);
     config.ssl_mode(match attempt {
         TlsAttempt::Clear => SslMode::Disable,
         TlsAttempt::EncryptedIfOffered => SslMode::Prefer,
@@ -390,10 +362,10 @@ async fn open_once(
         return Ok((client, drive(connection, on_message)));
     }
     let mode = url.tls.mode(host.reach());
-    let refused = |reason| ConnectError::Tls {
+    let refused = |error: TlsError| ConnectError::Tls {
         host: host.to_string(),
         mode: mode.name(),
-        reason,
+        source: error.into(),
     };
     let mut connector = url.tls.connector(mode).map_err(refused)?;
     let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, name);
@@ -403,7 +375,7 @@ async fn open_once(
             host: host.to_string(),
         }),
         Err(error) => Err(match tls::failure(&error) {
-            Some(reason) => refused(reason),
+            Some(error) => refused(error),
             None => explained(error),
         }),
     }
@@ -414,7 +386,7 @@ fn explained(
     error: tokio_postgres::Error,
     url: &Target,
     host: &HostAddress,
-    password: Option<&Result<FoundPassword, Missing>>,
+    password: Option<Result<FoundPassword, MissingPassword>>,
 ) -> ConnectError {
     // tokio-postgres reports this only as text.
     let source = std::error::Error::source(&error);
@@ -424,11 +396,11 @@ fn explained(
         Some(Err(missing)) if is_missing => ConnectError::NoPassword {
             host: host.to_string(),
             role: url.user().to_owned(),
-            reason: missing.to_string(),
+            source: missing,
         },
         Some(Ok(found)) if is_wrong => ConnectError::Password {
             error,
-            password: found.source.clone(),
+            password: found.source,
         },
         _ => error.into(),
     }

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::timeout};
 use tokio_postgres::AsyncMessage;
 
-use crate::postgres::connect::{self, ConnectError, DatabaseUrl, describe};
+use crate::postgres::connect::{self, ConnectError, DatabaseUrl};
 
 /// How long a notification may take. Normally it takes milliseconds.
 const HEARD_LIMIT: Duration = Duration::from_secs(5);
@@ -18,10 +18,10 @@ const HEARD_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum DirectError {
     /// The connection failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
     /// Postgres reported an error, or the connection broke.
-    #[error("{}", describe(.0))]
+    #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     /// A hot standby accepts neither LISTEN nor writes.
     #[error(

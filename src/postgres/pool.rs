@@ -19,7 +19,7 @@ use tokio_postgres::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::postgres::connect::{
-    self, BEGIN, CONNECT_LIMIT, ConnectError, DatabaseUrl, Scope, describe, in_transaction,
+    self, BEGIN, CONNECT_LIMIT, ConnectError, DatabaseUrl, Scope, in_transaction,
 };
 
 /// Time limit for reading queries: a user's page, or less.
@@ -81,22 +81,34 @@ pub type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
     /// No connection was available.
+    #[error("no database connection")]
+    Connect(#[source] ConnectError),
+    /// The pool has none, and opened none.
     #[error("no database connection: {0}")]
-    Connect(#[from] managed::PoolError<ConnectError>),
+    Pool(managed::PoolError<ConnectError>),
     /// Postgres reported an error, or the connection broke.
-    #[error("{}", describe(.0))]
+    #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     /// There was no answer in time.
     #[error("the database did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
 }
 
+impl From<managed::PoolError<ConnectError>> for QueryError {
+    fn from(error: managed::PoolError<ConnectError>) -> Self {
+        match error {
+            managed::PoolError::Backend(error) => Self::Connect(error),
+            error => Self::Pool(error),
+        }
+    }
+}
+
 impl QueryError {
     /// Whether retrying may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Connect(managed::PoolError::Backend(error)) => error.is_passing(),
-            Self::Connect(_) | Self::TimedOut(_) => true,
+            Self::Connect(error) => error.is_passing(),
+            Self::Pool(_) | Self::TimedOut(_) => true,
             Self::Postgres(error) => error.is_closed(),
         }
     }
@@ -198,7 +210,7 @@ impl Pool {
                 Err(QueryError::TimedOut(limit))
             }
         };
-        if let Err(QueryError::TimedOut(_) | QueryError::Connect(managed::PoolError::Timeout(_))) =
+        if let Err(QueryError::TimedOut(_) | QueryError::Pool(managed::PoolError::Timeout(_))) =
             &outcome
         {
             self.timeouts.inc();

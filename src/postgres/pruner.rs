@@ -23,7 +23,10 @@ use crate::{
         retention::{Left, Prune, PruneBatch, PruneError, PrunePace, PruneTurn, Retry},
         schema::SchemaName,
     },
-    runtime::backoff::{Backoff, jittered},
+    runtime::{
+        backoff::{Backoff, jittered},
+        error_chain::ErrorChain,
+    },
 };
 
 /// It works at most a tenth of the time. This removes ten thousand rows per second on a
@@ -88,7 +91,7 @@ impl Pruner {
                     jittered(self.every)
                 }
                 Err(error) => {
-                    let delay = backoff.next_delay();
+                    let (delay, error) = (backoff.next_delay(), ErrorChain(&error));
                     warn!(
                         %error, delay_ms = delay.as_millis() as u64,
                         "could not remove old rows, retrying in {}: {error}",

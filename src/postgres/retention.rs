@@ -7,10 +7,13 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, error::SqlState};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::postgres::{
-    connect::{self, ConnectError, DatabaseUrl, describe},
-    prune_failure::PruneFailure,
-    schema::SchemaName,
+use crate::{
+    postgres::{
+        connect::{self, ConnectError, DatabaseUrl},
+        prune_failure::PruneFailure,
+        schema::SchemaName,
+    },
+    runtime::error_chain::ErrorChain,
 };
 
 /// The minimum time that rows stay after they were sent; the function rejects less. A
@@ -73,17 +76,17 @@ pub fn sent_for(text: &str) -> Result<Duration, String> {
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     /// The connection failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
     /// Postgres reported an error, or the connection broke.
-    #[error("{}", describe(.0))]
+    #[error(transparent)]
     Postgres(tokio_postgres::Error),
     /// This role may not remove rows.
     #[error(
         "{}: have the schema's owner run: grant execute on function \
          {}.tidings_prune_batch(interval, bigint, integer) to the role of DATABASE_URL; or grant \
          that role tidings_bridge or tidings_owner",
-        describe(.error), .schema.quoted()
+        ErrorChain(.error), .schema.quoted()
     )]
     Right {
         schema: SchemaName,

@@ -15,6 +15,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{error, warn};
 
+use crate::runtime::error_chain::ErrorChain;
+
 /// How long a task with nothing to finish may take to end: the time until it is scheduled
 /// again on a busy machine.
 const ENDLESS_LIMIT: Duration = Duration::from_secs(1);
@@ -122,7 +124,7 @@ impl Tasks {
         let supervised = async move {
             let how = match supervised.await.map(Into::into) {
                 Ok(TaskOutcome::Finished) => Failure::Returned,
-                Ok(TaskOutcome::Failed(error)) => Failure::Error(error.to_string()),
+                Ok(TaskOutcome::Failed(error)) => Failure::Error(ErrorChain(&error).to_string()),
                 Err(_) => Failure::Panicked,
             };
             let is_asked = is_asked.is_cancelled();

@@ -1,6 +1,10 @@
 //! Reads certificates and keys from PEM files, and selects the cryptographic provider.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     RootCertStore,
@@ -11,6 +15,40 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+
+/// Why a certificate or a key can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateFileError {
+    #[error("{} can't be read", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{} can't be read as PEM", path.display())]
+    NotPem { path: PathBuf, source: pem::Error },
+    #[error("{} contains no readable key: it must be PEM, and not encrypted", .0.display())]
+    NoKey(PathBuf),
+    #[error("{} contains no certificate: it must be PEM", .0.display())]
+    NoCertificate(PathBuf),
+    #[error(
+        "the key in {} doesn't match the first certificate in {}",
+        key.display(), certificate.display()
+    )]
+    OtherKey { certificate: PathBuf, key: PathBuf },
+    #[error("{} and {} can't be used together", certificate.display(), key.display())]
+    Pair {
+        certificate: PathBuf,
+        key: PathBuf,
+        source: rustls::Error,
+    },
+    #[error("{} can't be used", path.display())]
+    Authority {
+        path: PathBuf,
+        source: rustls::Error,
+    },
+    /// The text of the error names its cause.
+    #[error("the system's certificates can't be read: {0}")]
+    System(String),
+    #[error("the system has no certificates: install the package ca-certificates")]
+    NoSystem,
+}
 
 /// The provider that all of Tidings uses. It is passed explicitly wherever TLS is set up,
 /// because the process default could be set by another library.
@@ -23,26 +61,22 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 ///
 /// A message that names the file; also if certificate and key don't belong together.
-pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
+pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, CertificateFileError> {
     let chain = certificates(certificate)?;
     let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| match error {
-        pem::Error::NoItemsFound => format!(
-            "{} contains no readable key: it must be PEM, and not encrypted",
-            key.display()
-        ),
-        error => unreadable(key, &error),
+        pem::Error::NoItemsFound => CertificateFileError::NoKey(key.to_owned()),
+        error => not_pem(key, error),
     })?;
     CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => format!(
-            "the key in {} doesn't match the first certificate in {}",
-            key.display(),
-            certificate.display()
-        ),
-        error => format!(
-            "{} and {} can't be used together: {error}",
-            certificate.display(),
-            key.display()
-        ),
+        rustls::Error::InconsistentKeys(_) => CertificateFileError::OtherKey {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+        },
+        source => CertificateFileError::Pair {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            source,
+        },
     })
 }
 
@@ -51,12 +85,15 @@ pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, Str
 /// # Errors
 ///
 /// A message that names the file.
-pub fn authorities(path: &Path) -> Result<RootCertStore, String> {
+pub fn authorities(path: &Path) -> Result<RootCertStore, CertificateFileError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots
             .add(certificate)
-            .map_err(|error| format!("{} can't be used: {error}", path.display()))?;
+            .map_err(|source| CertificateFileError::Authority {
+                path: path.to_owned(),
+                source,
+            })?;
     }
     Ok(roots)
 }
@@ -66,45 +103,47 @@ pub fn authorities(path: &Path) -> Result<RootCertStore, String> {
 /// # Errors
 ///
 /// A message if there are none.
-pub fn system_authorities() -> Result<RootCertStore, String> {
+pub fn system_authorities() -> Result<RootCertStore, CertificateFileError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     // System stores contain some certificates that can't be parsed; the others suffice.
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         return Err(match found.errors.first() {
-            Some(error) => format!("the system's certificates can't be read: {error}"),
-            None => "the system has no certificates: install the package ca-certificates".into(),
+            Some(error) => CertificateFileError::System(error.to_string()),
+            None => CertificateFileError::NoSystem,
         });
     }
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateFileError> {
     let certificates = CertificateDer::pem_slice_iter(&read(path)?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unreadable(path, &error))?;
+        .map_err(|error| not_pem(path, error))?;
     if certificates.is_empty() {
-        return Err(format!(
-            "{} contains no certificate: it must be PEM",
-            path.display()
-        ));
+        return Err(CertificateFileError::NoCertificate(path.to_owned()));
     }
     Ok(certificates)
 }
 
 /// Reads a file without the UTF-8 byte order mark that Windows editors put at its
 /// beginning, which would hide the first line.
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read(path: &Path) -> Result<Vec<u8>, CertificateFileError> {
     const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
-    let mut bytes =
-        fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+    let mut bytes = fs::read(path).map_err(|source| CertificateFileError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
     if bytes.starts_with(UTF_8_MARK) {
         bytes.drain(..UTF_8_MARK.len());
     }
     Ok(bytes)
 }
 
-fn unreadable(path: &Path, error: &pem::Error) -> String {
-    format!("{} can't be read as PEM: {error}", path.display())
+fn not_pem(path: &Path, source: pem::Error) -> CertificateFileError {
+    CertificateFileError::NotPem {
+        path: path.to_owned(),
+        source,
+    }
 }

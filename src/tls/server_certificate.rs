@@ -14,7 +14,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{info, warn};
 
-use crate::tls::certificates;
+use crate::{
+    runtime::error_chain::ErrorChain,
+    tls::certificates::{self, CertificateFileError},
+};
 
 /// Time limit for a client's handshake. A phone on a bad network needs several seconds.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -39,7 +42,7 @@ impl Certificate {
     /// # Errors
     ///
     /// A message that says what is wrong with them; also if they don't belong together.
-    pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, String> {
+    pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, CertificateFileError> {
         let current = certificates::certified_key(&certificate, &key)?;
         Ok(Self {
             certificate,
@@ -92,12 +95,15 @@ impl Certificate {
                     }
                     told = None;
                 }
-                Ok(Err(reason)) if told.as_ref() != Some(&reason) => {
-                    warn!("keeping the certificate that was read before: {reason}");
-                    told = Some(reason);
+                Ok(Err(error)) => {
+                    let reason = ErrorChain(&error).to_string();
+                    if told.as_ref() != Some(&reason) {
+                        warn!("keeping the certificate that was read before: {reason}");
+                        told = Some(reason);
+                    }
                 }
-                // Already logged. A panic was logged by the panic hook.
-                Ok(Err(_)) | Err(_) => {}
+                // The panic hook has logged it.
+                Err(_) => {}
             }
         }
     }
@@ -108,7 +114,7 @@ impl Certificate {
     /// # Errors
     ///
     /// A message that says what is wrong with them.
-    pub fn look(&self) -> Result<bool, String> {
+    pub fn look(&self) -> Result<bool, CertificateFileError> {
         let found = certificates::certified_key(&self.certificate, &self.key)?;
         let is_new = found.cert != self.current.load().cert;
         if is_new {

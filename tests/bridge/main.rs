@@ -11,6 +11,7 @@ mod dev;
 mod documented;
 mod doorbell;
 mod drained;
+mod error_texts;
 mod faults;
 mod figures;
 mod fuzz;

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use futures_util::future::join_all;
 use tidings::{
     app::{App, Parts, StartError},
+    monitoring::logging::ErrorChain,
     postgres::{
         connect::DatabaseUrl,
         schema::{self, Fit, SchemaError, SchemaName},
@@ -27,7 +28,7 @@ fn name(text: &str) -> SchemaName {
 
 async fn refused(database: &Database, schema: &str) -> String {
     let outcome = schema::migrate(&database.owner().url(), &name(schema), schema::LOCK_LIMIT).await;
-    outcome.expect_err("a refusal").to_string()
+    ErrorChain(&outcome.expect_err("a refusal")).to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,7 +396,7 @@ async fn a_migration_that_finds_no_gap_names_who_is_in_the_way() {
     slow.batch_execute(open).await.expect("a transaction");
     let limit = Duration::from_secs(2);
     let refused = schema::migrate(&database.owner().url(), &SchemaName::public(), limit).await;
-    let said = refused.expect_err("a refusal").to_string();
+    let said = ErrorChain(&refused.expect_err("a refusal")).to_string();
     for expected in [
         "a table was locked for 2 s",
         "the slow one) uses it",

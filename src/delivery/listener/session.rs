@@ -15,7 +15,7 @@ use crate::{
     delivery::page_reader::{self, BellState},
     domain::history::{History, Incarnation, Since},
     postgres::{
-        connect::{self, CONNECT_LIMIT, ConnectError, describe},
+        connect::{self, CONNECT_LIMIT, ConnectError},
         crash_sign::CrashSign,
         database::Database,
         queries::Sql,
@@ -35,15 +35,15 @@ const NEEDED: [&str; 2] = ["notifications", "tidings_incarnation"];
 /// Why a session ended or could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
     /// An error of Postgres or of the network.
-    #[error("{}", describe(.0))]
+    #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     #[error("the database did not answer within {} s", LOOK_LIMIT.as_secs())]
-    TimedOut(#[from] Elapsed),
-    #[error("the connection was lost{}", .0.as_ref().map(|error| format!(": {}", describe(error))).unwrap_or_default())]
-    Lost(Option<tokio_postgres::Error>),
+    TimedOut,
+    #[error("the connection was lost")]
+    Lost(#[source] Option<tokio_postgres::Error>),
     /// A hot standby doesn't support LISTEN.
     #[error("{0} is a standby, which can't LISTEN")]
     Standby(String),
@@ -80,6 +80,12 @@ pub enum ListenError {
     /// The server's incarnation is not the one in which the session was opened.
     #[error("the table tidings_incarnation was emptied, which is treated as a crash of Postgres")]
     OtherIncarnation,
+}
+
+impl From<Elapsed> for ListenError {
+    fn from(_: Elapsed) -> Self {
+        Self::TimedOut
+    }
 }
 
 #[derive(Debug)]

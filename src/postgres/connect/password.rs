@@ -2,7 +2,7 @@
 //! or in a password file.
 
 use std::{
-    env, fmt, fs, io,
+    env, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -29,61 +29,40 @@ pub(super) struct FoundPassword {
 }
 
 /// Why there is no password.
-#[derive(Debug)]
-pub(super) enum Missing {
+#[derive(Debug, thiserror::Error)]
+pub enum MissingPassword {
     /// No file is named, and there is no home directory for the default one.
+    #[error("there is no password file")]
     NoFile,
-    /// The file doesn't exist.
+    #[error("there is no password file {}", .0.display())]
     NotThere(PathBuf),
-    /// The file can't be read.
-    Unreadable(PathBuf, io::Error),
+    #[error("the password file {} can't be read", .0.display())]
+    Unreadable(PathBuf, #[source] io::Error),
     /// The path is a folder or a device.
+    #[error("the password file {} is not a plain file", .0.display())]
     NotPlain(PathBuf),
     /// Other users may read the file, so it is ignored, as by libpq.
+    #[error(
+        "the password file {path} is ignored because its permissions ({mode:04o}) let others read \
+         it: chmod 600 {path}",
+        path = .0.display(), mode = .1
+    )]
     Open(PathBuf, u32),
-    /// No line matches this login.
+    #[error(
+        "no line of the password file {} matches this host, port, database and role",
+        .0.display()
+    )]
     NoLine(PathBuf),
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoFile => f.write_str("there is no password file"),
-            Self::NotThere(path) => write!(f, "there is no password file {}", path.display()),
-            Self::Unreadable(path, error) => {
-                write!(
-                    f,
-                    "the password file {} can't be read: {error}",
-                    path.display()
-                )
-            }
-            Self::NotPlain(path) => {
-                write!(
-                    f,
-                    "the password file {} is not a plain file",
-                    path.display()
-                )
-            }
-            Self::Open(path, mode) => write!(
-                f,
-                "the password file {path} is ignored because its permissions ({mode:04o}) let \
-                 others read it: chmod 600 {path}",
-                path = path.display()
-            ),
-            Self::NoLine(path) => write!(
-                f,
-                "no line of the password file {} matches this host, port, database and role",
-                path.display()
-            ),
-        }
-    }
 }
 
 /// Returns `PGPASSWORD`, or else the first line for this login in a password file:
 /// `named` by the connection string, named by `PGPASSFILE`, or `~/.pgpass`.
 ///
 /// This is read for each connection, so that a new password needs no restart.
-pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<FoundPassword, Missing> {
+pub(super) fn find(
+    login: Login<'_>,
+    named: Option<&Path>,
+) -> Result<FoundPassword, MissingPassword> {
     let is_given = |value: &std::ffi::OsString| !value.is_empty();
     if let Some(password) = env::var_os("PGPASSWORD").filter(is_given)
         && let Ok(password) = password.into_string()
@@ -98,30 +77,30 @@ pub(super) fn find(login: Login<'_>, named: Option<&Path>) -> Result<FoundPasswo
     };
     let home = || Some(Path::new(&env::var_os("HOME").filter(is_given)?).join(".pgpass"));
     let file = named.map(Path::to_owned).or_else(variable).or_else(home);
-    in_file(file.ok_or(Missing::NoFile)?, login)
+    in_file(file.ok_or(MissingPassword::NoFile)?, login)
 }
 
-fn in_file(path: PathBuf, login: Login<'_>) -> Result<FoundPassword, Missing> {
+fn in_file(path: PathBuf, login: Login<'_>) -> Result<FoundPassword, MissingPassword> {
     use std::io::Read;
 
     // Checked before opening: opening a pipe would wait for a writer.
     let metadata = match fs::metadata(&path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Missing::NotThere(path));
+            return Err(MissingPassword::NotThere(path));
         }
-        Err(error) => return Err(Missing::Unreadable(path, error)),
+        Err(error) => return Err(MissingPassword::Unreadable(path, error)),
     };
     if !metadata.is_file() {
-        return Err(Missing::NotPlain(path));
+        return Err(MissingPassword::NotPlain(path));
     }
     if metadata.mode() & 0o077 != 0 {
-        return Err(Missing::Open(path, metadata.mode() & 0o777));
+        return Err(MissingPassword::Open(path, metadata.mode() & 0o777));
     }
     let mut bytes = Vec::new();
     let read = fs::File::open(&path).and_then(|file| file.take(FILE_BYTES).read_to_end(&mut bytes));
     if let Err(error) = read {
-        return Err(Missing::Unreadable(path, error));
+        return Err(MissingPassword::Unreadable(path, error));
     }
     let text = String::from_utf8_lossy(&bytes);
     // Some Windows editors write a byte order mark.
@@ -131,7 +110,7 @@ fn in_file(path: PathBuf, login: Login<'_>) -> Result<FoundPassword, Missing> {
             password,
             source: format!("the password file {}", path.display()),
         }),
-        None => Err(Missing::NoLine(path)),
+        None => Err(MissingPassword::NoLine(path)),
     }
 }
 

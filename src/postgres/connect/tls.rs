@@ -7,7 +7,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
     client::{
-        WebPkiServerVerifier,
+        VerifierBuilderError, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
@@ -18,8 +18,8 @@ use rustls::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::conninfo::ConnInfo;
-use crate::tls::certificates;
+use super::{conninfo::ConnInfo, url::DatabaseUrlError};
+use crate::tls::certificates::{self, CertificateFileError};
 
 /// The ALPN name of Postgres' protocol. Version 17 servers require it for direct TLS.
 const ALPN: &[u8] = b"postgresql";
@@ -91,6 +91,22 @@ enum Authority {
     System(Arc<RootCertStore>),
 }
 
+/// Why TLS with a server is impossible.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error(transparent)]
+    Files(#[from] CertificateFileError),
+    #[error(transparent)]
+    Rustls(#[from] Error),
+    #[error(transparent)]
+    Verifier(#[from] VerifierBuilderError),
+    #[error(
+        "{0}; the server's certificate is a CA certificate: the server needs a certificate of its \
+         own, signed by that CA (a self-signed one must not be CA:TRUE)"
+    )]
+    CaCertificate(Error),
+}
+
 /// A connection string's parameters for encryption.
 #[derive(Clone)]
 pub(super) struct Tls {
@@ -106,7 +122,7 @@ pub(super) struct Tls {
 
 impl Tls {
     /// Reads the parameters for servers that are reached in these ways.
-    pub(super) fn of(given: &ConnInfo, reaches: &[Reach]) -> Result<Self, String> {
+    pub(super) fn of(given: &ConnInfo, reaches: &[Reach]) -> Result<Self, DatabaseUrlError> {
         let mode = match given.get("sslmode") {
             None => None,
             Some(name) => {
@@ -123,11 +139,11 @@ impl Tls {
                 return Err(
                     "sslrootcert=system requires sslmode=verify-full: anyone can get a certificate \
                      for some name from these authorities"
-                        .to_owned(),
+                        .into(),
                 );
             }
             Some("system") => Some(Authority::System(Arc::new(
-                certificates::system_authorities()?,
+                certificates::system_authorities().map_err(TlsError::from)?,
             ))),
             Some(path) => Some(Authority::File(path.into())),
         };
@@ -137,18 +153,19 @@ impl Tls {
                  that signed the server's certificate, or `system` for the authorities that this \
                  machine trusts",
                 mode.name()
-            ));
+            )
+            .into());
         }
         let identity = match (given.get("sslcert"), given.get("sslkey")) {
             _ if given.get("sslcertmode") == Some("disable") => None,
             (None, None) => None,
             (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
-            _ => return Err("sslcert and sslkey must be set together".to_owned()),
+            _ => return Err("sslcert and sslkey must be set together".into()),
         };
         let is_direct = match given.get("sslnegotiation") {
             None | Some("postgres") => false,
             Some("direct") => true,
-            Some(_) => return Err("sslnegotiation must be postgres or direct".to_owned()),
+            Some(_) => return Err("sslnegotiation must be postgres or direct".into()),
         };
         let tls = Self {
             mode,
@@ -163,7 +180,7 @@ impl Tls {
     }
 
     /// Finds problems at startup that would make each connection fail.
-    fn prove(&self, reaches: &[Reach]) -> Result<(), String> {
+    fn prove(&self, reaches: &[Reach]) -> Result<(), DatabaseUrlError> {
         let modes = reaches
             .iter()
             .filter(|reach| **reach != Reach::Socket)
@@ -173,7 +190,8 @@ impl Tls {
                 return Err(format!(
                     "sslnegotiation=direct requires sslmode=require or stronger, and it is {}",
                     mode.name()
-                ));
+                )
+                .into());
             }
             if mode != Mode::Disable {
                 self.connector(mode)?;
@@ -200,12 +218,11 @@ impl Tls {
 
     /// Creates the TLS connector. The files are read each time, so that renewed
     /// certificates need no restart.
-    pub(super) fn connector(&self, mode: Mode) -> Result<MakeRustlsConnect, String> {
+    pub(super) fn connector(&self, mode: Mode) -> Result<MakeRustlsConnect, TlsError> {
         let provider = certificates::provider();
         let verifier = self.verifier(mode, &provider)?;
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&self.versions)
-            .map_err(|error| error.to_string())?
+            .with_protocol_versions(&self.versions)?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut config = match &self.identity {
@@ -225,7 +242,7 @@ impl Tls {
         &self,
         mode: Mode,
         provider: &Arc<CryptoProvider>,
-    ) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    ) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
         let roots = match &self.authority {
             None => None,
             Some(Authority::System(roots)) => Some(Arc::clone(roots)),
@@ -235,7 +252,7 @@ impl Tls {
             (Mode::VerifyFull, Some(roots)) => {
                 let provider = Arc::clone(provider);
                 let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider);
-                Ok(verifier.build().map_err(|error| error.to_string())?)
+                Ok(verifier.build()?)
             }
             (_, roots) => Ok(Arc::new(AnyName {
                 roots,
@@ -271,19 +288,16 @@ pub(super) fn is_not_offered(error: &tokio_postgres::Error) -> bool {
 
 /// Why one side rejected the other, if that is what happened, as opposed to a broken
 /// connection.
-pub(super) fn failure(error: &tokio_postgres::Error) -> Option<String> {
+pub(super) fn failure(error: &tokio_postgres::Error) -> Option<TlsError> {
     let source = std::error::Error::source(error)?;
     let source = source.downcast_ref::<io::Error>()?.get_ref()?;
     Some(match source.downcast_ref::<Error>()? {
         error @ Error::InvalidCertificate(CertificateError::Other(other))
             if other.to_string().contains("CaUsedAsEndEntity") =>
         {
-            format!(
-                "{error}; the server's certificate is a CA certificate: the server needs a \
-                 certificate of its own, signed by that CA (a self-signed one must not be CA:TRUE)"
-            )
+            TlsError::CaCertificate(error.clone())
         }
-        error => error.to_string(),
+        error => error.clone().into(),
     })
 }
 
@@ -348,7 +362,8 @@ mod tests {
 
     fn mode(given: &str, reach: Reach) -> Result<Mode, String> {
         let given = ConnInfo::parse(given)?;
-        Ok(Tls::of(&given, &[])?.mode(reach))
+        let tls = Tls::of(&given, &[]).map_err(|error| error.to_string())?;
+        Ok(tls.mode(reach))
     }
 
     #[test]
@@ -401,7 +416,7 @@ mod tests {
         }
         let direct = ConnInfo::parse("sslnegotiation=direct").expect("pairs");
         let refused = Tls::of(&direct, &[Reach::Loopback]).err();
-        assert!(refused.expect("too weak").contains("require"));
+        assert!(refused.expect("too weak").to_string().contains("require"));
         assert!(Tls::of(&direct, &[Reach::Remote]).is_ok());
     }
 }

@@ -18,8 +18,8 @@ use tokio_postgres::{
 
 use super::{
     conninfo::ConnInfo,
-    password::{self, FoundPassword, Login, Missing},
-    tls::{Reach, Tls},
+    password::{self, FoundPassword, Login, MissingPassword},
+    tls::{Reach, Tls, TlsError},
 };
 use crate::runtime::loopback::{is_loopback, is_loopback_host};
 
@@ -144,7 +144,10 @@ impl Target {
 
     /// The password for this host from outside the connection string; `None` if the
     /// connection string contains one.
-    pub(super) fn password(&self, host: &HostAddress) -> Option<Result<FoundPassword, Missing>> {
+    pub(super) fn password(
+        &self,
+        host: &HostAddress,
+    ) -> Option<Result<FoundPassword, MissingPassword>> {
         if self.config.get_password().is_some() {
             return None;
         }
@@ -298,10 +301,31 @@ fn refuse_unknown(given: &ConnInfo) -> Result<(), String> {
     Ok(())
 }
 
-impl FromStr for DatabaseUrl {
-    type Err = String;
+/// Why a connection string can't be used. No text contains a value that may be secret.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseUrlError {
+    #[error("{0}")]
+    Malformed(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl From<String> for DatabaseUrlError {
+    fn from(text: String) -> Self {
+        Self::Malformed(text)
+    }
+}
+
+impl From<&str> for DatabaseUrlError {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = DatabaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, DatabaseUrlError> {
         let given = ConnInfo::parse(text)?;
         refuse_unknown(&given)?;
         let hosts = places(&given)?;
@@ -314,7 +338,7 @@ impl FromStr for DatabaseUrl {
             // As libpq does.
             None => match User::from_uid(geteuid()) {
                 Ok(Some(user)) => config.user(user.name),
-                _ => return Err("it names no user".to_owned()),
+                _ => return Err("it names no user".into()),
             },
         };
         if let Some(password) = given.get("password") {
@@ -333,7 +357,7 @@ impl FromStr for DatabaseUrl {
             None | Some("prefer") => ChannelBinding::Prefer,
             Some("require") => ChannelBinding::Require,
             Some("disable") => ChannelBinding::Disable,
-            Some(_) => return Err("channel_binding must be disable, prefer or require".to_owned()),
+            Some(_) => return Err("channel_binding must be disable, prefer or require".into()),
         });
         if tls.is_direct {
             config.ssl_negotiation(SslNegotiation::Direct);
@@ -461,7 +485,7 @@ mod tests {
         ] {
             let error = format!("user=u {bad}").parse::<DatabaseUrl>();
             let error = error.expect_err(bad);
-            assert!(error.contains(named), "{bad}: {error}");
+            assert!(error.to_string().contains(named), "{bad}: {error}");
         }
     }
 }

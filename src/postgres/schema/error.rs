@@ -3,19 +3,19 @@
 use std::{fmt, time::Duration};
 
 use super::{MigrationLockHolder, SchemaName, locks::LockHolder, quoted};
-use crate::postgres::connect::{ConnectError, describe};
+use crate::{postgres::connect::ConnectError, runtime::error_chain::ErrorChain};
 
 /// Why the schema can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The connection failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Connect(#[from] ConnectError),
     /// A statement failed.
-    #[error("{}", describe(.0))]
+    #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     /// A migration failed and was rolled back.
-    #[error("a migration failed and was rolled back: {}", causes(.0))]
+    #[error("a migration failed and was rolled back")]
     Migration(#[from] refinery::Error),
     /// The server is too old.
     #[error("the server is PostgreSQL {0}; Tidings needs 13 or later")]
@@ -175,7 +175,7 @@ pub enum SchemaError {
     /// The table holds rows restored from another cluster, and restamping them failed.
     #[error("the table contains rows with transaction ids of another cluster (it was dumped and \
              restored), which would never be delivered: run `tidings migrate` as the table's owner \
-             ({})", describe(.0))]
+             ({})", ErrorChain(.0))]
     Restored(tokio_postgres::Error),
 }
 
@@ -221,19 +221,4 @@ impl fmt::Display for MissingObject {
             Some(cure) => write!(f, "if you trust that role, {cure} Otherwise "),
         }
     }
-}
-
-/// The error with its causes: refinery's own message hides what Postgres reported.
-fn causes(error: &refinery::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = match cause.downcast_ref::<tokio_postgres::Error>() {
-            Some(error) => describe(error),
-            None => cause.to_string(),
-        };
-        text = format!("{text}: {cause_text}");
-        source = cause.source();
-    }
-    text
 }

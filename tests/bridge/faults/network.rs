@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use tidings::app::{App, Parts};
+use tidings::{
+    app::{App, Parts},
+    monitoring::logging::ErrorChain,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::load::Load;
@@ -290,7 +293,7 @@ async fn a_connection_that_breaks_at_any_moment_of_the_start_is_opened_again() {
             () = repairing => unreachable!("it has no end"),
         };
         if let Err(error) = built {
-            panic!("cut off after {bytes} bytes: {error}");
+            panic!("cut off after {bytes} bytes: {}", ErrorChain(&error));
         }
         if network.opened() == 1 {
             assert!(cuts > 0, "it was cut off at least once");

@@ -210,7 +210,7 @@ async fn pruning_says_that_row_level_security_hides_rows() {
         .batch()
         .await
         .expect_err("hidden rows");
-    let error = error.to_string();
+    let error = tidings::monitoring::logging::ErrorChain(&error).to_string();
     assert!(
         error.contains("row-level security would hide rows"),
         "{error}"

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidings::{app::Parts, config::ConfigError};
+use tidings::{app::Parts, config::ConfigError, monitoring::logging::ErrorChain};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -211,12 +211,12 @@ async fn half_a_pair_or_a_wrong_one_is_refused_at_start() {
     for half in [&certificate, &key] {
         assert!(matches!(refusal(&[half]), ConfigError::HalfTls));
     }
-    let error = refusal(&[&certificate, &other_key]).to_string();
+    let error = ErrorChain(&refusal(&[&certificate, &other_key])).to_string();
     assert!(error.contains("doesn't match"), "{error}");
     let swapped = [
         certificate.replace("--tls-cert", "--tls-key"),
         key.replace("--tls-key", "--tls-cert"),
     ];
-    let error = refusal(&[&swapped[0], &swapped[1]]).to_string();
+    let error = ErrorChain(&refusal(&[&swapped[0], &swapped[1]])).to_string();
     assert!(error.contains("contains no certificate"), "{error}");
 }

@@ -3,7 +3,10 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use rustls::pki_types::ServerName;
-use tidings::postgres::connect::{ConnectError, DatabaseUrl};
+use tidings::{
+    monitoring::logging::ErrorChain,
+    postgres::connect::{ConnectError, DatabaseUrl},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream, UnixStream},
@@ -80,7 +83,10 @@ async fn each_mode_takes_and_refuses_what_it_does_in_libpq() {
     ];
     for (how, named) in &refused {
         let error = server.encrypts(how).await.expect_err(how);
-        assert!(error.to_string().contains(named), "{how}: {error}");
+        assert!(
+            ErrorChain(&error).to_string().contains(named),
+            "{how}: {error}"
+        );
         // The bridge must not retry it for 30 s at start.
         assert!(!error.is_passing(), "{how}: {error}");
     }
@@ -111,10 +117,13 @@ async fn a_password_can_be_bound_to_the_encrypted_connection() {
     let encrypts = async |more: &str| server.encrypts(&format!("{bound} {more}")).await;
     assert!(encrypts("sslmode=require").await.expect("a connection"));
     let error = encrypts("sslmode=disable").await.expect_err("no TLS");
-    assert!(error.to_string().contains("channel binding"), "{error}");
+    assert!(
+        ErrorChain(&error).to_string().contains("channel binding"),
+        "{error:?}"
+    );
     let error = encrypts("sslmode=require password=bad").await;
     let error = error.expect_err("a bad password");
-    assert!(!error.to_string().contains("bad"), "{error}");
+    assert!(!ErrorChain(&error).to_string().contains("bad"), "{error:?}");
 }
 
 /// A port that forwards to the server and terminates TLS in between.
@@ -166,11 +175,17 @@ async fn a_middleman_is_found_out_by_the_certificate_or_the_bound_password() {
         ours.display()
     );
     let error = through(&verify).await.expect_err("a middleman");
-    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert!(
+        ErrorChain(&error).to_string().contains("UnknownIssuer"),
+        "{error:?}"
+    );
     // Channel binding fails: the server offers it, but sees another connection.
     let bound = "user=scrammed password='a good one' sslmode=require";
     let error = through(bound).await.expect_err("a middleman");
-    assert!(error.to_string().contains("channel binding"), "{error}");
+    assert!(
+        ErrorChain(&error).to_string().contains("channel binding"),
+        "{error:?}"
+    );
 }
 
 /// A port at `address` that leads to a server without TLS, since no server offers TLS on its Unix
@@ -289,6 +304,9 @@ async fn files_that_can_not_be_used_are_refused_at_start() {
     for (how, named) in cases {
         let text = format!("host=db user=u {how}");
         let error = text.parse::<DatabaseUrl>().expect_err(&how);
-        assert!(error.contains(named), "{how}: {error}");
+        assert!(
+            ErrorChain(&error).to_string().contains(named),
+            "{how}: {error:?}"
+        );
     }
 }
