@@ -112,7 +112,7 @@ with
 select
   g.name as grantee,
   what,
-  statement || g.name || ';' as cure,
+  statement || g.name || ';' as fix,
   reads is true as reads,
   reads is null as creates
 from found

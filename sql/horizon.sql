@@ -8,14 +8,14 @@
 -- Only transactions that have an id or hold a snapshot count: a session that is idle in
 -- a READ COMMITTED transaction and has written nothing holds nothing back. By its own
 -- rules, neither does VACUUM itself.
-select kind, what, seconds, held, cure
+select kind, what, seconds, held, fix
 from (
   select
     'transaction' as kind,
     format('backend %s (%s, %s)', pid, usename, state) as what,
     extract(epoch from clock_timestamp() - xact_start)::float8 as seconds,
     age(coalesce(backend_xmin, backend_xid))::bigint as held,
-    format('select pg_terminate_backend(%s);', pid) as cure
+    format('select pg_terminate_backend(%s);', pid) as fix
   from pg_stat_activity
   where
     datname = current_database()

@@ -70,7 +70,7 @@ select
   case
     when held.pid is not null then format('select pg_terminate_backend(%s);', held.pid)
     else format('rollback prepared %L;', p.gid)
-  end as cure
+  end as fix
 from held
 left join pg_catalog.pg_stat_activity as a on a.pid = held.pid
 -- A prepared transaction has no session but holds a lock on its own id.

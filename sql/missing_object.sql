@@ -2,7 +2,7 @@
 -- the history does.
 --
 -- $1 schema, $2 names of tables, views and sequences, $3 names of functions. `owners`:
--- the owners of the objects of that name, null if there are none. `cure`: a statement
+-- the owners of the objects of that name, null if there are none. `fix`: a statement
 -- that gives one of them to the history's owner.
 with
   place as (select oid from pg_namespace where nspname = $1),
@@ -43,7 +43,7 @@ select
     from present as p
     where p.name = w.name and p.is_function = w.is_function
     having count(*) > 0
-  ) as cure
+  ) as fix
 from wanted as w
 where not exists (
   select

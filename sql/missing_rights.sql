@@ -63,7 +63,7 @@ select
   'the bridge reads rows, marks them, and says whether writers ring' as why,
   privilege,
   target,
-  format('grant %s on %s to %I;', privilege, target, current_user) as cure
+  format('grant %s on %s to %I;', privilege, target, current_user) as fix
 from (
   select 'usage', format('schema %I', nspname)
   from place

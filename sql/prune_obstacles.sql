@@ -48,7 +48,7 @@ with
     -- Foreign keys of partitions are handled with that of their parent table.
     where k.contype = 'f' and k.conparentid = 0
   ),
-  found (turn, kind, name, "table", target, is_notifications, "function", cure) as (
+  found (turn, kind, name, "table", target, is_notifications, "function", fix) as (
     -- One index serves all foreign keys on the same columns.
     select
       1, 'index', min(quote_ident(k.conname)), k."table", min(k.target),
@@ -139,6 +139,6 @@ with
     -- On DELETE.
     where r.ev_type = '4' and r.ev_enabled in ('O', 'A')
   )
-select kind, name, "table", target, is_notifications, "function", cure
+select kind, name, "table", target, is_notifications, "function", fix
 from found
 order by turn, "table", name

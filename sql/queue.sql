@@ -4,7 +4,7 @@
 select
   pg_notification_queue_usage() as usage,
   t.holder,
-  t.cure
+  t.fix
 from (select) as one
 left join lateral (
   select
@@ -12,7 +12,7 @@ left join lateral (
       'backend %s (%s, %s in %s, for %s s)',
       pid, usename, state, datname, floor(extract(epoch from clock_timestamp() - xact_start))
     ) as holder,
-    format('select pg_terminate_backend(%s);', pid) as cure
+    format('select pg_terminate_backend(%s);', pid) as fix
   from pg_stat_activity
   where pid <> pg_backend_pid() and xact_start is not null and backend_type = 'client backend'
   order by xact_start

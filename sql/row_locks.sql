@@ -20,7 +20,7 @@ with
       and c.relname = 'notifications'
     group by l.pid, l.virtualtransaction
   )
-select what, format('%I.notifications', $1) as "table", seconds, locks_rows, cure
+select what, format('%I.notifications', $1) as "table", seconds, locks_rows, fix
 from (
   select
     format(
@@ -36,7 +36,7 @@ from (
     ) as what,
     extract(epoch from clock_timestamp() - a.xact_start)::float8 as seconds,
     h.locks_rows,
-    format('select pg_terminate_backend(%s);', h.pid) as cure
+    format('select pg_terminate_backend(%s);', h.pid) as fix
   from holders as h
   join pg_stat_activity as a on a.pid = h.pid
   where

@@ -91,7 +91,7 @@ select
           w.name
         )
     end
-  ) as cure
+  ) as fix
 from place
 join pg_class as c on relnamespace = place.oid and relkind = 'r'
 join wanted as w on w."table" = relname

@@ -10,7 +10,7 @@
 --   rule          the rule `affected` rewrites INSERTs or UPDATEs of notifications
 --
 -- With row_security = off, Postgres rejects a query to which row-level security
--- applies, whatever the policies say. So the catalogs are checked instead. `cure` is
+-- applies, whatever the policies say. So the catalogs are checked instead. `fix` is
 -- null if only a person can decide.
 with
   place as (select oid, nspname from pg_namespace where nspname = $1),
@@ -99,7 +99,7 @@ select
   case
     when s.hides_from_readers then format('alter table %s disable row level security;', s.name)
     else format('alter table %s no force row level security;', s.name)
-  end as cure
+  end as fix
 from secured as s
 where s.affected is not null
 union all

@@ -80,7 +80,7 @@ const SERVER_LIMIT: Duration = servers::CLOSING_LIMIT.saturating_add(Duration::f
 const MARKER_LIMIT: Duration = SHUTDOWN_LIMIT;
 
 /// How often to check whether all streams have ended.
-const STREAMS_LOOK: Duration = Duration::from_millis(5);
+const STREAMS_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How long the last report may take; the reporter itself gives up earlier.
 const REPORTER_LIMIT: Duration = Duration::from_millis(1_500);
@@ -105,7 +105,7 @@ pub struct App {
     marker: Marker,
     pruner: Option<Pruner>,
     reporter: Reporter,
-    lines: Arc<DetachedStreams>,
+    detached: Arc<DetachedStreams>,
     drain: Duration,
     gate: web::Data<Draining>,
     server: StreamServer,
@@ -258,7 +258,7 @@ impl App {
         )?;
         background.push(tasks.start_endless("chart data", history.record(stats)));
         let tickets = Tickets::new(Arc::clone(&delivery.hub), database.clone());
-        let lines = Arc::new(DetachedStreams::new(Handle::current()));
+        let detached = Arc::new(DetachedStreams::new(Handle::current()));
         let limits = &options.limits;
         let admission = Admission::new(
             limits.clone(),
@@ -268,7 +268,7 @@ impl App {
         let sockets = Sockets::new(limits, parts.proxies.clone(), Arc::clone(&rejections));
         let stream = StreamRoute {
             streams: Arc::clone(&delivery.streams),
-            lines: Arc::clone(&lines),
+            detached: Arc::clone(&detached),
             authenticator: Arc::new(Authenticator::new(parts.credentials, tickets)),
             admission: Arc::new(admission),
             origins: web::Data::new(parts.origins),
@@ -303,7 +303,7 @@ impl App {
             listener: delivery.listener,
             pool: database.pool,
             health,
-            lines,
+            detached,
             drain: options.drain,
             gate,
             server,
@@ -398,9 +398,9 @@ impl App {
             cut_off: Vec::new(),
         };
         if let Some(pruner) = &pruner {
-            pruner.ask();
+            pruner.request_stop();
         }
-        listener.ask();
+        listener.request_stop();
         self.hub.end_all(Ending::Draining);
         // The listener may be waiting for a database that can't be reached.
         stopping.stop(listener).await;
@@ -412,7 +412,7 @@ impl App {
         let server = match ended.await {
             // No stream can start any more, so the port keeps answering until the end.
             Ok(()) => {
-                let _ = timeout_at(streams_deadline, self.lines.ended()).await;
+                let _ = timeout_at(streams_deadline, self.detached.ended()).await;
                 Some(server)
             }
             // Streams that are cut off can't write rows after the last marks.
@@ -431,10 +431,10 @@ impl App {
         let rest = self.background.into_iter().chain(pruner);
         stopping.deadline = Instant::now() + ADMIN_LIMIT;
         stopping.stop_all(rest.chain([admin])).await;
-        logging::tell_what_was_left_out();
-        stopping.tell();
+        logging::report_suppressed();
+        stopping.warn_of_aborted();
         let took = begin.elapsed();
-        let deferred = self.gate.turned_away();
+        let deferred = self.gate.deferred();
         info!(
             took_ms = took.as_millis() as u64,
             deferred,
@@ -462,9 +462,9 @@ async fn drive(server: Server, stop: CancellationToken) -> io::Result<()> {
 }
 
 async fn until_empty(hub: &Hub) {
-    let mut looks = interval(STREAMS_LOOK);
+    let mut ticks = interval(STREAMS_POLL_INTERVAL);
     while hub.connections() > 0 {
-        looks.tick().await;
+        ticks.tick().await;
     }
 }
 
@@ -497,7 +497,7 @@ impl Stopping {
         self.cut_off.extend(cut_off.map(|(name, _)| name));
     }
 
-    fn tell(&self) {
+    fn warn_of_aborted(&self) {
         if !self.cut_off.is_empty() {
             let cut_off = self.cut_off.join(", ");
             warn!(

@@ -153,14 +153,14 @@ pub async fn warn_of_readers(url: &DatabaseUrl, schema: &SchemaName) -> Result<(
     let client = Borrowed::to_read(url).await?;
     let findings = rights::foreign(&client, schema).await?;
     for finding in &findings {
-        let Finding { found, cure, .. } = finding;
+        let Finding { found, fix, .. } = finding;
         match finding.topic {
             Topic::Read => {
-                warn!("{found}, so it can read notifications; if this is not intended: {cure}");
+                warn!("{found}, so it can read notifications; if this is not intended: {fix}");
             }
             Topic::Create => warn!(
                 "{found}, so it can create objects next to those of Tidings; if this is not \
-                 intended: {cure}"
+                 intended: {fix}"
             ),
             _ => {}
         }

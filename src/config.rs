@@ -201,8 +201,8 @@ pub struct BridgeOptions {
     pub queue_bytes: u32,
     /// Interval at which the table is polled without a doorbell. For tests, which
     /// lengthen it to prove that nothing depends on it
-    #[arg(long, hide = true, default_value = "1s", value_parser = duration_between::<1, 3_600>)]
-    pub safety_look: Duration,
+    #[arg(long, hide = true, alias = "safety-look", default_value = "1s", value_parser = duration_between::<1, 3_600>)]
+    pub safety_poll: Duration,
     /// Maximum rows per page of the table's tail. For tests, in which small transactions
     /// must be split
     #[arg(long, hide = true, default_value = "1000", value_parser = clap::value_parser!(u16).range(1..=1_000))]

@@ -53,7 +53,7 @@ impl Delivery {
             Arc::clone(&hub),
             Arc::clone(&health),
             Arc::clone(&activity),
-            options.safety_look,
+            options.safety_poll,
         )
         .await?
         .with_page_rows(options.tail_rows.into());

@@ -84,7 +84,7 @@ impl Reload {
                 "the certificate",
                 self.options.tls.tls_cert.as_deref(),
                 || match &self.certificate {
-                    Some(certificate) => text(certificate.look()).map(drop),
+                    Some(certificate) => text(certificate.reload()).map(drop),
                     None => Ok(()),
                 },
             ),

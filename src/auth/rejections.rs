@@ -106,7 +106,7 @@ impl Reason for RejectReason {
 #[derive(Debug, Default)]
 pub struct Rejections {
     pub counter: ReasonCounter<RejectReason>,
-    told: [LogThrottle; RejectReason::ALL.len()],
+    throttles: [LogThrottle; RejectReason::ALL.len()],
 }
 
 impl Rejections {
@@ -115,7 +115,7 @@ impl Rejections {
     pub fn count(&self, reason: RejectReason, client: Client) {
         self.counter.count(reason);
         // The discriminants follow the order of `ALL`.
-        let Some(count) = self.told[reason as usize].count(Instant::now()) else {
+        let Some(count) = self.throttles[reason as usize].count(Instant::now()) else {
             return;
         };
         let name = reason.name();

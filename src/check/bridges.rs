@@ -116,8 +116,8 @@ async fn nobody(
          so that a bridge can restart",
         humantime::format_duration(thresholds.max_wait)
     );
-    let cure = Fix::Command("tidings serve   # or: systemctl start tidings".to_owned());
-    let finding = Finding::wrong(Topic::Bridges, found, expected, cure);
+    let fix = Fix::Command("tidings serve   # or: systemctl start tidings".to_owned());
+    let finding = Finding::wrong(Topic::Bridges, found, expected, fix);
     Ok((vec![finding], None))
 }
 

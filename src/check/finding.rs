@@ -13,7 +13,7 @@ pub struct Finding {
     pub found: String,
     /// The expected state, and why.
     pub expected: String,
-    pub cure: Fix,
+    pub fix: Fix,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,21 +139,21 @@ impl fmt::Display for Fix {
 
 impl Finding {
     /// A finding that must be fixed.
-    pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, cure: Fix) -> Self {
+    pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, fix: Fix) -> Self {
         Self {
             topic,
             severity: Severity::Problem,
             found,
             expected: expected.into(),
-            cure,
+            fix,
         }
     }
 
     /// A finding that could be better.
-    pub fn hint(topic: Topic, found: String, expected: impl Into<String>, cure: Fix) -> Self {
+    pub fn hint(topic: Topic, found: String, expected: impl Into<String>, fix: Fix) -> Self {
         Self {
             severity: Severity::Hint,
-            ..Self::wrong(topic, found, expected, cure)
+            ..Self::wrong(topic, found, expected, fix)
         }
     }
 
@@ -163,7 +163,7 @@ impl Finding {
 
     /// The JSON output. `severity` and `mend` are the names of earlier releases.
     fn json(&self) -> Value {
-        let fix = match &self.cure {
+        let fix = match &self.fix {
             Fix::Sql(text) => json!({ "sql": text }),
             Fix::Command(text) => json!({ "command": text }),
             Fix::Advice(text) => json!({ "advice": text }),

@@ -18,7 +18,7 @@ pub(super) async fn strangers(
         .query_typed(query, &[(&schema.name(), Type::TEXT)])
         .await?;
     let finding = |row: &Row| {
-        let (what, cure): (String, String) = (row.try_get("what")?, row.try_get("cure")?);
+        let (what, fix): (String, String) = (row.try_get("what")?, row.try_get("fix")?);
         let (lock, effect) = match row.try_get::<_, &str>("lock")? {
             "bell" => (
                 "with which bridges agree on whether writers send NOTIFY",
@@ -40,7 +40,7 @@ pub(super) async fn strangers(
             Topic::Lock,
             format!("{what} holds the advisory lock {lock}"),
             format!("only Tidings holds it: {effect}"),
-            Fix::Sql(cure),
+            Fix::Sql(fix),
         ))
     };
     rows.iter().map(finding).collect()

@@ -31,7 +31,7 @@ pub(super) async fn locks(
     let mut findings = Vec::new();
     for row in &rows {
         let text = |name: &str| row.try_get::<_, String>(name);
-        let (what, table, cure) = (text("what")?, text("table")?, text("cure")?);
+        let (what, table, fix) = (text("what")?, text("table")?, text("fix")?);
         let age = row.try_get::<_, Option<f64>>("seconds")?;
         let expected = format!(
             "locks for less than {} s: locked rows are delivered but can't be marked as sent, so \
@@ -47,13 +47,13 @@ pub(super) async fn locks(
                 Topic::Marks,
                 format!("{what} has locked rows of {table}{for_long}"),
                 expected,
-                Fix::Sql(cure),
+                Fix::Sql(fix),
             ),
             (None, true) => Finding::hint(
                 Topic::Marks,
                 format!("{what} has locked rows of {table}; this role may not see for how long"),
                 expected,
-                Fix::Sql(cure),
+                Fix::Sql(fix),
             ),
             (_, false) => Finding::hint(
                 Topic::Marks,
@@ -62,7 +62,7 @@ pub(super) async fn locks(
                      it has locked them"
                 ),
                 expected,
-                Fix::Sql(cure),
+                Fix::Sql(fix),
             ),
         });
     }
@@ -84,7 +84,7 @@ pub(super) async fn obstacles(
     for row in &rows {
         let text = |name: &str| row.try_get::<_, String>(name);
         let (name, table, function) = (text("name")?, text("table")?, text("function")?);
-        let (found, cure) = if row.try_get::<_, &str>("kind")? == "trigger" {
+        let (found, fix) = if row.try_get::<_, &str>("kind")? == "trigger" {
             (
                 format!("the trigger {name} on {table} ({function}) fires when a row is marked"),
                 format!(
@@ -106,7 +106,7 @@ pub(super) async fn obstacles(
             found,
             "nothing that rejects or delays an update of sent_at: the row is delivered but can't \
              be marked as sent, so it may be sent again",
-            Fix::Advice(cure),
+            Fix::Advice(fix),
         ));
     }
     Ok(findings)

@@ -19,7 +19,7 @@ const LISTENS: &str = "a dedicated session on the primary for LISTEN: without it
 /// What keeps the listener from receiving notifications.
 pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
     let error = listen_probe::prove(url).await.err()?;
-    let (found, cure) = match &error {
+    let (found, fix) = match &error {
         DirectError::Connect(error) => (
             format!("can't connect to {url}: {}", ErrorChain(error)),
             "start PostgreSQL there, or correct DATABASE_URL".to_owned(),
@@ -48,7 +48,7 @@ pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
         Topic::Path,
         found,
         LISTENS,
-        Fix::Advice(cure),
+        Fix::Advice(fix),
     ))
 }
 
@@ -62,8 +62,8 @@ pub(super) async fn pooled(
     let wrong = |found| {
         let expected = "the same database as TIDINGS_DIRECT_DATABASE_URL: the bridge must read \
                         rows from the database on which it listens";
-        let cure = "point both at the same database on the same primary";
-        Finding::wrong(Topic::Path, found, expected, Fix::Advice(cure.to_owned()))
+        let fix = "point both at the same database on the same primary";
+        Finding::wrong(Topic::Path, found, expected, Fix::Advice(fix.to_owned()))
     };
     let client = match Borrowed::to_read(url).await {
         Ok(connected) => connected,

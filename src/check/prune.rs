@@ -28,12 +28,8 @@ pub(super) async fn obstacles(
     let mut findings = Vec::new();
     for row in &rows {
         let text = |name: &str| row.try_get::<_, String>(name);
-        let (name, table, target, cure) = (
-            text("name")?,
-            text("table")?,
-            text("target")?,
-            text("cure")?,
-        );
+        let (name, table, target, fix) =
+            (text("name")?, text("table")?, text("target")?, text("fix")?);
         let is_ours_alone = !row.try_get::<_, bool>("is_notifications")?;
         match row.try_get::<_, &str>("kind")? {
             "index" => findings.push(Finding::wrong(
@@ -46,7 +42,7 @@ pub(super) async fn obstacles(
                     "an index on the columns of the foreign key: without it, Postgres reads all \
                      of {table} for each row removed from {target}"
                 ),
-                Fix::Sql(cure),
+                Fix::Sql(fix),
             )),
             "reference" => {
                 let kept = take(&mut failures, |failure| {
@@ -60,7 +56,7 @@ pub(super) async fn obstacles(
                     "a foreign key with `on delete cascade` or `on delete set null`: otherwise, \
                      old rows of {target} to which {table} refers are never removed"
                 );
-                findings.push(judged(kept > 0 || is_ours_alone, found, expected, cure));
+                findings.push(judged(kept > 0 || is_ours_alone, found, expected, fix));
             }
             kind => {
                 // A trigger may raise any error, but what a constraint refused is not its
@@ -80,7 +76,7 @@ pub(super) async fn obstacles(
                     "nothing that keeps old rows of {target} from being removed: make sure that \
                      the {kind} raises no error and skips no row, or remove it"
                 );
-                findings.push(judged(kept > 0, found, expected, cure));
+                findings.push(judged(kept > 0, found, expected, fix));
             }
         }
     }
@@ -133,10 +129,10 @@ fn so_far(rows: u64) -> String {
 }
 
 /// What has kept rows must be fixed; what might keep rows is a hint.
-fn judged(is_wrong: bool, found: String, expected: String, cure: String) -> Finding {
+fn judged(is_wrong: bool, found: String, expected: String, fix: String) -> Finding {
     if is_wrong {
-        Finding::wrong(Topic::Prune, found, expected, Fix::Sql(cure))
+        Finding::wrong(Topic::Prune, found, expected, Fix::Sql(fix))
     } else {
-        Finding::hint(Topic::Prune, found, expected, Fix::Sql(cure))
+        Finding::hint(Topic::Prune, found, expected, Fix::Sql(fix))
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn missing(
             Topic::Missing,
             format!("{who} lacks {privilege} on {target}"),
             text("why")?,
-            Fix::Sql(text("cure")?),
+            Fix::Sql(text("fix")?),
         );
         let who = match row.try_get("is_bridge")? {
             true => Who::Bridge,
@@ -55,7 +55,7 @@ pub(super) async fn foreign(
     let finding = |row: &Row| {
         let (grantee, what): (String, String) = (row.try_get("grantee")?, row.try_get("what")?);
         if row.try_get("creates")? {
-            return creates(&grantee, &what, row.try_get("cure")?);
+            return creates(&grantee, &what, row.try_get("fix")?);
         }
         let (topic, expected) = if row.try_get("reads")? {
             (
@@ -72,7 +72,7 @@ pub(super) async fn foreign(
             topic,
             format!("{grantee} has {what}"),
             expected,
-            Fix::Sql(row.try_get("cure")?),
+            Fix::Sql(row.try_get("fix")?),
         ))
     };
     rows.iter().map(finding).collect()
@@ -81,13 +81,13 @@ pub(super) async fn foreign(
 /// Only a hint in most schemas: Tidings doesn't look there for functions of other roles.
 /// What applications execute may: by default `public` is on the search path of every
 /// session.
-fn creates(grantee: &str, what: &str, cure: String) -> Result<Finding, SchemaError> {
+fn creates(grantee: &str, what: &str, fix: String) -> Result<Finding, SchemaError> {
     let found = format!("{grantee} has {what}");
     let expected = "only the owner creates objects in this schema: other objects can take a name \
                     that a later release needs, or replace a function that an application calls";
     Ok(match grantee {
-        "public" => Finding::wrong(Topic::Create, found, expected, Fix::Sql(cure)),
-        _ => Finding::hint(Topic::Create, found, expected, Fix::Sql(cure)),
+        "public" => Finding::wrong(Topic::Create, found, expected, Fix::Sql(fix)),
+        _ => Finding::hint(Topic::Create, found, expected, Fix::Sql(fix)),
     })
 }
 

@@ -42,8 +42,8 @@ pub(super) async fn queue(
         return Ok((None, None));
     }
     let holder: Option<String> = row.try_get("holder")?;
-    let cure = match (row.try_get("cure")?, &holder) {
-        (Some(cure), Some(_)) => Fix::Sql(cure),
+    let fix = match (row.try_get("fix")?, &holder) {
+        (Some(fix), Some(_)) => Fix::Sql(fix),
         _ => Fix::Advice(
             "end the session that listens but doesn't read, or that is in a transaction: the \
              server's log names it when the queue is half full"
@@ -62,7 +62,7 @@ pub(super) async fn queue(
              that sends NOTIFY fails, in all applications on the server",
             thresholds.max_queue
         ),
-        cure,
+        fix,
     );
     Ok((Some(finding), None))
 }
@@ -97,8 +97,8 @@ pub(super) async fn horizon(
                 held(row)?,
                 expected.clone(),
                 match kind {
-                    "transaction" => Fix::Sql(row.try_get("cure")?),
-                    _ => Fix::Advice(row.try_get("cure")?),
+                    "transaction" => Fix::Sql(row.try_get("fix")?),
+                    _ => Fix::Advice(row.try_get("fix")?),
                 },
             )),
         }
@@ -131,12 +131,12 @@ pub(super) async fn vacuum(
         )
         .await?;
     let mut findings = Vec::new();
-    let mut add = |found, expected: String, cure| {
+    let mut add = |found, expected: String, fix| {
         findings.push(Finding::wrong(
             Topic::Vacuum,
             found,
             expected,
-            Fix::Sql(cure),
+            Fix::Sql(fix),
         ));
     };
     for (index, row) in rows.iter().enumerate() {

@@ -43,7 +43,7 @@ pub(super) async fn misfit(
         }
         outcome => outcome?,
     }
-    let (found, cure) = match fit {
+    let (found, fix) = match fit {
         Fit::Serves => return Ok(None),
         Fit::TooOld { found: None } => (
             format!("Tidings is not installed in the schema {schema}"),
@@ -68,22 +68,22 @@ pub(super) async fn misfit(
             "version {needed}, which belongs to this tidings, or a newer one that is \
              compatible with it"
         ),
-        cure,
+        fix,
     )))
 }
 
 /// An object of Tidings is missing, or belongs to a role that could change it at will.
 fn incomplete(error: SchemaError) -> Finding {
-    let cure = match &error {
-        SchemaError::Incomplete { missing, .. } => missing.cure(),
+    let fix = match &error {
+        SchemaError::Incomplete { missing, .. } => missing.fix(),
         _ => None,
     };
-    let cure = match cure {
-        Some(cure) => Fix::Sql(cure.to_owned()),
+    let fix = match fix {
+        Some(fix) => Fix::Sql(fix.to_owned()),
         None => Fix::Advice("restore the whole schema from one backup".to_owned()),
     };
     let expected = "all objects of Tidings exist and belong to the owner of its migration history";
-    Finding::wrong(Topic::Owner, error.to_string(), expected, cure)
+    Finding::wrong(Topic::Owner, error.to_string(), expected, fix)
 }
 
 /// Whether the migration history belongs to an untrusted role, which could have created

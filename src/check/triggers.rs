@@ -32,7 +32,7 @@ pub(super) async fn gone(
             Topic::Trigger,
             found,
             text("effect")?,
-            Fix::Sql(text("cure")?),
+            Fix::Sql(text("fix")?),
         ))
     };
     rows.iter().map(finding).collect()

@@ -37,9 +37,9 @@ fn finding(hidden: &HiddenRows) -> Finding {
              be marked"
         }
     };
-    let cure = match &hidden.cure {
-        Some(cure) => Fix::Sql(cure.clone()),
+    let fix = match &hidden.fix {
+        Some(fix) => Fix::Sql(fix.clone()),
         None => Fix::Advice(hidden.advice()),
     };
-    Finding::wrong(Topic::Hidden, hidden.found(), expected, cure)
+    Finding::wrong(Topic::Hidden, hidden.found(), expected, fix)
 }

@@ -154,7 +154,7 @@ async fn build(
         activation: InheritedSockets::default(),
     };
     let app = App::build(parts, options).await?;
-    tell(format!(
+    print(format!(
         "\n  Tidings is running:  http://{}/\n\n  Send from SQL:\n\n  {psql}\n\n  Stop with Ctrl-C.\n",
         app.address()
     ));
@@ -163,7 +163,7 @@ async fn build(
 
 /// Writes to standard output on a separate thread: if that is a pipe whose reader hangs,
 /// only this thread blocks.
-fn tell(text: String) {
+fn print(text: String) {
     let thread = thread::Builder::new().name("tidings-output".to_owned());
     let written = thread.spawn(move || {
         if let Err(error) = writeln!(io::stdout(), "{text}") {

@@ -18,7 +18,7 @@ use crate::{
 
 /// How often to check whether standard output still has a reader: soon enough for a
 /// person who waits for the shell's prompt.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The escape sequences of [`Colour`], the only ones that a [`Screen`] lets through.
 const SEQUENCES: [&str; 5] = ["\x1b[1;31m", "\x1b[33m", "\x1b[32m", "\x1b[2m", "\x1b[0m"];
@@ -69,7 +69,7 @@ impl<W: Write> Write for Screen<W> {
 /// hours.
 pub async fn closed_stdout() {
     loop {
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
         let stdout = io::stdout();
         let mut files = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
         let is_gone = matches!(poll(&mut files, PollTimeout::ZERO), Ok(1))
@@ -151,12 +151,11 @@ fn print_finding(output: &mut impl Write, finding: &Finding, colour: Colour) -> 
         Severity::Hint => colour.notice("hint:"),
     };
     // Findings name roles and programs, whose names may contain escape sequences.
-    let cure = finding.cure.to_string();
-    let [found, expected, cure] =
-        [&finding.found, &finding.expected, &cure].map(|s| escape::line(s));
+    let fix = finding.fix.to_string();
+    let [found, expected, fix] = [&finding.found, &finding.expected, &fix].map(|s| escape::line(s));
     writeln!(output, "{word} {found}")?;
     writeln!(output, "  {} {expected}", colour.faint("expected:"))?;
-    writeln!(output, "  {} {cure}", colour.faint("fix:"))
+    writeln!(output, "  {} {fix}", colour.faint("fix:"))
 }
 
 /// A number with a comma at each thousand.

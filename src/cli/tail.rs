@@ -34,7 +34,7 @@ use crate::{
 
 /// Polling interval: too short for a person to notice, and a poll takes a fraction of a
 /// millisecond.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long to wait after a failed poll.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), An
     // An error that prevents the first read is reported immediately.
     let mut seen = tail.begin().await?;
     loop {
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
         match tail.look(&mut seen).await {
             Ok(()) => {}
             Err(error) if error.is::<QueryError>() => {

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_mistyped_is_told_with_the_one_that_is_meant() {
+    fn a_mistyped_name_is_reported_with_the_right_one() {
         for (name, meant) in [
             ("TIDINGS_LISTN", "TIDINGS_LISTEN"),
             ("TIDINGS_ADMINLISTEN", "TIDINGS_ADMIN_LISTEN"),

@@ -214,7 +214,7 @@ impl Pages {
             // Once the database is back, there is no reason to wait longer.
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
-                () = self.health.heard_again() => {}
+                () = self.health.reconnected() => {}
                 () = reply.closed() => return,
             }
         }

@@ -36,12 +36,12 @@ const QUEUE_LIMIT: f64 = 0.5;
 #[derive(Debug, Default)]
 pub struct Health {
     state: Mutex<HealthState>,
-    heard_again: Notify,
+    reconnected: Notify,
 }
 
 #[derive(Debug, Default)]
 struct HealthState {
-    last_look: Option<Instant>,
+    last_poll: Option<Instant>,
     trouble: Option<String>,
     doorbell: Option<Doorbell>,
     queue_usage: Option<f64>,
@@ -240,14 +240,14 @@ pub struct Readiness {
 
 impl Health {
     /// The listener polled the table successfully.
-    pub fn looked(&self) {
+    pub fn polled(&self) {
         let mut state = self.state.lock();
-        state.last_look = Some(Instant::now());
+        state.last_poll = Some(Instant::now());
         state.listened.polls += 1;
         if state.trouble.take().is_some() {
             state.listened.reconnects += 1;
             drop(state);
-            self.heard_again.notify_waiters();
+            self.reconnected.notify_waiters();
         }
     }
 
@@ -268,7 +268,7 @@ impl Health {
     pub fn listener(&self) -> ListenerState {
         let state = self.state.lock();
         ListenerState {
-            connected: state.hears(),
+            connected: state.is_connected(),
             doorbell_in_order: state.doorbell == Some(Doorbell::InOrder),
             queue_usage: state.queue_usage,
             listened: state.listened,
@@ -276,8 +276,8 @@ impl Health {
     }
 
     /// Resolves when the listener has reconnected to the database.
-    pub async fn heard_again(&self) {
-        self.heard_again.notified().await;
+    pub async fn reconnected(&self) {
+        self.reconnected.notified().await;
     }
 
     /// The listener has inspected the doorbell. Logs changes.
@@ -368,7 +368,7 @@ impl Health {
 
     pub fn readiness(&self) -> Readiness {
         let state = self.state.lock();
-        let age = state.last_look.map(|look| look.elapsed());
+        let age = state.last_poll.map(|poll| poll.elapsed());
         let (status, reason) = if let Some(task) = state.ended_task {
             let reason = format!(
                 "the {task} has ended unexpectedly, so the process is stopping and must be \
@@ -379,7 +379,7 @@ impl Health {
             (ReadinessStatus::Draining, None)
         } else if let Some(trouble) = &state.trouble {
             (ReadinessStatus::ListenerFailing, Some(trouble.clone()))
-        } else if !state.hears() {
+        } else if !state.is_connected() {
             (
                 ReadinessStatus::ListenerFailing,
                 Some("the database has not answered the listener recently".to_owned()),
@@ -408,9 +408,9 @@ impl Health {
 }
 
 impl HealthState {
-    fn hears(&self) -> bool {
-        let is_proven = |look: Instant| look.elapsed() <= PROOF_LIMIT;
-        self.trouble.is_none() && self.last_look.is_some_and(is_proven)
+    fn is_connected(&self) -> bool {
+        let is_proven = |poll: Instant| poll.elapsed() <= PROOF_LIMIT;
+        self.trouble.is_none() && self.last_poll.is_some_and(is_proven)
     }
 }
 
@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn a_task_that_has_ended_is_named_and_stays_so_while_the_process_stops() {
         let health = Health::default();
-        health.looked();
+        health.polled();
         assert!(health.readiness().is_ready());
         health.task_ended("marker");
         health.task_ended("listener");
@@ -485,7 +485,7 @@ mod tests {
     #[test]
     fn the_fields_of_earlier_releases_keep_their_names_and_values() {
         let health = Health::default();
-        health.looked();
+        health.polled();
         health.lost("gone".to_owned());
         let body = serde_json::to_value(health.readiness()).expect("JSON");
         assert_eq!(body["readiness"], "listener-failing");

@@ -23,7 +23,7 @@ use self::{
     fine_sleep::Pause,
     poll_or_listen::{Flow, PollMode},
     recently_published::Remembered,
-    session::{LOOK_LIMIT, Session},
+    session::{POLL_LIMIT, Session},
 };
 use crate::{
     delivery::{
@@ -56,12 +56,12 @@ use crate::{
 const TRIGGER: &str = "tidings_ring_doorbell";
 
 /// How often the doorbell and the visibility of rows are inspected.
-const DOORBELL_LOOK: Duration = Duration::from_secs(5);
+const DOORBELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// While asleep, after a poll that found nothing, the next poll starts at least this much
 /// after the previous one. Any role can send NOTIFY; this limits what a flood of forged
 /// notifications costs.
-const LOOK_GAP: Duration = Duration::from_millis(2);
+const POLL_GAP: Duration = Duration::from_millis(2);
 
 /// How long clearing the doorbell's sequence may take when the bridge stops. If it fails,
 /// writers send NOTIFY for no listener until the next bridge starts.
@@ -91,7 +91,7 @@ pub struct Listener {
     /// (for example, loaded with `session_replication_role = replica`), or if a bridge
     /// died while telling writers to stop sending it. The poll also proves that the
     /// connection is alive.
-    safety_look: Duration,
+    safety_poll: Duration,
     session: Option<Session>,
 }
 
@@ -105,7 +105,7 @@ impl Listener {
         hub: Arc<Hub>,
         health: Arc<Health>,
         activity: Arc<Counters>,
-        safety_look: Duration,
+        safety_poll: Duration,
     ) -> Result<Self, ListenError> {
         let mut listener = Self {
             database,
@@ -120,12 +120,12 @@ impl Listener {
             page_size: PageSize::TAIL,
             unusable: LogThrottle::default(),
             disconnections: Progress::none(Instant::now()),
-            safety_look,
+            safety_poll,
             session: None,
         };
         let session = Session::open(&listener.database).await?;
         listener.begin(&session).await?;
-        listener.health.looked();
+        listener.health.polled();
         listener.session = Some(session);
         Ok(listener)
     }
@@ -176,25 +176,25 @@ impl Listener {
         let mut inspect_at = Instant::now();
         while !stop.is_cancelled() {
             // Poll before the first wait: rows may have arrived in the meantime.
-            let looked_at = Instant::now();
-            let looking = async {
-                let (kept, look) = self.keep_watch(&session, watch, &mut flow).await?;
-                if self.disconnections.is_due(looked_at) {
+            let polled_at = Instant::now();
+            let polling = async {
+                let (kept, polled) = self.keep_watch(&session, watch, &mut flow).await?;
+                if self.disconnections.is_due(polled_at) {
                     self.disconnect(&session).await?;
                 }
-                if inspect_at <= looked_at {
-                    inspect_at = looked_at + self.inspect_doorbell(&session).await?;
+                if inspect_at <= polled_at {
+                    inspect_at = polled_at + self.inspect_doorbell(&session).await?;
                 }
-                Ok((kept, look))
+                Ok((kept, polled))
             };
-            let outcome = match timeout(LOOK_LIMIT, looking).await {
+            let outcome = match timeout(POLL_LIMIT, polling).await {
                 Ok(outcome) => outcome,
                 Err(elapsed) => {
                     self.page_size = self.page_size.halved();
                     return Err(elapsed.into());
                 }
             };
-            let (kept, look) = match outcome {
+            let (kept, polled) = match outcome {
                 Ok(kept) => kept,
                 Err(error) => return Err(session.failed(error, &self.database.schema).await),
             };
@@ -209,17 +209,17 @@ impl Listener {
             // be retried without a pause.
             backoff.reset();
             failing.is_over();
-            self.health.looked();
-            if look == Look::More || self.disconnections.is_due(Instant::now()) {
+            self.health.polled();
+            if polled == Polled::More || self.disconnections.is_due(Instant::now()) {
                 continue;
             }
-            let took = looked_at.elapsed();
+            let took = polled_at.elapsed();
             let next = match watch {
-                PollMode::Awake => flow.gap(Instant::now(), look.rows()),
-                PollMode::Asleep(_) => self.safety_look,
+                PollMode::Awake => flow.gap(Instant::now(), polled.rows()),
+                PollMode::Asleep(_) => self.safety_poll,
             };
-            if watch != PollMode::Awake && look == Look::Nothing {
-                sleep_until(looked_at + LOOK_GAP).await;
+            if watch != PollMode::Awake && polled == Polled::Nothing {
+                sleep_until(polled_at + POLL_GAP).await;
             }
             tokio::select! {
                 rung = session.rung(watch) => {
@@ -244,15 +244,15 @@ impl Listener {
         session: &Session,
         watch: PollMode,
         flow: &mut Flow,
-    ) -> Result<(PollMode, Look), ListenError> {
+    ) -> Result<(PollMode, Polled), ListenError> {
         if watch == PollMode::Awake && flow.tries_to_sleep(Instant::now()) {
             // The server executes statements in the order in which they are sent.
-            let (told, look) =
-                tokio::join!(biased; session.fall_asleep(), self.look(session, flow));
-            let (told, (look, rings)) = (told?, look?);
-            return Ok((PollMode::by(told, rings), look));
+            let (bell, polled) =
+                tokio::join!(biased; session.fall_asleep(), self.poll(session, flow));
+            let (bell, (polled, rings)) = (bell?, polled?);
+            return Ok((PollMode::by(bell, rings), polled));
         }
-        let (look, rings) = self.look(session, flow).await?;
+        let (polled, rings) = self.poll(session, flow).await?;
         let mut kept = watch.after(rings);
         if rings.is_some() && flow.wakes() {
             session.wake().await?;
@@ -261,25 +261,25 @@ impl Listener {
             // Another bridge woke because rows are flowing.
             *flow = Flow::begins(Instant::now());
         }
-        Ok((kept, look))
+        Ok((kept, polled))
     }
 
     /// Reads one page and publishes it. Also returns whether writers send NOTIFY.
-    async fn look(
+    async fn poll(
         &mut self,
         session: &Session,
         flow: &mut Flow,
-    ) -> Result<(Look, Option<BellGeneration>), ListenError> {
+    ) -> Result<(Polled, Option<BellGeneration>), ListenError> {
         let (client, query) = (&session.client, &session.tail_page);
         let page = page_reader::tail_page(client, query, &self.position, self.page_size).await?;
         let found = match (page.rest(), page.rows()) {
-            (Rest::More, _) => Look::More,
-            (Rest::Nothing, 0) => Look::Nothing,
-            (Rest::Nothing, rows) => Look::Found(rows),
+            (Rest::More, _) => Polled::More,
+            (Rest::Nothing, 0) => Polled::Nothing,
+            (Rest::Nothing, rows) => Polled::Found(rows),
         };
         match found {
-            Look::Nothing => flow.found_nothing(Instant::now()),
-            Look::Found(_) | Look::More => flow.found(Instant::now(), page.snapshot.running()),
+            Polled::Nothing => flow.found_nothing(Instant::now()),
+            Polled::Found(_) | Polled::More => flow.found(Instant::now(), page.snapshot.running()),
         }
         if page.rest() == Rest::Nothing {
             self.page_size = self.full_page;
@@ -352,7 +352,7 @@ impl Listener {
     /// on.
     async fn present(&self, session: &Session) -> Result<Progress, ListenError> {
         let page = self.disconnections_page(session, None);
-        let page = timeout(LOOK_LIMIT, page).await??;
+        let page = timeout(POLL_LIMIT, page).await??;
         Ok(Progress::begins(&page, Instant::now()))
     }
 
@@ -384,7 +384,7 @@ impl Listener {
         if let Some(hidden) = hidden.into_iter().find(HiddenRows::stops_delivery) {
             doorbell = Doorbell::Hidden(hidden);
         }
-        let mut again = DOORBELL_LOOK;
+        let mut again = DOORBELL_INTERVAL;
         if row.try_get("restored")? {
             match client
                 .execute(&self.database.sql.restamp_restored_rows, &[])
@@ -470,7 +470,7 @@ impl Listener {
     /// Starts to read from what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = page_reader::tail_start(&session.client, &self.database.sql.tail_start);
-        let (position, checkpointed) = timeout(LOOK_LIMIT, start).await??;
+        let (position, checkpointed) = timeout(POLL_LIMIT, start).await??;
         let disconnections = self.present(session).await?;
         // From here on nothing fails. If this function is interrupted earlier, the next
         // session repeats it, because `history` is still the old one.
@@ -503,7 +503,7 @@ fn tell_of_loss(error: &str, delay: Duration, is_news: bool) {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum Polled {
     Nothing,
     /// The number of rows.
     Found(usize),
@@ -511,7 +511,7 @@ enum Look {
     More,
 }
 
-impl Look {
+impl Polled {
     /// The number of rows, if the poll found all that was new.
     fn rows(self) -> usize {
         match self {

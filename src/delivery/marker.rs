@@ -315,13 +315,13 @@ impl Marker {
     /// Writes marks until `stop`, then those that are left and can be written at once.
     /// May be dropped at any time: rows that were not marked by then are delivered again.
     pub async fn run(self, stop: CancellationToken) {
-        let told = Mutex::default();
+        let outage = Mutex::default();
         tokio::join!(
             self.settle(&stop),
             self.acknowledge(&stop),
             self.note_drained(&stop),
-            self.mark_fresh(&stop, &told),
-            self.mark_held(&stop, &told)
+            self.mark_fresh(&stop, &outage),
+            self.mark_held(&stop, &outage)
         );
         self.marks.settle_all();
         self.last_flush().await;
@@ -406,7 +406,7 @@ impl Marker {
         stop.run_until_cancelled(working).await;
     }
 
-    async fn mark_fresh(&self, stop: &CancellationToken, told: &Mutex<OutageLog>) {
+    async fn mark_fresh(&self, stop: &CancellationToken, outage: &Mutex<OutageLog>) {
         let lane = Lane::Fresh;
         while stop
             .run_until_cancelled(self.marks.until(lane))
@@ -418,7 +418,7 @@ impl Marker {
                 return;
             }
             while let Some(batch) = self.take(lane) {
-                self.mark(batch, told).await;
+                self.mark(batch, outage).await;
                 if stop.is_cancelled() {
                     return;
                 }
@@ -426,7 +426,7 @@ impl Marker {
         }
     }
 
-    async fn mark_held(&self, stop: &CancellationToken, told: &Mutex<OutageLog>) {
+    async fn mark_held(&self, stop: &CancellationToken, outage: &Mutex<OutageLog>) {
         let lane = Lane::Held;
         while stop
             .run_until_cancelled(self.marks.until(lane))
@@ -434,7 +434,7 @@ impl Marker {
             .is_some()
         {
             if let Some(batch) = self.take(lane) {
-                self.mark(batch, told).await;
+                self.mark(batch, outage).await;
             }
         }
     }
@@ -442,13 +442,13 @@ impl Marker {
     /// Writes the last marks in small steps, none of which waits for a row that is locked
     /// or fails.
     async fn last_flush(&self) {
-        let told = Mutex::default();
+        let outage = Mutex::default();
         let mut tries = 0;
         self.marks.queue.lock().hurry(Instant::now());
         for lane in [Lane::Fresh, Lane::Held] {
             while tries < LAST_TRIES {
                 if let Some(batch) = self.take(lane) {
-                    match self.mark(batch, &told).await {
+                    match self.mark(batch, &outage).await {
                         Answered::Yes => {}
                         Answered::Refused => tries += 1,
                         // The next statement would not be answered either.
@@ -479,7 +479,7 @@ impl Marker {
     }
 
     /// Runs one statement and records its outcome.
-    async fn mark(&self, batch: MarkBatch, told: &Mutex<OutageLog>) -> Answered {
+    async fn mark(&self, batch: MarkBatch, outage: &Mutex<OutageLog>) -> Answered {
         let outcome = match self.try_mark(&batch).await {
             Ok(locked) => MarkOutcome::Marked { locked },
             Err(error) => {
@@ -510,19 +510,24 @@ impl Marker {
         };
         self.marks.lost.inc_by(lost);
         self.marks.held.notify_one();
-        self.tell(told, failure, stuck.as_ref());
+        self.log_outcome(outage, failure, stuck.as_ref());
         self.health.marks(stuck);
         answered
     }
 
-    fn tell(&self, told: &Mutex<OutageLog>, failure: Option<String>, stuck: Option<&Stuck>) {
-        let mut told = told.lock();
+    fn log_outcome(
+        &self,
+        outage: &Mutex<OutageLog>,
+        failure: Option<String>,
+        stuck: Option<&Stuck>,
+    ) {
+        let mut outage = outage.lock();
         let (is_news, is_over) = match (&failure, stuck) {
-            (Some(reason), Some(_)) => (told.is_news(reason, Instant::now().into_std()), false),
-            (_, None) => (false, told.is_over()),
+            (Some(reason), Some(_)) => (outage.is_news(reason, Instant::now().into_std()), false),
+            (_, None) => (false, outage.is_over()),
             (None, Some(_)) => (false, false),
         };
-        drop(told);
+        drop(outage);
         if is_over {
             info!("marking works again, all sent rows are marked");
         }

@@ -226,7 +226,7 @@ pub fn put_retry_line(out: &mut BytesMut, delay: Duration) {
 /// The whole body of a response that only defers the client: the reconnection delay, and
 /// a comment with the reason, which must be one line. No blank line ends it because,
 /// according to the standard, that would make a client forget the id that it presented.
-pub fn put_come_back(out: &mut BytesMut, delay: Duration, why: &str) {
+pub fn put_deferral(out: &mut BytesMut, delay: Duration, why: &str) {
     put_retry_line(out, delay);
     put_field(out, "", why);
 }

@@ -168,7 +168,7 @@ impl Current {
 /// Whether the client has been sent `tidings.caught-up`, which is sent once.
 enum CatchUp {
     Counting(u64),
-    Told,
+    Announced,
 }
 
 /// The check for rows that were deleted before the client received them.
@@ -466,7 +466,7 @@ impl EventStream {
     fn go_live(&mut self, chunk: &mut BytesMut) {
         self.phase = Phase::Live;
         if let CatchUp::Counting(rows) = self.catch_up {
-            self.catch_up = CatchUp::Told;
+            self.catch_up = CatchUp::Announced;
             sse::put_caught_up(chunk, &self.id(), rows);
         }
     }
@@ -513,7 +513,7 @@ impl EventStream {
         };
         self.ends = self
             .ends
-            .or(StreamDeadline::after(delay, EndReason::Told(reason)));
+            .or(StreamDeadline::after(delay, EndReason::Requested(reason)));
         self.set_alarm();
     }
 

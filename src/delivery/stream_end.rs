@@ -30,7 +30,7 @@ pub enum EndReason {
     /// The client's credentials expired.
     Expired,
     /// The bridge ended it.
-    Told(Ending),
+    Requested(Ending),
 }
 
 impl EndReason {
@@ -41,9 +41,9 @@ impl EndReason {
         Self::Failed,
         Self::Age,
         Self::Expired,
-        Self::Told(Ending::Draining),
-        Self::Told(Ending::AnotherHistory),
-        Self::Told(Ending::Disconnected),
+        Self::Requested(Ending::Draining),
+        Self::Requested(Ending::AnotherHistory),
+        Self::Requested(Ending::Disconnected),
     ];
 
     /// Whether the client is expected to return with its last event id. A client that
@@ -52,14 +52,14 @@ impl EndReason {
     /// logged out.
     pub fn closed(self) -> Closed {
         match self {
-            Self::Age | Self::Expired | Self::Told(Ending::Draining | Ending::AnotherHistory) => {
-                Closed::ByBridge
-            }
+            Self::Age
+            | Self::Expired
+            | Self::Requested(Ending::Draining | Ending::AnotherHistory) => Closed::ByBridge,
             Self::Left
             | Self::Silent
             | Self::Stalled
             | Self::Failed
-            | Self::Told(Ending::Disconnected) => Closed::ByClient,
+            | Self::Requested(Ending::Disconnected) => Closed::ByClient,
         }
     }
 
@@ -72,9 +72,9 @@ impl EndReason {
             Self::Failed => "failed",
             Self::Age => "age",
             Self::Expired => "expired",
-            Self::Told(Ending::Draining) => "draining",
-            Self::Told(Ending::AnotherHistory) => "history",
-            Self::Told(Ending::Disconnected) => "disconnected",
+            Self::Requested(Ending::Draining) => "draining",
+            Self::Requested(Ending::AnotherHistory) => "history",
+            Self::Requested(Ending::Disconnected) => "disconnected",
         }
     }
 }
@@ -175,14 +175,20 @@ mod tests {
         let age = StreamDeadline::of_age(day);
         let left = age.at().saturating_duration_since(Instant::now());
         assert!((day * 7 / 10..=day).contains(&left), "{left:?}");
-        let told = StreamDeadline::after(day / 2, EndReason::Told(Ending::Draining));
-        assert_eq!(age.or(told).reason(), EndReason::Told(Ending::Draining));
-        assert_eq!(told.or(age).reason(), EndReason::Told(Ending::Draining));
-        let late = StreamDeadline::after(day * 2, EndReason::Told(Ending::Draining));
+        let told = StreamDeadline::after(day / 2, EndReason::Requested(Ending::Draining));
+        assert_eq!(
+            age.or(told).reason(),
+            EndReason::Requested(Ending::Draining)
+        );
+        assert_eq!(
+            told.or(age).reason(),
+            EndReason::Requested(Ending::Draining)
+        );
+        let late = StreamDeadline::after(day * 2, EndReason::Requested(Ending::Draining));
         assert_eq!(age.or(late).reason(), EndReason::Age);
         assert!(
             !age.has_come()
-                && StreamDeadline::after(Duration::ZERO, EndReason::Told(Ending::Draining))
+                && StreamDeadline::after(Duration::ZERO, EndReason::Requested(Ending::Draining))
                     .has_come()
         );
     }

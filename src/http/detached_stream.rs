@@ -204,14 +204,14 @@ impl Exit {
 /// kernel. Then it fails, so the server drops everything that belongs to the response and
 /// writes nothing more.
 pub struct HandoffBody {
-    lines: Arc<DetachedStreams>,
+    detached: Arc<DetachedStreams>,
     leaving: Option<(Exit, EventStream)>,
 }
 
 impl HandoffBody {
-    pub fn new(lines: Arc<DetachedStreams>, exit: Exit, stream: EventStream) -> Self {
+    pub fn new(detached: Arc<DetachedStreams>, exit: Exit, stream: EventStream) -> Self {
         Self {
-            lines,
+            detached,
             leaving: Some((exit, stream)),
         }
     }
@@ -232,7 +232,7 @@ impl MessageBody for HandoffBody {
         match departure.leaving.take() {
             Some((Exit::Exchange(exchange, framing), stream)) => {
                 if let Some(transport) = exchange.0.take() {
-                    departure.lines.open(transport, framing, stream);
+                    departure.detached.open(transport, framing, stream);
                 }
             }
             Some((Exit::Handover(handover), stream)) => handover.0.set(Some(stream)),

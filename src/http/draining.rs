@@ -35,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const SHORTEST_WAIT: Duration = Duration::from_secs(4);
 
 /// How often to check whether all requests that passed have a response.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Open until the bridge stops, then closed permanently.
 #[derive(Debug)]
@@ -43,13 +43,13 @@ pub struct Draining {
     is_closed: AtomicBool,
     /// Requests that have passed and have no response yet.
     passing: AtomicUsize,
-    turned_away: AtomicU64,
-    come_back: Duration,
+    deferred: AtomicU64,
+    retry_after: Duration,
 }
 
 /// Marks a request that arrived after the gate was closed.
 #[derive(Clone, Copy, Debug)]
-struct TurnedAway;
+struct Deferred;
 
 impl Draining {
     /// The gate of a bridge that ends its streams over the time `drain`.
@@ -57,8 +57,8 @@ impl Draining {
         Self {
             is_closed: AtomicBool::new(false),
             passing: AtomicUsize::new(0),
-            turned_away: AtomicU64::new(0),
-            come_back: drain.clamp(SHORTEST_WAIT, LONGEST_WAIT),
+            deferred: AtomicU64::new(0),
+            retry_after: drain.clamp(SHORTEST_WAIT, LONGEST_WAIT),
         }
     }
 
@@ -68,12 +68,12 @@ impl Draining {
     }
 
     /// Lets a request pass. `None` if the gate is closed.
-    fn enter(&self) -> Option<Passing<'_>> {
+    fn enter(&self) -> Option<Passed<'_>> {
         // The order matters: a request writes `passing` before it reads `is_closed`, and
         // the closing side writes `is_closed` before it reads `passing`. So a request
         // that finds the gate open is seen by `passed`, which waits for it.
         self.passing.fetch_add(1, Ordering::SeqCst);
-        let passing = Passing(self);
+        let passing = Passed(self);
         (!self.is_closed.load(Ordering::SeqCst)).then_some(passing)
     }
 
@@ -81,25 +81,24 @@ impl Draining {
     /// that they opened are registered in the hub by then. Call it after
     /// [`close`](Self::close).
     pub async fn passed(&self) {
-        let mut looks = interval(LOOK);
+        let mut ticks = interval(POLL_INTERVAL);
         while self.passing.load(Ordering::SeqCst) > 0 {
-            looks.tick().await;
+            ticks.tick().await;
         }
     }
 
     /// How many requests were rejected because the gate was closed.
-    pub fn turned_away(&self) -> u64 {
-        self.turned_away.load(Ordering::Relaxed)
+    pub fn deferred(&self) -> u64 {
+        self.deferred.load(Ordering::Relaxed)
     }
 
     /// Adds the route of the stream for the time when the gate is closed. It must be
     /// added before the regular one, needs the same data, and allows the same origins.
     pub fn routes(gate: &web::Data<Self>, origins: &Origins, config: &mut web::ServiceConfig) {
-        let is_turned_away =
-            |context: &GuardContext<'_>| context.req_data().contains::<TurnedAway>();
+        let is_deferred = |context: &GuardContext<'_>| context.req_data().contains::<Deferred>();
         config.app_data(gate.clone()).service(
-            readable("/stream", turn_away)
-                .guard(guard::fn_guard(is_turned_away))
+            readable("/stream", defer)
+                .guard(guard::fn_guard(is_deferred))
                 .wrap(origins.cors())
                 // The middleware added last runs first.
                 .wrap(from_fn(origin::check)),
@@ -108,9 +107,9 @@ impl Draining {
 }
 
 /// A request that has passed, until it has its response.
-struct Passing<'a>(&'a Draining);
+struct Passed<'a>(&'a Draining);
 
-impl Drop for Passing<'_> {
+impl Drop for Passed<'_> {
     fn drop(&mut self) {
         self.0.passing.fetch_sub(1, Ordering::SeqCst);
     }
@@ -125,17 +124,17 @@ pub async fn pass(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let passing = gate.enter();
     if passing.is_none() {
-        request.extensions_mut().insert(TurnedAway);
+        request.extensions_mut().insert(Deferred);
     }
     next.call(request).await
 }
 
-async fn turn_away(request: HttpRequest, gate: web::Data<Draining>) -> HttpResponse {
-    gate.turned_away.fetch_add(1, Ordering::Relaxed);
+async fn defer(request: HttpRequest, gate: web::Data<Draining>) -> HttpResponse {
+    gate.deferred.fetch_add(1, Ordering::Relaxed);
     RetryLater::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "this bridge is shutting down: reconnect to reach another one",
-        gate.come_back,
+        gate.retry_after,
     )
     .answer(&request)
 }

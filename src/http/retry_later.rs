@@ -44,7 +44,7 @@ impl RetryLater {
         let delay = self.span.mul_f64(rand::random_range(0.25..=1.0));
         if accepts_event_stream(request) && wanted == RejectionForm::Retry {
             let mut body = BytesMut::new();
-            sse::put_come_back(&mut body, delay, &self.detail);
+            sse::put_deferral(&mut body, delay, &self.detail);
             return HttpResponse::Ok()
                 .content_type(sse::CONTENT_TYPE)
                 .insert_header((header::CACHE_CONTROL, "no-store"))

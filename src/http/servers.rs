@@ -59,7 +59,7 @@ const PAUSE: Duration = Duration::from_millis(25);
 pub const CLOSING_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often to check whether they have ended.
-const CLOSING_LOOK: Duration = Duration::from_millis(5);
+const CLOSING_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -157,9 +157,9 @@ async fn accept_no_more(handle: &ServerHandle) {
 }
 
 async fn all_closed(sockets: &Sockets) {
-    let mut looks = interval(CLOSING_LOOK);
+    let mut ticks = interval(CLOSING_POLL_INTERVAL);
     while sockets.open() > 0 {
-        looks.tick().await;
+        ticks.tick().await;
     }
 }
 

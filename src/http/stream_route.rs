@@ -47,7 +47,7 @@ const NO_ID: &str = "?";
 pub struct StreamRoute {
     pub streams: Arc<Streams>,
     /// Takes over streams once their response has begun.
-    pub lines: Arc<DetachedStreams>,
+    pub detached: Arc<DetachedStreams>,
     pub authenticator: Arc<Authenticator>,
     pub admission: Arc<Admission>,
     pub origins: web::Data<Origins>,
@@ -86,7 +86,7 @@ async fn answer(
 ) -> Result<HttpResponse, Problem> {
     let StreamRoute {
         streams,
-        lines,
+        detached,
         authenticator,
         admission,
         rejections,
@@ -142,7 +142,7 @@ async fn answer(
     span.in_scope(|| debug!("opened a stream"));
     let stream = stream.holding(permit).within(span);
     let exit = Exit::of(&request).ok_or_else(no_exit)?;
-    Ok(builder.body(HandoffBody::new(Arc::clone(lines), exit, stream)))
+    Ok(builder.body(HandoffBody::new(Arc::clone(detached), exit, stream)))
 }
 
 /// The server was set up incorrectly, which is a bug.

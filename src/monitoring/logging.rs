@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// How often the number of missing lines is logged.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long the process may wait at its end for the reader of the log.
 pub const FLUSH_LIMIT: Duration = Duration::from_millis(500);
@@ -147,25 +147,25 @@ pub fn dropped() -> u64 {
 /// suppressed, and those that were dropped because standard error was not read in time.
 /// Never returns.
 pub async fn keep_telling_what_is_missing() {
-    let (mut pace, mut told) = (interval(TELL_EVERY), 0);
+    let (mut pace, mut reported) = (interval(LOG_INTERVAL), 0);
     loop {
         pace.tick().await;
-        tell_what_was_left_out();
+        report_suppressed();
         let dropped = dropped();
         // While standard error is not read, this line would be dropped too.
-        if dropped > told && OUTPUT.get().is_some_and(Output::has_room) {
-            let count = dropped - told;
+        if dropped > reported && OUTPUT.get().is_some_and(Output::has_room) {
+            let count = dropped - reported;
             warn!(
                 count,
                 "{count} log lines were dropped: standard error was not read fast enough, or was \
                  closed; check the program that reads it"
             );
-            told = dropped;
+            reported = dropped;
         }
     }
 }
 
 /// Logs how many lines the rate limit has suppressed since the last call.
-pub fn tell_what_was_left_out() {
-    rate_limit::tell();
+pub fn report_suppressed() {
+    rate_limit::report();
 }

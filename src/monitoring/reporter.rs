@@ -53,7 +53,7 @@ pub struct Reporter {
     health: Arc<Health>,
     database: Database,
     minute: Minute,
-    told: Option<Instant>,
+    reported_at: Option<Instant>,
 }
 
 /// What has been reported about a minute.
@@ -63,7 +63,7 @@ struct Minute {
     /// Totals that were reported before this minute.
     before: Totals,
     /// Totals that have been reported so far.
-    told: Totals,
+    reported: Totals,
 }
 
 impl Minute {
@@ -72,9 +72,9 @@ impl Minute {
     fn news(&mut self, minute: Moment, totals: &Totals) -> Option<Totals> {
         if self.begins != minute {
             self.begins = minute;
-            self.before = self.told;
+            self.before = self.reported;
         }
-        (*totals != self.told).then(|| totals.since(&self.before))
+        (*totals != self.reported).then(|| totals.since(&self.before))
     }
 }
 
@@ -96,7 +96,7 @@ impl Reporter {
             health,
             database,
             minute: Minute::default(),
-            told: None,
+            reported_at: None,
         }
     }
 
@@ -128,14 +128,14 @@ impl Reporter {
                 () = self.changed() => None,
                 () = stop.cancelled() => break,
             };
-            if let Err(error) = self.tell(minute).await {
+            if let Err(error) = self.report(minute).await {
                 let error = ErrorChain(&error);
                 debug!(%error, "could not report the bridge's activity: {error}");
             }
         }
         let minute = self.activity.clock.now().minute();
-        let told = timeout(LAST_LIMIT, self.tell(Some(minute))).await;
-        debug!(?told, "sent the last report");
+        let reported = timeout(LAST_LIMIT, self.report(Some(minute))).await;
+        debug!(?reported, "sent the last report");
     }
 
     /// Whether this role may report. Asks until the database answers.
@@ -172,14 +172,14 @@ impl Reporter {
 
     async fn changed(&self) {
         self.activity.changed().await;
-        if let Some(told) = self.told {
-            sleep_until(told + SOON).await;
+        if let Some(at) = self.reported_at {
+            sleep_until(at + SOON).await;
         }
     }
 
     /// Reports the state of the bridge, and what it did in this minute.
-    async fn tell(&mut self, minute: Option<Moment>) -> Result<(), QueryError> {
-        self.told = Some(Instant::now());
+    async fn report(&mut self, minute: Option<Moment>) -> Result<(), QueryError> {
+        self.reported_at = Some(Instant::now());
         let totals = self.activity.totals();
         let news = minute.and_then(|minute| self.minute.news(minute, &totals));
         let Some(Listening {
@@ -232,7 +232,7 @@ impl Reporter {
             )
             .await?;
         if news.is_some() {
-            self.minute.told = totals;
+            self.minute.reported = totals;
         }
         Ok(())
     }
@@ -260,12 +260,12 @@ mod tests {
         let (first, second) = (Moment(60_000_000), Moment(120_000_000));
         assert_eq!(minute.news(first, &seen(0)), None);
         assert_eq!(minute.news(first, &seen(3)), Some(seen(3)));
-        minute.told = seen(3);
+        minute.reported = seen(3);
         assert_eq!(minute.news(first, &seen(3)), None);
         assert_eq!(minute.news(first, &seen(5)), Some(seen(5)));
         // The rows that were not reported count for the next minute.
         assert_eq!(minute.news(second, &seen(6)), Some(seen(3)));
-        minute.told = seen(6);
+        minute.reported = seen(6);
         assert_eq!(minute.news(second, &seen(6)), None);
     }
 }

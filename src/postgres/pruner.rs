@@ -128,7 +128,7 @@ impl Pruner {
             let failures = prune.failures().await?;
             let failed = PruneFailure::total(&failures);
             self.pruned.failed.store(failed, Ordering::Relaxed);
-            complaints.tell(&failures);
+            complaints.log(&failures);
             if rows > 0 {
                 let seconds = begin.elapsed().as_secs();
                 debug!(rows, seconds, "removed {rows} old rows in {seconds} s");
@@ -161,22 +161,22 @@ impl Pruner {
 /// The last warning about rows that can't be removed.
 #[derive(Debug, Default)]
 struct Complaints {
-    told: Option<(Option<String>, Instant)>,
+    last: Option<(Option<String>, Instant)>,
 }
 
 impl Complaints {
     /// Logs a warning, unless it has logged the same one recently.
-    fn tell(&mut self, failures: &[PruneFailure]) {
+    fn log(&mut self, failures: &[PruneFailure]) {
         let (Some(complaint), Some(first)) = (complaint(failures), failures.first()) else {
-            self.told = None;
+            self.last = None;
             return;
         };
-        let is_known = self.told.as_ref().is_some_and(|(constraint, at)| {
+        let is_known = self.last.as_ref().is_some_and(|(constraint, at)| {
             *constraint == first.constraint && at.elapsed() < COMPLAIN_EVERY
         });
         if !is_known {
             warn!(rows = PruneFailure::total(failures), "{complaint}");
-            self.told = Some((first.constraint.clone(), Instant::now()));
+            self.last = Some((first.constraint.clone(), Instant::now()));
         }
     }
 }

@@ -502,7 +502,7 @@ pub(crate) async fn refuse_incomplete(
                 owner: row.try_get("owner")?,
                 name: row.try_get("name")?,
                 owners: row.try_get("owners")?,
-                cure: row.try_get("cure")?,
+                fix: row.try_get("fix")?,
             }),
         }),
     }

@@ -44,7 +44,7 @@ pub struct HiddenRows {
     /// The affected roles, the kind of relation, or the name of the rule.
     pub what: Option<String>,
     /// The statement that fixes it, if one statement fits every case.
-    pub cure: Option<String>,
+    pub fix: Option<String>,
 }
 
 /// Returns what hides rows in this schema.
@@ -75,7 +75,7 @@ impl HiddenRows {
             relation: row.try_get("relation")?,
             table: row.try_get("table")?,
             what: row.try_get("affected")?,
-            cure: row.try_get("cure")?,
+            fix: row.try_get("fix")?,
         })
     }
 
@@ -104,19 +104,19 @@ impl HiddenRows {
 
     /// How to fix it.
     pub fn advice(&self) -> String {
-        let cure = self.cure.as_deref().unwrap_or_default();
+        let fix = self.fix.as_deref().unwrap_or_default();
         match self.kind {
             // A policy isn't a solution: the bridge can't know that it lets all rows
             // pass.
             Obstacle::RowSecurity => format!(
-                "`{cure}` and control access by GRANT, or keep it for other roles and exempt these \
+                "`{fix}` and control access by GRANT, or keep it for other roles and exempt these \
                  (`alter role … bypassrls`); a policy doesn't help, because the bridge refuses to \
                  read through policies"
             ),
-            Obstacle::Relation if self.cure.is_none() => {
+            Obstacle::Relation if self.fix.is_none() => {
                 "rename it, and give the table its name back".to_owned()
             }
-            Obstacle::Relation | Obstacle::Logged | Obstacle::Rule => format!("`{cure}`"),
+            Obstacle::Relation | Obstacle::Logged | Obstacle::Rule => format!("`{fix}`"),
         }
     }
 }

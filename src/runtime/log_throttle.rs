@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 /// At most one line in this time for each kind of event.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Throttles log lines about an event that clients can cause. The first is logged
 /// immediately; later lines are at least 10 s apart and carry the number of
@@ -22,7 +22,7 @@ pub struct LogThrottle(Mutex<Suppressed>);
 #[derive(Debug, Default)]
 struct Suppressed {
     count: u64,
-    told: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 impl LogThrottle {
@@ -33,14 +33,14 @@ impl LogThrottle {
 
     /// Records several events. Returns the count to log, if a line is due.
     pub fn add(&self, times: u64, now: Instant) -> Option<u64> {
-        let mut untold = self.0.lock();
-        untold.count += times;
-        let is_time = untold
-            .told
-            .is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
+        let mut state = self.0.lock();
+        state.count += times;
+        let is_time = state
+            .logged
+            .is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_INTERVAL);
         is_time.then(|| {
-            untold.told = Some(now);
-            std::mem::take(&mut untold.count)
+            state.logged = Some(now);
+            std::mem::take(&mut state.count)
         })
     }
 }
@@ -49,24 +49,24 @@ impl LogThrottle {
 /// reason changes, and one per 10 s while it lasts.
 #[derive(Debug, Default)]
 pub struct OutageLog {
-    told: Option<(String, Instant)>,
+    logged: Option<(String, Instant)>,
 }
 
 impl OutageLog {
     /// Records a failure. Returns whether to log it at a level that operators read.
     pub fn is_news(&mut self, reason: &str, now: Instant) -> bool {
-        let is_known = self.told.as_ref().is_some_and(|(known, told)| {
-            known == reason && now.saturating_duration_since(*told) < TELL_EVERY
+        let is_known = self.logged.as_ref().is_some_and(|(known, logged)| {
+            known == reason && now.saturating_duration_since(*logged) < LOG_INTERVAL
         });
         if !is_known {
-            self.told = Some((reason.to_owned(), now));
+            self.logged = Some((reason.to_owned(), now));
         }
         !is_known
     }
 
     /// Records a success. Returns whether a failure had been logged before.
     pub fn is_over(&mut self) -> bool {
-        self.told.take().is_some()
+        self.logged.take().is_some()
     }
 }
 
@@ -77,12 +77,12 @@ mod tests {
     #[test]
     fn the_log_is_told_at_once_and_then_of_all_since_at_most_every_ten_seconds() {
         let (rarely, start) = (LogThrottle::default(), Instant::now());
-        let tell = |seconds| rarely.count(start + Duration::from_secs(seconds));
-        assert_eq!(tell(0), Some(1));
-        assert_eq!([tell(0), tell(1), tell(9)], [None; 3]);
-        assert_eq!(tell(10), Some(4));
-        assert_eq!(tell(19), None);
-        assert_eq!(tell(60), Some(2));
+        let count = |seconds| rarely.count(start + Duration::from_secs(seconds));
+        assert_eq!(count(0), Some(1));
+        assert_eq!([count(0), count(1), count(9)], [None; 3]);
+        assert_eq!(count(10), Some(4));
+        assert_eq!(count(19), None);
+        assert_eq!(count(60), Some(2));
     }
 
     #[test]

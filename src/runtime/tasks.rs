@@ -186,7 +186,7 @@ impl Task {
     }
 
     /// Asks the task to stop, without waiting for it.
-    pub fn ask(&self) {
+    pub fn request_stop(&self) {
         self.stop.cancel();
     }
 

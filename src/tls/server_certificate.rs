@@ -26,7 +26,7 @@ pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const HTTP_2: &[u8] = b"h2";
 
 /// How often the files are checked.
-const LOOK: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A certificate that is reloaded when its files change.
 #[derive(Debug)]
@@ -78,14 +78,14 @@ impl Certificate {
     /// been replaced yet or for any other reason, the old certificate stays in use and
     /// the reason is logged once.
     pub async fn renew(self: Arc<Self>) {
-        let mut pace = interval(LOOK);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = None;
+        let mut ticks = interval(POLL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut logged = None;
         loop {
-            pace.tick().await;
+            ticks.tick().await;
             let files = Arc::clone(&self);
-            let looking = tokio::task::spawn_blocking(move || files.look());
-            match looking.await {
+            let reloaded = tokio::task::spawn_blocking(move || files.reload());
+            match reloaded.await {
                 Ok(Ok(renewed)) => {
                     if renewed {
                         info!(
@@ -93,13 +93,13 @@ impl Certificate {
                             self.certificate.display()
                         );
                     }
-                    told = None;
+                    logged = None;
                 }
                 Ok(Err(error)) => {
                     let reason = ErrorChain(&error).to_string();
-                    if told.as_ref() != Some(&reason) {
+                    if logged.as_ref() != Some(&reason) {
                         warn!("keeping the certificate that was read before: {reason}");
-                        told = Some(reason);
+                        logged = Some(reason);
                     }
                 }
                 // The panic hook has logged it.
@@ -114,7 +114,7 @@ impl Certificate {
     /// # Errors
     ///
     /// A message that says what is wrong with them.
-    pub fn look(&self) -> Result<bool, CertificateFileError> {
+    pub fn reload(&self) -> Result<bool, CertificateFileError> {
         let found = certificates::certified_key(&self.certificate, &self.key)?;
         let is_new = found.cert != self.current.load().cert;
         if is_new {

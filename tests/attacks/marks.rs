@@ -187,8 +187,8 @@ async fn rows_whose_mark_is_refused_delay_the_marks_of_no_other_and_show() {
     superuser
         .execute("drop trigger refuse on notifications")
         .await;
-    let mended = Instant::now();
-    is_over(&bridge, mended).await;
+    let fixed = Instant::now();
+    is_over(&bridge, fixed).await;
     database
         .until("select bool_and(sent) from notifications")
         .await;
@@ -228,11 +228,11 @@ async fn a_trigger_that_refuses_every_mark_costs_few_statements_and_none_is_lost
     superuser
         .execute("drop trigger refuse on notifications")
         .await;
-    let mended = Instant::now();
+    let fixed = Instant::now();
     database
         .until("select bool_and(sent) from notifications")
         .await;
-    let took = mended.elapsed();
+    let took = fixed.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
 }
 

@@ -196,7 +196,7 @@ async fn an_old_stream_ends_where_the_next_one_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_hears_of_limits_that_the_system_cannot_keep() {
+async fn limits_that_the_system_cannot_keep_are_logged() {
     let database = Database::empty().await;
     let settings = ["--max-connections=1000000000", "--migrate=never"];
     let said = refusal(&database, &settings).await;
@@ -204,7 +204,7 @@ async fn an_operator_hears_of_limits_that_the_system_cannot_keep() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_hears_of_those_who_were_turned_away() {
+async fn rejected_clients_are_logged() {
     let database = Database::migrated().await;
     let mut bridge = Served::start(&database, &["--max-connections-per-user=1"]).await;
     let _first = bridge.connect("alice", None).await;

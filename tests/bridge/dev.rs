@@ -174,7 +174,7 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
 
 /// It is reported before `tidings dev` creates its PostgreSQL, which takes seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_is_in_use_is_told_before_anything_is_made() {
+async fn a_port_in_use_is_reported_before_anything_is_created() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = listener.local_addr().expect("an address").to_string();
     for setting in ["TIDINGS_LISTEN", "TIDINGS_ADMIN_LISTEN"] {

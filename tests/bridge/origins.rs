@@ -83,7 +83,7 @@ async fn a_page_of_somebody_else_opens_no_stream_and_marks_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listed_origin_may_read_everything_that_it_is_told() {
+async fn a_listed_origin_may_read_the_whole_response() {
     let database = Database::migrated().await;
     let settings = [ALLOWED, "--max-connections-per-user=1"];
     let bridge = Bridge::start_with(&database, &settings).await;

@@ -522,7 +522,7 @@ async fn roles_sql_says_who_has_to_do_what_it_may_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_not_migrate_is_told_the_statement_that_lets_them() {
+async fn a_role_that_may_not_migrate_is_given_the_statement_that_allows_it() {
     let database = Database::empty().await;
     // The roles below own nothing in the schema.
     let said = process::refusal(&database, &[]).await;

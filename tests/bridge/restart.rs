@@ -110,7 +110,7 @@ async fn rows_that_ring_no_bell_are_found_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forged_bells_cost_nothing_but_looks() {
+async fn forged_bells_cost_only_polls() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;

@@ -215,11 +215,11 @@ async fn floors_do_not_count_while_what_guards_them_may_not_fire() {
         assert_eq!(backlog(&bridge, "alice").await, ["restored"], "{breaking}");
         let waits = "select pending from tidings_pending where user_id = 'bob'";
         assert_eq!(database.ids(waits).await, [1], "{breaking}");
-        let mend = format!(
+        let fix = format!(
             "begin; {mending}; insert into tidings_reopened (xid) values (pg_current_xact_id()) \
              on conflict do nothing; commit"
         );
-        superuser.execute(&mend).await;
+        superuser.execute(&fix).await;
         assert_eq!(backlog(&bridge, "bob").await, ["restored"], "{breaking}");
         bridge.stop().await;
     }

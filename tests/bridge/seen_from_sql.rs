@@ -270,7 +270,7 @@ async fn delays_lie_between_the_bounds_that_they_were_counted_by() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_older_than_a_day_is_removed_when_a_bridge_tells() {
+async fn reports_older_than_a_day_are_removed() {
     let database = Database::migrated().await;
     database
         .owner()
@@ -295,7 +295,7 @@ async fn what_is_older_than_a_day_is_removed_when_a_bridge_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sizes_and_the_queue_are_told() {
+async fn sizes_and_the_queue_are_shown() {
     let database = Database::migrated().await;
     database
         .owner()
@@ -347,7 +347,7 @@ async fn sizes_and_the_queue_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn autovacuum_is_not_told_of_as_who_holds_vacuum_back() {
+async fn autovacuum_is_not_reported_as_holding_back_vacuum() {
     let cluster = Cluster::temporary(&[("autovacuum_naptime", "1s")]).await;
     let cluster = cluster.expect("a private PostgreSQL");
     let database = Database::migrated_in(&cluster).await;
@@ -429,7 +429,7 @@ async fn who_watches_may_read_the_views_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_that_may_not_tell_serves_all_the_same() {
+async fn a_bridge_that_may_not_report_still_serves() {
     let database = Database::migrated().await;
     database
         .superuser()

@@ -117,12 +117,12 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
     assert_eq!(text(&database, OWNER).await.as_deref(), Some("mallory"));
 
     let found = findings(&superuser).await;
-    let cure = found
+    let fix = found
         .iter()
         .find(|found| found.topic == Topic::Owner)
-        .map(|it| it.cure.clone());
+        .map(|it| it.fix.clone());
     let command = "psql -v schema='public' -v from='mallory' -f sql/roles.sql";
-    assert_eq!(cure, Some(Fix::Command(command.to_owned())));
+    assert_eq!(fix, Some(Fix::Command(command.to_owned())));
     let handed = superuser
         .run_roles_with(&["schema=public", "from=mallory"])
         .await;
@@ -187,9 +187,9 @@ async fn a_history_without_its_objects_is_refused() {
     );
     let found = findings(&superuser).await;
     let is_owner = |found: &&Finding| found.topic == Topic::Owner;
-    let cure = found.iter().find(is_owner).expect("a finding").cure.clone();
+    let fix = found.iter().find(is_owner).expect("a finding").fix.clone();
     let given = "alter table public.stream_tickets owner to tidings;";
-    assert_eq!(cure, Fix::Sql(given.to_owned()));
+    assert_eq!(fix, Fix::Sql(given.to_owned()));
     superuser.execute(given).await;
     assert!(
         !findings(&superuser)
@@ -241,7 +241,7 @@ async fn roles_that_may_create_in_the_schema_are_listed_with_the_statement_that_
             .map(|role| format!("{role} has create on schema public"))
     );
     for finding in &found {
-        superuser.execute(&finding.cure.to_string()).await;
+        superuser.execute(&finding.fix.to_string()).await;
     }
     assert_eq!(findings(&database).await, []);
 }

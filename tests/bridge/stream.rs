@@ -556,7 +556,7 @@ async fn a_connection_that_is_closed_is_forgotten_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_tells_that_the_bridge_lives_and_hears_the_database() {
+async fn health_reports_liveness_and_readiness() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let live = bridge.admin("/health/live").await;

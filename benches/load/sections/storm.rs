@@ -27,7 +27,7 @@ const STREAMS: u64 = 10_000;
 const BATCH: u64 = 1_000;
 
 /// How often memory and sessions are sampled.
-const LOOKS_AGAIN: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// More than the number of files that the bridge has open when there are no streams.
 const FILES: usize = 100;
 
@@ -124,7 +124,7 @@ pub async fn until_left(bridge: &Bridge) -> Result<()> {
         if Moment::now().since(begin) > PATIENCE {
             return Err("the bridge still has streams that were closed".into());
         }
-        sleep(LOOKS_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
@@ -139,7 +139,7 @@ impl Peaks {
             let count = watcher.query_one(&sessions, &[]).await?.get(0);
             self.sessions = self.sessions.max(count);
             self.memory = self.memory.max(process.memory()?);
-            sleep(LOOKS_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }

@@ -24,7 +24,7 @@ const USERS: Users = Users {
 };
 
 /// The receiver of the notifications of one database.
-enum Told {
+enum Receiver {
     Nobody,
     /// A connection that LISTENs to a plain trigger.
     Listener(Listener),
@@ -37,7 +37,7 @@ enum Told {
 struct Stand {
     subject: &'static str,
     database: Database,
-    told: Told,
+    receiver: Receiver,
     writers: Writers,
     counted: Counts,
     /// By the number of writers.
@@ -53,22 +53,22 @@ struct Rounds {
 }
 
 impl Stand {
-    async fn new(subject: &'static str, database: Database, told: Told) -> Result<Self> {
+    async fn new(subject: &'static str, database: Database, receiver: Receiver) -> Result<Self> {
         database.vacuum("notifications").await?;
         Ok(Self {
             subject,
             writers: Writers::new(&database, NOTIFICATIONS, USERS),
             database,
-            told,
+            receiver,
             counted: Counts::default(),
             rounds: BTreeMap::new(),
         })
     }
 
     fn bridge(&self) -> Option<&Bridge> {
-        match &self.told {
-            Told::Nobody | Told::Listener(_) => None,
-            Told::Bridge(bridge) | Told::Streams(bridge, _) => Some(bridge),
+        match &self.receiver {
+            Receiver::Nobody | Receiver::Listener(_) => None,
+            Receiver::Bridge(bridge) | Receiver::Streams(bridge, _) => Some(bridge),
         }
     }
 
@@ -89,10 +89,10 @@ impl Stand {
 
     async fn settle(&self) -> Result<Counts> {
         let rows = self.writers.rows();
-        Ok(match &self.told {
-            Told::Nobody | Told::Bridge(_) => Counts::default(),
-            Told::Listener(listener) => listener.until_arrived(rows, PATIENCE).await,
-            Told::Streams(_, audience) => {
+        Ok(match &self.receiver {
+            Receiver::Nobody | Receiver::Bridge(_) => Counts::default(),
+            Receiver::Listener(listener) => listener.until_arrived(rows, PATIENCE).await,
+            Receiver::Streams(_, audience) => {
                 let counts = audience.until_arrived(rows, PATIENCE).await;
                 until_all_marked(&self.database, PATIENCE).await?;
                 counts
@@ -106,8 +106,8 @@ impl Stand {
         };
         let sized = |figure: Figure| {
             let figure = figure.at(at::WRITERS, writers as f64);
-            match self.told {
-                Told::Streams(..) => figure.at(at::STREAMS, STREAMS as f64),
+            match self.receiver {
+                Receiver::Streams(..) => figure.at(at::STREAMS, STREAMS as f64),
                 _ => figure,
             }
         };
@@ -148,10 +148,10 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         .flat_map(|&writers| stands.iter().flat_map(move |stand| stand.figures(writers)))
         .collect();
     for stand in stands {
-        match stand.told {
-            Told::Nobody | Told::Listener(_) => {}
-            Told::Bridge(bridge) => bridge.stop().await?,
-            Told::Streams(bridge, audience) => {
+        match stand.receiver {
+            Receiver::Nobody | Receiver::Listener(_) => {}
+            Receiver::Bridge(bridge) => bridge.stop().await?,
+            Receiver::Streams(bridge, audience) => {
                 drop(audience);
                 bridge.stop().await?;
             }
@@ -185,9 +185,9 @@ async fn stands(server: &Server) -> Result<[Stand; 4]> {
     let bridge = Bridge::start(&busy).await?;
     let audience = Audience::open(bridge.subject()?, USERS, STREAMS).await?;
     Ok([
-        Stand::new(subject::NO_TRIGGER, bare, Told::Nobody).await?,
-        Stand::new(subject::NOTIFY, plain, Told::Listener(listener)).await?,
-        Stand::new(subject::IDLE, idle, Told::Bridge(unused)).await?,
-        Stand::new(subject::TIDINGS, busy, Told::Streams(bridge, audience)).await?,
+        Stand::new(subject::NO_TRIGGER, bare, Receiver::Nobody).await?,
+        Stand::new(subject::NOTIFY, plain, Receiver::Listener(listener)).await?,
+        Stand::new(subject::IDLE, idle, Receiver::Bridge(unused)).await?,
+        Stand::new(subject::TIDINGS, busy, Receiver::Streams(bridge, audience)).await?,
     ])
 }

@@ -158,7 +158,7 @@ fn recovered(connection: &Connection) -> Xid {
 }
 
 #[test]
-fn a_crash_is_told_of_between_what_was_read_before_and_after_it() {
+fn a_crash_is_announced_between_the_rows_before_and_after_it() {
     let hub = Arc::new(Hub::new(1_000));
     let tab = connect(&hub, "alice");
     hub.publish(reading([("alice", 1, 1)]));
@@ -171,7 +171,7 @@ fn a_crash_is_told_of_between_what_was_read_before_and_after_it() {
 }
 
 #[test]
-fn a_full_mailbox_still_tells_of_every_crash() {
+fn a_full_mailbox_still_announces_every_crash() {
     let hub = Arc::new(Hub::new(1_000));
     let tab = connect(&hub, "alice");
     hub.publish(reading([("alice", 1, 600)]));

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How often new disconnections are read, so that a logout takes effect within seconds.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Disconnections are kept for a day. A bridge that has not read to their end for this
 /// long may have missed some.
@@ -39,7 +39,7 @@ impl Progress {
         Self {
             position: Position::after(page.last.map(|last| last.xid), &page.snapshot),
             caught_up: now,
-            due: now + LOOK_EVERY,
+            due: now + POLL_INTERVAL,
         }
     }
 
@@ -69,7 +69,7 @@ impl Progress {
         if page.rest == Rest::Nothing {
             self.position.finish(None, &page.snapshot, &page.unread);
             self.caught_up = now;
-            self.due = now + LOOK_EVERY;
+            self.due = now + POLL_INTERVAL;
         } else {
             self.due = now;
         }
@@ -131,7 +131,7 @@ mod tests {
         let now = Instant::now();
         let start = page(Some(key(5, 1)), sees_below(6, &[]), Rest::Nothing);
         let mut progress = Progress::begins(&start, now);
-        assert!(!progress.is_due(now) && progress.is_due(now + LOOK_EVERY));
+        assert!(!progress.is_due(now) && progress.is_due(now + POLL_INTERVAL));
         assert!(!progress.position().is_new(key(5, 2)));
 
         let seen = sees_below(9, &[]);
@@ -162,7 +162,7 @@ mod tests {
     fn only_reading_to_the_end_proves_that_none_was_missed() {
         let now = Instant::now();
         let mut progress = Progress::none(now);
-        let late = now + MISSED_AFTER + LOOK_EVERY;
+        let late = now + MISSED_AFTER + POLL_INTERVAL;
         let more = page(Some(key(5, 1)), sees_below(9, &[]), Rest::More);
         progress.read(&more, late);
         assert!(progress.may_have_missed(late));

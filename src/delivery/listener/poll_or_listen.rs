@@ -23,14 +23,14 @@ const QUEUEING: Duration = Duration::from_millis(25);
 
 /// A flow of this many polls wakes the bridge. At a hundred rows a second, for which
 /// writers can easily send NOTIFY, polls hardly ever find rows that close together.
-const FLOW_LOOKS: u32 = 16;
+const FLOW_POLLS: u32 = 16;
 
 /// After this long without rows, the bridge falls asleep.
 const IDLE: Duration = Duration::from_millis(30);
 
 /// While the bridge is awake, the time between the start of a poll that found nothing and
 /// the next one.
-const AWAKE_LOOK: Duration = Duration::from_micros(500);
+const AWAKE_GAP: Duration = Duration::from_micros(500);
 
 /// This much longer for each row found. The more rows flow, the more of them share the
 /// cost of a poll, and busy writers need the CPU more than readers need a millisecond.
@@ -41,7 +41,7 @@ const LONGEST_AWAKE: Duration = Duration::from_millis(5);
 
 /// The poll interval when no rows arrive but the bridge can't sleep, because a
 /// transaction that may not have sent NOTIFY is still open.
-const IDLE_LOOK: Duration = Duration::from_millis(5);
+const IDLE_GAP: Duration = Duration::from_millis(5);
 
 /// The minimum time between two attempts to sleep: each checks who is writing, which
 /// costs more than a poll.
@@ -60,18 +60,18 @@ impl PollMode {
     /// The state after a poll that read this value of the sequence. If the value differs
     /// from the one with which the bridge fell asleep, there was a time in which writers
     /// did not send NOTIFY, so the bridge wakes.
-    pub fn after(self, look: Option<BellGeneration>) -> Self {
+    pub fn after(self, rings: Option<BellGeneration>) -> Self {
         match self {
-            Self::Asleep(since) if look == Some(since) => self,
+            Self::Asleep(since) if rings == Some(since) => self,
             Self::Asleep(_) | Self::Awake => Self::Awake,
         }
     }
 
     /// Whether to sleep, given the result of telling writers to send NOTIFY and the value
     /// read by the poll after that.
-    pub fn by(told: BellState, look: Option<BellGeneration>) -> Self {
-        match told.rings {
-            Some(since) if !told.writing => Self::Asleep(since).after(look),
+    pub fn by(bell: BellState, rings: Option<BellGeneration>) -> Self {
+        match bell.rings {
+            Some(since) if !bell.writing => Self::Asleep(since).after(rings),
             _ => Self::Awake,
         }
     }
@@ -96,7 +96,7 @@ pub struct Flow {
     quiet: Option<Instant>,
     /// How many polls found rows soon after the previous ones. A poll that found rows
     /// later halves it.
-    looks: u32,
+    polls: u32,
     /// When the bridge last tried to sleep.
     tried: Option<Instant>,
 }
@@ -107,7 +107,7 @@ impl Flow {
         Self {
             last: now,
             quiet: None,
-            looks: 0,
+            polls: 0,
             tried: None,
         }
     }
@@ -117,10 +117,10 @@ impl Flow {
         let soon = if running > 0 { QUEUEING } else { FLOWING };
         let is_flowing = now.saturating_duration_since(self.last) < soon;
         // A single pause, common on a busy machine, doesn't end a flow.
-        self.looks = if is_flowing {
-            self.looks + 1
+        self.polls = if is_flowing {
+            self.polls + 1
         } else {
-            self.looks / 2
+            self.polls / 2
         };
         self.last = now;
         self.quiet = None;
@@ -133,7 +133,7 @@ impl Flow {
 
     /// Whether polling costs less than NOTIFY.
     pub fn wakes(&self) -> bool {
-        self.looks >= FLOW_LOOKS
+        self.polls >= FLOW_POLLS
     }
 
     /// Whether to try to sleep now. If so, the flow is over, and only another flow wakes
@@ -143,7 +143,7 @@ impl Flow {
         let tries = self.is_idle(now) && again.is_none_or(|again| again <= now);
         if tries {
             self.tried = Some(now);
-            self.looks = 0;
+            self.polls = 0;
         }
         tries
     }
@@ -158,11 +158,11 @@ impl Flow {
     /// while awake.
     pub fn gap(&self, now: Instant, rows: usize) -> Duration {
         if self.is_idle(now) {
-            return IDLE_LOOK;
+            return IDLE_GAP;
         }
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         let later = LATER_BY_ROW.saturating_mul(rows);
-        (AWAKE_LOOK + later).min(LONGEST_AWAKE)
+        (AWAKE_GAP + later).min(LONGEST_AWAKE)
     }
 }
 
@@ -202,8 +202,8 @@ mod tests {
     fn a_pause_now_and_then_does_not_end_a_flow() {
         let mut now = Instant::now();
         let mut flow = Flow::begins(now);
-        for look in 0..200 {
-            now += Duration::from_millis(if look % 10 == 0 { 8 } else { 1 });
+        for poll in 0..200 {
+            now += Duration::from_millis(if poll % 10 == 0 { 8 } else { 1 });
             flow.found(now, 0);
         }
         assert!(flow.wakes());
@@ -213,13 +213,13 @@ mod tests {
     fn sleep_that_did_not_come_is_tried_again_later() {
         let (mut flow, now) = after_a_second(Duration::from_millis(1), 0);
         let idle = now + IDLE;
-        assert!(!flow.tries_to_sleep(idle), "it has not looked");
+        assert!(!flow.tries_to_sleep(idle), "it has not polled");
         flow.found_nothing(now);
         assert!(!flow.tries_to_sleep(now));
         assert!(flow.wakes());
         assert!(flow.tries_to_sleep(idle));
         assert!(!flow.wakes(), "it is over");
-        assert!(!flow.tries_to_sleep(idle + IDLE_LOOK));
+        assert!(!flow.tries_to_sleep(idle + IDLE_GAP));
         assert!(flow.tries_to_sleep(idle + SLEEP_AGAIN));
     }
 
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_more_rows_flow_the_later_is_the_next_look() {
         let (flow, now) = after_a_second(Duration::from_millis(1), 0);
-        assert_eq!(flow.gap(now, 0), AWAKE_LOOK);
+        assert_eq!(flow.gap(now, 0), AWAKE_GAP);
         assert!(flow.gap(now, 1) < flow.gap(now, 5));
         assert_eq!(flow.gap(now, 1_000), LONGEST_AWAKE);
     }

@@ -26,7 +26,7 @@ use crate::{
 
 /// A poll that takes longer than this ends the session: polls take milliseconds, so the
 /// server or the network is gone.
-pub const LOOK_LIMIT: Duration = Duration::from_secs(10);
+pub const POLL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Tables without which no session starts. If others hide rows, the inspection of the
 /// doorbell finds it.
@@ -40,7 +40,7 @@ pub enum ListenError {
     /// An error of Postgres or of the network.
     #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
-    #[error("the database did not answer within {} s", LOOK_LIMIT.as_secs())]
+    #[error("the database did not answer within {} s", POLL_LIMIT.as_secs())]
     TimedOut,
     #[error("the connection was lost")]
     Lost(#[source] Option<tokio_postgres::Error>),
@@ -244,7 +244,7 @@ impl Session {
     /// Finds out what hides rows from this bridge, as far as possible.
     async fn hidden(&self, schema: &SchemaName) -> Option<HiddenRows> {
         let examining = visibility::examine(&self.client, schema, Readers::Session);
-        let hidden = timeout(LOOK_LIMIT, examining).await.ok()?.ok()?;
+        let hidden = timeout(POLL_LIMIT, examining).await.ok()?.ok()?;
         hidden.into_iter().find(HiddenRows::stops_delivery)
     }
 }

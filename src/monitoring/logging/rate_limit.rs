@@ -35,10 +35,10 @@ impl<S: Subscriber> Layer<S> for Flood {
 }
 
 /// Logs how many lines were suppressed since the last call.
-pub fn tell() {
+pub fn report() {
     // Logged after the lock is released, because these are lines too.
-    let left_out = KINDS.lock().take_left_out();
-    for (kind, count) in left_out {
+    let suppressed = KINDS.lock().take_suppressed();
+    for (kind, count) in suppressed {
         let (module, line) = (kind.target(), kind.line().unwrap_or_default());
         // `left_out` and `of` are the names of earlier releases.
         info!(
@@ -61,7 +61,7 @@ struct Kind {
     metadata: &'static Metadata<'static>,
     second: Instant,
     lines: u32,
-    left_out: u64,
+    suppressed: u64,
 }
 
 impl Kinds {
@@ -71,7 +71,7 @@ impl Kinds {
             metadata,
             second: now,
             lines: 0,
-            left_out: 0,
+            suppressed: 0,
         });
         if now.saturating_duration_since(kind.second) >= Duration::from_secs(1) {
             (kind.second, kind.lines) = (now, 0);
@@ -80,16 +80,16 @@ impl Kinds {
         if is_admitted {
             kind.lines += 1;
         } else {
-            kind.left_out += 1;
+            kind.suppressed += 1;
         }
         is_admitted
     }
 
     /// The number of suppressed lines per call site since the last call.
-    fn take_left_out(&mut self) -> Vec<(&'static Metadata<'static>, u64)> {
-        let kinds = self.0.values_mut().filter(|kind| kind.left_out > 0);
+    fn take_suppressed(&mut self) -> Vec<(&'static Metadata<'static>, u64)> {
+        let kinds = self.0.values_mut().filter(|kind| kind.suppressed > 0);
         kinds
-            .map(|kind| (kind.metadata, std::mem::take(&mut kind.left_out)))
+            .map(|kind| (kind.metadata, std::mem::take(&mut kind.suppressed)))
             .collect()
     }
 }
@@ -135,14 +135,14 @@ mod tests {
         assert_eq!(admitted(one, 0), limit);
         assert_eq!(admitted(other, 0), limit, "another kind is another matter");
         assert_eq!(admitted(one, 1), limit);
-        let mut left_out = kinds.take_left_out();
-        left_out.sort_by_key(|(kind, _)| kind.name());
-        let counts = left_out.iter().map(|(kind, count)| (kind.name(), *count));
+        let mut suppressed = kinds.take_suppressed();
+        suppressed.sort_by_key(|(kind, _)| kind.name());
+        let counts = suppressed.iter().map(|(kind, count)| (kind.name(), *count));
         let each = 100 - u64::from(LINES_A_SECOND);
         assert_eq!(
             counts.collect::<Vec<_>>(),
             [("one", 2 * each), ("other", each)]
         );
-        assert!(kinds.take_left_out().is_empty(), "it was told");
+        assert!(kinds.take_suppressed().is_empty(), "it was reported");
     }
 }

@@ -40,14 +40,14 @@ pub enum SchemaError {
     #[error(
         "the schema {schema} must be changed, and {role} may not do so: have its owner run \
          `tidings migrate` or the command that you ran; or, to let this role do it, have a DBA \
-         run: {cure}"
+         run: {fix}"
     )]
     NotOwner {
         schema: SchemaName,
         /// The current role.
         role: String,
         /// The statement that grants the missing privilege.
-        cure: String,
+        fix: String,
     },
     /// The history belongs to a role that is not trusted.
     #[error(
@@ -95,7 +95,7 @@ pub enum SchemaError {
         "the advisory lock for migrations of the schema {schema} was not free for {} s. {holder}. \
          If that is another `tidings migrate`, wait for it to finish; any role can hold this lock, \
          so if it is anything else, end it{}",
-        waited.as_secs(), holder.cure()
+        waited.as_secs(), holder.fix()
     )]
     Locked {
         schema: SchemaName,
@@ -196,13 +196,13 @@ pub struct MissingObject {
     /// The owners of objects of that name, if there are any.
     pub(super) owners: Option<String>,
     /// The statement that gives such an object to the owner of the history.
-    pub(super) cure: Option<String>,
+    pub(super) fix: Option<String>,
 }
 
 impl MissingObject {
     /// The statement that gives an object of that name to the owner of the history.
-    pub fn cure(&self) -> Option<&str> {
-        self.cure.as_deref()
+    pub fn fix(&self) -> Option<&str> {
+        self.fix.as_deref()
     }
 }
 
@@ -216,9 +216,9 @@ impl fmt::Display for MissingObject {
                 "{name} belongs to {owners}, and the history to {owner}: "
             )?,
         }
-        match &self.cure {
+        match &self.fix {
             None => Ok(()),
-            Some(cure) => write!(f, "if you trust that role, {cure} Otherwise "),
+            Some(fix) => write!(f, "if you trust that role, {fix} Otherwise "),
         }
     }
 }

@@ -67,7 +67,7 @@ pub struct MigrationLockHolder {
 
 impl MigrationLockHolder {
     /// The statement that ends the holder, in parentheses.
-    pub(super) fn cure(&self) -> String {
+    pub(super) fn fix(&self) -> String {
         match (self.pid, &self.prepared) {
             (Some(pid), _) => format!(" (select pg_terminate_backend({pid});)"),
             (None, Some(gid)) => format!(" (rollback prepared {};)", super::literal(gid)),

@@ -70,7 +70,7 @@ impl SchemaOwner {
         let may_create = include_str!("../../../sql/may_create.sql");
         let row = client.query_one(may_create, &[&schema.0]).await?;
         let role: String = row.try_get(1)?;
-        let cure = match self {
+        let fix = match self {
             Self::Other(owner) => format!("grant {} to {};", quoted(owner), quoted(&role)),
             _ if row.try_get(0)? => return Ok(()),
             _ => format!(
@@ -82,7 +82,7 @@ impl SchemaOwner {
         Err(SchemaError::NotOwner {
             schema: schema.clone(),
             role,
-            cure,
+            fix,
         })
     }
 

@@ -46,7 +46,7 @@ async fn rows_that_wait_while_no_bridge_is_connected_are_found_until_one_is() {
 /// If the privilege to read the queue's usage was revoked from public, `check` prints the grant,
 /// and both commands carry on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_nobody_may_see_keeps_neither_command_from_its_work() {
+async fn both_commands_work_without_the_privilege_to_read_the_queue() {
     let database = Database::migrated().await;
     database
         .superuser()
@@ -79,7 +79,7 @@ async fn what_has_expired_or_was_sent_waits_for_no_bridge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn marks_that_keep_failing_are_found_and_mended() {
+async fn marks_that_keep_failing_are_found_and_fixed() {
     let database = Database::migrated().await;
     for (breaking, reason) in [
         (

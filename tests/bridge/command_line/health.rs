@@ -23,7 +23,7 @@ async fn health(address: &str) -> Said {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_is_healthy_while_it_hears_its_database() {
+async fn a_bridge_is_healthy_while_it_reaches_its_database() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;

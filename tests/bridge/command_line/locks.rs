@@ -8,7 +8,7 @@ use private_postgres::Cluster;
 
 use super::{
     command, run,
-    state::{both_are_content, found_and_mended},
+    state::{both_are_content, found_and_fixed},
 };
 use crate::support::{database::Database, process::Served};
 
@@ -77,7 +77,7 @@ async fn whoever_holds_a_lock_is_found_and_ended() {
         let holder = stranger(&database).await.connect().await;
         let take = format!("select pg_advisory_lock({key})");
         holder.batch_execute(&take).await.expect(&take);
-        found_and_mended(&database, &[], "lock", text).await;
+        found_and_fixed(&database, &[], "lock", text).await;
     }
     // A bridge's own lock is no finding.
     let database = Database::migrated().await;
@@ -152,7 +152,7 @@ async fn a_prepared_transaction_that_holds_a_lock_is_found_and_ended() {
             && said.error.contains("(rollback prepared 'forgotten';)"),
         "{said:?}"
     );
-    found_and_mended(
+    found_and_fixed(
         &database,
         &[],
         "lock",

@@ -3,7 +3,7 @@
 
 use super::{
     run,
-    state::{both_are_content, both_find, found_and_mended, hint},
+    state::{both_are_content, both_find, found_and_fixed, hint},
 };
 use crate::support::database::Database;
 
@@ -24,7 +24,7 @@ async fn prune(database: &Database) {
 const LEFT: &str = "select count(*) from notifications";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_keys_without_an_index_are_found_and_mended() {
+async fn foreign_keys_without_an_index_are_found_and_fixed() {
     for (target, columns) in [
         (
             "notifications",
@@ -52,7 +52,7 @@ async fn foreign_keys_without_an_index_are_found_and_mended() {
         let text = format!(
             "the foreign key receipts_ref_fkey of \"the App\".receipts refers to public.{target}"
         );
-        found_and_mended(&database, &[], "prune", &text).await;
+        found_and_fixed(&database, &[], "prune", &text).await;
     }
     // These foreign keys don't interfere.
     let database = Database::migrated().await;
@@ -77,7 +77,7 @@ async fn foreign_keys_without_an_index_are_found_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_keys_that_keep_rows_are_found_and_mended_with_what_else_they_say() {
+async fn foreign_keys_that_keep_rows_are_found_and_fixed_with_what_else_they_say() {
     for (definition, stays) in [
         ("references notifications", ""),
         ("references notifications on delete restrict", ""),
@@ -103,7 +103,7 @@ async fn foreign_keys_that_keep_rows_are_found_and_mended_with_what_else_they_sa
         prune(&database).await;
         assert_eq!(database.ids(LEFT).await, [2]);
         let text = "2 rows could not be removed so far";
-        found_and_mended(&database, &[], "prune", text).await;
+        found_and_fixed(&database, &[], "prune", text).await;
         prune(&database).await;
         assert_eq!(database.ids(LEFT).await, [0]);
         let made = "select pg_get_constraintdef(oid) from pg_constraint \
@@ -118,7 +118,7 @@ async fn foreign_keys_that_keep_rows_are_found_and_mended_with_what_else_they_sa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn triggers_and_rules_that_keep_rows_are_found_and_mended() {
+async fn triggers_and_rules_that_keep_rows_are_found_and_fixed() {
     for (obstacle, text) in [
         (
             "create function keep() returns trigger language plpgsql as $$ begin \
@@ -139,15 +139,15 @@ async fn triggers_and_rules_that_keep_rows_are_found_and_mended() {
         assert!(hint(&said, text).is_object());
         prune(&database).await;
         assert_eq!(database.ids(LEFT).await, [10]);
-        let cures = both_find(
+        let fixes = both_find(
             &database,
             &[],
             "prune",
             "10 rows could not be removed so far",
         )
         .await;
-        for cure in cures {
-            database.superuser().execute(&cure).await;
+        for fix in fixes {
+            database.superuser().execute(&fix).await;
         }
         prune(&database).await;
         assert_eq!(database.ids(LEFT).await, [0]);
@@ -174,8 +174,8 @@ async fn rows_that_stay_for_another_reason_are_found_with_the_reason() {
     prune(&database).await;
     let text = "1 row could not be removed when due: kept for  the auditors";
     both_find(&database, &[], "prune", text).await;
-    let mend = "alter table receipts disable trigger keep";
-    database.superuser().execute(mend).await;
+    let fix = "alter table receipts disable trigger keep";
+    database.superuser().execute(fix).await;
     prune(&database).await;
     both_are_content(&database, &[]).await;
 }

@@ -13,11 +13,11 @@ use crate::support::{
     process::Served,
 };
 
-async fn mend(database: &Database, finding: &Finding) {
-    let Fix::Sql(cure) = &finding.cure else {
-        panic!("no statement mends {finding:?}")
+async fn fix(database: &Database, finding: &Finding) {
+    let Fix::Sql(fix) = &finding.fix else {
+        panic!("no statement fixes {finding:?}")
     };
-    database.superuser().execute(cure).await;
+    database.superuser().execute(fix).await;
 }
 
 async fn findings(database: &Database) -> Vec<Finding> {
@@ -89,7 +89,7 @@ async fn default_privileges_that_let_others_read_are_found_and_warned_of() {
     }
     // Each finding has a fix, and the fix works.
     for finding in &found {
-        mend(&database, finding).await;
+        fix(&database, finding).await;
     }
     assert_eq!(findings(&database).await, []);
 }
@@ -187,7 +187,7 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "{statement}: {found:?}"
         );
         for finding in found {
-            mend(&database, &finding).await;
+            fix(&database, &finding).await;
         }
         assert_eq!(findings(&database).await, [], "{statement}");
     }

@@ -55,7 +55,7 @@ async fn each_setting_tells_where_it_comes_from_and_secrets_are_hidden() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_serve_would_refuse_is_told_at_once() {
+async fn all_problems_of_the_settings_are_reported_at_once() {
     let mut config = command(&["config", "--json"]);
     config
         .env("TIDINGS_JWT_SECRET", "hunter2")

@@ -47,7 +47,7 @@ pub(super) async fn both_find(
     topic: &str,
     text: &str,
 ) -> Vec<String> {
-    let mut cures = Vec::new();
+    let mut fixes = Vec::new();
     for (command, said) in both(database, more).await {
         assert_eq!(said.code, Some(1), "{command}: {said:?}");
         let found = findings(&said);
@@ -63,12 +63,12 @@ pub(super) async fn both_find(
                 .is_some_and(|text| !text.is_empty())
         );
         assert!(finding["fix"].as_object().is_some_and(|fix| fix.len() == 1));
-        cures = found
+        fixes = found
             .iter()
             .filter_map(|finding| finding["fix"]["sql"].as_str().map(str::to_owned))
             .collect();
     }
-    cures
+    fixes
 }
 
 pub(super) async fn both_are_content(database: &Database, more: &[&str]) {
@@ -78,17 +78,17 @@ pub(super) async fn both_are_content(database: &Database, more: &[&str]) {
     }
 }
 
-pub(super) async fn found_and_mended(database: &Database, more: &[&str], topic: &str, text: &str) {
-    let cures = both_find(database, more, topic, text).await;
-    assert!(!cures.is_empty(), "{text}");
-    for cure in cures {
-        database.superuser().execute(&cure).await;
+pub(super) async fn found_and_fixed(database: &Database, more: &[&str], topic: &str, text: &str) {
+    let fixes = both_find(database, more, topic, text).await;
+    assert!(!fixes.is_empty(), "{text}");
+    for fix in fixes {
+        database.superuser().execute(&fix).await;
     }
     both_are_content(database, more).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
+async fn triggers_that_are_gone_or_disabled_are_found_and_fixed() {
     let database = Database::migrated().await;
     both_are_content(&database, &[]).await;
     for (table, trigger) in [
@@ -109,7 +109,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
         ] {
             database.superuser().execute(&breaking).await;
             let text = format!("{trigger} on public.{table} is {text}");
-            found_and_mended(&database, &[], "trigger", &text).await;
+            found_and_fixed(&database, &[], "trigger", &text).await;
         }
         // The same definition that the migrations created.
         assert_eq!(trigger_definition(&database, trigger).await, made);
@@ -123,7 +123,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_mended() {
         )
         .await;
     let text = "tidings_restamp on public.notifications is not set to ENABLE ALWAYS";
-    found_and_mended(&database, &[], "trigger", text).await;
+    found_and_fixed(&database, &[], "trigger", text).await;
 }
 
 async fn trigger_definition(database: &Database, trigger: &str) -> String {
@@ -138,7 +138,7 @@ async fn trigger_definition(database: &Database, trigger: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_right_that_every_writer_needs_is_found_and_mended() {
+async fn a_right_that_every_writer_needs_is_found_and_fixed() {
     let database = Database::migrated().await;
     database
         .superuser()
@@ -150,7 +150,7 @@ async fn a_right_that_every_writer_needs_is_found_and_mended() {
     let version = database.server_version().await;
     let inserted = database.connect().await.batch_execute(insert).await;
     assert_eq!(inserted.is_ok(), version >= 18_00_00, "{inserted:?}");
-    found_and_mended(
+    found_and_fixed(
         &database,
         &[],
         "missing-right",
@@ -238,7 +238,7 @@ async fn a_queue_that_fills_is_found_and_who_holds_it_ended() {
         .execute("select count(pg_notify('elsewhere', repeat('x', 7000) || n)) from generate_series(1, 100) as n")
         .await;
     let limit = ["--max-queue=0.001"];
-    found_and_mended(&database, &limit, "queue", "% full").await;
+    found_and_fixed(&database, &limit, "queue", "% full").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,7 +259,7 @@ async fn what_holds_vacuum_back_is_found_and_named() {
         )
         .await;
     let limit = ["--max-transaction=3s"];
-    found_and_mended(
+    found_and_fixed(
         &database,
         &limit,
         "horizon",
@@ -269,7 +269,7 @@ async fn what_holds_vacuum_back_is_found_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
+async fn an_autovacuum_that_is_off_or_behind_is_found_and_fixed() {
     let database = Database::migrated().await;
     // While a snapshot can still see the dead rows, no reader prunes them in passing.
     let seer = database.connect().await;
@@ -292,8 +292,8 @@ async fn an_autovacuum_that_is_off_or_behind_is_found_and_mended() {
     both_find(&database, &limit, "vacuum", "3000 dead rows").await;
     seer.batch_execute("commit").await.expect("an end");
     let off = "autovacuum is off for public.notifications";
-    for cure in both_find(&database, &limit, "vacuum", off).await {
-        database.superuser().execute(&cure).await;
+    for fix in both_find(&database, &limit, "vacuum", off).await {
+        database.superuser().execute(&fix).await;
     }
     // Before PostgreSQL 15, statistics are updated with a delay.
     database
@@ -384,7 +384,7 @@ async fn check_looks_at_the_settings_that_serve_would_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
+async fn a_session_that_has_locked_rows_for_long_is_found_and_fixed() {
     let database = Database::migrated().await.superuser();
     database
         .execute("select send_notification('alice', 'hello')")
@@ -410,7 +410,7 @@ async fn a_session_that_has_locked_rows_for_long_is_found_and_mended() {
         )
         .await;
     let text = "has locked rows of public.notifications for 1";
-    found_and_mended(&database, &[], "marks", text).await;
+    found_and_fixed(&database, &[], "marks", text).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

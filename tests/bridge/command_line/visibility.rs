@@ -1,6 +1,6 @@
 //! `check` and `status` find what hides rows from bridges; the statement that they print fixes it.
 
-use super::state::{both_are_content, both_find, found_and_mended};
+use super::state::{both_are_content, both_find, found_and_fixed};
 use crate::support::database::Database;
 
 /// Our tables that the bridge's role reads directly.
@@ -13,20 +13,20 @@ const READ_BY_BRIDGES: [&str; 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_level_security_is_found_for_every_table_and_mended() {
+async fn row_level_security_is_found_for_every_table_and_fixed() {
     let database = Database::migrated().await;
     both_are_content(&database, &[]).await;
     for table in READ_BY_BRIDGES {
         let enable = format!("alter table {table} enable row level security");
         database.superuser().execute(&enable).await;
         let text = format!("row-level security on public.{table} applies to bridge");
-        found_and_mended(&database, &[], "hidden-rows", &text).await;
+        found_and_fixed(&database, &[], "hidden-rows", &text).await;
     }
 }
 
 /// The owner, which the functions run as, is exempt unless it is forced.
 #[tokio::test(flavor = "multi_thread")]
-async fn forced_row_level_security_is_found_for_every_table_and_mended() {
+async fn forced_row_level_security_is_found_for_every_table_and_fixed() {
     let database = Database::migrated().await;
     let tables = "select relname::text from pg_class \
                   where relnamespace = 'public'::regnamespace and relkind = 'r' \
@@ -40,7 +40,7 @@ async fn forced_row_level_security_is_found_for_every_table_and_mended() {
             format!("alter table {table} enable row level security, force row level security");
         database.superuser().execute(&force).await;
         let text = format!("row-level security on public.{table} applies to");
-        found_and_mended(&database, &[], "hidden-rows", &text).await;
+        found_and_fixed(&database, &[], "hidden-rows", &text).await;
     }
 }
 
@@ -56,7 +56,7 @@ async fn what_hides_rows_from_the_bridge_is_found_by_a_superuser_too() {
         )
         .await;
     let text = "row-level security on public.notifications applies to bridge";
-    found_and_mended(&database.superuser(), &[], "hidden-rows", text).await;
+    found_and_fixed(&database.superuser(), &[], "hidden-rows", text).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,15 +71,15 @@ async fn a_view_in_place_of_the_table_is_found_and_the_table_put_back() {
         )
         .await;
     let text = "public.notifications is a view";
-    let cures = both_find(&database, &[], "hidden-rows", text).await;
-    for cure in cures.iter().filter(|cure| cure.contains(" rename to ")) {
-        database.superuser().execute(cure).await;
+    let fixes = both_find(&database, &[], "hidden-rows", text).await;
+    for fix in fixes.iter().filter(|fix| fix.contains(" rename to ")) {
+        database.superuser().execute(fix).await;
     }
     both_are_content(&database, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rules_that_rewrite_what_is_written_are_found_and_mended() {
+async fn rules_that_rewrite_what_is_written_are_found_and_fixed() {
     let database = Database::migrated().await;
     for rule in [
         "on update to notifications do instead nothing",
@@ -88,15 +88,15 @@ async fn rules_that_rewrite_what_is_written_are_found_and_mended() {
         let create = format!("create rule quiet as {rule}");
         database.superuser().execute(&create).await;
         let text = "the rule quiet on public.notifications";
-        found_and_mended(&database, &[], "hidden-rows", text).await;
+        found_and_fixed(&database, &[], "hidden-rows", text).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sign_of_crashes_that_survives_them_is_found_and_mended() {
+async fn a_sign_of_crashes_that_survives_them_is_found_and_fixed() {
     let database = Database::migrated().await;
     let set = "alter table tidings_incarnation set logged";
     database.superuser().execute(set).await;
     let text = "public.tidings_incarnation is not UNLOGGED";
-    found_and_mended(&database, &[], "hidden-rows", text).await;
+    found_and_fixed(&database, &[], "hidden-rows", text).await;
 }

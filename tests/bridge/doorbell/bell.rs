@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use crate::support::{PATIENCE, database::Database};
 
 /// How often to poll. The pause leaves the CPU to other tests.
-const LOOKS_AGAIN: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Sends NOTIFY, as any role can.
 pub const RING: &str = "do $$ begin execute 'notify tidings_' || TABLE; end $$";
@@ -91,16 +91,16 @@ impl Bell {
     }
 
     async fn until_rung_since(&self, is_wanted: impl Fn(i64) -> bool) -> i64 {
-        let looking = async {
-            let mut pace = interval(LOOKS_AGAIN);
+        let polling = async {
+            let mut ticks = interval(POLL_INTERVAL);
             loop {
                 if let Some(since) = self.since().await.filter(|&since| is_wanted(since)) {
                     return since;
                 }
-                pace.tick().await;
+                ticks.tick().await;
             }
         };
-        timeout(PATIENCE, looking).await.expect("writers ring")
+        timeout(PATIENCE, polling).await.expect("writers ring")
     }
 
     /// Whether a writer's transaction is still open: it holds a lock on the table.
@@ -123,12 +123,12 @@ impl Bell {
     /// Waits until this query returns true.
     pub async fn until(&self, query: &str) {
         let asking = async {
-            let mut pace = interval(LOOKS_AGAIN);
+            let mut ticks = interval(POLL_INTERVAL);
             loop {
                 if self.is(query).await {
                     return;
                 }
-                pace.tick().await;
+                ticks.tick().await;
             }
         };
         let outcome = timeout(PATIENCE, asking).await;

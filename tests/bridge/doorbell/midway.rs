@@ -117,7 +117,7 @@ impl Midway {
 
 /// A bridge must make writers send NOTIFY before it polls, not afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_between_the_look_and_the_word_to_ring_is_seen() {
+async fn a_row_between_the_poll_and_the_request_to_ring_is_seen() {
     let mut midway = Midway::start().await;
     for _ in 0..ROUNDS {
         midway.bell.keeps_awake().await;
@@ -133,7 +133,7 @@ async fn a_row_between_the_look_and_the_word_to_ring_is_seen() {
 
 /// A bridge must discard a received NOTIFY before the poll that it triggers, not afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_is_rung_for_during_a_look_is_seen() {
+async fn a_row_that_rings_during_a_poll_is_seen() {
     let mut midway = Midway::start().await;
     for _ in 0..ROUNDS {
         midway.bell.until_all_sleep().await;

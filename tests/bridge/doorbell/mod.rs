@@ -15,4 +15,4 @@ mod transactions;
 mod witness;
 
 /// Disables the safety poll in practice: rows are found only through the doorbell.
-const BELL_ALONE: &str = "--safety-look=3600s";
+const BELL_ALONE: &str = "--safety-poll=3600s";

@@ -35,12 +35,12 @@ async fn an_insert_rings_until_the_queue_is_half_full_and_again_afterwards() {
     for (usage, rings) in [(0.5, 1), (0.51, 0), (1.0, 0), (0.1, 1)] {
         pretend(&database, usage).await;
         bell.until_all_sleep().await;
-        witness.hears().await;
+        witness.received().await;
         let inserted = Instant::now();
         database
             .execute(&format!("select send_notification('alice', '{usage}')"))
             .await;
-        assert_eq!(witness.hears().await, rings, "{usage}");
+        assert_eq!(witness.received().await, rings, "{usage}");
         assert_eq!(tab.next_event().await.data, usage.to_string());
         let found = inserted.elapsed();
         assert!(found < FOUND_WITHIN, "{usage}: {found:?}");
@@ -88,7 +88,7 @@ async fn an_insert_rings_where_nobody_may_see_how_full_the_queue_is() {
     database
         .execute("insert into notifications (user_id, text) values ('alice', 'x')")
         .await;
-    assert_eq!(witness.hears().await, 1);
+    assert_eq!(witness.received().await, 1);
     // The bridge doesn't need that privilege either.
     let bridge = Bridge::start(&database).await;
     let mut tab = bridge.connect("alice").await;

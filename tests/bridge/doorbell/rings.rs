@@ -74,13 +74,13 @@ async fn a_trickle_is_rung_for_row_by_row() {
     let mut source = bridge.connect_live("alice").await;
     let client = database.connect().await;
     bell.until_rung().await;
-    witness.hears().await;
+    witness.received().await;
     for _ in 0..ROWS {
         insert(&client).await;
         rows(&mut source, 1).await;
         sleep(TRICKLE).await;
     }
-    assert_eq!(witness.hears().await, ROWS);
+    assert_eq!(witness.received().await, ROWS);
     bridge.stop().await;
 }
 
@@ -91,16 +91,16 @@ async fn a_transaction_rings_once_whatever_it_writes() {
     let witness = Witness::of(&database, "public").await;
     let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
     bell.until_rung().await;
-    witness.hears().await;
+    witness.received().await;
     let all = format!("begin; {INSERT}; savepoint a; {INSERT}; release a; {INSERT}; commit");
     database.execute(&all).await;
-    assert_eq!(witness.hears().await, 1);
+    assert_eq!(witness.received().await, 1);
     let nothing = format!("begin; {INSERT}; savepoint a; {INSERT}; rollback");
     database.execute(&nothing).await;
-    assert_eq!(witness.hears().await, 0);
+    assert_eq!(witness.received().await, 0);
     let unrung = format!("begin; set local tidings.doorbell = off; {INSERT}; commit");
     database.execute(&unrung).await;
-    assert_eq!(witness.hears().await, 0);
+    assert_eq!(witness.received().await, 0);
 }
 
 /// A busy machine can interrupt the flow for a moment, so that the bridge falls asleep. The test
@@ -116,10 +116,10 @@ async fn hardly_a_writer_rings_while_rows_flow() {
         bell.keeps_awake().await;
         let flow = Flow::start(&database).await;
         bell.lets_sleep().await;
-        witness.hears().await;
+        witness.received().await;
         sleep(WATCHED).await;
         let written = flow.stop().await;
-        let rung = witness.hears().await;
+        let rung = witness.received().await;
         if rung * 20 < written {
             break;
         }
@@ -129,7 +129,7 @@ async fn hardly_a_writer_rings_while_rows_flow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flow_wakes_who_sleeps() {
+async fn a_flow_wakes_sleeping_bridges() {
     let database = Database::migrated().await;
     let bell = Bell::of(&database).await;
     let _bridge = Bridge::start_with(&database, &[BELL_ALONE]).await;
@@ -180,13 +180,13 @@ async fn a_bridge_sleeps_on_after_a_flow_whatever_is_rung() {
         bell.lets_sleep().await;
         bell.until_rung().await;
         bell.until_all_sleep().await;
-        witness.hears().await;
+        witness.received().await;
         for _ in 0..3 {
             bell.does(RING).await;
             sleep(Duration::from_millis(5)).await;
         }
         bell.until_all_sleep().await;
-        assert_eq!(witness.hears().await, 3, "it rings itself");
+        assert_eq!(witness.received().await, 3, "it rings itself");
     }
     bridge.stop().await;
 }

@@ -93,7 +93,7 @@ async fn two_installations_in_one_database_have_a_bell_each() {
     ];
     one.until_rung().await;
     assert_eq!(two.since().await, None);
-    witness.hears().await;
+    witness.received().await;
     for n in 1..=10 {
         let (first, second) = (
             "select one.send_notification('alice', 'one')",
@@ -101,10 +101,10 @@ async fn two_installations_in_one_database_have_a_bell_each() {
         );
         database.execute(second).await;
         assert_eq!(row_id(&sources[1].next_event().await), n);
-        assert_eq!(witness.hears().await, 0, "the other's rows ring no bell");
+        assert_eq!(witness.received().await, 0, "the other's rows ring no bell");
         database.execute(first).await;
         assert_eq!(row_id(&sources[0].next_event().await), n);
-        witness.hears().await;
+        witness.received().await;
     }
     // The same with the roles of the schemas reversed.
     two.lets_sleep().await;
@@ -112,7 +112,7 @@ async fn two_installations_in_one_database_have_a_bell_each() {
     let second = "select two.send_notification('alice', 'two')";
     database.execute(second).await;
     assert_eq!(sources[1].next_event().await.data, "two");
-    assert_eq!(witness.hears().await, 0);
+    assert_eq!(witness.received().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,7 @@ impl Witness {
 
     /// The number of notifications since the last call, including those of all transactions
     /// committed by now.
-    pub async fn hears(&self) -> usize {
+    pub async fn received(&self) -> usize {
         // Notifications sent earlier arrive before the response to this query.
         self.client.batch_execute("").await.expect("an answer");
         self.rings.swap(0, Ordering::Relaxed)

@@ -303,7 +303,7 @@ async fn a_connection_that_breaks_at_any_moment_of_the_start_is_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bridge_whose_database_is_away_when_it_begins_to_serve_tells_of_itself_later() {
+async fn a_bridge_that_starts_without_its_database_reports_later() {
     let database = Database::migrated().await;
     let (network, reached) = database.over_network().await;
     let direct = ["--direct-database-url", &database.connection_string()];

@@ -135,7 +135,7 @@ async fn sessions_that_are_frozen_cost_one_wait_and_not_one_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_freezes_and_thaws_is_heard_again() {
+async fn a_server_that_freezes_and_thaws_is_connected_again() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;

@@ -26,7 +26,7 @@ async fn reason_after(bridge: &Bridge, database: &Database, breaking: &str) -> S
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trigger_that_is_disabled_is_told_of_and_rows_come_all_the_same() {
+async fn a_disabled_trigger_is_reported_and_rows_are_still_delivered() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
@@ -47,7 +47,7 @@ async fn a_trigger_that_is_disabled_is_told_of_and_rows_come_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_back() {
+async fn a_missing_trigger_is_reported_with_the_statement_that_restores_it() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     bridge.until_ready_is(200).await;
@@ -60,7 +60,7 @@ async fn a_trigger_that_is_gone_is_told_of_with_the_statement_that_brings_it_bac
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_not_say_whether_writers_ring_is_told_of_with_its_cure() {
+async fn a_missing_privilege_on_the_bell_is_reported_with_its_fix() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     bridge.until_ready_is(200).await;
@@ -69,24 +69,21 @@ async fn a_role_that_may_not_say_whether_writers_ring_is_told_of_with_its_cure()
                   where application_name = 'tidings' and datname = current_database()";
     database.superuser().execute(revoke).await;
     // At first the bridge only knows that the connection is gone.
-    let cure = loop {
+    let fix = loop {
         let body = bridge.until_ready_is(503).await.text().await;
         let body: Value = serde_json::from_str(&body).expect("JSON");
         let reason = body["reason"].as_str().expect("a reason");
-        if let Some(cure) = reason.split('`').nth(1) {
-            break cure.to_owned();
+        if let Some(fix) = reason.split('`').nth(1) {
+            break fix.to_owned();
         }
     };
-    assert!(
-        cure.starts_with("grant select, update on sequence"),
-        "{cure}"
-    );
-    database.superuser().execute(&cure).await;
+    assert!(fix.starts_with("grant select, update on sequence"), "{fix}");
+    database.superuser().execute(&fix).await;
     bridge.until_ready_is(200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_that_cannot_be_read_while_the_listener_hears_are_told_of() {
+async fn failing_page_reads_are_reported_while_the_listener_works() {
     let database = Database::migrated().await;
     let (network, reached) = database.over_network().await;
     let direct = ["--direct-database-url", &database.connection_string()];
@@ -106,7 +103,7 @@ async fn pages_that_cannot_be_read_while_the_listener_hears_are_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_gone_is_told_of_and_served_again_when_it_is_back() {
+async fn a_missing_table_is_reported_and_served_again_once_it_is_back() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;
@@ -126,7 +123,7 @@ async fn a_table_that_is_gone_is_told_of_and_served_again_when_it_is_back() {
 
 /// The bridge may not change the rows; the owner may.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_of_another_cluster_are_told_of_until_the_owner_takes_them_over() {
+async fn rows_of_another_cluster_are_reported_until_the_owner_restamps_them() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut source = bridge.connect_live("alice").await;

@@ -102,7 +102,7 @@ async fn rows_that_cannot_be_delivered_do_not_stop_the_tail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_cannot_be_delivered_do_not_stop_who_comes_and_who_returns() {
+async fn undeliverable_rows_stop_neither_new_nor_returning_clients() {
     let database = Database::migrated().await;
     allow_everything(&database).await;
     let bridge = Served::start(&database, &[]).await;

@@ -17,7 +17,7 @@ const RED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Breaks something, and returns the statement that readiness then gives as the fix, which is the
 /// first text in backticks.
-async fn cure_after(bridge: &Bridge, database: &Database, breaking: &str, found: &str) -> String {
+async fn fix_after(bridge: &Bridge, database: &Database, breaking: &str, found: &str) -> String {
     let broken_at = Instant::now();
     database.superuser().execute(breaking).await;
     loop {
@@ -26,15 +26,15 @@ async fn cure_after(bridge: &Bridge, database: &Database, breaking: &str, found:
         let body: Value = serde_json::from_str(&body).expect("JSON");
         let reason = body["reason"].as_str().expect("a reason");
         // At first the bridge may only know that the query failed.
-        if let Some(cure) = reason.split('`').nth(1).filter(|_| reason.contains(found)) {
+        if let Some(fix) = reason.split('`').nth(1).filter(|_| reason.contains(found)) {
             assert_eq!(body["readiness"], "listener-failing", "{body}");
-            return cure.to_owned();
+            return fix.to_owned();
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_level_security_on_any_table_of_the_bridge_is_told_of_and_loses_nothing() {
+async fn row_level_security_on_any_table_is_reported_and_loses_nothing() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut tab = bridge.connect_live("alice").await;
@@ -50,12 +50,12 @@ async fn row_level_security_on_any_table_of_the_bridge_is_told_of_and_loses_noth
     {
         let enable = format!("alter table {table} enable row level security");
         let found = format!("row-level security on public.{table} applies to bridge");
-        let cure = cure_after(&bridge, &database, &enable, &found).await;
+        let fix = fix_after(&bridge, &database, &enable, &found).await;
         database
             .owner()
             .execute(&format!("select send_notification('alice', 'row {round}')"))
             .await;
-        database.owner().execute(&cure).await;
+        database.owner().execute(&fix).await;
         assert_eq!(tab.next_event().await.data, format!("row {round}"));
         bridge.until_ready_is(200).await;
     }
@@ -66,28 +66,28 @@ async fn row_level_security_on_any_table_of_the_bridge_is_told_of_and_loses_noth
 
 /// Policies make no difference: the bridge can't know whether one lets all rows pass.
 #[tokio::test(flavor = "multi_thread")]
-async fn row_level_security_with_a_policy_is_told_of_as_well() {
+async fn row_level_security_with_a_policy_is_reported_as_well() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let secure = "alter table notifications enable row level security; \
                   create policy bridges on notifications to tidings_bridge using (user_id <> 'alice')";
     let found = "row-level security on public.notifications applies to bridge";
-    let cure = cure_after(&bridge, &database, secure, found).await;
-    database.owner().execute(&cure).await;
+    let fix = fix_after(&bridge, &database, secure, found).await;
+    database.owner().execute(&fix).await;
     bridge.until_ready_is(200).await;
 }
 
 /// It then applies to the owner too, which the functions run as.
 #[tokio::test(flavor = "multi_thread")]
-async fn forced_row_level_security_is_told_of() {
+async fn forced_row_level_security_is_reported() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     for table in ["tidings_disconnections", "tidings_pruned", "notifications"] {
         let force =
             format!("alter table {table} enable row level security, force row level security");
         let found = format!("row-level security on public.{table} applies to");
-        let cure = cure_after(&bridge, &database, &force, &found).await;
-        database.owner().execute(&cure).await;
+        let fix = fix_after(&bridge, &database, &force, &found).await;
+        database.owner().execute(&fix).await;
         bridge.until_ready_is(200).await;
     }
 }
@@ -110,7 +110,7 @@ async fn row_level_security_that_does_not_apply_to_the_bridge_is_no_trouble() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_in_place_of_the_table_is_told_of_and_what_it_hid_is_delivered_after() {
+async fn a_view_in_place_of_the_table_is_reported_and_its_hidden_rows_are_delivered_later() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut tab = bridge.connect_live("alice").await;
@@ -120,21 +120,21 @@ async fn a_view_in_place_of_the_table_is_told_of_and_what_it_hid_is_delivered_af
                    grant select, update on notifications to tidings_bridge; \
                    insert into notifications_kept (user_id, text) values ('alice', 'hidden')";
     let found = "public.notifications is a view";
-    let cure = cure_after(&bridge, &database, replace, found).await;
-    database.superuser().execute(&cure).await;
+    let fix = fix_after(&bridge, &database, replace, found).await;
+    database.superuser().execute(&fix).await;
     assert_eq!(tab.next_event().await.data, "hidden");
     bridge.until_ready_is(200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sign_of_crashes_that_would_survive_them_is_told_of() {
+async fn a_crash_sign_that_would_survive_crashes_is_reported() {
     let database = Database::migrated().await;
     let bridge = Bridge::start(&database).await;
     let mut tab = bridge.connect_live("alice").await;
     let set = "alter table tidings_incarnation set logged";
     let found = "public.tidings_incarnation is not UNLOGGED";
-    let cure = cure_after(&bridge, &database, set, found).await;
-    database.superuser().execute(&cure).await;
+    let fix = fix_after(&bridge, &database, set, found).await;
+    database.superuser().execute(&fix).await;
     bridge.until_ready_is(200).await;
     // The fix empties the table. The bridge takes that for a crash, which costs no row.
     database
