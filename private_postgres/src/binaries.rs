@@ -21,9 +21,10 @@ pub enum Unusable {
     /// This program is missing.
     #[error("it contains no `{0}`")]
     Lacks(&'static str),
-    /// `postgres` exists but can't be executed.
+    /// `postgres` exists but can't be executed. The text, which is part of a sentence,
+    /// includes the cause.
     #[error("its `postgres` can't be run ({0})")]
-    CannotRun(#[source] io::Error),
+    CannotRun(io::Error),
     /// `postgres --version` doesn't print a version that we know.
     #[error("its `postgres --version` prints {0:?}")]
     UnknownVersion(String),

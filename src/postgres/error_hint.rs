@@ -4,6 +4,8 @@ use std::error::Error;
 
 use tokio_postgres::error::DbError;
 
+use crate::runtime::error_chain::is_row_security;
+
 /// Our constraints by name, with what each requires.
 const CONSTRAINTS: &[(&str, &str)] = &[
     ("notifications_id_positive", "ids start at 1"),
@@ -48,6 +50,10 @@ pub fn of(error: &(dyn Error + 'static)) -> Option<String> {
 }
 
 fn explain(error: &DbError) -> Option<String> {
+    // `ErrorChain` says what to do about it.
+    if is_row_security(error) {
+        return None;
+    }
     let code = error.code().code();
     let text = match code {
         "42501" => {

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jsonwebtoken::Algorithm::{ES256, EdDSA};
-use tidings::app::Parts;
+use tidings::{app::Parts, monitoring::logging::ErrorChain};
 use tokio::process::Command;
 
 use crate::support::{
@@ -137,7 +137,8 @@ async fn keys_that_are_weak_secret_or_of_no_use_keep_it_from_starting() {
     ];
     for (arguments, expected) in cases {
         let options = options_without_secret(&database, arguments);
-        let error = Parts::of(&options).err().expect(expected).to_string();
+        let error = Parts::of(&options).err().expect(expected);
+        let error = ErrorChain(&error).to_string();
         assert!(error.contains(expected), "{arguments:?}: {error}");
         assert!(!error.contains("PRIVATE"), "{error}");
     }
