@@ -358,3 +358,32 @@ fn token(output: &mut impl Write, options: &TokenOptions) -> Result<(), AnyError
     let token = jwt::sign(&secret, &rules, &options.user, options.ttl.as_secs())?;
     Ok(writeln!(output, "{token}")?)
 }
+
+#[cfg(test)]
+mod tests {
+    use tidings::postgres::{connect::ConnectError, schema::SchemaError};
+
+    use super::*;
+
+    #[test]
+    fn only_closed_output_ends_a_command_without_a_message() {
+        let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&closed()));
+        let connection = ConnectError::Network {
+            host: "db".to_owned(),
+            source: closed(),
+        };
+        assert!(!is_broken_pipe(&connection));
+    }
+
+    #[test]
+    fn a_missing_password_is_a_bad_setting_wherever_it_is_noticed() {
+        let missing = ConnectError::NoPassword {
+            host: "db".to_owned(),
+            role: "app".to_owned(),
+            source: MissingPassword::NoFile,
+        };
+        assert!(is_of_settings(&SchemaError::from(missing)));
+        assert!(!is_of_settings(&SchemaError::Standby));
+    }
+}

@@ -9,7 +9,10 @@ use super::{
     Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, locks::LOCK_TIMEOUT,
     ownership::SchemaOwner, quoted, refuse_foreign, runner, version,
 };
-use crate::postgres::connect::{self, DatabaseUrl};
+use crate::{
+    postgres::connect::{self, DatabaseUrl},
+    runtime::error_chain::ErrorChain,
+};
 
 /// Returns the SQL that `migrate` would run, in the same order. Only reads.
 ///
@@ -86,6 +89,7 @@ async fn head(
              acting as {acting}."
         )?;
         if let Some(error) = may {
+            let error = ErrorChain(&error);
             writeln!(script, "-- {role} could not run it: {error}")?;
         }
         writeln!(script, "\\set ON_ERROR_STOP on\n")?;
