@@ -30,7 +30,7 @@ from (
     extract(epoch from clock_timestamp() - prepared)::float8,
     age(transaction)::bigint,
     format(
-      'commit prepared %1$L; or rollback prepared %1$L; as its coordinator says', gid
+      'commit prepared %1$L; or rollback prepared %1$L; as its coordinator decided', gid
     )
   from pg_prepared_xacts
   where
@@ -44,8 +44,8 @@ from (
     null,
     age(xmin)::bigint,
     format(
-      'if its standby is gone: select pg_drop_replication_slot(%L); else bring the standby up to '
-      'date, or set hot_standby_feedback = off there',
+      'if its standby is gone: select pg_drop_replication_slot(%L); otherwise let the standby catch '
+      'up, or set hot_standby_feedback = off there',
       slot_name
     )
   from pg_replication_slots

@@ -60,7 +60,7 @@ with
 select
   current_user::text as who,
   true as is_bridge,
-  'the bridge reads rows, marks them, and says whether writers ring' as why,
+  'the bridge reads rows, marks them, and sets whether INSERTs send NOTIFY' as why,
   privilege,
   target,
   format('grant %s on %s to %I;', privilege, target, current_user) as fix
@@ -91,7 +91,7 @@ union all
 select
   'public',
   false,
-  'without it INSERTs that are not the owner''s fail, or, from PostgreSQL 18 on, ring no bell',
+  'without it, INSERTs by other roles than the owner fail, or, from PostgreSQL 18 on, send no NOTIFY',
   'select',
   format('sequence %I.%I', nspname, relname),
   format('grant select on sequence %I.%I to public;', nspname, relname)

@@ -63,8 +63,8 @@ exception
     raise exception using
       message = format('%I may not do this: %s', current_user, sqlerrm),
       hint = format(
-        'Let a superuser run "alter role %1$I createrole;", or, if the groups are there already, '
-        'who made them or a superuser "grant tidings_owner to %1$I;".',
+        'Let a superuser run "alter role %1$I createrole;". If the groups exist already, let a superuser '
+        'or the role that created them run "grant tidings_owner to %1$I;".',
         current_user
       );
 end
@@ -245,9 +245,9 @@ begin
 exception
   when insufficient_privilege then
     raise exception using
-      message = format('what is there of Tidings belongs to %s: %s', owner, sqlerrm),
+      message = format('existing objects of Tidings belong to %s: %s', owner, sqlerrm),
       hint = format(
-        'Let that role or a superuser run "grant %s to %I;", and repeat; if it is a superuser, '
+        'Let that role or a superuser run "grant %s to %I;", and repeat. If that role is a superuser, '
         'let a superuser run this file.',
         owner,
         current_user

@@ -49,7 +49,7 @@ from (
     extract(epoch from clock_timestamp() - p.prepared)::float8,
     h.locks_rows,
     format(
-      'commit prepared %1$L; or rollback prepared %1$L; as its coordinator says', p.gid
+      'commit prepared %1$L; or rollback prepared %1$L; as its coordinator decided', p.gid
     )
   from holders as h
   -- A prepared transaction has no session but holds a lock on its own id.

@@ -10,7 +10,7 @@ with
         'notifications',
         'tidings_ring_doorbell',
         false,
-        'it rings for bridges that sleep; without it rows wait for up to a second',
+        'enabled: it wakes bridges that are asleep; without it, rows wait for up to a second',
         'after insert on %1$I.notifications for each statement '
         'when (pg_catalog.pg_sequence_last_value(%2$L::regclass) is not null) '
         'execute function %1$I.tidings_ring_doorbell()'
@@ -19,8 +19,8 @@ with
         'notifications',
         'tidings_reopen',
         true,
-        'enabled always: it notes that rows of before are to be delivered; as long as it may not '
-        'fire, each new connection reads all rows of its user that are kept',
+        'enabled always: it records that older rows have to be delivered again; until then, each new '
+        'connection reads all of its user''s rows in the table',
         'before update of user_id, expires_at, sent_at, xid on %1$I.notifications for each '
         'statement when (current_setting(''tidings.marking'', true) is distinct from ''on'') '
         'execute function %1$I.tidings_reopen()'
@@ -29,9 +29,9 @@ with
         'notifications',
         'tidings_restamp',
         true,
-        'enabled always: it makes rows new that are inserted with a transaction id of before, as a '
-        'restore does; as long as it may not fire, such rows come only to connections that are '
-        'opened without a last event id, and each of those reads all rows of its user that are kept',
+        'enabled always: it makes rows new that are inserted with an old transaction id, as by a '
+        'restore; until then, such rows reach only connections that are opened without a last event '
+        'id, and each of those reads all of its user''s rows in the table',
         'after insert on %1$I.notifications for each row '
         'when (new.xid operator(pg_catalog.<>) pg_catalog.pg_current_xact_id() '
         'and new.sent_at is null) '
@@ -41,7 +41,7 @@ with
         'stream_tickets',
         'tidings_end_streams_of_deleted',
         false,
-        'it ends the streams of tickets that are removed; without it they stay open',
+        'enabled: it ends the streams of removed tickets; without it, they stay open',
         'after delete on %1$I.stream_tickets referencing old table as gone for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
       ),
@@ -49,7 +49,7 @@ with
         'stream_tickets',
         'tidings_end_streams_of_changed',
         false,
-        'it ends the streams of tickets that are changed; without it they stay open',
+        'enabled: it ends the streams of changed tickets; without it, they stay open',
         'after update on %1$I.stream_tickets referencing old table as gone for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
       ),
@@ -57,7 +57,7 @@ with
         'stream_tickets',
         'tidings_end_streams_of_truncated',
         false,
-        'it ends the streams of tickets that are removed; without it they stay open',
+        'enabled: it ends the streams of removed tickets; without it, they stay open',
         'before truncate on %1$I.stream_tickets for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
       )

@@ -201,7 +201,7 @@ fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {
         return Ok("none".to_owned());
     };
     let rows = match facts.try_get("rows")? {
-        Some(rows) => format!("about {} rows", Count(rows)),
+        Some(rows) => format!("about {}", counted(rows, "row")),
         None => "rows not counted yet (run analyze)".to_owned(),
     };
     let indexes = facts.try_get::<_, Option<i64>>("index_bytes")?;
@@ -213,14 +213,20 @@ fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {
 }
 
 fn waiting(pending: &Pending) -> String {
-    let (rows, users) = (Count(pending.rows), Count(pending.users));
+    let (rows, users) = (counted(pending.rows, "row"), counted(pending.users, "user"));
     match pending.oldest_seconds {
         Some(age) => format!(
-            "{rows} rows for {users} users, the oldest waiting for {}",
+            "{rows} for {users}, the oldest waiting for {}",
             Span(age)
         ),
-        None => format!("{rows} rows"),
+        None => rows,
     }
+}
+
+/// As in "1 row" and "1,000 rows".
+fn counted(number: i64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", Count(number))
 }
 
 fn bridge(bridge: &Bridge) -> String {
@@ -230,9 +236,9 @@ fn bridge(bridge: &Bridge) -> String {
         state,
         ..
     } = bridge;
-    let connections = Count(bridge.connections);
+    let connections = counted(bridge.connections, "connection");
     let up = Span(bridge.up_seconds);
-    format!("{version} at {address}, {state}, {connections} connections, up for {up}")
+    format!("{version} at {address}, {state}, {connections}, up for {up}")
 }
 
 fn vacuum(facts: &Row) -> Result<String, tokio_postgres::Error> {
