@@ -215,10 +215,7 @@ fn table(facts: &Row) -> Result<String, tokio_postgres::Error> {
 fn waiting(pending: &Pending) -> String {
     let (rows, users) = (counted(pending.rows, "row"), counted(pending.users, "user"));
     match pending.oldest_seconds {
-        Some(age) => format!(
-            "{rows} for {users}, the oldest waiting for {}",
-            Span(age)
-        ),
+        Some(age) => format!("{rows} for {users}, the oldest waiting for {}", Span(age)),
         None => rows,
     }
 }
