@@ -22,7 +22,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Connection, NoTls, config::SslMode, error::SqlState, tls::MakeTlsConnect,
+    AsyncMessage, Client, Config, NoTls,
+    config::SslMode,
+    error::SqlState,
+    tls::{MakeTlsConnect, TlsConnect},
 };
 
 pub use self::{
@@ -222,15 +225,15 @@ async fn open(
     limit: Duration,
     on_message: impl Fn(AsyncMessage) + Clone + Send + 'static,
 ) -> Result<(Client, Driver), ConnectError> {
-    let mut attempts = url.tls.mode(host.reach()).attempts().iter();
-    loop {
-        let attempt = attempts.next().copied().unwrap_or(TlsAttempt::Clear);
-        let on_message = on_message.clone();
-        match open_once(url, host, attempt, limit, on_message).await {
-            Err(ConnectError::Postgres(error))
-                if attempts.len() > 0 && refuses_encryption_or_its_lack(&error) => {}
-            outcome => return outcome,
+    let (first, second) = url.tls.mode(host.reach()).attempts();
+    let outcome = open_once(url, host, first, limit, on_message.clone()).await;
+    match (outcome, second) {
+        (Err(ConnectError::Postgres(error)), Some(second))
+            if refuses_encryption_or_its_lack(&error) =>
+        {
+            open_once(url, host, second, limit, on_message).await
         }
+        (outcome, _) => outcome,
     }
 }
 
@@ -266,9 +269,8 @@ async fn open_once(
         HostAddress::Unix { folder, port } => {
             let path = folder.join(format!(".s.PGSQL.{port}"));
             let socket = UnixStream::connect(path).await.map_err(unreachable)?;
-            let connecting = config.connect_raw(socket, NoTls).await;
-            let (client, connection) = connecting.map_err(explained)?;
-            return Ok((client, drive(connection, on_message)));
+            let opened = start_session(&config, socket, NoTls, on_message).await;
+            return opened.map_err(explained);
         }
         HostAddress::Tcp {
             name,
@@ -280,9 +282,8 @@ async fn open_once(
         }
     };
     if attempt == TlsAttempt::Clear {
-        let connecting = config.connect_raw(socket, NoTls).await;
-        let (client, connection) = connecting.map_err(explained)?;
-        return Ok((client, drive(connection, on_message)));
+        let opened = start_session(&config, socket, NoTls, on_message).await;
+        return opened.map_err(explained);
     }
     let mode = url.tls.mode(host.reach());
     let refused = |error: TlsError| ConnectError::Tls {
@@ -292,16 +293,14 @@ async fn open_once(
     };
     let mut connector = url.tls.connector(mode).map_err(refused)?;
     let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, name);
-    match config.connect_raw(socket, tls).await {
-        Ok((client, connection)) => Ok((client, drive(connection, on_message))),
-        Err(error) if tls::is_not_offered(&error) => Err(ConnectError::Unencrypted {
+    let opened = start_session(&config, socket, tls, on_message).await;
+    opened.map_err(|error| match tls::failure(&error) {
+        _ if tls::is_not_offered(&error) => ConnectError::Unencrypted {
             host: host.to_string(),
-        }),
-        Err(error) => Err(match tls::failure(&error) {
-            Some(error) => refused(error),
-            None => explained(error),
-        }),
-    }
+        },
+        Some(error) => refused(error),
+        None => explained(error),
+    })
 }
 
 /// Explains a rejected connection if the password is involved.
@@ -329,15 +328,19 @@ fn explained(
     }
 }
 
-fn drive<S, T>(
-    mut connection: Connection<S, T>,
+/// Negotiates a session over a socket, and starts its driver.
+async fn start_session<S, T>(
+    config: &Config,
+    socket: S,
+    tls: T,
     on_message: impl Fn(AsyncMessage) + Send + 'static,
-) -> Driver
+) -> Result<(Client, Driver), tokio_postgres::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: TlsConnect<S, Stream: Send + 'static>,
 {
-    tokio::spawn(async move {
+    let (client, mut connection) = config.connect_raw(socket, tls).await?;
+    let driver = tokio::spawn(async move {
         loop {
             match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
                 Some(Ok(message)) => on_message(message),
@@ -345,7 +348,8 @@ where
                 None => return None,
             }
         }
-    })
+    });
+    Ok((client, driver))
 }
 
 async fn dial(
