@@ -1,26 +1,33 @@
-//! The database schema: its name, its migrations, and whether it is compatible with this
-//! bridge.
+//! The database schema: its migrations, and whether it is compatible with this bridge.
 
 mod error;
 mod locks;
 mod migration_lock;
+mod name;
+mod objects;
 mod ownership;
 mod plan;
 mod removal;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::time::Duration;
 
 use refinery::{Migration, Runner};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 use tracing::{info, warn};
 
-use self::ownership::SchemaOwner;
 pub use self::{
     error::{MissingObject, SchemaError},
     locks::LockHolder,
     migration_lock::MigrationLockHolder,
+    name::SchemaName,
+    objects::names,
     plan::plan,
     removal::Removal,
+};
+use self::{
+    name::quoted,
+    objects::{NAMES, ObjectKind},
+    ownership::SchemaOwner,
 };
 use crate::postgres::connect::{self, DatabaseUrl, Queries};
 
@@ -53,168 +60,6 @@ const CURRENT_LOCK_LIMIT: Duration = Duration::from_secs(10);
 /// Prefix of migrations that remove something that older bridges need (expand and
 /// contract, see `migrations/README.md`).
 const CONTRACTING: &str = "contract_";
-
-/// The kind of object that has a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ObjectKind {
-    /// A table, a view, or a sequence of its own.
-    Relation,
-    /// One or more functions, or a procedure.
-    Function,
-    /// An index or sequence of a table.
-    Part,
-}
-
-/// The names that migrations use in the schema, each with the version that creates it.
-/// Any other object with one of these names is not ours and is never touched.
-const NAMES: &[(i32, ObjectKind, &str)] = &[
-    (1, ObjectKind::Relation, "notifications"),
-    (1, ObjectKind::Part, "notifications_id_seq"),
-    (1, ObjectKind::Part, "notifications_pkey"),
-    (1, ObjectKind::Part, "notifications_xid_id"),
-    (1, ObjectKind::Part, "notifications_user_id_xid_id"),
-    (2, ObjectKind::Function, "tidings_ring_doorbell"),
-    (3, ObjectKind::Function, "send_notification"),
-    (4, ObjectKind::Relation, "tidings_pruned"),
-    (4, ObjectKind::Part, "tidings_pruned_pkey"),
-    (5, ObjectKind::Relation, "stream_tickets"),
-    (5, ObjectKind::Part, "stream_tickets_pkey"),
-    (5, ObjectKind::Part, "stream_tickets_user_id"),
-    (5, ObjectKind::Part, "stream_tickets_expires_at"),
-    (5, ObjectKind::Function, "create_stream_ticket"),
-    (6, ObjectKind::Relation, "tidings_disconnections"),
-    (6, ObjectKind::Part, "tidings_disconnections_id_seq"),
-    (6, ObjectKind::Part, "tidings_disconnections_pkey"),
-    (6, ObjectKind::Part, "tidings_disconnections_xid"),
-    (6, ObjectKind::Part, "tidings_disconnections_created_at"),
-    (6, ObjectKind::Function, "tidings_disconnections_since"),
-    (6, ObjectKind::Function, "disconnect_user"),
-    (6, ObjectKind::Function, "tidings_end_ticket_streams"),
-    (7, ObjectKind::Function, "tidings_pruned_through"),
-    (8, ObjectKind::Relation, "tidings_bell"),
-    (9, ObjectKind::Relation, "tidings_drained"),
-    (9, ObjectKind::Part, "tidings_drained_pkey"),
-    (9, ObjectKind::Relation, "tidings_reopened"),
-    (9, ObjectKind::Part, "tidings_reopened_pkey"),
-    (9, ObjectKind::Function, "tidings_reopen"),
-    (10, ObjectKind::Part, "notifications_expires_at"),
-    (10, ObjectKind::Function, "tidings_prune_batch"),
-    (10, ObjectKind::Function, "tidings_prune"),
-    (11, ObjectKind::Relation, "tidings_activity"),
-    (11, ObjectKind::Part, "tidings_activity_pkey"),
-    (11, ObjectKind::Relation, "tidings_bridges_seen"),
-    (11, ObjectKind::Part, "tidings_bridges_seen_pkey"),
-    (11, ObjectKind::Function, "tidings_report"),
-    (12, ObjectKind::Function, "tidings_pending_users"),
-    (12, ObjectKind::Relation, "tidings_pending"),
-    (12, ObjectKind::Relation, "tidings_pending_total"),
-    (12, ObjectKind::Relation, "tidings_throughput"),
-    (12, ObjectKind::Relation, "tidings_delay"),
-    (12, ObjectKind::Relation, "tidings_bridges"),
-    (12, ObjectKind::Relation, "tidings_size"),
-    (12, ObjectKind::Relation, "tidings_queue"),
-    (13, ObjectKind::Function, "tidings_disconnections_page"),
-    (13, ObjectKind::Function, "tidings_prune_disconnections"),
-    (13, ObjectKind::Function, "disconnect_everyone"),
-    (13, ObjectKind::Part, "tidings_disconnections_xid_id"),
-    (13, ObjectKind::Part, "tidings_disconnections_everyone"),
-    (15, ObjectKind::Relation, "tidings_incarnation"),
-    (15, ObjectKind::Part, "tidings_incarnation_pkey"),
-    (15, ObjectKind::Function, "tidings_report_readiness"),
-    (16, ObjectKind::Relation, "tidings_prune_failures"),
-    (16, ObjectKind::Part, "tidings_prune_failures_pkey"),
-    (16, ObjectKind::Part, "tidings_prune_failures_retry_at"),
-    (16, ObjectKind::Function, "tidings_prune_rows"),
-    (17, ObjectKind::Function, "tidings_restamp"),
-];
-
-/// [`NAMES`] without the kinds.
-pub fn names() -> impl Iterator<Item = (i32, &'static str)> {
-    NAMES.iter().map(|&(version, _, name)| (version, name))
-}
-
-/// The name of the schema that contains all objects, 1 to 63 bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SchemaName(String);
-
-impl SchemaName {
-    pub fn public() -> Self {
-        Self("public".to_owned())
-    }
-
-    /// The unquoted name.
-    pub fn name(&self) -> &str {
-        &self.0
-    }
-
-    /// The name in double quotes, for SQL.
-    pub fn quoted(&self) -> String {
-        quoted(&self.0)
-    }
-
-    /// Fills this schema into a text of `sql/` or `migrations/`: as an identifier
-    /// (`:"schema"`), as a string (`:'schema'`), or in a string that names something in
-    /// the schema (`:'"schema".notifications'`).
-    pub fn fill(&self, text: &str) -> String {
-        let mut pieces = text.split(":'\"schema\".");
-        let mut filled = pieces.next().unwrap_or_default().to_owned();
-        for piece in pieces {
-            let (name, rest) = piece.split_once('\'').unwrap_or((piece, ""));
-            filled += &literal(&self.qualified(name));
-            filled += rest;
-        }
-        filled
-            .replace(":\"schema\"", &self.quoted())
-            .replace(":'schema'", &literal(&self.0))
-    }
-
-    /// An SQL constant for the relation of this name in the schema.
-    pub fn regclass(&self, name: &str) -> String {
-        format!("{}::regclass", literal(&self.qualified(name)))
-    }
-
-    /// Prefixes an unquoted name with this schema.
-    pub fn qualified(&self, name: &str) -> String {
-        format!("{}.{name}", self.quoted())
-    }
-}
-
-/// A name in double quotes, for SQL.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A string in single quotes, for SQL.
-fn literal(text: &str) -> String {
-    let doubled = text.replace('\'', "''");
-    if doubled.contains('\\') {
-        format!("E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
-    }
-}
-
-impl FromStr for SchemaName {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.len() {
-            0 => Err("a schema's name can't be empty"),
-            64.. => Err("a schema's name has at most 63 bytes"),
-            _ if text.contains('\0') => Err("a schema's name can't contain NUL"),
-            // Function bodies, which contain the name, are dollar-quoted.
-            _ if text.contains("$$") => Err("a schema's name can't contain $$"),
-            _ if text.starts_with("pg_") => Err("names that begin with pg_ belong to Postgres"),
-            _ => Ok(Self(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for SchemaName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// Whether the schema in the database is compatible with this bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -436,7 +281,7 @@ async fn create_schema(
     owner: &SchemaOwner,
 ) -> Result<(), SchemaError> {
     let exists = include_str!("../../sql/schema_exists.sql");
-    let row = client.query_one(exists, &[&schema.0]).await?;
+    let row = client.query_one(exists, &[&schema.name()]).await?;
     if row.try_get(0)? {
         return Ok(());
     }
@@ -487,7 +332,7 @@ pub(crate) async fn refuse_incomplete(
         .query_typed(
             query,
             &[
-                (&schema.0, Type::TEXT),
+                (&schema.name(), Type::TEXT),
                 (&relations, Type::TEXT_ARRAY),
                 (&functions, Type::TEXT_ARRAY),
             ],
@@ -518,7 +363,10 @@ async fn refuse_foreign(
     let pending = names().filter(|&(version, _)| Some(version) > found);
     let pending = pending.map(|(_, name)| name).collect::<Vec<_>>();
     let foreign = include_str!("../../sql/foreign_object.sql");
-    match client.query_opt(foreign, &[&schema.0, &pending]).await? {
+    match client
+        .query_opt(foreign, &[&schema.name(), &pending])
+        .await?
+    {
         None => Ok(()),
         Some(row) => Err(SchemaError::Foreign {
             schema: schema.clone(),
@@ -561,29 +409,4 @@ async fn restamp_restored(client: &Client, schema: &SchemaName) -> Result<(), Sc
     }
     info!(rows, "restamped {rows} rows of another cluster");
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_stands_in_a_text_as_a_name_a_text_or_part_of_one() {
-        let schema: SchemaName = "o'ne \"two\"".parse().expect("a name");
-        let filled = schema.fill(
-            "select :'schema', :'\"schema\".notes', :'\"schema\".f(int)' from :\"schema\".notes",
-        );
-        assert_eq!(
-            filled,
-            "select 'o''ne \"two\"', '\"o''ne \"\"two\"\"\".notes', '\"o''ne \"\"two\"\"\".f(int)' \
-             from \"o'ne \"\"two\"\"\".notes"
-        );
-    }
-
-    #[test]
-    fn names_that_would_end_a_functions_body_are_refused() {
-        for name in ["", "pg_mine", "a\0b", "a$$b", &"n".repeat(64)] {
-            assert!(SchemaName::from_str(name).is_err(), "{name:?}");
-        }
-    }
 }

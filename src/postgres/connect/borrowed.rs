@@ -8,7 +8,10 @@ use tokio_postgres::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{BEGIN, BEGIN_READING, ConnectError, DatabaseUrl, Scope, connect, pinned};
+use super::{
+    ConnectError, DatabaseUrl, connect,
+    session_settings::{BEGIN, BEGIN_READING, Scope, pinned},
+};
 
 /// Queries that don't depend on the database's settings: the implementation has pinned
 /// these once ([`connect_pinned`](super::connect_pinned)), or does so for each query.

@@ -54,14 +54,13 @@ impl Mode {
             .unwrap_or_default()
     }
 
-    /// What to try, in order. The second attempt is made only if the server rejects the
-    /// first.
-    pub(super) fn attempts(self) -> &'static [TlsAttempt] {
+    /// What to try, and what to try if the server rejects that.
+    pub(super) fn attempts(self) -> (TlsAttempt, Option<TlsAttempt>) {
         match self {
-            Self::Disable => &[TlsAttempt::Clear],
-            Self::Allow => &[TlsAttempt::Clear, TlsAttempt::Encrypted],
-            Self::Prefer => &[TlsAttempt::EncryptedIfOffered, TlsAttempt::Clear],
-            Self::Require | Self::VerifyCa | Self::VerifyFull => &[TlsAttempt::Encrypted],
+            Self::Disable => (TlsAttempt::Clear, None),
+            Self::Allow => (TlsAttempt::Clear, Some(TlsAttempt::Encrypted)),
+            Self::Prefer => (TlsAttempt::EncryptedIfOffered, Some(TlsAttempt::Clear)),
+            Self::Require | Self::VerifyCa | Self::VerifyFull => (TlsAttempt::Encrypted, None),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::{MigrationLockHolder, SchemaName, locks::LockHolder, quoted};
+use super::{MigrationLockHolder, SchemaName, locks::LockHolder, name::quoted};
 use crate::{postgres::connect::ConnectError, runtime::error_chain::ErrorChain};
 
 /// Why the schema can't be used.

@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, types::Type};
 
-use super::{SchemaError, SchemaName};
+use super::{SchemaError, SchemaName, name::literal};
 
 /// The lock is polled, because a waiting session would hold a snapshot that blocks
 /// `create index concurrently`.
@@ -70,7 +70,7 @@ impl MigrationLockHolder {
     pub(super) fn fix(&self) -> String {
         match (self.pid, &self.prepared) {
             (Some(pid), _) => format!(" (select pg_terminate_backend({pid});)"),
-            (None, Some(gid)) => format!(" (rollback prepared {};)", super::literal(gid)),
+            (None, Some(gid)) => format!(" (rollback prepared {};)", literal(gid)),
             (None, None) => String::new(),
         }
     }

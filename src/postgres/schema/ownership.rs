@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use super::{SchemaError, SchemaName, quoted};
+use super::{SchemaError, SchemaName, name::quoted};
 
 /// The owner of Tidings' objects.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl SchemaOwner {
     /// it in order to own what migrations create.
     pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Self, SchemaError> {
         let find = include_str!("../../../sql/migration_owner.sql");
-        let Some(row) = client.query_opt(find, &[&schema.0]).await? else {
+        let Some(row) = client.query_opt(find, &[&schema.name()]).await? else {
             return Ok(Self::Nobody);
         };
         let name = row.try_get("owner")?;
@@ -68,7 +68,7 @@ impl SchemaOwner {
         schema: &SchemaName,
     ) -> Result<(), SchemaError> {
         let may_create = include_str!("../../../sql/may_create.sql");
-        let row = client.query_one(may_create, &[&schema.0]).await?;
+        let row = client.query_one(may_create, &[&schema.name()]).await?;
         let role: String = row.try_get(1)?;
         let fix = match self {
             Self::Other(owner) => format!("grant {} to {};", quoted(owner), quoted(&role)),

@@ -6,8 +6,11 @@ use refinery::Migration;
 use tokio_postgres::Client;
 
 use super::{
-    Fit, HISTORY, SchemaError, SchemaName, check_server, fit, literal, locks::LOCK_TIMEOUT,
-    ownership::SchemaOwner, quoted, refuse_foreign, runner, version,
+    Fit, HISTORY, SchemaError, SchemaName, check_server, fit,
+    locks::LOCK_TIMEOUT,
+    name::{literal, quoted},
+    ownership::SchemaOwner,
+    refuse_foreign, runner, version,
 };
 use crate::{
     postgres::connect::{self, DatabaseUrl},
@@ -71,7 +74,7 @@ async fn head(
     owner: &SchemaOwner,
 ) -> Result<std::fmt::Result, SchemaError> {
     let query = include_str!("../../../sql/schema_exists.sql");
-    let row = client.query_one(query, &[&schema.0]).await?;
+    let row = client.query_one(query, &[&schema.name()]).await?;
     let (role, exists): (String, bool) = (row.try_get("role")?, row.try_get("does")?);
     let acting = match owner {
         SchemaOwner::Reachable(owner) => owner,

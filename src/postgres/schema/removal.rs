@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{HISTORY, SchemaError, SchemaName, names, ownership::SchemaOwner, quoted};
+use super::{HISTORY, SchemaError, SchemaName, name::quoted, names, ownership::SchemaOwner};
 use crate::postgres::connect::{self, DatabaseUrl, Driver};
 
 /// How long to wait for sessions that use the tables. INSERTs queue behind it.
@@ -37,7 +37,7 @@ impl Removal {
         let (client, driver) = connect::connect_pinned(url).await?;
         let names: Vec<&str> = names().map(|(_, name)| name).chain([HISTORY]).collect();
         let installed = include_str!("../../../sql/installed.sql");
-        let rows = client.query(installed, &[&schema.0, &names]).await?;
+        let rows = client.query(installed, &[&schema.name(), &names]).await?;
         let object = |row: &tokio_postgres::Row| {
             let (kind, identities): (&str, &str) =
                 (row.try_get("kind")?, row.try_get("identities")?);
@@ -51,7 +51,7 @@ impl Removal {
         let owner = SchemaOwner::find(&client, schema).await?;
         owner.check(&client, schema).await?;
         let remains = include_str!("../../../sql/remains.sql");
-        let around = client.query_one(remains, &[&schema.0]).await?;
+        let around = client.query_one(remains, &[&schema.name()]).await?;
         owner.act(&client).await?;
         let count = schema.fill(include_str!("../../../sql/count_rows.sql"));
         let counted = client.query_one(&count, &[]).await?;

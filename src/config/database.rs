@@ -1,0 +1,69 @@
+//! The settings for the database.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    ConfigError,
+    secret::{self, Secret},
+};
+use crate::postgres::{
+    connect::{DatabaseUrl, DatabaseUrlError},
+    schema::SchemaName,
+};
+
+#[derive(Clone, Debug, Args)]
+pub struct DatabaseOptions {
+    /// Database, as a URL (`postgres://user:password@host/database`) or as keys and
+    /// values (host=… dbname=…)
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<Secret>,
+    /// File that contains DATABASE_URL
+    #[arg(long, env = "DATABASE_URL_FILE")]
+    pub database_url_file: Option<PathBuf>,
+    /// Database for the listener and migrations, if DATABASE_URL goes through a pooler
+    #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL", hide_env_values = true)]
+    pub direct_database_url: Option<Secret>,
+    /// File that contains `TIDINGS_DIRECT_DATABASE_URL`
+    #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL_FILE")]
+    pub direct_database_url_file: Option<PathBuf>,
+    /// Schema that contains everything
+    #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
+    pub schema: SchemaName,
+}
+
+impl DatabaseOptions {
+    /// The database for reading pages and writing marks.
+    pub fn url(&self) -> Result<DatabaseUrl, ConfigError> {
+        let (value, file) = (&self.database_url, &self.database_url_file);
+        let url = secret::given("DATABASE_URL", value.as_ref(), file.as_deref())?;
+        database("DATABASE_URL", &url.ok_or(ConfigError::NoDatabase)?)
+    }
+
+    /// The database for the listener and migrations, if it is configured separately.
+    pub fn direct_url(&self) -> Result<Option<DatabaseUrl>, ConfigError> {
+        let name = "TIDINGS_DIRECT_DATABASE_URL";
+        let (value, file) = (&self.direct_database_url, &self.direct_database_url_file);
+        let url = secret::given(name, value.as_ref(), file.as_deref())?;
+        url.map(|url| database(name, &url)).transpose()
+    }
+
+    /// The URL for sessions that no pooler shares: the direct URL if there is one.
+    pub fn session_url(&self) -> Result<DatabaseUrl, ConfigError> {
+        match self.direct_url()? {
+            Some(url) => Ok(url),
+            None => self.url(),
+        }
+    }
+}
+
+fn database(name: &'static str, url: &Secret) -> Result<DatabaseUrl, ConfigError> {
+    url.reveal()
+        .trim()
+        .parse()
+        .map_err(|error: DatabaseUrlError| ConfigError::Database {
+            name,
+            source: error.into(),
+        })
+}
