@@ -107,7 +107,7 @@ enum Why {
     Suspected,
     Locked,
     /// It failed in a statement of its own.
-    OutageLog,
+    Failing,
 }
 
 /// Which rows a statement is for. Each lane runs one statement at a time.
@@ -199,8 +199,7 @@ impl MarkQueue {
         let (at, outages) = match lane {
             Lane::Fresh => ((!self.fresh.is_empty()).then_some(now), &self.fresh_outage),
             Lane::Held => {
-                let due =
-                    [Why::Suspected, Why::Locked, Why::OutageLog].map(|why| self.due(why, now));
+                let due = [Why::Suspected, Why::Locked, Why::Failing].map(|why| self.due(why, now));
                 (due.into_iter().flatten().min(), &self.held_outage)
             }
         };
@@ -217,7 +216,7 @@ impl MarkQueue {
     fn due(&self, why: Why, now: Instant) -> Option<Instant> {
         let &(due, _) = self.shelf(why).due.first()?;
         let reserved = match why {
-            Why::OutageLog => FAILURES_RESERVED,
+            Why::Failing => FAILURES_RESERVED,
             Why::Suspected | Why::Locked => 0.0,
         };
         Some(due.max(self.failures.ready(reserved, now)))
@@ -236,7 +235,7 @@ impl MarkQueue {
             }
             Lane::Held => {
                 let is_due = |why: &Why| self.due(*why, now).is_some_and(|due| due <= now);
-                let mut order = [Why::Suspected, Why::Locked, Why::OutageLog].into_iter();
+                let mut order = [Why::Suspected, Why::Locked, Why::Failing].into_iter();
                 let why = order.find(is_due)?;
                 let rows = self.shelf_mut(why).take(now).into_iter();
                 let written = |row| self.held.get(&row).map(|held| (row, held.written));
@@ -303,9 +302,7 @@ impl MarkQueue {
                 self.error = Some(reason.clone());
                 match origin {
                     _ if count == 1 => {
-                        rows.for_each(|(row, written)| {
-                            self.hold(row, written, Why::OutageLog, now)
-                        });
+                        rows.for_each(|(row, written)| self.hold(row, written, Why::Failing, now));
                     }
                     Origin::Fresh => {
                         rows.for_each(|(row, written)| {
@@ -395,7 +392,7 @@ impl MarkQueue {
         let (since, tries) = before.map_or((now, 0), |held| (held.since, held.tries));
         let (due, tries) = match why {
             Why::Suspected => (now, tries),
-            Why::Locked | Why::OutageLog => (now + delay(tries), tries.saturating_add(1)),
+            Why::Locked | Why::Failing => (now + delay(tries), tries.saturating_add(1)),
         };
         let held = HeldRow {
             written,
@@ -459,7 +456,7 @@ impl MarkQueue {
         match why {
             Why::Suspected => &self.suspected,
             Why::Locked => &self.locked,
-            Why::OutageLog => &self.failing,
+            Why::Failing => &self.failing,
         }
     }
 
@@ -467,7 +464,7 @@ impl MarkQueue {
         match why {
             Why::Suspected => &mut self.suspected,
             Why::Locked => &mut self.locked,
-            Why::OutageLog => &mut self.failing,
+            Why::Failing => &mut self.failing,
         }
     }
 }
