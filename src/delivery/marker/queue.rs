@@ -281,7 +281,7 @@ impl MarkQueue {
                     if locked.contains(&row.1) {
                         self.hold(row, written, Why::Locked, now);
                     } else {
-                        self.release(row);
+                        self.remove(row);
                     }
                 }
                 self.succeed(origin, count - locked.len());
@@ -418,11 +418,7 @@ impl MarkQueue {
         }
     }
 
-    /// Removes a row that is done.
-    fn release(&mut self, row: Row) {
-        self.remove(row);
-    }
-
+    /// Removes a row from the held ones, if it is one of them.
     fn remove(&mut self, row: Row) -> Option<HeldRow> {
         let held = self.held.remove(&row)?;
         let shelf = self.shelf_mut(held.why);
