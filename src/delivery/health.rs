@@ -1,13 +1,19 @@
 //! The bridge's health as its parts report it, for the readiness check.
 
+mod doorbell;
+mod readiness;
+
 use std::{fmt, time::Duration};
 
 use parking_lot::Mutex;
-use serde::{Serialize, Serializer, ser::SerializeMap as _};
+use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{error, info, warn};
 
-use crate::postgres::{schema::SchemaName, visibility::HiddenRows};
+pub use self::{
+    doorbell::Doorbell,
+    readiness::{Readiness, ReadinessStatus},
+};
 
 /// If the last poll is older than this, the bridge isn't ready: while connected, the
 /// listener polls at least once a second.
@@ -115,127 +121,6 @@ pub struct Stuck {
     /// When marking the first of them failed.
     pub since: Instant,
     pub reason: String,
-}
-
-/// The state of the trigger that sends NOTIFY, and whether the bridge can see all rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Doorbell {
-    /// The trigger exists and is enabled.
-    InOrder,
-    /// The trigger was dropped. Contains the schema.
-    Missing(SchemaName),
-    /// The trigger is disabled. Contains the schema.
-    Disabled(SchemaName),
-    /// Logical replication inserts rows with transaction ids of another cluster.
-    Bypassed { subscription: String },
-    /// There are rows of another cluster, and the bridge isn't allowed to restamp them.
-    Restored,
-    /// Rows are hidden from the bridge, or it would not notice a crash.
-    Hidden(HiddenRows),
-}
-
-impl Doorbell {
-    /// The state's name in the log.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::InOrder => "in-order",
-            Self::Missing(_) => "missing",
-            Self::Disabled(_) => "disabled",
-            Self::Bypassed { .. } => "bypassed",
-            Self::Restored => "restored",
-            Self::Hidden(_) => "hidden",
-        }
-    }
-
-    /// The name in the deprecated log field `doorbell`.
-    fn former_name(&self) -> &'static str {
-        match self {
-            Self::InOrder => "hung",
-            other => other.name(),
-        }
-    }
-
-    /// What is wrong and how to fix it.
-    fn trouble(&self) -> Option<String> {
-        match self {
-            Self::InOrder => None,
-            Self::Missing(schema) => Some(format!(
-                "the trigger tidings_ring_doorbell is missing, so rows are found up to a second \
-                 late: `create trigger tidings_ring_doorbell after insert on {} for each statement \
-                 when (pg_sequence_last_value({}) is not null) execute function {}()`",
-                schema.qualified("notifications"),
-                schema.regclass("tidings_bell"),
-                schema.qualified("tidings_ring_doorbell"),
-            )),
-            Self::Disabled(schema) => Some(format!(
-                "the trigger tidings_ring_doorbell is disabled, so rows are found up to a second \
-                 late: `alter table {} enable trigger tidings_ring_doorbell`",
-                schema.qualified("notifications"),
-            )),
-            Self::Bypassed { subscription } => Some(format!(
-                "the subscription {subscription} inserts rows with the publisher's transaction \
-                 ids, which may be missed: remove the table from the publication, or drop the \
-                 subscription to switch over"
-            )),
-            Self::Restored => Some(
-                "the table contains rows of another cluster, which are not delivered: run `tidings \
-                 migrate` as the table's owner"
-                    .to_owned(),
-            ),
-            Self::Hidden(hidden) => Some(hidden.to_string()),
-        }
-    }
-}
-
-/// Whether the bridge should receive clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadinessStatus {
-    /// The listener is connected and polls.
-    Ready,
-    /// The listener has lost the database, or would find rows late or not at all.
-    ListenerFailing,
-    /// The listener works, but pages can't be read.
-    ReadsFailing,
-    /// Rows are delivered, but some could not be marked for a while.
-    Unmarked,
-    /// A background task has ended unexpectedly, and the process is stopping.
-    Broken,
-    Draining,
-}
-
-impl ReadinessStatus {
-    /// The name in `/health/ready` and in the view `tidings_bridges`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::ListenerFailing => "listener-failing",
-            Self::ReadsFailing => "reads-failing",
-            Self::Unmarked => "unmarked",
-            Self::Broken => "broken",
-            Self::Draining => "draining",
-        }
-    }
-
-    /// The name in the deprecated field `status` of `/health/ready`.
-    fn former_name(self) -> &'static str {
-        match self {
-            Self::ListenerFailing => "deaf",
-            Self::ReadsFailing => "blind",
-            other => other.name(),
-        }
-    }
-}
-
-/// What the bridge reports about its readiness.
-#[derive(Debug)]
-pub struct Readiness {
-    pub status: ReadinessStatus,
-    pub reason: Option<String>,
-    /// Milliseconds since the listener last polled the table.
-    pub last_poll_ms: Option<u64>,
-    /// How many rows that were sent can't be marked, for how long, and why. They are
-    /// delivered nevertheless.
-    pub marks: Option<String>,
 }
 
 impl Health {
@@ -436,31 +321,6 @@ impl fmt::Display for Stuck {
         let (rows, seconds) = (*rows, since.elapsed().as_secs());
         let noun = if rows == 1 { "row" } else { "rows" };
         write!(f, "{rows} {noun} for {seconds} s: {reason}")
-    }
-}
-
-impl Readiness {
-    pub fn is_ready(&self) -> bool {
-        self.status == ReadinessStatus::Ready
-    }
-}
-
-/// The body of the response of `/health/ready`. `status` and `last_look_ms` are the names
-/// of earlier releases.
-impl Serialize for Readiness {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("readiness", self.status.name())?;
-        map.serialize_entry("status", self.status.former_name())?;
-        if let Some(reason) = &self.reason {
-            map.serialize_entry("reason", reason)?;
-        }
-        map.serialize_entry("last_poll_ms", &self.last_poll_ms)?;
-        map.serialize_entry("last_look_ms", &self.last_poll_ms)?;
-        if let Some(marks) = &self.marks {
-            map.serialize_entry("marks", marks)?;
-        }
-        map.end()
     }
 }
 

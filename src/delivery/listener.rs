@@ -6,6 +6,7 @@
 
 mod disconnections;
 mod fine_sleep;
+mod inspection;
 mod poll_or_listen;
 mod recently_published;
 mod session;
@@ -13,7 +14,6 @@ mod session;
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_postgres::{Client, error::SqlState};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
@@ -28,7 +28,7 @@ use self::{
 use crate::{
     delivery::{
         counters::Counters,
-        health::{Doorbell, Health},
+        health::Health,
         hub::{Hub, Reading, Tail},
         mailbox::{Ending, Recovery},
         page_reader::{self, BellGeneration, Disconnections, PageSize, UnusableRows},
@@ -41,22 +41,13 @@ use crate::{
         position::{Position, Rest},
         snapshot::Xid,
     },
-    postgres::{
-        database::Database,
-        visibility::{self, HiddenRows, Readers},
-    },
+    postgres::database::Database,
     runtime::{
         backoff::Backoff,
         error_chain::ErrorChain,
         log_throttle::{LogThrottle, OutageLog},
     },
 };
-
-/// The trigger that sends NOTIFY.
-const TRIGGER: &str = "tidings_ring_doorbell";
-
-/// How often the doorbell and the visibility of rows are inspected.
-const DOORBELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// While asleep, after a poll that found nothing, the next poll starts at least this much
 /// after the previous one. Any role can send NOTIFY; this limits what a flood of forged
@@ -148,8 +139,7 @@ impl Listener {
                 return;
             };
             let (delay, reason) = (backoff.next_delay(), ErrorChain(&error).to_string());
-            let is_news = failing.is_news(&reason, Instant::now().into_std());
-            span.in_scope(|| tell_of_loss(&reason, delay, is_news));
+            span.in_scope(|| log_loss(&reason, delay, &mut failing));
             self.health.lost(reason);
             if stop.run_until_cancelled(sleep(delay)).await.is_none() {
                 return;
@@ -177,39 +167,20 @@ impl Listener {
         while !stop.is_cancelled() {
             // Poll before the first wait: rows may have arrived in the meantime.
             let polled_at = Instant::now();
-            let polling = async {
-                let (kept, polled) = self.keep_watch(&session, watch, &mut flow).await?;
-                if self.disconnections.is_due(polled_at) {
-                    self.disconnect(&session).await?;
-                }
-                if inspect_at <= polled_at {
-                    inspect_at = polled_at + self.inspect_doorbell(&session).await?;
-                }
-                Ok((kept, polled))
-            };
-            let outcome = match timeout(POLL_LIMIT, polling).await {
-                Ok(outcome) => outcome,
-                Err(elapsed) => {
-                    self.page_size = self.page_size.halved();
-                    return Err(elapsed.into());
-                }
-            };
-            let (kept, polled) = match outcome {
-                Ok(kept) => kept,
+            let polling = self.poll_in_time(&session, watch, &mut flow, &mut inspect_at);
+            let (kept, polled) = match polling.await {
+                Ok(polled) => polled,
                 Err(error) => return Err(session.failed(error, &self.database.schema).await),
             };
             if kept != watch {
                 debug!(?watch, now = ?kept, "the listener's mode has changed");
                 watch = kept;
-                self.health.watches(watch.into());
             }
-            self.activity
-                .listens(session.backend, &session.role, watch.into());
+            self.report_poll(&session, watch);
             // Only now: otherwise a server that accepts connections and then fails would
             // be retried without a pause.
             backoff.reset();
             failing.is_over();
-            self.health.polled();
             if polled == Polled::More || self.disconnections.is_due(Instant::now()) {
                 continue;
             }
@@ -236,6 +207,41 @@ impl Listener {
             "stopping, writers need not send NOTIFY for this bridge"
         );
         Ok(())
+    }
+
+    /// Polls the table and does what else is due, within [`POLL_LIMIT`]. If it takes
+    /// longer, the next page is smaller.
+    async fn poll_in_time(
+        &mut self,
+        session: &Session,
+        watch: PollMode,
+        flow: &mut Flow,
+        inspect_at: &mut Instant,
+    ) -> Result<(PollMode, Polled), ListenError> {
+        let now = Instant::now();
+        let polling = async {
+            let polled = self.keep_watch(session, watch, flow).await?;
+            if self.disconnections.is_due(now) {
+                self.disconnect(session).await?;
+            }
+            if *inspect_at <= now {
+                let inspecting = inspection::inspect(session, &self.database, &self.health);
+                *inspect_at = now + inspecting.await?;
+            }
+            Ok(polled)
+        };
+        let polled = timeout(POLL_LIMIT, polling).await;
+        polled.unwrap_or_else(|elapsed| {
+            self.page_size = self.page_size.halved();
+            Err(elapsed.into())
+        })
+    }
+
+    fn report_poll(&self, session: &Session, watch: PollMode) {
+        self.health.watches(watch.into());
+        self.activity
+            .listens(session.backend, &session.role, watch.into());
+        self.health.polled();
     }
 
     /// Polls the table, and decides from the result whether to sleep or wake.
@@ -356,69 +362,6 @@ impl Listener {
         Ok(Progress::begins(&page, Instant::now()))
     }
 
-    /// Checks that the trigger works and that no rows are hidden. Returns the time until
-    /// the next check. Rows that were meanwhile restored from another cluster are
-    /// restamped, some at a time.
-    async fn inspect_doorbell(&self, session: &Session) -> Result<Duration, ListenError> {
-        let table = self.database.schema.qualified("notifications");
-        let client = &session.client;
-        let row = client
-            .query_one(&session.doorbell, &[&table, &TRIGGER])
-            .await?;
-        let found: Option<u32> = row.try_get("table_oid")?;
-        if found != Some(session.table) {
-            return Err(ListenError::OtherTable);
-        }
-        let hidden = visibility::examine(client, &self.database.schema, Readers::Session).await?;
-        self.look_at_queue(client).await?;
-        let fires: Option<i8> = row.try_get("trigger")?;
-        let subscription: Option<String> = row.try_get("subscription")?;
-        let mut doorbell = match fires.map(|fires| fires as u8) {
-            _ if subscription.is_some() => Doorbell::Bypassed {
-                subscription: subscription.unwrap_or_default(),
-            },
-            None => Doorbell::Missing(self.database.schema.clone()),
-            Some(b'O' | b'A') => Doorbell::InOrder,
-            Some(_) => Doorbell::Disabled(self.database.schema.clone()),
-        };
-        if let Some(hidden) = hidden.into_iter().find(HiddenRows::stops_delivery) {
-            doorbell = Doorbell::Hidden(hidden);
-        }
-        let mut again = DOORBELL_INTERVAL;
-        if row.try_get("restored")? {
-            match client
-                .execute(&self.database.sql.restamp_restored_rows, &[])
-                .await
-            {
-                Ok(rows) => {
-                    info!(rows, "restamped {rows} rows of another cluster");
-                    again = Duration::ZERO;
-                }
-                Err(error) => {
-                    let error = ErrorChain(&error);
-                    debug!(%error, "could not restamp rows of another cluster: {error}");
-                    doorbell = Doorbell::Restored;
-                }
-            }
-        }
-        self.health.inspected(doorbell);
-        Ok(again)
-    }
-
-    /// Reads how full the server's notification queue is. Not every role may read it.
-    async fn look_at_queue(&self, client: &Client) -> Result<(), ListenError> {
-        let query = include_str!("../../sql/queue_usage.sql");
-        match client.query_typed_one(query, &[]).await {
-            Ok(row) => self.health.queue_used(row.try_get("usage")?),
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                let error = ErrorChain(&error);
-                debug!(%error, "can't read how full the notification queue is: {error}");
-            }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
-
     /// Opens a session that continues where the last one ended.
     async fn reopen(&mut self) -> Result<Session, ListenError> {
         let session = Session::open(&self.database).await?;
@@ -487,9 +430,10 @@ impl Listener {
     }
 }
 
-fn tell_of_loss(error: &str, delay: Duration, is_news: bool) {
+/// Warns that the session has ended, throttled.
+fn log_loss(error: &str, delay: Duration, failing: &mut OutageLog) {
     let delay_ms = delay.as_millis() as u64;
-    if is_news {
+    if failing.is_news(error, Instant::now().into_std()) {
         warn!(
             error,
             delay_ms, "the listener lost the database, reconnecting in {delay:?}: {error}"

@@ -10,6 +10,10 @@
 //! A failure of the database as a whole is an *outage*: all rows are kept, and retried
 //! after one backoff for the whole lane.
 
+mod allowance;
+mod outages;
+mod shelf;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -17,10 +21,15 @@ use std::{
 
 use tokio::time::Instant;
 
+use self::{
+    allowance::{Allowance, FAILURES_RESERVED},
+    outages::Outages,
+    shelf::Shelf,
+};
 use crate::{
     delivery::health::Stuck,
     domain::{clock::Moment, history::Incarnation},
-    runtime::backoff::{Backoff, jittered},
+    runtime::backoff::jittered,
 };
 
 const ROWS_AT_ONCE: usize = 1_000;
@@ -47,31 +56,11 @@ const COLLECT_DOUBLINGS: u32 = 4;
 
 /// The first wait after a failure of the database, and before a locked or failing row is
 /// retried.
-pub(super) const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// The reason given for stuck rows if no statement has failed.
 const LOCKED: &str = "other sessions have locked them, or a trigger suppresses the update";
-
-/// Rows that are due within this time are tried together. Otherwise thousands of rows
-/// that were locked one after the other would cost a statement each.
-const TOGETHER: Duration = Duration::from_millis(50);
-
-/// How many statements for held rows may fail in a burst. Finding one failing row among
-/// [`ROWS_AT_ONCE`] takes some ten.
-const FAILURES: f64 = 60.0;
-
-/// How many of those are reserved for finding failing rows among suspects. Retries of
-/// rows that are known to fail only use the rest.
-const FAILURES_RESERVED: f64 = 30.0;
-
-/// How many statements for held rows may fail per second while nothing can be marked.
-/// Each is an error in the server's log.
-const FAILURES_PER_SECOND: f64 = 10.0;
-
-/// For every this many rows that were marked, one more statement may fail: if most rows
-/// can be marked, failing ones are found as fast as they arrive.
-const MARKED_PER_FAILURE: f64 = 4.0;
 
 /// A row, including the server's incarnation: after a failover or a crash, another row
 /// that was sent to no one may have the same id.
@@ -118,40 +107,7 @@ enum Why {
     Suspected,
     Locked,
     /// It failed in a statement of its own.
-    OutageLog,
-}
-
-/// The rows that are held for one reason.
-#[derive(Debug)]
-struct Shelf {
-    /// Those not in the current statement, by when they are due.
-    due: BTreeSet<(Instant, Row)>,
-    /// How many there are, including those in the current statement.
-    count: usize,
-    /// Rows in the next statement: halved after one that failed, doubled after one that
-    /// succeeded.
-    size: usize,
-}
-
-/// Whether a lane has an outage.
-#[derive(Debug)]
-struct Outages {
-    now: Option<Outage>,
-    backoff: Backoff,
-}
-
-#[derive(Debug)]
-struct Outage {
-    since: Instant,
-    until: Instant,
-    reason: String,
-}
-
-/// How many statements may still fail.
-#[derive(Debug)]
-struct Allowance {
-    left: f64,
-    counted: Option<Instant>,
+    Failing,
 }
 
 /// Which rows a statement is for. Each lane runs one statement at a time.
@@ -243,8 +199,7 @@ impl MarkQueue {
         let (at, outages) = match lane {
             Lane::Fresh => ((!self.fresh.is_empty()).then_some(now), &self.fresh_outage),
             Lane::Held => {
-                let due =
-                    [Why::Suspected, Why::Locked, Why::OutageLog].map(|why| self.due(why, now));
+                let due = [Why::Suspected, Why::Locked, Why::Failing].map(|why| self.due(why, now));
                 (due.into_iter().flatten().min(), &self.held_outage)
             }
         };
@@ -261,7 +216,7 @@ impl MarkQueue {
     fn due(&self, why: Why, now: Instant) -> Option<Instant> {
         let &(due, _) = self.shelf(why).due.first()?;
         let reserved = match why {
-            Why::OutageLog => FAILURES_RESERVED,
+            Why::Failing => FAILURES_RESERVED,
             Why::Suspected | Why::Locked => 0.0,
         };
         Some(due.max(self.failures.ready(reserved, now)))
@@ -280,7 +235,7 @@ impl MarkQueue {
             }
             Lane::Held => {
                 let is_due = |why: &Why| self.due(*why, now).is_some_and(|due| due <= now);
-                let mut order = [Why::Suspected, Why::Locked, Why::OutageLog].into_iter();
+                let mut order = [Why::Suspected, Why::Locked, Why::Failing].into_iter();
                 let why = order.find(is_due)?;
                 let rows = self.shelf_mut(why).take(now).into_iter();
                 let written = |row| self.held.get(&row).map(|held| (row, held.written));
@@ -326,7 +281,7 @@ impl MarkQueue {
                     if locked.contains(&row.1) {
                         self.hold(row, written, Why::Locked, now);
                     } else {
-                        self.release(row);
+                        self.remove(row);
                     }
                 }
                 self.succeed(origin, count - locked.len());
@@ -347,9 +302,7 @@ impl MarkQueue {
                 self.error = Some(reason.clone());
                 match origin {
                     _ if count == 1 => {
-                        rows.for_each(|(row, written)| {
-                            self.hold(row, written, Why::OutageLog, now)
-                        });
+                        rows.for_each(|(row, written)| self.hold(row, written, Why::Failing, now));
                     }
                     Origin::Fresh => {
                         rows.for_each(|(row, written)| {
@@ -405,10 +358,7 @@ impl MarkQueue {
     /// stops. Failing rows keep their backoff.
     pub(super) fn hurry(&mut self, now: Instant) {
         for outages in [&mut self.fresh_outage, &mut self.held_outage] {
-            outages.backoff.reset();
-            if let Some(outage) = &mut outages.now {
-                outage.until = now;
-            }
+            outages.hurry(now);
         }
         for (_, row) in std::mem::take(&mut self.locked.due) {
             if let Some(held) = self.held.get_mut(&row) {
@@ -442,7 +392,7 @@ impl MarkQueue {
         let (since, tries) = before.map_or((now, 0), |held| (held.since, held.tries));
         let (due, tries) = match why {
             Why::Suspected => (now, tries),
-            Why::Locked | Why::OutageLog => (now + delay(tries), tries.saturating_add(1)),
+            Why::Locked | Why::Failing => (now + delay(tries), tries.saturating_add(1)),
         };
         let held = HeldRow {
             written,
@@ -468,11 +418,7 @@ impl MarkQueue {
         }
     }
 
-    /// Removes a row that is done.
-    fn release(&mut self, row: Row) {
-        self.remove(row);
-    }
-
+    /// Removes a row from the held ones, if it is one of them.
     fn remove(&mut self, row: Row) -> Option<HeldRow> {
         let held = self.held.remove(&row)?;
         let shelf = self.shelf_mut(held.why);
@@ -506,7 +452,7 @@ impl MarkQueue {
         match why {
             Why::Suspected => &self.suspected,
             Why::Locked => &self.locked,
-            Why::OutageLog => &self.failing,
+            Why::Failing => &self.failing,
         }
     }
 
@@ -514,386 +460,18 @@ impl MarkQueue {
         match why {
             Why::Suspected => &mut self.suspected,
             Why::Locked => &mut self.locked,
-            Why::OutageLog => &mut self.failing,
+            Why::Failing => &mut self.failing,
         }
     }
 }
 
-impl Shelf {
-    /// Takes the rows of one incarnation that are due, in that order.
-    fn take(&mut self, now: Instant) -> Vec<Row> {
-        let mut rows: Vec<Row> = Vec::new();
-        while rows.len() < self.size
-            && let Some(&(due, row)) = self.due.first()
-            && due <= now + TOGETHER
-            && rows.first().is_none_or(|first| first.0 == row.0)
-        {
-            self.due.pop_first();
-            rows.push(row);
-        }
-        rows
-    }
-}
-
-impl Default for Shelf {
-    fn default() -> Self {
-        Self {
-            due: BTreeSet::new(),
-            count: 0,
-            size: ROWS_AT_ONCE,
-        }
-    }
-}
-
-impl Outages {
-    fn begin(&mut self, reason: &str, now: Instant) {
-        self.now = Some(Outage {
-            since: self.now.as_ref().map_or(now, |outage| outage.since),
-            until: now + self.backoff.next_delay(),
-            reason: reason.to_owned(),
-        });
-    }
-
-    fn end(&mut self) {
-        self.now = None;
-        self.backoff.reset();
-    }
-}
-
-impl Default for Outages {
-    fn default() -> Self {
-        Self {
-            now: None,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
-        }
-    }
-}
-
-impl Allowance {
-    /// When a statement may fail without using the reserved failures.
-    fn ready(&self, reserved: f64, now: Instant) -> Instant {
-        let missing = 1.0 + reserved - self.left;
-        match self.counted {
-            Some(counted) if missing > 0.0 => {
-                counted + Duration::from_secs_f64(missing / FAILURES_PER_SECOND)
-            }
-            _ => now,
-        }
-    }
-
-    fn count(&mut self, outcome: &MarkOutcome, now: Instant) {
-        let passed = self.counted.map_or(Duration::MAX, |counted| {
-            now.saturating_duration_since(counted)
-        });
-        let earned = passed.as_secs_f64() * FAILURES_PER_SECOND;
-        self.left = (self.left + earned).min(FAILURES);
-        self.counted = Some(now);
-        if let MarkOutcome::RowFailed(_) | MarkOutcome::TimedOut(_) = outcome {
-            self.left -= 1.0;
-        }
-    }
-
-    fn earn(&mut self, marked: usize) {
-        let earned = marked as f64 / MARKED_PER_FAILURE;
-        self.left = (self.left + earned).min(FAILURES);
-    }
-}
-
-impl Default for Allowance {
-    fn default() -> Self {
-        Self {
-            left: FAILURES,
-            counted: None,
-        }
-    }
-}
-
-/// The wait before a row is retried that was tried this many times. Like [`Backoff`],
-/// which would have to be stored for each row.
+/// The wait before a row is retried that was tried this many times. Like
+/// [`Backoff`](crate::runtime::backoff::Backoff), which would have to be stored for each
+/// row.
 fn delay(tries: u32) -> Duration {
     let doubled = 1_u32.checked_shl(tries).unwrap_or(u32::MAX);
     jittered(RETRY_FIRST.saturating_mul(doubled).min(RETRY_LONGEST))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HERE: Incarnation = Incarnation {
-        timeline: 1,
-        since: crate::domain::history::Since(7),
-    };
-
-    /// Adds rows that were written at the times of their ids. Returns how many were lost.
-    fn add(queue: &mut MarkQueue, rows: impl IntoIterator<Item = i64>) -> u64 {
-        let rows = rows.into_iter();
-        rows.map(|row| queue.add(HERE, row, Moment(row))).sum()
-    }
-
-    /// A database in which some rows can't be marked.
-    struct World {
-        queue: MarkQueue,
-        now: Instant,
-        locked: BTreeSet<i64>,
-        failing: BTreeSet<i64>,
-        slow: BTreeSet<i64>,
-        is_away: bool,
-        marked: BTreeSet<i64>,
-        statements: usize,
-        failures: usize,
-    }
-
-    impl World {
-        fn new(rows: impl IntoIterator<Item = i64>) -> Self {
-            let mut queue = MarkQueue::default();
-            assert_eq!(add(&mut queue, rows), 0);
-            Self {
-                queue,
-                now: Instant::now(),
-                locked: BTreeSet::new(),
-                failing: BTreeSet::new(),
-                slow: BTreeSet::new(),
-                is_away: false,
-                marked: BTreeSet::new(),
-                statements: 0,
-                failures: 0,
-            }
-        }
-
-        /// Runs one statement, if the lane has something to do.
-        fn step(&mut self, lane: Lane) -> bool {
-            let Some(batch) = self.queue.take(lane, self.now) else {
-                return false;
-            };
-            self.statements += 1;
-            let at = |row: &i64| Moment(*row);
-            assert!(batch.rows.iter().map(at).eq(batch.written.iter().copied()));
-            let has = |rows: &BTreeSet<i64>| batch.rows.iter().any(|row| rows.contains(row));
-            let outcome = if self.is_away {
-                MarkOutcome::DatabaseFailed("read-only".to_owned())
-            } else if has(&self.slow) {
-                MarkOutcome::TimedOut("no answer".to_owned())
-            } else if has(&self.failing) {
-                self.failures += 1;
-                MarkOutcome::RowFailed("no".to_owned())
-            } else {
-                let rows: BTreeSet<i64> = batch.rows.iter().copied().collect();
-                self.marked.extend(rows.difference(&self.locked));
-                MarkOutcome::Marked {
-                    locked: rows.intersection(&self.locked).copied().collect(),
-                }
-            };
-            assert_eq!(self.queue.conclude(batch, outcome, self.now), 0);
-            true
-        }
-
-        /// Does everything that can be done now.
-        fn run(&mut self) {
-            while self.step(Lane::Fresh) || self.step(Lane::Held) {}
-        }
-
-        /// Does everything that can be done in this time.
-        fn run_for(&mut self, span: Duration) {
-            let end = self.now + span;
-            while self.now < end {
-                self.run();
-                self.now += Duration::from_millis(5);
-            }
-        }
-    }
-
-    fn set(rows: impl IntoIterator<Item = i64>) -> BTreeSet<i64> {
-        rows.into_iter().collect()
-    }
-
-    #[test]
-    fn a_locked_row_holds_up_no_other_and_is_tried_again_with_its_own_backoff() {
-        let mut world = World::new(0..10);
-        world.locked = set([3]);
-        world.run();
-        assert_eq!(world.marked.len(), 9);
-        let stuck = world.queue.stuck().expect("a row");
-        assert_eq!((stuck.rows, stuck.since), (1, world.now));
-        // Other rows are never tried together with it.
-        add(&mut world.queue, 10..20);
-        world.run();
-        assert_eq!(world.marked.len(), 19);
-        let before = world.statements;
-        world.run_for(Duration::from_secs(60));
-        assert!(
-            (10..=40).contains(&(world.statements - before)),
-            "{}",
-            world.statements
-        );
-        world.locked.clear();
-        world.run_for(RETRY_LONGEST);
-        assert_eq!(world.marked.len(), 20);
-        assert_eq!((world.queue.stuck(), world.queue.len()), (None, 0));
-    }
-
-    #[test]
-    fn many_locked_rows_are_tried_together_whenever_they_were_locked() {
-        let mut world = World::new([]);
-        world.locked = (0..2_000).collect();
-        for row in 0..2_000 {
-            add(&mut world.queue, [row]);
-            world.run();
-            world.now += Duration::from_millis(5);
-        }
-        let before = world.statements;
-        world.run_for(Duration::from_secs(60));
-        let each_second = (world.statements - before) / 60;
-        assert!(each_second <= 20, "{each_second}");
-    }
-
-    #[test]
-    fn failing_rows_are_found_among_a_thousand_at_once() {
-        for bad in [set([0]), set([999]), set([17, 500, 501])] {
-            let mut world = World::new(0..1_000);
-            world.failing = bad.clone();
-            world.run();
-            assert_eq!(world.marked.len(), 1_000 - bad.len(), "{bad:?}");
-            assert!(
-                world.failures <= 12 * bad.len(),
-                "{bad:?}: {}",
-                world.failures
-            );
-            let stuck = world.queue.stuck().expect("rows");
-            assert_eq!((stuck.rows, stuck.reason.as_str()), (bad.len(), "no"));
-            world.failing.clear();
-            world.run_for(RETRY_LONGEST);
-            assert_eq!(world.marked.len(), 1_000);
-            assert_eq!(world.queue.stuck(), None);
-        }
-    }
-
-    #[test]
-    fn rows_that_can_be_marked_are_though_each_statement_has_one_that_fails() {
-        let mut world = World::new([]);
-        world.failing = (0..100_000).step_by(20).collect();
-        for n in 0..500 {
-            // A thousand rows per second, for ten seconds.
-            add(&mut world.queue, n * 20..(n + 1) * 20);
-            world.run();
-            world.now += Duration::from_millis(20);
-        }
-        let late = 500 * 19 - world.marked.len();
-        assert!(late <= 100, "{late} are late");
-        // The rows that are known to fail don't contribute to that.
-        assert!(
-            world
-                .queue
-                .stuck()
-                .is_some_and(|stuck| stuck.rows <= 500 + 100)
-        );
-    }
-
-    #[test]
-    fn while_every_row_fails_few_statements_do_and_all_is_marked_afterwards() {
-        let mut world = World::new(0..20_000);
-        world.failing = set(0..30_000);
-        world.run();
-        let burst = world.failures;
-        // A statement for each thousand, and the search.
-        assert!(burst <= 20 + 61, "{burst}");
-        for n in 0..500 {
-            add(&mut world.queue, [20_000 + n]);
-            let collect = world.queue.collect();
-            world.now += collect;
-            world.run();
-        }
-        assert_eq!(world.queue.collect(), COLLECT * 16);
-        // In 160 seconds.
-        let steady = world.failures - burst;
-        assert!(steady <= 500 + 1_600 + 60, "{steady}");
-        world.failing.clear();
-        world.run_for(Duration::from_secs(20));
-        assert_eq!(world.marked.len(), 20_500);
-        assert_eq!((world.queue.len(), world.queue.collect()), (0, COLLECT));
-    }
-
-    #[test]
-    fn a_row_that_makes_its_statement_wait_is_found_too() {
-        let mut world = World::new(0..1_000);
-        world.slow = set([3]);
-        world.run();
-        add(&mut world.queue, 1_000..1_010);
-        // Either lane may be the first to retry, several times.
-        world.run_for(Duration::from_secs(1));
-        assert_eq!(world.marked.len(), 1_009, "{:?}", world.queue.stuck());
-        assert_eq!(world.queue.stuck().expect("a row").rows, 1);
-    }
-
-    #[test]
-    fn an_outage_keeps_all_rows_and_tries_them_again_with_one_backoff() {
-        let mut world = World::new(0..5_000);
-        world.locked = set([1]);
-        world.is_away = true;
-        let began = world.now;
-        world.run_for(Duration::from_secs(60));
-        assert!(world.statements <= 40, "{}", world.statements);
-        let stuck = world.queue.stuck().expect("rows");
-        assert_eq!((stuck.rows, stuck.since), (5_000, began));
-        assert_eq!(stuck.reason, "read-only");
-        world.is_away = false;
-        world.run_for(RETRY_LONGEST);
-        assert_eq!(world.marked.len(), 4_999);
-        let stuck = world.queue.stuck().expect("the locked one");
-        assert_eq!(stuck.reason, LOCKED);
-    }
-
-    #[test]
-    fn a_frozen_database_makes_no_more_suspects_than_may_be() {
-        let mut world = World::new(0..30_000);
-        world.slow = set(0..30_000);
-        world.run_for(Duration::from_secs(600));
-        assert!(world.queue.suspected.count <= SUSPECTED_OF_DELAY + ROWS_AT_ONCE);
-        world.slow.clear();
-        world.run_for(Duration::from_secs(20));
-        assert_eq!(world.marked.len(), 30_000);
-        assert_eq!(world.queue.stuck(), None);
-    }
-
-    #[test]
-    fn the_oldest_rows_lose_their_marks_beyond_the_limits() {
-        let id = |count: usize| i64::try_from(count).expect("a number");
-        let mut queue = MarkQueue::default();
-        assert_eq!(add(&mut queue, 0..id(KEPT) + 5), 5);
-        assert_eq!(queue.fresh.keys().next(), Some(&(HERE, 5)));
-
-        let mut queue = MarkQueue::default();
-        add(&mut queue, 0..id(HELD) + 5_000);
-        let now = Instant::now();
-        let mut lost = 0;
-        while let Some(batch) = queue.take(Lane::Fresh, now) {
-            let locked = batch.rows.iter().copied().collect();
-            lost += queue.conclude(batch, MarkOutcome::Marked { locked }, now);
-        }
-        assert_eq!((lost, queue.len()), (5_000, HELD));
-        assert_eq!((queue.locked.due.len(), queue.locked.count), (HELD, HELD));
-        assert_eq!(queue.held.keys().next(), Some(&(HERE, 5_000)));
-    }
-
-    #[test]
-    fn rows_of_two_incarnations_are_never_in_one_statement() {
-        let mut queue = MarkQueue::default();
-        for row in 0..10 {
-            queue.add(Incarnation::default(), row, Moment(row));
-        }
-        add(&mut queue, 10..20);
-        let mut now = Instant::now();
-        let mut statements = 0;
-        for lane in [Lane::Fresh, Lane::Held] {
-            while let Some(batch) = queue.take(lane, now) {
-                statements += 1;
-                let is_here = |row: &i64| *row >= 10;
-                let mut rows = batch.rows.iter();
-                assert!(rows.all(|row| is_here(row) == (batch.incarnation == HERE)));
-                let locked = batch.rows.iter().copied().collect();
-                queue.conclude(batch, MarkOutcome::Marked { locked }, now);
-            }
-            now += Duration::from_secs(1);
-        }
-        assert!((4..=22).contains(&statements), "{statements}");
-    }
-}
+mod tests;

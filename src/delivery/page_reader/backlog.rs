@@ -1,0 +1,95 @@
+//! The first page of a user who connects without a position.
+
+use tokio_postgres::types::Type;
+
+use super::{
+    size::PageSize,
+    user::{UserPage, read_user_page},
+};
+use crate::{
+    delivery::batch::End,
+    domain::{notification::UserId, position::Position, snapshot::Xid},
+    postgres::pool::{Pool, QueryError, READ_LIMIT, first_row},
+};
+
+/// The maximum of `replay=N`.
+pub const REPLAY_ROWS: u32 = 500;
+
+/// How many rows may be read in vain each time a user connects without a position: some
+/// 0.2 ms, as much as moving the user's watermark past them costs.
+pub const SKIPPED_ROWS_BEFORE_NOTING: u32 = 100;
+
+/// Which first page to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Backlog<'a> {
+    pub query: &'a str,
+    pub user: &'a UserId,
+    /// How many of the user's last rows the page begins with, sent or not.
+    pub replay: u32,
+    /// The page contains everything that is new to this position, sent or not.
+    pub opened: &'a Position,
+    /// The cluster that transaction ids belong to.
+    pub system_identifier: i64,
+    /// How many rows may be read in vain; see [`SKIPPED_ROWS_BEFORE_NOTING`].
+    pub skipped_rows: u32,
+}
+
+/// The first page of a user who connects without a position.
+#[derive(Debug)]
+pub struct BacklogPage {
+    /// The position from which it was read.
+    pub start: Position,
+    pub page: UserPage,
+    /// The user's new watermark: nothing is left to deliver before this transaction.
+    /// `None` unless too many rows were read in vain.
+    pub drained: Option<Xid>,
+}
+
+/// Reads the first page of a user who connects without a position: the unsent rows, the
+/// last rows that the client asked for, and everything that is new since the connection
+/// was opened.
+pub async fn backlog_page(
+    pool: &Pool,
+    wanted: Backlog<'_>,
+    size: PageSize,
+) -> Result<BacklogPage, QueryError> {
+    let opened = wanted.opened;
+    let rows = pool
+        .query(
+            READ_LIMIT,
+            wanted.query,
+            &[
+                (&wanted.user.as_str(), Type::TEXT),
+                (&i64::from(wanted.replay), Type::INT8),
+                (&size.limit(), Type::INT8),
+                (&size.bytes, Type::INT8),
+                (&opened.floor(), Type::XID8),
+                (&opened.open_xids(), Type::XID8_ARRAY),
+                (&opened.open_reads(), Type::INT8_ARRAY),
+                (&wanted.system_identifier, Type::INT8),
+                (&i64::from(wanted.skipped_rows), Type::INT8),
+            ],
+        )
+        .await?;
+    let (page, first) = read_user_page(&rows, size)?;
+    let batch = &page.batch;
+    // Transactions that are still running may commit rows that precede the first one.
+    let ended = batch.snapshot.xmin();
+    let drained = match first {
+        Some(first) => ended.min(first.xid),
+        None => ended,
+    };
+    let passed: Option<Xid> = first_row(&rows).try_get("passed")?;
+    let start = match (first, &batch.end) {
+        (Some(first), _) => Position::before(first, &batch.snapshot),
+        (None, End::CaughtUp { top }) => Position::after(*top, &batch.snapshot),
+        (None, _) => Position::after(None, &batch.snapshot),
+    };
+    Ok(BacklogPage {
+        start,
+        page,
+        drained: passed
+            .is_some_and(|passed| passed < drained)
+            .then_some(drained),
+    })
+}

@@ -1,0 +1,108 @@
+//! A page of one user's rows.
+
+use std::sync::Arc;
+
+use tokio_postgres::{Error, Row, types::Type};
+use tracing::debug;
+
+use super::{
+    head::read_incarnation,
+    rows::{UnusableRows, read_key, read_notification, within},
+    size::PageSize,
+};
+use crate::{
+    delivery::batch::{Batch, End, Event},
+    domain::{
+        history::Incarnation,
+        notification::UserId,
+        position::{Position, RowKey, Unread},
+        snapshot::Xid,
+    },
+    postgres::{
+        pool::{Pool, QueryError, READ_LIMIT, first_row},
+        queries::Sql,
+    },
+};
+
+#[derive(Debug)]
+pub struct UserPage {
+    /// The incarnation of the server in which it was read.
+    pub incarnation: Incarnation,
+    /// The youngest transaction of which rows were deleted.
+    pub pruned: Option<Xid>,
+    pub batch: Batch,
+}
+
+/// Reads the first new rows of one user.
+pub async fn user_page(
+    pool: &Pool,
+    sql: &Sql,
+    user: &UserId,
+    position: &Position,
+    size: PageSize,
+) -> Result<UserPage, QueryError> {
+    let rows = pool
+        .query(
+            READ_LIMIT,
+            &sql.user_page,
+            &[
+                (&position.floor(), Type::XID8),
+                (&position.open_xids(), Type::XID8_ARRAY),
+                (&position.open_reads(), Type::INT8_ARRAY),
+                (&size.limit(), Type::INT8),
+                (&size.bytes, Type::INT8),
+                (&user.as_str(), Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(read_user_page(&rows, size)?.0)
+}
+
+/// Also returns the first row that was read, whether it can be delivered or not.
+pub(super) fn read_user_page(
+    rows: &[Row],
+    size: PageSize,
+) -> Result<(UserPage, Option<RowKey>), Error> {
+    let head = first_row(rows);
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in rows {
+        keys.extend(read_key(row)?);
+    }
+    let count = within(&keys, size.rows);
+    let (read, rest) = keys.split_at(count);
+    let (mut events, mut unusable) = (Vec::with_capacity(count), UnusableRows::default());
+    for read in read {
+        match read_notification(read.key, read.row) {
+            Ok(notification) => events.push(Event::from(notification)),
+            Err(flaw) => unusable.add(read.key, flaw),
+        }
+    }
+    if let Some((row, flaw)) = unusable.first {
+        // The listener warned of them when they were new.
+        let (rows, row) = (unusable.count, row.id);
+        debug!(rows, row, %flaw, "skipped rows that can't be delivered: {flaw}");
+    }
+    let last = read.last().map(|last| last.key);
+    let cut = match (last, rest.first()) {
+        (Some(last), Some(next)) if next.key.xid == last.xid => Unread::after(last),
+        _ => Unread::NOTHING,
+    };
+    let end = match rest {
+        [] => End::CaughtUp {
+            top: head.try_get("top")?,
+        },
+        _ => End::MorePages,
+    };
+    let page = UserPage {
+        incarnation: read_incarnation(head)?,
+        pruned: head.try_get("pruned")?,
+        batch: Batch {
+            events,
+            snapshot: Arc::new(head.try_get("snapshot")?),
+            unread: Arc::new(cut),
+            last,
+            end,
+        },
+    };
+    Ok((page, read.first().map(|first| first.key)))
+}
