@@ -74,7 +74,7 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (17, ObjectKind::Function, "tidings_restamp"),
 ];
 
-/// [`NAMES`] without the kinds.
+/// The names in `NAMES`.
 pub fn names() -> impl Iterator<Item = (i32, &'static str)> {
     NAMES.iter().map(|&(version, _, name)| (version, name))
 }
