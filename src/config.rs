@@ -100,6 +100,9 @@ const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints),
 /// The default of `TIDINGS_LOG`.
 pub const DEFAULT_LOG: &str = "warn,tidings=info";
 
+/// The position in help texts of options that every command has: after its own.
+const LAST: usize = 900;
+
 #[derive(Debug, Args)]
 pub struct LogOptions {
     /// Format of the log: text for people, json for programs; auto is text on a terminal
@@ -107,6 +110,7 @@ pub struct LogOptions {
         long,
         env = "TIDINGS_LOG_FORMAT",
         global = true,
+        display_order = LAST,
         default_value = "auto"
     )]
     pub log_format: LogFormat,
@@ -115,6 +119,7 @@ pub struct LogOptions {
         long,
         env = "TIDINGS_LOG",
         global = true,
+        display_order = LAST,
         default_value = DEFAULT_LOG
     )]
     pub log: String,
