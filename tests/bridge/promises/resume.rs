@@ -211,7 +211,13 @@ async fn a_transaction_that_was_open_has_lost_no_row_before_its_end() {
     let database = Database::migrated_in(&cluster).await;
     let bridge = Bridge::start(&database).await;
     let slow = begin(&database, "slow").await;
-    let id = leave(&bridge, &database).await;
+    let mut id = leave(&bridge, &database).await;
+    // The bridge has transactions of its own, such as for the drained floor. An id that lists one of
+    // them may have missed removed rows, as far as it can know.
+    while bridge.open_transactions(&id) != 1 {
+        database.owner().execute("delete from notifications").await;
+        id = leave(&bridge, &database).await;
+    }
     // The row is newer than the open transaction, and it had been sent.
     remove(&database, "text = 'before'").await;
     assert_eq!(caught_up_at_once(&bridge, &id).await, 0);

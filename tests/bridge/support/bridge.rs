@@ -10,7 +10,10 @@ use tidings::{
     auth::jwt::{self, JwtSecret, Rules},
     config::{Cli, Command, ServeOptions},
     delivery::hub::Hub,
-    domain::{notification::UserId, position::Position},
+    domain::{
+        notification::UserId,
+        position::{EventId, Position},
+    },
 };
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
@@ -117,6 +120,12 @@ impl Bridge {
     /// The position up to which the bridge has read the table.
     pub fn position(&self) -> Position {
         (*self.hub.tail().position).clone()
+    }
+
+    /// How many open transactions an event id lists.
+    pub fn open_transactions(&self, id: &str) -> usize {
+        let id = EventId::parse(id, self.hub.tail().history).expect("an id of this bridge");
+        id.position.open_xids().len()
     }
 
     /// A stream of `user`, from its first byte.
