@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_millis(300);
 /// Time to register a stream whose head has been sent.
 const SETTLING: Duration = Duration::from_millis(300);
+/// How long a tab stays open after its rows have arrived: longer than a page that is being
+/// left, whose rows Tidings keeps for the next one (`TIDINGS_SETTLE`).
+const READING: Duration = Duration::from_secs(3);
 /// More than fits in the buffer of any contestant.
 const MANY: u64 = 200;
 /// More than a NOTIFY can carry, less than a chat message may be.
@@ -277,7 +280,7 @@ pub async fn run(
             _ => Outcome::No,
         };
         outcomes.insert(trial, outcome);
-        sleep(SETTLING).await;
+        sleep(READING).await;
     }
     if outcomes.get(&Trial::Backlog) == Some(&Outcome::No) {
         outcomes.remove(&Trial::BacklogAgain);
@@ -294,6 +297,7 @@ pub async fn run(
         sleep(SETTLING).await;
         tab.connect(&subject).await?;
         outcomes.insert(trial, Outcome::of(missed, &tab.rows(count).await?));
+        sleep(READING).await;
     }
 
     outcomes.insert(

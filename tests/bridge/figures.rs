@@ -76,7 +76,7 @@ fn the_docs_state_what_the_last_benchmark_measured() {
         &format!("{idle} KiB per idle stream"),
     );
 
-    let flood = goal(&results, "events delivered and marked each second");
+    let flood = goal(&results, "events delivered and marked per second");
     contains(
         running,
         &format!(
@@ -86,7 +86,7 @@ fn the_docs_state_what_the_last_benchmark_measured() {
     );
     let storm = goal(
         &results,
-        "10,000 streams return, one missed row each: all caught up",
+        "time until 10,000 reconnecting streams, with one missed row each, have caught up",
     );
     contains(
         running,
@@ -97,7 +97,7 @@ fn the_docs_state_what_the_last_benchmark_measured() {
     );
     let growth = goal(
         &results,
-        "cost per notification at 5 million rows, against 10 thousand",
+        "cost per notification at 5 million rows, relative to 10 thousand",
     );
     contains(
         "docs/operations/database.md",
@@ -193,12 +193,19 @@ fn the_readme_compares_what_the_last_run_with_the_alternatives_measured() {
             },
         ),
     );
-    let storm = figure(ours, "Tidings", "all caught up", &streams(10_000.0));
+    let storm = figure(
+        ours,
+        "Tidings",
+        "time until all have caught up",
+        &streams(10_000.0),
+    );
     let title = "time until 10,000 returning streams have caught up, relative to Tidings";
     contains(
         "README.md",
         &line(title, |name, contender| match most(contender) {
-            10_000.0 => relative("all caught up", streams(10_000.0), storm)(name, contender),
+            10_000.0 => {
+                relative("time until all have caught up", streams(10_000.0), storm)(name, contender)
+            }
             _ => "only 1,000 streams ran".to_owned(),
         }),
     );
