@@ -209,6 +209,21 @@ fn the_readme_compares_what_the_last_run_with_the_alternatives_measured() {
             _ => "only 1,000 streams ran".to_owned(),
         }),
     );
+    contains(
+        "README.md",
+        &line(
+            "rows delivered of 200 missed during a disconnect",
+            |_, contender| {
+                let outcome = &contender["trials"]["resume_many"];
+                let partly = &outcome["partly"];
+                match partly["repeated"].as_u64() {
+                    None => format!("{}", if outcome == "yes" { 200 } else { 0 }),
+                    Some(0) => partly["arrived"].to_string(),
+                    Some(twice) => format!("{}, {twice} of them twice", partly["arrived"]),
+                }
+            },
+        ),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
