@@ -141,7 +141,7 @@ fn is_of_settings(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// The verdict counts even if the output was closed.
-fn unless_nobody_reads(printed: Result<(), AnyError>) -> Result<(), AnyError> {
+fn unless_output_closed(printed: Result<(), AnyError>) -> Result<(), AnyError> {
     match printed {
         Err(error) if !is_broken_pipe(&*error) => Err(error),
         Ok(()) | Err(_) => Ok(()),
@@ -201,7 +201,7 @@ fn config(
     environment: &Environment,
 ) -> Result<(), AnyError> {
     let printed = show_config::print(output, options, &show_config::of(matches), environment);
-    unless_nobody_reads(printed.map_err(AnyError::from))?;
+    unless_output_closed(printed.map_err(AnyError::from))?;
     match options.serve.problems().len() {
         0 => Ok(()),
         count => Err(BadSettings(format!(
@@ -288,7 +288,7 @@ async fn check(
         report.findings.extend(found.findings);
         report.unseen.extend(found.unseen);
     }
-    unless_nobody_reads(print_check(output, options, &report).map_err(AnyError::from))?;
+    unless_output_closed(print_check(output, options, &report).map_err(AnyError::from))?;
     match report.verdict() {
         Err(verdict) if report.has_bad_settings() => Err(BadSettings(verdict).into()),
         verdict => Ok(verdict?),
@@ -315,7 +315,7 @@ fn print_check(output: &mut impl Write, options: &CheckOptions, report: &Report)
 async fn status(output: &mut impl Write, options: &StatusOptions) -> Result<(), AnyError> {
     let status = status::look(options).await?;
     let printed = status.print(output, options.form.form());
-    unless_nobody_reads(printed)?;
+    unless_output_closed(printed)?;
     Ok(status.report.verdict()?)
 }
 

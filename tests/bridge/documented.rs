@@ -10,7 +10,7 @@ use std::{
 use clap::{Arg, Command, CommandFactory};
 use tidings::config::Cli;
 
-use crate::support::{bridge::Bridge, database::Database};
+use crate::support::{bridge::Bridge, database::Database, files};
 
 /// Words that begin like our names but belong to something else.
 const OTHERS: [&str; 6] = [
@@ -36,18 +36,8 @@ const OF_MAKE: [&str; 5] = [
 /// The pages for users. The folder of this file isn't one of them.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = vec![root.join("docs")];
-    let mut files = vec![root.join("README.md")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                files.push(path);
-            }
-        }
-    }
+    let mut files = files::below(&root.join("docs"), "md");
+    files.push(root.join("README.md"));
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("text");
         (path, text)

@@ -1,33 +1,26 @@
 //! An error's text doesn't include the cause that its `source()` returns: whoever prints the
 //! error prints the causes too (`src/runtime/error_chain.rs`).
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use syn::{
     Attribute, Fields, Ident, ItemStruct, Meta, Type, Variant,
     visit::{self, Visit},
 };
 
+use crate::support::files;
+
 /// `main` looks for these among the causes, to choose the exit code. A transparent variant would
 /// hide them: it passes on the source of what it contains.
 const SOUGHT: [&str; 3] = ["ConfigError", "InheritedSocketsError", "MissingPassword"];
 
 fn files() -> Vec<PathBuf> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let (mut found, mut folders) = (
-        Vec::new(),
-        vec![root.join("src"), root.join("private_postgres/src")],
-    );
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path);
-            }
-        }
-    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = files::below(&root.join("src"), "rs");
+    found.extend(files::below(&root.join("private_postgres/src"), "rs"));
     found
 }
 

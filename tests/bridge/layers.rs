@@ -11,6 +11,8 @@ use syn::{
     visit::{self, Visit},
 };
 
+use crate::support::files;
+
 /// A module's path from the crate root: `delivery`, `hub`.
 type ModulePath = Vec<String>;
 
@@ -37,25 +39,18 @@ fn layers() -> Vec<Vec<String>> {
 /// All files of the library, with their modules.
 fn modules() -> Vec<(ModulePath, PathBuf)> {
     let source = root().join("src");
-    let (mut found, mut folders) = (Vec::new(), vec![source.clone()]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let relative = path
-                    .strip_prefix(&source)
-                    .expect("below src")
-                    .with_extension("");
-                let names = relative
-                    .iter()
-                    .map(|name| name.to_string_lossy().into_owned());
-                let module: ModulePath = names.collect();
-                if module != ["main"] && module != ["lib"] {
-                    found.push((module, path));
-                }
-            }
+    let mut found = Vec::new();
+    for path in files::below(&source, "rs") {
+        let relative = path
+            .strip_prefix(&source)
+            .expect("below src")
+            .with_extension("");
+        let names = relative
+            .iter()
+            .map(|name| name.to_string_lossy().into_owned());
+        let module: ModulePath = names.collect();
+        if module != ["main"] && module != ["lib"] {
+            found.push((module, path));
         }
     }
     found.sort();

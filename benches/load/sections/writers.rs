@@ -25,7 +25,7 @@ const USERS: Users = Users {
 
 /// The receiver of the notifications of one database.
 enum Receiver {
-    Nobody,
+    Absent,
     /// A connection that LISTENs to a plain trigger.
     Listener(Listener),
     /// A bridge without connected users.
@@ -67,7 +67,7 @@ impl Stand {
 
     fn bridge(&self) -> Option<&Bridge> {
         match &self.receiver {
-            Receiver::Nobody | Receiver::Listener(_) => None,
+            Receiver::Absent | Receiver::Listener(_) => None,
             Receiver::Bridge(bridge) | Receiver::Streams(bridge, _) => Some(bridge),
         }
     }
@@ -90,7 +90,7 @@ impl Stand {
     async fn settle(&self) -> Result<Counts> {
         let rows = self.writers.rows();
         Ok(match &self.receiver {
-            Receiver::Nobody | Receiver::Bridge(_) => Counts::default(),
+            Receiver::Absent | Receiver::Bridge(_) => Counts::default(),
             Receiver::Listener(listener) => listener.until_arrived(rows, PATIENCE).await,
             Receiver::Streams(_, audience) => {
                 let counts = audience.until_arrived(rows, PATIENCE).await;
@@ -149,7 +149,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         .collect();
     for stand in stands {
         match stand.receiver {
-            Receiver::Nobody | Receiver::Listener(_) => {}
+            Receiver::Absent | Receiver::Listener(_) => {}
             Receiver::Bridge(bridge) => bridge.stop().await?,
             Receiver::Streams(bridge, audience) => {
                 drop(audience);
@@ -185,7 +185,7 @@ async fn stands(server: &Server) -> Result<[Stand; 4]> {
     let bridge = Bridge::start(&busy).await?;
     let audience = Audience::open(bridge.subject()?, USERS, STREAMS).await?;
     Ok([
-        Stand::new(subject::NO_TRIGGER, bare, Receiver::Nobody).await?,
+        Stand::new(subject::NO_TRIGGER, bare, Receiver::Absent).await?,
         Stand::new(subject::NOTIFY, plain, Receiver::Listener(listener)).await?,
         Stand::new(subject::IDLE, idle, Receiver::Bridge(unused)).await?,
         Stand::new(subject::TIDINGS, busy, Receiver::Streams(bridge, audience)).await?,

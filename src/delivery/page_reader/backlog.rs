@@ -15,8 +15,8 @@ use crate::{
 /// The maximum of `replay=N`.
 pub const REPLAY_ROWS: u32 = 500;
 
-/// How many rows may be read in vain each time a user connects without a position: some
-/// 0.2 ms, as much as moving the user's watermark past them costs.
+/// How many rows may be read without being delivered each time a user connects without a
+/// position: some 0.2 ms, as much as moving the user's watermark past them costs.
 pub const SKIPPED_ROWS_BEFORE_NOTING: u32 = 100;
 
 /// Which first page to read.
@@ -30,7 +30,7 @@ pub struct Backlog<'a> {
     pub opened: &'a Position,
     /// The cluster that transaction ids belong to.
     pub system_identifier: i64,
-    /// How many rows may be read in vain; see [`SKIPPED_ROWS_BEFORE_NOTING`].
+    /// How many rows may be read without being delivered; see [`SKIPPED_ROWS_BEFORE_NOTING`].
     pub skipped_rows: u32,
 }
 
@@ -41,7 +41,7 @@ pub struct BacklogPage {
     pub start: Position,
     pub page: UserPage,
     /// The user's new watermark: nothing is left to deliver before this transaction.
-    /// `None` unless too many rows were read in vain.
+    /// `None` unless too many rows were read without being delivered.
     pub drained: Option<Xid>,
 }
 

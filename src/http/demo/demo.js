@@ -411,7 +411,8 @@ class Pane {
     }
     this.log.settle();
     // What has arrived is marked as sent once it has settled, seconds later, so look again, ever more slowly. With
-    // the light off a row may wait for days: then the next connection is the time to look.
+    // the light off a row may wait for days: then the next connection is the time to look. While it is on, the list
+    // also says which other events there are.
     const open = this.el.light.dataset.state === 'open';
     if (!this.awake) return;
     const isNewsDue = failed || (open && this.log.isWaiting);

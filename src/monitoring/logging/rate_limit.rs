@@ -1,7 +1,7 @@
 //! Limits the lines per second of each call site: a client that floods the bridge must
 //! not fill its disk too.
 //!
-//! This is the last resort, for lines that nobody expected to recur. Where a client can
+//! This is the last resort, for lines that were not expected to recur. Where a client can
 //! cause many events, [`LogThrottle`](crate::runtime::log_throttle::LogThrottle) combines
 //! them into one line with their number.
 

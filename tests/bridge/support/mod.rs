@@ -8,6 +8,7 @@ pub mod database;
 pub mod deployment;
 pub mod dev;
 pub mod event_source;
+pub mod files;
 pub mod frozen;
 pub mod key_pair;
 pub mod key_server;
