@@ -43,7 +43,7 @@ with
     from (:incarnation) as here
   )
 select
-  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
+  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from s
 left join lateral (

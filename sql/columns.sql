@@ -4,6 +4,7 @@ f.xid,
 f.id,
 f.event,
 f.text,
+f.ref,
 f.created_at,
 -- Not the difference of the two timestamps: one of them may be infinite.
 extract(epoch from f.expires_at)::float8 - extract(epoch from clock_timestamp())::float8

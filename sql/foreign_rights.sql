@@ -44,7 +44,7 @@ with
       grantee = 0
       or relname <> 'notifications'
       or not (
-        privilege_type = 'INSERT' and attname in ('user_id', 'text', 'event', 'expires_at')
+        privilege_type = 'INSERT' and attname in ('user_id', 'text', 'event', 'expires_at', 'ref')
         or privilege_type = 'SELECT' and attname = 'id'
       )
     group by grantee, privilege_type, target

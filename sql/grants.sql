@@ -78,6 +78,9 @@ begin
           -- Removes rows that are past their retention, and nothing else.
           ('tidings_bridge', 'execute', 'tidings_prune_batch'),
           ('tidings_bridge', 'select', 'tidings_prune_failures'),
+          -- Marks rows of applications' tables, by their own functions.
+          ('tidings_bridge', 'select', 'tidings_adopted'),
+          ('tidings_bridge', 'execute', 'tidings_mark_adopted'),
           ('tidings_bridge', 'execute', 'tidings_report'),
           ('tidings_bridge', 'execute', 'tidings_report_readiness'),
           -- Detects crashes of the server.
@@ -88,10 +91,14 @@ begin
           -- Writes to all users and reads nothing. The id is for RETURNING.
           (
             'tidings_writer',
-            'insert (user_id, text, event, expires_at), select (id)',
+            'insert (user_id, text, event, expires_at, ref), select (id)',
             'notifications'
           ),
           ('tidings_writer', 'execute', 'send_notification'),
+          -- Has rows of its own tables copied.
+          ('tidings_writer', 'select', 'tidings_adopted'),
+          ('tidings_writer', 'execute', 'tidings_adopt'),
+          ('tidings_writer', 'execute', 'tidings_unadopt'),
           -- Opens and ends any user's stream.
           ('tidings_issuer', 'execute', 'create_stream_ticket'),
           ('tidings_issuer', 'execute', 'disconnect_user'),
@@ -100,9 +107,10 @@ begin
           -- Counts rows but doesn't read texts.
           (
             'tidings_monitor',
-            'select (id, user_id, event, created_at, expires_at, sent_at, sent, xid)',
+            'select (id, user_id, event, created_at, expires_at, sent_at, sent, xid, ref)',
             'notifications'
           ),
+          ('tidings_monitor', 'select', 'tidings_adopted'),
           ('tidings_monitor', 'select', 'tidings_pruned'),
           ('tidings_monitor', 'select', 'tidings_prune_failures'),
           ('tidings_monitor', 'select', 'tidings_schema_history'),

@@ -16,6 +16,7 @@ with
       ('tidings_reopened', 'select'),
       ('tidings_incarnation', 'select'),
       ('tidings_incarnation', 'insert'),
+      ('tidings_adopted', 'select'),
       ('tidings_bell', 'select'),
       ('tidings_bell', 'update')
   ),
@@ -28,7 +29,7 @@ with
     where
       proname in (
         'tidings_pruned_through', 'tidings_disconnections_page', 'tidings_report',
-        'tidings_report_readiness'
+        'tidings_report_readiness', 'tidings_mark_adopted'
       )
     union all
     select format('pg_catalog.%s', name), name::regprocedure

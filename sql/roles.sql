@@ -176,6 +176,7 @@ begin
         ('table', 'notifications'),
         ('table', 'stream_tickets'),
         ('table', 'tidings_activity'),
+        ('table', 'tidings_adopted'),
         ('table', 'tidings_bridges_seen'),
         ('table', 'tidings_disconnections'),
         ('table', 'tidings_drained'),
@@ -208,11 +209,16 @@ begin
         ('disconnect_everyone()'),
         ('disconnect_user(bigint)'),
         ('disconnect_user(text)'),
+        -- Those with three arguments, where V22 hasn't been applied yet.
         ('send_notification(bigint, text, text)'),
+        ('send_notification(bigint, text, text, timestamptz, text)'),
         ('send_notification(text, text, text)'),
+        ('send_notification(text, text, text, timestamptz, text)'),
+        ('tidings_adopt(regclass, text, name)'),
         ('tidings_disconnections_page(xid8, xid8[], bigint[], integer)'),
         ('tidings_disconnections_since(pg_snapshot)'),
         ('tidings_end_ticket_streams()'),
+        ('tidings_mark_adopted(name, name, bigint[], integer)'),
         ('tidings_pending_users()'),
         ('tidings_prune(interval, integer)'),
         ('tidings_prune_batch(interval, bigint, integer)'),
@@ -226,7 +232,8 @@ begin
         ),
         ('tidings_report_readiness(text, text, text)'),
         ('tidings_restamp()'),
-        ('tidings_ring_doorbell()')
+        ('tidings_ring_doorbell()'),
+        ('tidings_unadopt(name, name)')
     ) as made (signature)
     join pg_proc on oid = to_regprocedure(format('%I.%s', schema, signature))
     where proowner = owner and prokind in ('f', 'p')

@@ -22,7 +22,7 @@
 -- (fall_asleep.sql).
 select
   s.snapshot, s.inserted, s.flushed, s.rings_since,
-  n.begun, n.xid, n.id, n.user_id, n.event, n.created_at, n.seconds_left, n.beyond,
+  n.begun, n.xid, n.id, n.user_id, n.event, n.ref, n.created_at, n.seconds_left, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from (
   select

@@ -74,31 +74,18 @@ pub async fn send(options: &SendOptions) -> Result<i64, AnyError> {
         group: "tidings_writer",
     };
     let user = options.user.as_str();
-    let row = match options.expires {
-        // The role may have no privilege but to execute the function.
-        None => {
-            let parameters: [Parameter<'_>; 3] = [
-                (&user, Type::TEXT),
-                (&text, Type::TEXT),
-                (&options.event, Type::TEXT),
-            ];
-            errand
-                .run(include_str!("../../sql/send.sql"), &parameters)
-                .await?
-        }
-        Some(expires) => {
-            let seconds = expires.as_secs_f64();
-            let parameters: [Parameter<'_>; 4] = [
-                (&user, Type::TEXT),
-                (&text, Type::TEXT),
-                (&options.event, Type::TEXT),
-                (&seconds, Type::FLOAT8),
-            ];
-            errand
-                .run(include_str!("../../sql/send_until.sql"), &parameters)
-                .await?
-        }
-    };
+    let seconds = options.expires.map(|expires| expires.as_secs_f64());
+    // The role may have no privilege but to execute the function.
+    let parameters: [Parameter<'_>; 5] = [
+        (&user, Type::TEXT),
+        (&text, Type::TEXT),
+        (&options.event, Type::TEXT),
+        (&seconds, Type::FLOAT8),
+        (&options.reference, Type::TEXT),
+    ];
+    let row = errand
+        .run(include_str!("../../sql/send.sql"), &parameters)
+        .await?;
     Ok(row.try_get("id")?)
 }
 

@@ -158,12 +158,15 @@ impl<W: Write> TailPrinter<'_, W> {
         let created_at = notification.created_at;
         match self.options.form.form() {
             Form::Json => {
-                let line = json!({
+                let mut line = json!({
                     "id": id,
                     "created_at": created_at,
                     "event": event.unwrap_or("message"),
                     "text": notification.text,
                 });
+                if let Some(reference) = &notification.reference {
+                    line["ref"] = json!(reference);
+                }
                 writeln!(self.output, "{}", escape::json(&line.to_string()))?;
             }
             // Both may contain escape sequences.

@@ -91,6 +91,9 @@ pub struct SendOptions {
     /// Discard the notification if it is not delivered within this time; default: never
     #[arg(long, value_parser = duration_between::<1, 315_360_000>)]
     pub expires: Option<Duration>,
+    /// Your own key for the notification, at most 255 bytes; clients that read JSON get it
+    #[arg(long = "ref")]
+    pub reference: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -88,6 +88,10 @@ pub fn put_frame(
     if let Format::Json = format {
         out.put_slice(br#"","created_at":"#);
         put_json(out, &notification.created_at);
+        if let Some(reference) = &notification.reference {
+            out.put_slice(br#","ref":"#);
+            put_json(out, reference);
+        }
         out.put_u8(b'}');
     }
     out.put_u8(b'\n');
@@ -290,6 +294,7 @@ mod tests {
             text: text.to_owned(),
             created_at: Some(Moment(848_662_401_123_456)),
             expires: Expiry::Never,
+            reference: None,
         }
     }
 
@@ -324,6 +329,24 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn a_ref_is_the_last_field_of_json_and_not_part_of_text() {
+        let notification = Notification {
+            reference: Some("orders:7\"".to_owned()),
+            ..notification(None, "paid")
+        };
+        let wire = frame(&notification, Format::Json);
+        assert_eq!(
+            wire,
+            concat!(
+                r#"data: {"id":7,"event":null,"text":"paid","created_at":"2026-11-22T11:33:21.123456Z","#,
+                r#""ref":"orders:7\""}"#,
+                "\n"
+            )
+        );
+        assert_eq!(frame(&notification, Format::Text), "data: paid\n");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Notification {
     pub created_at: Option<Moment>,
     /// When to stop delivering it.
     pub expires: Expiry,
+    /// The application's own key, at most 255 bytes: the column `ref`.
+    pub reference: Option<String>,
 }
 
 /// Until when a notification is delivered.

@@ -30,6 +30,10 @@ const CONSTRAINTS: &[(&str, &str)] = &[
         "the event's name must not contain control characters, such as tabs and escape sequences",
     ),
     (
+        "notifications_ref_length",
+        "the ref must be at most 255 bytes long",
+    ),
+    (
         "notifications_event_not_reserved",
         "the event names open, error and those that begin with tidings. mean something else to \
          browsers: choose another name",

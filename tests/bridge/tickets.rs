@@ -414,6 +414,7 @@ async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
         text: "too late".to_owned(),
         created_at: None,
         expires: Expiry::Never,
+        reference: None,
     };
     hub.publish(Reading {
         notifications: vec![(user.clone(), waiting)],

@@ -114,6 +114,7 @@ fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Bat
             text: String::new(),
             created_at: None,
             expires: Expiry::Never,
+            reference: None,
         })
     };
     Batch {

@@ -14,6 +14,7 @@ fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Readin
             text: "x".repeat(bytes),
             created_at: None,
             expires: Expiry::Never,
+            reference: None,
         };
         (UserId::parse(user).expect("a user"), notification)
     });

@@ -15,6 +15,9 @@ pub(super) const TEXT_BYTES: usize = 1 << 20;
 /// The maximum length of an event's name in bytes, as in the column's constraint.
 const EVENT_BYTES: usize = 100;
 
+/// The maximum length of a ref in bytes, as in the column's constraint.
+const REF_BYTES: usize = 255;
+
 /// Rows that were read and can't be delivered. They exist only if the constraints of the
 /// table that exclude them were dropped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +45,9 @@ pub enum Flaw {
     /// It would break the stream's format.
     #[error("event is not one line of 1 to {EVENT_BYTES} bytes")]
     Event,
+    /// It is too long.
+    #[error("ref is longer than {REF_BYTES} bytes")]
+    Ref,
 }
 
 /// A row returned by a page's statement, of which only the key has been decoded.
@@ -100,6 +106,10 @@ pub(super) fn read_notification(key: RowKey, row: &Row) -> Result<Notification, 
     if event.as_deref().is_some_and(|name| !is_one_line(name)) {
         return Err(Flaw::Event);
     }
+    let reference: Option<String> = row.try_get("ref").map_err(|_| Flaw::Ref)?;
+    if reference.as_deref().is_some_and(|key| key.len() > REF_BYTES) {
+        return Err(Flaw::Ref);
+    }
     Ok(Notification {
         key,
         event,
@@ -107,6 +117,7 @@ pub(super) fn read_notification(key: RowKey, row: &Row) -> Result<Notification, 
         // Decoding fails if it is infinite.
         created_at: row.try_get("created_at").unwrap_or_default(),
         expires: Expiry::from_seconds_left(row.try_get("seconds_left").unwrap_or_default()),
+        reference,
     })
 }
 

@@ -199,6 +199,7 @@ fn notification(id: i64) -> Notification {
         text: format!("row {id}"),
         created_at: None,
         expires: Expiry::Never,
+        reference: None,
     }
 }
 

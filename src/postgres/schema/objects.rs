@@ -72,6 +72,12 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (16, ObjectKind::Part, "tidings_prune_failures_retry_at"),
     (16, ObjectKind::Function, "tidings_prune_rows"),
     (17, ObjectKind::Function, "tidings_restamp"),
+    (23, ObjectKind::Relation, "tidings_adopted"),
+    (23, ObjectKind::Part, "tidings_adopted_pkey"),
+    (23, ObjectKind::Part, "tidings_adopted_ref_prefix"),
+    (23, ObjectKind::Function, "tidings_adopt"),
+    (23, ObjectKind::Function, "tidings_unadopt"),
+    (23, ObjectKind::Function, "tidings_mark_adopted"),
 ];
 
 /// The names in `NAMES`.
