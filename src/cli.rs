@@ -2,6 +2,7 @@
 //!
 //! May use: everything.
 
+pub mod adopt;
 pub mod completions;
 pub mod dev;
 pub mod health;

@@ -24,9 +24,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::{
     bridge::{BridgeOptions, DevOptions, MigratePolicy, ServeOptions},
     commands::{
-        CheckOptions, CompletionsOptions, ConfigOptions, Form, FormOptions, HealthOptions,
-        ManOptions, MigrateOptions, SendOptions, StatusOptions, TailOptions, TicketOptions,
-        TokenOptions, UninstallOptions,
+        AdoptOptions, CheckOptions, CompletionsOptions, ConfigOptions, Form, FormOptions,
+        HealthOptions, ManOptions, MigrateOptions, SendOptions, StatusOptions, TailOptions,
+        TicketOptions, TokenOptions, UninstallOptions,
     },
     database::DatabaseOptions,
     environment::Environment,
@@ -72,6 +72,9 @@ pub enum Command {
     Status(StatusOptions),
     /// Send a notification to a user, and print its id
     Send(SendOptions),
+    /// Print the SQL that copies each new row of one of your tables into notifications
+    #[command(after_help = ADOPT_EXAMPLE)]
+    Adopt(AdoptOptions),
     /// Print a user's notifications live, without marking them as sent
     Tail(TailOptions),
     /// Remove rows that were sent long ago, and expired rows
@@ -96,6 +99,11 @@ pub enum Command {
 
 const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints), with 1 if \
                           something is, and with 2 if a setting can't be understood.";
+
+const ADOPT_EXAMPLE: &str = "Example: tidings adopt app_notification --user user_id --text text \
+                             --where 'not sent'\n\nExpressions and conditions are SQL over the columns \
+                             of one row, n. What is not part of Postgres needs its schema: \
+                             app.render(n.payload).";
 
 /// The default of `TIDINGS_LOG`.
 pub const DEFAULT_LOG: &str = "warn,tidings=info";

@@ -14,7 +14,7 @@ use tidings::{
     auth::jwt,
     check::{self, Installation, Report},
     cli::{
-        AnyError, completions, dev, health,
+        AnyError, adopt, completions, dev, health,
         output::{self, Colour, Screen},
         prune::{self, ProgressLine, PruneOutcome},
         send, show_config, status, tail, uninstall,
@@ -178,6 +178,7 @@ async fn run(
         Command::Dev(options) => dev::run(options, &Shutdown::watch(STOPPED)?).await,
         Command::Token(options) => token(output, &options),
         Command::Send(options) => Ok(writeln!(output, "{}", send::send(&options).await?)?),
+        Command::Adopt(options) => adopt::run(output, &options).await,
         Command::Ticket(options) => Ok(writeln!(output, "{}", send::issue(&options).await?)?),
         Command::Tail(options) => tail::run(output, &options).await,
         Command::Health(options) => {

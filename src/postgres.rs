@@ -3,6 +3,7 @@
 //!
 //! May use: `domain`, `runtime`, `tls`.
 
+pub mod adoption;
 pub mod connect;
 pub(crate) mod crash_sign;
 pub mod database;

@@ -17,6 +17,7 @@ use crate::{
         jwt_key::KeyKind,
     },
     domain::notification::UserId,
+    postgres::adoption::Expression,
 };
 
 /// The format of a command's output.
@@ -94,6 +95,41 @@ pub struct SendOptions {
     /// Your own key for the notification, at most 255 bytes; clients that read JSON get it
     #[arg(long = "ref")]
     pub reference: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AdoptOptions {
+    #[command(flatten)]
+    pub database: DatabaseOptions,
+    /// Table, with or without its schema, as in SQL: '"My Table"' with special characters
+    pub table: String,
+    /// Column that contains the user; rows without a user are not copied
+    #[arg(long, value_name = "COLUMN", required_unless_present = "remove")]
+    pub user: Option<String>,
+    /// Text of the notification
+    #[arg(long, value_name = "EXPRESSION", required_unless_present = "remove")]
+    pub text: Option<Expression>,
+    /// Name of the event in the browser; default: message
+    #[arg(long, value_name = "EXPRESSION")]
+    pub event: Option<Expression>,
+    /// Your own key for the notification; default: the table's name, a colon, and the primary key
+    #[arg(long = "ref", value_name = "EXPRESSION")]
+    pub reference: Option<Expression>,
+    /// Copy only rows that satisfy this
+    #[arg(long = "where", value_name = "CONDITION")]
+    pub condition: Option<Expression>,
+    /// Column, boolean or a time, to set once a row was sent
+    #[arg(long, value_name = "COLUMN", conflicts_with = "reference")]
+    pub mark: Option<String>,
+    /// Also copy the existing rows that satisfy this and --where
+    #[arg(long, value_name = "CONDITION")]
+    pub existing: Option<Expression>,
+    /// Run the SQL instead of printing it
+    #[arg(long)]
+    pub apply: bool,
+    /// End the copying
+    #[arg(long, conflicts_with_all = ["user", "text", "event", "reference", "condition", "mark", "existing"])]
+    pub remove: bool,
 }
 
 #[derive(Debug, Args)]

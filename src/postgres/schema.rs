@@ -24,8 +24,11 @@ pub use self::{
     plan::plan,
     removal::Removal,
 };
+pub(super) use self::{
+    locks::{LOCK_PAUSE, LOCK_TIMEOUT},
+    name::{literal, quoted},
+};
 use self::{
-    name::quoted,
     objects::{NAMES, ObjectKind},
     ownership::SchemaOwner,
 };

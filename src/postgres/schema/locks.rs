@@ -13,8 +13,8 @@ use super::{SchemaError, SchemaName, runner};
 /// So a migration stops waiting after [`LOCK_TIMEOUT`], and tries again after
 /// [`LOCK_PAUSE`]. The timeout is longer than `deadlock_timeout` (1 s by default), after
 /// which Postgres cancels an autovacuum that is in the way.
-pub(super) const LOCK_TIMEOUT: &str = "2s";
-const LOCK_PAUSE: Duration = Duration::from_secs(2);
+pub(in crate::postgres) const LOCK_TIMEOUT: &str = "2s";
+pub(in crate::postgres) const LOCK_PAUSE: Duration = Duration::from_secs(2);
 
 /// Applies the missing migrations without making writers wait.
 ///

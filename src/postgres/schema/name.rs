@@ -49,12 +49,12 @@ impl SchemaName {
 }
 
 /// A name in double quotes, for SQL.
-pub(super) fn quoted(name: &str) -> String {
+pub(in crate::postgres) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A string in single quotes, for SQL.
-pub(super) fn literal(text: &str) -> String {
+pub(in crate::postgres) fn literal(text: &str) -> String {
     let doubled = text.replace('\'', "''");
     if doubled.contains('\\') {
         format!("E'{}'", doubled.replace('\\', "\\\\"))

@@ -1,0 +1,12 @@
+-- The columns of a table. The type is without its length: a cast to a length would cut
+-- texts off.
+--
+-- $1 oid of the table.
+select
+  attname::text as name,
+  format_type(atttypid, null) as type,
+  not attnotnull as is_nullable,
+  attgenerated <> '' as is_generated
+from pg_attribute
+where attrelid = $1 and attnum > 0 and not attisdropped
+order by attnum
