@@ -108,6 +108,8 @@ impl App {
             )),
         )?;
         background.push(tasks.start_endless("chart data", history.record(stats)));
+        let adopted = delivery.adopted_marker(&database).run();
+        background.push(tasks.start_endless("marker of adopted tables", adopted));
         let tickets = Tickets::new(Arc::clone(&delivery.hub), database.clone());
         let detached = Arc::new(DetachedStreams::new(Handle::current()));
         let limits = &options.limits;

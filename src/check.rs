@@ -3,6 +3,7 @@
 //! Each submodule checks one thing and is independent of the others. The checks only
 //! read, and leave nothing behind in the session, which may belong to a pooler.
 
+mod adopted;
 mod bridges;
 mod clock;
 mod configuration;
@@ -112,6 +113,9 @@ pub async fn state(
     report
         .findings
         .extend(triggers::gone(client, schema).await?);
+    let (adopted, unseen) = adopted::tables(client, schema).await?;
+    report.findings.extend(adopted);
+    report.unseen.extend(unseen);
     report
         .findings
         .extend(visibility::hidden(client, schema).await?);

@@ -8,6 +8,7 @@
 //!
 //! May use: `postgres`, `domain`, `runtime`.
 
+pub(crate) mod adopted_marks;
 pub mod batch;
 pub mod catch_up;
 pub(crate) mod chunk_rows;

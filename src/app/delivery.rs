@@ -10,6 +10,7 @@ use crate::{
     auth::rejections::Rejections,
     config::BridgeOptions,
     delivery::{
+        adopted_marks::{AdoptedMarker, AdoptedMarks},
         catch_up::{PageMemory, Pages, Reads, Turns},
         counters::Counters,
         delivered_watermark::DeliveredWatermark,
@@ -32,6 +33,7 @@ pub(super) struct Delivery {
     pub(super) streams: Arc<Streams>,
     health: Arc<Health>,
     drained: Arc<DeliveredWatermark>,
+    adopted: Arc<AdoptedMarks>,
     reads: Reads,
 }
 
@@ -48,6 +50,7 @@ impl Delivery {
         } = database;
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let activity = Arc::new(Counters::default());
+        let adopted = Arc::new(AdoptedMarks::default());
         let listener = Listener::start(
             database.clone(),
             Arc::clone(&hub),
@@ -56,7 +59,8 @@ impl Delivery {
             options.safety_poll,
         )
         .await?
-        .with_page_rows(options.tail_rows.into());
+        .with_page_rows(options.tail_rows.into())
+        .with_adopted_marks(Arc::clone(&adopted));
         let found = database.ask(|| page_reader::incarnation(pool, sql));
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
@@ -93,6 +97,7 @@ impl Delivery {
             streams: Arc::new(streams),
             health,
             drained,
+            adopted,
             reads,
         })
     }
@@ -104,6 +109,15 @@ impl Delivery {
             sql: Arc::clone(&database.sql),
             health: Arc::clone(&self.health),
             drained: Arc::clone(&self.drained),
+            adopted: Arc::clone(&self.adopted),
+        }
+    }
+
+    /// The task that marks rows of applications' tables.
+    pub(super) fn adopted_marker(&self, database: &Database) -> AdoptedMarker {
+        AdoptedMarker {
+            marks: Arc::clone(&self.adopted),
+            database: database.clone(),
         }
     }
 

@@ -130,7 +130,7 @@ fn is_trouble(readiness: &str) -> bool {
 
 /// Whether this role may not read the object, or the object doesn't exist. Other checks
 /// report both.
-fn is_out_of_sight(error: &tokio_postgres::Error) -> bool {
+pub(super) fn is_out_of_sight(error: &tokio_postgres::Error) -> bool {
     let codes = [
         SqlState::INSUFFICIENT_PRIVILEGE,
         SqlState::UNDEFINED_TABLE,

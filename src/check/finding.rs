@@ -38,6 +38,8 @@ pub enum Topic {
     Role,
     /// A trigger is missing, or doesn't always fire.
     Trigger,
+    /// Rows of an adopted table are not copied, or can't be inserted.
+    Adopted,
     Hidden,
     /// No bridge is connected while rows wait, or a bridge is silent or not ready.
     Bridges,
@@ -98,6 +100,7 @@ impl Topic {
             Self::Create => "create",
             Self::Role => "role",
             Self::Trigger => "trigger",
+            Self::Adopted => "adopted-table",
             Self::Hidden => "hidden-rows",
             Self::Bridges => "bridges",
             Self::Marks => "marks",

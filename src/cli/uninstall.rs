@@ -59,6 +59,12 @@ fn agree(
     for object in &removal.objects {
         writeln!(output, "  {}", escape::line(object))?;
     }
+    if !removal.adopted.is_empty() {
+        writeln!(output, "and what copies rows of other tables there:")?;
+        for object in &removal.adopted {
+            writeln!(output, "  {}", escape::line(object))?;
+        }
+    }
     writeln!(
         output,
         "and permanently deletes {} notifications, of which {} are unsent.",

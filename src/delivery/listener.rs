@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     delivery::{
+        adopted_marks::AdoptedMarks,
         counters::Counters,
         health::Health,
         hub::{Hub, Reading, Tail},
@@ -69,6 +70,7 @@ pub struct Listener {
     hub: Arc<Hub>,
     health: Arc<Health>,
     activity: Arc<Counters>,
+    adopted: Arc<AdoptedMarks>,
     history: History,
     position: Position,
     safe: DurableFloor,
@@ -103,6 +105,7 @@ impl Listener {
             hub,
             health,
             activity,
+            adopted: Arc::default(),
             history: History::default(),
             position: Position::default(),
             safe: DurableFloor::new(Xid::default()),
@@ -125,6 +128,12 @@ impl Listener {
     pub fn with_page_rows(mut self, rows: usize) -> Self {
         self.full_page.rows = rows;
         self.page_size = self.full_page;
+        self
+    }
+
+    /// Keeps these informed about tables whose rows are marked.
+    pub fn with_adopted_marks(mut self, adopted: Arc<AdoptedMarks>) -> Self {
+        self.adopted = adopted;
         self
     }
 
@@ -225,7 +234,8 @@ impl Listener {
                 self.disconnect(session).await?;
             }
             if *inspect_at <= now {
-                let inspecting = inspection::inspect(session, &self.database, &self.health);
+                let inspecting =
+                    inspection::inspect(session, &self.database, &self.health, &self.adopted);
                 *inspect_at = now + inspecting.await?;
             }
             Ok(polled)

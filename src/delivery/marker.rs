@@ -41,6 +41,7 @@ use self::{
 };
 use crate::{
     delivery::{
+        adopted_marks::AdoptedMarks,
         counters::Counters,
         delivered_watermark::DeliveredWatermark,
         health::{Health, Stuck},
@@ -309,6 +310,8 @@ pub struct Marker {
     pub sql: Arc<Sql>,
     pub health: Arc<Health>,
     pub drained: Arc<DeliveredWatermark>,
+    /// Rows of applications' tables are marked afterwards.
+    pub adopted: Arc<AdoptedMarks>,
 }
 
 impl Marker {
@@ -481,7 +484,11 @@ impl Marker {
     /// Runs one statement and records its outcome.
     async fn mark(&self, batch: MarkBatch, outage: &Mutex<OutageLog>) -> Answered {
         let outcome = match self.try_mark(&batch).await {
-            Ok(locked) => MarkOutcome::Marked { locked },
+            Ok(locked) => {
+                let marked = batch.rows.iter().filter(|id| !locked.contains(id));
+                self.adopted.sent(marked.copied());
+                MarkOutcome::Marked { locked }
+            }
             Err(error) => {
                 self.marks.failures.inc();
                 let reason = ErrorChain(&error).to_string();

@@ -331,7 +331,7 @@ impl<'a> Adopter<'a> {
 }
 
 /// The statement that lets a role insert into notifications and adopt tables.
-fn grant(schema: &SchemaName, role: &str, has_group: bool) -> String {
+pub fn grant(schema: &SchemaName, role: &str, has_group: bool) -> String {
     let role = quoted(role);
     if has_group {
         return format!("grant tidings_writer to {role};");

@@ -31,6 +31,10 @@ pub struct Sql {
     pub report: String,
     /// Sets `sent_at`.
     pub mark_sent: String,
+    /// Adopted tables whose rows are marked.
+    pub marked_tables: String,
+    /// Marks rows of such a table.
+    pub mark_adopted: String,
     /// Unmarked rows that returning clients have received.
     pub acknowledged: String,
     /// Whether the doorbell's trigger is installed and enabled.
@@ -82,6 +86,8 @@ impl Sql {
             drain_live: fill(include_str!("../../sql/drain_live.sql")),
             report: fill(include_str!("../../sql/report.sql")),
             mark_sent: fill(include_str!("../../sql/mark_sent.sql")),
+            marked_tables: fill(include_str!("../../sql/marked_tables.sql")),
+            mark_adopted: fill(include_str!("../../sql/mark_adopted.sql")),
             acknowledged: fill(include_str!("../../sql/acknowledged.sql")),
             doorbell: fill(include_str!("../../sql/doorbell.sql")),
             disconnections: fill(include_str!("../../sql/disconnections.sql")),

@@ -13,9 +13,11 @@ use tidings::config::Cli;
 use crate::support::{bridge::Bridge, database::Database, files};
 
 /// Words that begin like our names but belong to something else.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     // The key under which a browser stores its token.
     "tidings_token",
+    // The trigger of `tidings adopt`, on tables of applications.
+    "tidings_copy",
     // The groups that sql/roles.sql creates.
     "tidings_owner",
     "tidings_bridge",

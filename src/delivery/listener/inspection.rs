@@ -7,7 +7,10 @@ use tracing::{debug, info};
 
 use super::session::{ListenError, Session};
 use crate::{
-    delivery::health::{Doorbell, Health},
+    delivery::{
+        adopted_marks::{AdoptedMarks, MarkedTable},
+        health::{Doorbell, Health},
+    },
     postgres::{
         database::Database,
         visibility::{self, HiddenRows, Readers},
@@ -28,6 +31,7 @@ pub async fn inspect(
     session: &Session,
     database: &Database,
     health: &Health,
+    adopted: &AdoptedMarks,
 ) -> Result<Duration, ListenError> {
     let Database { schema, sql, .. } = database;
     let client = &session.client;
@@ -41,6 +45,7 @@ pub async fn inspect(
     }
     let hidden = visibility::examine(client, schema, Readers::Session).await?;
     read_queue_usage(client, health).await?;
+    adopted.set_tables(read_marked_tables(client, &sql.marked_tables).await?);
     let fires: Option<i8> = row.try_get("trigger")?;
     let subscription: Option<String> = row.try_get("subscription")?;
     let mut doorbell = match (subscription, fires.map(|fires| fires as u8)) {
@@ -68,6 +73,24 @@ pub async fn inspect(
     }
     health.inspected(doorbell);
     Ok(again)
+}
+
+/// Reads in which tables of applications rows are marked. Not every role may read it.
+async fn read_marked_tables(client: &Client, query: &str) -> Result<Vec<MarkedTable>, ListenError> {
+    match client.query_typed(query, &[]).await {
+        Ok(rows) => {
+            let tables = rows
+                .iter()
+                .map(|row| Ok((row.try_get("schema")?, row.try_get("name")?)));
+            tables.collect()
+        }
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let error = ErrorChain(&error);
+            debug!(%error, "can't read which tables were adopted: {error}");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Reads how full the server's notification queue is. Not every role may read it.

@@ -68,6 +68,13 @@ impl Borrowed {
         Self::connect(url, BEGIN).await
     }
 
+    /// The same, with further settings for each transaction.
+    pub async fn to_write_with(url: &DatabaseUrl, settings: &str) -> Result<Self, ConnectError> {
+        let mut client = Self::to_write(url).await?;
+        client.begin += settings;
+        Ok(client)
+    }
+
     async fn connect(url: &DatabaseUrl, begin: &str) -> Result<Self, ConnectError> {
         let (client, driver) = connect(url, |_| ()).await?;
         Ok(Self {
@@ -92,6 +99,14 @@ impl Borrowed {
     pub async fn query_within(&self, limit: Duration, query: &str) -> Result<Vec<Row>, Error> {
         let begin = self.begin_within(limit);
         in_transaction(&self.client, &begin, self.client.query_typed(query, &[])).await
+    }
+
+    /// Has the server analyse a query without running it: names, types, and where each may
+    /// stand. The query must be a single statement.
+    pub async fn analyse(&self, query: &str) -> Result<(), Error> {
+        let prepared = format!("prepare tidings_analysed as {query}; deallocate tidings_analysed");
+        let analysing = self.client.batch_execute(&prepared);
+        in_transaction(&self.client, &self.begin, analysing).await
     }
 
     fn begin_within(&self, limit: Duration) -> String {

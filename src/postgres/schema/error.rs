@@ -154,6 +154,18 @@ pub enum SchemaError {
         /// The dependent objects, as Postgres lists them.
         by: String,
     },
+    /// Triggers on tables of applications would fail, and belong to other roles.
+    #[error(
+        "nothing was removed: new rows of {tables} are copied into notifications, so no row could \
+         be inserted there any more, and {role} may not remove the triggers. Run `tidings adopt \
+         --remove TABLE --apply` for each, or `tidings uninstall` as a superuser"
+    )]
+    Adopted {
+        /// The tables, with their owners.
+        tables: String,
+        /// The login role.
+        role: String,
+    },
     /// Another session holds a lock on a table for too long.
     #[error(
         "nothing was removed: other sessions are using the tables; stop the bridges and long \

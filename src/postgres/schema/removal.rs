@@ -16,6 +16,8 @@ pub struct Removal {
     schema: SchemaName,
     /// The objects, one line per kind.
     pub objects: Vec<String>,
+    /// What copies rows of applications' tables into notifications, which would fail.
+    pub adopted: Vec<String>,
     /// The number of notifications.
     pub rows: i64,
     /// How many of them are unsent.
@@ -50,6 +52,7 @@ impl Removal {
         }
         let owner = SchemaOwner::find(&client, schema).await?;
         owner.check(&client, schema).await?;
+        let adopted = find_adopted(&client, schema).await?;
         let remains = include_str!("../../../sql/remains.sql");
         let around = client.query_one(remains, &[&schema.name()]).await?;
         owner.act(&client).await?;
@@ -59,6 +62,7 @@ impl Removal {
             owner,
             schema: schema.clone(),
             objects,
+            adopted,
             rows: counted.try_get(0)?,
             unsent: counted.try_get(1)?,
             sessions: around.try_get("sessions")?,
@@ -75,7 +79,11 @@ impl Removal {
     ///
     /// [`SchemaError::Used`], if an object that isn't ours depends on it.
     pub async fn carry_out(self) -> Result<(), SchemaError> {
-        let mut script = format!("begin; set local lock_timeout = '{LOCK_TIMEOUT}'; ");
+        let mut script =
+            format!("begin; set local lock_timeout = '{LOCK_TIMEOUT}'; set local role none; ");
+        for object in &self.adopted {
+            script += &format!("drop {object}; ");
+        }
         if let SchemaOwner::Reachable(owner) = &self.owner {
             script += &format!("set local role {}; ", quoted(owner));
         }
@@ -121,4 +129,31 @@ impl Removal {
             _ => error.into(),
         }
     }
+}
+
+/// The triggers on applications' tables, and their functions.
+///
+/// # Errors
+///
+/// [`SchemaError::Adopted`], if the login role may not drop some of them.
+async fn find_adopted(client: &Client, schema: &SchemaName) -> Result<Vec<String>, SchemaError> {
+    let query = include_str!("../../../sql/adopted_objects.sql");
+    let rows = client.query(query, &[&schema.name()]).await?;
+    let (mut objects, mut of_others) = (Vec::new(), Vec::new());
+    for row in &rows {
+        if row.try_get("may_drop")? {
+            objects.extend(row.try_get::<_, Vec<String>>("objects")?);
+        } else {
+            let (table, owner): (&str, &str) = (row.try_get("table")?, row.try_get("owner")?);
+            of_others.push(format!("{table} (which belongs to {owner})"));
+        }
+    }
+    if of_others.is_empty() {
+        return Ok(objects);
+    }
+    let query = include_str!("../../../sql/session_user.sql");
+    Err(SchemaError::Adopted {
+        tables: of_others.join(", "),
+        role: client.query_one(query, &[]).await?.try_get("role")?,
+    })
 }

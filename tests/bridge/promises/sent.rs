@@ -80,6 +80,7 @@ async fn marks_that_are_left_when_the_bridge_stops_are_written() {
         sql,
         health: Arc::default(),
         drained: Arc::new(drained.expect("rights")),
+        adopted: Arc::default(),
     };
     stop.cancel();
     // After a crash, ids from before it may belong to other rows.
