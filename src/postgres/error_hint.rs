@@ -4,7 +4,7 @@ use std::error::Error;
 
 use tokio_postgres::error::DbError;
 
-use crate::runtime::error_chain::is_row_security;
+use crate::{postgres::adoption::AdoptError, runtime::error_chain::is_row_security};
 
 /// Our constraints by name, with what each requires.
 const CONSTRAINTS: &[(&str, &str)] = &[
@@ -45,6 +45,10 @@ const CONSTRAINTS: &[(&str, &str)] = &[
 pub fn of(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
+        // An expression of the application's, about which the error itself says what to do.
+        if let Some(AdoptError::Rejected { .. }) = error.downcast_ref() {
+            return None;
+        }
         if let Some(error) = error.downcast_ref::<DbError>() {
             return explain(error);
         }

@@ -2,6 +2,7 @@
 //! something to happen, not for a fixed time.
 
 mod admission;
+mod adopt;
 mod browser;
 mod cli;
 mod command_line;

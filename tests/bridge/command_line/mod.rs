@@ -41,9 +41,15 @@ impl Said {
     }
 
     /// Asserts that it failed with a message, and returns the message.
-    fn badly(self) -> String {
+    pub fn badly(self) -> String {
         assert_eq!(self.code, Some(1), "{self:?}");
         assert!(self.error.starts_with("tidings: "), "{self:?}");
+        self.error
+    }
+
+    /// Asserts that its arguments were rejected, and returns the message.
+    pub fn misused(self) -> String {
+        assert_eq!(self.code, Some(2), "{self:?}");
         self.error
     }
 
