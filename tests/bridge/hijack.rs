@@ -99,6 +99,27 @@ async fn careful(database: &Database) -> Client {
 
 /// Does everything that applications, the bridge, the command line and dashboards do.
 async fn use_everything(database: &Database) {
+    let superuser = careful(&database.superuser()).await;
+    superuser
+        .batch_execute(
+            "create schema shop; \
+             create table shop.orders (id int generated always as identity primary key, \
+               customer text, text text, sent boolean); \
+             grant usage on schema shop to application; grant insert on shop.orders to application",
+        )
+        .await
+        .expect("a table of an application");
+    let adopt = [
+        "adopt",
+        "shop.orders",
+        "--user=customer",
+        "--text=text",
+        "--where=text <> ''",
+        "--mark=sent",
+        "--existing=true",
+        "--apply",
+    ];
+    run(&database.superuser(), &adopt).await.well();
     let bridge = Bridge::start(database).await;
     let mut alice = bridge.connect_live("alice").await;
     let application = careful(database).await;
@@ -106,7 +127,9 @@ async fn use_everything(database: &Database) {
         .batch_execute(
             "insert into public.notifications (user_id, text) values ('alice', 'first'); \
              select public.send_notification('alice', 'second', 'named'); \
+             select public.send_notification(7, 'with a ref', null, now() + interval '1 day', 'r'); \
              select public.send_notification(7, 'third'); \
+             insert into shop.orders (customer, text) values ('alice', 'an order'); \
              select public.create_stream_ticket('bob'); \
              select public.create_stream_ticket('bob'); \
              delete from public.stream_tickets; \
@@ -117,7 +140,7 @@ async fn use_everything(database: &Database) {
         )
         .await
         .expect("what applications do");
-    for text in ["first", "second"] {
+    for text in ["first", "second", "an order"] {
         assert_eq!(alice.next_event().await.data, text);
     }
     drop(alice);
@@ -126,6 +149,13 @@ async fn use_everything(database: &Database) {
     drop(returning);
     let superuser = careful(&database.superuser()).await;
     let marked = "select bool_and(sent) from public.notifications";
+    while !superuser
+        .query_one(marked, &[])
+        .await
+        .expect(marked)
+        .get::<_, bool>(0)
+    {}
+    let marked = "select bool_and(sent) from shop.orders";
     while !superuser
         .query_one(marked, &[])
         .await
@@ -200,6 +230,8 @@ async fn no_function_or_operator_of_another_role_is_called_where_it_was_there_fi
     database.prepare("public").await;
     use_everything(&database).await;
     database.migrate().await;
+    let remove = ["adopt", "--remove", "shop.orders", "--apply"];
+    run(&database.superuser(), &remove).await.well();
     run(&database.owner(), &["uninstall", "--yes"]).await.well();
     assert_none_was_called(&database).await;
 }

@@ -383,6 +383,59 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
     bridge.stop().await;
 }
 
+/// Its arguments have changed, so it could not be replaced in place.
+#[tokio::test(flavor = "multi_thread")]
+async fn send_notification_keeps_its_privileges_and_what_depends_on_it_is_named() {
+    let database = at_version(21).await;
+    let superuser = database.superuser();
+    superuser
+        .execute(
+            "create role sender_by_name; create role anon_of_test; \
+             grant execute on function send_notification(text, text, text) \
+               to sender_by_name with grant option; \
+             grant execute on function send_notification(bigint, text, text) to public; \
+             grant execute on function \
+               send_notification(text, text, text), send_notification(bigint, text, text) \
+               to tidings_writer; \
+             alter default privileges for role tidings_owner grant execute on functions to anon_of_test; \
+             create view sends as select send_notification('alice', 'x') as id",
+        )
+        .await;
+    let client = database.connect().await;
+    let prepare = "prepare two as select send_notification('alice', 'two'); \
+                   prepare three as select send_notification(7, 'three', 'named')";
+    client.batch_execute(prepare).await.expect(prepare);
+    client.batch_execute("execute two; execute three").await.expect("calls");
+    let said = refused(&database, "public").await;
+    for expected in ["view public.sends", "Drop them, run `tidings migrate`"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    client.batch_execute("execute two; execute three").await.expect("calls");
+    superuser.execute("drop view sends").await;
+    database.migrate().await;
+    client.batch_execute("execute two; execute three").await.expect("calls");
+    assert_eq!(database.ids("select count(*) from notifications").await, [6]);
+    let privileges = "select concat_ws(' ', \
+        has_function_privilege('sender_by_name', f, 'execute with grant option'), \
+        has_function_privilege('anon_of_test', f, 'execute'), \
+        has_function_privilege('tidings_writer', f, 'execute'), \
+        pg_get_userbyid(proowner), obj_description(f, 'pg_proc')) \
+      from pg_proc, lateral (select pg_proc.oid) as o (f) \
+      where proname = 'send_notification' order by pronargs, proargtypes[0]";
+    let rows = superuser.connect().await.query(privileges, &[]).await;
+    let rows = rows.expect(privileges);
+    let found: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    let comment = "Notifies a user and returns the notification's id (Tidings).";
+    assert_eq!(
+        found,
+        [
+            // `tidings migrate` revokes what PUBLIC had, as before.
+            format!("f f t tidings_owner {comment}"),
+            format!("t f t tidings_owner {comment}"),
+        ]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_that_finds_no_gap_names_who_is_in_the_way() {
     let database = at_version(9).await;

@@ -36,6 +36,7 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
             "select text from notifications",
             "select * from notifications",
             "select user_id from notifications",
+            "select ref from notifications",
             "table notifications",
             "copy notifications to stdout",
             "insert into notifications (user_id, text) values ('alice', 'x') returning text",
@@ -58,6 +59,11 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
             "select * from tidings_disconnections",
             "select * from tidings_drained",
             "insert into tidings_reopened values ('1')",
+            "insert into tidings_adopted (schema_name, table_name) values ('public', 'x')",
+            "delete from tidings_adopted",
+            "select tidings_adopt('notifications', 'x:', null)",
+            "select tidings_unadopt('public', 'notifications')",
+            "select tidings_mark_adopted('public', 'x', null, 1)",
             "insert into tidings_disconnections (user_id) values ('alice')",
             "select * from tidings_schema_history",
             "insert into stream_tickets (hash, user_id, created_at, expires_at) \
@@ -68,12 +74,20 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
         ],
     )
     .await;
-    let id = "insert into notifications (user_id, text, event, expires_at) \
-              values ('alice', 'x', 'build', now() + interval '1 hour') returning id";
+    let id = "insert into notifications (user_id, text, event, expires_at, ref) \
+              values ('alice', 'x', 'build', now() + interval '1 hour', 'builds:7') returning id";
     let id: i64 = writer.query_one(id, &[]).await.expect("an id").get(0);
     let sent = "select send_notification('alice', 'y')";
     let sent: i64 = writer.query_one(sent, &[]).await.expect("an id").get(0);
     assert_eq!(sent, id + 1);
+    let all = "select send_notification(7, 'z', 'build', now() + interval '1 hour', 'builds:8')";
+    writer.batch_execute(all).await.expect(all);
+    let named = "select send_notification('alice', 'z', ref => 'builds:9')";
+    writer.batch_execute(named).await.expect(named);
+    let long = "select send_notification('alice', 'z', ref => repeat('x', 256))";
+    let error = writer.batch_execute(long).await.expect_err(long);
+    let constraint = error.as_db_error().and_then(|error| error.constraint());
+    assert_eq!(constraint, Some("notifications_ref_length"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,6 +150,8 @@ async fn the_bridge_marks_and_can_change_nothing_else() {
             "delete from tidings_drained",
             "insert into tidings_reopened values ('1')",
             "delete from tidings_schema_history",
+            "delete from tidings_adopted",
+            "select tidings_adopt('notifications', 'x:', null)",
             "create table mine ()",
             "create schema mine",
             "create function mine() returns int language sql as 'select 1'",
@@ -171,7 +187,7 @@ async fn a_monitor_sees_all_but_what_notifications_say() {
     )
     .await;
     let seen = "select user_id || ' ' || sent from notifications \
-                where xid > '0' and created_at <= now()";
+                where ref is null and xid > '0' and created_at <= now()";
     assert_eq!(text(&monitor, seen).await, "alice false");
     monitor
         .batch_execute("select * from tidings_pruned; select * from tidings_schema_history")

@@ -35,6 +35,10 @@ async fn what_is_sent_arrives_and_its_id_is_printed() {
     let within = "select id from notifications where user_id = 'bob' \
                   and expires_at between now() + interval '59 minutes' and now() + interval '1 hour'";
     assert_eq!(database.ids(within).await.len(), 1);
+
+    run(&application, &["send", "bob", "paid", "--ref=orders:7"]).await.well();
+    let with_ref = "select id from notifications where ref = 'orders:7' and expires_at is null";
+    assert_eq!(database.ids(with_ref).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,6 +96,10 @@ async fn what_postgres_refuses_is_explained() {
         let told = told.badly();
         assert!(told.contains(reason), "{event}: {told}");
     }
+    let reference = format!("--ref={}", "x".repeat(256));
+    let told = run(&application, &["send", "alice", "hello", &reference]).await;
+    let told = told.badly();
+    assert!(told.contains("at most 255 bytes"), "{told}");
     let send = |text: String| {
         let mut piped = command(&["send", "alice", "-"]);
         piped
