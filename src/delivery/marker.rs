@@ -485,7 +485,7 @@ impl Marker {
     async fn mark(&self, batch: MarkBatch, outage: &Mutex<OutageLog>) -> Answered {
         let outcome = match self.try_mark(&batch).await {
             Ok(locked) => {
-                let marked = batch.rows.iter().filter(|id| !locked.contains(id));
+                let marked = batch.rows.iter().filter(|id| !locked.contains(*id));
                 self.adopted.sent(marked.copied());
                 MarkOutcome::Marked { locked }
             }

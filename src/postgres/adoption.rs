@@ -164,8 +164,8 @@ impl<'a> Adopter<'a> {
             })
         } else if marking.is_some() && !rights.may_mark {
             Some(AdoptError::MayNotMark {
-                role: rights.role,
-                owner: rights.tidings_owner,
+                role: rights.role.clone(),
+                owner: rights.tidings_owner.clone(),
             })
         } else {
             None

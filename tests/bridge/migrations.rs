@@ -405,16 +405,28 @@ async fn send_notification_keeps_its_privileges_and_what_depends_on_it_is_named(
     let prepare = "prepare two as select send_notification('alice', 'two'); \
                    prepare three as select send_notification(7, 'three', 'named')";
     client.batch_execute(prepare).await.expect(prepare);
-    client.batch_execute("execute two; execute three").await.expect("calls");
+    client
+        .batch_execute("execute two; execute three")
+        .await
+        .expect("calls");
     let said = refused(&database, "public").await;
     for expected in ["view public.sends", "Drop them, run `tidings migrate`"] {
         assert!(said.contains(expected), "{said}");
     }
-    client.batch_execute("execute two; execute three").await.expect("calls");
+    client
+        .batch_execute("execute two; execute three")
+        .await
+        .expect("calls");
     superuser.execute("drop view sends").await;
     database.migrate().await;
-    client.batch_execute("execute two; execute three").await.expect("calls");
-    assert_eq!(database.ids("select count(*) from notifications").await, [6]);
+    client
+        .batch_execute("execute two; execute three")
+        .await
+        .expect("calls");
+    assert_eq!(
+        database.ids("select count(*) from notifications").await,
+        [6]
+    );
     let privileges = "select concat_ws(' ', \
         has_function_privilege('sender_by_name', f, 'execute with grant option'), \
         has_function_privilege('anon_of_test', f, 'execute'), \

@@ -44,7 +44,7 @@ impl AdoptableTable {
         client: &Client,
         written: &str,
     ) -> Result<&TableColumn, AdoptError> {
-        let [name] = split(client, written)
+        let [name]: [String; 1] = split(client, written)
             .await?
             .try_into()
             .map_err(|_| AdoptError::Name(written.to_owned()))?;

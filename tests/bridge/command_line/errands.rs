@@ -36,7 +36,9 @@ async fn what_is_sent_arrives_and_its_id_is_printed() {
                   and expires_at between now() + interval '59 minutes' and now() + interval '1 hour'";
     assert_eq!(database.ids(within).await.len(), 1);
 
-    run(&application, &["send", "bob", "paid", "--ref=orders:7"]).await.well();
+    run(&application, &["send", "bob", "paid", "--ref=orders:7"])
+        .await
+        .well();
     let with_ref = "select id from notifications where ref = 'orders:7' and expires_at is null";
     assert_eq!(database.ids(with_ref).await.len(), 1);
 }
