@@ -22,7 +22,7 @@ use tokio_postgres::{
 };
 
 pub use self::{
-    error::{AdoptError, Part},
+    error::{AdoptError, ExpressionOption},
     expression::{Expression, ExpressionError},
     script::{Script, copied_rows},
 };
@@ -121,22 +121,22 @@ impl<'a> Adopter<'a> {
             condition: request.condition,
             existing: request.existing,
         };
-        for (part, expression) in [
-            (Part::Text, Some(request.text)),
-            (Part::Event, request.event),
-            (Part::Ref, request.reference),
+        for (option, expression) in [
+            (ExpressionOption::Text, Some(request.text)),
+            (ExpressionOption::Event, request.event),
+            (ExpressionOption::Ref, request.reference),
         ] {
             if let Some(expression) = expression {
                 let query = copying.value_query(expression);
-                self.try_out(part, &query).await?;
+                self.try_out(option, &query).await?;
             }
         }
-        for (part, condition) in [
-            (Part::Where, request.condition),
-            (Part::Existing, request.existing),
+        for (option, condition) in [
+            (ExpressionOption::Where, request.condition),
+            (ExpressionOption::Existing, request.existing),
         ] {
             if let Some(condition) = condition {
-                self.try_out(part, &copying.condition_query(condition))
+                self.try_out(option, &copying.condition_query(condition))
                     .await?;
             }
         }
@@ -250,10 +250,10 @@ impl<'a> Adopter<'a> {
     }
 
     /// Has Postgres analyse a query, without running it.
-    async fn try_out(&self, part: Part, query: &str) -> Result<(), AdoptError> {
+    async fn try_out(&self, option: ExpressionOption, query: &str) -> Result<(), AdoptError> {
         match self.client.prepare(query).await {
             Ok(_) => Ok(()),
-            Err(error) if error.as_db_error().is_some() => Err(AdoptError::rejected(part, error)),
+            Err(error) if error.as_db_error().is_some() => Err(AdoptError::rejected(option, error)),
             Err(error) => Err(error.into()),
         }
     }

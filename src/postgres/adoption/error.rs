@@ -65,9 +65,9 @@ pub enum AdoptError {
     )]
     MarkColumn { column: String, found: String },
     /// Postgres doesn't accept an expression.
-    #[error("{part} can't be used{advice}")]
+    #[error("{option} can't be used{advice}")]
     Rejected {
-        part: Part,
+        option: ExpressionOption,
         advice: &'static str,
         source: tokio_postgres::Error,
     },
@@ -126,7 +126,7 @@ pub enum AdoptError {
 
 /// What an expression is for: the option that it was passed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum ExpressionOption {
     Text,
     Event,
     Ref,
@@ -134,7 +134,7 @@ pub enum Part {
     Existing,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for ExpressionOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Text => "--text",
@@ -154,7 +154,7 @@ fn hint(elsewhere: &[String]) -> String {
 }
 
 impl AdoptError {
-    pub(super) fn rejected(part: Part, source: tokio_postgres::Error) -> Self {
+    pub(super) fn rejected(option: ExpressionOption, source: tokio_postgres::Error) -> Self {
         let own = [
             SqlState::UNDEFINED_FUNCTION,
             SqlState::UNDEFINED_TABLE,
@@ -168,7 +168,7 @@ impl AdoptError {
         ];
         let is_any_of = |codes: &[SqlState]| source.code().is_some_and(|code| codes.contains(code));
         let advice = if is_any_of(&own) {
-            " (functions, operators, tables and types that are not part of Postgres need their \
+            " (functions, operators, tables and types that are not option of Postgres need their \
              schema, as in app.render(n.payload))"
         } else if is_any_of(&by_position) {
             " (it must be an expression over the columns of one row, n)"
@@ -176,7 +176,7 @@ impl AdoptError {
             ""
         };
         Self::Rejected {
-            part,
+            option,
             advice,
             source,
         }

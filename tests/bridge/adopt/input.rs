@@ -3,7 +3,7 @@
 use proptest::{
     collection::vec, prelude::*, sample::select, strategy::ValueTree, test_runner::TestRunner,
 };
-use tidings::postgres::adoption::Expression;
+use tidings::postgres::{adoption::Expression, schema::SchemaName};
 use tokio_postgres::SimpleQueryMessage;
 
 use super::{adopt, application, copied, rows, with_app, with_notes};
@@ -281,6 +281,43 @@ const PIECES: &[&str] = &[
     "*/", "\n", "\r\n", " ", "\u{b}", "text", "id", "n.id", "||", "::text", "+", "select ",
     " from ", "ü",
 ];
+
+/// Names of schemas are quoted by the same functions as those of tables and columns.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_name_is_that_name_in_sql() {
+    let database = with_app().await;
+    let client = database.connect().await;
+    let pieces = vec(select(PIECES), 1..9).prop_map(|pieces| pieces.concat());
+    let mut runner = TestRunner::deterministic();
+    let mut tried = 0;
+    for _ in 0..2_000 {
+        let name = pieces.new_tree(&mut runner).expect("a text").current();
+        // It rejects those that would end a function's body in a migration.
+        let Ok(schema) = name.parse::<SchemaName>() else {
+            continue;
+        };
+        tried += 1;
+        for strings in ["on", "off"] {
+            let query = format!(
+                "set standard_conforming_strings = {strings}; \
+                 select :'schema' as :\"schema\", parse_ident(:'\"schema\".x') as x"
+            );
+            let answer = client
+                .simple_query(&schema.fill(&query))
+                .await
+                .expect(&name);
+            let mut found = answer.iter().filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row),
+                _ => None,
+            });
+            let row = found.next().expect("a row");
+            assert_eq!(row.columns()[0].name(), name);
+            assert_eq!(row.get(0), Some(name.as_str()));
+            assert_eq!(answer.len(), 4, "{name:?}");
+        }
+    }
+    assert!(tried > 1_000, "{tried}");
+}
 
 /// Whatever is accepted stays one column of one statement, as a lexer of Postgres reads it.
 #[tokio::test(flavor = "multi_thread")]
