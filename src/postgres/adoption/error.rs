@@ -168,7 +168,7 @@ impl AdoptError {
         ];
         let is_any_of = |codes: &[SqlState]| source.code().is_some_and(|code| codes.contains(code));
         let advice = if is_any_of(&own) {
-            " (functions, operators, tables and types that are not option of Postgres need their \
+            " (functions, operators, tables and types that are not part of Postgres need their \
              schema, as in app.render(n.payload))"
         } else if is_any_of(&by_position) {
             " (it must be an expression over the columns of one row, n)"
