@@ -54,6 +54,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(4);
 const SETTINGS: &str = "set local statement_timeout = '2s'; set local lock_timeout = '100ms'; \
                         set local synchronous_commit = off;";
 
+/// A table whose rows take longer leaves the rest for later, so that others get their turn.
+const TURN: Duration = Duration::from_secs(2);
+
 /// The first and the longest wait after a call has failed.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
@@ -160,7 +163,7 @@ impl AdoptedMarker {
                     self.mark(&mut session, &table, course, &ids).await;
                 }
             }
-            if ids.len() < AT_ONCE.into() {
+            if ids.len() < usize::from(AT_ONCE) {
                 let news = timeout(SWEEP_EVERY, self.marks.news.notified());
                 if news.await.is_ok() {
                     sleep(COLLECT).await;
@@ -169,8 +172,8 @@ impl AdoptedMarker {
         }
     }
 
-    /// Marks rows of one table: those of these notifications, and a page of others whose
-    /// marks may have been lost.
+    /// Marks rows of one table: a page of those whose marks may have been lost, and those of
+    /// these notifications.
     async fn mark(
         &self,
         session: &mut Option<Borrowed>,
@@ -178,9 +181,13 @@ impl AdoptedMarker {
         course: &mut Course,
         ids: &[i64],
     ) {
+        let begin = Instant::now();
         let mut failure = None;
         let pages = ids.chunks(course.at_once.into()).map(Some);
-        for page in pages.chain([None]) {
+        for page in [None].into_iter().chain(pages) {
+            if begin.elapsed() > TURN {
+                break;
+            }
             match self.call(session, table, page, course.at_once).await {
                 // The application's function has marked the other rows.
                 Ok(reason) => {
