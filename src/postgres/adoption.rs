@@ -31,7 +31,7 @@ use self::{
     table::AdoptableTable,
 };
 use crate::postgres::{
-    connect::{self, DatabaseUrl, Driver, Queries},
+    connect::{self, DatabaseUrl, Driver},
     schema::{LOCK_PAUSE, SchemaName, quoted},
 };
 
