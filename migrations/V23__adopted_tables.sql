@@ -83,7 +83,8 @@ begin
   select c.relowner
   into owner
   from pg_class as c
-  where c.oid = to_regclass(format('%I.%I', adopted_schema, adopted_table));
+  join pg_namespace as n on n.oid = c.relnamespace
+  where n.nspname = adopted_schema and c.relname = adopted_table;
   if found and not pg_has_role(session_user, owner, 'member') then
     raise insufficient_privilege using
       message = format(
@@ -131,10 +132,14 @@ begin
     (
       select p.oid::regproc
       from pg_class as c
+      join pg_namespace as n on n.oid = c.relnamespace
       join pg_proc as p on p.pronamespace = c.relnamespace and p.proowner = c.relowner
       where
-        c.oid = to_regclass(format('%I.%I', a.schema_name, a.table_name))
-        and p.oid = to_regprocedure(format('%I.%I(text[])', a.schema_name, a.mark_function))
+        n.nspname = a.schema_name
+        and c.relname = a.table_name
+        and p.proname = a.mark_function
+        and p.pronargs = 1
+        and p.proargtypes[0] = 'text[]'::regtype
         and p.prosecdef
         and p.prokind = 'f'
         and p.prorettype = 'text'::regtype
