@@ -1,6 +1,6 @@
 //! Removes everything from the database that migrations created.
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, error::SqlState, types::Type};
 
 use super::{HISTORY, SchemaError, SchemaName, name::quoted, names, ownership::SchemaOwner};
 use crate::postgres::connect::{self, DatabaseUrl, Driver};
@@ -138,7 +138,8 @@ impl Removal {
 /// [`SchemaError::Adopted`], if the login role may not drop some of them.
 async fn find_adopted(client: &Client, schema: &SchemaName) -> Result<Vec<String>, SchemaError> {
     let query = include_str!("../../../sql/adopted_objects.sql");
-    let rows = client.query(query, &[&schema.name()]).await?;
+    let parameters = [(&schema.name() as _, Type::TEXT)];
+    let rows = client.query_typed(query, &parameters).await?;
     let (mut objects, mut of_others) = (Vec::new(), Vec::new());
     for row in &rows {
         if row.try_get("may_drop")? {
