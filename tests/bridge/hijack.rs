@@ -155,7 +155,7 @@ async fn use_everything(database: &Database) {
         .expect(marked)
         .get::<_, bool>(0)
     {}
-    let marked = "select bool_and(sent) from shop.orders";
+    let marked = "select bool_and(sent is true) from shop.orders";
     while !superuser
         .query_one(marked, &[])
         .await

@@ -523,7 +523,7 @@ async fn strangers_may_call_nothing_and_a_temporary_table_fools_nobody() {
     client
         .batch_execute(
             "create role writer_of_test login; \
-             grant execute on function send_notification(text, text, text) to writer_of_test",
+             grant execute on function send_notification(text, text, text, timestamptz, text) to writer_of_test",
         )
         .await
         .expect("a role");
