@@ -173,7 +173,7 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "public has select (id) on table public.notifications",
         ),
         (
-            "grant execute on function send_notification(text, text, text) to public",
+            "grant execute on function send_notification(text, text, text, timestamptz, text) to public",
             "public has execute on function public.send_notification",
         ),
     ];
