@@ -15,7 +15,7 @@ tests := cargo test --locked --workspace; cargo test --locked --test attacks
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade dist dist-test lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,9 @@ dev: ## build and start everything on this machine: PostgreSQL, the bridge, the 
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
 test: ## run every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and two browsers
-	@$(with) rust lint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
+	@$(with) rust lint actionlint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
 	    cargo fmt --all --check; \
+	    actionlint; \
 	    $(deny); \
 	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet; \
@@ -85,6 +86,14 @@ soak: ## connect and disconnect clients for TIDINGS_SOAK_SECONDS (600); memory, 
 upgrade: ## upgrade bridges from an earlier release to this one under load, and count lost rows
 	@$(with) rust postgres -- scripts/upgrade $(FROM)
 
+# A release build, which takes several minutes.
+dist: ## build a release into target/dist: wheel, Debian package, tarball, SBOM, checksums
+	@$(with) rust dist -- scripts/dist
+
+# Requires root. First makes two bare Debian systems, in target/dist-test.
+dist-test: ## install and start everything in target/dist in bare systems, and remove it again
+	@$(with) postgres dist-test -- scripts/dist-test $(ARGS)
+
 reliability: ## inject every fault, and write the lost rows (none) to docs/reliability.md
 	@$(with) rust postgres pgbouncer -- scripts/reliability
 
@@ -106,8 +115,9 @@ bench-peers: ## measure Tidings against the alternatives; write docs/benchmarks/
 	@$(with) rust postgres -- \
 	    cargo bench --locked --bench load -- --peers $(or $(ARGS),--out docs/benchmarks)
 
-lint: ## check formatting, lints and the documentation's links
-	@$(with) rust lint -- sh -exc ' \
+lint: ## check formatting, lints, the workflows and the documentation's links
+	@$(with) rust lint actionlint -- sh -exc ' \
+	    actionlint; \
 	    cargo fmt --all --check; \
 	    cargo clippy --workspace --all-targets --test attacks --test clients --locked -- -D warnings; \
 	    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet'
