@@ -1,6 +1,8 @@
 //! A running application built from a page's code.
 
 use std::{
+    env,
+    ffi::OsString,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Stdio,
@@ -44,6 +46,8 @@ impl Application {
             .env("DATABASE_URL", database_url)
             .env("TIDINGS_JWT_SECRET", SECRET)
             .env("PSQL", psql())
+            .env("PATH", path_with_tidings())
+            .env("TIDINGS_SCHEMA", "tidings")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).expect("a log"))
@@ -94,4 +98,12 @@ impl Application {
         let status = ended.expect("an end").expect("a status");
         assert!(status.success(), "{status}");
     }
+}
+
+/// The programs that a page's commands run, with the one under test among them.
+fn path_with_tidings() -> OsString {
+    let program = Path::new(env!("CARGO_BIN_EXE_tidings")).parent();
+    let inherited = env::var_os("PATH").expect("a path");
+    let folders = program.into_iter().map(Into::into);
+    env::join_paths(folders.chain(env::split_paths(&inherited))).expect("a path")
 }

@@ -1,11 +1,7 @@
 # Does with the code of the page what it is told, a line at a time.
 
 require_relative "config/application"
-begin
-  require "noticed" # the gem, if it is installed
-rescue LoadError
-  require_relative "lib/noticed"
-end
+require_relative "noticed"
 
 $stdout.sync = true
 Application.initialize!
@@ -48,7 +44,7 @@ commands = {
   "release" => ->(steps) { MIGRATIONS.rollback(steps.to_i) && "done" },
   "notify" => lambda do |ids, text|
     CommentNotifier.with(text: text).deliver(users(ids))
-    Noticed::Notification.maximum(:id)
+    Noticed::Notification.where(recipient_id: ids.to_i).maximum(:id)
   end,
   "discard" => lambda do |ids, text|
     ActiveRecord::Base.transaction do
