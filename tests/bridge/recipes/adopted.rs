@@ -29,7 +29,8 @@ async fn adopts(page: &str, table: &str, event: &str, keys: &[&str]) {
     let mut application = Application::start_in(&folder, &Page::open(page), page, &url).await;
     let cookie = format!("tidings_token={}", application.ask("token 7").await);
     let address = shop.bridge().address();
-    let mut stream = EventSource::open(address, "/stream?format=json", &[("Cookie", &cookie)]).await;
+    let mut stream =
+        EventSource::open(address, "/stream?format=json", &[("Cookie", &cookie)]).await;
     until(&mut stream, "tidings.caught-up").await;
 
     application.ask("notify 7 Early").await;

@@ -46,7 +46,7 @@ impl Application {
             .env("DATABASE_URL", database_url)
             .env("TIDINGS_JWT_SECRET", SECRET)
             .env("PSQL", psql())
-            .env("PATH", path_with_tidings())
+            .env("PATH", program_path())
             .env("TIDINGS_SCHEMA", "tidings")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -100,10 +100,12 @@ impl Application {
     }
 }
 
-/// The programs that a page's commands run, with the one under test among them.
-fn path_with_tidings() -> OsString {
-    let program = Path::new(env!("CARGO_BIN_EXE_tidings")).parent();
+/// Where a page's commands find `tidings`, the one under test, and `psql`.
+pub fn program_path() -> OsString {
+    let tidings = Path::new(env!("CARGO_BIN_EXE_tidings")).parent();
+    let psql = psql();
     let inherited = env::var_os("PATH").expect("a path");
-    let folders = program.into_iter().map(Into::into);
-    env::join_paths(folders.chain(env::split_paths(&inherited))).expect("a path")
+    let folders = tidings.into_iter().chain(psql.parent());
+    let path = env::join_paths(folders.map(Into::into).chain(env::split_paths(&inherited)));
+    path.expect("a path")
 }

@@ -6,6 +6,7 @@ mod application;
 mod form_flow;
 pub mod page;
 mod shop;
+mod start;
 
 use tokio::time::timeout;
 
