@@ -29,6 +29,7 @@ async fn the_applications_own_role_leads_to_the_first_notification() {
         .current_dir(&folder)
         .env("PATH", program_path())
         .env("PGHOST", shared_cluster().folder().join("run"))
+        .env("PGPORT", "5432")
         .env("PGDATABASE", name)
         .env("PGUSER", "application")
         .env("TIDINGS_LISTEN", listen.to_string())
