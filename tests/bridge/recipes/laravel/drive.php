@@ -72,7 +72,9 @@ function cookie_from($path, $id)
     $cookies = visit('GET', '/login/' . user($id)->id)->map->getValue();
     $token = ['X-XSRF-TOKEN' => $cookies['XSRF-TOKEN']];
     $cookie = visit('POST', $path, $cookies->all(), $token)['tidings_token'];
-    assert($cookie->getPath() === '/stream');
+    if ($cookie->getPath() !== '/stream') {
+        throw new Exception("a cookie for {$cookie->getPath()}");
+    }
     return $cookie;
 }
 
