@@ -121,7 +121,7 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
         .iter()
         .find(|found| found.topic == Topic::Owner)
         .map(|it| it.fix.clone());
-    let command = "psql -v schema='public' -v from='mallory' -f sql/roles.sql";
+    let command = "tidings roles --schema='public' --from='mallory' | psql";
     assert_eq!(fix, Some(Fix::Command(command.to_owned())));
     let handed = superuser
         .run_roles_with(&["schema=public", "from=mallory"])
