@@ -2,6 +2,7 @@
 //! and against a running bridge.
 
 mod application;
+mod development;
 mod form_flow;
 pub mod page;
 mod shop;
