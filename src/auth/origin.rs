@@ -243,7 +243,7 @@ pub async fn check(
         Ok(()) => next.call(request).await,
         Err(refused) => {
             let client = proxies.client_of(request.request());
-            let origin = Origin(request.headers());
+            let origin = SentOrigin(request.headers());
             rejections.count_because(RejectReason::Origin, client, &origin);
             Err(Problem::new(StatusCode::FORBIDDEN, refused.detail()).into())
         }
@@ -251,9 +251,9 @@ pub async fn check(
 }
 
 /// The origin in a request, for the log. Clients choose its length.
-struct Origin<'a>(&'a HeaderMap);
+struct SentOrigin<'a>(&'a HeaderMap);
 
-impl fmt::Display for Origin<'_> {
+impl fmt::Display for SentOrigin<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.get(header::ORIGIN) {
             None => f.write_str("no origin, but another site's page"),

@@ -65,7 +65,7 @@ async fn a_history_that_another_role_made_makes_it_the_owner_of_nothing() {
         .to_string();
     for part in [
         "belongs to mallory",
-        "-v from=mallory",
+        "--from=mallory",
         "drop table \"public\".tidings_schema_history;",
     ] {
         assert!(refused.contains(part), "{part}: {refused}");

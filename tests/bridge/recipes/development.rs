@@ -25,7 +25,7 @@ use crate::{
         browser::{Browser, Kind, in_each_browser},
         database::Database,
         dev::DataFolder,
-        event_source::{EventSource, Item, post},
+        event_source::{EventSource, Item},
         ports::free_address,
         process::Served,
         until,
@@ -324,12 +324,11 @@ async fn heartbeats_keep_a_stream_through_nginx_open() {
     // Four heartbeats, as on the page.
     let timeout = ("proxy_read_timeout 60s", "proxy_read_timeout 4s");
     let site = Site::start(&machine, bridge.address(), Between::Nginx, &[timeout]).await;
-    let issued = post(machine.application, "/stream-cookie", &[], "").await;
-    let issued = issued.expect("an answer");
-    let cookie = issued.header("set-cookie").expect("a cookie");
-    let cookie = cookie.split(';').next().expect("a cookie");
-    let headers = [("Cookie", cookie)];
-    let mut source = EventSource::open(site.between, "/stream", &headers).await;
+    let client = machine.database.connect().await;
+    let ticket = "select tidings.create_stream_ticket('alice', '1 hour')";
+    let ticket = client.query_one(ticket, &[]).await.expect("a ticket");
+    let stream = format!("/stream?ticket={}", ticket.get::<_, String>(0));
+    let mut source = EventSource::open(site.between, &stream, &[]).await;
     until(&mut source, "tidings.caught-up").await;
     for _ in 0..6 {
         let item = source.next_item().await;
