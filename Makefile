@@ -51,7 +51,7 @@ attacks: ## attack the bridge, and measure how other clients are affected
 
 # First installs the dependencies, from Debian's packages and into target/recipes. Runs no other tests.
 recipes: ## run the code in docs/recipes, each page with its framework, and form submissions in browsers
-	@$(with) rust postgres nginx chromium firefox recipes -- sh -exc ' \
+	@$(with) rust postgres nginx caddy chromium firefox recipes -- sh -exc ' \
 	    scripts/recipes install; \
 	    cargo test --locked --test bridge -- --include-ignored recipes::'
 

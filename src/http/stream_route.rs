@@ -103,12 +103,11 @@ async fn answer(
     let identity = match authenticator.identify(&request, client).await {
         Ok(identity) => identity,
         Err(error) => {
-            debug!(%client, %error, "rejected {client}: {error}");
             if error == Unidentified::Unavailable {
-                rejections.count(RejectReason::Unavailable, client);
+                rejections.count_because(RejectReason::Unavailable, client, &error);
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
             }
-            rejections.count(RejectReason::Identity, client);
+            rejections.count_because(RejectReason::Identity, client, &error);
             return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
         }
     };

@@ -3,6 +3,7 @@
 
 mod adopted;
 mod application;
+mod development;
 mod form_flow;
 pub mod page;
 mod shop;
