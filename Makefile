@@ -15,7 +15,7 @@ tests := cargo test --locked --workspace; cargo test --locked --test attacks
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade docker lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,11 @@ soak: ## connect and disconnect clients for TIDINGS_SOAK_SECONDS (600); memory, 
 # From the newest tag before this commit, or FROM=v0.1.0, or any commit. A few minutes.
 upgrade: ## upgrade bridges from an earlier release to this one under load, and count lost rows
 	@$(with) rust postgres -- scripts/upgrade $(FROM)
+
+# As root, on Debian. A few minutes the first time. FROM=v0.1.0, or any commit, also upgrades that release's
+# containers.
+docker: ## build the image, and start docker-compose.yml, with an engine of its own
+	@$(with) rust docker -- scripts/docker $(FROM)
 
 reliability: ## inject every fault, and write the lost rows (none) to docs/reliability.md
 	@$(with) rust postgres pgbouncer -- scripts/reliability
