@@ -15,7 +15,7 @@ tests := cargo test --locked --workspace; cargo test --locked --test attacks
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade dist dist-test lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade docker dist dist-test lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,11 @@ dist: ## build a release into target/dist: wheel, Debian package, tarball, SBOM,
 # Requires root. First makes two bare Debian systems, in target/dist-test.
 dist-test: ## install and start everything in target/dist in bare systems, and remove it again
 	@$(with) postgres dist-test -- scripts/dist-test $(ARGS)
+
+# As root, on Debian. A few minutes the first time. FROM=v0.1.0, or any commit, also upgrades that release's
+# containers.
+docker: ## build the image, and start docker-compose.yml, with an engine of its own
+	@$(with) rust docker -- scripts/docker $(FROM)
 
 reliability: ## inject every fault, and write the lost rows (none) to docs/reliability.md
 	@$(with) rust postgres pgbouncer -- scripts/reliability
