@@ -1,0 +1,258 @@
+// One stream for all tabs of a user. The tab that holds a lock, the leader, reads the stream and relays it
+// through a channel. Each step that it relays says from which position it leads to which. So a tab notices
+// when it has missed something, and asks for it.
+
+import { CAUGHT_UP, toStep, type History, type Step } from './history.js'
+import type { Status, Tidings } from './index.js'
+import { isHidden, type Page } from './page.js'
+import type { Settings } from './settings.js'
+import { createStream, LATE } from './stream.js'
+
+const ANSWER_LIMIT = 2_000 // milliseconds
+const HELD = 1_000 // steps
+
+/** A tab asks the leader for what follows its position. Any answer is a sign of life, too. */
+interface Question {
+  readonly asker: number
+  readonly position: string
+  /** How many rows a page without a position begins with. */
+  readonly replay: number
+  /** The asker's page is visible and has just woken: if the stream is down, it is to be opened now. */
+  readonly isUrgent: boolean
+}
+
+/** What the leader says. */
+interface Report {
+  /** Each leadership has one, and later ones a greater one. */
+  readonly term: number
+  readonly status: Status
+  /** What it relays, or only where it is; `to` is empty if it doesn't know yet. */
+  readonly step: Step
+  /** Whose question it answers: with the steps that lead to where it is, or `null` if it lacks them. */
+  readonly asker?: number
+  readonly steps?: readonly Step[] | null
+}
+
+export interface SharingUser {
+  deliver(step: Step): void
+  setState(changes: Partial<Pick<Tidings, 'status' | 'error' | 'leading'>>): void
+}
+
+export interface Sharing {
+  start(): unknown
+  wake(): void
+  /** Ends everything. `start` begins anew. */
+  stop(): void
+}
+
+export function createSharing(settings: Settings, page: Page, history: History, user: SharingUser): Sharing {
+  const { name, share = true, replay, heartbeat } = settings
+  const { BroadcastChannel: Channel, navigator: { locks } = {} } = page
+  const { position } = history
+  const { deliver, setState } = user
+  const me = Math.random()
+
+  let channel: BroadcastChannel | undefined
+  let claim: AbortController | undefined // for the lock
+  let release: (() => void) | undefined // of the lock
+  let isLeading = false
+  let isPrivate = false // leading, but the steps so far are only for this page
+  let isDenied = false // neither leading nor following
+  let term = 0 // of the latest leader
+  let status: Status = 'connecting' // of its stream
+  let heardAt = 0 // when it last said something
+  let silenceTimer: ReturnType<typeof setTimeout> | undefined
+  let answerTimer: ReturnType<typeof setTimeout> | undefined // set while an answer is awaited
+  let meetingPoint = '' // set while this tab reads what it lacks from a stream of its own: where it joins the leader
+  let held: Step[] = [] // what the leader has relayed since
+
+  const stream = createStream(settings, {
+    position,
+    take(block) {
+      const step = toStep(block, position())
+      if (isLeading && !isPrivate) report({ step })
+      deliver(step)
+      if (step.type !== CAUGHT_UP) return
+      isPrivate = false
+      if (meetingPoint) endCatchUp()
+      else report()
+    },
+    setStatus(newStatus, error) {
+      if (newStatus === 'denied') {
+        stand()
+        isDenied = true
+      } else if (isLeading) {
+        status = newStatus
+        report()
+      }
+      setState({ status: newStatus, error: error ?? null })
+    },
+  })
+
+  function start() {
+    if (!name || !share || !locks || !Channel) return lead()
+    channel = new Channel(name)
+    channel.onmessage = ({ data }: MessageEvent<Question | Report>) => {
+      if ('term' in data) hear(data)
+      else if (isLeading) answer(data)
+    }
+    join()
+  }
+
+  function stop() {
+    stand()
+    channel?.close()
+    channel = undefined
+  }
+
+  /** Waits for the lock, and follows whoever holds it. */
+  function join() {
+    isDenied = false
+    requestLock({})
+    ask(!isHidden(page))
+    heardAt = Date.now()
+    watch()
+  }
+
+  /** Neither leads nor follows. */
+  function stand() {
+    stream.close()
+    claim?.abort()
+    release?.()
+    claim = release = undefined
+    endFollowing()
+    setState({ leading: (isLeading = false) })
+  }
+
+  function endFollowing() {
+    clearTimeout(silenceTimer)
+    endQuestion()
+    meetingPoint = ''
+    held = []
+  }
+
+  function requestLock(options: LockOptions) {
+    claim?.abort()
+    const mine = (claim = new AbortController())
+    const granted = () => (mine === claim ? lead() : undefined)
+    locks!.request(name, options.steal ? options : { signal: mine.signal }, granted).catch(() => {
+      if (mine !== claim) return
+      const isStolen = isLeading
+      stop()
+      // Otherwise the page may not use locks, as in a sandboxed frame.
+      isStolen ? start() : lead()
+    })
+  }
+
+  // --- The leader ---
+
+  function lead(): Promise<void> {
+    const isReading = !!meetingPoint
+    endFollowing()
+    term = Math.max(Date.now(), term + 1) + Math.random()
+    // What the others have already must not be relayed to them.
+    isPrivate = isReading || (replay > 0 && !position())
+    setState({ leading: (isLeading = true) })
+    if (!isReading) stream.connect()
+    return new Promise((resolve) => (release = resolve))
+  }
+
+  function report(content?: Partial<Report>) {
+    const at = isPrivate ? '' : position()
+    channel?.postMessage({ term, status, step: { from: at, to: at }, ...content })
+  }
+
+  function answer({ asker, position, replay, isUrgent }: Question) {
+    const isFailing = isUrgent && stream.wake()
+    if (isFailing && isHidden(page)) {
+      // The timers of hidden pages are slow. The asker, which gets no answer, takes over.
+      stand()
+      join()
+    } else {
+      report({ asker, steps: history.since(position, replay) })
+    }
+  }
+
+  // --- The other tabs ---
+
+  function ask(isUrgent = false) {
+    if (!channel || isLeading || meetingPoint) return
+    endQuestion()
+    answerTimer = setTimeout(() => {
+      endQuestion()
+      // The leader is frozen. A hidden tab doesn't replace it, because it may be frozen next.
+      if (!isHidden(page)) requestLock({ steal: true })
+    }, ANSWER_LIMIT)
+    channel.postMessage({ asker: me, position: position(), replay, isUrgent })
+  }
+
+  function endQuestion() {
+    clearTimeout(answerTimer)
+    answerTimer = undefined
+  }
+
+  function watch() {
+    const left = heardAt + heartbeat * LATE - Date.now()
+    if (left <= 0 && !isHidden(page)) ask()
+    silenceTimer = setTimeout(watch, left > 0 ? left : heartbeat)
+  }
+
+  function hear(report: Report) {
+    // A leader that was replaced while it was frozen doesn't know it yet.
+    if (isLeading || report.term < term) return
+    if (isDenied) {
+      // Another tab has valid credentials. This one tries once with each of them.
+      if (report.term > term && report.status === 'live') join()
+      return
+    }
+    term = report.term
+    status = report.status
+    heardAt = Date.now()
+    if (!meetingPoint) setState({ status, error: null })
+    if (report.asker === me && answerTimer) takeAnswer(report)
+    else follow(report.step)
+  }
+
+  function takeAnswer({ step: { to }, steps }: Report) {
+    endQuestion()
+    if (steps && to) {
+      steps.forEach(deliver)
+      deliver({ from: position(), to, type: CAUGHT_UP, data: { rows: steps.length } })
+    } else if (to) {
+      meetingPoint = to
+      stream.connect()
+    }
+  }
+
+  function follow(step: Step) {
+    // There is nothing to follow yet, or the answer will contain it.
+    if (!step.to || answerTimer) return
+    if (meetingPoint) {
+      if (held.length < HELD) held.push(step)
+    } else if (step.from === position() && (step.from || !replay)) {
+      deliver(step)
+    } else {
+      ask()
+    }
+  }
+
+  function endCatchUp() {
+    const [to, steps] = [meetingPoint, held]
+    stream.close()
+    endFollowing()
+    watch()
+    // If there were too many, this tab isn't where the leader is, and asks again.
+    if (steps.length === HELD) return
+    deliver({ from: position(), to })
+    steps.forEach(follow)
+  }
+
+  return {
+    start,
+    stop,
+    wake() {
+      if (isLeading) stream.wake()
+      else if (!isDenied) ask(!isHidden(page))
+    },
+  }
+}
