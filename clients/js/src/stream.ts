@@ -103,6 +103,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
     else if (replay) searchParams.set('replay', `${replay}`)
     if (token) headers.Authorization = `Bearer ${await token()}`
     if (ticket) searchParams.set('ticket', await ticket())
+    if (signal.aborted) return 0 // not every `fetch` looks
     const response = await fetch(url, { headers, credentials: credentials!, cache: 'no-store', signal })
     const { status } = response
     if (status === 401 && !isUnauthorized && canRenew) {
