@@ -20,7 +20,7 @@ export function createClient(options: Options, page: Page): Tidings {
 
   // Without a user, the page before may have been another user's, whose position would hide rows.
   const stored = name && !replay && ifAllowed(() => page.sessionStorage?.getItem(name))
-  const history = createHistory(lastEventId ?? (stored || ''), (position) => {
+  const history = createHistory(lastEventId || stored || '', (position) => {
     if (name) ifAllowed(() => page.sessionStorage?.setItem(name, position))
   })
 
@@ -62,7 +62,7 @@ export function createClient(options: Options, page: Page): Tidings {
     if (type === 'pagehide' || type === 'freeze') {
       // The page may never be used again, and must not keep other tabs waiting.
       sharing.stop()
-      if (client.status !== 'denied') setState({ status: 'offline', error: null })
+      setState({ status: 'offline', error: null })
       isPaused = true
     } else if (isPaused) {
       isPaused = false

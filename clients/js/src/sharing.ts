@@ -137,10 +137,9 @@ export function createSharing(settings: Settings, page: Page, history: History, 
     const granted = () => (mine === claim ? lead() : undefined)
     locks!.request(name, options.steal ? options : { signal: mine.signal }, granted).catch(() => {
       if (mine !== claim) return
-      const isStolen = isLeading
-      stop()
-      // Otherwise the page may not use locks, as in a sandboxed frame.
-      isStolen ? start() : lead()
+      if (!isLeading) return lead() // the page may not use locks, as in a sandboxed frame
+      stand()
+      join()
     })
   }
 

@@ -122,7 +122,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
       position,
       (block) => {
         if (signal.aborted) return
-        if (block.data !== null && !isOpen) {
+        if (block.type === 'tidings.open') {
           isOpen = true
           failures = 0
           user.setStatus('catching-up')
@@ -143,7 +143,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
       heardAt = Date.now()
       parse(chunk.value)
     }
-    // A bridge that is full or stopping ends the stream before its first event.
+    // A bridge that is full or stopping ends the response before a stream begins.
     if (!isOpen) notBefore = Date.now() + asked
     return asked || backoff()
   }
