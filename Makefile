@@ -15,7 +15,7 @@ tests := cargo test --locked --workspace; cargo test --locked --test attacks
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,17 @@ clients-quick: ## the same with both browsers and three libraries, and fewer cut
 	    $(with) rust postgres chromium firefox clients -- sh -exc ' \
 	    scripts/clients install node python; \
 	    cargo test --locked --test clients -- --nocapture'
+
+# About ten minutes, most of them with browsers.
+client: ## build and test the npm package, in Node.js and in browsers with a real bridge
+	@$(with) rust postgres chromium firefox clients -- sh -exc ' \
+	    cargo build --locked; \
+	    export TIDINGS_BRIDGE_BINARY="$$PWD/target/debug/tidings"; \
+	    cd clients/js; \
+	    npm ci --silent --no-audit --no-fund --ignore-scripts; \
+	    npm run build; \
+	    npm test; \
+	    npm run test:browser'
 
 # About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.

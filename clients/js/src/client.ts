@@ -1,4 +1,4 @@
-import { createHistory } from './history.js'
+import { createHistory, type Step } from './history.js'
 import { TidingsError, type Notification, type Options, type Tidings } from './index.js'
 import { ifAllowed, type Page } from './page.js'
 import { check } from './settings.js'
@@ -24,20 +24,19 @@ export function createClient(options: Options, page: Page): Tidings {
     if (name) ifAllowed(() => page.sessionStorage?.setItem(name, position))
   })
 
-  const sharing = createSharing(settings, page, history, {
-    deliver(step) {
-      if (closed.aborted) return
-      const notification = history.apply(step)
-      if (notification) {
-        const { event } = notification
-        if (!OWN.test(`tidings.${event}`)) emit(event, notification)
-        emit('*', notification)
-      }
-      const notice = OWN.exec(step.type!)
-      if (notice) emit(notice[1]!, step.data)
-    },
-    setState,
-  })
+  const sharing = createSharing(settings, page, history, deliver, setState)
+
+  function deliver(step: Step) {
+    if (closed.aborted) return
+    const notification = history.apply(step)
+    if (notification) {
+      const { event } = notification
+      if (!OWN.test(`tidings.${event}`)) emit(event, notification)
+      emit('*', notification)
+    }
+    const notice = OWN.exec(step.type!)
+    if (notice) emit(notice[1]!, step.data)
+  }
 
   function setState(changes: Partial<Tidings>) {
     const { status, leading } = client

@@ -2,7 +2,8 @@ import type { Notification } from './index.js'
 import type { Block } from './parser.js'
 
 const SEEN = 10_000 // rows; a tab that caught up may be this far ahead of what the leader relays
-const RECENT = 100 // steps
+const RECENT = 100 // steps, of which at most one has a text of more than:
+const LARGE = 10_000 // characters
 /**
  * Milliseconds; the bridge's default `TIDINGS_SETTLE`. If a page is left earlier after a row arrived, for
  * example because a form was submitted, the user hasn't seen the row. The next page receives it again.
@@ -67,6 +68,7 @@ export function createHistory(position: string, store: (position: string) => voi
     apply(step) {
       const row = rowOf(step)
       position = step.to
+      if (row && row.text.length > LARGE) recent.length = 0
       if (row || position !== step.from) recent.push({ ...step, at: row ? Date.now() : 0 })
       if (recent.length > RECENT) recent.shift()
       save()

@@ -55,7 +55,10 @@ export function useTidingsEvent(event: string, listener: (notification: Notifica
 }
 
 /** The rows since the component was mounted, newest first. */
-export function useNotifications({ event = '*', limit = 100 }: { event?: string; limit?: number } = {}): readonly Notification[] {
+export function useNotifications({
+  event = '*',
+  limit = 100,
+}: { event?: string; limit?: number } = {}): readonly Notification[] {
   const [notifications, setNotifications] = useState<readonly Notification[]>([])
   useTidingsEvent(event, (notification) => setNotifications((before) => [notification, ...before].slice(0, limit)))
   return notifications

@@ -3,12 +3,13 @@
 // when it has missed something, and asks for it.
 
 import { CAUGHT_UP, toStep, type History, type Step } from './history.js'
-import type { Status, Tidings } from './index.js'
+import type { Status, Tidings, TidingsError } from './index.js'
 import { isHidden, type Page } from './page.js'
+import type { Block } from './parser.js'
 import type { Settings } from './settings.js'
 import { createStream, LATE } from './stream.js'
 
-const ANSWER_LIMIT = 2_000 // milliseconds
+const ANSWER_LIMIT = 2_000 // milliseconds; and up to half of it more, so that not all tabs take over at once
 const HELD = 1_000 // steps
 
 /** A tab asks the leader for what follows its position. Any answer is a sign of life, too. */
@@ -33,11 +34,6 @@ interface Report {
   readonly steps?: readonly Step[] | null
 }
 
-export interface SharingUser {
-  deliver(step: Step): void
-  setState(changes: Partial<Pick<Tidings, 'status' | 'error' | 'leading'>>): void
-}
-
 export interface Sharing {
   start(): unknown
   wake(): void
@@ -45,11 +41,16 @@ export interface Sharing {
   stop(): void
 }
 
-export function createSharing(settings: Settings, page: Page, history: History, user: SharingUser): Sharing {
+export function createSharing(
+  settings: Settings,
+  page: Page,
+  history: History,
+  deliver: (step: Step) => void,
+  setState: (changes: Partial<Tidings>) => void,
+): Sharing {
   const { name, share = true, replay, heartbeat } = settings
   const { BroadcastChannel: Channel, navigator: { locks } = {} } = page
   const { position } = history
-  const { deliver, setState } = user
   const me = Math.random()
 
   let channel: BroadcastChannel | undefined
@@ -66,28 +67,7 @@ export function createSharing(settings: Settings, page: Page, history: History, 
   let meetingPoint = '' // set while this tab reads what it lacks from a stream of its own: where it joins the leader
   let held: Step[] = [] // what the leader has relayed since
 
-  const stream = createStream(settings, {
-    position,
-    take(block) {
-      const step = toStep(block, position())
-      if (isLeading && !isPrivate) report({ step })
-      deliver(step)
-      if (step.type !== CAUGHT_UP) return
-      isPrivate = false
-      if (meetingPoint) endCatchUp()
-      else report()
-    },
-    setStatus(newStatus, error) {
-      if (newStatus === 'denied') {
-        stand()
-        isDenied = true
-      } else if (isLeading) {
-        status = newStatus
-        report()
-      }
-      setState({ status: newStatus, error: error ?? null })
-    },
-  })
+  const stream = createStream(settings, position, take, setStatus)
 
   function start() {
     if (!name || !share || !locks || !Channel) return lead()
@@ -143,6 +123,29 @@ export function createSharing(settings: Settings, page: Page, history: History, 
     })
   }
 
+  // --- The stream, which is the leader's, or brings a tab what it lacks ---
+
+  function take(block: Block) {
+    const step = toStep(block, position())
+    if (isLeading && !isPrivate) report({ step })
+    deliver(step)
+    if (step.type !== CAUGHT_UP) return
+    isPrivate = false
+    if (meetingPoint) endCatchUp()
+    else report()
+  }
+
+  function setStatus(newStatus: Status, error: TidingsError | null = null) {
+    if (newStatus === 'denied') {
+      stand()
+      isDenied = true
+    } else if (isLeading) {
+      status = newStatus
+      report()
+    }
+    setState({ status: newStatus, error })
+  }
+
   // --- The leader ---
 
   function lead(): Promise<void> {
@@ -181,7 +184,7 @@ export function createSharing(settings: Settings, page: Page, history: History, 
       endQuestion()
       // The leader is frozen. A hidden tab doesn't replace it, because it may be frozen next.
       if (!isHidden(page)) requestLock({ steal: true })
-    }, ANSWER_LIMIT)
+    }, ANSWER_LIMIT * (1 + Math.random() / 2))
     channel.postMessage({ asker: me, position: position(), replay, isUrgent })
   }
 
@@ -204,11 +207,13 @@ export function createSharing(settings: Settings, page: Page, history: History, 
       if (report.term > term && report.status === 'live') join()
       return
     }
+    const isNew = report.term > term
     term = report.term
     status = report.status
     heardAt = Date.now()
     if (!meetingPoint) setState({ status, error: null })
     if (report.asker === me && answerTimer) takeAnswer(report)
+    else if (isNew && answerTimer) ask() // its predecessor won't answer any more
     else follow(report.step)
   }
 

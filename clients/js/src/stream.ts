@@ -11,14 +11,6 @@ const MISSED_HEARTBEATS = 3
 /** After this many intervals, a heartbeat is late. */
 export const LATE = 4 / 3
 
-/** What becomes of a stream. */
-export interface StreamUser {
-  /** The event after which to resume; empty: begin with the backlog. */
-  position(): string
-  take(block: Block): void
-  setStatus(status: Status, error?: TidingsError): void
-}
-
 export interface Stream {
   connect(): void
   /**
@@ -30,7 +22,13 @@ export interface Stream {
 }
 
 /** Keeps a stream open: connects, reads, and connects again whenever it has ended. */
-export function createStream(settings: Settings, user: StreamUser): Stream {
+export function createStream(
+  settings: Settings,
+  /** The event after which to resume; empty: begin with the backlog. */
+  getPosition: () => string,
+  take: (block: Block) => void,
+  setStatus: (status: Status, error?: TidingsError) => void,
+): Stream {
   const { heartbeat, replay, refresh, token, ticket, credentials, fetch = globalThis.fetch } = settings
   const canRenew = refresh || token || ticket
   let attempt: AbortController | undefined
@@ -52,7 +50,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
     const mine = (attempt = new AbortController())
     heardAt = Date.now()
     watch()
-    user.setStatus('connecting')
+    setStatus('connecting')
     read(mine.signal).then(
       (wait) => mine === attempt && retryAfter(wait),
       (error) => mine === attempt && fail(error),
@@ -70,7 +68,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
     const error = reason instanceof TidingsError ? reason : new TidingsError(String(reason))
     if (error.status === 401 || error.status === 403) {
       close()
-      user.setStatus('denied', error)
+      setStatus('denied', error)
     } else {
       retryAfter(backoff(), error)
     }
@@ -79,7 +77,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
   function retryAfter(wait: number, error?: TidingsError) {
     close()
     timer = setTimeout(connect, Math.min(Math.max(wait, SHORTEST_RETRY), LONGEST_RETRY))
-    user.setStatus('offline', error)
+    setStatus('offline', error)
   }
 
   function backoff(): number {
@@ -94,7 +92,7 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
   /** Makes a connection and reads it to its end. Returns how long to wait before the next one. */
   async function read(signal: AbortSignal): Promise<number> {
     if (isUnauthorized) await renew()
-    const position = user.position()
+    const position = getPosition()
     const url = new URL(settings.url)
     const { searchParams } = url
     const headers: Record<string, string> = { Accept: 'text/event-stream' }
@@ -125,16 +123,16 @@ export function createStream(settings: Settings, user: StreamUser): Stream {
         if (block.type === 'tidings.open') {
           isOpen = true
           failures = 0
-          user.setStatus('catching-up')
+          setStatus('catching-up')
         }
-        if (block.type === 'tidings.caught-up') user.setStatus('live')
+        if (block.type === 'tidings.caught-up') setStatus('live')
         if (block.type === 'tidings.expiring' && canRenew)
           // If this fails, the 401 after the end of this connection is the next occasion.
           renew().then(
             () => signal.aborted || connect(),
             () => {},
           )
-        user.take(block)
+        take(block)
       },
       (milliseconds) => (asked = retry = milliseconds),
     )

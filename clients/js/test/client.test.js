@@ -220,7 +220,8 @@ test('of tabs that share, each resumes from its own page', async () => {
   await passes(10_000)
   await bridge.last.row(1) // for example because a form was submitted
   await page.fire('pagehide')
-  const next = await openTab(bridge, { page: new FakePage({ locks, sessionStorage: page.sessionStorage }), user: 'alice' })
+  const { sessionStorage } = page
+  const next = await openTab(bridge, { page: new FakePage({ locks, sessionStorage }), user: 'alice' })
   assert.equal(bridge.connections.length, 1)
   assert.deepEqual(next.received, [1])
   assert.deepEqual(leader.received, [1])
@@ -242,7 +243,8 @@ test('nothing is stored or resumed for another user, another address, without a 
 test('`lastEventId` takes precedence over what is stored', async () => {
   const page = new FakePage()
   await openLive({ page, user: 'alice' })
-  await openTab(bridge, { page: new FakePage({ sessionStorage: page.sessionStorage }), user: 'alice', lastEventId: '8-X' })
+  const { sessionStorage } = page
+  await openTab(bridge, { page: new FakePage({ sessionStorage }), user: 'alice', lastEventId: '8-X' })
   assert.equal(bridge.last.lastEventId, '8-X')
 })
 

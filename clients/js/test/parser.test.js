@@ -21,7 +21,7 @@ for (const [name, stream, expected] of [
   ['several lines of data', 'data: a\ndata:b\ndata\n\n', [event('a\nb\n')]],
   ['one space is removed after the colon, not two', 'data:  a\n\n', [event(' a')]],
   ['empty data is data', 'data:\n\n', [event('')]],
-  ['a type, which ends with its block', 'event: order\ndata: a\n\ndata: b\n\n', [event('a', { type: 'order' }), event('b')]],
+  ['a type, of one block', 'event: order\ndata: a\n\ndata: b\n\n', [event('a', { type: 'order' }), event('b')]],
   ['the last type counts, and an empty one is message', 'event: a\nevent:\ndata: x\n\n', [event('x')]],
   ['an id, which stays', 'id: 7-A\ndata: a\n\ndata: b\n\n', [event('a', { id: '7-A' }), event('b', { id: '7-A' })]],
   ['an id without data', 'id: 7-A\n\n', [event(null, { id: '7-A' })]],

@@ -73,8 +73,8 @@ class Connection {
   }
 }
 
-export function row(id, { text = `row ${id}`, event = null, position = `${id}-P${id}`, created_at = '2026-11-30T12:00:00.000000Z', ref } = {}) {
-  const data = JSON.stringify({ id, event, text, created_at, ref })
+export function row(id, { text = `row ${id}`, event = null, position = `${id}-P${id}`, ...others } = {}) {
+  const data = JSON.stringify({ id, event, text, created_at: '2026-11-30T12:00:00.000000Z', ...others })
   return `${event ? `event: ${event}\n` : ''}data: ${data}\nid: ${position}\n\n`
 }
 
@@ -200,14 +200,16 @@ export class FakePage extends EventTarget {
     }
   }
 
-  /** Like a hanging tab: it hears nothing from other tabs. */
+  /** Like a tab that hangs: it hears nothing from other tabs, and replaces none. */
   hang() {
     this.#undelivered = []
+    this.document.visibilityState = 'hidden'
   }
 
   async recover() {
     const undelivered = this.#undelivered
     this.#undelivered = null
+    this.document.visibilityState = 'visible'
     for (const deliver of undelivered) deliver()
     await settle()
   }
