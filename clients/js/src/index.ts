@@ -1,3 +1,6 @@
+// Applications that don't use `using` needn't name the library in which its symbol is.
+/// <reference lib="esnext.disposable" preserve="true" />
+
 import { createClient } from './client.js'
 
 /**
@@ -62,7 +65,7 @@ export interface Options {
   /** Returns a ticket. Called for each connection. */
   ticket?: () => string | Promise<string>
   /** As in `fetch`. Default: `same-origin`. */
-  credentials?: RequestCredentials
+  credentials?: 'omit' | 'same-origin' | 'include'
   /** The bridge's `TIDINGS_HEARTBEAT`, in milliseconds. Default: 15,000. */
   heartbeat?: number
   /** Replaces the global `fetch`. */

@@ -193,6 +193,16 @@ test('the next page of a tab resumes where the page before was two seconds befor
   assert.deepEqual(second.received, [2])
 })
 
+test('a row that has been on a page for two seconds is not on the next one', async () => {
+  const page = new FakePage()
+  await openLive({ page, user: 'alice' })
+  await bridge.last.row(1)
+  await passes(2_001)
+  await page.fire('pagehide')
+  await openTab(bridge, { page: new FakePage({ sessionStorage: page.sessionStorage }), user: 'alice' })
+  assert.equal(bridge.last.lastEventId, '1-P1')
+})
+
 test('a row that arrives just before the first page is left is on the next page', async () => {
   const page = new FakePage()
   await openLive({ page, user: 'alice' })

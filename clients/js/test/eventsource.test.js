@@ -38,6 +38,16 @@ test('one that is made after the client is open, opens too', async () => {
   assert.equal(opened, 1)
 })
 
+test('one that is closed at once stays closed', async () => {
+  const bridge = new Bridge()
+  const { client } = await openTab(bridge)
+  await bridge.last.opens()
+  const source = asEventSource(client)
+  source.close()
+  await settle()
+  assert.equal(source.readyState, source.CLOSED)
+})
+
 test('closing it leaves the client open, and closing the client closes it', async () => {
   const bridge = new Bridge()
   const { client } = await openTab(bridge)

@@ -41,6 +41,17 @@ test('eight tabs share one stream, with their status, position and rows', async 
   }
 })
 
+test('a store that follows tells only changes, too', async () => {
+  const [, follower] = await openTabs(2)
+  let changes = 0
+  follower.client.subscribe(() => changes++)
+  await bridge.last.row(1)
+  await bridge.last.row(2)
+  assert.equal(changes, 0)
+  await bridge.last.end()
+  assert.equal(changes, 1)
+})
+
 test('tabs share only with tabs of the same user and address, and if they are asked to', async () => {
   for (const options of [
     { user: 'alice' },
