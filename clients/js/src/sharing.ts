@@ -160,8 +160,8 @@ export function createSharing(
   }
 
   function report(content?: Partial<Report>) {
-    const at = isPrivate ? '' : position()
-    channel?.postMessage({ term, status, step: { from: at, to: at }, ...content })
+    const to = isPrivate ? '' : position()
+    channel?.postMessage({ term, status, step: { from: to, to }, ...content })
   }
 
   function answer({ asker, position, replay, isUrgent }: Question) {
@@ -200,8 +200,10 @@ export function createSharing(
   }
 
   function hear(report: Report) {
-    // A leader that was replaced while it was frozen doesn't know it yet.
-    if (isLeading || report.term < term) return
+    // A leader that was replaced, for example while it was frozen, may not know it yet. What it says doesn't
+    // count, even if its term began later: the one that has the lock passes it.
+    if (isLeading) term = Math.max(term, report.term + 1)
+    if (report.term < term) return
     if (isDenied) {
       // Another tab has valid credentials. This one tries once with each of them.
       if (report.term > term && report.status === 'live') join()

@@ -43,7 +43,7 @@ test('history: steps that lead nowhere take no room', () => {
 
 test('history: only so many steps are kept, and only one large text', () => {
   const history = createHistory('0', () => {})
-  for (let n = 0; n < 150; n++) history.apply(step(`${n}`, `${n + 1}`, 'x'))
+  for (let n = 0; n < 150; n++) history.apply(step(`${n}`, `${n + 1}`, 'x'.repeat(1_000)))
   assert.equal(history.since('50', 0), null)
   assert.equal(history.since('51', 0).length, 99)
   history.apply(step('150', '151', 'x'.repeat(20_000)))

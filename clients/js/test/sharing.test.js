@@ -2,6 +2,8 @@ import assert from 'node:assert/strict'
 import { afterEach, beforeEach, mock, test } from 'node:test'
 import { Bridge, FakePage, Locks, closeAll, freezeTime, openChannels, openTab, passes, row, settle } from './support.js'
 
+const NAME = 'tidings:https://app.example.org/stream:alice'
+
 let bridge
 let locks
 
@@ -23,6 +25,15 @@ async function openTabs(count, options) {
   await bridge.last.opens()
   while (tabs.length < count) tabs.push(await open(options))
   return tabs
+}
+
+/** Counts the questions that tabs ask. */
+function countQuestions(t) {
+  const channel = new BroadcastChannel(NAME)
+  const counter = { questions: 0 }
+  channel.onmessage = ({ data }) => (counter.questions += data.term ? 0 : 1)
+  t.after(() => channel.close())
+  return counter
 }
 
 const leaders = (tabs) => tabs.filter(({ client }) => client.leading).length
@@ -143,6 +154,21 @@ test('of many visible tabs, one replaces the leader', async () => {
   assert.ok(bridge.connections.length <= 3, `${bridge.connections.length} connections`)
 })
 
+test('if several take over at once, all follow the last', async (t) => {
+  let now = 0.9 // the terms of one millisecond
+  t.mock.method(Math, 'random', () => (now -= 0.01))
+  const tabs = await openTabs(6)
+  tabs[0].page.hang()
+  await passes(20_000)
+  await passes(3_000)
+  assert.equal(leaders(tabs), 1)
+  const { last } = bridge
+  await last.opens()
+  await last.row(1)
+  await last.row(2)
+  for (const { received } of tabs.slice(1)) assert.deepEqual(received, [1, 2])
+})
+
 test('a hidden tab replaces nobody, but asks when it becomes visible', async () => {
   const tabs = await openTabs(2)
   await tabs[1].page.hide()
@@ -156,22 +182,25 @@ test('a hidden tab replaces nobody, but asks when it becomes visible', async () 
   assert.equal(tabs[1].client.leading, true)
 })
 
-test('a leader that is alive is not replaced: heartbeats are signs of life, and so are answers', async () => {
+test('a leader that is alive is not replaced: heartbeats are signs of life, and so are answers', async (t) => {
   const tabs = await openTabs(3)
+  const counter = countQuestions(t)
   for (let n = 0; n < 10; n++) {
     await passes(15_000)
     await bridge.last.send(n % 2 ? ':\n\n' : 'id: 0-P0\n\n')
   }
   assert.equal(tabs[0].client.leading, true)
+  assert.equal(counter.questions, 0)
   // The bridge is silent, but the leader isn't.
   await passes(44_000)
+  assert.ok(counter.questions > 0)
   assert.equal(tabs[0].client.leading, true)
   assert.equal(bridge.connections.length, 1)
 })
 
 test('what a replaced leader still says is ignored', async () => {
   const tabs = await openTabs(2)
-  const channel = new BroadcastChannel('tidings:https://app.example.org/stream:alice')
+  const channel = new BroadcastChannel(NAME)
   const reports = []
   channel.onmessage = ({ data }) => data.term && reports.push(data)
   await bridge.last.row(1)
@@ -190,18 +219,18 @@ test('what a replaced leader still says is ignored', async () => {
   channel.close()
 })
 
-test('a tab that missed something asks for it, and gets it once and in order', async () => {
+test('a tab that missed something asks for it once, and gets it once and in order', async (t) => {
   const tabs = await openTabs(2)
+  const counter = countQuestions(t)
   tabs[1].page.hang()
   await bridge.last.row(1)
   await bridge.last.row(2)
-  const recovered = tabs[1].page.recover
-  // What was relayed meanwhile is lost, as for a page in the back/forward cache.
-  await tabs[1].page.hang()
-  await recovered.call(tabs[1].page)
-  await bridge.last.row(3)
-  assert.deepEqual(tabs[1].received, [1, 2, 3])
+  tabs[1].page.hang() // forgets what was relayed, like a page in the back/forward cache
+  await tabs[1].page.recover()
+  await bridge.last.send(row(3) + row(4) + row(5))
+  assert.deepEqual(tabs[1].received, [1, 2, 3, 4, 5])
   assert.equal(bridge.connections.length, 1)
+  assert.equal(counter.questions, 1)
 })
 
 test('what the leader no longer has, a tab reads from a stream of its own, while rows arrive', async () => {
@@ -210,7 +239,7 @@ test('what the leader no longer has, a tab reads from a stream of its own, while
   let text = ''
   for (let id = 1; id <= 150; id++) text += row(id)
   await bridge.last.send(text)
-  tabs[1].page.hang() // forgets what it was sent
+  tabs[1].page.hang() // forgets what was relayed
   await tabs[1].page.recover()
   await tabs[1].page.show()
   const [main, own] = bridge.connections
@@ -219,15 +248,17 @@ test('what the leader no longer has, a tab reads from a stream of its own, while
   assert.equal(tabs[1].client.leading, false)
   // The row arrives on both streams, first on the leader's.
   await main.row(151)
+  await main.row(152)
   await own.send(text)
   await own.row(151)
   await own.send('event: tidings.caught-up\ndata: {"rows":151}\nid: 151-P900\n\n')
   assert.equal(own.isAborted, true)
-  await main.row(152)
-  const all = Array.from({ length: 152 }, (_, index) => index + 1)
+  assert.equal(tabs[1].received.at(-1), 152)
+  await main.row(153)
+  const all = Array.from({ length: 153 }, (_, index) => index + 1)
   for (const { received, client } of tabs) {
     assert.deepEqual(received, all)
-    assert.equal(client.lastEventId, '152-P152')
+    assert.equal(client.lastEventId, '153-P153')
     assert.equal(client.status, 'live')
   }
 })
@@ -342,6 +373,39 @@ test('the replay of the leader is for its page only', async () => {
   assert.equal(bridge.connections.length, 1)
 })
 
+test('a replay also works for a tab that opens while the leader connects', async () => {
+  await open()
+  const second = await open({ replay: 3 })
+  const [main] = bridge.connections
+  await main.opens()
+  const own = bridge.last
+  assert.notEqual(own, main)
+  await own.send('retry: 3000\n\nevent: tidings.open\ndata: {"resumed":false}\nid: 0-P0\n\n')
+  await own.send(row(1) + row(2))
+  await own.send('event: tidings.caught-up\ndata: {"rows":2}\nid: 2-P2\n\n')
+  assert.deepEqual(second.received, [1, 2])
+})
+
+test('while the leader connects, the others ask once', async (t) => {
+  await open()
+  const counter = countQuestions(t)
+  for (const lastEventId of ['1-A', '2-A', '3-A', '4-A']) await open({ lastEventId })
+  await passes(1_000)
+  await settle()
+  assert.equal(counter.questions, 4)
+})
+
+test('a tab without valid credentials doesn’t try again and again what it can’t', async () => {
+  const tabs = await openTabs(1)
+  bridge.respond = () => 401
+  const second = await open({ lastEventId: '9-X' })
+  assert.equal(second.client.status, 'denied')
+  assert.equal(bridge.connections.length, 2)
+  for (let id = 1; id < 20; id++) await bridge.connections[0].row(id)
+  assert.equal(bridge.connections.length, 2)
+  assert.equal(tabs[0].client.status, 'live')
+})
+
 test('a hidden leader that fails gives way to a visible tab that wakes', async () => {
   const tabs = await openTabs(2)
   await tabs[0].page.hide()
@@ -438,10 +502,14 @@ test('closed tabs hold no channel and no lock, whatever they were doing', async 
   const tabs = await openTabs(3)
   tabs[0].page.hang()
   await passes(20_000)
-  for (const { client } of tabs) client.close()
+  for (const waiting of [1, 0, 0]) {
+    tabs.pop().client.close()
+    await settle()
+    assert.equal(locks.waiting(NAME), waiting)
+  }
   await passes(10_000_000)
   assert.equal(openChannels.size, 0)
-  assert.equal(locks.isHeld('tidings:https://app.example.org/stream:alice'), false)
+  assert.equal(locks.isHeld(NAME), false)
   assert.equal(bridge.open.length, 0)
   assert.equal(bridge.connections.length, 1)
 })

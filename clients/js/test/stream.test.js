@@ -217,6 +217,26 @@ test('a 401 calls `refresh`, and the stream goes on where it was', async () => {
   assert.ok(!tab.statuses.includes('denied'))
 })
 
+test('each time that the credentials expire, they are renewed', async () => {
+  const bridge = new Bridge()
+  let isExpired = true
+  bridge.respond = () => (isExpired ? 401 : undefined)
+  const refresh = mock.fn(() => void (isExpired = false))
+  const tab = await openTab(bridge, { refresh })
+  for (let n = 1; n <= 3; n++) {
+    assert.equal(refresh.mock.callCount(), n)
+    await bridge.last.opens()
+    assert.equal(tab.client.status, 'live')
+    await bridge.last.end() // for another reason
+    await passes(3_000)
+    assert.equal(refresh.mock.callCount(), n)
+    await bridge.last.opens()
+    isExpired = true
+    await bridge.last.end()
+    await passes(3_000)
+  }
+})
+
 test('a second 401 after `refresh` is final, until `reconnect`', async () => {
   const bridge = new Bridge()
   bridge.respond = () => 401
@@ -409,6 +429,17 @@ test('reconnect replaces the connection at once', async () => {
   await settle()
   assert.equal(bridge.connections.length, 2)
   assert.equal(bridge.open.length, 1)
+})
+
+test('what a connection still had when it was replaced is left to the next one', async () => {
+  const bridge = new Bridge()
+  const tab = await openTab(bridge)
+  await bridge.last.opens()
+  tab.client.on('*', ({ id }) => id === '1' && tab.client.reconnect())
+  await bridge.last.send(`${row(1)}${row(2)}event: tidings.caught-up\ndata: {}\nid: 2-P2\n\n`)
+  assert.equal(tab.client.status, 'connecting')
+  assert.equal(bridge.last.lastEventId, '1-P1')
+  assert.deepEqual(tab.received, [1])
 })
 
 test('gaps and the end of the backlog are reported', async () => {

@@ -133,7 +133,7 @@ export class Locks {
       } else {
         queue.push(entry)
       }
-      queueMicrotask(() => this.#grant(name))
+      this.#grant(name)
     })
   }
 
@@ -147,7 +147,13 @@ export class Locks {
       this.#held.delete(name)
       this.#grant(name)
     }
-    Promise.resolve(entry.callback({ name })).then(entry.resolve, entry.reject).finally(release)
+    const use = async () => entry.callback({ name })
+    queueMicrotask(() => use().then(entry.resolve, entry.reject).finally(release))
+  }
+
+  /** How many wait for a lock. */
+  waiting(name) {
+    return this.#queues.get(name)?.length ?? 0
   }
 
   isHeld(name) {
