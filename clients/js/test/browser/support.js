@@ -85,7 +85,6 @@ export class Bridge {
       TIDINGS_JWT_SECRET: SECRET,
       TIDINGS_HEARTBEAT: '1s',
       TIDINGS_MAX_CONNECTIONS_PER_ADDRESS: '10000',
-      TIDINGS_LOG: 'info',
       ...settings,
     })
     bridge.port = Number(await bridge.server.finds(/http:\/\/127\.0\.0\.1:(\d+)\/stream/))
