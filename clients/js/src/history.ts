@@ -73,12 +73,13 @@ export function createHistory(position: string, store: (position: string) => voi
       if (recent.length > RECENT) recent.shift()
       save()
       if (!row) return null
+      const notification = toNotification(row, position)
       // The time is part of the key because after a crash of the database, the id of a lost row is used again.
-      const key = `${parseInt(position)} ${row.created_at}`
+      const key = `${notification.id} ${row.created_at}`
       const isNew = !seen.has(key)
       seen.add(key)
       if (seen.size > SEEN) seen.delete(seen.values().next().value!)
-      return isNew ? toNotification(row, position) : null
+      return isNew ? notification : null
     },
     since(from, rows) {
       // The first, because the position may have come again with the same row.

@@ -26,10 +26,9 @@ export function createParser(
 
   function takeLine(line: string) {
     if (line === '') {
-      const block = { type: type || 'message', data, id }
+      onBlock({ type: type || 'message', data, id })
       type = ''
       data = null
-      onBlock(block)
       return
     }
     const name = line.split(':', 1)[0]!

@@ -88,7 +88,7 @@ export function createSharing(
   /** Waits for the lock, and follows whoever holds it. */
   function join() {
     isDenied = false
-    requestLock({})
+    requestLock()
     ask(!isHidden(page))
     heardAt = Date.now()
     watch()
@@ -111,11 +111,11 @@ export function createSharing(
     held = []
   }
 
-  function requestLock(options: LockOptions) {
+  function requestLock(steal = false) {
     claim?.abort()
     const mine = (claim = new AbortController())
-    const granted = () => (mine === claim ? lead() : undefined)
-    locks!.request(name, options.steal ? options : { signal: mine.signal }, granted).catch(() => {
+    const granted = () => mine === claim && lead()
+    locks!.request(name, steal ? { steal } : { signal: mine.signal }, granted).catch(() => {
       if (mine !== claim) return
       if (!isLeading) return lead() // the page may not use locks, as in a sandboxed frame
       stand()
@@ -183,7 +183,7 @@ export function createSharing(
     answerTimer = setTimeout(() => {
       endQuestion()
       // The leader is frozen. A hidden tab doesn't replace it, because it may be frozen next.
-      if (!isHidden(page)) requestLock({ steal: true })
+      if (!isHidden(page)) requestLock(true)
     }, ANSWER_LIMIT * (1 + Math.random() / 2))
     channel.postMessage({ asker: me, position: position(), replay, isUrgent })
   }
@@ -195,7 +195,7 @@ export function createSharing(
 
   function watch() {
     const left = heardAt + heartbeat * LATE - Date.now()
-    if (left <= 0 && !isHidden(page)) ask()
+    if (left <= 0 && !answerTimer && !isHidden(page)) ask()
     silenceTimer = setTimeout(watch, left > 0 ? left : heartbeat)
   }
 
@@ -221,10 +221,11 @@ export function createSharing(
 
   function takeAnswer({ step: { to }, steps }: Report) {
     endQuestion()
-    if (steps && to) {
+    if (!to) return
+    if (steps) {
       steps.forEach(deliver)
       deliver({ from: position(), to, type: CAUGHT_UP, data: { rows: steps.length } })
-    } else if (to) {
+    } else {
       meetingPoint = to
       stream.connect()
     }

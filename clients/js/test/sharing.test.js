@@ -146,6 +146,18 @@ test('a visible tab replaces a leader that hangs, and no row is lost or repeated
   for (const { received } of tabs) assert.deepEqual(received, [1, 2, 3])
 })
 
+test('a leader that hangs is replaced in time, whatever the heartbeat', async () => {
+  for (const heartbeat of [100, 1_000, 3_000, 60_000]) {
+    const user = `user${heartbeat}`
+    const first = await open({ user, heartbeat })
+    await bridge.last.opens()
+    const second = await open({ user, heartbeat })
+    first.page.hang()
+    for (let left = (heartbeat * 4) / 3 + 3_000; left > -50; left -= 50) await passes(50)
+    assert.equal(second.client.leading, true, `${heartbeat}`)
+  }
+})
+
 test('of many visible tabs, one replaces the leader', async () => {
   const tabs = await openTabs(8)
   tabs[0].page.hang()

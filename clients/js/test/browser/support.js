@@ -9,7 +9,7 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createHmac, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
@@ -43,11 +43,14 @@ export { sleep }
 
 // --- Programs ------------------------------------------------------------------------------
 
+// The tests' own settings aren't the bridge's.
+const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('TIDINGS_')))
+
 class Program {
   output = ''
 
   constructor(program, args, env = {}) {
-    this.process = spawn(program, args, { env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'] })
+    this.process = spawn(program, args, { env: { ...environment, ...env }, stdio: ['pipe', 'pipe', 'pipe'] })
     for (const stream of [this.process.stdout, this.process.stderr])
       stream.setEncoding('utf8').on('data', (text) => (this.output += text))
     this.ended = once(this.process, 'exit')
@@ -75,6 +78,7 @@ export class Bridge {
     const program = process.env.TIDINGS_BRIDGE_BINARY
     assert.ok(program, 'set TIDINGS_BRIDGE_BINARY to the program tidings')
     bridge.folder = mkdtempSync(join(tmpdir(), 'tidings-client-'))
+    chmodSync(bridge.folder, 0o755) // as root, PostgreSQL runs as another user
     const anyPort = ['--listen=127.0.0.1:0', '--admin-listen=127.0.0.1:0']
     bridge.dev = new Program(program, ['dev', `--data=${join(bridge.folder, 'data')}`, ...anyPort])
     const psql = await bridge.dev.finds(/\n {2}(.*psql "[^"]+") -c/)
@@ -315,21 +319,11 @@ export class Tab {
     }, texts)
   }
 
-  /** The page hangs: no script runs for a while. */
+  /** The page hangs: no script runs for a while. Resolves when it has recovered. */
   hang(milliseconds) {
     return this.evaluate((milliseconds) => {
-      setTimeout(() => {
-        for (const end = Date.now() + milliseconds; Date.now() < end; );
-      })
+      for (const end = Date.now() + milliseconds; Date.now() < end; );
     }, milliseconds)
-  }
-
-  /** Headless browsers never hide a page. */
-  setVisibility(state) {
-    return this.evaluate((state) => {
-      Object.defineProperty(document, 'visibilityState', { value: state, configurable: true })
-      document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))
-    }, state)
   }
 }
 

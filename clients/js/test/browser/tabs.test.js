@@ -10,6 +10,8 @@ before(async () => {
 })
 after(() => bridge?.stop())
 
+const HANG = 20_000 // milliseconds
+
 /** A user that no other test has. */
 let users = 0
 const newUser = () => `user${++users}`
@@ -97,13 +99,15 @@ for (const [kind, program] of browsers) {
 
     test('a visible tab replaces a leader that hangs', async (t) => {
       const { leader, others } = await openTabsOfALeader(3)
-      await leader.hang(8_000)
+      await others[0].page.bringToFront()
+      const recovers = leader.hang(HANG)
       const begin = Date.now()
+      await Promise.all(others.map((tab) => tab.evaluate(() => true)))
+      if (Date.now() - begin > HANG - 1_000) return t.skip('the tabs are in one process')
       await send('meanwhile')
-      const isResponsive = Promise.race([others[0].evaluate(() => true), sleep(5_000)])
-      if (!(await isResponsive)) return t.skip('the tabs are in one process')
       await haveExactly(others, 'meanwhile')
-      assert.ok(Date.now() - begin < 7_000, 'before the leader recovers')
+      assert.ok(Date.now() - begin < HANG, 'before the leader recovers')
+      await recovers
       await send('after')
       await haveExactly([leader, ...others], 'meanwhile', 'after')
       assert.equal(await leader.isLeading(), false)
@@ -203,8 +207,8 @@ for (const [kind, program] of browsers) {
 
     test('a form is submitted, and its notification is on the next page', async () => {
       for (const [others, orders] of [
-        [0, 10],
-        [1, 3],
+        [0, 3],
+        [1, 2],
       ]) {
         user = newUser()
         const page = await context.newPage()
@@ -272,11 +276,17 @@ for (const [kind, program] of browsers) {
 
     test('the network goes away and comes back', async () => {
       const tabs = await openTabs(2)
-      for (const tab of tabs) await tab.page.setOfflineMode(true)
+      const sessions = await Promise.all(tabs.map(({ page }) => page.createCDPSession()))
+      const setOffline = (offline) => {
+        const conditions = { offline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 }
+        return Promise.all(sessions.map((session) => session.send('Network.emulateNetworkConditions', conditions)))
+      }
+      await Promise.all(sessions.map((session) => session.send('Network.enable')))
+      await setOffline(true)
       application.wire.cut()
       await send('offline')
       await until(async () => (await tabs[0].status()) === 'offline', 'offline')
-      for (const tab of tabs) await tab.page.setOfflineMode(false)
+      await setOffline(false)
       const begin = Date.now()
       await haveExactly(tabs, 'offline')
       assert.ok(Date.now() - begin < 5_000, 'without waiting for the next attempt')
