@@ -14,6 +14,8 @@ const HELD = 1_000 // steps
 
 /** A tab asks the leader for what follows its position. Any answer is a sign of life, too. */
 interface Question {
+  /** Of the latest leader that the asker has heard. */
+  readonly term: number
   readonly asker: number
   readonly position: string
   /** How many rows a page without a position begins with. */
@@ -73,7 +75,9 @@ export function createSharing(
     if (!name || !share || !locks || !Channel) return lead()
     channel = new Channel(name)
     channel.onmessage = ({ data }: MessageEvent<Question | Report>) => {
-      if ('term' in data) hear(data)
+      // The one that has the lock outranks everyone, also a leader whose term began later and that was replaced.
+      if (isLeading && data.term > term) term = data.term + 1
+      if ('step' in data) hear(data)
       else if (isLeading) answer(data)
     }
     join()
@@ -88,6 +92,7 @@ export function createSharing(
   /** Waits for the lock, and follows whoever holds it. */
   function join() {
     isDenied = false
+    term = 0 // As a leader, this tab may have outranked the one that replaced it.
     requestLock()
     ask(!isHidden(page))
     heardAt = Date.now()
@@ -185,7 +190,7 @@ export function createSharing(
       // The leader is frozen. A hidden tab doesn't replace it, because it may be frozen next.
       if (!isHidden(page)) requestLock(true)
     }, ANSWER_LIMIT * (1 + Math.random() / 2))
-    channel.postMessage({ asker: me, position: position(), replay, isUrgent })
+    channel.postMessage({ term, asker: me, position: position(), replay, isUrgent })
   }
 
   function endQuestion() {
@@ -200,9 +205,7 @@ export function createSharing(
   }
 
   function hear(report: Report) {
-    // A leader that was replaced, for example while it was frozen, may not know it yet. What it says doesn't
-    // count, even if its term began later: the one that has the lock passes it.
-    if (isLeading) term = Math.max(term, report.term + 1)
+    // A leader that was replaced, for example while it was frozen, may not know it yet. What it says doesn't count.
     if (report.term < term) return
     if (isDenied) {
       // Another tab has valid credentials. This one tries once with each of them.

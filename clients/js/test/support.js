@@ -179,13 +179,26 @@ export class FakePage extends EventTarget {
   location = { href: 'https://app.example.org/page' }
   sessionStorage = new MemoryStorage()
   #undelivered = null
+  #recovered = null
+  #recover = () => {}
 
   constructor({ locks, sessionStorage } = {}) {
     super()
     if (sessionStorage) this.sessionStorage = sessionStorage
     if (!locks) return
     const page = this
-    this.navigator = { locks }
+    const request = (name, options, callback) => {
+      const granted = async (lock) => {
+        await page.#recovered
+        return callback(lock)
+      }
+      const lost = async (error) => {
+        await page.#recovered
+        throw error
+      }
+      return locks.request(name, options, granted).catch(lost)
+    }
+    this.navigator = { locks: { request } }
     this.BroadcastChannel = class extends BroadcastChannel {
       constructor(name) {
         super(name)
@@ -206,17 +219,23 @@ export class FakePage extends EventTarget {
     }
   }
 
-  /** Like a tab that hangs: it hears nothing from other tabs, and replaces none. */
+  /** Like a tab that hangs: it hears nothing from other tabs, nor about its lock, and replaces none. */
   hang() {
     this.#undelivered = []
+    this.#recovered = new Promise((resolve) => (this.#recover = resolve))
     this.document.visibilityState = 'hidden'
   }
 
-  async recover() {
+  /** Browsers don't say in which order a page then learns what has happened. */
+  async recover({ first = 'messages' } = {}) {
     const undelivered = this.#undelivered
     this.#undelivered = null
+    this.#recovered = null
     this.document.visibilityState = 'visible'
-    for (const deliver of undelivered) deliver()
+    if (first === 'messages') for (const deliver of undelivered) deliver()
+    this.#recover()
+    await settle()
+    if (first !== 'messages') for (const deliver of undelivered) deliver()
     await settle()
   }
 
