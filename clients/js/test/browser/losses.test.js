@@ -94,7 +94,9 @@ for (const [kind, program] of browsers) {
             await session.send('Page.setWebLifecycleState', { state: 'active' })
           },
           async hang(leader) {
-            await leader.hang(1_000 + 4_000 * random())
+            const recover = await leader.hang()
+            await sleep(1_000 + 4_000 * random())
+            await recover()
           },
         }),
       }

@@ -221,6 +221,8 @@ export class Application {
       if (isUser) response.setHeader('Set-Cookie', this.tokenFor(session))
       response.statusCode = isUser ? 204 : 401
       response.end()
+    } else if (pathname === '/hang') {
+      this.hanging(() => response.end())
     } else if (pathname === '/order' && request.method === 'POST') {
       await this.bridge.send(session, 'Thank you for your order')
       response.writeHead(303, { Location: `/page${new URL(request.url, this.origin).search}` }).end()
@@ -239,6 +241,11 @@ export class Application {
       response.statusCode = 404
       response.end()
     }
+  }
+
+  /** Resolves when a page hangs, to the function that lets it go on. */
+  hangs() {
+    return new Promise((resolve) => (this.hanging = resolve))
   }
 
   forward(request, response) {
@@ -283,6 +290,7 @@ export async function launch(kind, program) {
 export class Tab {
   static async open(browser, application, options = {}) {
     const tab = new Tab()
+    tab.application = application
     tab.page = await browser.newPage()
     tab.address = `${application.origin}/page?${new URLSearchParams(options)}`
     await tab.page.goto(tab.address)
@@ -319,11 +327,19 @@ export class Tab {
     }, texts)
   }
 
-  /** The page hangs: no script runs for a while. Resolves when it has recovered. */
-  hang(milliseconds) {
-    return this.evaluate((milliseconds) => {
-      for (const end = Date.now() + milliseconds; Date.now() < end; );
-    }, milliseconds)
+  /** The page hangs: none of its scripts goes on until the function that this returns is called. */
+  async hang() {
+    const begins = this.application.hangs()
+    const ends = this.evaluate(() => {
+      const request = new XMLHttpRequest()
+      request.open('GET', '/hang', false) // synchronous
+      request.send()
+    })
+    const recover = await begins
+    return () => {
+      recover()
+      return ends
+    }
   }
 }
 

@@ -10,8 +10,6 @@ before(async () => {
 })
 after(() => bridge?.stop())
 
-const HANG = 20_000 // milliseconds
-
 /** A user that no other test has. */
 let users = 0
 const newUser = () => `user${++users}`
@@ -95,23 +93,6 @@ for (const [kind, program] of browsers) {
       await haveExactly(others, 'before', 'meanwhile', 'after')
       await haveExactly([leader], 'meanwhile', 'after')
       assert.equal(application.connections, 1)
-    })
-
-    test('a visible tab replaces a leader that hangs', async (t) => {
-      const { leader, others } = await openTabsOfALeader(3)
-      await others[0].page.bringToFront()
-      const recovers = leader.hang(HANG)
-      const begin = Date.now()
-      await Promise.all(others.map((tab) => tab.evaluate(() => true)))
-      if (Date.now() - begin > HANG - 1_000) return t.skip('the tabs are in one process')
-      await send('meanwhile')
-      await haveExactly(others, 'meanwhile')
-      assert.ok(Date.now() - begin < HANG, 'before the leader recovers')
-      await recovers
-      await send('after')
-      await haveExactly([leader, ...others], 'meanwhile', 'after')
-      assert.equal(await leader.isLeading(), false)
-      await until(() => application.connections === 1)
     })
 
     test('the credentials expire while nobody is connected', async () => {
@@ -250,7 +231,21 @@ for (const [kind, program] of browsers) {
       await haveExactly([third], 'a', 'b', 'c', 'd')
     })
 
+    // Firefox's tabs can't be frozen, crashed or taken offline from outside, and one that hangs stops the others.
     if (kind !== 'chrome') return
+
+    test('a visible tab replaces a leader that hangs', async () => {
+      const { leader, others } = await openTabsOfALeader(3)
+      await others[0].page.bringToFront()
+      const recover = await leader.hang()
+      await send('meanwhile')
+      await haveExactly(others, 'meanwhile')
+      await recover()
+      await send('after')
+      await haveExactly([leader, ...others], 'meanwhile', 'after')
+      assert.equal(await leader.isLeading(), false)
+      await until(() => application.connections === 1)
+    })
 
     test('the leader is frozen, and thaws', async () => {
       const { leader, others } = await openTabsOfALeader(3)
