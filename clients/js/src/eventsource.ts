@@ -4,7 +4,7 @@ import type { Notification, Tidings } from './index.js'
  * Dresses a client as an `EventSource`, for libraries that read from one:
  *
  * - htmx: `htmx.createEventSource = () => asEventSource(client)`
- * - Turbo: `Turbo.session.connectStreamSource(asEventSource(client))`
+ * - Turbo: `Turbo.connectStreamSource(asEventSource(client))`
  *
  * Each row is an event with the row's text as its data. Closing it leaves the client open.
  */
@@ -48,8 +48,8 @@ class ClientEventSource extends EventTarget {
   #update() {
     const { status } = this.#client
     const isOpen = status === 'live' || status === 'catching-up'
-    const isClosed = status === 'closed' || status === 'denied'
-    const state = isOpen ? this.OPEN : isClosed ? this.CLOSED : this.CONNECTING
+    // A client that is denied is not closed: htmx would open another source, and both would deliver.
+    const state = isOpen ? this.OPEN : status === 'closed' ? this.CLOSED : this.CONNECTING
     if (this.readyState === state || this.readyState === this.CLOSED) return
     this.readyState = state
     this.dispatchEvent(new Event(isOpen ? 'open' : 'error'))

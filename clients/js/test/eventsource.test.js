@@ -38,6 +38,25 @@ test('one that is made after the client is open, opens too', async () => {
   assert.equal(opened, 1)
 })
 
+test('a client without valid credentials may get them: libraries must not open another one', async () => {
+  const bridge = new Bridge()
+  bridge.respond = (_, n) => (n === 1 ? 401 : undefined)
+  const { client } = await openTab(bridge)
+  const source = asEventSource(client)
+  const seen = []
+  source.onerror = () => seen.push(`error ${source.readyState}`)
+  source.onopen = () => seen.push('open')
+  source.onmessage = ({ data }) => seen.push(data)
+  await settle()
+  assert.equal(client.status, 'denied')
+  assert.equal(source.readyState, source.CONNECTING)
+  client.reconnect()
+  await settle()
+  await bridge.last.opens()
+  await bridge.last.row(1)
+  assert.deepEqual(seen, ['open', 'row 1'])
+})
+
 test('one that is closed at once stays closed', async () => {
   const bridge = new Bridge()
   const { client } = await openTab(bridge)

@@ -14,7 +14,7 @@ import http from 'node:http'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
+import { after, before, describe } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import puppeteer from 'puppeteer-core'
@@ -25,10 +25,26 @@ const SECRET = 'a secret of the tests, 32 bytes or more'
 const LEEWAY = 30 // seconds for which an expired token is still accepted
 
 /** The browsers to test: those whose programs are given. */
-export const browsers = Object.entries({ chrome: process.env.CHROME, firefox: process.env.FIREFOX }).filter(
+const browsers = Object.entries({ chrome: process.env.CHROME, firefox: process.env.FIREFOX }).filter(
   ([, program]) => program,
 )
 assert.ok(browsers.length, 'set CHROME, FIREFOX or both to the programs of browsers')
+
+/** Tests with each browser. The browsers run side by side, since most of the time they wait. */
+export function describeBrowsers(tests) {
+  describe('browsers', { concurrency: true }, () => {
+    for (const [kind, program] of browsers) {
+      describe(kind, { concurrency: false }, () => {
+        let browser
+        before(async () => {
+          browser = await launch(kind, program)
+        })
+        after(() => browser?.close())
+        tests(kind, () => browser)
+      })
+    }
+  })
+}
 
 /** Repeats until it is true. */
 export async function until(isTrue, what = isTrue) {
@@ -73,6 +89,8 @@ class Program {
 
 /** A private PostgreSQL with Tidings' schema, which `tidings dev` starts, and a bridge of its own. */
 export class Bridge {
+  earlier = Promise.resolve()
+
   static async start(settings = {}) {
     const bridge = new Bridge()
     const program = process.env.TIDINGS_BRIDGE_BINARY
@@ -102,13 +120,17 @@ export class Bridge {
     rmSync(this.folder, { recursive: true, force: true })
   }
 
-  /** Runs SQL. Returns what it prints. */
-  async sql(text) {
-    const marker = randomUUID()
-    const { length } = this.psql.output
-    this.psql.process.stdin.write(`${text};\n\\echo ${marker}\n`)
-    await this.psql.finds(new RegExp(`(${marker})`))
-    return this.psql.output.slice(length, this.psql.output.indexOf(marker)).trim()
+  /** Runs SQL, one statement after the other. Returns what it prints. */
+  sql(text) {
+    const result = this.earlier.then(async () => {
+      const marker = randomUUID()
+      const { length } = this.psql.output
+      this.psql.process.stdin.write(`${text};\n\\echo ${marker}\n`)
+      await this.psql.finds(new RegExp(`(${marker})`))
+      return this.psql.output.slice(length, this.psql.output.indexOf(marker)).trim()
+    })
+    this.earlier = result.catch(() => {})
+    return result
   }
 
   send(user, text) {
@@ -272,7 +294,7 @@ export class Application {
 
 // --- Browsers ------------------------------------------------------------------------------
 
-export async function launch(kind, program) {
+async function launch(kind, program) {
   const options = { executablePath: program, headless: true, protocolTimeout: PATIENCE }
   if (kind === 'firefox') {
     const extraPrefsFirefox = {
@@ -327,6 +349,19 @@ export class Tab {
     }, texts)
   }
 
+  async setFrozen(isFrozen) {
+    this.session ??= await this.page.createCDPSession()
+    await this.session.send('Page.setWebLifecycleState', { state: isFrozen ? 'frozen' : 'active' })
+  }
+
+  /** Resolves when the page has crashed. */
+  async crash() {
+    const session = await this.page.createCDPSession()
+    const crashed = once(this.page, 'error')
+    session.send('Page.crash').catch(() => {})
+    await crashed
+  }
+
   /** The page hangs: none of its scripts goes on until the function that this returns is called. */
   async hang() {
     const begins = this.application.hangs()
@@ -343,8 +378,11 @@ export class Tab {
   }
 }
 
-export function login(page, application, user) {
-  return page.goto(`${application.origin}/login?user=${user}`)
+/** Logs in with a tab of its own. */
+export async function login(browser, application, user) {
+  const page = await browser.newPage()
+  await page.goto(`${application.origin}/login?user=${user}`)
+  await page.close()
 }
 
 export { LEEWAY }
