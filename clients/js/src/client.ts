@@ -60,19 +60,19 @@ export function createClient(options: Options, page: Page): Tidings {
     history.save()
     if (type === 'pagehide' || type === 'freeze') {
       // The page may never be used again, and must not keep other tabs waiting.
-      sharing.stop()
+      sharing.close()
       setState({ status: 'offline', error: null })
       isPaused = true
     } else if (isPaused) {
       isPaused = false
-      sharing.start()
+      sharing.connect()
     } else {
       sharing.wake()
     }
   }
 
   function close() {
-    sharing.stop()
+    sharing.close()
     setState({ status: 'closed', error: null })
     closing.abort(new TidingsError('closed'))
     target = new EventTarget()
@@ -123,8 +123,8 @@ export function createClient(options: Options, page: Page): Tidings {
     },
     reconnect() {
       if (isPaused || closed.aborted) return
-      sharing.stop()
-      sharing.start()
+      sharing.close()
+      sharing.connect()
     },
     close,
     // Browsers without the symbol don't use it.
@@ -138,6 +138,6 @@ export function createClient(options: Options, page: Page): Tidings {
     page.addEventListener?.(type, takeLife, { capture: true, signal: closed })
   signal?.addEventListener('abort', close, { signal: closed })
   if (signal?.aborted) close()
-  else sharing.start()
+  else sharing.connect()
   return client
 }

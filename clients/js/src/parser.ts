@@ -31,12 +31,11 @@ export function createParser(
       data = null
       return
     }
-    const name = line.split(':', 1)[0]!
-    const value = line.slice(name.length + 1).replace(/^ /, '')
+    const [, name, value] = /^([^:]*):? ?(.*)/s.exec(line) as unknown as [string, string, string]
     if (name === 'data') data = data === null ? value : `${data}\n${value}`
     else if (name === 'event') type = value
     else if (name === 'id' && !value.includes('\0')) id = value
-    else if (name === 'retry' && /^\d+$/.test(value)) onRetry(Number(value))
+    else if (name === 'retry' && /^\d+$/.test(value)) onRetry(+value)
   }
 
   return (bytes) => {

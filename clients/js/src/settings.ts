@@ -25,8 +25,9 @@ export function check(options: Options, page: Page): Settings {
     const isKnown = names[typeof value]?.split(' ').includes(name)
     // An empty user is the usual mistake of a template.
     const isEmpty = value === '' || value !== value
-    if (value !== undefined && (!isKnown || isEmpty || (name === 'replay' && !(replay >= 0 && replay <= 500))))
-      throw new TypeError(`tidings: no option ${name} accepts "${value}"`)
+    const isOutside = (name === 'replay' && (value < 0 || value > 500)) || (name === 'heartbeat' && value < 1_000)
+    if (value !== undefined && (!isKnown || isEmpty || isOutside))
+      throw new TypeError(`tidings: unknown option or invalid value: ${name} = "${value}"`)
   }
   const address = new URL(url, page.location?.href)
   // Encoded, so that no other address and user have the same name.

@@ -21,7 +21,7 @@ interface Question {
   /** How many rows a page without a position begins with. */
   readonly replay: number
   /** The asker's page is visible and has just woken: if the stream is down, it is to be opened now. */
-  readonly isUrgent: boolean
+  readonly wake: boolean
 }
 
 /** What the leader says. */
@@ -37,10 +37,10 @@ interface Report {
 }
 
 export interface Sharing {
-  start(): unknown
+  connect(): unknown
   wake(): void
-  /** Ends everything. `start` begins anew. */
-  stop(): void
+  /** Ends everything. `connect` begins anew. */
+  close(): void
 }
 
 export function createSharing(
@@ -71,7 +71,7 @@ export function createSharing(
 
   const stream = createStream(settings, position, take, setStatus)
 
-  function start() {
+  function connect() {
     if (!name || !share || !locks || !Channel) return lead()
     channel = new Channel(name)
     channel.onmessage = ({ data }: MessageEvent<Question | Report>) => {
@@ -83,7 +83,7 @@ export function createSharing(
     join()
   }
 
-  function stop() {
+  function close() {
     stand()
     channel?.close()
     channel = undefined
@@ -94,7 +94,7 @@ export function createSharing(
     isDenied = false
     term = 0 // As a leader, this tab may have outranked the one that replaced it.
     requestLock()
-    ask(!isHidden(page))
+    ask(true)
     heardAt = Date.now()
     watch()
   }
@@ -169,8 +169,8 @@ export function createSharing(
     channel?.postMessage({ term, status, step: { from: to, to }, ...content })
   }
 
-  function answer({ asker, position, replay, isUrgent }: Question) {
-    const isFailing = isUrgent && stream.wake()
+  function answer({ asker, position, replay, wake }: Question) {
+    const isFailing = wake && stream.wake()
     if (isFailing && isHidden(page)) {
       // The timers of hidden pages are slow. The asker, which gets no answer, takes over.
       stand()
@@ -182,7 +182,7 @@ export function createSharing(
 
   // --- The other tabs ---
 
-  function ask(isUrgent = false) {
+  function ask(wake = false) {
     if (!channel || isLeading || meetingPoint) return
     endQuestion()
     answerTimer = setTimeout(() => {
@@ -190,7 +190,7 @@ export function createSharing(
       // The leader is frozen. A hidden tab doesn't replace it, because it may be frozen next.
       if (!isHidden(page)) requestLock(true)
     }, ANSWER_LIMIT * (1 + Math.random() / 2))
-    channel.postMessage({ term, asker: me, position: position(), replay, isUrgent })
+    channel.postMessage({ term, asker: me, position: position(), replay, wake: wake && !isHidden(page) })
   }
 
   function endQuestion() {
@@ -200,7 +200,7 @@ export function createSharing(
 
   function watch() {
     const left = heardAt + heartbeat * LATE - Date.now()
-    if (left <= 0 && !answerTimer && !isHidden(page)) ask()
+    if (left <= 0 && !answerTimer) ask()
     silenceTimer = setTimeout(watch, left > 0 ? left : heartbeat)
   }
 
@@ -258,11 +258,11 @@ export function createSharing(
   }
 
   return {
-    start,
-    stop,
+    connect,
+    close,
     wake() {
       if (isLeading) stream.wake()
-      else if (!isDenied) ask(!isHidden(page))
+      else if (!isDenied) ask(true)
     },
   }
 }

@@ -65,7 +65,7 @@ export function createStream(
   }
 
   function fail(reason: unknown) {
-    const error = reason instanceof TidingsError ? reason : new TidingsError(String(reason))
+    const error = reason instanceof TidingsError ? reason : new TidingsError(`${reason}`)
     if (error.status === 401 || error.status === 403) {
       close()
       setStatus('denied', error)

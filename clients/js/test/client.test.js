@@ -280,11 +280,11 @@ test('a wrong option is an error that names it', async () => {
   const page = { location: { href: 'https://app.example.org/' } }
   for (const [options, message] of [
     [{ refersh: () => {} }, /refersh/],
-    [{ user: '' }, /user accepts ""/],
-    [{ user: null }, /user accepts "null"/],
-    [{ user: NaN }, /user accepts "NaN"/],
+    [{ user: '' }, /user = ""/],
+    [{ user: null }, /user = "null"/],
+    [{ user: NaN }, /user = "NaN"/],
     [{ user: {} }, /user/],
-    [{ user: 'alice', replay: 501 }, /replay accepts "501"/],
+    [{ user: 'alice', replay: 501 }, /replay = "501"/],
     [{ user: 'alice', replay: -1 }, /replay/],
     [{ replay: NaN }, /replay/],
     [{ replay: '5' }, /replay/],
@@ -292,7 +292,8 @@ test('a wrong option is an error that names it', async () => {
     [{ token: null }, /token/],
     [{ share: 'no' }, /share/],
     [{ signal: 'x' }, /signal/],
-    [{ heartbeat: '15s' }, /heartbeat/],
+    [{ heartbeat: '15s' }, /heartbeat = "15s"/],
+    [{ heartbeat: 15 }, /heartbeat = "15"/], // seconds
     [{ url: 'https://[' }, /URL/],
     [{ url: 7 }, /url/],
   ])

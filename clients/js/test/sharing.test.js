@@ -151,7 +151,7 @@ for (const first of ['messages', 'locks']) {
 }
 
 test('a leader that hangs is replaced in time, whatever the heartbeat', async () => {
-  for (const heartbeat of [100, 1_000, 3_000, 60_000]) {
+  for (const heartbeat of [1_000, 3_000, 60_000]) {
     const user = `user${heartbeat}`
     const first = await open({ user, heartbeat })
     await bridge.last.opens()
