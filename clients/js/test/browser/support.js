@@ -133,6 +133,16 @@ export class Bridge {
     return result
   }
 
+  /** Opens a stream of the user's that only receives, until it is aborted. */
+  async connect(user) {
+    const controller = new AbortController()
+    const headers = { Authorization: `Bearer ${signToken(user, 3_600)}` }
+    const response = await fetch(`http://127.0.0.1:${this.port}/stream`, { headers, signal: controller.signal })
+    assert.equal(response.status, 200)
+    response.body.pipeTo(new WritableStream()).catch(() => {})
+    return controller
+  }
+
   send(user, text) {
     return this.sql(`select send_notification('${user}', '${text}')`)
   }
@@ -179,6 +189,12 @@ class Wire {
   /** Loses everything on the present connections from now on. */
   swallow() {
     for (const connection of this.connections) connection.isSilent = true
+  }
+
+  /** Cuts all connections, and new ones at once. */
+  refuse(isRefusing) {
+    this.isRefusing = isRefusing
+    this.cut()
   }
 
   cut() {

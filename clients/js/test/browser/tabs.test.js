@@ -140,13 +140,19 @@ describeBrowsers((kind, browser) => {
     assert.ok(application.streams >= 2)
   })
 
-  test('the connection is cut', async () => {
+  test('the connection is cut, and another device receives the rows of the meantime', async () => {
     const tabs = await openTabs(3)
+    const device = await bridge.connect(user)
     await send('before')
     await haveExactly(tabs, 'before')
-    application.wire.cut()
+    application.wire.refuse(true)
+    await send('meanwhile')
+    const isSent = `select bool_and(sent_at is not null) from notifications where user_id = '${user}'`
+    await until(async () => (await bridge.sql(isSent)) === 't', 'sent to the other device')
+    application.wire.refuse(false)
     await send('after')
-    await haveExactly(tabs, 'before', 'after')
+    await haveExactly(tabs, 'before', 'meanwhile', 'after')
+    device.abort()
   })
 
   test('back and forward', async (t) => {
