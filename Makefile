@@ -11,11 +11,20 @@ deny := cargo deny --log-level error check --hide-inclusion-graph licenses bans 
 # All tests. Those that measure run separately from the others.
 tests := cargo test --locked --workspace; cargo test --locked --test attacks
 
+# Builds and tests the npm package.
+client := cargo build --locked; \
+    export TIDINGS_BRIDGE_BINARY="$${CARGO_TARGET_DIR:-$$PWD/target}/debug/tidings"; \
+    cd clients/js; \
+    npm ci --silent --no-audit --no-fund --ignore-scripts; \
+    npm run build; \
+    npm test; \
+    npm run test:browser
+
 # Tests mostly wait, so several run per core.
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick bench bench-peers reliability model doorbell alerts soak upgrade docker dist dist-test lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client client-quick bench bench-peers reliability model doorbell alerts soak upgrade docker dist dist-test lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +79,16 @@ clients-quick: ## the same with both browsers and three libraries, and fewer cut
 	    $(with) rust postgres chromium firefox clients -- sh -exc ' \
 	    scripts/clients install node python; \
 	    cargo test --locked --test clients -- --nocapture'
+
+# About four minutes, most of them with browsers. A failure of the test with 10,000 rows is printed with the seed
+# that repeats it (TIDINGS_CLIENT_SEED).
+client: ## build and test the npm package, in Node.js, and in Chromium and Firefox with a real bridge
+	@$(with) rust postgres chromium firefox clients -- sh -exc '$(client)'
+
+# For .ci/run: about a minute.
+client-quick: ## the same in Chromium only, and with fewer rows
+	@export TIDINGS_CLIENT_ROWS=2000 FIREFOX=; \
+	    $(with) rust postgres chromium clients -- sh -exc '$(client)'
 
 # About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.
