@@ -1,5 +1,6 @@
 from django.apps import AppConfig
 from django.contrib.auth.signals import user_logged_out
+from django.core import checks
 
 
 class TidingsConfig(AppConfig):
@@ -8,6 +9,10 @@ class TidingsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from . import checks as own_checks
         from . import signals
 
+        checks.register(own_checks.check_settings, "tidings")
+        checks.register(own_checks.check_urls, checks.Tags.urls)
+        checks.register(own_checks.check_database, checks.Tags.database)
         user_logged_out.connect(signals.end_streams, dispatch_uid="tidings_django")
