@@ -9,6 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.contrib.auth.signals import user_logged_out
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponse
 from django.template import Context, Template
@@ -156,7 +157,8 @@ def test_the_first_secret_signs_while_secrets_are_rotated(bridge: Bridge, alice:
     bridge.stream(create_token(alice)).until_live()
 
 
-def test_without_a_secret_there_is_no_token(alice: User, settings):
+def test_without_a_secret_there_is_no_token(alice: User, settings, monkeypatch):
+    monkeypatch.delattr(mail, "outbox")
     for secret in ("", "x" * 31):
         settings.TIDINGS_JWT_SECRET = secret
         with pytest.raises(ImproperlyConfigured, match="32 bytes"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.http.request import split_domain_port
 from django.utils.crypto import salted_hmac
@@ -57,10 +58,15 @@ def jwt_secret() -> str:
     While secrets are rotated, the bridge accepts several, one per line. The first one signs.
     """
     secret = _get("JWT_SECRET", "")
-    if not secret and settings.DEBUG:
-        # `manage.py tidings dev` and the server are two processes that must have the same secret.
+    if not secret and (settings.DEBUG or is_testing()):
+        # `manage.py tidings dev` and runserver are two processes that must have the same secret.
         return salted_hmac("tidings_django", "jwt", algorithm="sha256").hexdigest()
     return secret.strip().partition("\n")[0].strip()
+
+
+def is_testing() -> bool:
+    """Whether a test runner has called `setup_test_environment()`, which creates the outbox."""
+    return hasattr(mail, "outbox")
 
 
 def token_lifetime() -> timedelta:
