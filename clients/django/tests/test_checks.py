@@ -22,17 +22,17 @@ def test_a_project_as_the_readme_describes_it_has_no_problems():
     ("name", "value", "id_", "text"),
     [
         ("TIDINGS_COOKIE_NAM", "x", "tidings.W001", "Did you mean TIDINGS_COOKIE_NAME?"),
-        ("TIDINGS_DATABASE", "absent", "tidings.E002", "no 'absent'"),
-        ("TIDINGS_JWT_SECRET", "x" * 31, "tidings.E003", "fewer than 32 bytes"),
-        ("TIDINGS_TOKEN_LIFETIME", 3600, "tidings.E004", "timedelta"),
-        ("TIDINGS_TOKEN_LIFETIME", timedelta(), "tidings.E004", "timedelta"),
-        ("TIDINGS_TOKEN_LIFETIME", timedelta(days=2), "tidings.E004", "24 hours"),
-        ("TIDINGS_USER_ID", "tests.absent.f", "tidings.E005", "No module named"),
-        ("TIDINGS_USER_ID", 7, "tidings.E005", "7"),
-        ("TIDINGS_COOKIE_PATH", "/str", "tidings.E006", "doesn't get the cookie"),
-        ("TIDINGS_COOKIE_NAME", "__Host-x", "tidings.E006", 'TIDINGS_COOKIE_PATH = "/"'),
-        ("MIDDLEWARE", project.MIDDLEWARE[:-1], "tidings.E007", "no cookie is set"),
-        ("ROOT_URLCONF", "tests.no_urls", "tidings.E008", "include("),
+        ("TIDINGS_DATABASE", "absent", "tidings.E001", "no 'absent'"),
+        ("TIDINGS_JWT_SECRET", "x" * 31, "tidings.E002", "fewer than 32 bytes"),
+        ("TIDINGS_TOKEN_LIFETIME", 3600, "tidings.E003", "timedelta"),
+        ("TIDINGS_TOKEN_LIFETIME", timedelta(), "tidings.E003", "timedelta"),
+        ("TIDINGS_TOKEN_LIFETIME", timedelta(days=2), "tidings.E003", "24 hours"),
+        ("TIDINGS_USER_ID", "tests.absent.f", "tidings.E004", "No module named"),
+        ("TIDINGS_USER_ID", 7, "tidings.E004", "7"),
+        ("TIDINGS_COOKIE_PATH", "/str", "tidings.E005", "doesn't get the cookie"),
+        ("TIDINGS_COOKIE_NAME", "__Host-x", "tidings.E005", 'TIDINGS_COOKIE_PATH = "/"'),
+        ("MIDDLEWARE", project.MIDDLEWARE[:-1], "tidings.E006", "no cookie is set"),
+        ("ROOT_URLCONF", "tests.no_urls", "tidings.E007", "include("),
     ],
 )
 def test_a_setting_that_can_not_work_is_found(settings, name, value, id_, text):
@@ -54,14 +54,14 @@ def test_a_missing_secret_is_a_problem_in_production_only(settings, monkeypatch)
     settings.TIDINGS_JWT_SECRET = ""
     assert found() == {}  # while testing
     monkeypatch.delattr(mail, "outbox")
-    assert "not set" in found()["tidings.E003"]
+    assert "not set" in found()["tidings.E002"]
     settings.DEBUG = True
     assert found() == {}
 
 
 def test_another_database_than_postgres_is_found(monkeypatch):
     monkeypatch.setattr(connections["default"], "vendor", "sqlite")
-    assert "not PostgreSQL" in found()["tidings.E002"]
+    assert "not PostgreSQL" in found()["tidings.E001"]
 
 
 @pytest.mark.django_db
@@ -72,14 +72,14 @@ class TestDatabase:
     def test_a_missing_schema_is_found(self, settings):
         settings.TIDINGS_SCHEMA = "absent"
         problems = found(databases=["default"])
-        assert "doesn't contain Tidings" in problems["tidings.E009"]
+        assert "doesn't contain Tidings" in problems["tidings.W002"]
         assert found() == {}
 
     @pytest.mark.parametrize(
         ("role", "id_", "text"),
         [
-            ("plain_writer", "tidings.E010", 'grant tidings_issuer to "plain_writer"'),
-            ("pg_monitor", "tidings.E009", "'pg_monitor' may not use it"),
+            ("plain_writer", "tidings.W003", 'grant tidings_issuer to "plain_writer"'),
+            ("pg_monitor", "tidings.W002", "'pg_monitor' may not use it"),
         ],
     )
     def test_missing_privileges_are_found(self, role, id_, text):

@@ -7,6 +7,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
+from django.db.utils import ConnectionDoesNotExist
 from django.utils.translation import gettext_lazy, override
 
 import tidings_django
@@ -181,3 +182,14 @@ def test_a_ticket_lives_as_long_as_a_token(alice: User, settings):
     with connection.cursor() as cursor:
         cursor.execute("select user_id, expires_at - created_at from tidings.stream_tickets")
         assert cursor.fetchall() == [(str(alice.pk), timedelta(minutes=7))]
+
+
+def test_the_model_is_in_the_database_of_the_setting(settings):
+    settings.TIDINGS_DATABASE = "absent"
+    with pytest.raises(ConnectionDoesNotExist, match="absent"):
+        Notification.objects.create(user_id="7", text="Hello")
+    with pytest.raises(ConnectionDoesNotExist, match="absent"):
+        Notification(user_id="7", text="Hello").save()
+    with pytest.raises(ConnectionDoesNotExist, match="absent"):
+        send_notification("7", "Hello")
+    Notification.objects.using("default").create(user_id="7", text="Hello")

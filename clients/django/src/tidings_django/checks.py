@@ -41,7 +41,7 @@ def check_urls(**kwargs: Any) -> list[CheckMessage]:
             Error(
                 "The URLs of tidings_django are missing.",
                 hint='Add path("tidings/", include("tidings_django.urls")) to urlpatterns.',
-                id="tidings.E008",
+                id="tidings.E007",
             )
         ]
     return []
@@ -55,19 +55,21 @@ def check_database(
         return []
     connection = connections[conf.database()]
     if connection.vendor != "postgresql":
-        return []  # E002
+        return []  # E001
     with connection.cursor() as cursor:
         cursor.execute(PRIVILEGES, [conf.schema()])
         privileges = cursor.fetchone()
         cursor.execute("select current_user")
         (role,) = cursor.fetchone()
+    # Warnings, because errors would keep `migrate` from running, which may come first and which
+    # another role may run.
     if privileges is None:
         return [
-            Error(
+            Warning(
                 f"The schema {conf.schema()!r} of the database {conf.database()!r} doesn't contain "
                 f"Tidings, or {role!r} may not use it.",
                 hint="Run `manage.py tidings migrate`, or set TIDINGS_SCHEMA.",
-                id="tidings.E009",
+                id="tidings.W002",
             )
         ]
     groups = ("tidings_writer", "tidings_issuer")
@@ -75,10 +77,10 @@ def check_database(
     if not missing:
         return []
     return [
-        Error(
+        Warning(
             f"{role!r} lacks privileges in the schema {conf.schema()!r}.",
             hint=f"Let its owner run: grant {', '.join(missing)} to {quote(role)}",
-            id="tidings.E010",
+            id="tidings.W003",
         )
     ]
 
@@ -111,13 +113,13 @@ def _check_names() -> Iterator[CheckMessage]:
 def _check_database_setting() -> Iterator[CheckMessage]:
     alias = conf.database()
     if alias not in connections:
-        yield Error(f"TIDINGS_DATABASE: DATABASES has no {alias!r}.", id="tidings.E002")
+        yield Error(f"TIDINGS_DATABASE: DATABASES has no {alias!r}.", id="tidings.E001")
     elif connections[alias].vendor != "postgresql":
         yield Error(
             f"The database {alias!r} is not PostgreSQL.",
             hint="Tidings works in the database in which the application writes, so that a "
             "notification is sent if and only if its transaction commits.",
-            id="tidings.E002",
+            id="tidings.E001",
         )
 
 
@@ -127,13 +129,13 @@ def _check_secret() -> Iterator[CheckMessage]:
         yield Error(
             "TIDINGS_JWT_SECRET is not set.",
             hint="Set it to the same secret as the bridge's (`openssl rand -hex 32`).",
-            id="tidings.E003",
+            id="tidings.E002",
         )
     elif len(secret.encode()) < conf.SECRET_BYTES:
         yield Error(
             f"TIDINGS_JWT_SECRET has fewer than {conf.SECRET_BYTES} bytes.",
             hint="The bridge rejects it. Generate one with `openssl rand -hex 32`.",
-            id="tidings.E003",
+            id="tidings.E002",
         )
 
 
@@ -144,7 +146,7 @@ def _check_lifetime() -> Iterator[CheckMessage]:
             f"TIDINGS_TOKEN_LIFETIME is {lifetime!r}.",
             hint="Set it to a timedelta of at most 24 hours: a token that somebody has copied is "
             "valid until it expires, also after a logout.",
-            id="tidings.E004",
+            id="tidings.E003",
         )
 
 
@@ -152,13 +154,13 @@ def _check_user_id() -> Iterator[CheckMessage]:
     try:
         attribute = conf.user_id()
     except ImportError as error:
-        yield Error(f"TIDINGS_USER_ID can't be imported: {error}", id="tidings.E005")
+        yield Error(f"TIDINGS_USER_ID can't be imported: {error}", id="tidings.E004")
     else:
         if not callable(attribute) and not isinstance(attribute, str):
             yield Error(
                 f"TIDINGS_USER_ID is {attribute!r}.",
                 hint="Set it to the name of an attribute of users, or to the path of a function.",
-                id="tidings.E005",
+                id="tidings.E004",
             )
 
 
@@ -168,13 +170,13 @@ def _check_cookie() -> Iterator[CheckMessage]:
     if stream != path and not stream.startswith(path.rstrip("/") + "/"):
         yield Error(
             f"TIDINGS_COOKIE_PATH is {path!r}, so the stream at {stream!r} doesn't get the cookie.",
-            id="tidings.E006",
+            id="tidings.E005",
         )
     if name.startswith("__Host-") and (path != "/" or not conf.cookie_secure()):
         yield Error(
             f"Browsers ignore a cookie named {name} unless it is secure and its path is /.",
             hint='Set TIDINGS_COOKIE_PATH = "/" and TIDINGS_COOKIE_SECURE = True.',
-            id="tidings.E006",
+            id="tidings.E005",
         )
 
 
@@ -184,5 +186,5 @@ def _check_middleware() -> Iterator[CheckMessage]:
         yield Error(
             "TidingsMiddleware is missing from MIDDLEWARE, so no cookie is set.",
             hint=f'Add "{MIDDLEWARE}" after Django\'s AuthenticationMiddleware.',
-            id="tidings.E007",
+            id="tidings.E006",
         )

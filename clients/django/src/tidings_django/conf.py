@@ -95,8 +95,7 @@ def stream_path() -> str:
 def uses_tickets(request: HttpRequest) -> bool:
     """Whether the stream is on another host, which doesn't get the cookie."""
     stream = urlsplit(stream_url(request)).hostname
-    page = urlsplit(f"//{request.get_host()}").hostname
-    return stream is not None and stream != page
+    return stream is not None and stream != urlsplit(f"//{request.get_host()}").hostname
 
 
 def cookie_name() -> str:

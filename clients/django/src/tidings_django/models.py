@@ -4,7 +4,13 @@ from typing import Any
 
 from django.db import models
 
+from . import conf
 from .database import qualified
+
+
+class NotificationManager(models.Manager["Notification"]):
+    def get_queryset(self) -> models.QuerySet[Notification]:
+        return super().get_queryset().using(conf.database())
 
 
 class Notification(models.Model):
@@ -21,6 +27,8 @@ class Notification(models.Model):
     event = models.TextField(null=True, blank=True)  # noqa: DJ001 (null means none)
     expires_at = models.DateTimeField(null=True, blank=True)
 
+    objects = NotificationManager()
+
     class Meta:
         managed = False
         # Django has no option for the schema, but uses a quoted name verbatim.
@@ -33,4 +41,5 @@ class Notification(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         if not self._state.adding:
             raise TypeError("A notification can't be changed after it was inserted.")
+        kwargs.setdefault("using", conf.database())
         super().save(*args, **kwargs)

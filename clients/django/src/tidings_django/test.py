@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from django.db.models import Max
 
-from . import conf
 from .models import Notification
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def captured_notifications(*, using: str | None = None) -> Iterator[list[Notific
 
     The list is filled when the block ends. It doesn't contain what the block rolled back.
     """
-    notifications = Notification.objects.using(using or conf.database())
+    notifications = Notification.objects.using(using) if using else Notification.objects.all()
     last = notifications.aggregate(last=Max("id"))["last"] or 0
     captured: list[Notification] = []
     yield captured
