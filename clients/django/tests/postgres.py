@@ -6,6 +6,7 @@ through TIDINGS_BINARY, and PostgreSQL through PG_BIN_DIR; both have defaults.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -110,12 +111,8 @@ def _program(name: str) -> str:
 def pytest_load_initial_conftests() -> None:
     global server
     server = Server()
+    atexit.register(server.stop)
     os.environ["TIDINGS_TEST_HOST"] = str(server.folder)
     server.install(TEMPLATE)
     server.sql(TEMPLATE, INSTALLED + REF)
     server.sql("postgres", f"alter database {TEMPLATE} is_template true")
-
-
-def pytest_unconfigure() -> None:
-    if server is not None:
-        server.stop()

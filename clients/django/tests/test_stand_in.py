@@ -43,8 +43,9 @@ def test_it_has_the_tables_columns(settings):
     """Which an application may use; the others are only for the bridge."""
     settings.TIDINGS_SCHEMA = "another"
     columns = (
-        "select attname, format_type(atttypid, atttypmod), attnotnull, attidentity from pg_attribute "
-        "where attrelid = %s::regclass and attnum > 0 and attname <> 'xid' order by attname"
+        "select attname, format_type(atttypid, atttypmod), attnotnull, attidentity "
+        "from pg_attribute where attrelid = %s::regclass and attnum > 0 and attname <> 'xid' "
+        "order by attname"
     )
     with connection.cursor() as cursor:
         stand_in.create("default")

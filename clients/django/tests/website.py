@@ -1,0 +1,159 @@
+"""A project that runs as its developer runs it, with `manage.py` and Chromium."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests import postgres
+from tests.conftest import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def free_ports() -> tuple[int, int, int]:
+    """Ports for the bridge, for its admin address, which is the next one, and for runserver."""
+    while True:
+        # Below those that the system gives to clients.
+        first = random.randrange(10_000, 32_000, 3)
+        ports = (first, first + 1, first + 2)
+        if all(map(is_free, ports)):
+            return ports
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
+
+
+class Project:
+    """A folder with a manage.py, and a database of its own."""
+
+    def __init__(self, folder: Path, database: str, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.database = database
+        postgres.server.sql("postgres", f"create database {database} owner app")
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "PGHOST": str(postgres.server.folder),
+            "PGUSER": "app",
+            "PGDATABASE": database,
+            "TIDINGS_BINARY": postgres.tidings(),
+            **environment,
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        """Runs manage.py."""
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            **options,
+        )
+
+    def manage(self, *arguments: str) -> str:
+        done = self.run(*arguments, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "manage.py", *arguments]
+        process = subprocess.Popen(command, cwd=self.folder, env=self.environment)
+        self.processes.append(process)
+        return process
+
+    def start_bridge(self, runserver: int, admin: int) -> subprocess.Popen[bytes]:
+        process = self.start("tidings", "dev", str(runserver))
+        until_answers(f"http://127.0.0.1:{admin}/health/ready")
+        return process
+
+    def start_server(self, port: int) -> str:
+        self.start("runserver", "--noreload", str(port))
+        origin = f"http://127.0.0.1:{port}"
+        until_answers(f"{origin}/login/")
+        return origin
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(PATIENCE)
+
+
+def until_answers(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not answers(url):
+        assert time.monotonic() < deadline, f"{url} never answered"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+class Browser:
+    """Chromium. Texts that the page shows are looked up by CSS."""
+
+    def __init__(self) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = os.environ.get("CHROME") or shutil.which("chromium")
+        options.add_argument("--headless=new")
+        options.add_argument("--no-sandbox")
+        options.add_argument("--disable-dev-shm-usage")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
+        self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+
+    def fill_in(self, **fields: str) -> None:
+        """Fills in a form and sends it."""
+        for name, value in fields.items():
+            field = self.driver.find_element(By.CSS_SELECTOR, f"main [name={name}]")
+            field.send_keys(value)
+        self.driver.find_element(By.CSS_SELECTOR, "main form button").click()
+
+    def texts(self, css: str) -> list[str]:
+        found = self.driver.find_elements(By.CSS_SELECTOR, css)
+        return [element.get_property("textContent") for element in found]
+
+    def until(self, condition, message: str) -> None:
+        def explain() -> str:
+            return f"{message}; log: {self.driver.get_log('browser')}; {self.driver.page_source}"
+
+        try:
+            WebDriverWait(self.driver, PATIENCE).until(lambda _: condition())
+        except Exception as error:
+            raise AssertionError(explain()) from error
+
+    def until_shown(self, css: str, *texts: str) -> None:
+        self.until(lambda: self.texts(css) == list(texts), f"{css} never showed {texts}")
+
+    def cookies(self) -> dict[str, str]:
+        """All cookies, whatever their path."""
+        found = self.driver.execute_cdp_cmd("Network.getAllCookies", {})["cookies"]
+        return {cookie["name"]: cookie["value"] for cookie in found}
+
+    def stop(self) -> None:
+        self.driver.quit()
