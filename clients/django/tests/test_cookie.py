@@ -76,12 +76,12 @@ def test_the_cookie_is_as_the_settings_say(client: Client, settings):
 
 def test_the_cookie_is_refreshed_by_a_post_with_the_csrf_token(client: Client):
     given = options(client.get("/"))
-    assert client.post(given["refresh"]).status_code == 403
+    assert client.post(given["renew"]).status_code == 403
     header = "HTTP_" + given["csrf"]["header"].replace("-", "_")
-    refreshed = client.post(given["refresh"], **{header: given["csrf"]["token"]})
+    refreshed = client.post(given["renew"], **{header: given["csrf"]["token"]})
     assert refreshed.status_code == 204
     assert refreshed.cookies["tidings_token"]["path"] == "/stream"
-    assert client.get(given["refresh"], **{header: given["csrf"]["token"]}).status_code == 405
+    assert client.get(given["renew"], **{header: given["csrf"]["token"]}).status_code == 405
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_page_can_refresh_wherever_the_csrf_token_is_kept(client: Client, se
         setattr(settings, name, value)
     given = options(client.get("/"))
     assert (given["csrf"]["cookie"], given["csrf"]["header"]) == ("own_name", "X-OWN-NAME")
-    refreshed = client.post(given["refresh"], HTTP_X_OWN_NAME=given["csrf"]["token"])
+    refreshed = client.post(given["renew"], HTTP_X_OWN_NAME=given["csrf"]["token"])
     assert refreshed.status_code == 204
 
 
@@ -206,7 +206,7 @@ class TestScript:
     def test_a_stream_on_another_host_takes_tickets(self, alice: User, settings):
         settings.TIDINGS_STREAM_URL = "https://push.example.com/stream"
         given = self.options(alice)
-        assert (given["tickets"], given["refresh"]) == (True, "/tidings/ticket/")
+        assert (given["tickets"], given["renew"]) == (True, "/tidings/ticket/")
 
     def test_a_nonce_is_on_every_script(self, alice: User):
         assert "nonce" not in self.render(alice)
@@ -244,7 +244,7 @@ def test_a_ticket_opens_the_stream(bridge: Bridge, alice: User, settings):
     client.force_login(alice)
     settings.TIDINGS_STREAM_URL = "https://push.example.com/stream"
     given = options(client.get("/"))
-    ticket = client.post(given["refresh"]).json()["ticket"]
+    ticket = client.post(given["renew"]).json()["ticket"]
     stream = Stream(f"{bridge.url}?ticket={ticket}").until_live()
     send_notification(alice, "Hello")
     assert next(iter(stream)).data == "Hello"

@@ -47,7 +47,7 @@ def tidings_script(context: template.Context) -> SafeString:
         "stream": conf.stream_url(request),
         "user": user_id(user),
         "tickets": uses_tickets,
-        "refresh": reverse(f"tidings_django:{'ticket' if uses_tickets else 'cookie'}"),
+        "renew": reverse(f"tidings_django:{'ticket' if uses_tickets else 'cookie'}"),
         # The cookie is newer if the user logged in again in another tab, but scripts can't read it
         # if it is HttpOnly or kept in the session.
         "csrf": {

@@ -1,25 +1,34 @@
-// A stand-in for the npm package tidings-client, with the part of its interface that page.js uses:
+// A stand-in for tidings.min.js of the npm package tidings-client, with the part of its interface that
+// page.js uses:
 //
-//     const client = tidings.connect({ url, refresh, ticket })
-//     client.on('*', ({ id, event, text, data, position }) => …)
-//     client.on('caught-up' | 'gap' | 'status', (detail) => …)
-//     client.close()
+//     const client = tidings.connect({ url, user, credentials, refresh, ticket })
+//     client.on('*' | 'caught-up' | 'gap', (detail) => …)
+//     client.subscribe(() => client.status)
+//     throw new tidings.TidingsError('logged out', 401) // in refresh and ticket
 //
-// Each tab has its own stream. After a failure it connects again, with growing and random pauses,
-// and continues after the last event that it has seen.
+// Each tab has a stream of its own. When it ends or fails, it is opened again after a pause that is
+// random and grows with each failure, and continues after the last event.
 globalThis.tidings = (() => {
   const FIRST_WAIT = 1_000 // milliseconds; doubles with each failure
   const LONGEST_WAIT = 60_000
-  const SILENCE = 40_000 // more than two heartbeats, which the bridge sends every 15 s
+  const SILENCE = 45_000 // three of the bridge's heartbeats
 
-  function connect({ url, refresh, ticket }) {
+  class TidingsError extends Error {
+    constructor(message, status) {
+      super(message)
+      this.status = status
+    }
+  }
+
+  function connect({ url, credentials, refresh, ticket }) {
     const listeners = new Map()
-    const wakeups = [[window, 'online'], [window, 'pageshow'], [document, 'visibilitychange']]
+    const subscribers = new Set()
+    let status = 'connecting'
     let position = ''
     let retry = 0 // what the bridge asked for
     let failures = 0
-    let status = 'connecting'
-    let heardAt = Date.now()
+    let heardAt = 0
+    let isLeft = false // the user has left the page, and the browser keeps it for the back button
     let attempt = new AbortController()
     let wake = () => {}
 
@@ -30,136 +39,124 @@ globalThis.tidings = (() => {
     }
 
     function become(next) {
-      if (status === next || status === 'closed') return
+      if (status === next) return
       status = next
-      emit('status', next)
+      for (const subscriber of subscribers) subscriber()
     }
 
-    // One connection. Resolves when it ends, to whether it delivered anything.
-    async function read() {
+    async function open(signal) {
       const at = new URL(url, location.href)
       at.searchParams.set('errors', 'status')
       if (position) at.searchParams.set('last_event_id', position)
       if (ticket) at.searchParams.set('ticket', await ticket())
-      const signal = attempt.signal
-      const options = { credentials: 'include', headers: { Accept: 'text/event-stream' }, signal }
-      let response = await fetch(at, options)
+      const headers = { Accept: 'text/event-stream' }
+      const request = () => fetch(at, { credentials, headers, signal })
+      let response = await request()
       if (response.status === 401 && refresh) {
         await refresh()
-        response = await fetch(at, options)
+        response = await request()
       }
-      const wait = Number(response.headers.get('Retry-After'))
-      if (wait) retry = wait * 1_000
       if (!response.ok) throw new Error(`${at.pathname}: status ${response.status}`)
-      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+      return response.body
+    }
+
+    async function read(signal) {
+      heardAt = Date.now()
+      const body = await open(signal)
+      const reader = body.pipeThrough(new TextDecoderStream()).getReader()
       let text = ''
-      for (;;) {
-        const { value, done } = await reader.read()
-        if (done) return
+      for (let chunk; !(chunk = await reader.read()).done; ) {
         heardAt = Date.now()
-        const blocks = (text + value).split('\n\n')
+        const blocks = (text + chunk.value).split('\n\n')
         text = blocks.pop()
-        blocks.forEach(dispatch)
+        blocks.forEach(take)
       }
     }
 
-    // A block of lines, each with a field. The bridge ends lines with a line feed.
-    function dispatch(block) {
-      const fields = { event: 'message', data: [] }
+    // Lines, each with a field. The bridge ends them with line feeds.
+    function take(block) {
+      const fields = { event: 'message' }
+      const data = []
       for (const line of block.split('\n')) {
         const [, name, value] = line.match(/^([^:]*):? ?(.*)$/)
-        if (name === 'data') fields.data.push(value)
-        else if (name) fields[name] = value
+        if (name === 'data') data.push(value)
+        else fields[name] = value
       }
+      const text = data.join('\n')
       if (fields.retry) retry = Number(fields.retry)
       if (fields.id) {
         position = fields.id
         failures = 0
       }
-      const text = fields.data.join('\n')
       switch (fields.event) {
-        case 'tidings.open': return
+        case 'tidings.open': return become('catching-up')
         case 'tidings.heartbeat': return
         case 'tidings.caught-up':
           become('live')
           return emit('caught-up', JSON.parse(text))
         case 'tidings.gap': return emit('gap', JSON.parse(text))
-        // The new cookie is for the next connection, which follows when this one ends.
+        // For the next connection, which follows when this one ends.
         case 'tidings.expiring': return refresh?.().catch(() => {})
-        default: if (fields.data.length) emit('*', notification(fields.event, text))
       }
+      if (data.length) emit('*', notification(fields.event, text))
     }
 
     function notification(event, text) {
-      return {
-        id: position.split('-')[0], event, text, position,
-        get data() { return JSON.parse(text) },
-      }
+      const id = position.split('-')[0]
+      return { id, event, text, position, get data() { return JSON.parse(text) } }
     }
 
     async function run() {
-      while (status !== 'closed') {
+      for (;;) {
         become('connecting')
         attempt = new AbortController()
         try {
-          await read()
+          await read(attempt.signal)
         } catch (error) {
-          if (error.denied) {
-            become('denied')
-            return
-          }
+          if (error.status === 401) return become('denied')
           failures++
         }
-        if (status === 'closed') return
         become('offline')
         const backoff = failures ? Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)) : 0
         const wait = Math.max(retry, backoff) * (0.5 + Math.random() / 2)
-        await new Promise((resolve) => {
-          wake = resolve
-          setTimeout(resolve, wait)
-        })
-        await shown()
+        do {
+          await new Promise((resolve) => {
+            wake = resolve
+            setTimeout(resolve, wait)
+          })
+        } while (isLeft)
       }
     }
 
-    // A page that the browser keeps for the back button must not take rows that nobody sees.
-    let isLeft = false
-    const shown = () => isLeft ? new Promise((resolve) => { wake = resolve }) : undefined
+    // Rows that reach a page that nobody sees would count as sent.
     function leave() {
       isLeft = true
       attempt.abort()
     }
 
     function check(event) {
-      if (event.type === 'pageshow') isLeft = false
+      if (event?.type === 'pageshow') isLeft = false
       if (document.hidden) return
       if (status === 'offline') wake()
       else if (Date.now() - heardAt > SILENCE) attempt.abort()
     }
 
+    const wakeups = [[window, 'online'], [window, 'pageshow'], [document, 'visibilitychange']]
     for (const [target, name] of wakeups) target.addEventListener(name, check)
     window.addEventListener('pagehide', leave)
-    const timer = setInterval(() => {
-      if (status === 'live' && Date.now() - heardAt > SILENCE) attempt.abort()
-    }, SILENCE / 4)
+    setInterval(() => status === 'live' && check(), SILENCE / 3)
     run()
 
     return {
       on(name, listener) {
         listeners.set(name, [...(listeners.get(name) ?? []), listener])
-        return () => listeners.set(name, listeners.get(name).filter((other) => other !== listener))
+      },
+      subscribe(listener) {
+        subscribers.add(listener)
       },
       get status() { return status },
-      close() {
-        become('closed')
-        clearInterval(timer)
-        for (const [target, name] of wakeups) target.removeEventListener(name, check)
-        window.removeEventListener('pagehide', leave)
-        attempt.abort()
-        wake()
-      },
     }
   }
 
-  return { connect }
+  return { connect, TidingsError }
 })()

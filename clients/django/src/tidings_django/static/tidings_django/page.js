@@ -1,6 +1,5 @@
-// Opens the stream that {% tidings_script %} describes, and hands what arrives to the page as
-// events of the document: "tidings:notification", "tidings:caught-up", "tidings:gap" and
-// "tidings:status".
+// Opens the stream that {% tidings_script %} describes, and passes on what arrives as events of the
+// document: "tidings:notification", "tidings:caught-up", "tidings:gap" and "tidings:status".
 {
   const options = JSON.parse(document.getElementById('tidings-options').textContent)
 
@@ -8,30 +7,31 @@
     document.cookie.split('; ').find((pair) => pair.startsWith(`${name}=`))?.slice(name.length + 1)
 
   // Requests a new cookie or ticket.
-  async function request() {
+  async function renew() {
     const { cookie, header, token } = options.csrf
-    const response = await fetch(options.refresh, {
+    const response = await fetch(options.renew, {
       method: 'POST',
       headers: { [header]: readCookie(cookie) ?? token },
     })
-    if (response.ok) return response
-    const error = new Error(`${options.refresh}: status ${response.status}`)
-    // The user has logged out, so there is nothing to wait for.
-    error.denied = response.status === 401
-    throw error
+    if (response.status === 401) throw new tidings.TidingsError('logged out', 401)
+    if (!response.ok) throw new Error(`${options.renew}: status ${response.status}`)
+    return response
   }
 
   const client = tidings.connect({
     url: options.stream,
     user: options.user,
+    credentials: 'include', // runserver and the bridge have different ports
     ...(options.tickets
-      ? { ticket: async () => (await (await request()).json()).ticket }
-      : { refresh: request }),
+      ? { ticket: async () => (await (await renew()).json()).ticket }
+      : { refresh: renew }),
   })
-  const events = { '*': 'notification', 'caught-up': 'caught-up', gap: 'gap', status: 'status' }
-  for (const [name, event] of Object.entries(events)) {
-    client.on(name, (detail) => {
-      document.dispatchEvent(new CustomEvent(`tidings:${event}`, { detail }))
-    })
-  }
+
+  const dispatch = (name, detail) =>
+    document.dispatchEvent(new CustomEvent(`tidings:${name}`, { detail }))
+
+  client.on('*', (notification) => dispatch('notification', notification))
+  client.on('caught-up', (event) => dispatch('caught-up', event))
+  client.on('gap', (event) => dispatch('gap', event))
+  client.subscribe(() => dispatch('status', client.status))
 }
