@@ -152,7 +152,7 @@ def _check_lifetime() -> Iterator[CheckMessage]:
 
 def _check_user_id() -> Iterator[CheckMessage]:
     try:
-        attribute = conf.user_id()
+        attribute = conf.user_attribute()
     except ImportError as error:
         yield Error(f"TIDINGS_USER_ID can't be imported: {error}", id="tidings.E004")
     else:

@@ -73,8 +73,8 @@ def token_lifetime() -> timedelta:
     return _get("TOKEN_LIFETIME", timedelta(hours=1))
 
 
-def user_id() -> str | Callable[[Any], Any]:
-    """The name of an attribute of users, or a function of the user."""
+def user_attribute() -> str | Callable[[Any], Any]:
+    """By what Tidings knows users: an attribute, or a function of the user."""
     value = _get("USER_ID", "pk")
     return import_string(value) if isinstance(value, str) and "." in value else value
 

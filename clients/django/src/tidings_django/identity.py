@@ -18,12 +18,12 @@ def user_id(user: User) -> str:
     if isinstance(user, str):
         identifier: object = user
     elif isinstance(user, (int, UUID)):
-        if conf.user_id() != "pk":
+        if conf.user_attribute() != "pk":
             # A number would be the user's primary key, under which nobody would get the row.
             raise TypeError("With TIDINGS_USER_ID, pass a user or a string.")
         identifier = user
     else:
-        attribute = conf.user_id()
+        attribute = conf.user_attribute()
         identifier = attribute(user) if callable(attribute) else attrgetter(attribute)(user)
     if identifier is None or identifier == "":
         raise ValueError(f"{user!r} has no id: only users that were saved can be notified.")

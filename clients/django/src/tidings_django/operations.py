@@ -265,9 +265,10 @@ def _check_user(model: type[Model], user: str | Combinable) -> None:
         return
     target: Field[Any, Any] = field.target_field
     accepted = {target.name, "pk"} if target.primary_key else {target.name}
-    if conf.user_id() not in accepted:
+    attribute = conf.user_attribute()
+    if attribute not in accepted:
         raise ImproperlyConfigured(
-            f"AdoptModel: {field} holds {target}, but TIDINGS_USER_ID is {conf.user_id()!r}. "
+            f"AdoptModel: {field} holds {target}, but TIDINGS_USER_ID is {attribute!r}. "
             "Pass an expression for the user."
         )
 

@@ -56,7 +56,7 @@ def send_notifications(
     """
     columns = _columns(text, data, event, expires_at)
     using = using or conf.database()
-    attribute = conf.user_id()
+    attribute = conf.user_attribute()
     # A function can't run in the database, and the users may be in another one.
     if not isinstance(users, QuerySet) or callable(attribute) or users.db != using:
         return _insert(columns, "unnest(%s::text[])", [[user_id(user) for user in users]], using)
