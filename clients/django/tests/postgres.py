@@ -32,12 +32,6 @@ create role bridge login;
 grant tidings_bridge to bridge;
 """
 
-# TODO: of no use once `tidings migrate` makes the column.
-REF = """
-alter table tidings.notifications add column if not exists ref text;
-grant insert (ref) on tidings.notifications to tidings_writer;
-"""
-
 server: Server | None = None
 
 
@@ -71,6 +65,7 @@ class Server:
         return f"host={self.folder} dbname={database} user={role}"
 
     def sql(self, database: str, sql: str) -> None:
+        """Runs statements as a superuser."""
         self._psql(database, "-c", sql)
 
     def install(self, database: str) -> None:
@@ -114,5 +109,5 @@ def pytest_load_initial_conftests() -> None:
     atexit.register(server.stop)
     os.environ["TIDINGS_TEST_HOST"] = str(server.folder)
     server.install(TEMPLATE)
-    server.sql(TEMPLATE, INSTALLED + REF)
+    server.sql(TEMPLATE, INSTALLED)
     server.sql("postgres", f"alter database {TEMPLATE} is_template true")

@@ -16,11 +16,9 @@ from django.db.models.functions import Concat, JSONObject
 from django.utils import timezone
 
 from tests import postgres
-from tests.conftest import Bridge
 from tests.shop.models import Message, Notification
 from tidings_django.models import Notification as Sent
-from tidings_django.operations import AdoptModel, ReleaseModel
-from tidings_django.tokens import create_token
+from tidings_django.operations import AdoptModel, ReleaseModel, _fitting, _fnv
 
 pytestmark = pytest.mark.django_db
 
@@ -50,9 +48,9 @@ def leftovers() -> list[str]:
     """What adoptions have created and not removed."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "select proname from pg_proc where pronamespace = 'public'::regnamespace "
-            "union all select tgname from pg_trigger where tgname in ('tidings_copy') "
-            "or tgname like 'tidings\\_mark\\_%'"
+            "select proname::text from pg_proc where pronamespace = 'public'::regnamespace "
+            "union all select tgname from pg_trigger where tgname = 'tidings_copy' "
+            "union all select table_name from tidings.tidings_adopted order by 1"
         )
         return [name for (name,) in cursor.fetchall()]
 
@@ -105,12 +103,11 @@ def test_a_row_can_be_sent_as_json(alice: User):
     assert sent() == [(str(alice.pk), '{"body": null, "title": "News"}')]
 
 
-def test_rows_without_user_or_text_are_inserted_and_not_sent(alice: User):
-    migrate(AdoptModel("Message", user="recipient", text="body"))
-    Message.objects.create(id=uuid4(), title="nobody's", body="text")
-    Message.objects.create(id=uuid4(), title="empty", recipient=alice)
-    Message.objects.create(id=uuid4(), title="both", body="text", recipient=alice)
-    assert sent() == [(str(alice.pk), "text")]
+def test_rows_without_a_user_are_inserted_and_not_sent(alice: User):
+    migrate(AdoptModel("Message", user="recipient", text="title"))
+    Message.objects.create(id=uuid4(), title="nobody's")
+    Message.objects.create(id=uuid4(), title="hers", recipient=alice)
+    assert sent() == [(str(alice.pk), "hers")]
 
 
 def test_existing_rows_are_sent_if_asked_for(alice: User):
@@ -130,17 +127,16 @@ def test_adopting_again_replaces_what_was_adopted(alice: User):
 
 
 def test_an_adoption_can_be_reversed_and_released(alice: User):
-    before = leftovers()
     operation = AdoptModel("Notification")
     migrate(operation)
-    assert len(leftovers()) == len(before) + 2
+    assert leftovers() == ["shop_notification", "tidings_copy", "tidings_copy_shop_notification"]
     migrate(operation, forwards=False)
-    assert leftovers() == before
+    assert leftovers() == []
 
     migrate(operation)
     release = ReleaseModel("Notification")
     migrate(release)
-    assert leftovers() == before
+    assert leftovers() == []
     Notification.objects.create(user=alice, text="not sent")
     migrate(release, forwards=False)
     Notification.objects.create(user=alice, text="sent")
@@ -175,14 +171,17 @@ def test_no_role_can_call_the_function():
     [
         (AdoptModel("Notification", text="absent"), Exception, "absent"),
         (AdoptModel("Notification", text="user__username"), Exception, "[Jj]oined"),
-        (AdoptModel("Message", user="recipient", mark="body"), ImproperlyConfigured, "mark must"),
+        (
+            AdoptModel("Message", user="recipient", text="title", mark="body"),
+            ImproperlyConfigured,
+            "mark must name",
+        ),
     ],
 )
 def test_a_mistake_fails_the_migration(operation, error, message):
-    before = leftovers()
     with pytest.raises(error, match=message), transaction.atomic():
         migrate(operation)
-    assert leftovers() == before
+    assert leftovers() == []
 
 
 def test_an_expression_that_postgres_rejects_fails_the_migration_and_no_insert(alice: User):
@@ -230,77 +229,74 @@ def test_a_database_that_is_not_postgres_is_left_alone(alice: User):
     assert editor.collected_sql == []
 
 
-class TestMarks:
-    """They need a trigger on Tidings' table, for which its owner has to grant a privilege."""
-
-    @pytest.fixture(autouse=True)
-    def privilege(self, transactional_db):
-        postgres.server.sql("shop", "grant trigger on tidings.notifications to app")
-        yield
-        for model in ("Notification", "Message"):
-            migrate(ReleaseModel(model))
-        postgres.server.sql("shop", "revoke trigger on tidings.notifications from app")
-
-    def test_what_was_delivered_is_marked(self, bridge: Bridge, alice: User, eventually):
-        migrate(AdoptModel("Notification", mark="sent"))
-        row = Notification.objects.create(user=alice, text="Hello")
-        Notification.objects.create(user=alice, text="sent already", sent=True)
-        other = Notification.objects.create(user=User.objects.create_user("carol"), text="later")
-        stream = bridge.stream(create_token(alice))
-        assert stream.next_of("message") == "Hello"
-        eventually(lambda: Notification.objects.get(pk=row.pk).sent)
-        assert not Notification.objects.get(pk=other.pk).sent
-        assert [row for row in sent() if row[0] == str(alice.pk)] == [(str(alice.pk), "Hello")]
-        stream.close()
-
-    def test_the_time_of_delivery_is_marked(self, bridge: Bridge, alice: User, eventually):
-        migrate(AdoptModel("Message", user="recipient", text="title", mark="sent_at"))
-        row = Message.objects.create(id=uuid4(), title="Hello", recipient=alice)
-        begin = timezone.now()
-        stream = bridge.stream(create_token(alice))
-        assert stream.next_of("message") == "Hello"
-        eventually(lambda: Message.objects.get(pk=row.pk).sent_at)
-        assert Message.objects.get(pk=row.pk).sent_at >= begin
-        stream.close()
-
-    def test_a_row_that_is_locked_delays_no_mark(self, bridge: Bridge, alice: User, eventually):
-        migrate(AdoptModel("Notification", mark="sent"))
-        rows = [Notification.objects.create(user=alice, text=text) for text in ("one", "two")]
-        stream = bridge.stream(create_token(alice))
-        with transaction.atomic():
-            Notification.objects.select_for_update().get(pk=rows[0].pk)
-            assert stream.next_of("message") == "one"
-            eventually(lambda: Notification.objects.get(pk=rows[1].pk).sent)
-        stream.close()
-
-    def test_an_error_loses_a_mark_and_no_delivery(self, bridge: Bridge, alice: User, eventually):
-        migrate(AdoptModel("Notification", mark="sent"))
-        Notification.objects.create(user=alice, text="Hello")
-        with connection.cursor() as cursor:
-            cursor.execute("alter table shop_notification rename to elsewhere")
-        try:
-            stream = bridge.stream(create_token(alice))
-            assert stream.next_of("message") == "Hello"
-            eventually(lambda: is_delivered(alice))
-            stream.close()
-        finally:
-            with connection.cursor() as cursor:
-                cursor.execute("alter table elsewhere rename to shop_notification")
+def test_names_that_are_too_long_are_those_of_tidings_adopt():
+    assert _fitting("tidings_copy_", "orders") == "tidings_copy_orders"
+    assert _fnv("a") == 0xAF63DC4C8601EC8C
+    for table in ("x" * 63, "ü" * 31):
+        name = _fitting("tidings_copy_", table)
+        assert name.startswith(f"tidings_copy_{table[:15]}")
+        assert name.endswith(f"_{_fnv(table):016x}")
+        assert 62 <= len(name.encode()) <= 63
 
 
-def is_delivered(user: User) -> bool:
-    """Whether Tidings' own mark is set."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "select bool_and(sent) from tidings.notifications where user_id = %s", [str(user.pk)]
-        )
-        (is_sent,) = cursor.fetchone()
-    return is_sent
-
-
-def test_marking_without_the_privilege_fails_the_migration():
+def test_marking_is_only_for_roles_that_can_act_as_the_owner_of_tidings():
     with (
-        pytest.raises(ProgrammingError, match="Notification can't be adopted"),
+        pytest.raises(ProgrammingError, match=r"Notification can't be adopted.*tidings_owner"),
         transaction.atomic(),
     ):
         migrate(AdoptModel("Notification", mark="sent"))
+    assert leftovers() == []
+
+
+class TestMarks:
+    """The bridge calls the function of Tidings that these tests call."""
+
+    @pytest.fixture(autouse=True)
+    def role(self, transactional_db):
+        postgres.server.sql("shop", "grant tidings_owner to app")
+        yield
+        for model in ("Notification", "Message"):
+            migrate(ReleaseModel(model))
+        postgres.server.sql("shop", "revoke tidings_owner from app")
+
+    @staticmethod
+    def deliver(table: str) -> None:
+        postgres.server.sql(
+            "shop",
+            "update tidings.notifications set sent_at = now() where sent_at is null; "
+            f"select tidings.tidings_mark_adopted('public', $${table}$$, "
+            "array(select id from tidings.notifications), 500)",
+        )
+
+    def test_what_was_sent_is_marked(self, alice: User):
+        migrate(AdoptModel("Notification", mark="sent"))
+        one, two = (Notification.objects.create(user=alice, text=text) for text in ("one", "two"))
+        self.deliver("shop_notification")
+        later = Notification.objects.create(user=alice, text="later")
+        marked = Notification.objects.filter(sent=True).values_list("pk", flat=True)
+        assert set(marked) == {one.pk, two.pk}
+        assert Notification.objects.filter(sent=False).get() == later
+
+    def test_a_row_that_is_marked_already_is_not_sent(self, alice: User):
+        migrate(AdoptModel("Notification", mark="sent"))
+        Notification.objects.create(user=alice, text="old", sent=True)
+        Notification.objects.create(user=alice, text="new")
+        assert [text for user, text in sent() if user == str(alice.pk)] == ["new"]
+
+    def test_the_time_is_marked(self, alice: User):
+        migrate(AdoptModel("Message", user="recipient", text="title", mark="sent_at"))
+        row = Message.objects.create(id=uuid4(), title="Hello", recipient=alice)
+        begin = timezone.now()
+        self.deliver("Shop's Messages")
+        row.refresh_from_db()
+        assert begin <= row.sent_at <= timezone.now()
+
+    def test_a_row_that_is_locked_is_skipped(self, alice: User):
+        migrate(AdoptModel("Notification", mark="sent"))
+        one, two = (Notification.objects.create(user=alice, text=text) for text in ("one", "two"))
+        with transaction.atomic():
+            Notification.objects.select_for_update().get(pk=one.pk)
+            self.deliver("shop_notification")
+            assert Notification.objects.filter(sent=True).get() == two
+        self.deliver("shop_notification")
+        assert Notification.objects.filter(sent=True).count() == 2

@@ -20,10 +20,12 @@ pytestmark = pytest.mark.django_db
 
 def test_a_notification_has_what_was_passed(alice: User):
     tomorrow = datetime(2030, 1, 1, tzinfo=timezone.utc)
-    id_ = send_notification(alice, "Your lamp is on its way", event="order", expires_at=tomorrow)
+    id_ = send_notification(
+        alice, "Your lamp is on its way", event="order", expires_at=tomorrow, ref="order:1"
+    )
     row = Notification.objects.get()
     assert (row.id, row.user_id, row.text) == (id_, str(alice.pk), "Your lamp is on its way")
-    assert (row.event, row.expires_at) == ("order", tomorrow)
+    assert (row.event, row.expires_at, row.ref) == ("order", tomorrow, "order:1")
 
 
 @pytest.mark.parametrize("identify", [lambda user: user.pk, lambda user: str(user.pk)])
@@ -82,12 +84,13 @@ def test_a_queryset_of_users_is_notified_by_one_statement(
 ):
     users = User.objects.filter(username__in=["alice", "bob"]).order_by("-username")
     with django_assert_num_queries(1) as queries:
-        ids = send_notifications(users, "Closed 100%", event="news")
+        ids = send_notifications(users, "Closed 100%", event="news", ref="news:1")
     assert "insert into" in queries[0]["sql"]
-    rows = Notification.objects.order_by("id").values_list("id", "user_id", "text", "event")
+    assert set(Notification.objects.values_list("event", flat=True)) == {"news"}
+    rows = Notification.objects.order_by("id").values_list("id", "user_id", "text", "ref")
     assert list(rows) == [
-        (ids[0], str(bob.pk), "Closed 100%", "news"),
-        (ids[1], str(alice.pk), "Closed 100%", "news"),
+        (ids[0], str(bob.pk), "Closed 100%", "news:1"),
+        (ids[1], str(alice.pk), "Closed 100%", "news:1"),
     ]
 
 

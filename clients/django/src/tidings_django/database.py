@@ -6,8 +6,8 @@ from . import conf
 
 
 def qualified(name: str) -> str:
-    """The name in Tidings' schema, quoted."""
-    return f"{quote(conf.schema())}.{quote(name)}"
+    """A name of Tidings, with its schema."""
+    return f"{quote(conf.schema())}.{name}"
 
 
 def quote(name: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from django.db import models
 
 from . import conf
-from .database import qualified
+from .database import qualified, quote
 
 
 class NotificationManager(models.Manager["Notification"]):
@@ -26,13 +26,14 @@ class Notification(models.Model):
     text = models.TextField()
     event = models.TextField(null=True, blank=True)  # noqa: DJ001 (null means none)
     expires_at = models.DateTimeField(null=True, blank=True)
+    ref = models.TextField(null=True, blank=True)  # noqa: DJ001
 
     objects = NotificationManager()
 
     class Meta:
         managed = False
         # Django has no option for the schema, but uses a quoted name verbatim.
-        db_table = qualified("notifications")
+        db_table = qualified(quote("notifications"))
         default_permissions = ()
 
     def __str__(self) -> str:

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import ProgrammingError
-from django.db.backends.utils import truncate_name
 from django.db.migrations.operations.base import Operation
 from django.db.models import BooleanField, DateTimeField, F, Field, ForeignKey, Model, Q
-from django.db.models.functions import Now
 from django.db.models.sql import Query
 
 from . import adoption, conf
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from django.db.migrations.state import ProjectState
     from django.db.models.expressions import Combinable
 
-NAME_LENGTH = 63
+NAME_BYTES = 63
 """Postgres cuts longer names off."""
 
 
@@ -29,10 +27,10 @@ class AdoptModel(Operation):
 
     `user`, `text` and `event` are names of fields, or expressions such as `Value("order")` and
     `Concat("title", Value(": "), "body")`. Rows that don't fulfil `where` aren't sent, nor are rows
-    whose user or text is null.
+    whose user is null.
 
-    `mark` names a boolean or date-time field that is set when a row was delivered; rows in which it
-    is already set aren't sent. Delivery of many rows then takes about three times as long.
+    `mark` names a boolean or date-time field that is set when a row was sent; rows in which it is
+    already set aren't sent. The role must be able to act as the owner of Tidings' tables.
 
     Rows that are already in the table are sent if they fulfil `existing`.
     """
@@ -100,19 +98,24 @@ class AdoptModel(Operation):
             return
         _check_user(model, self.user)
         sql = _Generator(model, schema_editor)
-        table = sql.table()
+        tidings, table = sql.tidings(), sql.table()
         mark = None if self.mark is None else sql.mark(self.mark)
+        user = sql.expression(self.user)
+        conditions = [f"({user}) is not null"]
+        if mark is not None:
+            conditions.append(f"{mark.column} is {mark.unset}")
+        if self.where:
+            conditions.append(f"({sql.condition(self.where)})")
         copy = adoption.Copy(
-            user=sql.expression(self.user),
+            user=user,
             text=sql.expression(self.text),
-            event=None if self.event is None else sql.expression(self.event),
-            condition=self._condition(model, sql),
-            has_ref=_has_ref(schema_editor, must=mark is not None),
+            event="null" if self.event is None else f"({sql.expression(self.event)})::text",
+            condition=" and ".join(conditions),
         )
-        statements = adoption.adopt(table, copy, mark)
+        statements = adoption.adopt(tidings, table, copy, mark)
         if self.existing is not None:
             existing = sql.condition(self.existing)
-            statements.append(adoption.copy_existing(table, copy, existing))
+            statements.append(adoption.copy_existing(tidings, table, copy, existing))
         try:
             for statement in statements:
                 schema_editor.execute(statement, params=None)
@@ -125,7 +128,8 @@ class AdoptModel(Operation):
         model = self._model(app_label, schema_editor, state)
         if model is None:
             return
-        for statement in adoption.release(_Generator(model, schema_editor).table()):
+        sql = _Generator(model, schema_editor)
+        for statement in adoption.release(sql.tidings(), sql.table()):
             schema_editor.execute(statement, params=None)
 
     def _model(
@@ -137,16 +141,6 @@ class AdoptModel(Operation):
         connection = schema_editor.connection
         is_here = self.allow_migrate_model(connection.alias, model)
         return model if is_here and connection.vendor == "postgresql" else None
-
-    def _condition(self, model: type[Model], sql: _Generator) -> str | None:
-        condition = Q() if self.where is None else self.where
-        if self.mark is not None:
-            condition &= _is_unmarked(model, self.mark)
-        for name in (self.user, self.text):
-            # A null would fail the application's INSERT.
-            if isinstance(name, str) and model._meta.get_field(name).null:
-                condition &= Q((f"{name}__isnull", False))
-        return sql.condition(condition) if condition else None
 
 
 class ReleaseModel(AdoptModel):
@@ -196,29 +190,65 @@ class _Generator:
         return self._sql(self.query.build_where(condition))
 
     def mark(self, name: str) -> adoption.Mark:
-        field: Any = self.model._meta.get_field(name)
-        is_date = isinstance(field, DateTimeField)
-        value = self._sql(Now().resolve_expression(self.query)) if is_date else "true"
-        return adoption.Mark(
-            assignment=f"{self.schema_editor.quote_name(field.column)} = {value}",
-            is_unmarked=self.condition(_is_unmarked(self.model, name)),
-        )
+        column = self.schema_editor.quote_name(self._field(name).column)
+        match self._field(name):
+            case _ if len(self._keys()) > 1:
+                problem = "needs a primary key of one column"
+            case BooleanField():
+                return adoption.Mark(column, value="true", unset="not true")
+            case DateTimeField():
+                return adoption.Mark(column, value="now()", unset="null")
+            case field:
+                problem = f"must name a BooleanField or a DateTimeField, not {field}"
+        raise ImproperlyConfigured(f"AdoptModel: mark {problem}.")
 
     def table(self) -> adoption.Table:
-        meta = self.model._meta
-        schema, name, owner = self._find(meta.db_table)
-        key: Any = meta.pk
+        schema, name, owner = self._find(self.model._meta.db_table)
+        copy, mark = _fitting("tidings_copy_", name), _fitting("tidings_mark_", name)
+        keys = self._keys()
         return adoption.Table(
             name=f"{quote(schema)}.{quote(name)}",
-            label=self._literal(name),
+            literal=self._literal(f"{quote(schema)}.{quote(name)}"),
+            schema_literal=self._literal(schema),
+            name_literal=self._literal(name),
             owner=quote(owner),
-            key=self.schema_editor.quote_name(key.column),
-            key_type=key.rel_db_type(self.schema_editor.connection),
-            notifications=qualified("notifications"),
-            copy_function=f"{quote(schema)}.{quote(_cut(f'tidings_copy_{name}'))}",
-            mark_function=f"{quote(schema)}.{quote(_cut(f'tidings_mark_{name}'))}",
-            mark_trigger=quote(_cut(f"tidings_mark_{name}")),
+            keys=tuple(self.schema_editor.quote_name(key.column) for key in keys),
+            key_type=keys[0].rel_db_type(self.schema_editor.connection),
+            prefix=self._literal(f"{name}:"),
+            prefix_length=len(f"{name}:"),
+            copy_function=f"{quote(schema)}.{quote(copy)}",
+            mark_function=f"{quote(schema)}.{quote(mark)}",
+            mark_function_literal=self._literal(mark),
         )
+
+    def tidings(self) -> adoption.Tidings:
+        with self.schema_editor.connection.cursor() as cursor:
+            cursor.execute(
+                "select pg_get_userbyid(p.proowner) from pg_proc as p "
+                "join pg_namespace as n on n.oid = p.pronamespace "
+                "where n.nspname = %s and p.proname = 'tidings_adopt'",
+                [conf.schema()],
+            )
+            found = cursor.fetchone()
+        if found is None:
+            raise ImproperlyConfigured(
+                f"The schema {conf.schema()!r} doesn't contain Tidings, or an earlier version: "
+                "run `manage.py tidings migrate` first."
+            )
+        return adoption.Tidings(
+            notifications=qualified("notifications"),
+            adopt=qualified("tidings_adopt"),
+            unadopt=qualified("tidings_unadopt"),
+            owner=quote(found[0]),
+        )
+
+    def _field(self, name: str) -> Any:
+        return self.model._meta.get_field(name)
+
+    def _keys(self) -> list[Any]:
+        """The fields of the primary key, which are several since Django 5.2."""
+        meta: Any = self.model._meta
+        return getattr(meta, "pk_fields", [meta.pk])
 
     def _find(self, table: str) -> tuple[str, str, str]:
         """The schema, name and owner of the table."""
@@ -246,18 +276,6 @@ class _Generator:
         return literal.replace("%%", "%") if isinstance(value, str) else literal
 
 
-def _is_unmarked(model: type[Model], name: str) -> Q:
-    match model._meta.get_field(name):
-        case BooleanField():
-            return Q((name, False))
-        case DateTimeField():
-            return Q((f"{name}__isnull", True))
-        case field:
-            raise ImproperlyConfigured(
-                f"AdoptModel: mark must name a BooleanField or a DateTimeField, not {field}."
-            )
-
-
 def _check_user(model: type[Model], user: str | Combinable) -> None:
     """A foreign key holds the user's primary key, which must be what Tidings knows users by."""
     field = model._meta.get_field(user) if isinstance(user, str) else None
@@ -273,24 +291,17 @@ def _check_user(model: type[Model], user: str | Combinable) -> None:
         )
 
 
-def _has_ref(schema_editor: BaseDatabaseSchemaEditor, *, must: bool) -> bool:
-    """Whether Tidings' table has the column `ref`, by which marks find the application's row."""
-    with schema_editor.connection.cursor() as cursor:
-        cursor.execute(
-            "select to_regclass(%s) is not null, exists (select from pg_attribute "
-            "where attrelid = to_regclass(%s) and attname = 'ref')",
-            [qualified("notifications")] * 2,
-        )
-        is_installed, has_ref = cursor.fetchone()
-    if not is_installed:
-        raise ImproperlyConfigured(
-            f"Tidings is not installed in the schema {conf.schema()}: "
-            "run `manage.py tidings migrate` first."
-        )
-    if must and not has_ref:
-        raise ImproperlyConfigured("AdoptModel: mark needs a later version of Tidings.")
-    return bool(has_ref)
+def _fitting(beginning: str, table: str) -> str:
+    """A name that would be too long for Postgres ends with a hash, as in `tidings adopt`."""
+    name = beginning + table
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    end = f"_{_fnv(table):016x}"
+    return name.encode()[: NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
-def _cut(name: str) -> str:
-    return truncate_name(name, NAME_LENGTH)
+def _fnv(text: str) -> int:
+    hash_ = 0xCBF29CE484222325
+    for byte in text.encode():
+        hash_ = (hash_ ^ byte) * 0x100000001B3 % 2**64
+    return hash_

@@ -30,6 +30,7 @@ def send_notification(
     data: Any = None,
     event: str | None = None,
     expires_at: datetime | None = None,
+    ref: str | None = None,
     using: str | None = None,
 ) -> int:
     """Notifies a user, and returns the notification's id.
@@ -37,7 +38,7 @@ def send_notification(
     `user` is a user, or the value that identifies one. The notification is either `text` or `data`,
     which is sent as JSON.
     """
-    columns = _columns(text, data, event, expires_at)
+    columns = _columns(text, data, event, expires_at, ref)
     return _insert(columns, "(values (%s))", [user_id(user)], using)[0]
 
 
@@ -48,13 +49,14 @@ def send_notifications(
     data: Any = None,
     event: str | None = None,
     expires_at: datetime | None = None,
+    ref: str | None = None,
     using: str | None = None,
 ) -> list[int]:
     """Notifies many users with one statement, and returns the notifications' ids.
 
     A queryset of users is evaluated by the database, and no user is loaded.
     """
-    columns = _columns(text, data, event, expires_at)
+    columns = _columns(text, data, event, expires_at, ref)
     using = using or conf.database()
     attribute = conf.user_attribute()
     # A function can't run in the database, and the users may be in another one.
@@ -93,7 +95,11 @@ def create_stream_ticket(user: User, *, using: str | None = None) -> str:
 
 
 def _columns(
-    text: str | Promise | None, data: Any, event: str | None, expires_at: datetime | None
+    text: str | Promise | None,
+    data: Any,
+    event: str | None,
+    expires_at: datetime | None,
+    ref: str | None,
 ) -> dict[str, Any]:
     if (text is None) == (data is None):
         raise TypeError("Pass either text or data.")
@@ -103,7 +109,7 @@ def _columns(
         raise TypeError(f"The text must be a string, not {type(text).__name__}; use data for JSON.")
     if expires_at is not None and timezone.is_naive(expires_at):
         expires_at = timezone.make_aware(expires_at)
-    columns = {"text": str(text), "event": event, "expires_at": expires_at}
+    columns = {"text": str(text), "event": event, "expires_at": expires_at, "ref": ref}
     return {name: value for name, value in columns.items() if value is not None}
 
 

@@ -59,4 +59,10 @@ create function "schema".create_stream_ticket(user_id text, ttl interval default
 returns text language sql as $$ select gen_random_uuid()::text $$;
 
 create function "schema".disconnect_user(user_id text) returns void language sql as '';
+
+create function "schema".tidings_adopt(adopted regclass, prefix text, marker name)
+returns void language sql as '';
+
+create function "schema".tidings_unadopt(adopted_schema name, adopted_table name)
+returns void language sql as '';
 """

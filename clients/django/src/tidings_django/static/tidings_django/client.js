@@ -46,7 +46,7 @@ globalThis.tidings = (() => {
 
     async function open(signal) {
       const at = new URL(url, location.href)
-      at.searchParams.set('errors', 'status')
+      at.searchParams.set('format', 'json')
       if (position) at.searchParams.set('last_event_id', position)
       if (ticket) at.searchParams.set('ticket', await ticket())
       const headers = { Accept: 'text/event-stream' }
@@ -101,9 +101,10 @@ globalThis.tidings = (() => {
       if (data.length) emit('*', notification(fields.event, text))
     }
 
-    function notification(event, text) {
+    function notification(event, row) {
+      const { text, ref = null } = JSON.parse(row)
       const id = position.split('-')[0]
-      return { id, event, text, position, get data() { return JSON.parse(text) } }
+      return { id, event, text, ref, position, get data() { return JSON.parse(text) } }
     }
 
     async function run() {
