@@ -20,6 +20,14 @@ globalThis.tidings = (() => {
     }
   }
 
+  class Notification {
+    constructor(event, position, { text, ref = null }) {
+      Object.assign(this, { id: position.split('-')[0], event, text, ref, position })
+    }
+
+    get data() { return JSON.parse(this.text) }
+  }
+
   function connect({ url, credentials, refresh, ticket }) {
     const listeners = new Map()
     const subscribers = new Set()
@@ -98,13 +106,7 @@ globalThis.tidings = (() => {
         // For the next connection, which follows when this one ends.
         case 'tidings.expiring': return refresh?.().catch(() => {})
       }
-      if (data.length) emit('*', notification(fields.event, text))
-    }
-
-    function notification(event, row) {
-      const { text, ref = null } = JSON.parse(row)
-      const id = position.split('-')[0]
-      return { id, event, text, ref, position, get data() { return JSON.parse(text) } }
+      if (data.length) emit('*', new Notification(fields.event, position, JSON.parse(text)))
     }
 
     async function run() {
