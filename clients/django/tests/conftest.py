@@ -17,7 +17,7 @@ from tests import postgres
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = 30
+PATIENCE = 120
 """Seconds after which a test gives up on what it waits for."""
 
 

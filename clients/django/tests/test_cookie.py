@@ -76,9 +76,10 @@ def test_the_cookie_is_as_the_settings_say(client: Client, settings):
 
 def test_the_cookie_is_refreshed_by_a_post_with_the_csrf_token(client: Client):
     given = options(client.get("/"))
-    assert client.post(given["renew"]).status_code == 403
+    page = {"user": given["user"]}
+    assert client.post(given["renew"], page).status_code == 403
     header = "HTTP_" + given["csrf"]["header"].replace("-", "_")
-    refreshed = client.post(given["renew"], **{header: given["csrf"]["token"]})
+    refreshed = client.post(given["renew"], page, **{header: given["csrf"]["token"]})
     assert refreshed.status_code == 204
     assert refreshed.cookies["tidings_token"]["path"] == "/stream"
     assert client.get(given["renew"], **{header: given["csrf"]["token"]}).status_code == 405
@@ -94,15 +95,24 @@ def test_the_page_can_refresh_wherever_the_csrf_token_is_kept(client: Client, se
         setattr(settings, name, value)
     given = options(client.get("/"))
     assert (given["csrf"]["cookie"], given["csrf"]["header"]) == ("own_name", "X-OWN-NAME")
-    refreshed = client.post(given["renew"], HTTP_X_OWN_NAME=given["csrf"]["token"])
+    refreshed = client.post(
+        given["renew"], {"user": given["user"]}, HTTP_X_OWN_NAME=given["csrf"]["token"]
+    )
     assert refreshed.status_code == 204
 
 
-def test_people_who_are_not_logged_in_get_neither_cookie_nor_ticket(db):
-    for path in ("/tidings/cookie/", "/tidings/ticket/"):
-        response = Client().post(path)
-        assert response.status_code == 401
-        assert "tidings_token" not in response.cookies
+@pytest.mark.parametrize("path", ["/tidings/cookie/", "/tidings/ticket/"])
+def test_a_page_of_a_user_who_is_not_logged_in_gets_neither_cookie_nor_ticket(
+    path: str, alice: User, bob: User
+):
+    client = Client()
+    for _ in ("nobody is", "another user is"):
+        for page in ({}, {"user": alice.pk}):
+            response = client.post(path, page)
+            assert response.status_code == 401
+            assert "tidings_token" not in response.cookies
+        client.force_login(bob)
+    assert client.post(path, {"user": bob.pk}).status_code in (200, 204)
 
 
 def test_djangos_own_logout_removes_the_cookie(alice: User):
@@ -244,7 +254,7 @@ def test_a_ticket_opens_the_stream(bridge: Bridge, alice: User, settings):
     client.force_login(alice)
     settings.TIDINGS_STREAM_URL = "https://push.example.com/stream"
     given = options(client.get("/"))
-    ticket = client.post(given["renew"]).json()["ticket"]
+    ticket = client.post(given["renew"], {"user": given["user"]}).json()["ticket"]
     stream = Stream(f"{bridge.url}?ticket={ticket}").until_live()
     send_notification(alice, "Hello")
     assert next(iter(stream)).data == "Hello"

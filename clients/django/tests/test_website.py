@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 
 from tests import postgres
@@ -10,9 +16,31 @@ from tests.website import Browser, Project, free_ports
 NOTIFICATIONS = "#notifications li"
 
 
+@dataclass
+class Site:
+    project: Project
+    origin: str
+    admin: str
+
+    def shell(self, code: str) -> str:
+        setup = (
+            "from django.contrib.auth.models import User; import tidings_django as tidings; "
+            "from bell.models import Notification; alice = User.objects.get(username='alice'); "
+        )
+        return self.project.manage("shell", "-c", setup + code)
+
+    def is_sent(self, text: str) -> bool:
+        return "sent: True" in self.shell(
+            f"print('sent:', Notification.objects.get(text={text!r}).sent)"
+        )
+
+    def connections(self) -> int:
+        metrics = urllib.request.urlopen(f"{self.admin}/metrics").read().decode()
+        return int(re.search(r"^tidings_connections (\d+)$", metrics, re.MULTILINE)[1])
+
+
 @pytest.fixture(scope="module")
 def site():
-    """The origin of the example, and its project."""
     bridge, admin, server = free_ports()
     settings = {
         "DJANGO_SETTINGS_MODULE": "tests.example_settings",
@@ -23,64 +51,100 @@ def site():
     try:
         project.start_bridge(server, admin)
         project.manage("migrate")
-        yield project, project.start_server(server)
+        yield Site(project, project.start_server(server), f"http://127.0.0.1:{admin}")
     finally:
         project.stop()
 
 
 @pytest.fixture
-def browser(site):
+def browser(site: Site):
     browser = Browser()
-    browser.open(site[1])
-    browser.fill_in(username="alice", password="alice")
-    yield browser
-    browser.stop()
+    try:
+        browser.open(site.origin)
+        log_in(browser, "alice")
+        yield browser
+    finally:
+        browser.stop()
 
 
-def sent(project: Project, text: str) -> bool:
-    query = f"from bell.models import *; print(Notification.objects.get(text={text!r}).sent)"
-    return project.manage("shell", "-c", query).split()[-1] == "True"
+def log_in(browser: Browser, user: str) -> None:
+    browser.fill_in(username=user, password=user)
+    browser.until(lambda: browser.texts("header span") == [user], f"{user} isn't logged in")
 
 
-def test_what_a_form_sends_is_shown_on_the_next_page_and_once(site, browser: Browser):
-    project, origin = site
+def test_what_a_form_sends_is_shown_on_the_next_page_and_in_other_tabs(
+    site: Site, browser: Browser
+):
+    first = browser.tab()
+    second = browser.new_tab()
+    browser.open(site.origin)
     assert browser.texts(NOTIFICATIONS) == []
     browser.fill_in(text="Hello")
+    browser.until_shown("#count", "1")
+    assert browser.texts(NOTIFICATIONS) == ["Hello"]
+    browser.switch_to(first)
     browser.until_shown(NOTIFICATIONS, "Hello")
-    assert browser.texts("#count") == ["1"]
-    browser.until(lambda: sent(project, "Hello"), "the row wasn't marked")
-    # Delivered before, so the page shows it and the stream doesn't.
-    browser.open(origin)
-    browser.until_shown(NOTIFICATIONS, "Hello")
+    browser.until(lambda: site.connections() == 1, "each tab has a stream of its own")
+    browser.until(lambda: site.is_sent("Hello"), "the row wasn't marked")
+
+    # A new page begins with the rows of the application, and gets none of them a second time.
+    browser.open(site.origin)
     browser.fill_in(text="Again")
+    browser.until_shown("#count", "1")
+    assert browser.texts(NOTIFICATIONS) == ["Again", "Hello"]
+    browser.switch_to(second)
     browser.until_shown(NOTIFICATIONS, "Again", "Hello")
+    assert browser.texts("#count") == ["2"]
+    browser.until(lambda: site.is_sent("Again"), "the row wasn't marked")
+
+    if picture := os.environ.get("TIDINGS_PICTURE"):
+        take_picture(browser, [first, second], Path(picture))
 
 
-def test_a_page_whose_cookie_has_expired_gets_a_new_one(site, browser: Browser):
-    project, _ = site
-    before = browser.texts(NOTIFICATIONS)
-    browser.driver.execute_cdp_cmd("Network.enable", {})
-    browser.driver.execute_cdp_cmd(
-        "Network.deleteCookies",
-        {"name": "tidings_token", "domain": "127.0.0.1", "path": "/stream"},
-    )
+def test_a_page_whose_cookie_has_expired_gets_a_new_one(site: Site, browser: Browser):
+    browser.until(lambda: site.connections() == 1, "no stream")
+    browser.delete_cookie("tidings_token", path="/stream")
     assert "tidings_token" not in browser.cookies()
-    project.manage(
-        "shell",
-        "-c",
-        "from django.contrib.auth.models import User; import tidings_django as t; "
-        "alice = User.objects.get(username='alice'); "
-        "t.disconnect_user(alice); t.send_notification(alice, 'after a refresh')",
-    )
-    browser.until(
-        lambda: "after a refresh" in browser.texts(NOTIFICATIONS), f"{before} and no more"
-    )
-    assert "tidings_token" in browser.cookies()
+    site.shell("tidings.disconnect_user(alice)")
+    browser.until(lambda: "tidings_token" in browser.cookies(), "no new cookie")
+    site.shell("tidings.send_notification(alice, 'after a refresh', ref='7')")
+    browser.until(lambda: "after a refresh" in browser.texts(NOTIFICATIONS), "no notification")
 
 
-def test_logging_out_removes_the_cookie_and_ends_the_stream(site, browser: Browser):
-    browser.until(lambda: "tidings_token" in browser.cookies(), "no cookie")
-    browser.driver.find_element("css selector", "header button").click()
+def test_a_logout_ends_the_streams_of_all_tabs(site: Site, browser: Browser):
+    first = browser.tab()
+    second = browser.new_tab()
+    browser.open(site.origin)
+    browser.watch_status()
+    browser.switch_to(first)
+    browser.until(lambda: site.connections() == 1, "each tab has a stream of its own")
+    browser.click("header button")
     browser.until(lambda: browser.driver.title == "Log in", "still logged in")
     assert "tidings_token" not in browser.cookies()
     assert browser.texts("#tidings-options") == []
+
+    browser.switch_to(second)
+    browser.until(lambda: browser.status() == "denied", "the other tab's stream goes on")
+
+    # Its page remains Alice's.
+    browser.switch_to(first)
+    log_in(browser, "bob")
+    browser.fill_in(text="to Bob")
+    browser.until_shown("#count", "1")
+    browser.switch_to(second)
+    assert "to Bob" not in browser.texts(NOTIFICATIONS)
+
+
+def take_picture(browser: Browser, tabs: list[str], path: Path) -> None:
+    """Shows the tabs side by side. `docs/images/bell.png` is made by TIDINGS_PICTURE=… make django."""
+    pictures = []
+    for tab in tabs:
+        browser.switch_to(tab)
+        browser.click(".bell summary")
+        browser.driver.set_window_size(480, 420)
+        pictures.append(browser.driver.get_screenshot_as_base64())
+    images = "".join(f'<img width=460 src="data:image/png;base64,{p}">' for p in pictures)
+    browser.open("about:blank")
+    browser.driver.set_window_size(1000, 460)
+    browser.driver.execute_script("document.body.innerHTML = arguments[0]", images)
+    path.write_bytes(browser.driver.get_screenshot_as_png())

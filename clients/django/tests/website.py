@@ -13,6 +13,7 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -127,12 +128,26 @@ class Browser:
     def open(self, url: str) -> None:
         self.driver.get(url)
 
+    def tab(self) -> str:
+        return self.driver.current_window_handle
+
+    def new_tab(self) -> str:
+        """Opens a tab and switches to it."""
+        self.driver.switch_to.new_window("tab")
+        return self.tab()
+
+    def switch_to(self, tab: str) -> None:
+        self.driver.switch_to.window(tab)
+
+    def click(self, css: str) -> None:
+        self.driver.find_element(By.CSS_SELECTOR, css).click()
+
     def fill_in(self, **fields: str) -> None:
         """Fills in a form and sends it."""
         for name, value in fields.items():
             field = self.driver.find_element(By.CSS_SELECTOR, f"main [name={name}]")
             field.send_keys(value)
-        self.driver.find_element(By.CSS_SELECTOR, "main form button").click()
+        self.click("main form button")
 
     def texts(self, css: str) -> list[str]:
         found = self.driver.find_elements(By.CSS_SELECTOR, css)
@@ -143,8 +158,12 @@ class Browser:
             return f"{message}; log: {self.driver.get_log('browser')}; {self.driver.page_source}"
 
         try:
-            WebDriverWait(self.driver, PATIENCE).until(lambda _: condition())
-        except Exception as error:
+            # A page may be replaced while it is read.
+            wait = WebDriverWait(
+                self.driver, PATIENCE, ignored_exceptions=[StaleElementReferenceException]
+            )
+            wait.until(lambda _: condition())
+        except TimeoutException as error:
             raise AssertionError(explain()) from error
 
     def until_shown(self, css: str, *texts: str) -> None:
@@ -154,6 +173,20 @@ class Browser:
         """All cookies, whatever their path."""
         found = self.driver.execute_cdp_cmd("Network.getAllCookies", {})["cookies"]
         return {cookie["name"]: cookie["value"] for cookie in found}
+
+    def delete_cookie(self, name: str, path: str) -> None:
+        cookie = {"name": name, "domain": "127.0.0.1", "path": path}
+        self.driver.execute_cdp_cmd("Network.deleteCookies", cookie)
+
+    def watch_status(self) -> None:
+        """Makes the page remember what `tidings:status` says from now on."""
+        self.driver.execute_script(
+            "document.addEventListener('tidings:status', "
+            "({ detail }) => { document.body.dataset.status = detail })"
+        )
+
+    def status(self) -> str | None:
+        return self.driver.execute_script("return document.body.dataset.status")
 
     def stop(self) -> None:
         self.driver.quit()

@@ -17,6 +17,5 @@ def home(request):
     if form.is_valid():
         form.save()
         return redirect("home")
-    # The others arrive on the page's stream.
-    delivered = Notification.objects.filter(user=request.user, sent=True).order_by("-pk")[:20]
-    return render(request, "bell/home.html", {"form": form, "delivered": delivered})
+    latest = Notification.objects.filter(user=request.user).order_by("-pk")[:20]
+    return render(request, "bell/home.html", {"form": form, "latest": latest})

@@ -8,6 +8,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST
 
 from . import tokens
+from .identity import user_id
 from .sending import create_stream_ticket
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def _for_users(view: Callable[[User], HttpResponse]) -> Callable[..., HttpResponseBase]:
-    """A POST of a logged-in user; 401 tells scripts that the user has to log in.
+    """A POST from a page of the logged-in user; 401 tells its script that this user is logged out.
 
-    `login_required` would redirect them to a page, and 403 is Django's status for CSRF failures.
+    `login_required` would redirect it to a page, and 403 is Django's status for CSRF failures. The
+    page names its user, because another one may have logged in from another tab.
     """
 
     @never_cache
@@ -27,7 +29,8 @@ def _for_users(view: Callable[[User], HttpResponse]) -> Callable[..., HttpRespon
     @csrf_protect
     def wrapper(request: HttpRequest) -> HttpResponse:
         user = request.user
-        return view(user) if user.is_authenticated else HttpResponse(status=401)
+        is_pages = user.is_authenticated and request.POST.get("user") == user_id(user)
+        return view(user) if is_pages else HttpResponse(status=401)
 
     return wrapper
 

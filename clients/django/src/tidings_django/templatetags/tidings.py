@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 register = template.Library()
 
-SCRIPTS = ("tidings_django/client.js", "tidings_django/page.js")
+SCRIPTS = ("tidings_django/tidings.min.js", "tidings_django/page.js")
 
 
 @register.simple_tag(takes_context=True)

@@ -54,7 +54,7 @@ class Command(BaseCommand):
 def _program() -> str:
     given = conf.binary()
     # Where `pip install tidings-bridge` puts it; a virtual environment needn't be on the PATH.
-    installed = Path(sysconfig.get_path("scripts"), "tidings")
+    installed = str(Path(sysconfig.get_path("scripts"), "tidings"))
     program = shutil.which(given or installed) or (None if given else shutil.which("tidings"))
     if program is None:
         raise CommandError(

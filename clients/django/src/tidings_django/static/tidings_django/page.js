@@ -1,17 +1,20 @@
 // Opens the stream that {% tidings_script %} describes, and passes on what arrives as events of the
 // document: "tidings:notification", "tidings:caught-up", "tidings:gap" and "tidings:status".
+// The global `tidings` is npm's tidings-client.
 {
   const options = JSON.parse(document.getElementById('tidings-options').textContent)
 
   const readCookie = (name) =>
     document.cookie.split('; ').find((pair) => pair.startsWith(`${name}=`))?.slice(name.length + 1)
 
-  // Requests a new cookie or ticket.
+  // Requests a new cookie or ticket. The server refuses if another user has logged in from another tab:
+  // this page is the former user's.
   async function renew() {
     const { cookie, header, token } = options.csrf
     const response = await fetch(options.renew, {
       method: 'POST',
       headers: { [header]: readCookie(cookie) ?? token },
+      body: new URLSearchParams({ user: options.user }),
     })
     if (response.status === 401) throw new tidings.TidingsError('logged out', 401)
     if (!response.ok) throw new Error(`${options.renew}: status ${response.status}`)
