@@ -10,41 +10,36 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests import postgres
-from tests.website import Project, free_ports
+from tests.conftest import PATIENCE
+from tests.website import Project
 from tidings_django.management.commands import tidings as command
 
 
 @pytest.fixture(scope="module")
 def project():
-    settings = {
-        "DJANGO_SETTINGS_MODULE": "tests.example_settings",
-        "PYTHONPATH": str(postgres.CHECKOUT / "clients/django"),
-        "DEV_PORT": str(free_ports()[0]),
-    }
+    settings = {"DJANGO_SETTINGS_MODULE": "tests.example_settings"}
     return Project(postgres.CHECKOUT / "examples/django", "command", settings)
 
 
 def test_a_command_of_the_program_runs_with_djangos_database(project: Project):
-    project.manage("tidings", "migrate")
-    assert json.loads(project.manage("tidings", "status", "--json"))
-    id_ = project.manage("tidings", "send", "7", "Hello", "--event", "greeting")
+    project.run("python manage.py tidings migrate")
+    assert json.loads(project.run("python manage.py tidings status --json"))
+    id_ = project.run("python manage.py tidings send 7 Hello --event greeting")
     assert id_.strip() == "1"
 
 
 def test_its_exit_code_is_the_programs(project: Project):
-    assert project.run("tidings", "absent", check=False).returncode == 2
+    assert project.try_to_run("python manage.py tidings absent").returncode == 2
 
 
 def test_dev_stops_as_the_program_does(project: Project):
-    ports = free_ports()
-    project.environment["DEV_PORT"] = str(ports[0])
-    process = project.start_bridge(ports[2], ports[1])
+    process = project.start_bridge()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_a_mistake_in_the_arguments_is_explained(project: Project):
-    done = project.run("tidings", "dev", "x", check=False)
+    done = project.try_to_run("python manage.py tidings dev x")
     assert "Usage: manage.py tidings dev" in done.stderr
 
 

@@ -19,7 +19,11 @@ def test_the_examples_tests_pass_with_a_database_that_has_no_tidings():
     run = subprocess.run(
         [sys.executable, "manage.py", "test"],
         cwd=EXAMPLE,
-        env={"PGHOST": str(postgres.server.folder), "PGUSER": postgres.SUPERUSER},
+        env={
+            "PYTHONPATH": str(postgres.CHECKOUT / "clients/django/src"),
+            "PGHOST": str(postgres.server.folder),
+            "PGUSER": postgres.SUPERUSER,
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -5,29 +5,25 @@ from __future__ import annotations
 import os
 import re
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import postgres
-from tests.website import Browser, Project, free_ports
+from tests.website import Browser, Project
 
 NOTIFICATIONS = "#notifications li"
 
 
-@dataclass
-class Site:
-    project: Project
-    origin: str
-    admin: str
+class Site(Project):
+    """The example's project."""
 
     def shell(self, code: str) -> str:
         setup = (
             "from django.contrib.auth.models import User; import tidings_django as tidings; "
             "from bell.models import Notification; alice = User.objects.get(username='alice'); "
         )
-        return self.project.manage("shell", "-c", setup + code)
+        return super().shell(setup + code)
 
     def is_sent(self, text: str) -> bool:
         return "sent: True" in self.shell(
@@ -41,19 +37,15 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site():
-    bridge, admin, server = free_ports()
-    settings = {
-        "DJANGO_SETTINGS_MODULE": "tests.example_settings",
-        "PYTHONPATH": f"{postgres.CHECKOUT / 'clients/django'}",
-        "DEV_PORT": str(bridge),
-    }
-    project = Project(postgres.CHECKOUT / "examples/django", "bell", settings)
+    settings = {"DJANGO_SETTINGS_MODULE": "tests.example_settings"}
+    site = Site(postgres.CHECKOUT / "examples/django", "bell", settings)
     try:
-        project.start_bridge(server, admin)
-        project.manage("migrate")
-        yield Site(project, project.start_server(server), f"http://127.0.0.1:{admin}")
+        site.start_bridge()
+        site.run("python manage.py migrate")
+        site.start_server()
+        yield site
     finally:
-        project.stop()
+        site.stop()
 
 
 @pytest.fixture

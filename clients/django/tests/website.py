@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
@@ -20,8 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests import postgres
 from tests.conftest import PATIENCE
 
-if TYPE_CHECKING:
-    from pathlib import Path
+PACKAGE = Path(__file__).parents[1]
 
 
 def free_ports() -> tuple[int, int, int]:
@@ -40,55 +40,60 @@ def is_free(port: int) -> bool:
 
 
 class Project:
-    """A folder with a manage.py, and a database of its own."""
+    """A folder with a manage.py, and a database and ports of its own."""
 
-    def __init__(self, folder: Path, database: str, environment: dict[str, str]) -> None:
-        self.folder = folder
-        self.database = database
+    def __init__(self, folder: Path, database: str, variables: dict[str, str] | None = None):
         postgres.server.sql("postgres", f"create database {database} owner app")
-        self.environment = {
-            "PATH": os.environ["PATH"],
+        bridge, admin, server = free_ports()
+        self.folder = folder
+        self.origin = f"http://127.0.0.1:{server}"
+        self.admin = f"http://127.0.0.1:{admin}"
+        self.port = server
+        self.variables = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{PACKAGE}:{PACKAGE / 'src'}",
             "PGHOST": str(postgres.server.folder),
             "PGUSER": "app",
             "PGDATABASE": database,
             "TIDINGS_BINARY": postgres.tidings(),
-            **environment,
+            "DEV_PORT": str(bridge),
+            **(variables or {}),
         }
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def run(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
-        """Runs manage.py."""
+    def try_to_run(self, command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "manage.py", *arguments],
+            shlex.split(command),
             cwd=self.folder,
-            env=self.environment,
+            env=self.variables,
             capture_output=True,
             text=True,
             timeout=PATIENCE,
-            **options,
+            check=False,
         )
 
-    def manage(self, *arguments: str) -> str:
-        done = self.run(*arguments, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    def run(self, command: str) -> str:
+        done = self.try_to_run(command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "manage.py", *arguments]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment)
+    def shell(self, code: str) -> str:
+        return self.run(f"python manage.py shell -c {shlex.quote(code)}")
+
+    def start(self, command: str) -> subprocess.Popen[bytes]:
+        command = shlex.split(command)
+        process = subprocess.Popen(command, cwd=self.folder, env=self.variables)
         self.processes.append(process)
         return process
 
-    def start_bridge(self, runserver: int, admin: int) -> subprocess.Popen[bytes]:
-        process = self.start("tidings", "dev", str(runserver))
-        until_answers(f"http://127.0.0.1:{admin}/health/ready")
+    def start_bridge(self, command: str = "python manage.py tidings dev"):
+        process = self.start(f"{command} {self.port}")
+        until_answers(f"{self.admin}/health/ready")
         return process
 
-    def start_server(self, port: int) -> str:
-        self.start("runserver", "--noreload", str(port))
-        origin = f"http://127.0.0.1:{port}"
-        until_answers(f"{origin}/login/")
-        return origin
+    def start_server(self, command: str = "python manage.py runserver") -> None:
+        self.start(f"{command} {self.port}")
+        until_answers(f"{self.origin}/login/")
 
     def stop(self) -> None:
         for process in self.processes:
