@@ -12,7 +12,7 @@ from textwrap import dedent
 from zipfile import ZipFile
 
 from tests import postgres
-from tests.website import Browser, Project
+from tests.website import Browser, Project, create_database
 
 PACKAGE = Path(__file__).parents[1]
 FRESH = PACKAGE / "tests/fresh"
@@ -63,7 +63,7 @@ def test_a_fresh_project_shows_what_a_form_sends_on_the_next_page(tmp_path: Path
     venv, wheels, folder = (tmp_path / name for name in ("venv", "wheels", "project"))
     build_wheels(wheels)
     folder.mkdir()
-    project = Project(folder, "fresh", create_environment(venv, wheels))
+    project = Project(folder, create_database("fresh") | create_environment(venv, wheels))
     [[install], [dev], [migrate, runserver]] = COMMANDS
 
     # What the developer has before.

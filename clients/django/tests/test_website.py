@@ -4,19 +4,55 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests import postgres
-from tests.website import Browser, Project
+from tests.conftest import PATIENCE
+from tests.website import Browser, Project, answers, until_answers
+
+EXAMPLE = postgres.CHECKOUT / "examples/django"
 
 NOTIFICATIONS = "#notifications li"
 
 
 class Site(Project):
-    """The example's project."""
+    """The example, started by its own script, with a Content-Security-Policy."""
+
+    def __init__(self) -> None:
+        settings = {"DJANGO_SETTINGS_MODULE": "tests.example_settings"}
+        super().__init__(EXAMPLE, settings)
+        self.process = subprocess.Popen(
+            ["./run", str(self.port)],
+            cwd=EXAMPLE,
+            env=self.variables | {"PYTHON": sys.executable},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        printed = iter(self.process.stdout.readline, "")
+        self.folder_of_database = next(
+            found[1] for line in printed if (found := re.search("psql -h (\\S+) -U bell bell", line))
+        )
+        self.variables |= {
+            "PGHOST": self.folder_of_database,
+            "PGUSER": "bell",
+            "PGDATABASE": "bell",
+        }
+        until_answers(f"{self.admin}/health/ready")
+        until_answers(f"{self.origin}/login/")
+
+    def stop(self) -> None:
+        """As with Control-C; nothing may remain."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.communicate(timeout=PATIENCE)
+        assert not answers(self.origin)
+        assert not answers(self.admin)
+        assert not Path(self.folder_of_database).exists()
 
     def shell(self, code: str) -> str:
         setup = (
@@ -37,15 +73,9 @@ class Site(Project):
 
 @pytest.fixture(scope="module")
 def site():
-    settings = {"DJANGO_SETTINGS_MODULE": "tests.example_settings"}
-    site = Site(postgres.CHECKOUT / "examples/django", "bell", settings)
-    try:
-        site.start_bridge()
-        site.run("python manage.py migrate")
-        site.start_server()
-        yield site
-    finally:
-        site.stop()
+    site = Site()
+    yield site
+    site.stop()
 
 
 @pytest.fixture

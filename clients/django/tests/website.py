@@ -24,14 +24,17 @@ from tests.conftest import PATIENCE
 PACKAGE = Path(__file__).parents[1]
 
 
-def free_ports() -> tuple[int, int, int]:
-    """Ports for the bridge, for its admin address, which is the next one, and for runserver."""
+BRIDGE = 80
+"""How far the bridge's port is from runserver's, as by default; the next one is for operators."""
+
+
+def free_port() -> int:
+    """A port for runserver, with ports for the bridge."""
     while True:
         # Below those that the system gives to clients.
-        first = random.randrange(10_000, 32_000, 3)
-        ports = (first, first + 1, first + 2)
-        if all(map(is_free, ports)):
-            return ports
+        port = random.randrange(10_000, 32_000)
+        if all(map(is_free, (port, port + BRIDGE, port + BRIDGE + 1))):
+            return port
 
 
 def is_free(port: int) -> bool:
@@ -40,24 +43,19 @@ def is_free(port: int) -> bool:
 
 
 class Project:
-    """A folder with a manage.py, and a database and ports of its own."""
+    """A folder with a manage.py, and ports of its own."""
 
-    def __init__(self, folder: Path, database: str, variables: dict[str, str] | None = None):
-        postgres.server.sql("postgres", f"create database {database} owner app")
-        bridge, admin, server = free_ports()
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder = folder
-        self.origin = f"http://127.0.0.1:{server}"
-        self.admin = f"http://127.0.0.1:{admin}"
-        self.port = server
+        self.port = free_port()
+        self.origin = f"http://127.0.0.1:{self.port}"
+        self.admin = f"http://127.0.0.1:{self.port + BRIDGE + 1}"
         self.variables = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{PACKAGE}:{PACKAGE / 'src'}",
-            "PGHOST": str(postgres.server.folder),
-            "PGUSER": "app",
-            "PGDATABASE": database,
             "TIDINGS_BINARY": postgres.tidings(),
-            "DEV_PORT": str(bridge),
-            **(variables or {}),
+            "TIDINGS_DEV_PORT": str(self.port + BRIDGE),
+            **variables,
         }
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -100,6 +98,12 @@ class Project:
             process.terminate()
         for process in self.processes:
             process.wait(PATIENCE)
+
+
+def create_database(name: str) -> dict[str, str]:
+    """Returns the variables with which Django and libpq find it."""
+    postgres.server.sql("postgres", f"create database {name} owner app")
+    return {"PGHOST": str(postgres.server.folder), "PGUSER": "app", "PGDATABASE": name}
 
 
 def until_answers(url: str) -> None:

@@ -54,6 +54,9 @@ DATABASES = {
     }
 }
 
+# `manage.py tidings dev` listens there.
+TIDINGS_DEV_PORT = int(os.environ.get("TIDINGS_DEV_PORT", 8080))
+
 USE_TZ = True
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
