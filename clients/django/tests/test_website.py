@@ -101,23 +101,23 @@ def test_what_a_form_sends_is_shown_on_the_next_page_and_in_other_tabs(
     second = browser.new_tab()
     browser.open(site.origin)
     assert browser.texts(NOTIFICATIONS) == []
-    browser.fill_in(text="Hello")
+    browser.fill_in(text="Your lamp is on its way")
     browser.until_shown("#count", "1")
-    assert browser.texts(NOTIFICATIONS) == ["Hello"]
+    assert browser.texts(NOTIFICATIONS) == ["Your lamp is on its way"]
     browser.switch_to(first)
-    browser.until_shown(NOTIFICATIONS, "Hello")
+    browser.until_shown(NOTIFICATIONS, "Your lamp is on its way")
     browser.until(lambda: site.connections() == 1, "each tab has a stream of its own")
-    browser.until(lambda: site.is_sent("Hello"), "the row wasn't marked")
+    browser.until(lambda: site.is_sent("Your lamp is on its way"), "the row wasn't marked")
 
     # A new page begins with the rows of the application, and gets none of them a second time.
     browser.open(site.origin)
-    browser.fill_in(text="Again")
+    browser.fill_in(text="Bob wrote to you")
     browser.until_shown("#count", "1")
-    assert browser.texts(NOTIFICATIONS) == ["Again", "Hello"]
+    assert browser.texts(NOTIFICATIONS) == ["Bob wrote to you", "Your lamp is on its way"]
     browser.switch_to(second)
-    browser.until_shown(NOTIFICATIONS, "Again", "Hello")
+    browser.until_shown(NOTIFICATIONS, "Bob wrote to you", "Your lamp is on its way")
     assert browser.texts("#count") == ["2"]
-    browser.until(lambda: site.is_sent("Again"), "the row wasn't marked")
+    browser.until(lambda: site.is_sent("Bob wrote to you"), "the row wasn't marked")
 
     if picture := os.environ.get("TIDINGS_PICTURE"):
         take_picture(browser, [first, second], Path(picture))
@@ -158,15 +158,29 @@ def test_a_logout_ends_the_streams_of_all_tabs(site: Site, browser: Browser):
 
 
 def take_picture(browser: Browser, tabs: list[str], path: Path) -> None:
-    """Shows the tabs side by side. `docs/images/bell.png` is made by TIDINGS_PICTURE=… make django."""
-    pictures = []
+    """Shows both tabs side by side, the first with its list open, as docs/images/bell.png."""
+    panes = []
     for tab in tabs:
         browser.switch_to(tab)
-        browser.click(".bell summary")
-        browser.driver.set_window_size(480, 420)
-        pictures.append(browser.driver.get_screenshot_as_base64())
-    images = "".join(f'<img width=460 src="data:image/png;base64,{p}">' for p in pictures)
+        browser.resize(440, 355)
+        if tab == tabs[0]:
+            browser.click(".bell summary")
+        image = browser.driver.get_screenshot_as_base64()
+        panes.append(PANE.format(title=browser.driver.title, image=image))
     browser.open("about:blank")
-    browser.driver.set_window_size(1000, 460)
-    browser.driver.execute_script("document.body.innerHTML = arguments[0]", images)
+    show = """
+        document.body.innerHTML = arguments[0]
+        document.body.style = arguments[1]
+        return document.querySelector("figure").offsetHeight + 32"""
+    browser.resize(936, browser.driver.execute_script(show, "".join(panes), PICTURE))
     path.write_bytes(browser.driver.get_screenshot_as_png())
+
+
+PICTURE = (
+    "margin: 0; padding: 16px; display: flex; gap: 24px; align-items: start; background: #d5dae1"
+)
+PANE = """
+<figure style="margin: 0; border-radius: 8px; overflow: hidden; box-shadow: 0 2px 10px #0003">
+  <figcaption style="font: 14px system-ui; padding: 10px 16px; background: #e9ecf0">{title}</figcaption>
+  <img style="display: block" width="440" height="355" src="data:image/png;base64,{image}">
+</figure>"""

@@ -130,6 +130,7 @@ class Browser:
         options.add_argument("--headless=new")
         options.add_argument("--no-sandbox")
         options.add_argument("--disable-dev-shm-usage")
+        options.add_argument("--hide-scrollbars")  # for the picture in docs
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -147,6 +148,11 @@ class Browser:
 
     def switch_to(self, tab: str) -> None:
         self.driver.switch_to.window(tab)
+
+    def resize(self, width: int, height: int) -> None:
+        """The page, with two pixels for each in both directions."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def click(self, css: str) -> None:
         self.driver.find_element(By.CSS_SELECTOR, css).click()
