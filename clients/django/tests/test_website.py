@@ -134,26 +134,24 @@ def test_a_page_whose_cookie_has_expired_gets_a_new_one(site: Site, browser: Bro
 
 
 def test_a_logout_ends_the_streams_of_all_tabs(site: Site, browser: Browser):
-    first = browser.tab()
-    second = browser.new_tab()
-    browser.open(site.origin)
+    leader = browser.tab()
+    browser.until(lambda: site.connections() == 1, "no stream")
     browser.watch_status()
-    browser.switch_to(first)
-    browser.until(lambda: site.connections() == 1, "each tab has a stream of its own")
+    follower = browser.new_tab()
+    browser.open(site.origin)
     browser.click("header button")
     browser.until(lambda: browser.driver.title == "Log in", "still logged in")
     assert "tidings_token" not in browser.cookies()
     assert browser.texts("#tidings-options") == []
-
-    browser.switch_to(second)
+    browser.switch_to(leader)
     browser.until(lambda: browser.status() == "denied", "the other tab's stream goes on")
 
     # Its page remains Alice's.
-    browser.switch_to(first)
+    browser.switch_to(follower)
     log_in(browser, "bob")
     browser.fill_in(text="to Bob")
     browser.until_shown("#count", "1")
-    browser.switch_to(second)
+    browser.switch_to(leader)
     assert "to Bob" not in browser.texts(NOTIFICATIONS)
 
 
