@@ -35,14 +35,9 @@ class Site(Project):
             text=True,
         )
         printed = iter(self.process.stdout.readline, "")
-        self.folder_of_database = next(
-            found[1] for line in printed if (found := re.search("psql -h (\\S+) -U bell bell", line))
-        )
-        self.variables |= {
-            "PGHOST": self.folder_of_database,
-            "PGUSER": "bell",
-            "PGDATABASE": "bell",
-        }
+        command = next(line for line in printed if "psql" in line)
+        _, _, self.database, _, user, name = command.split()
+        self.variables |= {"PGHOST": self.database, "PGUSER": user, "PGDATABASE": name}
         until_answers(f"{self.admin}/health/ready")
         until_answers(f"{self.origin}/login/")
 
@@ -52,7 +47,7 @@ class Site(Project):
         self.process.communicate(timeout=PATIENCE)
         assert not answers(self.origin)
         assert not answers(self.admin)
-        assert not Path(self.folder_of_database).exists()
+        assert not Path(self.database).exists()
 
     def shell(self, code: str) -> str:
         setup = (
@@ -179,6 +174,8 @@ PICTURE = (
 )
 PANE = """
 <figure style="margin: 0; border-radius: 8px; overflow: hidden; box-shadow: 0 2px 10px #0003">
-  <figcaption style="font: 14px system-ui; padding: 10px 16px; background: #e9ecf0">{title}</figcaption>
+  <figcaption style="font: 14px system-ui; padding: 10px 16px; background: #e9ecf0">
+    {title}
+  </figcaption>
   <img style="display: block" width="440" height="355" src="data:image/png;base64,{image}">
 </figure>"""

@@ -29,8 +29,9 @@ def _for_users(view: Callable[[User], HttpResponse]) -> Callable[..., HttpRespon
     @csrf_protect
     def wrapper(request: HttpRequest) -> HttpResponse:
         user = request.user
-        is_pages = user.is_authenticated and request.POST.get("user") == user_id(user)
-        return view(user) if is_pages else HttpResponse(status=401)
+        if user.is_authenticated and request.POST.get("user") == user_id(user):
+            return view(user)
+        return HttpResponse(status=401)
 
     return wrapper
 
