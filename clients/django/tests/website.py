@@ -54,7 +54,7 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{PACKAGE}:{PACKAGE / 'src'}",
             "TIDINGS_BINARY": postgres.tidings(),
-            "TIDINGS_DEV_PORT": str(self.port + BRIDGE),
+            "BRIDGE_PORT": str(self.port + BRIDGE),
             **variables,
         }
         self.processes: list[subprocess.Popen[bytes]] = []

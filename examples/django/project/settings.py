@@ -55,7 +55,7 @@ DATABASES = {
 }
 
 # `manage.py tidings dev` listens there.
-TIDINGS_DEV_PORT = int(os.environ.get("TIDINGS_DEV_PORT", 8080))
+TIDINGS_DEV_PORT = int(os.environ.get("BRIDGE_PORT", 8080))
 
 USE_TZ = True
 STATIC_URL = "static/"
