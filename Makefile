@@ -24,7 +24,7 @@ client := cargo build --locked; \
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client client-quick bench bench-peers reliability model doorbell alerts soak upgrade docker dist dist-test lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client django django-quick example-django client-quick bench bench-peers reliability model doorbell alerts soak upgrade docker dist dist-test lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,18 @@ client: ## build and test the npm package, in Node.js, and in Chromium and Firef
 client-quick: ## the same in Chromium only, and with fewer rows
 	@export TIDINGS_CLIENT_ROWS=2000 FIREFOX=; \
 	    $(with) rust postgres chromium clients -- sh -exc '$(client)'
+
+# First installs both versions into target/django. About three minutes. With TIDINGS_PICTURE=$PWD/docs/images/bell.png,
+# it also takes this picture.
+django: ## test the package for Django and its example, with the oldest and the newest Django, and Chromium
+	@$(with) rust postgres chromium clients -- sh -exc 'cargo build --locked; clients/django/test'
+
+# For .ci/run: about a minute.
+django-quick: ## the same with the newest Django
+	@$(with) rust postgres chromium clients -- sh -exc 'cargo build --locked; clients/django/test newest'
+
+example-django: ## start a Django project with a login, a form and a bell, at port 8000 or ARGS=9000
+	@$(with) rust postgres clients -- sh -c 'cargo build --locked && exec examples/django/run $(ARGS)'
 
 # About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.
