@@ -24,7 +24,7 @@ client := cargo build --locked; \
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client client-quick bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client client-quick node example-node bench bench-peers reliability model doorbell alerts soak upgrade lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,22 @@ client: ## build and test the npm package, in Node.js, and in Chromium and Firef
 client-quick: ## the same in Chromium only, and with fewer rows
 	@export TIDINGS_CLIENT_ROWS=2000 FIREFOX=; \
 	    $(with) rust postgres chromium clients -- sh -exc '$(client)'
+
+# Half a minute, after the first time.
+node: ## test the example for Node and the steps of its recipe, in Chromium
+	@$(with) rust postgres chromium clients shell -- sh -exc ' \
+	    cargo build --locked; \
+	    export PATH="$${CARGO_TARGET_DIR:-$$PWD/target}/debug:$$PATH"; \
+	    scripts/client; \
+	    cd examples/node; \
+	    npm ci --silent --no-audit --no-fund --ignore-scripts; \
+	    npm test'
+
+example-node: ## start the example for Node, with the bridge and a PostgreSQL: http://localhost:3000
+	@$(with) rust postgres clients -- sh -c ' \
+	    cargo build --quiet --locked && \
+	    export PATH="$${CARGO_TARGET_DIR:-$$PWD/target}/debug:$$PATH" && \
+	    exec scripts/private-postgres examples/node/run'
 
 # About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.

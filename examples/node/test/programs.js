@@ -19,7 +19,8 @@ export class Site {
     const [port, bridge, admin] = ports
     site.origin = `http://localhost:${port}`
     site.admin = `http://127.0.0.1:${admin}`
-    site.process = spawn(`${root}/scripts/private-postgres`, ['bash', '-euc', `echo "database: $DATABASE_URL"\n${commands}`], {
+    const script = `echo "database: $DATABASE_URL"\n${commands}`
+    site.process = spawn(`${root}/scripts/private-postgres`, ['bash', '-euc', script], {
       ...options,
       env: {
         ...process.env,
