@@ -1,5 +1,5 @@
-// An application with a session login and a table of notifications. What is about Tidings is below /stream-cookie; a
-// trigger that `tidings adopt` has created sends the rows of the table.
+// An application with a session login and a table of notifications. Its last part is about Tidings. Sending takes
+// nothing but the INSERT: `tidings adopt` has created a trigger.
 
 import express from 'express'
 import session from 'express-session'

@@ -67,12 +67,12 @@ test('what a form causes is in the bell of the next page, once, and is marked as
 
 test('all tabs of a user share one stream', async () => {
   const second = await open(browser.defaultBrowserContext())
-  assert.equal(await site.streams(), 1)
+  await site.untilStreams(1)
   await send(alice, 'alice', 'To both')
   await untilShown(second, ['To both', 'Hello'])
   assert.equal(await second.$eval('#count', (output) => output.value), '1')
   await untilShown(alice, ['To both', 'Hello'])
-  assert.equal(await site.streams(), 1)
+  await site.untilStreams(1)
   await second.close()
 })
 
@@ -106,5 +106,5 @@ test('logging out ends the streams of all tabs, which show the login', async () 
   await submit(second, '/logout', {})
   await untilIn(alice, () => location.pathname === '/login.html')
   assert.equal(new URL(second.url()).pathname, '/login.html')
-  await until(async () => (await site.streams()) === 0, 'no stream')
+  await site.untilStreams(0)
 })

@@ -41,27 +41,29 @@ export class Site {
   }
 
   async says(pattern) {
-    await this.until(() => pattern.test(this.output))
+    await this.until(() => pattern.test(this.output), pattern)
     return pattern.exec(this.output)[1]
   }
 
   answers(url) {
-    return this.until(() => fetch(url).then(({ ok }) => ok, () => false))
+    return this.until(() => fetch(url).then(({ ok }) => ok, () => false), url)
   }
 
-  until(isTrue) {
+  until(isTrue, what) {
     return until(async () => {
       assert.equal(this.process.exitCode, null, this.output)
       return isTrue()
-    }).catch((error) => {
+    }, what).catch((error) => {
       throw new Error(`${error.message}\n${this.output}`)
     })
   }
 
-  /** How many streams the bridge has open. */
-  async streams() {
-    const metrics = await (await fetch(`${this.admin}/metrics`)).text()
-    return Number(/^tidings_connections (\d+)$/m.exec(metrics)[1])
+  /** Waits until the bridge has this many streams open. */
+  untilStreams(count) {
+    return this.until(async () => {
+      const metrics = await (await fetch(`${this.admin}/metrics`)).text()
+      return Number(/^tidings_connections (\d+)$/m.exec(metrics)[1]) === count
+    }, `${count} streams`)
   }
 
   async stop() {

@@ -5,7 +5,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { after, test } from 'node:test'
-import { freePorts, root, Site, startChromium, submit, until, untilIn, untilShown } from './programs.js'
+import { freePorts, root, Site, startChromium, submit, untilIn, untilShown } from './programs.js'
 
 const page = readFileSync(`${root}/docs/recipes/node.md`, 'utf8')
 const steps = /^## From .*?(?=^## )/ms.exec(page)[0]
@@ -59,18 +59,16 @@ test('the steps show on the next page what a form sends, with the client and wit
   await submit(tab, '/login', { name: 'alice' })
   await submit(tab, '/notifications', { text: 'one' })
   await untilShown(tab, ['one'])
-  await submit(tab, '/notifications', { text: 'two' })
-  await untilIn(tab, () => document.querySelector('#notifications').textContent.endsWith('two'))
-  assert.equal(await site.streams(), 1)
+  await site.untilStreams(1)
 
   const plain = await browser.newPage()
   await plain.goto(`${site.origin}/plain.html`)
-  await until(async () => (await site.streams()) === 2, 'two streams')
+  await site.untilStreams(2)
   await submit(tab, '/notifications', { text: 'three' })
   await untilIn(plain, () => document.querySelector('#notifications').textContent.endsWith('three'))
   await untilIn(tab, () => document.querySelector('#notifications').textContent.endsWith('three'))
   await plain.close()
 
   await submit(tab, '/logout', {})
-  await until(async () => (await site.streams()) === 0, 'no stream')
+  await site.untilStreams(0)
 })
