@@ -4,10 +4,21 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import net from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { launch, until } from '../../../clients/js/test/browser/support.js'
+import puppeteer from 'puppeteer-core'
 
 export const root = fileURLToPath(new URL('../../..', import.meta.url))
+const PATIENCE = 60_000 // milliseconds
+
+/** Repeats until it is true. */
+export async function until(isTrue, what) {
+  const end = Date.now() + PATIENCE
+  while (!(await isTrue())) {
+    if (Date.now() > end) throw new Error(`not within a minute: ${what}`)
+    await sleep(50)
+  }
+}
 
 /** Runs shell commands with a PostgreSQL of its own. */
 export class Site {
@@ -34,9 +45,14 @@ export class Site {
     for (const stream of [site.process.stdout, site.process.stderr])
       stream.setEncoding('utf8').on('data', (text) => (site.output += text))
     site.ended = once(site.process, 'exit')
-    site.databaseUrl = await site.says(/database: (\S+)/)
-    await site.answers(`${site.admin}/health/ready`)
-    await site.answers(site.origin)
+    try {
+      site.databaseUrl = await site.says(/database: (\S+)/)
+      await site.answers(`${site.admin}/health/ready`)
+      await site.answers(site.origin)
+    } catch (error) {
+      await site.stop()
+      throw error
+    }
     return site
   }
 
@@ -72,11 +88,11 @@ export class Site {
   }
 }
 
-/** Ports that are free, below those that the system assigns by itself. */
+/** Ports that are free, below those that the system assigns by itself. Browsers refuse a few lower ones. */
 export async function freePorts(count) {
   const ports = new Set()
   while (ports.size < count) {
-    const port = 10_000 + Math.floor(Math.random() * 20_000)
+    const port = 11_000 + Math.floor(Math.random() * 20_000)
     const server = net.createServer().listen(port)
     const isFree = await once(server, 'listening').then(() => true, () => false)
     if (isFree) ports.add(port)
@@ -87,7 +103,9 @@ export async function freePorts(count) {
 
 export function startChromium() {
   assert.ok(process.env.CHROME, 'set CHROME to the program Chromium')
-  return launch('chrome', process.env.CHROME)
+  // Chromium refuses to run as root otherwise. It loads only our own pages.
+  const args = ['--disable-dev-shm-usage', ...(process.getuid() === 0 ? ['--no-sandbox'] : [])]
+  return puppeteer.launch({ executablePath: process.env.CHROME, headless: true, protocolTimeout: PATIENCE, args })
 }
 
 /** Fills in a form and sends it. Returns once the next page is loaded. */
@@ -97,7 +115,8 @@ export async function submit(page, action, fields) {
     form.requestSubmit()
   }
   // No click, which would need the tab to be in front.
-  await Promise.all([page.waitForNavigation(), page.$eval(`form[action="${action}"]`, send, fields)])
+  const sent = page.$eval(`form[action="${action}"]`, send, fields)
+  await Promise.all([page.waitForNavigation({ timeout: PATIENCE }), sent])
 }
 
 /** Waits until a function returns true in a page, which may be navigating. */
@@ -114,5 +133,3 @@ export function shown(page) {
 export async function untilShown(page, texts) {
   await until(async () => `${await shown(page).catch(() => null)}` === `${texts}`, `shown: ${texts}`)
 }
-
-export { until }
