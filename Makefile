@@ -94,7 +94,7 @@ node: ## test the example for Node and the steps of its recipe, in Chromium
 	@$(with) rust postgres chromium clients shell -- sh -exc ' \
 	    cargo build --locked; \
 	    export PATH="$${CARGO_TARGET_DIR:-$$PWD/target}/debug:$$PATH"; \
-	    scripts/client; \
+	    scripts/build-client; \
 	    cd examples/node; \
 	    npm ci --silent --no-audit --no-fund --ignore-scripts; \
 	    npm test'
