@@ -24,7 +24,9 @@ client := cargo build --locked; \
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client django django-quick example-django client-quick bench bench-peers reliability model doorbell alerts soak upgrade docker dist dist-test lint fmt compose-check deny audit clean
+.PHONY: help dev test test-newest test-on attacks recipes clients clients-quick client client-quick django django-quick \
+    node example-django example-node bench bench-peers reliability model doorbell alerts soak upgrade docker dist \
+    dist-test lint fmt compose-check deny audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +103,22 @@ django-quick: ## the same with the newest Django
 
 example-django: ## start a Django project with a login, a form and a bell, at port 8000 or ARGS=9000
 	@$(with) rust postgres clients -- sh -c 'cargo build --locked && exec examples/django/run $(ARGS)'
+
+# Half a minute, after the first time.
+node: ## test the example for Node and the steps of its recipe, in Chromium
+	@$(with) rust postgres chromium clients shell -- sh -exc ' \
+	    cargo build --locked; \
+	    export PATH="$${CARGO_TARGET_DIR:-$$PWD/target}/debug:$$PATH"; \
+	    scripts/build-client; \
+	    cd examples/node; \
+	    npm ci --silent --no-audit --no-fund --ignore-scripts; \
+	    npm test'
+
+example-node: ## start the example for Node, with the bridge and a PostgreSQL: http://localhost:3000
+	@$(with) rust postgres clients -- sh -c ' \
+	    cargo build --quiet --locked && \
+	    export PATH="$${CARGO_TARGET_DIR:-$$PWD/target}/debug:$$PATH" && \
+	    exec scripts/private-postgres examples/node/run'
 
 # About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.
