@@ -462,7 +462,7 @@ async fn the_roles_fit_a_schema_that_is_still_of_an_earlier_release() {
     let database = Database::bare(&cluster, "earlier").await;
     let superuser = database.superuser();
     assert_eq!(superuser.run_roles("public").await, Ok(String::new()));
-    database.migrate().await;
+    superuser.migrate().await;
     // Migration 20 adds it.
     superuser
         .execute("alter table notifications drop column ref cascade")
