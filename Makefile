@@ -20,6 +20,8 @@ client := cargo build --locked; \
     npm test; \
     npm run test:browser
 
+binary := env TIDINGS_BINARY="$${TIDINGS_BINARY:-$${CARGO_TARGET_DIR:-$$PWD/target}/debug/tidings}"
+
 # Tests mostly wait, so several run per core.
 export RUST_TEST_THREADS ?= 6
 
@@ -95,14 +97,14 @@ client-quick: ## the same in Chromium only, and with fewer rows
 # First installs both versions into target/django. About three minutes. With TIDINGS_PICTURE=$PWD/docs/images/bell.png,
 # it also takes this picture.
 django: ## test the package for Django and its example, with the oldest and the newest Django, and Chromium
-	@$(with) rust postgres chromium clients -- sh -exc 'cargo build --locked; clients/django/test'
+	@$(with) rust postgres chromium clients -- sh -exc 'cargo build --locked; $(binary) clients/django/test'
 
 # For .ci/run: about a minute.
 django-quick: ## the same with the newest Django
-	@$(with) rust postgres chromium clients -- sh -exc 'cargo build --locked; clients/django/test newest'
+	@$(with) rust postgres chromium clients -- sh -exc 'cargo build --locked; $(binary) clients/django/test newest'
 
 example-django: ## start a Django project with a login, a form and a bell, at port 8000 or ARGS=9000
-	@$(with) rust postgres clients -- sh -c 'cargo build --locked && exec examples/django/run $(ARGS)'
+	@$(with) rust postgres clients -- sh -c 'cargo build --locked && exec $(binary) scripts/private-postgres examples/django/run $(ARGS)'
 
 # Half a minute, after the first time.
 node: ## test the example for Node and the steps of its recipe, in Chromium

@@ -28,9 +28,9 @@ class Site(Project):
         settings = {"DJANGO_SETTINGS_MODULE": "tests.example_settings"}
         super().__init__(EXAMPLE, settings)
         self.process = subprocess.Popen(
-            ["./run", str(self.port)],
-            cwd=EXAMPLE,
-            env=self.variables | {"PYTHON": sys.executable},
+            ["scripts/private-postgres", "examples/django/run", str(self.port)],
+            cwd=postgres.CHECKOUT,
+            env=os.environ | self.variables | {"PYTHON": sys.executable},
             stdout=subprocess.PIPE,
             text=True,
         )
