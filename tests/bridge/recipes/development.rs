@@ -151,6 +151,9 @@ impl Site {
             folder: DataFolder::new(),
         };
         machine.page.write_to(site.folder.path());
+        for (from, _) in edits {
+            assert!(machine.page.text.contains(from), "not on the page: {from}");
+        }
         for (name, mut text) in machine.page.files() {
             for (from, to) in edits {
                 text = text.replace(from, to);
