@@ -38,7 +38,7 @@ describeBrowsers((kind, browser) => {
     const random = randomNumbers(seed)
     const user = `crowd${kind}`
     await login(browser(), application, user)
-    const open = async () => (await Tab.open(browser(), application, { user })).isLive()
+    const open = async () => (await Tab.open(browser(), application, { user, heartbeat: 1_000 })).isLive()
     let tabs = []
     for (let n = 0; n < TABS; n++) tabs.push(await open())
     // Some tabs live from the first row to the last.

@@ -105,7 +105,7 @@ export class Bridge {
     bridge.server = new Program(program, ['serve', ...anyPort], {
       DATABASE_URL: url,
       TIDINGS_JWT_SECRET: SECRET,
-      TIDINGS_HEARTBEAT: '1s',
+      TIDINGS_HEARTBEAT: '1s', // pages that don't say so expect one every 15 s, so that no load ends their streams
       TIDINGS_MAX_CONNECTIONS_PER_ADDRESS: '10000',
       ...settings,
     })
