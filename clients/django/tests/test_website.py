@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -42,8 +41,8 @@ class Site(Project):
         until_answers(f"{self.origin}/login/")
 
     def stop(self) -> None:
-        """As with Control-C; nothing may remain."""
-        self.process.send_signal(signal.SIGINT)
+        """Nothing may remain."""
+        self.process.terminate()
         self.process.communicate(timeout=PATIENCE)
         assert not answers(self.origin)
         assert not answers(self.admin)
