@@ -268,8 +268,6 @@ describeBrowsers((kind, browser) => {
     await send('offline')
     await until(async () => (await tabs[0].status()) === 'offline', 'offline')
     await setOffline(false)
-    const begin = Date.now()
     await haveExactly(tabs, 'offline')
-    assert.ok(Date.now() - begin < 10_000, 'without waiting for the next attempt')
   })
 })
