@@ -17,7 +17,7 @@ use tracing::{debug, debug_span};
 use crate::{
     auth::{
         authenticator::Authenticator,
-        client_addr::Proxies,
+        client_addr::{Client, Proxies},
         origin::{self, Origins},
         problem::Problem,
         rejections::{RejectReason, Rejections},
@@ -107,11 +107,13 @@ async fn answer(
                 rejections.count_because(RejectReason::Unavailable, client, &error);
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
             }
-            rejections.count_because(RejectReason::Identity, client, &error);
-            return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
+            return Err(unauthorized(rejections, client, error));
         }
     };
     let parameters = StreamQuery::read(request.query_string()).map_err(bad_parameter)?;
+    identity
+        .expect(parameters.expected_user.as_deref())
+        .map_err(|error| unauthorized(rejections, client, error))?;
     let permit = match admission.admit(&identity.user, client) {
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
@@ -173,6 +175,11 @@ fn last_event_id(headers: &HeaderMap) -> Option<&str> {
         return Some(NO_ID);
     }
     Some(id.to_str().unwrap_or(NO_ID))
+}
+
+fn unauthorized(rejections: &Rejections, client: Client, error: Unidentified) -> Problem {
+    rejections.count_because(RejectReason::Identity, client, &error);
+    Problem::new(StatusCode::UNAUTHORIZED, error.to_string())
 }
 
 fn bad_parameter(error: BadParameter) -> Problem {

@@ -30,7 +30,8 @@ export function check(options: Options, page: Page): Settings {
       throw new TypeError(`tidings: unknown option or invalid value: ${name} = "${value}"`)
   }
   const address = new URL(url, page.location?.href)
-  // Encoded, so that no other address and user have the same name.
-  const name = user === undefined ? '' : `tidings:${address}:${encodeURIComponent(user)}`
+  // All tabs share a cookie, which may be another user's by now: then the bridge answers with a 401.
+  if (user !== undefined) address.searchParams.set('expected_user', `${user}`)
+  const name = user === undefined ? '' : `tidings:${address}`
   return { ...options, url: address, name, replay, heartbeat }
 }
