@@ -45,7 +45,8 @@ export interface Options {
   /** The stream's address. Default: `/stream`, on the page's origin. */
   url?: string | URL
   /**
-   * The user for whom the page was made. Lets all tabs of this user share one stream, and page loads
+   * The user for whom the page was made, as in the token's `sub`: the bridge rejects the credentials of another
+   * one, who may have logged in since. Lets all tabs of this user share one stream, and page loads
    * resume where the previous page ended. Without it, each page has a stream of its own.
    */
   user?: string | number

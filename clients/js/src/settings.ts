@@ -30,8 +30,11 @@ export function check(options: Options, page: Page): Settings {
       throw new TypeError(`tidings: unknown option or invalid value: ${name} = "${value}"`)
   }
   const address = new URL(url, page.location?.href)
-  // All tabs share a cookie, which may be another user's by now: then the bridge answers with a 401.
-  if (user !== undefined) address.searchParams.set('expected_user', `${user}`)
-  const name = user === undefined ? '' : `tidings:${address}`
+  let name = ''
+  if (user !== undefined) {
+    // All tabs share a cookie, which may be another user's by now: then the bridge answers with a 401.
+    address.searchParams.set('expected_user', `${user}`)
+    name = `tidings:${address}`
+  }
   return { ...options, url: address, name, replay, heartbeat }
 }

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { afterEach, beforeEach, mock, test } from 'node:test'
 import { Bridge, FakePage, Locks, closeAll, freezeTime, openChannels, openTab, passes, row, settle } from './support.js'
 
-const NAME = 'tidings:https://app.example.org/stream:alice'
+const NAME = 'tidings:https://app.example.org/stream?expected_user=alice'
 
 let bridge
 let locks

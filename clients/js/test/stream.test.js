@@ -20,6 +20,14 @@ test('a stream is requested with all that the bridge needs', async () => {
   assert.deepEqual(tab.statuses, ['catching-up', 'live'])
 })
 
+test('a page that knows its user gets no stream of another one, whose cookie it may have', async () => {
+  const bridge = new Bridge()
+  await openTab(bridge, { user: 'o\u2019hara & co', share: false })
+  assert.equal(bridge.last.url.searchParams.get('expected_user'), 'o\u2019hara & co')
+  await openTab(bridge, { url: '/events?expected_user=8', user: 7, share: false })
+  assert.deepEqual(bridge.last.url.searchParams.getAll('expected_user'), ['7'])
+})
+
 test('it resumes after the last event, also one without data, and asks for no replay then', async () => {
   const bridge = new Bridge()
   const tab = await openTab(bridge, { replay: 5 })

@@ -134,6 +134,16 @@ describeBrowsers((kind, browser) => {
     await haveExactly([alices], 'for the first')
   })
 
+  test('another user has logged in when a page connects again: it shows none of their rows', async () => {
+    const [alices] = await openTabs(1)
+    const other = newUser()
+    await login(context, application, other)
+    await bridge.send(other, 'for the other')
+    application.wire.cut()
+    await until(async () => (await alices.status()) === 'denied', 'denied')
+    assert.deepEqual(await alices.received(), [])
+  })
+
   test('a proxy swallows what passes through it', async () => {
     const tabs = await openTabs(3, { heartbeat: 1_000 })
     application.wire.swallow()
