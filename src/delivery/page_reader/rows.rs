@@ -107,7 +107,10 @@ pub(super) fn read_notification(key: RowKey, row: &Row) -> Result<Notification, 
         return Err(Flaw::Event);
     }
     let reference: Option<String> = row.try_get("ref").map_err(|_| Flaw::Ref)?;
-    if reference.as_deref().is_some_and(|key| key.len() > REF_BYTES) {
+    if reference
+        .as_deref()
+        .is_some_and(|key| key.len() > REF_BYTES)
+    {
         return Err(Flaw::Ref);
     }
     Ok(Notification {
