@@ -91,9 +91,10 @@ begin
           -- Writes to all users and reads nothing. The id is for RETURNING.
           (
             'tidings_writer',
-            'insert (user_id, text, event, expires_at, ref), select (id)',
+            'insert (user_id, text, event, expires_at), select (id)',
             'notifications'
           ),
+          ('tidings_writer', 'insert (ref)', 'notifications'),
           ('tidings_writer', 'execute', 'send_notification'),
           -- Has rows of its own tables copied.
           ('tidings_writer', 'select', 'tidings_adopted'),
@@ -107,9 +108,10 @@ begin
           -- Counts rows but doesn't read texts.
           (
             'tidings_monitor',
-            'select (id, user_id, event, created_at, expires_at, sent_at, sent, xid, ref)',
+            'select (id, user_id, event, created_at, expires_at, sent_at, sent, xid)',
             'notifications'
           ),
+          ('tidings_monitor', 'select (ref)', 'notifications'),
           ('tidings_monitor', 'select', 'tidings_adopted'),
           ('tidings_monitor', 'select', 'tidings_pruned'),
           ('tidings_monitor', 'select', 'tidings_prune_failures'),
@@ -137,7 +139,17 @@ begin
       select 2, format('grant %s on %s %s to %s', privileges, kind, identity, grantee)
       from rights
       join objects using (name)
-      where grantee = 'public' or to_regrole(grantee) is not null
+      where
+        (grantee = 'public' or to_regrole(grantee) is not null)
+        -- Migration 20 adds this column, and this file may be run before.
+        and (
+          privileges not like '% (ref)'
+          or exists (
+            select
+            from pg_attribute
+            where attrelid = to_regclass(format('%I.notifications', schema)) and attname = 'ref'
+          )
+        )
     ) as ordered (turn, statements)
     order by turn
   loop

@@ -2,6 +2,8 @@
 --
 --     psql -v schema=public -f sql/roles.sql
 --
+-- `tidings roles` prints this file with the privileges that it includes.
+--
 -- | group           | for                                                         |
 -- | --------------- | ----------------------------------------------------------- |
 -- | tidings_owner   | `tidings migrate`; owns the tables and functions            |

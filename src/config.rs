@@ -25,8 +25,8 @@ pub use self::{
     bridge::{BridgeOptions, DevOptions, MigratePolicy, ServeOptions},
     commands::{
         AdoptOptions, CheckOptions, CompletionsOptions, ConfigOptions, Form, FormOptions,
-        HealthOptions, ManOptions, MigrateOptions, SendOptions, StatusOptions, TailOptions,
-        TicketOptions, TokenOptions, UninstallOptions,
+        HealthOptions, ManOptions, MigrateOptions, RolesOptions, SendOptions, StatusOptions,
+        TailOptions, TicketOptions, TokenOptions, UninstallOptions,
     },
     database::DatabaseOptions,
     environment::Environment,
@@ -63,6 +63,8 @@ pub enum Command {
     Serve(ServeOptions),
     /// Create or update the database schema
     Migrate(MigrateOptions),
+    /// Print the SQL that creates the roles, for psql: `tidings roles | psql`
+    Roles(RolesOptions),
     /// Report problems, each with a fix: settings, privileges, the connection to the
     /// database, the running state
     #[command(after_help = CHECK_EXIT)]

@@ -172,6 +172,10 @@ async fn run(
     match cli.command {
         Command::Serve(options) => Box::pin(serve(options, activation?)).await,
         Command::Migrate(options) => migrate(output, options).await,
+        Command::Roles(options) => {
+            let script = schema::roles(&options.schema, options.from.as_deref());
+            Ok(write!(output, "{script}")?)
+        }
         Command::Check(options) => check(output, &options, environment).await,
         Command::Status(options) => status(output, &options).await,
         Command::Prune(options) => prune(output, options).await,

@@ -61,7 +61,7 @@ impl Parts {
         Ok(Self {
             credentials,
             proxies: options.trust.trusted_proxies.clone(),
-            origins: options.trust.cors_origins.clone(),
+            origins: options.bridge.cors_origins.clone(),
             url: options.database.url()?,
             direct_url: options.database.direct_url()?,
             schema: options.database.schema.clone(),

@@ -4,7 +4,7 @@
 //! hides the response from a page of another origin, but by then the rows are marked as
 //! sent. So such a request must not open a stream at all.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use actix_cors::Cors;
 use actix_web::{
@@ -35,6 +35,9 @@ const FETCH_SITE: &str = "sec-fetch-site";
 /// How long a browser may cache the response to a preflight request. Chromium caches it
 /// no longer than this.
 const PREFLIGHT_SECONDS: usize = 7_200;
+
+/// How many bytes of an origin are logged: a host name has at most 253.
+const LOGGED_BYTES: usize = 300;
 
 /// The origins, besides the stream's own, whose pages may read streams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -239,8 +242,25 @@ pub async fn check(
     match origins.judge(request.headers(), scheme, &host) {
         Ok(()) => next.call(request).await,
         Err(refused) => {
-            rejections.count(RejectReason::Origin, proxies.client_of(request.request()));
+            let client = proxies.client_of(request.request());
+            let origin = SentOrigin(request.headers());
+            rejections.count_because(RejectReason::Origin, client, &origin);
             Err(Problem::new(StatusCode::FORBIDDEN, refused.detail()).into())
+        }
+    }
+}
+
+/// The origin in a request, for the log. Clients choose its length.
+struct SentOrigin<'a>(&'a HeaderMap);
+
+impl fmt::Display for SentOrigin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(header::ORIGIN) {
+            None => f.write_str("no origin, but another site's page"),
+            Some(origin) => {
+                let origin = &origin.as_bytes()[..origin.len().min(LOGGED_BYTES)];
+                f.write_str(&String::from_utf8_lossy(origin))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     auth::client_addr::Client,
@@ -111,14 +111,26 @@ pub struct Rejections {
 
 impl Rejections {
     /// Counts a rejection of this client. At most one line per reason is logged in 10 s,
-    /// with the number of rejections since the last one.
+    /// with the number of rejections since the last one; at `debug`, each is.
     pub fn count(&self, reason: RejectReason, client: Client) {
+        self.log(reason, client, None);
+    }
+
+    /// The same, and the line says what was wrong with the last of them.
+    pub fn count_because(&self, reason: RejectReason, client: Client, cause: &dyn fmt::Display) {
+        self.log(reason, client, Some(cause));
+    }
+
+    fn log(&self, reason: RejectReason, client: Client, cause: Option<&dyn fmt::Display>) {
         self.counter.count(reason);
+        let name = reason.name();
         // The discriminants follow the order of `ALL`.
-        let Some(count) = self.throttles[reason as usize].count(Instant::now()) else {
+        let due = self.throttles[reason as usize].count(Instant::now());
+        let cause = || cause.map_or(String::new(), |cause| format!(" ({cause})"));
+        let Some(count) = due else {
+            debug!(reason = name, %client, "rejected {client}: {reason}{}", cause());
             return;
         };
-        let name = reason.name();
         let what = reason.rejected(count);
         match reason {
             // These are normal: tokens expire, and other sites' pages are not the
@@ -126,13 +138,15 @@ impl Rejections {
             RejectReason::Origin | RejectReason::Identity => {
                 info!(
                     reason = name, count, %client,
-                    "rejected {count} {what}, most recently from {client}: {reason}"
+                    "rejected {count} {what}, most recently from {client}: {reason}{}",
+                    cause()
                 );
             }
             _ => {
                 warn!(
                     reason = name, count, %client,
-                    "rejected {count} {what}, most recently from {client}: {reason}"
+                    "rejected {count} {what}, most recently from {client}: {reason}{}",
+                    cause()
                 );
             }
         }

@@ -65,7 +65,7 @@ pub(super) async fn foreign(
         } else {
             (
                 Topic::Wide,
-                "only the groups in sql/roles.sql have privileges here",
+                "only the groups of `tidings roles` have privileges here",
             )
         };
         Ok(Finding::wrong(
@@ -115,7 +115,7 @@ pub(super) async fn over_privileged(
         "few privileges: an attacker who breaks into the bridge can do whatever its role can",
         Fix::Advice(
             "let `tidings serve` log in as a role that is only a member of tidings_bridge \
-             (sql/roles.sql)"
+             (`tidings roles`)"
                 .to_owned(),
         ),
     )))

@@ -108,7 +108,7 @@ pub(super) async fn stranger(
         format!("{owner} owns Tidings in the schema {schema}, and can read and change all of it"),
         "it belongs to tidings_owner, the owner of the schema, or the role that migrates",
         Fix::Command(format!(
-            "psql -v schema='{schema}' -v from='{owner}' -f sql/roles.sql"
+            "tidings roles --schema='{schema}' --from='{owner}' | psql"
         )),
     )))
 }

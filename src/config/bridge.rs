@@ -8,6 +8,7 @@ use super::{
     DatabaseOptions, JwtOptions, LimitOptions, RetentionOptions, TlsOptions, TrustOptions,
     duration_between, listen_address,
 };
+use crate::auth::origin::Origins;
 
 #[derive(Clone, Debug, Args)]
 pub struct ServeOptions {
@@ -37,6 +38,17 @@ pub struct BridgeOptions {
     /// and a page at /
     #[arg(long, env = "TIDINGS_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_parser = listen_address)]
     pub admin_listen: SocketAddr,
+    /// Origins whose pages may read streams with the user's cookie, exact and separated
+    /// by commas (`https://app.example.org`, or for an app or extension
+    /// `capacitor://localhost`, `chrome-extension://…`); pages of the stream's own origin
+    /// always may
+    #[arg(
+        long,
+        env = "TIDINGS_CORS_ORIGINS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cors_origins: Origins,
     /// Time without events after which a stream gets a heartbeat; proxies close idle
     /// streams, many after 30 s
     #[arg(long, env = "TIDINGS_HEARTBEAT", default_value = "15s", value_parser = duration_between::<1, 300>)]

@@ -17,7 +17,7 @@ use crate::{
         jwt_key::KeyKind,
     },
     domain::notification::UserId,
-    postgres::adoption::Expression,
+    postgres::{adoption::Expression, schema::SchemaName},
 };
 
 /// The format of a command's output.
@@ -52,6 +52,17 @@ pub struct MigrateOptions {
     /// for at most two seconds
     #[arg(long, default_value = "60s", value_parser = duration_between::<1, 86_400>)]
     pub lock_limit: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct RolesOptions {
+    /// Schema that contains everything
+    #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
+    pub schema: SchemaName,
+    /// Role that ran `tidings migrate` before, if it is neither yours nor the owner of the
+    /// schema: its objects are handed over to `tidings_owner`
+    #[arg(long, value_name = "ROLE")]
+    pub from: Option<String>,
 }
 
 /// The settings of `tidings check`: those of `serve`, whose environment and role it

@@ -6,9 +6,7 @@ use actix_web::http::header::{self, HeaderName};
 use clap::{Args, ValueEnum};
 
 use super::ConfigError;
-use crate::auth::{
-    client_addr::Proxies, cookie::CookieName, origin::Origins, user_header::UserHeader,
-};
+use crate::auth::{client_addr::Proxies, cookie::CookieName, user_header::UserHeader};
 
 #[derive(Clone, Debug, Args)]
 pub struct TrustOptions {
@@ -33,17 +31,6 @@ pub struct TrustOptions {
     /// configured; default: only if another one is
     #[arg(long, env = "TIDINGS_TICKETS")]
     pub tickets: Option<TicketSetting>,
-    /// Origins whose pages may read streams with the user's cookie, exact and separated
-    /// by commas (`https://app.example.org`, or for an app or extension
-    /// `capacitor://localhost`, `chrome-extension://…`); pages of the stream's own origin
-    /// always may
-    #[arg(
-        long,
-        env = "TIDINGS_CORS_ORIGINS",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub cors_origins: Origins,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -41,6 +41,18 @@ impl Identity {
             ticket: self.ticket.or(other.ticket),
         })
     }
+
+    /// Checks that this is the user that the client expects, if it names one.
+    ///
+    /// # Errors
+    ///
+    /// [`Unidentified::Unexpected`] if it expects another user.
+    pub fn expect(&self, user: Option<&str>) -> Result<(), Unidentified> {
+        match user {
+            Some(user) if user != self.user.as_str() => Err(Unidentified::Unexpected),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl From<UserId> for Identity {
@@ -144,6 +156,12 @@ pub enum Unidentified {
     /// Two credentials name different users.
     #[error("the request carries credentials of different users: send only one")]
     Disagree,
+    /// The credentials are those of another user than the client expects.
+    #[error(
+        "the credentials are not those of the user that expected_user names: load the page again, or \
+         sign in as this user"
+    )]
+    Unexpected,
     /// A header reserved for trusted proxies, sent by another address.
     #[error(
         "the request has a header that only a trusted proxy may set: remove it, or connect through \

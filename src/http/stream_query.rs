@@ -19,6 +19,9 @@ pub struct StreamQuery {
     /// reconnecting-eventsource call it. These libraries append theirs to the URL from
     /// the page, so the last one that isn't empty is the most recent.
     pub last_event_id: Option<String>,
+    /// `expected_user`: the user for whom the page was made. Others may have logged in
+    /// since, in another tab, and all tabs share the cookie.
+    pub expected_user: Option<String>,
 }
 
 /// A parameter with an invalid value.
@@ -58,6 +61,7 @@ impl StreamQuery {
                 "last_event_id" | "lastEventId" if !value.is_empty() => {
                     parameters.last_event_id = Some(value.into_owned());
                 }
+                "expected_user" => parameters.expected_user = Some(value.into_owned()),
                 "errors" if RejectionForm::named(&value).is_none() => {
                     return Err(BadParameter::Errors(value.into_owned()));
                 }
@@ -131,8 +135,9 @@ mod tests {
             format: Format::Json,
             replay: 3,
             last_event_id: None,
+            expected_user: Some("7".to_owned()),
         };
-        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status";
+        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status&expected_user=8&expected_user=7";
         assert_eq!(StreamQuery::read(query), Ok(wanted));
         for query in [
             "format=xml",

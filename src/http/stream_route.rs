@@ -17,7 +17,7 @@ use tracing::{debug, debug_span};
 use crate::{
     auth::{
         authenticator::Authenticator,
-        client_addr::Proxies,
+        client_addr::{Client, Proxies},
         origin::{self, Origins},
         problem::Problem,
         rejections::{RejectReason, Rejections},
@@ -103,16 +103,17 @@ async fn answer(
     let identity = match authenticator.identify(&request, client).await {
         Ok(identity) => identity,
         Err(error) => {
-            debug!(%client, %error, "rejected {client}: {error}");
             if error == Unidentified::Unavailable {
-                rejections.count(RejectReason::Unavailable, client);
+                rejections.count_because(RejectReason::Unavailable, client, &error);
                 return Ok(admission.unavailable(error.to_string()).answer(&request));
             }
-            rejections.count(RejectReason::Identity, client);
-            return Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
+            return Err(unauthorized(rejections, client, error));
         }
     };
     let parameters = StreamQuery::read(request.query_string()).map_err(bad_parameter)?;
+    identity
+        .expect(parameters.expected_user.as_deref())
+        .map_err(|error| unauthorized(rejections, client, error))?;
     let permit = match admission.admit(&identity.user, client) {
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
@@ -174,6 +175,11 @@ fn last_event_id(headers: &HeaderMap) -> Option<&str> {
         return Some(NO_ID);
     }
     Some(id.to_str().unwrap_or(NO_ID))
+}
+
+fn unauthorized(rejections: &Rejections, client: Client, error: Unidentified) -> Problem {
+    rejections.count_because(RejectReason::Identity, client, &error);
+    Problem::new(StatusCode::UNAUTHORIZED, error.to_string())
 }
 
 fn bad_parameter(error: BadParameter) -> Problem {

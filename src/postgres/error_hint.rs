@@ -76,7 +76,7 @@ fn explain(error: &DbError) -> Option<String> {
         "42501" => {
             "the role in DATABASE_URL lacks a privilege for this: `tidings check` lists what a \
              bridge's role lacks, with the statement that grants it, and docs/install.md lists the \
-             privileges of each group in sql/roles.sql"
+             privileges of each group that `tidings roles` creates"
         }
         "22021" | "22P05" => {
             "the text contains a byte that Postgres can't store as UTF-8, such as NUL: remove it \

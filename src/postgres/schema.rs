@@ -8,6 +8,7 @@ mod objects;
 mod ownership;
 mod plan;
 mod removal;
+mod roles;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub use self::{
     objects::names,
     plan::plan,
     removal::Removal,
+    roles::roles,
 };
 pub(super) use self::{
     locks::{LOCK_PAUSE, LOCK_TIMEOUT},

@@ -172,6 +172,25 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
     dev.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_listed_origins_may_read_streams_but_not_send() {
+    let folder = DataFolder::new();
+    let mut with_origin = command(&folder);
+    with_origin.env("TIDINGS_CORS_ORIGINS", "http://localhost:3000");
+    let dev = Dev::start_with(with_origin).await;
+    let listed = ("Origin", "http://localhost:3000");
+    let read = async |origin| {
+        let answer = get(dev.address, "/stream?user=alice", &[origin]).await;
+        answer.expect("an answer").status()
+    };
+    assert_eq!(read(listed).await, 200);
+    assert_eq!(read(("Origin", "http://localhost:3001")).await, 403);
+    let draft = json!({ "user_id": "alice", "text": "hi" }).to_string();
+    let sent = post(dev.address, "/demo/notifications", &[listed], &draft).await;
+    assert_eq!(sent.expect("an answer").status(), 403);
+    dev.stop().await;
+}
+
 /// It is reported before `tidings dev` creates its PostgreSQL, which takes seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_reported_before_anything_is_created() {

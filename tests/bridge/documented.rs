@@ -13,11 +13,14 @@ use tidings::config::Cli;
 use crate::support::{bridge::Bridge, database::Database, files};
 
 /// Words that begin like our names but belong to something else.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 9] = [
     // The key under which a browser stores its token.
     "tidings_token",
     // The trigger of `tidings adopt`, on tables of applications.
     "tidings_copy",
+    // The package for Django, and its template tag.
+    "tidings_django",
+    "tidings_script",
     // The groups that sql/roles.sql creates.
     "tidings_owner",
     "tidings_bridge",

@@ -42,6 +42,40 @@ fn unsigned() -> String {
     )
 }
 
+/// All tabs of a browser share the cookie, which may be another user's than the page's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_expects_another_user_gets_a_401_and_nothing_of_this_user() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    database
+        .execute("select send_notification('alice', 'a secret')")
+        .await;
+    let cookie = format!("tidings_token={}", token("alice"));
+    let headers = [("Cookie", cookie.as_str()), ("Accept", "text/event-stream")];
+    for (query, status) in [
+        ("expected_user=bob", 401),
+        ("expected_user=", 401),
+        ("expected_user=Alice", 401),
+        ("expected_user=alice&expected_user=bob", 401),
+        ("expected_user=bob&errors=status", 401),
+        ("expected_user=bob&expected_user=alice", 200),
+        ("expected_user=%61lice", 200),
+    ] {
+        let response = get(bridge.address(), &format!("/stream?{query}"), &headers)
+            .await
+            .expect("an answer");
+        assert_eq!(response.status(), status, "{query}");
+        if status == 401 {
+            let body = response.text().await;
+            assert!(body.contains("expected_user"), "{query}: {body}");
+            assert!(!body.contains("alice") && !body.contains("a secret"), "{body}");
+        }
+    }
+    let metrics = bridge.admin("/metrics").await.text().await;
+    let rejected = "tidings_refused_total{reason=\"identity\"} 5\n";
+    assert!(metrics.contains(rejected), "{metrics}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_token_gets_a_401_that_says_what_to_do_and_nothing_else() {
     let database = Database::migrated().await;

@@ -1,7 +1,7 @@
 //! With `docs/install.md` alone, a DBA who is not a superuser can take a database without Tidings
 //! to a first notification, and back: the test runs the page's commands verbatim.
 
-use std::{env, fs, net::SocketAddr, os::unix::fs::symlink, path::Path};
+use std::{env, fs, net::SocketAddr, path::Path};
 
 use tokio::{process::Command, time::timeout};
 
@@ -73,7 +73,6 @@ async fn the_page_takes_a_dba_to_a_first_notification_and_back() {
     let (commands, [listen, admin]) = with_free_ports(&commands(&page));
     let folder = DataFolder::new();
     fs::create_dir_all(folder.path()).expect("a folder");
-    symlink(root.join("sql"), folder.path().join("sql")).expect("a link");
     let program = Path::new(env!("CARGO_BIN_EXE_tidings")).parent();
     let psql = psql();
     let path = env::var_os("PATH").expect("a path");

@@ -94,18 +94,18 @@ async fn a_flood_of_bad_tokens_fills_no_disk_and_all_of_it_is_counted() {
         assert_eq!(answer.expect("an answer").status(), 401);
     }
     let lines = lines(&bridge.log().await);
-    let of_http = |line: &&Value| line["target"] == "tidings::http::stream_route";
-    let written = lines.iter().filter(of_http).count() as u64;
+    let rejected = |line: &&Value| line["reason"] == "identity";
+    let written = lines.iter().filter(rejected).count() as u64;
     let suppressed: u64 = lines
         .iter()
-        .filter(|line| line["module"] == "tidings::http::stream_route")
+        .filter(|line| line["module"] == "tidings::auth::rejections")
         .filter_map(|line| line["suppressed"].as_u64())
         .sum();
     assert_eq!(written + suppressed, 200);
     assert!(suppressed > 0 && (20..200).contains(&written), "{written}");
     // At the default level there is one line for all of them.
-    let told = lines.iter().filter(|line| line["reason"] == "identity");
-    assert!(told.count() <= 2);
+    let told = lines.iter().filter(rejected);
+    assert!(told.filter(|line| line["level"] == "INFO").count() <= 2);
 }
 
 /// Marks the child process of the test below, in which code panics.

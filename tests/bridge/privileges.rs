@@ -455,6 +455,21 @@ async fn serves(database: &Database, schema: &str) {
     database.superuser().until(&marked).await;
 }
 
+/// An upgrade runs the new release's `sql/roles.sql` before its migrations.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_roles_fit_a_schema_that_is_still_of_an_earlier_release() {
+    let cluster = start_cluster().await;
+    let database = Database::bare(&cluster, "earlier").await;
+    let superuser = database.superuser();
+    assert_eq!(superuser.run_roles("public").await, Ok(String::new()));
+    superuser.migrate().await;
+    // Migration 20 adds it.
+    superuser
+        .execute("alter table notifications drop column ref cascade")
+        .await;
+    assert_eq!(superuser.run_roles("public").await, Ok(String::new()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dba_who_is_no_superuser_makes_the_roles_before_or_after_the_tables_and_again() {
     let cluster = start_cluster().await;

@@ -65,7 +65,7 @@ async fn a_history_that_another_role_made_makes_it_the_owner_of_nothing() {
         .to_string();
     for part in [
         "belongs to mallory",
-        "-v from=mallory",
+        "--from=mallory",
         "drop table \"public\".tidings_schema_history;",
     ] {
         assert!(refused.contains(part), "{part}: {refused}");
@@ -121,7 +121,7 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
         .iter()
         .find(|found| found.topic == Topic::Owner)
         .map(|it| it.fix.clone());
-    let command = "psql -v schema='public' -v from='mallory' -f sql/roles.sql";
+    let command = "tidings roles --schema='public' --from='mallory' | psql";
     assert_eq!(fix, Some(Fix::Command(command.to_owned())));
     let handed = superuser
         .run_roles_with(&["schema=public", "from=mallory"])

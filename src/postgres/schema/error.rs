@@ -54,7 +54,7 @@ pub enum SchemaError {
         "Tidings' migration history in the schema {schema} belongs to {owner}, which is neither \
          tidings_owner nor the owner of the schema ({schema_owner}) nor your login role ({role}), \
          and would own the notifications. If {owner} installed Tidings here, log in as {owner}, or \
-         transfer ownership first: psql -v schema={schema} -v from={owner} -f sql/roles.sql. If \
+         transfer ownership first: tidings roles --schema={schema} --from={owner} | psql. If \
          not, remove it: drop table {}.tidings_schema_history;",
         schema.quoted()
     )]

@@ -242,31 +242,7 @@ impl Kind {
                     ("/var/log/nginx", &own),
                 ];
                 written("nginx.conf", &more, "");
-                let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-                    .map(|name| format!("{name}_temp_path {own}/{name};\n"));
-                // A single process, so that killing it ends nginx.
-                let main = format!(
-                    "daemon off;\nmaster_process off;\npid {own}/nginx.pid;\n\
-                     events {{ worker_connections 1024; }}\n\
-                     http {{\n{}access_log off;\ninclude {};\n}}\n",
-                    folders.concat(),
-                    file.display(),
-                );
-                let main_file = folder.join("nginx.conf");
-                fs::write(&main_file, main).expect("a file");
-                let mut command = program("NGINX", "nginx");
-                command.args([
-                    "-p",
-                    &own,
-                    "-e",
-                    "stderr",
-                    "-g",
-                    "error_log stderr crit;",
-                    "-c",
-                ]);
-                // nginx would take this variable for a list of sockets.
-                command.arg(main_file).env_remove("NGINX");
-                command
+                nginx(folder, &file)
             }
             Self::Caddy => {
                 let site = format!("https://{ORIGIN}:{} {{\n", address.port());
@@ -280,15 +256,7 @@ impl Kind {
                 let options = "{\n\tadmin off\n\tauto_https disable_redirects\n\tlog {\n\t\tlevel \
                                PANIC\n\t}\n}\n";
                 written("Caddyfile", &more, options);
-                let mut command = program("CADDY", "caddy");
-                command.args(["run", "--adapter", "caddyfile", "--config"]);
-                command
-                    .arg(&file)
-                    .env("HOME", folder)
-                    .env("XDG_DATA_HOME", folder)
-                    .env("XDG_CONFIG_HOME", folder)
-                    .stderr(Stdio::null());
-                command
+                caddy(folder, &file)
             }
             Self::Haproxy => {
                 let pair = folder.join("pair.pem");
@@ -323,6 +291,50 @@ impl Kind {
             }
         }
     }
+}
+
+/// nginx with a file of servers, as in `/etc/nginx/conf.d`. Everything that it writes is in the
+/// folder.
+pub fn nginx(folder: &Path, servers: &Path) -> Command {
+    let own = folder.display().to_string();
+    let folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {own}/{name};\n"));
+    // A single process, so that killing it ends nginx.
+    let main = format!(
+        "daemon off;\nmaster_process off;\npid {own}/nginx.pid;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{\n{}access_log off;\ninclude {};\n}}\n",
+        folders.concat(),
+        servers.display(),
+    );
+    let main_file = folder.join("nginx.conf");
+    fs::write(&main_file, main).expect("a file");
+    let mut command = program("NGINX", "nginx");
+    command.args([
+        "-p",
+        &own,
+        "-e",
+        "stderr",
+        "-g",
+        "error_log stderr crit;",
+        "-c",
+    ]);
+    // nginx would take this variable for a list of sockets.
+    command.arg(main_file).env_remove("NGINX");
+    command
+}
+
+/// Caddy with this file. Everything that it writes is in the folder.
+pub fn caddy(folder: &Path, file: &Path) -> Command {
+    let mut command = program("CADDY", "caddy");
+    command.args(["run", "--adapter", "caddyfile", "--config"]);
+    command
+        .arg(file)
+        .env("HOME", folder)
+        .env("XDG_DATA_HOME", folder)
+        .env("XDG_CONFIG_HOME", folder)
+        .stderr(Stdio::null());
+    command
 }
 
 /// The text without the lines that begin with this.

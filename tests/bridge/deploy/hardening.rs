@@ -127,10 +127,15 @@ async fn the_roles_of_compose_are_enough_for_each_container_and_no_more() {
 
 #[test]
 fn what_holds_secrets_gets_into_no_repository_and_no_image() {
-    for file in [".gitignore", ".dockerignore"] {
-        let ignored = read(file);
-        let has = |name: &str| ignored.lines().any(|line| line.trim_matches('/') == name);
-        assert!(has("secrets") && has(".env"), "{file}");
+    let ignored = read(".gitignore");
+    let has = |name: &str| ignored.lines().any(|line| line.trim_matches('/') == name);
+    assert!(has("secrets") && has(".env"), "{ignored}");
+    let ignored = read(".dockerignore");
+    let mut rules = ignored.lines().filter(|line| !line.starts_with('#'));
+    assert_eq!(rules.next(), Some("*"), "everything is ignored except:");
+    for rule in rules {
+        let path = rule.strip_prefix("!/").expect("what is copied");
+        assert!(!path.contains(['*', '.']) || path.starts_with("Cargo.") || path == "build.rs");
     }
 }
 

@@ -1,6 +1,8 @@
 //! A running application built from a page's code.
 
 use std::{
+    env,
+    ffi::OsString,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Stdio,
@@ -44,6 +46,8 @@ impl Application {
             .env("DATABASE_URL", database_url)
             .env("TIDINGS_JWT_SECRET", SECRET)
             .env("PSQL", psql())
+            .env("PATH", program_path())
+            .env("TIDINGS_SCHEMA", "tidings")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).expect("a log"))
@@ -94,4 +98,14 @@ impl Application {
         let status = ended.expect("an end").expect("a status");
         assert!(status.success(), "{status}");
     }
+}
+
+/// Where a page's commands find `tidings`, the one under test, and `psql`.
+pub fn program_path() -> OsString {
+    let tidings = Path::new(env!("CARGO_BIN_EXE_tidings")).parent();
+    let psql = psql();
+    let inherited = env::var_os("PATH").expect("a path");
+    let folders = tidings.into_iter().chain(psql.parent());
+    let path = env::join_paths(folders.map(Into::into).chain(env::split_paths(&inherited)));
+    path.expect("a path")
 }

@@ -1,10 +1,13 @@
 //! The pages of `docs/recipes`: the tests run the code on them, with an application's privileges
 //! and against a running bridge.
 
+mod adopted;
 mod application;
+mod development;
 mod form_flow;
 pub mod page;
 mod shop;
+mod start;
 
 use tokio::time::timeout;
 
@@ -18,6 +21,9 @@ use crate::support::{
     event_source::{End, EventSource},
     row_id,
 };
+
+/// The user whose streams are open, by primary key.
+const USER: &str = "7";
 
 const BOTH: [Proof; 2] = [Proof::Token, Proof::Ticket];
 
@@ -71,17 +77,18 @@ async fn spring() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_of_the_applications_tells_of_what_anybody_writes() {
     let shop = Shop::open().await;
-    let mut stream = shop.bridge().connect_live("alice").await;
-    shop.sells().await;
-    shop.execute(&Page::open("sql").files()["trigger.sql"])
-        .await;
+    let mut stream = shop.bridge().connect_live(USER).await;
+    let page = Page::open("sql");
+    for file in ["orders.sql", "trigger.sql"] {
+        shop.execute(&page.files()[file]).await;
+    }
     shop.execute(
-        "begin; insert into orders (customer, item) values ('alice', 'table'); rollback; \
-         insert into orders (customer, item) values ('alice', 'lamp'), ('bob', 'chair')",
+        "begin; insert into orders (customer_id, item) values (7, 'table'); rollback; \
+         insert into orders (customer_id, item) values (7, 'lamp'), (8, 'chair')",
     )
     .await;
     assert_eq!(order(&mut stream).await.1, "Your lamp is on its way");
-    assert_eq!(shop.notifications_of("bob").await, 1);
+    assert_eq!(shop.notifications_of("8").await, 1);
 }
 
 #[test]
@@ -115,33 +122,33 @@ async fn holds(page: &str, proofs: &[Proof]) {
     shop.sells().await;
     let mut streams = Vec::new();
     for proof in proofs {
-        streams.push(shop.enter(&mut application, *proof, "alice").await);
+        streams.push(shop.enter(&mut application, *proof, USER).await);
     }
 
     // Committed rows are delivered.
-    let id = placed(application.ask("order alice lamp").await);
+    let id = placed(application.ask("order 7 lamp").await);
     for stream in &mut streams {
         let expected = (id.clone(), "Your lamp is on its way".to_owned());
         assert_eq!(order(stream).await, expected);
     }
     // Uncommitted rows never are: the next delivered row is the next committed one.
-    let refused = application.ask("order alice unicorn").await;
+    let refused = application.ask("order 7 unicorn").await;
     assert!(refused.contains("no unicorns"), "{refused}");
-    let id = placed(application.ask("order alice chair").await);
+    let id = placed(application.ask("order 7 chair").await);
     for stream in &mut streams {
         let expected = (id.clone(), "Your chair is on its way".to_owned());
         assert_eq!(order(stream).await, expected);
     }
     assert_eq!(shop.sold().await, ["lamp", "chair"]);
 
-    application.ask("announce alice,bob We close at six").await;
+    application.ask("announce 7,8 We close at six").await;
     for stream in &mut streams {
         let event = stream.next_event().await;
         assert_eq!((&*event.name, &*event.data), ("message", "We close at six"));
     }
-    assert_eq!(shop.notifications_of("bob").await, 1);
+    assert_eq!(shop.notifications_of("8").await, 1);
 
-    application.ask("logout alice").await;
+    application.ask("logout 7").await;
     for stream in &mut streams {
         let (rest, end) = timeout(PATIENCE, stream.rest()).await.expect("an end");
         assert_eq!(end, End::Clean, "{rest:?}");

@@ -16,7 +16,7 @@ pub struct Page {
 /// The part of a page that a line belongs to.
 enum Place<'a> {
     Prose,
-    /// A block that is only shown, not run.
+    /// A block without a name.
     Shown,
     /// A block that belongs to a file.
     File(&'a str),
@@ -70,6 +70,28 @@ impl Page {
             };
         }
         files
+    }
+
+    /// The blocks of this language that have no name.
+    pub fn shown(&self, language: &str) -> Vec<String> {
+        let mut blocks = Vec::new();
+        let mut inside = false;
+        for line in self.text.lines() {
+            match (inside, line.strip_prefix("```")) {
+                (false, Some(info)) if info == language => {
+                    inside = true;
+                    blocks.push(String::new());
+                }
+                (_, Some(_)) => inside = false,
+                (true, None) => {
+                    let block = blocks.last_mut().expect("a block");
+                    block.push_str(line);
+                    block.push('\n');
+                }
+                (false, None) => {}
+            }
+        }
+        blocks
     }
 
     /// Writes the files into a folder, which is emptied first.

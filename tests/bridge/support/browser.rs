@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader},
+    net::Ipv4Addr,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -19,7 +20,7 @@ use rand::random_range;
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{PATIENCE, dev::DataFolder};
+use super::{PATIENCE, dev::DataFolder, event_source::post};
 
 /// A browser that the tests can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +226,25 @@ impl Browser {
             let page = self.client.source().await.unwrap_or_default();
             panic!("never true: {script}\n{page}");
         }
+    }
+
+    /// The lines of Chromium's console since the last call.
+    pub async fn console(&self) -> Vec<String> {
+        let session = self.client.session_id().await.expect("a session");
+        let path = format!("/session/{}/se/log", session.expect("a session"));
+        let driver = (Ipv4Addr::LOCALHOST, self.driver.port).into();
+        let answer = post(
+            driver,
+            &path,
+            &[],
+            &json!({ "type": "browser" }).to_string(),
+        )
+        .await;
+        let answer = answer.expect("an answer").text().await;
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        let lines = answer["value"].as_array().expect("lines");
+        let text = |line: &Value| line["message"].as_str().expect("a text").to_owned();
+        lines.iter().map(text).collect()
     }
 
     pub async fn stop(self) {

@@ -9,48 +9,56 @@ import django
 os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
 
-from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import DatabaseError
 from django.test import Client
+from people.models import User
 from shop import orders
 
-call_command("makemigrations", "shop", verbosity=0)
+call_command("makemigrations", "people", "shop", verbosity=0)
 call_command("migrate", verbosity=0)
+
+
+def user(name):
+    return User.objects.get_or_create(username=name)[0]
 
 
 def order(customer, item):
     try:
-        return orders.place_order(customer, item)
+        return orders.place_order(user(customer), item)
     except DatabaseError as error:
         return f"refused: {error}".splitlines()[0]
 
 
-def visit(path, user):
+def announce(customers, text):
+    return orders.announce([user(name) for name in customers.split(",")], text)
+
+
+def visit(path, name):
     """What the view answers to a user who has logged in."""
     client = Client()
-    client.force_login(User.objects.get_or_create(username=user)[0])
+    client.force_login(user(name))
     response = client.post(path)
     assert response.status_code < 300, response
     return response
 
 
-def token(user):
-    return visit("/stream-cookie", user).cookies["tidings_token"].value
+def token(name):
+    return visit("/stream-cookie", name).cookies["tidings_token"].value
 
 
-def ticket(user):
-    return visit("/stream-ticket", user).json()["ticket"]
+def ticket(name):
+    return visit("/stream-ticket", name).json()["ticket"]
 
 
-def log_out(user):
-    cookie = visit("/log-out", user).cookies["tidings_token"]
+def log_out(name):
+    cookie = visit("/log-out", name).cookies["tidings_token"]
     assert (cookie.value, cookie["path"]) == ("", "/stream"), cookie
 
 
 commands = {
     "order": order,
-    "announce": lambda customers, text: orders.announce(customers.split(","), text),
+    "announce": announce,
     "token": token,
     "ticket": ticket,
     "logout": log_out,

@@ -11,12 +11,12 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
 
 from django.conf import settings
-from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.core.wsgi import get_wsgi_application
+from people.models import User
 
-call_command("makemigrations", "shop", verbosity=0)
+call_command("makemigrations", "people", "shop", verbosity=0)
 call_command("migrate", verbosity=0)
 
 

@@ -1,8 +1,15 @@
 // Does with the code of the page what it is told, a line at a time.
 
+import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
+import pg from 'pg'
 import * as shop from './shop.js'
+
+const client = new pg.Client(process.env.DATABASE_URL)
+await client.connect()
+await client.query(readFileSync('orders.sql', 'utf8'))
+await client.end()
 
 const done = () => 'done'
 const commands = {

@@ -8,21 +8,22 @@ import psycopg
 import shop
 
 connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
+connection.execute(open("orders.sql").read())
 
 
-def order(customer, item):
+def order(customer_id, item):
     try:
-        return shop.place_order(connection, customer, item)
+        return shop.place_order(connection, int(customer_id), item)
     except psycopg.Error as error:
         return f"refused: {error.diag.message_primary}"
 
 
 commands = {
     "order": order,
-    "announce": lambda customers, text: shop.announce(connection, customers.split(","), text),
-    "token": shop.stream_token,
-    "ticket": lambda user: shop.stream_ticket(connection, user),
-    "logout": lambda user: shop.end_streams(connection, user),
+    "announce": lambda ids, text: shop.announce(connection, list(map(int, ids.split(","))), text),
+    "token": lambda id: shop.stream_token(int(id)),
+    "ticket": lambda id: shop.stream_ticket(connection, int(id)),
+    "logout": lambda id: shop.end_streams(connection, int(id)),
 }
 
 print(f"psycopg {version('psycopg')}, PyJWT {version('PyJWT')}", flush=True)

@@ -1,7 +1,12 @@
+import static java.nio.charset.StandardCharsets.UTF_8;
+
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
 import java.net.URI;
+import java.nio.file.Files;
+import java.nio.file.Paths;
 import java.util.Arrays;
+import java.util.stream.Collectors;
 import org.postgresql.ds.PGSimpleDataSource;
 import org.postgresql.util.DriverInfo;
 import org.springframework.core.SpringVersion;
@@ -17,6 +22,7 @@ public class Drive {
         source.setUrl("jdbc:postgresql://" + uri.getHost() + ":" + uri.getPort() + uri.getPath());
         source.setUser(uri.getUserInfo());
         JdbcTemplate jdbc = new JdbcTemplate(source);
+        jdbc.execute(new String(Files.readAllBytes(Paths.get("schema.sql")), UTF_8));
         DataSourceTransactionManager manager = new DataSourceTransactionManager(source);
         Shop shop = new Shop(jdbc, new TransactionTemplate(manager));
         StreamAccess access = new StreamAccess(jdbc);
@@ -32,7 +38,7 @@ public class Drive {
         switch (words[0]) {
             case "order":
                 try {
-                    return shop.placeOrder(words[1], words[2]);
+                    return shop.placeOrder(Long.parseLong(words[1]), words[2]);
                 } catch (RuntimeException error) {
                     Throwable cause = error;
                     while (cause.getCause() != null) {
@@ -41,14 +47,18 @@ public class Drive {
                     return "refused: " + cause.getMessage().replace('\n', ' ');
                 }
             case "announce":
-                shop.announce(Arrays.asList(words[1].split(",")), words[2]);
+                shop.announce(
+                        Arrays.stream(words[1].split(","))
+                                .map(Long::valueOf)
+                                .collect(Collectors.toList()),
+                        words[2]);
                 return "done";
             case "token":
-                return access.token(words[1]);
+                return access.token(Long.parseLong(words[1]));
             case "ticket":
-                return access.ticket(words[1]);
+                return access.ticket(Long.parseLong(words[1]));
             case "logout":
-                access.endStreams(words[1]);
+                access.endStreams(Long.parseLong(words[1]));
                 return "done";
             default:
                 throw new IllegalArgumentException(words[0]);

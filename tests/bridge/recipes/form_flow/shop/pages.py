@@ -33,5 +33,5 @@ def page(request, number):
 @require_POST
 @login_required
 def order(request, number):
-    place_order(request.user.get_username(), request.POST["item"])
+    place_order(request.user, request.POST["item"])
     return redirect("page", number + 1)

@@ -1,0 +1,65 @@
+import {
+  createContext,
+  createElement,
+  useContext,
+  useEffect,
+  useRef,
+  useState,
+  useSyncExternalStore,
+  type FunctionComponent,
+  type ReactNode,
+} from 'react'
+import type { Events, Notification, Status, Tidings } from './index.js'
+
+const Context = createContext<Tidings | null>(null)
+
+/**
+ * Gives a client to the components below it. Create the client outside of React, so that there is one, and
+ * close it there: a provider that is unmounted doesn't. `null` while rendering on the server.
+ */
+export const TidingsProvider: FunctionComponent<{ client: Tidings | null; children?: ReactNode }> = ({
+  client,
+  children,
+}) => createElement(Context.Provider, { value: client }, children)
+
+/** The provider's client. */
+export function useTidings(): Tidings | null {
+  return useContext(Context)
+}
+
+const ignore = () => () => {}
+
+/** The client's status. */
+export function useTidingsStatus(): Status {
+  const client = useTidings()
+  return useSyncExternalStore(
+    client?.subscribe ?? ignore,
+    () => client?.status ?? 'connecting',
+    () => 'connecting',
+  )
+}
+
+/** Calls the listener for each row with this event; `*` is every row. The listener needs no `useCallback`. */
+export function useTidingsEvent<K extends keyof Events & string>(
+  event: K,
+  listener: (notification: Notification<Events[K]>) => void,
+): void
+export function useTidingsEvent(event: string, listener: (notification: Notification) => void): void
+export function useTidingsEvent(event: string, listener: (notification: Notification<any>) => void) {
+  const client = useTidings()
+  const latest = useRef(listener)
+  useEffect(() => {
+    latest.current = listener
+  })
+  useEffect(() => client?.on(event, (notification) => latest.current(notification)), [client, event])
+}
+
+/** The rows since the component was mounted, newest first. */
+export function useNotifications({
+  event = '*',
+  limit = 100,
+}: { event?: string; limit?: number } = {}): readonly Notification[] {
+  const [notifications, setNotifications] = useState<readonly Notification[]>([])
+  useTidingsEvent(event, (notification) => setNotifications((before) => [notification, ...before].slice(0, limit)))
+  return notifications
+}

@@ -1,0 +1,7 @@
+<?php
+
+return [
+    'default' => 'pgsql',
+    'connections' => ['pgsql' => ['driver' => 'pgsql', 'url' => env('DATABASE_URL')]],
+    'migrations' => 'migrations',
+];

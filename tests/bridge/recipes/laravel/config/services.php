@@ -1,0 +1,3 @@
+<?php
+
+return ['tidings' => ['secret' => env('TIDINGS_JWT_SECRET')]];

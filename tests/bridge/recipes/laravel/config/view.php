@@ -1,0 +1,1 @@
+<?php return ['paths' => [], 'compiled' => sys_get_temp_dir()];

@@ -1,0 +1,2 @@
+class CommentNotifier < Noticed::Event
+end
