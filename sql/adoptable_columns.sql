@@ -1,10 +1,10 @@
 -- The columns of a table. The type is without its length: a cast to a length would cut
--- texts off.
+-- texts off. (-1, since without a modifier `character` and `bit` mean one of them.)
 --
 -- $1 oid of the table.
 select
   attname::text as name,
-  format_type(atttypid, null) as type,
+  format_type(atttypid, -1) as type,
   not attnotnull as is_nullable,
   attgenerated <> '' as is_generated
 from pg_attribute

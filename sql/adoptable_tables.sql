@@ -2,8 +2,9 @@
 --
 -- $1 name, $2 schema or null for any, $3 name of the function that would copy its rows.
 -- `root` is the table that a partition belongs to. `key` are the columns of the primary
--- key, in its order. `is_taken`: the trigger of another table executes a function of that
--- name.
+-- key, in its order. `may_use`: this role may use its schema. `hides_rows`: row-level
+-- security hides rows from the owner, too. `taken_by`: another table whose trigger executes
+-- a function of that name.
 select
   c.oid,
   n.nspname::text as schema,
@@ -17,6 +18,11 @@ select
   case when c.relispartition then pg_partition_root(c.oid)::regclass::text end as root,
   pg_get_userbyid(c.relowner)::text as owner,
   pg_has_role(c.relowner, 'usage') as may_act,
+  has_schema_privilege(n.oid, 'usage') as may_use,
+  c.relrowsecurity and c.relforcerowsecurity
+    and not exists (
+      select from pg_roles as r where r.oid = c.relowner and (r.rolsuper or r.rolbypassrls)
+    ) as hides_rows,
   current_user::text as role,
   array(
     select a.attname::text
@@ -26,12 +32,13 @@ select
     where i.indrelid = c.oid and i.indisprimary and k.place <= i.indnkeyatts
     order by k.place
   ) as key,
-  exists (
-    select
+  (
+    select t.tgrelid::regclass::text
     from pg_trigger as t
     join pg_proc as p on p.oid = t.tgfoid
     where p.pronamespace = n.oid and p.proname = $3 and t.tgrelid <> c.oid
-  ) as is_taken
+    limit 1
+  ) as taken_by
 from pg_class as c
 join pg_namespace as n on n.oid = c.relnamespace
 where

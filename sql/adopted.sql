@@ -6,6 +6,7 @@
 -- marks rows is there and sound, null without --mark.
 select
   format('%I.%I', a.schema_name, a.table_name) as "table",
+  a.table_name::text as name,
   c.oid is not null as is_there,
   pg_get_userbyid(c.relowner)::text as table_owner,
   t.tgenabled::text as fires,

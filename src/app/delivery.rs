@@ -142,6 +142,7 @@ impl Delivery {
         Stats {
             hub: Arc::clone(&self.hub),
             marks: Arc::clone(&self.streams.marks),
+            adopted: Arc::clone(&self.adopted),
             activity: Arc::clone(&self.streams.activity),
             health: Arc::clone(&self.health),
             pool: database.pool.clone(),

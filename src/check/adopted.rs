@@ -17,6 +17,8 @@ use crate::{
 
 const COPIES: &str = "new rows are copied into notifications when they are inserted, by a function \
                       with the privileges of the table's owner";
+const RENAMED: &str = "tables keep the names that they were adopted with: refs begin with them, and \
+                       rows are marked by them";
 const INSERTS: &str = "the function that copies new rows works: otherwise no row can be inserted";
 const MARKS: &str = "rows that were sent are marked in the table, by a function that belongs to \
                      its owner and that the owner of Tidings may call";
@@ -57,7 +59,7 @@ pub(super) async fn tables(
     }
     let unseen = (!unseen.is_empty()).then(|| {
         let tables = unseen.join(", ");
-        format!("whether rows can be copied from {tables}: this role may not use their schemas")
+        format!("whether rows can be copied from {tables}: this role may not read them")
     });
     Ok((findings, unseen))
 }
@@ -80,10 +82,19 @@ async fn examine(
         Ok(Examined::Broken(finding))
     };
     if !row.try_get::<_, bool>("is_there")? {
+        let quoted = table.replace('\'', r"'\''");
+        let remove = format!("tidings adopt --remove '{quoted}' --apply --schema '{schema}'");
+        let name = row.try_get("name")?;
+        if let Some(now) = adoption::copied_as(client, schema, name).await? {
+            let found = format!("the adopted table {table} is now called {now}");
+            let fix = format!(
+                "repeat the `tidings adopt` with {now}, or end the copying with `tidings adopt \
+                 --remove {now}`; then run: {remove}"
+            );
+            return broken(found, RENAMED, Fix::Advice(fix));
+        }
         let found = format!("the adopted table {table} doesn't exist, or is no longer a table");
-        let table = table.replace('\'', r"'\''");
-        let fix = format!("tidings adopt --remove '{table}' --apply --schema '{schema}'");
-        return broken(found, COPIES, Fix::Command(fix));
+        return broken(found, COPIES, Fix::Command(remove));
     }
     let enable = || Fix::Sql(format!("alter table {table} enable trigger tidings_copy;"));
     match row.try_get::<_, Option<&str>>("fires")? {

@@ -12,7 +12,7 @@ use crate::{
         output::{Bytes, Colour, Count, Span, print_json, print_report},
     },
     config::{Form, StatusOptions},
-    monitoring::database_state::{Bridge, DatabaseState, Found, Pending},
+    monitoring::database_state::{Adopted, Bridge, DatabaseState, Found, Pending},
     postgres::{
         connect::{Borrowed, Queries},
         schema,
@@ -123,6 +123,15 @@ impl Status {
                 }
             }
         }
+        match &self.survey.adopted {
+            Found::Unknown { unknown } => line("adopted", format!("unknown: {unknown}"))?,
+            Found::So(tables) if tables.is_empty() => line("adopted", "none".to_owned())?,
+            Found::So(tables) => {
+                for table in tables {
+                    line("adopted", adopted(table))?;
+                }
+            }
+        }
         line(
             "doorbell",
             match facts.try_get("rings")? {
@@ -183,6 +192,7 @@ impl Status {
             },
             "pending": self.survey.pending,
             "bridges": self.survey.bridges,
+            "adopted": self.survey.adopted,
             "writers_ring": facts.try_get::<_, Option<bool>>("rings")?,
             "queue_usage": self.queue,
             "longest_transaction": {
@@ -236,6 +246,20 @@ fn bridge(bridge: &Bridge) -> String {
     let connections = counted(bridge.connections, "connection");
     let up = Span(bridge.up_seconds);
     format!("{version} at {address}, {state}, {connections}, up for {up}")
+}
+
+fn adopted(adopted: &Adopted) -> String {
+    let table = &adopted.table;
+    match (adopted.marks, adopted.swept_seconds) {
+        (false, _) => table.clone(),
+        (true, None) => format!("{table}, rows will be marked there by the next bridge"),
+        (true, Some(ago)) => {
+            format!(
+                "{table}, rows are marked there, last checked {} ago",
+                Span(ago)
+            )
+        }
+    }
 }
 
 fn vacuum(facts: &Row) -> Result<String, tokio_postgres::Error> {

@@ -2,20 +2,25 @@
 //! are marked as sent.
 //!
 //! This calls functions of applications, which may wait for locks, be slow, or fail. So it
-//! is a task of its own with a session of its own, which nothing else waits for. What it
-//! loses, because a row is locked, the queue is full, or a bridge has crashed, it finds
-//! again by itself: `tidings_mark_adopted` also reads all notifications over and over,
-//! slowly.
+//! is a task of its own with a session of its own, which nothing else waits for. Rows that
+//! can't be marked wait in a queue of their table, and all are tried a second time, since
+//! the application may have locked some. What is lost nevertheless, because a row stays
+//! locked, a queue is full, or a bridge has crashed, is found again: `tidings_mark_adopted`
+//! also reads all notifications over and over, slowly.
 //!
 //! Without such a table, it has no session and does nothing.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
@@ -32,11 +37,17 @@ use crate::{
     runtime::{backoff::Backoff, error_chain::ErrorChain, log_throttle::OutageLog},
 };
 
-/// How many ids may wait; further ones are found later.
+/// How many ids may wait in each queue; further ones are found later.
 const WAITING: usize = 10_000;
 
 /// How many rows are marked at once.
 const AT_ONCE: u16 = 1_000;
+
+/// If a call takes longer, the next one is not for more rows.
+const QUICK: Duration = Duration::from_millis(500);
+
+/// After this time rows are tried again, in case they were locked.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// How long ids are collected, so that they share a statement.
 const COLLECT: Duration = Duration::from_millis(100);
@@ -61,6 +72,10 @@ const TURN: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
+/// A table counts as failing for this long after a failure: a row that can't be marked is
+/// tried again in the next round of `tidings_mark_adopted`, ten seconds after the last.
+const FAILING: Duration = Duration::from_secs(15);
+
 /// Schema and name of a table whose rows are marked.
 pub type MarkedTable = (String, String);
 
@@ -71,6 +86,24 @@ pub struct AdoptedMarks {
     ids: Mutex<VecDeque<i64>>,
     /// Notified when there are ids, or other tables.
     news: Notify,
+    /// How many ids wait in the queues of the tables.
+    queued: AtomicUsize,
+    failures: AtomicU64,
+    failing: AtomicUsize,
+}
+
+/// How marking rows of applications' tables goes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AdoptedMarkCounts {
+    /// Notifications that were marked as sent, and whose rows are to be marked now.
+    #[serde(rename = "adopted_marks_waiting")]
+    pub waiting: usize,
+    /// Attempts in which not all rows could be marked.
+    #[serde(rename = "adopted_mark_failures")]
+    pub failures: u64,
+    /// Tables in which rows can't be marked at the moment.
+    #[serde(rename = "adopted_tables_failing")]
+    pub failing: usize,
 }
 
 impl AdoptedMarks {
@@ -96,10 +129,16 @@ impl AdoptedMarks {
         self.news.notify_one();
     }
 
-    fn take(&self) -> Vec<i64> {
-        let mut waiting = self.ids.lock();
-        let count = waiting.len().min(AT_ONCE.into());
-        waiting.drain(..count).collect()
+    pub fn counts(&self) -> AdoptedMarkCounts {
+        AdoptedMarkCounts {
+            waiting: self.ids.lock().len() + self.queued.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+            failing: self.failing.load(Ordering::Relaxed),
+        }
+    }
+
+    fn take(&self) -> VecDeque<i64> {
+        std::mem::take(&mut self.ids.lock())
     }
 }
 
@@ -113,11 +152,18 @@ pub struct AdoptedMarker {
 /// How marking the rows of one table goes.
 #[derive(Debug)]
 struct Course {
+    /// Ids to be tried now, and whether for the first time.
+    due: VecDeque<(i64, bool)>,
+    /// Ids to be tried a second time, and when.
+    again: VecDeque<(Instant, i64)>,
     backoff: Backoff,
     /// When to try again after a failure.
     retry_at: Instant,
     /// The number of rows that the application can mark in time.
     at_once: u16,
+    /// The same for notifications whose marks may have been lost.
+    at_once_lost: u16,
+    failed_at: Instant,
     outage: OutageLog,
 }
 
@@ -135,11 +181,38 @@ enum MarkAdoptedError {
 impl Course {
     fn new() -> Self {
         Self {
+            due: VecDeque::new(),
+            again: VecDeque::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
             retry_at: Instant::now(),
+            failed_at: Instant::now(),
             at_once: AT_ONCE,
+            at_once_lost: AT_ONCE,
             outage: OutageLog::default(),
         }
+    }
+
+    /// Adds ids that were sent, and those that it is time to try again.
+    fn fill(&mut self, ids: &VecDeque<i64>) {
+        let now = Instant::now();
+        let ready = self.again.partition_point(|&(at, _)| at <= now);
+        let ready = self.again.drain(..ready).map(|(_, id)| (id, false));
+        self.due.extend(ready);
+        let room = WAITING.saturating_sub(self.due.len());
+        self.due.extend(ids.iter().take(room).map(|&id| (id, true)));
+    }
+
+    /// The first `count` ids were tried.
+    fn tried(&mut self, count: usize) {
+        let at = Instant::now() + AGAIN;
+        let first = self.due.drain(..count).filter(|&(_, is_first)| is_first);
+        let room = WAITING - self.again.len();
+        self.again.extend(first.take(room).map(|(id, _)| (at, id)));
+    }
+
+    /// Whether rows wait that may be tried now.
+    fn is_busy(&self) -> bool {
+        !self.due.is_empty() && self.retry_at <= Instant::now()
     }
 }
 
@@ -152,6 +225,8 @@ impl AdoptedMarker {
             let tables = self.marks.tables.lock().clone();
             if tables.is_empty() {
                 (session, courses) = (None, HashMap::new());
+                self.marks.queued.store(0, Ordering::Relaxed);
+                self.marks.failing.store(0, Ordering::Relaxed);
                 self.marks.news.notified().await;
                 continue;
             }
@@ -159,11 +234,16 @@ impl AdoptedMarker {
             let ids = self.marks.take();
             for table in tables {
                 let course = courses.entry(table.clone()).or_insert_with(Course::new);
+                course.fill(&ids);
                 if course.retry_at <= Instant::now() {
-                    self.mark(&mut session, &table, course, &ids).await;
+                    self.mark(&mut session, &table, course).await;
                 }
             }
-            if ids.len() < usize::from(AT_ONCE) {
+            let queued = courses.values().map(|course| course.due.len()).sum();
+            self.marks.queued.store(queued, Ordering::Relaxed);
+            let failing = courses.values().filter(|course| course.outage.is_on());
+            self.marks.failing.store(failing.count(), Ordering::Relaxed);
+            if !courses.values().any(Course::is_busy) {
                 let news = timeout(SWEEP_EVERY, self.marks.news.notified());
                 if news.await.is_ok() {
                     sleep(COLLECT).await;
@@ -172,46 +252,75 @@ impl AdoptedMarker {
         }
     }
 
-    /// Marks rows of one table: a page of those whose marks may have been lost, and those of
-    /// these notifications.
-    async fn mark(
-        &self,
-        session: &mut Option<Borrowed>,
-        table: &MarkedTable,
-        course: &mut Course,
-        ids: &[i64],
-    ) {
+    /// Marks rows of one table: those that are due, then a page of those whose marks may have
+    /// been lost.
+    async fn mark(&self, session: &mut Option<Borrowed>, table: &MarkedTable, course: &mut Course) {
         let begin = Instant::now();
         let mut failure = None;
-        let pages = ids.chunks(course.at_once.into()).map(Some);
-        for page in [None].into_iter().chain(pages) {
-            if begin.elapsed() > TURN {
-                break;
-            }
-            match self.call(session, table, page, course.at_once).await {
+        loop {
+            let due = course.due.iter().take(course.at_once.into());
+            let due: Vec<i64> = due.map(|&(id, _)| id).collect();
+            let page = (!due.is_empty() && begin.elapsed() < TURN).then_some(due);
+            let count = page.as_ref().map_or(0, Vec::len);
+            let most = match page {
+                Some(_) => &mut course.at_once,
+                None => &mut course.at_once_lost,
+            };
+            let called = Instant::now();
+            match self.call(session, table, page.as_deref(), *most).await {
                 // The application's function has marked the other rows.
                 Ok(reason) => {
-                    course.at_once = (course.at_once * 2).min(AT_ONCE);
+                    if called.elapsed() < QUICK {
+                        *most = (*most * 2).min(AT_ONCE);
+                    }
+                    course.tried(count);
                     course.backoff.reset();
                     failure = reason.or(failure);
                 }
                 Err(error) => {
                     // The session may be busy or lost.
                     *session = None;
-                    course.at_once = (course.at_once / 10).max(1);
+                    let is_alone = *most == 1;
+                    *most = (*most / 10).max(1);
+                    // It keeps no others waiting.
+                    if is_alone {
+                        course.tried(count);
+                    }
                     course.retry_at = Instant::now() + course.backoff.next_delay();
-                    log(table, course, &ErrorChain(&error).to_string());
+                    self.failed(table, course, &ErrorChain(&error).to_string());
                     return;
                 }
             }
+            if page.is_none() {
+                break;
+            }
         }
         match failure {
-            Some(failure) => log(table, course, &failure),
-            None if course.outage.is_over() => {
+            Some(failure) => self.failed(table, course, &failure),
+            None if course.failed_at.elapsed() > FAILING && course.outage.is_over() => {
                 let (schema, table) = table;
                 info!(schema, table, "rows of {schema}.{table} are marked again");
             }
             None => {}
+        }
+    }
+
+    fn failed(&self, (schema, table): &MarkedTable, course: &mut Course, error: &str) {
+        let now = Instant::now();
+        self.marks.failures.fetch_add(1, Ordering::Relaxed);
+        course.failed_at = now;
+        if course.outage.is_news(error, now.into_std()) {
+            warn!(
+                schema,
+                table,
+                error,
+                "could not mark all rows of {schema}.{table} that were sent, retrying: {error}"
+            );
+        } else {
+            debug!(
+                schema,
+                table, error, "could not mark rows of {schema}.{table}: {error}"
+            );
         }
     }
 
@@ -247,22 +356,6 @@ impl AdoptedMarker {
     }
 }
 
-fn log((schema, table): &MarkedTable, course: &mut Course, error: &str) {
-    if course.outage.is_news(error, Instant::now().into_std()) {
-        warn!(
-            schema,
-            table,
-            error,
-            "could not mark all rows of {schema}.{table} that were sent, retrying: {error}"
-        );
-    } else {
-        debug!(
-            schema,
-            table, error, "could not mark rows of {schema}.{table}: {error}"
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,11 +367,32 @@ mod tests {
         assert!(marks.take().is_empty());
         marks.set_tables(vec![("shop".to_owned(), "orders".to_owned())]);
         marks.sent(1..=i64::MAX);
-        let first = marks.take();
-        assert_eq!(first, (1..=i64::from(AT_ONCE)).collect::<Vec<_>>());
-        let rest = (0..)
-            .map(|_| marks.take().len())
-            .take_while(|&count| count > 0);
-        assert_eq!(first.len() + rest.sum::<usize>(), WAITING);
+        assert_eq!(marks.counts().waiting, WAITING);
+        let ids = marks.take();
+        assert!(ids.iter().copied().eq(1..=WAITING as i64));
+        assert_eq!(marks.counts().waiting, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_row_is_tried_again_once_and_those_that_were_not_tried_stay() {
+        let mut course = Course::new();
+        course.fill(&(1..=3).collect());
+        course.tried(2);
+        assert_eq!(course.due, [(3, true)]);
+        course.fill(&VecDeque::new());
+        assert_eq!(course.due, [(3, true)]);
+        tokio::time::advance(AGAIN).await;
+        course.fill(&(4..=4).collect());
+        assert_eq!(course.due, [(3, true), (1, false), (2, false), (4, true)]);
+        course.tried(4);
+        assert!(course.due.is_empty());
+        assert_eq!(course.again.len(), 2);
+        // Whatever fails, there are only so many.
+        for _ in 0..3 {
+            course.fill(&(1..=WAITING as i64).collect());
+        }
+        assert_eq!(course.due.len(), WAITING);
+        course.tried(WAITING);
+        assert_eq!(course.again.len(), WAITING);
     }
 }

@@ -22,6 +22,7 @@ pub struct DatabaseState {
     pub pending: Found<Pending>,
     /// The connected bridges, in the order in which they started.
     pub bridges: Found<Vec<Bridge>>,
+    pub adopted: Found<Vec<Adopted>>,
 }
 
 /// A value, or why it is not known.
@@ -80,12 +81,23 @@ pub struct Bridge {
     pub silent_seconds: f64,
 }
 
+/// A table of an application's whose rows are copied (`tidings adopt`).
+#[derive(Debug, Serialize)]
+pub struct Adopted {
+    pub table: String,
+    /// Whether bridges mark its rows.
+    pub marks: bool,
+    /// Time since a bridge last looked for lost marks; `None` if none has.
+    pub swept_seconds: Option<f64>,
+}
+
 impl DatabaseState {
     /// Nothing is known, for this reason.
     pub fn unknown(reason: &str) -> Self {
         Self {
             pending: Found::unknown(reason),
             bridges: Found::unknown(reason),
+            adopted: Found::unknown(reason),
         }
     }
 
@@ -93,9 +105,11 @@ impl DatabaseState {
     pub async fn take(client: &Borrowed, schema: &SchemaName) -> Self {
         let pending = schema.fill(include_str!("../../sql/pending.sql"));
         let bridges = schema.fill(include_str!("../../sql/bridges.sql"));
+        let adopted = schema.fill(include_str!("../../sql/adopted_status.sql"));
         Self {
             pending: waiting(client, &pending).await.into(),
             bridges: serving(client, &bridges).await.into(),
+            adopted: copied(client, &adopted).await.into(),
         }
     }
 }
@@ -112,6 +126,18 @@ async fn waiting(client: &Borrowed, query: &str) -> Result<Pending, Error> {
 async fn serving(client: &Borrowed, query: &str) -> Result<Vec<Bridge>, Error> {
     let rows = client.query_within(LIMIT, query).await?;
     rows.iter().map(bridge).collect()
+}
+
+async fn copied(client: &Borrowed, query: &str) -> Result<Vec<Adopted>, Error> {
+    let rows = client.query_within(LIMIT, query).await?;
+    let adopted = rows.iter().map(|row| {
+        Ok(Adopted {
+            table: row.try_get("table")?,
+            marks: row.try_get("marks")?,
+            swept_seconds: row.try_get("swept")?,
+        })
+    });
+    adopted.collect()
 }
 
 fn bridge(row: &Row) -> Result<Bridge, Error> {

@@ -144,6 +144,21 @@ impl Collector for BridgeCollector {
             "Rows whose marks were dropped, and which may be sent again",
             marks.lost,
         )?;
+        sheet.gauge(
+            "adopted_marks_waiting",
+            "Rows of adopted tables that were sent and are to be marked there",
+            now.adopted.waiting,
+        )?;
+        sheet.counter(
+            "adopted_mark_failures",
+            "Attempts to mark rows of adopted tables that failed, at least for some rows",
+            now.adopted.failures,
+        )?;
+        sheet.gauge(
+            "adopted_tables_failing",
+            "Adopted tables in which rows currently can't be marked",
+            now.adopted.failing,
+        )?;
         sheet.counter("pruned_rows", "Old rows removed", now.pruned)?;
         sheet.gauge(
             "prune_failed_rows",

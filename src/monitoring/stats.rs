@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     auth::rejections::{RejectReason, Rejections},
     delivery::{
+        adopted_marks::{AdoptedMarkCounts, AdoptedMarks},
         catch_up::Reads,
         counters::{Counters, Delays},
         health::{Health, ListenerState, Readiness},
@@ -27,6 +28,7 @@ use crate::{
 pub struct Stats {
     pub hub: Arc<Hub>,
     pub marks: Arc<Marks>,
+    pub adopted: Arc<AdoptedMarks>,
     pub activity: Arc<Counters>,
     pub health: Arc<Health>,
     pub pool: Pool,
@@ -54,6 +56,8 @@ pub struct Figures {
     pub marks: MarkCounts,
     /// Rows that were marked as sent.
     pub marked: u64,
+    #[serde(flatten)]
+    pub adopted: AdoptedMarkCounts,
     /// Streams that wait for a page of what they missed.
     pub pages_wanted: i64,
     /// Rows that were read in pages.
@@ -86,6 +90,7 @@ impl Stats {
             delays: self.activity.delays(),
             marks: self.marks.counts(),
             marked: self.activity.totals().sent,
+            adopted: self.adopted.counts(),
             pages_wanted: self.reads.wanted.get(),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),

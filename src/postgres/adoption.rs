@@ -25,6 +25,7 @@ pub use self::{
     error::{AdoptError, ExpressionOption},
     expression::{Expression, ExpressionError},
     script::{Script, copied_rows},
+    table::copied_as,
 };
 use self::{
     script::{Copying, Marking},
@@ -66,11 +67,13 @@ struct Rights {
     tidings_owner: String,
     has_group: bool,
     may_insert: bool,
+    may_create: bool,
     may_grant: bool,
     may_register: bool,
     may_mark: bool,
     may_reach: bool,
     role: String,
+    replaces_triggers: bool,
 }
 
 impl<'a> Adopter<'a> {
@@ -110,9 +113,13 @@ impl<'a> Adopter<'a> {
         if request.reference.is_none() && table.key.is_empty() {
             return Err(AdoptError::NoKey(table.shown()));
         }
+        if marking.is_some() && table.hides_rows {
+            return Err(AdoptError::HidesRows(table.shown()));
+        }
         let copying = Copying {
             schema,
             table: &table,
+            replaces_triggers: rights.replaces_triggers,
             user,
             text: request.text,
             event: request.event,
@@ -121,6 +128,8 @@ impl<'a> Adopter<'a> {
             condition: request.condition,
             existing: request.existing,
         };
+        // Nothing is read: row-level security, which our sessions reject, doesn't matter.
+        client.batch_execute("set row_security = on").await?;
         for (option, expression) in [
             (ExpressionOption::Text, Some(request.text)),
             (ExpressionOption::Event, request.event),
@@ -142,6 +151,7 @@ impl<'a> Adopter<'a> {
         }
         // What the parts mean together is known: anything else is our mistake.
         self.client.prepare(&copying.query()).await?;
+        client.batch_execute("set row_security = off").await?;
         let grant = match rights.may_insert {
             true => None,
             false => Some(grant(schema, &table.owner, rights.has_group)),
@@ -151,6 +161,11 @@ impl<'a> Adopter<'a> {
                 table: table.shown(),
                 owner: table.owner.clone(),
                 role: table.role.clone(),
+            })
+        } else if !rights.may_create {
+            Some(AdoptError::MayNotCreate {
+                schema: table.schema.clone(),
+                owner: table.owner.clone(),
             })
         } else if let Some(grant) = grant.as_ref().filter(|_| !rights.may_grant) {
             Some(AdoptError::MayNotInsert {
@@ -202,12 +217,16 @@ impl<'a> Adopter<'a> {
                     *adopted_name == name && home.as_ref().is_none_or(|home| home == adopted_schema)
                 };
                 let mut meant = adopted.iter().filter(is_meant);
-                match (meant.next(), meant.next()) {
-                    (Some((home, name)), None) => {
-                        Ok(script::removal(schema, home, name, false, None))
-                    }
-                    _ => Err(error),
+                let (Some((home, name)), None) = (meant.next(), meant.next()) else {
+                    return Err(error);
+                };
+                if let Some(now) = table::copied_as(client, schema, name).await? {
+                    return Err(AdoptError::Renamed {
+                        table: format!("{}.{}", quoted(home), quoted(name)),
+                        now,
+                    });
                 }
+                Ok(script::removal(schema, home, name, false, None))
             }
             Err(error) => Err(error),
         }
@@ -273,18 +292,20 @@ impl<'a> Adopter<'a> {
             tidings_owner: row.try_get("tidings_owner")?,
             has_group: row.try_get("has_group")?,
             may_insert: row.try_get("may_insert")?,
+            may_create: row.try_get("may_create")?,
             may_grant: row.try_get("may_grant")?,
             may_register: row.try_get("may_register")?,
             may_mark: row.try_get("may_mark")?,
             may_reach: row.try_get("may_reach")?,
             role: row.try_get("role")?,
+            replaces_triggers: row.try_get("replaces_triggers")?,
         })
     }
 
     /// What the refs of a table begin with: its name, unless those of another table begin
-    /// with the same.
+    /// with the same. If it was adopted before, that stays: bridges find its rows by it.
     async fn prefix(&self, table: &AdoptableTable) -> Result<String, AdoptError> {
-        let short = format!("{}:", table.name);
+        let (short, mut is_used) = (format!("{}:", table.name), false);
         let query = self
             .schema
             .fill(include_str!("../../sql/adopted_tables.sql"));
@@ -297,12 +318,17 @@ impl<'a> Adopter<'a> {
         };
         for row in &rows {
             let (schema, name): (&str, &str) = (row.try_get("schema")?, row.try_get("name")?);
-            let is_other = schema != table.schema || name != table.name;
-            if is_other && row.try_get::<_, Option<&str>>("ref_prefix")? == Some(short.as_str()) {
-                return Ok(format!("{}.{short}", table.schema));
+            let prefix: Option<String> = row.try_get("ref_prefix")?;
+            match prefix {
+                Some(prefix) if schema == table.schema && name == table.name => return Ok(prefix),
+                Some(prefix) if prefix == short => is_used = true,
+                _ => {}
             }
         }
-        Ok(short)
+        Ok(match is_used {
+            true => format!("{}.{short}", table.schema),
+            false => short,
+        })
     }
 
     /// Schema and name of each adopted table.

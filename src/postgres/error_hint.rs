@@ -45,9 +45,18 @@ const CONSTRAINTS: &[(&str, &str)] = &[
 pub fn of(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        // An expression of the application's, about which the error itself says what to do.
-        if let Some(AdoptError::Rejected { .. }) = error.downcast_ref() {
-            return None;
+        // What is said here about names and privileges is about Tidings' own, not about those
+        // of the application.
+        match error.downcast_ref() {
+            Some(AdoptError::Rejected { .. }) => return None,
+            Some(AdoptError::Failed(error))
+                if error
+                    .code()
+                    .is_some_and(|code| code.code().starts_with("42")) =>
+            {
+                return None;
+            }
+            _ => {}
         }
         if let Some(error) = error.downcast_ref::<DbError>() {
             return explain(error);

@@ -64,6 +64,11 @@ impl OutageLog {
         !is_known
     }
 
+    /// Whether a failure was recorded since the last success.
+    pub fn is_on(&self) -> bool {
+        self.logged.is_some()
+    }
+
     /// Records a success. Returns whether a failure had been logged before.
     pub fn is_over(&mut self) -> bool {
         self.logged.take().is_some()

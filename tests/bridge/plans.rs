@@ -136,11 +136,13 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     owner.batch_execute(&drain).await.expect(&drain);
     assert_cheap(&client, "execute drain_live ('user7', 10000)").await;
     assert_pending_is_cheap(&database).await;
+    assert_marks_of_adopted_tables_are_cheap(&database).await;
     owner
         .batch_execute("analyze notifications")
         .await
         .expect("analyze");
     assert_pending_is_cheap(&database).await;
+    assert_marks_of_adopted_tables_are_cheap(&database).await;
     for execute in executions(&floor, &last, i64::from(ROWS) + 2) {
         assert_cheap(&client, &execute).await;
     }
@@ -250,6 +252,34 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
 }
 
 /// The number of buffers that it touches, and its plan.
+/// The settings of this session are the application's, whose function is called.
+async fn assert_marks_of_adopted_tables_are_cheap(database: &Database) {
+    let owner = database.owner().connect().await;
+    owner
+        .batch_execute(
+            "create table if not exists adopted (id int primary key); \
+             create or replace function mark_adopted(text[]) returns text \
+               language sql security definer as 'select null'; \
+             insert into tidings_adopted (schema_name, table_name, ref_prefix, mark_function) \
+             values ('public', 'adopted', 'adopted:', 'mark_adopted') on conflict do nothing",
+        )
+        .await
+        .expect("an adopted table");
+    let client = database.bridge().connect().await;
+    for ids in ["null", "array[5, 500000]"] {
+        let mark = format!("select tidings_mark_adopted('public', 'adopted', {ids}, 10)");
+        // The first call reads the catalogs, too.
+        for is_measured in [false, true] {
+            let anywhere = "update tidings_adopted set swept_at = '-infinity', swept_to = 500000";
+            owner.batch_execute(anywhere).await.expect(anywhere);
+            match is_measured {
+                true => assert_cheap(&client, &mark).await,
+                false => client.batch_execute(&mark).await.expect(&mark),
+            }
+        }
+    }
+}
+
 async fn explain(client: &tokio_postgres::Client, execute: &str) -> (u64, Value) {
     let explain = format!("explain (analyze, buffers, format json) {execute}");
     let row = client.query_one(&explain, &[]).await.expect(&explain);

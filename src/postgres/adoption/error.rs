@@ -72,10 +72,41 @@ pub enum AdoptError {
         source: tokio_postgres::Error,
     },
     #[error(
-        "the schema of {table} contains a function {function} that the trigger of another table \
-         executes: rename it"
+        "the function {function}, which would copy the rows of {table}, is executed by the trigger \
+         of {other}, which may have had this name before: repeat the `tidings adopt` of {other}, \
+         or end its copying with `tidings adopt --remove`"
     )]
-    Taken { table: String, function: String },
+    Taken {
+        table: String,
+        function: String,
+        other: String,
+    },
+    #[error(
+        "{table} is now called {now}: repeat its `tidings adopt` under this name, or end the \
+         copying with `tidings adopt --remove`; then remove {table}"
+    )]
+    Renamed { table: String, now: String },
+    #[error(
+        "row-level security is forced on {0}, so the function that marks rows, which runs as the \
+         table's owner, would not see them: run alter table {0} no force row level security; or \
+         leave out --mark"
+    )]
+    HidesRows(String),
+    #[error(
+        "{role} may not use the schema {schema}: run this as a superuser, or have a DBA run: grant \
+         usage on schema {} to {};",
+        quoted(schema),
+        quoted(role)
+    )]
+    MayNotUse { schema: String, role: String },
+    #[error(
+        "the trigger's function belongs to {owner} and is created in the schema {schema}, where \
+         this may not create anything: run this as a superuser, or have a DBA run: grant create on \
+         schema {} to {};",
+        quoted(schema),
+        quoted(owner)
+    )]
+    MayNotCreate { schema: String, owner: String },
     #[error(
         "{table} belongs to {owner}, and {role} can't act as {owner}: run this as {owner} or a \
          superuser"
@@ -168,8 +199,8 @@ impl AdoptError {
         ];
         let is_any_of = |codes: &[SqlState]| source.code().is_some_and(|code| codes.contains(code));
         let advice = if is_any_of(&own) {
-            " (functions, operators, tables and types that are not part of Postgres need their \
-             schema, as in app.render(n.payload))"
+            " (the row is called n; functions, operators, tables and types that are not part of \
+             Postgres need their schema, as in app.render(n.payload))"
         } else if is_any_of(&by_position) {
             " (it must be an expression over the columns of one row, n)"
         } else {

@@ -15,10 +15,12 @@ use crate::{
     runtime::escape,
 };
 
-/// What functions run with, whoever calls them.
+/// What functions run with, whoever calls them. A ref must not depend on how a session
+/// writes dates.
 const PINNED: &str = "security definer
 set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on";
+set standard_conforming_strings = on
+set datestyle = iso";
 
 /// SQL for psql or a migration, in one transaction.
 #[derive(Debug)]
@@ -34,6 +36,7 @@ pub struct Script {
 pub(super) struct Copying<'a> {
     pub(super) schema: &'a SchemaName,
     pub(super) table: &'a AdoptableTable,
+    pub(super) replaces_triggers: bool,
     pub(super) user: &'a TableColumn,
     pub(super) text: &'a Expression,
     pub(super) event: Option<&'a Expression>,
@@ -232,16 +235,22 @@ impl Copying<'_> {
              where\n-- session_replication_role is replica, and for logical replication; and, on a \
              partitioned\n-- table, for rows that are inserted directly into a partition."
         )?;
-        writeln!(sql, "drop trigger if exists {TRIGGER} on {table};")?;
+        let create = match self.replaces_triggers {
+            true => "create or replace trigger".to_owned(),
+            false => format!("drop trigger if exists {TRIGGER} on {table};\ncreate trigger"),
+        };
         writeln!(
             sql,
-            "create trigger {TRIGGER} after insert on {table}\nreferencing new table as added for \
+            "{create} {TRIGGER} after insert on {table}\nreferencing new table as added for \
              each statement\nexecute function {copy}();"
         )?;
         let mark = home(&mark_function(&self.table.name));
         match marking {
             Some(marking) => self.write_marking(sql, marking, &mark)?,
             None => writeln!(sql, "drop function if exists {mark}(text[]);")?,
+        }
+        if let Some(existing) = self.existing {
+            self.write_existing(sql, existing)?;
         }
         let prefix = match self.reference {
             None => literal(&self.prefix),
@@ -258,9 +267,6 @@ impl Copying<'_> {
             self.schema.qualified("tidings_adopt"),
             literal(&table)
         )?;
-        if let Some(existing) = self.existing {
-            self.write_existing(sql, existing)?;
-        }
         writeln!(sql, "\ncommit;")
     }
 
@@ -293,6 +299,7 @@ impl Copying<'_> {
         let begin = self.prefix.chars().count() + 1;
         let source = format!(
             "
+#variable_conflict use_variable
 declare
   failure text;
   half int := cardinality(refs) / 2;
@@ -348,28 +355,45 @@ end
         )
     }
 
-    /// Names are resolved as in the function, and as before afterwards: other statements of
-    /// the same migration follow.
+    /// Names are resolved and dates written as in the function, and as before afterwards:
+    /// other statements of the same migration follow.
     fn write_existing(&self, sql: &mut String, existing: &Expression) -> std::fmt::Result {
         let from = format!("\n  from {} as n\n", self.table.shown());
+        let message = format!(
+            "{} is adopted already, so existing rows may have been copied, and would be sent again",
+            self.table.shown()
+        );
         let source = format!(
             "
 #variable_conflict use_column
 declare
   path constant text := pg_catalog.current_setting('search_path');
+  dates constant text := pg_catalog.current_setting('datestyle');
 begin
   perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  perform pg_catalog.set_config('datestyle', 'iso', true);
+  if exists (
+    select from {} as a where a.schema_name = {} and a.table_name = {}
+  ) then
+    raise exception using
+      message = {},
+      hint = 'leave out what copies existing rows (--existing), or end the copying first (--remove)';
+  end if;
 {}{};
   perform pg_catalog.set_config('search_path', path, true);
+  perform pg_catalog.set_config('datestyle', dates, true);
 end
 ",
+            self.schema.qualified("tidings_adopted"),
+            literal(&self.table.schema),
+            literal(&self.table.name),
+            literal(&message),
             insert(self.schema),
             self.select(&from, Some(existing))
         );
         writeln!(
             sql,
-            "\n-- Existing rows. Leave this out when you run the rest again: it would copy them \
-             again.\ndo {};",
+            "\n-- Existing rows. Leave this out when you run the rest again.\ndo {};",
             dollar_quoted(&source)
         )
     }

@@ -7,7 +7,10 @@ use tokio_postgres::{
 };
 
 use super::{AdoptError, names};
-use crate::postgres::schema::{self, SchemaName, quoted};
+use crate::postgres::{
+    connect::Queries,
+    schema::{self, SchemaName, quoted},
+};
 
 /// A table whose rows a trigger can copy.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct AdoptableTable {
     /// The role of this session, and whether it can act as the owner.
     pub(super) role: String,
     pub(super) may_act: bool,
+    /// Whether row-level security hides rows from the owner, too.
+    pub(super) hides_rows: bool,
     /// The columns of the primary key, in its order.
     pub(super) key: Vec<String>,
     columns: Vec<TableColumn>,
@@ -88,10 +93,11 @@ pub(super) async fn find(
     let what = match kind {
         _ if is_ours => "a table of Tidings".to_owned(),
         "r" | "p" => {
-            if row.try_get("is_taken")? {
+            if let Some(other) = row.try_get("taken_by")? {
                 return Err(AdoptError::Taken {
                     table: table.shown(),
                     function: names::copy_function(&table.name),
+                    other,
                 });
             }
             return Ok(table);
@@ -161,13 +167,35 @@ async fn find_row(client: &Client, written: &str) -> Result<Row, AdoptError> {
             });
         }
     }
-    rows.pop().ok_or_else(|| AdoptError::NoTable {
+    let row = rows.pop().ok_or_else(|| AdoptError::NoTable {
         name: match &schema {
             Some(schema) => format!("{}.{}", quoted(schema), quoted(&name)),
             None => quoted(&name),
         },
         elsewhere,
-    })
+    })?;
+    if !row.try_get::<_, bool>("may_use")? {
+        return Err(AdoptError::MayNotUse {
+            schema: row.try_get("schema")?,
+            role: row.try_get("role")?,
+        });
+    }
+    Ok(row)
+}
+
+/// The table whose rows are now copied by the function of a table that is gone.
+pub async fn copied_as(
+    client: &impl Queries,
+    tidings: &SchemaName,
+    name: &str,
+) -> Result<Option<String>, tokio_postgres::Error> {
+    let query = tidings.fill(include_str!("../../../sql/copied_as.sql"));
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [
+        (&names::copy_function(name), Type::TEXT),
+        (&tidings.name(), Type::TEXT),
+    ];
+    let rows = client.query_typed(&query, &parameters).await?;
+    rows.first().map(|row| row.try_get("table")).transpose()
 }
 
 async fn read(client: &Client, row: &Row) -> Result<AdoptableTable, AdoptError> {
@@ -189,6 +217,7 @@ async fn read(client: &Client, row: &Row) -> Result<AdoptableTable, AdoptError> 
         owner: row.try_get("owner")?,
         role: row.try_get("role")?,
         may_act: row.try_get("may_act")?,
+        hides_rows: row.try_get("hides_rows")?,
         key: row.try_get("key")?,
         columns: columns?,
     })

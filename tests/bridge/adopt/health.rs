@@ -3,7 +3,10 @@
 use serde_json::Value;
 
 use super::{adopt, application, copied, with_notes};
-use crate::{command_line::run, support::database::Database};
+use crate::{
+    command_line::run,
+    support::{bridge::Bridge, database::Database},
+};
 
 const NOTES: [&str; 4] = [
     "app.notes",
@@ -43,6 +46,33 @@ async fn found(database: &Database, breaking: &str, expected: &str, mend: Option
     database.superuser().execute(&fix).await;
     adopt(database, &NOTES).await;
     assert_eq!(findings(database).await, [] as [Value; 0], "{breaking}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_lists_adopted_tables_and_when_marks_were_last_looked_for() {
+    let database = with_notes().await;
+    let said = run(&database, &["status", "--json"]).await.json();
+    assert_eq!(said["adopted"], serde_json::json!([]));
+    adopt(&database, &NOTES).await;
+    let said = run(&database, &["status", "--json"]).await.json();
+    let copied = serde_json::json!({ "table": "app.notes", "marks": false, "swept_seconds": null });
+    assert_eq!(said["adopted"], serde_json::json!([copied]));
+    let marking = [&["adopt"], &NOTES[..], &["--mark=sent", "--apply"]].concat();
+    run(&database.superuser(), &marking).await.well();
+    let shown = async || {
+        run(&database.as_role("dashboard"), &["status"])
+            .await
+            .well()
+    };
+    assert!(shown().await.contains("app.notes, rows will be marked"));
+    let _bridge = Bridge::start(&database).await;
+    let swept = "select swept_at > '-infinity' from public.tidings_adopted";
+    database.until(swept).await;
+    assert!(
+        shown()
+            .await
+            .contains("app.notes, rows are marked there, last checked ")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -144,6 +144,56 @@ async fn an_owner_who_may_not_insert_is_given_the_statement_that_allows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_may_not_use_the_schema_or_create_a_function_there_is_given_the_statement() {
+    let database = with_notes().await;
+    let superuser = database.superuser();
+    superuser
+        .execute(
+            "alter schema app owner to current_user; revoke all on schema app from application",
+        )
+        .await;
+    let application = application(&database);
+    for privilege in ["usage", "create"] {
+        let said = run(&application, &applied()).await.badly();
+        let (_, grant) = said.split_once("have a DBA run: ").expect("a statement");
+        assert!(
+            grant.starts_with(&format!("grant {privilege} on schema")),
+            "{said}"
+        );
+        if privilege == "usage" {
+            let remove = ["adopt", "--remove", "app.notes", "--apply"];
+            let said = run(&application, &remove).await.badly();
+            assert!(said.contains(grant), "{said}");
+        }
+        superuser.execute(grant).await;
+    }
+    run(&application, &applied()).await.well();
+}
+
+/// It doesn't apply to the rows that a trigger receives, but to those that are marked.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_that_binds_the_owner_prevents_marks_but_not_copies() {
+    let database = with_notes().await;
+    database
+        .execute(
+            "alter table app.notes enable row level security, force row level security; \
+             create policy blind on app.notes for select using (false); \
+             create policy writes on app.notes for insert with check (true)",
+        )
+        .await;
+    adopt(&database, &ADOPT[1..]).await;
+    let insert = "insert into app.notes (user_id, text) values (7, 'x')";
+    database.execute(insert).await;
+    assert_eq!(copied(&database).await, ["7|x|-|notes:1"]);
+    let marking = [&ADOPT[..], &["--mark=sent", "--apply"]].concat();
+    let said = run(&database.superuser(), &marking).await.badly();
+    let (_, fix) = said.split_once("run ").expect("a statement");
+    let (fix, _) = fix.split_once(';').expect("its end");
+    database.execute(fix).await;
+    run(&database.superuser(), &marking).await.well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_tidings_it_says_so() {
     let database = Database::empty().await;
     database

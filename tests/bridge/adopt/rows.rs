@@ -63,6 +63,12 @@ async fn a_row_is_copied_with_its_transaction_and_reaches_the_browser_with_its_r
             1,
         ),
         (
+            "insert into app.notes (id, user_id, text) overriding system value \
+             values (1, 7, 'updated'), (98, 7, 'inserted') \
+             on conflict (id) do update set text = excluded.text returning id",
+            2,
+        ),
+        (
             "insert into app.notes (user_id, text) select 7, 'none' where false returning id",
             0,
         ),
@@ -86,6 +92,7 @@ async fn a_row_is_copied_with_its_transaction_and_reaches_the_browser_with_its_r
         ("bulk 2", 5),
         ("bulk 3", 6),
         ("not there", 99),
+        ("inserted", 98),
         ("copied", 8),
     ];
     for (text, id) in expected {
@@ -117,7 +124,15 @@ async fn event_and_ref_are_expressions_and_existing_rows_are_copied_on_request()
     ];
     adopt(&database, &arguments).await;
     assert_eq!(copied(&database).await, ["1|NEW|a|n10"]);
+    // They would be sent again.
+    let again = [&["adopt"], &arguments[..], &["--apply"]].concat();
+    let said = run(&application(&database), &again).await.badly();
+    assert!(said.contains("is adopted already"), "{said}");
+    assert!(said.contains("end the copying first"), "{said}");
+    assert_eq!(copied(&database).await, ["1|NEW|a|n10"]);
     // The path of the session is as before.
+    let remove = ["adopt", "--remove", "app.notes", "--apply"];
+    run(&application(&database), &remove).await.well();
     let script = run(
         &application(&database),
         &[&["adopt"], &arguments[..]].concat(),
@@ -135,6 +150,7 @@ async fn event_and_ref_are_expressions_and_existing_rows_are_copied_on_request()
     let path = rows(&client, "show search_path").await;
     assert_eq!(path, ["app"]);
     client.batch_execute("rollback").await.expect("a rollback");
+    adopt(&database, &arguments[..6]).await;
     database
         .execute(
             "insert into app.notes (user_id, text, kind) values (4, 'later', 'b'), (5, 'x', null)",
@@ -260,6 +276,75 @@ async fn tables_of_one_name_in_two_schemas_are_told_apart() {
         .execute("insert into app.t values (1, 'a'); insert into other.t values (1, 'b')")
         .await;
     assert_eq!(copied(&database).await, ["a|a|-|app.t:1", "b|b|-|t:1"]);
+    // Its refs keep their beginning, by which its rows are found.
+    let remove = ["adopt", "--remove", "other.t", "--apply"];
+    run(&application(&database), &remove).await.well();
+    adopt(&database, &["app.t", "--user=u", "--text=u"]).await;
+    database.execute("insert into app.t values (2, 'c')").await;
+    assert_eq!(copied(&database).await[2], "c|c|-|app.t:2");
+}
+
+/// It goes on being copied, so a command that ends this must know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_renamed_or_moved_is_adopted_again_before_its_former_name_is_removed() {
+    let database = with_notes().await;
+    adopt(&database, &NOTES).await;
+    let superuser = database.superuser();
+    for (rename, former, now) in [
+        (
+            "alter table app.notes rename to memos",
+            "app.notes",
+            "app.memos",
+        ),
+        ("alter schema app rename to shop", "app.memos", "shop.memos"),
+    ] {
+        superuser.execute(rename).await;
+        let insert = format!("insert into {now} (user_id, text) values (7, 'x')");
+        database.execute(&insert).await;
+        let remove = ["adopt", "--remove", former, "--apply"];
+        let said = run(&application(&database), &remove).await.badly();
+        assert!(said.contains(&format!("is now called {now}")), "{said}");
+        let found = run(&superuser, &["check", "--json"]).await.json();
+        let expected = format!("the adopted table {former} is now called {now}");
+        assert!(found.to_string().contains(&expected), "{found}");
+        adopt(&database, &[&[now], &NOTES[1..]].concat()).await;
+        run(&application(&database), &remove).await.well();
+        run(&superuser, &["check"]).await.well();
+        database.execute(&insert).await;
+    }
+    let refs: Vec<_> = copied(&database).await;
+    assert_eq!(
+        refs,
+        [
+            "7|x|-|notes:1",
+            "7|x|-|memos:2",
+            "7|x|-|memos:3",
+            "7|x|-|shop.memos:4"
+        ]
+    );
+    // Another table may have the former name.
+    let taken = "alter table shop.memos rename to letters; \
+                 create table shop.memos (id int primary key, user_id int, text text, sent bool)";
+    superuser.execute(taken).await;
+    let other = [&["adopt", "shop.memos"], &NOTES[1..]].concat();
+    let said = run(&superuser, &other).await.badly();
+    assert!(
+        said.contains("repeat the `tidings adopt` of shop.letters"),
+        "{said}"
+    );
+}
+
+/// Only applications that write to the table wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_the_table_is_not_in_the_way() {
+    let database = with_notes().await;
+    let client = database.connect().await;
+    let read = "begin; select * from app.notes";
+    client.batch_execute(read).await.expect(read);
+    for _ in 0..2 {
+        adopt(&database, &NOTES).await;
+    }
+    client.batch_execute("commit").await.expect("a commit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
