@@ -140,6 +140,7 @@ def _adopt_marks(tidings: Tidings, table: Table, mark: Mark) -> list[str]:
             "text",
             table,
             f"""
+#variable_conflict use_variable
 declare
   failure text;
   half int := cardinality(refs) / 2;
@@ -194,6 +195,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
+set datestyle = iso
 as {quote}{body}{quote}""",
         f"alter function {signature} owner to {table.owner}",
         f"revoke all on function {signature} from public",
