@@ -68,7 +68,10 @@ async fn a_client_that_expects_another_user_gets_a_401_and_nothing_of_this_user(
         if status == 401 {
             let body = response.text().await;
             assert!(body.contains("expected_user"), "{query}: {body}");
-            assert!(!body.contains("alice") && !body.contains("a secret"), "{body}");
+            assert!(
+                !body.contains("alice") && !body.contains("a secret"),
+                "{body}"
+            );
         }
     }
     let metrics = bridge.admin("/metrics").await.text().await;
