@@ -114,7 +114,7 @@ impl Machine {
     }
 
     async fn send(&self, text: &str) {
-        let send = format!("select tidings.send_notification('alice', '{text}')");
+        let send = format!("select tidings.send_notification('7', '{text}')");
         self.database.execute(&send).await;
     }
 }
@@ -328,7 +328,7 @@ async fn heartbeats_keep_a_stream_through_nginx_open() {
     let timeout = ("proxy_read_timeout 60s", "proxy_read_timeout 4s");
     let site = Site::start(&machine, bridge.address(), Between::Nginx, &[timeout]).await;
     let client = machine.database.connect().await;
-    let ticket = "select tidings.create_stream_ticket('alice', '1 hour')";
+    let ticket = "select tidings.create_stream_ticket('7', '1 hour')";
     let ticket = client.query_one(ticket, &[]).await.expect("a ticket");
     let stream = format!("/stream?ticket={}", ticket.get::<_, String>(0));
     let mut source = EventSource::open(site.between, &stream, &[]).await;
