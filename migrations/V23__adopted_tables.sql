@@ -104,6 +104,9 @@ $$;
 -- oldest and over again, in order to repair marks that were lost: a page a second, and a
 -- round every ten seconds, whatever the number of bridges.
 --
+-- If the application's function takes longer than the caller's statement timeout, nothing
+-- is recorded and the caller should ask for fewer, except that a single row is passed over.
+--
 -- Notifications are read by statements that are planned each time. A plan that was made
 -- while the table was empty would read all of it, and the settings that prevent this
 -- would apply to the application's function too.
@@ -192,7 +195,15 @@ begin
   into refs
   using page[1:most], adopted.ref_prefix;
   if cardinality(refs) > 0 then
-    execute format('select %s($1)', adopted.marker) into failure using refs;
+    begin
+      execute format('select %s($1)', adopted.marker) into failure using refs;
+    exception
+      when query_canceled then
+        if most > 1 then
+          raise;
+        end if;
+        failure := sqlerrm;
+    end;
   end if;
   return failure;
 end
