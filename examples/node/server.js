@@ -39,7 +39,7 @@ app.post('/login', async (request, response) => {
     [name, password],
   )
   if (!rows.length) return response.redirect(303, '/login.html')
-  // A session of its own: somebody else may know the id of the one before.
+  // A session of its own: another person may know the previous session's id.
   await promisify(request.session.regenerate.bind(request.session))()
   request.session.user = rows[0]
   response.redirect(303, '/')

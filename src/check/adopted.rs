@@ -132,7 +132,7 @@ async fn examine(
     let source: &str = row.try_get("source")?;
     let Some(query) = adoption::copied_rows(schema, &table, source) else {
         if source.contains("notifications") {
-            // Somebody has adapted it.
+            // It was adapted by hand.
             return Ok(Examined::Sound);
         }
         let found =

@@ -192,7 +192,7 @@ impl Course {
         }
     }
 
-    /// Adds ids that were sent, and those that it is time to try again.
+    /// Adds ids that were sent, and ids whose retry is due.
     fn fill(&mut self, ids: &VecDeque<i64>) {
         let now = Instant::now();
         let ready = self.again.partition_point(|&(at, _)| at <= now);
@@ -252,7 +252,7 @@ impl AdoptedMarker {
         }
     }
 
-    /// Marks rows of one table: those that are due, then a page of those whose marks may have
+    /// Marks rows of one table: first the due ones, then a page of rows whose marks may have
     /// been lost.
     async fn mark(&self, session: &mut Option<Borrowed>, table: &MarkedTable, course: &mut Course) {
         let begin = Instant::now();

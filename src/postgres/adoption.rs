@@ -2,7 +2,7 @@
 //! notifications, in the same transaction.
 //!
 //! All of it is SQL that the application can keep in its own migrations (`script.rs`). It
-//! belongs to the owner of the table, so that nobody gains a privilege by it: whoever may
+//! belongs to the owner of the table, so that no role gains a privilege by it: a role that may
 //! insert into the table may go on, and the owner must be a writer of Tidings. What people
 //! write, names (`quoted`) and expressions (`expression.rs`), can't become anything else.
 

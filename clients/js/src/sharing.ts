@@ -89,7 +89,7 @@ export function createSharing(
     channel = undefined
   }
 
-  /** Waits for the lock, and follows whoever holds it. */
+  /** Waits for the lock, and follows the tab that holds it. */
   function join() {
     isDenied = false
     term = 0 // As a leader, this tab may have outranked the one that replaced it.

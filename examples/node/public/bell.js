@@ -10,7 +10,7 @@ if (me) {
   location.replace('/login.html')
 }
 
-/** Who is logged in, and a new cookie for the stream. `false` if nobody is, or somebody else than this page's user. */
+/** Requests a new cookie. Returns the user who is logged in; `false` if none is, or not this page's user. */
 async function renew(user = '') {
   const response = await fetch(`/stream-cookie?user=${user}`, { method: 'POST' })
   if (response.status === 401) return false

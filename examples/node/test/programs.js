@@ -88,7 +88,7 @@ export class Site {
   }
 }
 
-/** Ports that are free, below those that the system assigns by itself. Browsers refuse a few lower ones. */
+/** Free ports, below the range from which the system assigns them. Browsers refuse a few lower ones. */
 export async function freePorts(count) {
   const ports = new Set()
   while (ports.size < count) {

@@ -144,7 +144,7 @@ def _check_lifetime() -> Iterator[CheckMessage]:
     if not isinstance(lifetime, timedelta) or not timedelta() < lifetime <= DAY:
         yield Error(
             f"TIDINGS_TOKEN_LIFETIME is {lifetime!r}.",
-            hint="Set it to a timedelta of at most 24 hours: a token that somebody has copied is "
+            hint="Set it to a timedelta of at most 24 hours: a token that was copied is "
             "valid until it expires, also after a logout.",
             id="tidings.E003",
         )

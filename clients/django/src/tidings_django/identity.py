@@ -19,7 +19,7 @@ def user_id(user: User) -> str:
         identifier: object = user
     elif isinstance(user, (int, UUID)):
         if conf.user_attribute() != "pk":
-            # A number would be the user's primary key, under which nobody would get the row.
+            # A number would be the user's primary key, under which no user would get the row.
             raise TypeError("With TIDINGS_USER_ID, pass a user or a string.")
         identifier = user
     else:
