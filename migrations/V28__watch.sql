@@ -63,7 +63,8 @@ $$;
 -- text. For a type of that role's, this would call a function of that role's, with the
 -- owner's privileges. So only types of Postgres are read, which is checked each time,
 -- because the table may have been altered. For the same reason, it reads nothing but
--- the rows that the statement has changed.
+-- the rows that the statement has changed: their names are those of the transition
+-- tables, which no schema can qualify.
 create function :"schema".tidings_watched() returns trigger
 language plpgsql
 security definer
@@ -86,6 +87,23 @@ declare
   added_users text[];
   added_topics text[];
 begin
+  -- Otherwise a temporary view of that name would be read, with the functions it calls.
+  if not exists (
+    select
+    from pg_trigger as t
+    where
+      t.tgrelid = tg_relid
+      and t.tgname = tg_name
+      and tg_level = 'STATEMENT'
+      and tg_when = 'AFTER'
+      and (before is null or t.tgoldtable = 'gone')
+      and (after is null or t.tgnewtable = 'added')
+  )
+  then
+    raise exception 'the trigger % on % was not created by tidings_watch()', tg_name, tg_relid::regclass
+      using errcode = 'trigger_protocol_violated';
+  end if;
+
   if exists (
     select
     from unnest(array[user_column, topic_column]) as c (name)
@@ -181,6 +199,7 @@ returns void
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
 as $$
 declare
   place record;

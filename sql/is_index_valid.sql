@@ -1,7 +1,8 @@
--- Whether an index exists and was not built to its end: whoever built it gave up.
+-- Whether an index was built to its end; no row if it doesn't exist. `create index
+-- concurrently` leaves one that wasn't if it fails.
 --
 -- $1 schema, $2 its name.
-select coalesce(bool_or(not i.indisvalid), false)
+select i.indisvalid
 from pg_class as c
 join pg_index as i on i.indexrelid = c.oid
 where
