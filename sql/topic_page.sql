@@ -46,9 +46,9 @@ with
     select added.topic, added.since, null, false
     from (
       select c.topic, $15::pg_snapshot as since
-      from unnest($14::text[]) as c (topic)
+      from (select distinct unnest($14::text[]) as topic) as c
       where c.topic <> '*'
-      union
+      union all
       select '*', null
     ) as added
     where
