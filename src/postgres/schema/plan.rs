@@ -59,7 +59,8 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     for migration in pending {
         let _ = step(&mut script, schema, migration);
         let index = concurrent_index::TOPICS;
-        if migration.version() == index.after {
+        // On the empty table of a new installation, that migration creates it.
+        if migration.version() == index.after && found.is_some() {
             let create = index.create(schema);
             let _ = writeln!(
                 script,
