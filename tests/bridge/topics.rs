@@ -3,10 +3,7 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::{
-    command_line::run,
-    support::database::Database,
-};
+use crate::{command_line::run, support::database::Database};
 
 const SUBSCRIPTIONS: &str =
     "select user_id || ' ' || topic from topic_subscriptions order by user_id, topic";
@@ -184,9 +181,13 @@ async fn the_end_of_a_membership_is_on_disk_before_anybody_sees_it() {
             "remote_apply",
         ),
     ] {
-        let begin =
-            format!("begin; set local synchronous_commit = {setting}; select subscribe('alice', 'x')");
-        application.batch_execute(&begin).await.expect("a membership");
+        let begin = format!(
+            "begin; set local synchronous_commit = {setting}; select subscribe('alice', 'x')"
+        );
+        application
+            .batch_execute(&begin)
+            .await
+            .expect("a membership");
         application.batch_execute(work).await.expect(work);
         let shown = texts(&application, "show synchronous_commit").await;
         assert_eq!(shown, [then], "{setting}: {work}");
@@ -227,7 +228,10 @@ async fn a_row_for_a_topic_is_rejected_while_a_bridge_is_connected_that_delivers
     let other = database.bridge().connect().await;
     let report = OLD_BRIDGE.replace("'old'", "'other'");
     other.batch_execute(&report).await.expect("a report");
-    application.batch_execute(SEND).await.expect_err("an old one");
+    application
+        .batch_execute(SEND)
+        .await
+        .expect_err("an old one");
     drop(other);
     while application.batch_execute(SEND).await.is_err() {}
 }
