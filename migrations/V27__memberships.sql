@@ -60,18 +60,20 @@ comment on column :"schema".tidings_membership_changes.topic is
 -- Where users continue who connect without a last event id: up to where the
 -- notifications for their topics were delivered, as the position of a stream
 -- (src/domain/position.rs). Losing one causes duplicates.
+--
+-- What an update usually leaves alone comes first and last: Postgres doesn't log it.
 create table :"schema".tidings_cursors (
   user_id text primary key,
+  -- Transaction ids mean nothing in another cluster, and those from `durable` on may have
+  -- been reused after a crash or a failover.
+  system_identifier bigint not null,
+  since timestamptz not null,
+  timeline int not null,
+  durable xid8 not null,
   floor xid8 not null,
+  written_at timestamptz not null default now(),
   open xid8[] not null,
   read_to bigint[] not null,
-  -- After a crash or a failover, transaction ids from here on may have been reused.
-  durable xid8 not null,
-  timeline int not null,
-  since timestamptz not null,
-  -- Transaction ids mean nothing in another cluster.
-  system_identifier bigint not null,
-  written_at timestamptz not null default now(),
 
   constraint tidings_cursors_user_id_length check (octet_length(user_id) between 1 and 255),
   constraint tidings_cursors_open check (cardinality(open) = cardinality(read_to))

@@ -3,7 +3,15 @@
 --
 -- $6 user, $12 maximum number of topics, $13 the topics that the client asked for, null
 -- for all. Only reads the index.
-select topic, since, xid
+--
+-- What a dump brought from another cluster may lie in the future, where no row is new to
+-- it. It counts as unknown: the membership begins at the reader's position.
+select
+  topic,
+  case
+    when pg_snapshot_xmax(since) <= pg_snapshot_xmax(pg_current_snapshot()) then since
+  end as since,
+  case when xid < pg_snapshot_xmax(pg_current_snapshot()) then xid end as xid
 from :"schema".topic_subscriptions
 where user_id = $6 and ($13::text[] is null or topic = any ($13))
 order by user_id, topic

@@ -175,13 +175,7 @@ with
           order by xid desc
           limit 1
         ),
-        (
-          select xid
-          from mine
-          where xid < pg_snapshot_xmax(pg_current_snapshot())
-          order by xid desc
-          limit 1
-        )
+        (select xid from mine where xid is not null order by xid desc limit 1)
       ) as top,
       array(select topic from mine order by topic) as topics,
       array(select since from mine order by topic) as sinces,
