@@ -219,10 +219,11 @@ begin
     or (topic_column is null) <> (prefix is null)
     or prefix = ''
   then
-    raise exception 'name the column of the users and, to copy memberships, the column of the topics and the prefix of their names'
-      using
-        errcode = 'invalid_parameter_value',
-        hint = 'Such as tidings_watch(''project_members'', ''user_id'', ''project_id'', ''project:'').';
+    raise exception using
+      errcode = 'invalid_parameter_value',
+      message = 'name the column of the users and, to copy memberships, the column of the topics and '
+        'the prefix of their names',
+      hint = 'Such as tidings_watch(''project_members'', ''user_id'', ''project_id'', ''project:'').';
   end if;
   -- What other transactions commit before the triggers exist must be visible to the
   -- statement that copies.
