@@ -125,8 +125,10 @@ async fn what_a_membership_or_a_topic_can_not_be_is_rejected() {
         .query_one("select subscribe($1, $1)", &[&odd])
         .await;
     assert!(subscribed.expect("a membership").get::<_, bool>(0));
-    let sent = application.query_one("select send_to_topic($1, 'x') > 0", &[&odd]);
-    assert!(sent.await.expect("an id").get::<_, bool>(0));
+    let sent = application
+        .query_one("select send_to_topic($1, 'x') > 0", &[&odd])
+        .await;
+    assert!(sent.expect("an id").get::<_, bool>(0));
     let all = "select send_to_everyone('hello', 'news', now() + interval '1 hour', 'r:1') > 0";
     assert!(is(&application, all).await);
     let kept = "select concat_ws(' ', topic, text, event, ref) from notifications order by id";
