@@ -406,7 +406,10 @@ async fn the_index_of_topics_is_built_beside_writers_and_after_a_failed_attempt(
     let (url, name) = (owner.url(), schema.clone());
     let migrating =
         tokio::spawn(async move { schema::migrate(&url, &name, schema::LOCK_LIMIT).await });
-    database.until(WAITS).await;
+    // It waits for a transaction, and not for a lock of this database.
+    let waits = "select exists (select from pg_stat_activity \
+         where datname = current_database() and wait_event_type = 'Lock')";
+    database.superuser().until(waits).await;
     owner.execute(insert).await;
     assert!(!migrating.is_finished());
     reader.batch_execute("commit").await.expect("an end");

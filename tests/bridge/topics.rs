@@ -154,9 +154,10 @@ async fn a_membership_that_waited_for_the_end_of_the_former_one_begins_after_it(
     let subscribe = async { is(&joining, "select subscribe('alice', 'x')").await };
     let commit = async {
         database
+            .superuser()
             .until(
-                "select exists (select from pg_locks where not granted and database = \
-                 (select oid from pg_database where datname = current_database()))",
+                "select exists (select from pg_stat_activity \
+                 where datname = current_database() and wait_event_type = 'Lock')",
             )
             .await;
         leaving.batch_execute("commit").await.expect("a commit");
