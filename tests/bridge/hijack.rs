@@ -243,7 +243,8 @@ async fn use_everything(database: &Database) {
              delete from shop.members; \
              truncate shop.members; \
              select public.tidings_watch('shop.members', 'customer'); \
-             insert into shop.members values (2, 'alice')",
+             insert into shop.members values (2, 'alice'); \
+             drop table shop.members",
         )
         .await
         .expect("memberships of an application");
