@@ -230,7 +230,11 @@ async fn use_everything(database: &Database) {
         "insert into public.notifications (topic, text) values ('*', 'hello')",
     ] {
         while let Err(error) = careful(database).await.batch_execute(work).await {
-            assert_eq!(error.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED), "{error:?}");
+            assert_eq!(
+                error.code(),
+                Some(&SqlState::FEATURE_NOT_SUPPORTED),
+                "{error:?}"
+            );
         }
     }
     superuser
