@@ -1,5 +1,5 @@
--- What `tidings adopt` has created on tables of applications, before notifications is
--- removed: their INSERTs would fail.
+-- What `tidings adopt` and tidings_watch() have created on tables of applications, before
+-- notifications is removed: their INSERTs would fail.
 --
 -- $1 schema of Tidings. Found in the catalogs, since the list of adopted tables may have
 -- been restored without the tables, or the other way round: by the name of the trigger,
@@ -35,4 +35,18 @@ where
     strpos(p.prosrc, format('%I.notifications', $1)) > 0
     or strpos(p.prosrc, format('"%s".notifications', replace($1, '"', '""'))) > 0
   )
+union all
+select
+  c.oid::regclass::text,
+  pg_get_userbyid(c.relowner)::text,
+  pg_has_role(session_user, c.relowner, 'usage'),
+  array_agg(format('trigger %I on %s', t.tgname, c.oid::regclass) order by t.tgname)
+from pg_trigger as t
+join pg_class as c on c.oid = t.tgrelid
+join pg_proc as p on p.oid = t.tgfoid
+where
+  p.proname = 'tidings_watched'
+  and p.pronamespace = (select n.oid from pg_namespace as n where n.nspname = $1)
+  and not t.tgisinternal
+group by c.oid
 order by "table"

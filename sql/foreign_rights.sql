@@ -25,7 +25,7 @@ with
     join pg_class as c on relnamespace = place.oid and relkind in ('r', 'v')
     where
       relowner = (select oid from owner)
-      and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
+      and (relname in ('notifications', 'stream_tickets', 'topic_subscriptions') or relname like 'tidings\_%')
   ),
   rights (grantee, privilege, target, reads) as (
     select grantee, lower(privilege_type), target, relname = 'notifications' and privilege_type = 'SELECT'
@@ -44,7 +44,7 @@ with
       grantee = 0
       or relname <> 'notifications'
       or not (
-        privilege_type = 'INSERT' and attname in ('user_id', 'text', 'event', 'expires_at', 'ref')
+        privilege_type = 'INSERT' and attname in ('user_id', 'topic', 'text', 'event', 'expires_at', 'ref')
         or privilege_type = 'SELECT' and attname = 'id'
       )
     group by grantee, privilege_type, target
@@ -65,7 +65,8 @@ with
       proowner = (select oid from owner)
       and (
         proname in (
-          'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone'
+          'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone',
+          'subscribe', 'unsubscribe', 'send_to_topic', 'send_to_everyone'
         )
         or proname like 'tidings\_%'
       )

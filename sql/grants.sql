@@ -41,7 +41,7 @@ begin
           relnamespace = to_regnamespace(quote_ident(schema))
           and relkind in ('r', 'v')
           and relowner = owner
-          and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
+          and (relname in ('notifications', 'stream_tickets', 'topic_subscriptions') or relname like 'tidings\_%')
         union all
         select 'sequence', relname, oid::regclass::text
         from pg_class
@@ -59,7 +59,8 @@ begin
           and proowner = owner
           and (
             proname in (
-              'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone'
+              'send_notification', 'create_stream_ticket', 'disconnect_user', 'disconnect_everyone',
+              'subscribe', 'unsubscribe', 'send_to_topic', 'send_to_everyone'
             )
             or proname like 'tidings\_%'
           )
@@ -83,6 +84,11 @@ begin
           ('tidings_bridge', 'execute', 'tidings_mark_adopted'),
           ('tidings_bridge', 'execute', 'tidings_report'),
           ('tidings_bridge', 'execute', 'tidings_report_readiness'),
+          -- Who receives which topics, and up to where each user has.
+          ('tidings_bridge', 'select', 'topic_subscriptions'),
+          ('tidings_bridge', 'select', 'tidings_membership_changes'),
+          ('tidings_bridge', 'select, insert, update', 'tidings_cursors'),
+          ('tidings_bridge', 'execute', 'tidings_report_topics'),
           -- Detects crashes of the server.
           ('tidings_bridge', 'select, insert', 'tidings_incarnation'),
           -- Writers read whether to ring; bridges set it.
@@ -95,7 +101,12 @@ begin
             'notifications'
           ),
           ('tidings_writer', 'insert (ref)', 'notifications'),
+          ('tidings_writer', 'insert (topic)', 'notifications'),
           ('tidings_writer', 'execute', 'send_notification'),
+          ('tidings_writer', 'execute', 'send_to_topic'),
+          ('tidings_writer', 'execute', 'send_to_everyone'),
+          -- Bridges read memberships again; they stay what they are.
+          ('tidings_writer', 'execute', 'tidings_memberships_changed'),
           -- Has rows of its own tables copied.
           ('tidings_writer', 'select', 'tidings_adopted'),
           ('tidings_writer', 'execute', 'tidings_adopt'),
@@ -105,6 +116,17 @@ begin
           ('tidings_issuer', 'execute', 'disconnect_user'),
           ('tidings_issuer', 'execute', 'disconnect_everyone'),
           ('tidings_issuer', 'select, delete', 'stream_tickets'),
+          -- Lets any user receive any topic.
+          ('tidings_issuer', 'execute', 'subscribe'),
+          ('tidings_issuer', 'execute', 'unsubscribe'),
+          ('tidings_issuer', 'select, delete', 'topic_subscriptions'),
+          -- Has memberships of its own tables copied. tidings_watch runs as its caller,
+          -- who needs what it calls.
+          ('tidings_issuer', 'execute', 'tidings_watch'),
+          ('tidings_issuer', 'execute', 'tidings_watched'),
+          ('tidings_issuer', 'execute', 'tidings_watchable_types'),
+          ('tidings_issuer', 'execute', 'tidings_sync_memberships'),
+          ('tidings_issuer', 'execute', 'tidings_memberships_changed'),
           -- Counts rows but doesn't read texts.
           (
             'tidings_monitor',
@@ -112,6 +134,10 @@ begin
             'notifications'
           ),
           ('tidings_monitor', 'select (ref)', 'notifications'),
+          ('tidings_monitor', 'select (topic)', 'notifications'),
+          ('tidings_monitor', 'select', 'topic_subscriptions'),
+          ('tidings_monitor', 'execute', 'tidings_count_topics'),
+          ('tidings_bridge', 'execute', 'tidings_count_topics'),
           ('tidings_monitor', 'select', 'tidings_adopted'),
           ('tidings_monitor', 'select', 'tidings_pruned'),
           ('tidings_monitor', 'select', 'tidings_prune_failures'),
@@ -125,7 +151,7 @@ begin
         cross join unnest(
           array[
             'tidings_pending', 'tidings_pending_total', 'tidings_throughput', 'tidings_delay',
-            'tidings_bridges', 'tidings_size', 'tidings_queue'
+            'tidings_bridges', 'tidings_size', 'tidings_queue', 'tidings_topics'
           ]
         ) as name
       )
@@ -141,13 +167,15 @@ begin
       join objects using (name)
       where
         (grantee = 'public' or to_regrole(grantee) is not null)
-        -- Migration 20 adds this column, and this file may be run before.
+        -- Migrations 20 and 25 add these columns, and this file may be run before.
         and (
-          privileges not like '% (ref)'
+          privileges !~ ' \((ref|topic)\)$'
           or exists (
             select
             from pg_attribute
-            where attrelid = to_regclass(format('%I.notifications', schema)) and attname = 'ref'
+            where
+              attrelid = to_regclass(format('%I.notifications', schema))
+              and attname = substring(privileges from '\((\w+)\)$')
           )
         )
     ) as ordered (turn, statements)

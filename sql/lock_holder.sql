@@ -27,6 +27,6 @@ where
   and l.pid <> pg_backend_pid()
   and c.relnamespace = to_regnamespace(quote_ident($1))
   and c.relkind = 'r'
-  and (c.relname in ('notifications', 'stream_tickets') or c.relname like 'tidings\_%')
+  and (c.relname in ('notifications', 'stream_tickets', 'topic_subscriptions') or c.relname like 'tidings\_%')
 order by l.mode in ('AccessShareLock', 'RowShareLock'), s.xact_start
 limit 1

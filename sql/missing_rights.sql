@@ -17,6 +17,11 @@ with
       ('tidings_incarnation', 'select'),
       ('tidings_incarnation', 'insert'),
       ('tidings_adopted', 'select'),
+      ('topic_subscriptions', 'select'),
+      ('tidings_membership_changes', 'select'),
+      ('tidings_cursors', 'select'),
+      ('tidings_cursors', 'insert'),
+      ('tidings_cursors', 'update'),
       ('tidings_bell', 'select'),
       ('tidings_bell', 'update')
   ),
@@ -29,7 +34,7 @@ with
     where
       proname in (
         'tidings_pruned_through', 'tidings_disconnections_page', 'tidings_report',
-        'tidings_report_readiness', 'tidings_mark_adopted'
+        'tidings_report_readiness', 'tidings_report_topics', 'tidings_mark_adopted'
       )
     union all
     select format('pg_catalog.%s', name), name::regprocedure
@@ -39,6 +44,7 @@ with
         'pg_current_snapshot()',
         'pg_snapshot_xmax(pg_snapshot)',
         'pg_snapshot_xmin(pg_snapshot)',
+        'pg_visible_in_snapshot(xid8,pg_snapshot)',
         'pg_is_in_recovery()',
         'pg_control_system()',
         'pg_control_checkpoint()',

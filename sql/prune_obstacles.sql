@@ -22,7 +22,7 @@ with
     where
       n.nspname = $1
       and c.relkind = 'r'
-      and (c.relname in ('notifications', 'stream_tickets') or c.relname like 'tidings\_%')
+      and (c.relname in ('notifications', 'stream_tickets', 'topic_subscriptions') or c.relname like 'tidings\_%')
   ),
   keys as (
     select

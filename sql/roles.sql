@@ -180,13 +180,16 @@ begin
         ('table', 'tidings_activity'),
         ('table', 'tidings_adopted'),
         ('table', 'tidings_bridges_seen'),
+        ('table', 'tidings_cursors'),
         ('table', 'tidings_disconnections'),
         ('table', 'tidings_drained'),
         ('table', 'tidings_incarnation'),
+        ('table', 'tidings_membership_changes'),
         ('table', 'tidings_prune_failures'),
         ('table', 'tidings_pruned'),
         ('table', 'tidings_reopened'),
         ('table', 'tidings_schema_history'),
+        ('table', 'topic_subscriptions'),
         ('view', 'tidings_bridges'),
         ('view', 'tidings_delay'),
         ('view', 'tidings_pending'),
@@ -194,6 +197,7 @@ begin
         ('view', 'tidings_queue'),
         ('view', 'tidings_size'),
         ('view', 'tidings_throughput'),
+        ('view', 'tidings_topics'),
         ('sequence', 'tidings_bell')
     ) as made (kind, name)
     join pg_class on oid = to_regclass(format('%I.%I', schema, name))
@@ -216,26 +220,43 @@ begin
         ('send_notification(bigint, text, text, timestamptz, text)'),
         ('send_notification(text, text, text)'),
         ('send_notification(text, text, text, timestamptz, text)'),
+        ('send_to_everyone(text, text, timestamptz, text)'),
+        ('send_to_topic(text, text, text, timestamptz, text)'),
+        ('subscribe(bigint, text)'),
+        ('subscribe(text, text)'),
         ('tidings_adopt(regclass, text, name)'),
+        ('tidings_count_topics()'),
         ('tidings_disconnections_page(xid8, xid8[], bigint[], integer)'),
         ('tidings_disconnections_since(pg_snapshot)'),
         ('tidings_end_ticket_streams()'),
+        ('tidings_keep_membership()'),
         ('tidings_mark_adopted(name, name, bigint[], integer)'),
+        ('tidings_memberships_changed(text)'),
+        ('tidings_note_memberships()'),
         ('tidings_pending_users()'),
         ('tidings_prune(interval, integer)'),
         ('tidings_prune_batch(interval, bigint, integer)'),
         ('tidings_prune_disconnections(integer)'),
+        ('tidings_prune_membership_changes(integer)'),
         ('tidings_prune_rows(bigint[], bigint, interval)'),
         ('tidings_pruned_through()'),
+        ('tidings_refuse_topics()'),
         ('tidings_reopen()'),
         (
           'tidings_report(text, text, text, text, inet, timestamptz, integer, timestamptz, text, '
           'timestamptz, bigint, interval, timestamptz, bigint, bigint, bigint[])'
         ),
         ('tidings_report_readiness(text, text, text)'),
+        ('tidings_report_topics(text)'),
         ('tidings_restamp()'),
         ('tidings_ring_doorbell()'),
-        ('tidings_unadopt(name, name)')
+        ('tidings_sync_memberships(text, text[], text[])'),
+        ('tidings_unadopt(name, name)'),
+        ('tidings_watch(regclass, name, name, text)'),
+        ('tidings_watchable_types()'),
+        ('tidings_watched()'),
+        ('unsubscribe(bigint, text)'),
+        ('unsubscribe(text, text)')
     ) as made (signature)
     join pg_proc on oid = to_regprocedure(format('%I.%s', schema, signature))
     where proowner = owner and prokind in ('f', 'p')
@@ -306,6 +327,7 @@ begin
         ('tidings_bridge', 'pg_current_snapshot()'),
         ('tidings_bridge', 'pg_snapshot_xmax(pg_snapshot)'),
         ('tidings_bridge', 'pg_snapshot_xmin(pg_snapshot)'),
+        ('tidings_bridge', 'pg_visible_in_snapshot(xid8, pg_snapshot)'),
         ('tidings_bridge', 'pg_is_in_recovery()'),
         ('tidings_bridge', 'pg_control_system()'),
         ('tidings_bridge', 'pg_control_checkpoint()'),

@@ -1,5 +1,5 @@
 -- Our triggers that don't fire, or that should be ENABLE ALWAYS and aren't
--- (V17__restamp_inserted.sql), with the consequence and the fix.
+-- (V17__restamp_inserted.sql, V27__memberships.sql), with the consequence and the fix.
 --
 -- $1 schema. `fires` is pg_trigger.tgenabled, null if the trigger doesn't exist.
 with
@@ -60,6 +60,53 @@ with
         'enabled: it ends the streams of removed tickets; without it, they stay open',
         'before truncate on %1$I.stream_tickets for each statement '
         'execute function %1$I.tidings_end_ticket_streams()'
+      ),
+      (
+        'notifications',
+        'tidings_refuse_topics',
+        true,
+        'enabled always: it rejects notifications for topics while a bridge is connected that can''t '
+        'read them, and that would deliver nothing more',
+        'after insert on %1$I.notifications for each row when (new.topic is not null) '
+        'execute function %1$I.tidings_refuse_topics()'
+      ),
+      (
+        'topic_subscriptions',
+        'tidings_note_subscribed',
+        true,
+        'enabled always: it tells bridges who has subscribed; without it, connected users receive '
+        'nothing of the topic',
+        'after insert on %1$I.topic_subscriptions referencing new table as changed for each statement '
+        'execute function %1$I.tidings_note_memberships()'
+      ),
+      (
+        'topic_subscriptions',
+        'tidings_note_unsubscribed',
+        true,
+        'enabled always: it tells bridges whose subscription has ended; without it, connected users '
+        'continue to receive the topic',
+        'after delete on %1$I.topic_subscriptions referencing old table as changed for each statement '
+        'execute function %1$I.tidings_note_memberships()'
+      ),
+      (
+        'topic_subscriptions',
+        'tidings_note_truncated',
+        true,
+        'enabled always: it tells bridges that all subscriptions have ended; without it, connected '
+        'users continue to receive their topics',
+        'after truncate on %1$I.topic_subscriptions for each statement '
+        'execute function %1$I.tidings_note_memberships()'
+      ),
+      (
+        'topic_subscriptions',
+        'tidings_keep_membership',
+        true,
+        'enabled always: it rejects a change of a membership''s user or topic, which bridges don''t '
+        'notice',
+        'before update on %1$I.topic_subscriptions for each row '
+        'when (old.user_id operator(pg_catalog.<>) new.user_id '
+        'or old.topic operator(pg_catalog.<>) new.topic) '
+        'execute function %1$I.tidings_keep_membership()'
       )
   )
 select
@@ -79,13 +126,22 @@ select
       when not w.always then
         format('alter table %I.%I enable trigger %I;', nspname, relname, w.name)
     end,
-    -- Rows written without the trigger must be found: existing floors no longer count.
+    -- What was written without the trigger must be found: existing floors no longer count,
+    -- and bridges read all memberships again.
     case
       when w.always then
         format(
-          ' alter table %1$I.%2$I enable always trigger %3$I; '
-          'insert into %1$I.tidings_reopened (xid) values (pg_catalog.pg_current_xact_id()) '
-          'on conflict do nothing; commit;',
+          concat(
+            ' alter table %1$I.%2$I enable always trigger %3$I; ',
+            case
+              when w.name in ('tidings_reopen', 'tidings_restamp') then
+                'insert into %1$I.tidings_reopened (xid) values (pg_catalog.pg_current_xact_id()) '
+                'on conflict do nothing; '
+              when relname = 'topic_subscriptions' then
+                'insert into %1$I.tidings_membership_changes (user_id) values (null); '
+            end,
+            'commit;'
+          ),
           nspname,
           relname,
           w.name

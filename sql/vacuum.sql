@@ -35,5 +35,5 @@ cross join lateral (
 where
   nspname = $1
   and relkind = 'r'
-  and (relname in ('notifications', 'stream_tickets') or relname like 'tidings\_%')
+  and (relname in ('notifications', 'stream_tickets', 'topic_subscriptions') or relname like 'tidings\_%')
 order by relname

@@ -23,6 +23,14 @@ pub struct Sql {
     pub backlog_page: String,
     /// The same, for a role that may not read the user's drained floor.
     pub backlog_page_without_drained: String,
+    /// New rows of one user and of the user's topics.
+    pub topic_page: String,
+    /// Memberships that changed.
+    pub membership_changes: String,
+    /// Where a user without a position continues in the topics.
+    pub cursor: String,
+    /// Advances such cursors.
+    pub write_cursors: String,
     /// Stores a user's drained floor.
     pub drain: String,
     /// The same, for a user whose streams have been open for a long time.
@@ -69,6 +77,7 @@ impl Sql {
             let text = text
                 .replace(":drained", drained)
                 .replace(":guarded", include_str!("../../sql/guarded.sql"))
+                .replace(":memberships", include_str!("../../sql/memberships.sql"))
                 .replace(":columns", include_str!("../../sql/columns.sql"))
                 .replace(":incarnation", sign.incarnation());
             schema.fill(&text)
@@ -82,6 +91,10 @@ impl Sql {
             user_page: fill(include_str!("../../sql/user_page.sql")),
             backlog_page: fill(backlog_page),
             backlog_page_without_drained: fill_from(nothing_drained, backlog_page),
+            topic_page: fill(include_str!("../../sql/topic_page.sql")),
+            membership_changes: fill(include_str!("../../sql/membership_changes.sql")),
+            cursor: fill(include_str!("../../sql/cursor.sql")),
+            write_cursors: fill(include_str!("../../sql/write_cursors.sql")),
             drain: fill(include_str!("../../sql/drain.sql")),
             drain_live: fill(include_str!("../../sql/drain_live.sql")),
             report: fill(include_str!("../../sql/report.sql")),

@@ -1,5 +1,6 @@
 //! The database schema: its migrations, and whether it is compatible with this bridge.
 
+mod concurrent_index;
 mod error;
 mod locks;
 mod migration_lock;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     command_line::run,
@@ -136,7 +136,11 @@ async fn use_everything(database: &Database) {
              select public.disconnect_user('carol'); \
              select public.disconnect_user(7); \
              select public.create_stream_ticket('bob'); \
-             select public.disconnect_everyone()",
+             select public.disconnect_everyone(); \
+             select public.subscribe('alice', 'project:7'); \
+             select public.subscribe(7, 'project:7'); \
+             select public.unsubscribe(7, 'project:7'); \
+             select public.tidings_memberships_changed(null)",
         )
         .await
         .expect("what applications do");
@@ -184,6 +188,7 @@ async fn use_everything(database: &Database) {
         "bridges",
         "size",
         "queue",
+        "topics",
     ] {
         let read = format!("select * from public.tidings_{view}");
         monitor.query(&read, &[]).await.expect(view);
@@ -218,6 +223,35 @@ async fn use_everything(database: &Database) {
         assert!(findings.is_object(), "{findings}");
     }
     bridge.stop().await;
+    // Not while a bridge is connected that delivers no topics.
+    for work in [
+        "select public.send_to_topic('project:7', 'released')",
+        "select public.send_to_everyone('hello')",
+        "insert into public.notifications (topic, text) values ('*', 'hello')",
+    ] {
+        while let Err(error) = careful(database).await.batch_execute(work).await {
+            assert_eq!(
+                error.code(),
+                Some(&SqlState::FEATURE_NOT_SUPPORTED),
+                "{error:?}"
+            );
+        }
+    }
+    superuser
+        .batch_execute(
+            "create table shop.members (project int, customer text, unique (project, customer)); \
+             insert into shop.members values (1, 'alice'); \
+             select public.tidings_watch('shop.members', 'customer', 'project', 'shop:'); \
+             insert into shop.members values (2, 'alice'); \
+             update shop.members set project = 3 where project = 2; \
+             delete from shop.members; \
+             truncate shop.members; \
+             select public.tidings_watch('shop.members', 'customer'); \
+             insert into shop.members values (2, 'alice'); \
+             drop table shop.members",
+        )
+        .await
+        .expect("memberships of an application");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,4 +58,5 @@ mod tickets;
 mod tls;
 mod token_settings;
 mod tokens;
+mod topics;
 mod versions;

@@ -383,6 +383,51 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
     bridge.stop().await;
 }
 
+/// On a table that has rows, it is built while others write, and what an attempt that failed has
+/// left is replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_topics_is_built_beside_writers_and_after_a_failed_attempt() {
+    let database = at_version(24).await;
+    let (owner, schema) = (database.owner(), SchemaName::public());
+    let insert = "insert into notifications (user_id, text) values ('alice', 'x')";
+    owner.execute(insert).await;
+    let reader = owner.connect().await;
+    reader
+        .batch_execute("begin isolation level repeatable read; select from pg_class")
+        .await
+        .expect("a snapshot");
+    let index = "select coalesce((select indisvalid from pg_index \
+         where indexrelid = to_regclass('notifications_topic_xid_id')), true)";
+    let outcome = schema::migrate(&owner.url(), &schema, Duration::from_secs(1)).await;
+    let error = outcome.expect_err("the reader is in the way");
+    assert!(matches!(error, SchemaError::InUse { .. }), "{error}");
+    database.until(&format!("select not ({index})")).await;
+
+    let (url, name) = (owner.url(), schema.clone());
+    let migrating =
+        tokio::spawn(async move { schema::migrate(&url, &name, schema::LOCK_LIMIT).await });
+    // It waits for a transaction, and not for a lock of this database.
+    let waits = "select exists (select from pg_stat_activity \
+         where datname = current_database() and wait_event_type = 'Lock')";
+    database.superuser().until(waits).await;
+    owner.execute(insert).await;
+    assert!(!migrating.is_finished());
+    reader.batch_execute("commit").await.expect("an end");
+    migrating.await.expect("a task").expect("migrated");
+    database
+        .until(
+            "select bool_and(indisvalid) and count(*) = 1 from pg_index \
+             where indexrelid = to_regclass('notifications_topic_xid_id')",
+        )
+        .await;
+    database
+        .until(
+            "select bool_and(convalidated) and count(*) = 2 from pg_constraint \
+             where conname in ('notifications_one_addressee', 'notifications_topic_form')",
+        )
+        .await;
+}
+
 /// Its arguments have changed, so it could not be replaced in place.
 #[tokio::test(flavor = "multi_thread")]
 async fn send_notification_keeps_its_privileges_and_what_depends_on_it_is_named() {

@@ -219,6 +219,111 @@ async fn assert_pending_is_cheap(database: &Database) {
     assert!(buffers <= USERS * BUFFERS_A_USER, "{buffers}: {plan:#}");
 }
 
+/// The page of a user with 500 topics, in a table of a million rows of which 400,000 are for
+/// topics.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_topics_stays_on_its_indexes() {
+    /// For each topic: the way down the index, and the rows of the page.
+    const BUFFERS_A_TOPIC: u64 = 8;
+    const TOPICS: u64 = 500;
+
+    let database = Database::migrated().await;
+    let (client, _driver) = connect::connect(&database.url(), |_| ())
+        .await
+        .expect("a session");
+    connect::settle(&client).await.expect("its settings");
+    let sql = Sql::new(&SchemaName::public());
+    for (name, types, query) in [
+        (
+            "topic_page",
+            "xid8, xid8[], bigint[], bigint, bigint, text, xid8, xid8[], pg_snapshot, xid8, \
+             bigint, bigint, text[], text[], pg_snapshot, xid8, xid8[], bigint[]",
+            &sql.topic_page,
+        ),
+        (
+            "membership_changes",
+            "pg_snapshot, bigint, xid8, bigint",
+            &sql.membership_changes,
+        ),
+        ("cursor", "text, bigint", &sql.cursor),
+    ] {
+        let prepare = format!("prepare {name} ({types}) as {query}");
+        client.batch_execute(&prepare).await.expect(name);
+    }
+    let page = |user: &str, floor: u64, handled: u64, topics: &str| {
+        format!(
+            "execute topic_page ('{floor}', '{{}}', '{{}}', 501, 262144, '{user}', '{handled}', \
+             '{{}}', null, null, null, 1001, {topics}, null, null, null, null, null)"
+        )
+    };
+    client
+        .batch_execute(&page("alice", 1, 1, "null"))
+        .await
+        .expect("a page of an empty table");
+    database
+        .owner()
+        .execute(&format!(
+            "alter table notifications set (autovacuum_enabled = off); \
+             alter table topic_subscriptions set (autovacuum_enabled = off); \
+             insert into notifications (user_id, text) \
+               select 'user' || n % 5000, 'x' from generate_series(1, {ROWS} - 400000) as n; \
+             insert into notifications (topic, text) \
+               select 'topic' || n % 1000, 'x' from generate_series(1, 400000) as n; \
+             insert into topic_subscriptions (user_id, topic) \
+               select 'alice', 'topic' || n from generate_series(1, {TOPICS}) as n; \
+             insert into topic_subscriptions (user_id, topic) \
+               select 'user' || n % 2000, 'topic' || n % 1000 from generate_series(1, 50000) as n \
+               on conflict do nothing; \
+             insert into topic_subscriptions (user_id, topic, since) values ('carol', 'topic1', '1:1:')"
+        ))
+        .await;
+    let next = "select (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint";
+    let next = database.ids(next).await[0].unsigned_abs();
+    database
+        .owner()
+        .execute(
+            "insert into notifications (topic, text) \
+               select 'topic' || n, 'new' from generate_series(1, 30) as n; \
+             insert into notifications (user_id, text) values ('alice', 'own')",
+        )
+        .await;
+    for (page, rows, bound) in [
+        (
+            page("alice", next, next, "null"),
+            31,
+            TOPICS * BUFFERS_A_TOPIC,
+        ),
+        (
+            page("alice", next + 100, next + 100, "null"),
+            0,
+            TOPICS * BUFFERS_A_TOPIC,
+        ),
+        (page("alice", next, next, "'{topic3}'"), 2, BUFFERS),
+        (page("bob", next, next, "null"), 0, BUFFERS),
+        // Late rows: 400 of one topic, read by their keys.
+        (page("carol", next, 1, "null"), 400, 400 * BUFFERS_A_TOPIC),
+        (
+            "execute membership_changes (pg_current_snapshot(), 1000, null, null)".to_owned(),
+            0,
+            BUFFERS,
+        ),
+        ("execute cursor ('alice', 7)".to_owned(), 0, BUFFERS),
+    ] {
+        let found = client.query(page.as_str(), &[]).await.expect(&page);
+        let found = found.iter().filter(|row| {
+            row.try_get::<_, Option<i64>>("id")
+                .is_ok_and(|id| id.is_some())
+        });
+        assert_eq!(found.count(), rows, "{page}");
+        let (buffers, plan) = explain(&client, &page).await;
+        assert!(buffers <= bound, "{buffers} buffers: {page}: {plan:#}");
+        let text = plan.to_string();
+        for scan in ["Seq Scan\"", "Bitmap"] {
+            assert!(!text.contains(scan), "{page}: {plan:#}");
+        }
+    }
+}
+
 /// The position has an open transaction, which has been read up to its millionth row.
 fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");

@@ -12,7 +12,7 @@ use crate::support::{
     rows, until,
 };
 
-const VIEWS: [&str; 7] = [
+const VIEWS: [&str; 8] = [
     "tidings_pending",
     "tidings_pending_total",
     "tidings_throughput",
@@ -20,6 +20,7 @@ const VIEWS: [&str; 7] = [
     "tidings_bridges",
     "tidings_size",
     "tidings_queue",
+    "tidings_topics",
 ];
 
 /// A monitor's session.
@@ -320,6 +321,8 @@ async fn sizes_and_the_queue_are_shown() {
             // None of the rows expires.
             "index notifications_expires_at notifications 0 t t f",
             "index notifications_pkey notifications 1000 t t t f",
+            // None of them is for a topic.
+            "index notifications_topic_xid_id notifications 0 t t f",
             "index notifications_user_id_xid_id notifications 1000 t t t f",
             "index notifications_xid_id notifications 1000 t t t f",
         ]

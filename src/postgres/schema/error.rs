@@ -158,7 +158,8 @@ pub enum SchemaError {
     #[error(
         "nothing was removed: new rows of {tables} are copied into notifications, so no row could \
          be inserted there any more, and {role} may not remove the triggers. Run `tidings adopt \
-         --remove TABLE --apply` for each, or `tidings uninstall` as a superuser"
+         --remove TABLE --apply` for each (for tidings_watch(): drop its triggers), or `tidings \
+         uninstall` as a superuser"
     )]
     Adopted {
         /// The tables, with their owners.

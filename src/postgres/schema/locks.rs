@@ -3,11 +3,12 @@
 
 use std::{fmt, time::Duration};
 
+use refinery::{Runner, Target};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 use tracing::{info, warn};
 
-use super::{SchemaError, SchemaName, runner};
+use super::{SchemaError, SchemaName, concurrent_index, runner};
 
 /// When a session waits for a table's lock, all writers that come later queue behind it.
 /// So a migration stops waiting after [`LOCK_TIMEOUT`], and tries again after
@@ -26,10 +27,40 @@ pub(super) async fn apply(
     schema: &SchemaName,
     lock_limit: Duration,
 ) -> Result<(), SchemaError> {
+    let give_up = Instant::now() + lock_limit;
+    let index = concurrent_index::TOPICS;
+    let before = runner(schema)?.set_target(Target::Version(index.after));
+    run(&before, client, schema, lock_limit, give_up).await?;
+    let left = give_up.saturating_duration_since(Instant::now());
+    match index.build(client, schema, left).await {
+        Err(error) if is_about_a_lock(&error) => {
+            return Err(SchemaError::InUse {
+                schema: schema.clone(),
+                lock_limit,
+                holder: LockHolder::find(client, schema).await?,
+            });
+        }
+        built => built?,
+    }
+    run(&runner(schema)?, client, schema, lock_limit, give_up).await?;
+    client.batch_execute("reset lock_timeout").await?;
+    Ok(())
+}
+
+/// Applies the missing migrations up to the runner's target.
+///
+/// # Errors
+///
+/// [`SchemaError`], also if other sessions hold locks until it is time to `give_up`.
+async fn run(
+    runner: &Runner,
+    client: &mut Client,
+    schema: &SchemaName,
+    lock_limit: Duration,
+    give_up: Instant,
+) -> Result<(), SchemaError> {
     let timeout = format!("set lock_timeout = '{LOCK_TIMEOUT}'");
     client.batch_execute(&timeout).await?;
-    let runner = runner(schema)?;
-    let give_up = Instant::now() + lock_limit;
     let mut waits = false;
     loop {
         let outcome = runner.run_async(client).await;
@@ -41,7 +72,7 @@ pub(super) async fn apply(
             info!(schema = %schema, migration = %applied, "applied {applied} to the schema {schema}");
         }
         match outcome {
-            Ok(_) => break,
+            Ok(_) => return Ok(()),
             Err(error) if !waited_for_a_lock(&error) => return Err(error.into()),
             Err(_) => {}
         }
@@ -64,8 +95,6 @@ pub(super) async fn apply(
         }
         sleep(LOCK_PAUSE).await;
     }
-    client.batch_execute("reset lock_timeout").await?;
-    Ok(())
 }
 
 /// The session whose transaction has held a lock on one of our tables for the longest
@@ -126,12 +155,16 @@ impl fmt::Display for LockHolder {
 fn waited_for_a_lock(error: &refinery::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
-            let code = error.code();
-            return code == Some(&SqlState::LOCK_NOT_AVAILABLE)
-                || code == Some(&SqlState::T_R_DEADLOCK_DETECTED);
+        if let Some(error) = cause.downcast_ref() {
+            return is_about_a_lock(error);
         }
         source = cause.source();
     }
     false
+}
+
+/// Whether a statement waited for a lock for too long.
+fn is_about_a_lock(error: &tokio_postgres::Error) -> bool {
+    let code = error.code();
+    code == Some(&SqlState::LOCK_NOT_AVAILABLE) || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
 }

@@ -6,7 +6,7 @@ use refinery::Migration;
 use tokio_postgres::Client;
 
 use super::{
-    Fit, HISTORY, SchemaError, SchemaName, check_server, fit,
+    Fit, HISTORY, SchemaError, SchemaName, check_server, concurrent_index, fit,
     locks::LOCK_TIMEOUT,
     name::{literal, quoted},
     ownership::SchemaOwner,
@@ -58,6 +58,18 @@ pub async fn plan(url: &DatabaseUrl, schema: &SchemaName) -> Result<String, Sche
     pending.sort_by_key(|migration| migration.version());
     for migration in pending {
         let _ = step(&mut script, schema, migration);
+        let index = concurrent_index::TOPICS;
+        // On the empty table of a new installation, that migration creates it.
+        if migration.version() == index.after && found.is_some() {
+            let create = index.create(schema);
+            let _ = writeln!(
+                script,
+                "-- Writers wait neither for this nor behind it. It waits for transactions that are \
+                 open, and must not run in one. If it fails: drop index concurrently, and again.\n\
+                 set lock_timeout = 0;\n{};\nset lock_timeout = '{LOCK_TIMEOUT}';\n",
+                create.trim_end()
+            );
+        }
     }
     let grants = schema.fill(include_str!("../../../sql/grants.sql"));
     let _ = write!(

@@ -98,6 +98,11 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_fixed() {
         ("stream_tickets", "tidings_end_streams_of_deleted"),
         ("stream_tickets", "tidings_end_streams_of_changed"),
         ("stream_tickets", "tidings_end_streams_of_truncated"),
+        ("notifications", "tidings_refuse_topics"),
+        ("topic_subscriptions", "tidings_note_subscribed"),
+        ("topic_subscriptions", "tidings_note_unsubscribed"),
+        ("topic_subscriptions", "tidings_note_truncated"),
+        ("topic_subscriptions", "tidings_keep_membership"),
     ] {
         let made = trigger_definition(&database, trigger).await;
         for (breaking, text) in [
