@@ -64,6 +64,18 @@ impl Snapshot {
         self.running.first().copied().unwrap_or(self.xmax)
     }
 
+    /// Whether what transaction `xid` wrote is visible, given that it has committed.
+    pub fn shows(&self, xid: Xid) -> bool {
+        xid < self.xmax && self.running.binary_search(&xid).is_err()
+    }
+
+    /// After a crash of Postgres, transaction ids from `safe` on may have been assigned
+    /// again, so none of them is shown.
+    pub fn fall_to(&mut self, safe: Xid) {
+        self.xmax = self.xmax.min(safe);
+        self.running.retain(|&xid| xid < safe);
+    }
+
     /// The transactions below `floor` that were still running, in ascending order.
     pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
         self.running
