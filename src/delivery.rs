@@ -20,6 +20,7 @@ pub mod hub;
 pub(crate) mod listener;
 pub mod mailbox;
 pub mod marker;
+pub mod memberships;
 pub mod page_reader;
 pub(crate) mod recent_disconnections;
 pub mod sse;

@@ -61,7 +61,14 @@ mod tests {
     #[test]
     fn names_that_look_alike_are_different_topics() {
         let topic = |text| Topic::parse(text).expect("a topic");
-        for other in ["Project:7", "project:7 ", "project:70", "project:", "*", "**"] {
+        for other in [
+            "Project:7",
+            "project:7 ",
+            "project:70",
+            "project:",
+            "*",
+            "**",
+        ] {
             assert_ne!(topic("project:7"), topic(other));
         }
         assert!(!topic("**").is_everyone());
