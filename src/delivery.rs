@@ -26,3 +26,4 @@ pub(crate) mod recent_disconnections;
 pub mod sse;
 pub mod stream;
 pub mod stream_end;
+pub(crate) mod topic_routes;

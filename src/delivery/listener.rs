@@ -310,6 +310,7 @@ impl Listener {
                 .retain(|(_, notification)| remembered.is_news(notification));
             self.activity.read(run.notifications.len());
             self.hub.publish(Reading {
+                changes: Vec::new(),
                 notifications: run.notifications,
                 snapshot: Arc::clone(&page.snapshot),
                 unread: Arc::new(unread),

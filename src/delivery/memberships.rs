@@ -91,7 +91,7 @@ pub struct TooManyEnded;
 /// rows the connection was sent. A later membership may have the same rows: its `since` is
 /// older than the end of this one if the transaction reads an old snapshot.
 #[derive(Clone, Debug)]
-struct Ended {
+struct EndedMembership {
     topic: Topic,
     membership: Membership,
     /// The connection's position at that moment.
@@ -102,7 +102,7 @@ struct Ended {
     safe: Xid,
 }
 
-impl Ended {
+impl EndedMembership {
     /// Whether the row was sent. `is_same` tells whether a row whose transaction id may
     /// have been assigned again is the same row as then.
     fn has_sent(&self, topic: &Topic, row: RowKey, is_same: bool) -> bool {
@@ -116,8 +116,10 @@ impl Ended {
 
 #[derive(Debug, Default)]
 pub struct Memberships {
+    /// Topics that the connection has whether or not the user is a member.
+    granted: Arc<[Topic]>,
     current: BTreeMap<Topic, Membership>,
-    ended: Vec<Ended>,
+    ended: Vec<EndedMembership>,
     /// Exists only while the connection reads pages.
     catch_up: Option<Box<MembershipCatchUp>>,
 }
@@ -137,9 +139,10 @@ struct MembershipCatchUp {
 }
 
 impl MembershipCatchUp {
-    fn begin(position: &Position) -> Box<Self> {
+    /// Without a position, all memberships are handled by the first page.
+    fn begin(position: Option<&Position>) -> Box<Self> {
         Box::new(Self {
-            handled: position.as_snapshot(),
+            handled: position.map(Position::as_snapshot).unwrap_or_default(),
             late: None,
             seen: Arc::default(),
             told: Vec::new(),
@@ -159,8 +162,17 @@ impl MembershipCatchUp {
 }
 
 impl Memberships {
+    /// Those of a connection that has `granted` topics besides the user's memberships,
+    /// without everyone's.
+    pub fn with_granted(granted: Arc<[Topic]>) -> Self {
+        Self {
+            granted,
+            ..Self::default()
+        }
+    }
+
     /// Call this when a page is requested, before the statement that reads it.
-    pub fn request(&mut self, position: &Position) -> LateWanted {
+    pub fn request(&mut self, position: Option<&Position>) -> LateWanted {
         let catch_up = self
             .catch_up
             .get_or_insert_with(|| MembershipCatchUp::begin(position));
@@ -193,6 +205,9 @@ impl Memberships {
             && Some(entry.get()) != change.now.as_ref()
         {
             let (topic, membership) = entry.remove_entry();
+            if self.granted.contains(&topic) {
+                self.current.insert(topic.clone(), Membership::GRANTED);
+            }
             self.end(topic, membership, &Arc::new(position.clone()));
         }
         self.check()
@@ -214,11 +229,15 @@ impl Memberships {
         let mut found: BTreeMap<_, _> = found.into_iter().collect();
         let catch_up = self
             .catch_up
-            .get_or_insert_with(|| MembershipCatchUp::begin(position));
+            .get_or_insert_with(|| MembershipCatchUp::begin(Some(position)));
         for change in catch_up.told.drain(..) {
             if !snapshot.shows(change.xid) && found.get(&change.topic) != change.now.as_ref() {
                 found.remove(&change.topic);
             }
+        }
+        for topic in &*self.granted {
+            // A membership precedes: its rows may be late.
+            found.entry(topic.clone()).or_insert(Membership::GRANTED);
         }
         let at = Arc::new(position.clone());
         for (topic, membership) in std::mem::take(&mut self.current) {
@@ -302,8 +321,8 @@ impl Memberships {
     /// # Errors
     ///
     /// [`TooManyEnded`] if the connection has to end.
-    pub fn recover(&mut self, position: &Position, safe: Xid) -> Result<(), TooManyEnded> {
-        let at = Arc::new(position.clone());
+    pub fn recover(&mut self, position: Option<&Position>, safe: Xid) -> Result<(), TooManyEnded> {
+        let at = Arc::new(position.cloned().unwrap_or_default());
         for (topic, membership) in std::mem::take(&mut self.current) {
             self.end(topic, membership, &at);
         }
@@ -314,6 +333,11 @@ impl Memberships {
         self.check()
     }
 
+    pub fn have(&self, topic: &Topic) -> bool {
+        self.current.contains_key(topic)
+    }
+
+    /// Without everyone's.
     pub fn topics(&self) -> impl Iterator<Item = &Topic> {
         self.current.keys()
     }
@@ -321,7 +345,7 @@ impl Memberships {
     fn end(&mut self, topic: Topic, membership: Membership, at: &Arc<Position>) {
         let catch_up = self.catch_up.as_ref();
         let late = catch_up.and_then(|catch_up| catch_up.sent_of(&membership));
-        self.ended.push(Ended {
+        self.ended.push(EndedMembership {
             topic,
             membership,
             position: Arc::clone(at),

@@ -14,9 +14,11 @@ use crate::{
     delivery::batch::{Batch, End, Event},
     domain::{
         history::Incarnation,
+        membership::Membership,
         notification::UserId,
         position::{Position, RowKey, Unread},
         snapshot::Xid,
+        topic::Topic,
     },
     postgres::{
         pool::{Pool, QueryError, READ_LIMIT, first_row},
@@ -31,6 +33,19 @@ pub struct UserPage {
     /// The youngest transaction of which rows were deleted.
     pub pruned: Option<Xid>,
     pub batch: Batch,
+    /// The user's memberships in the snapshot of the page, without granted topics. `None`
+    /// if the page was not read with topics.
+    pub topics: Option<PageTopics>,
+}
+
+/// What a page says about the topics of its user.
+#[derive(Debug)]
+pub struct PageTopics {
+    /// At most as many as a stream may have. Only those that the client asked for, if it
+    /// asked for any.
+    pub memberships: Vec<(Topic, Membership)>,
+    /// Whether there were more.
+    pub is_truncated: bool,
 }
 
 /// Reads the first new rows of one user.
@@ -73,7 +88,7 @@ pub(super) fn read_user_page(
     let (mut events, mut unusable) = (Vec::with_capacity(count), UnusableRows::default());
     for read in read {
         match read_notification(read.key, read.row) {
-            Ok(notification) => events.push(Event::from(notification)),
+            Ok(notification) => events.push(Arc::new(Event::from(notification))),
             Err(flaw) => unusable.add(read.key, flaw),
         }
     }
@@ -103,6 +118,7 @@ pub(super) fn read_user_page(
             last,
             end,
         },
+        topics: None,
     };
     Ok((page, read.first().map(|first| first.key)))
 }

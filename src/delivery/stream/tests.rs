@@ -17,7 +17,7 @@ use crate::{
     },
     domain::{
         history::{Incarnation, Since},
-        notification::{Expiry, Notification, UserId},
+        notification::{Addressee, Expiry, Notification, UserId},
         position::RowKey,
         snapshot::Snapshot,
     },
@@ -134,7 +134,10 @@ impl Fixture {
     async fn page(&self, wanted: &Wanted, rows: &[i64], rest: Rest) -> Page {
         let last = rows.iter().copied().max();
         let batch = Batch {
-            events: rows.iter().map(|&id| notification(id).into()).collect(),
+            events: rows
+                .iter()
+                .map(|&id| Arc::new(notification(id).into()))
+                .collect(),
             snapshot: Arc::new(snapshot(last.unwrap_or(1))),
             unread: Arc::default(),
             last: last.map(key),
@@ -150,6 +153,7 @@ impl Fixture {
                 incarnation: wanted.history.incarnation,
                 pruned: None,
                 batch,
+                topics: None,
             },
             lease: self.memory.reserve(1).await,
         }
@@ -158,8 +162,11 @@ impl Fixture {
     /// The listener has read these rows of alice.
     fn publish(&self, rows: &[i64]) {
         let last = rows.iter().copied().max().expect("a row");
-        let rows = rows.iter().map(|&id| (alice(), notification(id)));
+        let rows = rows
+            .iter()
+            .map(|&id| (Addressee::User(alice()), notification(id)));
         self.hub.publish(TailReading {
+            changes: Vec::new(),
             notifications: rows.collect(),
             snapshot: Arc::new(snapshot(last)),
             unread: Arc::default(),
@@ -200,6 +207,7 @@ fn notification(id: i64) -> Notification {
         created_at: None,
         expires: Expiry::Never,
         reference: None,
+        topic: None,
     }
 }
 
@@ -459,7 +467,8 @@ async fn after_a_crash_rows_that_reuse_ids_are_delivered() {
     };
     fixture.hub.recover(recovery, tail(AFTER, 2));
     let mut reading = TailReading {
-        notifications: vec![(alice(), notification(3))],
+        changes: Vec::new(),
+        notifications: vec![(Addressee::User(alice()), notification(3))],
         snapshot: Arc::new(snapshot(3)),
         unread: Arc::default(),
         tail: tail(AFTER, 3),
