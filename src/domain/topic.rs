@@ -14,11 +14,11 @@ impl Topic {
     /// The topic that everyone has, whatever their memberships.
     pub const EVERYONE: &str = "*";
 
-    /// Accepts 1 to [`MAX_BYTES`](Self::MAX_BYTES) bytes without ASCII control
-    /// characters, which would let a name look like another one in a log or a terminal.
+    /// Accepts 1 to [`MAX_BYTES`](Self::MAX_BYTES) bytes without control characters, which
+    /// would let a name look like another one in a log or a terminal.
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());
-        let is_printable = !text.bytes().any(|byte| byte.is_ascii_control());
+        let is_printable = !text.contains(char::is_control);
         (fits && is_printable).then(|| Self(text.into()))
     }
 
@@ -93,7 +93,7 @@ mod tests {
             assert_eq!(topic.as_str(), text);
             assert_eq!(topic.is_everyone(), text == "*");
         }
-        for text in ["", "a\0", "a\nb", "\x7f", &format!("{longest}x")] {
+        for text in ["", "a\0", "a\nb", "\x7f", "\u{85}", &format!("{longest}x")] {
             assert_eq!(Topic::parse(text), None, "{text:?}");
         }
     }
