@@ -9,16 +9,15 @@ use super::{
     head::read_incarnation,
     rows::{UnusableRows, read_key, read_notification, within},
     size::PageSize,
+    topics::PageTopics,
 };
 use crate::{
     delivery::batch::{Batch, End, Event},
     domain::{
         history::Incarnation,
-        membership::Membership,
         notification::UserId,
         position::{Position, RowKey, Unread},
         snapshot::Xid,
-        topic::Topic,
     },
     postgres::{
         pool::{Pool, QueryError, READ_LIMIT, first_row},
@@ -33,19 +32,8 @@ pub struct UserPage {
     /// The youngest transaction of which rows were deleted.
     pub pruned: Option<Xid>,
     pub batch: Batch,
-    /// The user's memberships in the snapshot of the page, without granted topics. `None`
-    /// if the page was not read with topics.
+    /// `None` if the page was read without topics.
     pub topics: Option<PageTopics>,
-}
-
-/// What a page says about the topics of its user.
-#[derive(Debug)]
-pub struct PageTopics {
-    /// At most as many as a stream may have. Only those that the client asked for, if it
-    /// asked for any.
-    pub memberships: Vec<(Topic, Membership)>,
-    /// Whether there were more.
-    pub is_truncated: bool,
 }
 
 /// Reads the first new rows of one user.

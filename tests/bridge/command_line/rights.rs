@@ -68,12 +68,18 @@ async fn default_privileges_that_let_others_read_are_found_and_warned_of() {
         .await;
     let found = findings(&database).await;
     for (what, topic) in [
-        ("anon has select on table public.notifications", Subject::Read),
+        (
+            "anon has select on table public.notifications",
+            Subject::Read,
+        ),
         (
             "anon has execute on function public.create_stream_ticket(user_id text, ttl interval)",
             Subject::Read,
         ),
-        ("anon has update on table public.notifications", Subject::Wide),
+        (
+            "anon has update on table public.notifications",
+            Subject::Wide,
+        ),
         (
             "anon has select on table public.stream_tickets",
             Subject::Wide,
