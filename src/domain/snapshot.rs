@@ -79,13 +79,6 @@ impl Snapshot {
         xid < self.xmax && self.running.binary_search(&xid).is_err()
     }
 
-    /// After a crash of Postgres, transaction ids from `safe` on may have been assigned
-    /// again, so none of them is shown.
-    pub fn fall_to(&mut self, safe: Xid) {
-        self.xmax = self.xmax.min(safe);
-        self.running.retain(|&xid| xid < safe);
-    }
-
     /// The transactions below `floor` that were still running, in ascending order.
     pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
         self.running
@@ -167,12 +160,5 @@ mod tests {
             let read = Snapshot::from_sql(&Type::PG_SNAPSHOT, &out).expect("a snapshot");
             assert_eq!(read, snapshot);
         }
-    }
-
-    #[test]
-    fn after_a_fall_nothing_is_shown_that_may_be_handed_out_again() {
-        let mut snapshot = Snapshot::new(Xid(9), vec![Xid(5), Xid(7)]);
-        snapshot.fall_to(Xid(6));
-        assert_eq!(snapshot, Snapshot::new(Xid(6), vec![Xid(5)]));
     }
 }
