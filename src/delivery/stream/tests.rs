@@ -586,7 +586,7 @@ impl Fixture {
                 now,
             })
         });
-        let last = rows.iter().copied().max().unwrap_or(1);
+        let last = rows.iter().copied().max().unwrap_or(4);
         let rows = rows
             .iter()
             .map(|&id| (Addressee::Topic(team()), team_row(id)));
