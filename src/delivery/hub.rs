@@ -158,7 +158,7 @@ fn merged(groups: Vec<Addressed>, order: &[usize]) -> Vec<Addressed> {
     for (mailbox, groups) in groups_of.into_values() {
         together.entry(groups).or_default().push(mailbox);
     }
-    let events_of = |wanted: &[usize]| {
+    let events_of = |wanted: &[usize]| -> Vec<Arc<Event>> {
         let mut rest: Vec<_> = groups.iter().map(|(_, events)| events.iter()).collect();
         let events = order.iter().filter_map(|&group| {
             let event = rest[group].next();

@@ -16,10 +16,7 @@
 //! the memberships in one snapshot. So a change that is read late can't put back a topic
 //! that was left.
 
-use std::{
-    collections::{BTreeMap, btree_map},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::domain::{
     membership::Membership,
@@ -98,6 +95,8 @@ struct EndedMembership {
     position: Arc<Position>,
     /// If its late rows had not all been sent, up to where they were.
     late: Option<RowKey>,
+    /// For a granted topic, the position from which the connection was sent its rows.
+    began: Option<Arc<Position>>,
     /// Transaction ids from here on may have been assigned again in a crash.
     safe: Xid,
 }
@@ -110,6 +109,7 @@ impl EndedMembership {
             && self.membership.has(row.xid)
             && !self.position.is_new(row)
             && self.late.is_none_or(|after| row <= after)
+            && self.began.as_ref().is_none_or(|began| began.is_new(row))
             && (row.xid < self.safe || is_same)
     }
 }
@@ -118,6 +118,8 @@ impl EndedMembership {
 pub struct Memberships {
     /// Topics that the connection has whether or not the user is a member.
     granted: Arc<[Topic]>,
+    /// From where rows of granted topics are sent. `None` if there are none.
+    began: Option<Arc<Position>>,
     current: BTreeMap<Topic, Membership>,
     ended: Vec<EndedMembership>,
     /// Exists only while the connection reads pages.
@@ -201,10 +203,9 @@ impl Memberships {
             }
             catch_up.told.push(Arc::clone(change));
         }
-        if let btree_map::Entry::Occupied(entry) = self.current.entry(change.topic.clone())
-            && Some(entry.get()) != change.now.as_ref()
+        if self.current.get(&change.topic) != change.now.as_ref()
+            && let Some((topic, membership)) = self.current.remove_entry(&change.topic)
         {
-            let (topic, membership) = entry.remove_entry();
             if self.granted.contains(&topic) {
                 self.current.insert(topic.clone(), Membership::GRANTED);
             }
@@ -240,6 +241,9 @@ impl Memberships {
             found.entry(topic.clone()).or_insert(Membership::GRANTED);
         }
         let at = Arc::new(position.clone());
+        if !self.granted.is_empty() {
+            self.began.get_or_insert_with(|| Arc::clone(&at));
+        }
         for (topic, membership) in std::mem::take(&mut self.current) {
             if found.get(&topic) != Some(&membership) {
                 self.end(topic, membership, &at);
@@ -345,7 +349,9 @@ impl Memberships {
     fn end(&mut self, topic: Topic, membership: Membership, at: &Arc<Position>) {
         let catch_up = self.catch_up.as_ref();
         let late = catch_up.and_then(|catch_up| catch_up.sent_of(&membership));
+        let is_granted = membership.xid.is_none();
         self.ended.push(EndedMembership {
+            began: self.began.clone().filter(|_| is_granted),
             topic,
             membership,
             position: Arc::clone(at),
