@@ -23,6 +23,7 @@ pub mod marker;
 pub mod memberships;
 pub mod page_reader;
 pub(crate) mod recent_disconnections;
+pub mod recently_published;
 pub mod sse;
 pub mod stream;
 pub mod stream_end;

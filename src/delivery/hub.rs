@@ -311,7 +311,7 @@ impl Hub {
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
         for Registered { mailbox, .. } in registry.users.values().flatten() {
-            mailbox.recover(recovery);
+            mailbox.recover(recovery.clone());
         }
         self.tail.store(Arc::new(tail));
     }

@@ -11,7 +11,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use crate::{
-    delivery::{batch::Batch, memberships::MembershipChange},
+    delivery::{batch::Batch, memberships::MembershipChange, recently_published::Remembered},
     domain::{history::History, snapshot::Xid},
 };
 
@@ -57,12 +57,15 @@ pub enum Letter {
 
 /// Postgres has crashed and recovered. Transaction ids from `safe` on may be reused, and
 /// row ids with them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Recovery {
     /// The history that began with the recovery.
     pub history: History,
     /// The durable floor: transaction ids below it are never reused.
     pub safe: Xid,
+    /// The rows above it that were published before the crash. Those that are still there
+    /// are the same rows.
+    pub published: Arc<Remembered>,
 }
 
 impl Recovery {
@@ -71,6 +74,8 @@ impl Recovery {
         Self {
             history: later.history,
             safe: self.safe.min(later.safe),
+            // They include those of the earlier crash.
+            published: later.published,
         }
     }
 }
@@ -117,7 +122,7 @@ impl MailboxState {
     }
 
     fn note(&mut self, recovery: Recovery) {
-        self.recovery = Some(match self.recovery {
+        self.recovery = Some(match self.recovery.take() {
             Some(earlier) => earlier.and_then(recovery),
             None => recovery,
         });

@@ -37,6 +37,7 @@ use crate::{
         memberships::{LateRows, MembershipChange, Memberships, Taken, TooManyEnded},
         page_reader::{PageSize, PageTopics},
         recent_disconnections::DisconnectCursor,
+        recently_published::Remembered,
         sse::{self, Begins, Format, Gap, TopicReport},
         stream_end::{EndReason, Ended, StreamDeadline, Warning},
     },
@@ -114,6 +115,8 @@ pub struct EventStream {
     memberships: Memberships,
     /// What the client asked for and its credentials grant.
     topics: TopicChoice,
+    /// What was sent before a crash and may be read again. `None` once pages have been read.
+    before_crash: Option<Box<BeforeCrash>>,
     /// Whether the client was told its topics.
     are_topics_told: bool,
     /// How many of the user's last rows the first page begins with.
@@ -140,6 +143,13 @@ pub struct EventStream {
     /// The span of the stream's log lines. Boxed, because there is hardly ever one, and
     /// there are thousands of idle streams.
     span: Option<Box<Span>>,
+}
+
+/// What a stream that reads pages after a crash had sent before: rows that are not new to
+/// the position of that time, if they are still the same.
+struct BeforeCrash {
+    position: Position,
+    published: Arc<Remembered>,
 }
 
 enum Phase {
@@ -215,6 +225,7 @@ impl EventStream {
             position: None,
             memberships: Memberships::with_granted(topics.granted().cloned().collect()),
             topics,
+            before_crash: None,
             are_topics_told: false,
             replay: 0,
             row: 0,
@@ -392,6 +403,17 @@ impl EventStream {
             .recover(self.position.as_ref(), recovery.safe);
         self.end_if(recovered);
         if let Some(position) = &mut self.position {
+            // A live stream is sent only what the tail has not published before.
+            if let Phase::CatchingUp(_) = self.phase {
+                let mut before = position.clone();
+                if let Some(earlier) = self.before_crash.take() {
+                    before.join(&earlier.position);
+                }
+                self.before_crash = Some(Box::new(BeforeCrash {
+                    position: before,
+                    published: recovery.published,
+                }));
+            }
             position.fall_to(recovery.safe);
         }
         // Another row may have the id of one that is gone.
@@ -510,12 +532,16 @@ impl EventStream {
 
     /// Whether to write this row, which is new to the position or late.
     fn wants(&mut self, notification: &Notification) -> bool {
+        let before = self.before_crash.as_ref();
+        let is_same = before.is_some_and(|before| before.published.has(notification));
+        let was_sent =
+            is_same && before.is_some_and(|before| !before.position.is_new(notification.key));
         match &notification.topic {
-            None => true,
-            Some(topic) if topic.is_everyone() => self.topics.wants(topic),
+            None => !was_sent,
+            Some(topic) if topic.is_everyone() => !was_sent && self.topics.wants(topic),
             Some(topic) => {
                 self.take_changes();
-                self.memberships.want(topic, notification.key, false)
+                self.memberships.want(topic, notification.key, is_same)
             }
         }
     }
@@ -600,6 +626,7 @@ impl EventStream {
     fn go_live(&mut self, chunk: &mut BytesMut) {
         self.phase = Phase::Live;
         self.memberships.go_live();
+        self.before_crash = None;
         if let CatchUp::Counting(rows) = self.catch_up {
             self.catch_up = CatchUp::Announced;
             sse::put_caught_up(chunk, &self.id(), rows);

@@ -161,6 +161,7 @@ fn crash(hub: &Hub, safe: u64) {
     let recovery = Recovery {
         history: History::default(),
         safe: Xid(safe),
+        published: Arc::default(),
     };
     hub.recover(recovery, Tail::default());
 }

@@ -465,6 +465,7 @@ async fn after_a_crash_rows_that_reuse_ids_are_delivered() {
     let recovery = Recovery {
         history: AFTER,
         safe: key(3).xid,
+        published: Arc::default(),
     };
     fixture.hub.recover(recovery, tail(AFTER, 2));
     let mut reading = TailReading {
