@@ -294,3 +294,37 @@ impl Tokens {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_token_grants_a_short_list_of_whole_names() {
+        let granted = |claim| {
+            let topics = topics(&claim)?;
+            Some(topics.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let most: Vec<_> = (0..TopicChoice::MOST_GRANTED)
+            .map(|number| format!("team:{number}"))
+            .collect();
+        for names in [vec![], vec!["team:*".to_owned()], most.clone()] {
+            assert_eq!(granted(json!(names)), Some(names));
+        }
+        let one_more = [most, vec!["x".to_owned()]].concat();
+        for claim in [
+            json!(one_more),
+            json!("team:7"),
+            json!([7]),
+            json!([["team:7"]]),
+            json!([""]),
+            json!(["team:7", "a\n"]),
+            json!({"team:7": true}),
+            json!(null),
+        ] {
+            assert_eq!(granted(claim.clone()), None, "{claim}");
+        }
+    }
+}
