@@ -862,3 +862,184 @@ fn each_rule_is_needed() {
         .collect();
     assert!(kept.is_empty(), "nothing fails without {kept:?}");
 }
+
+/// A membership of a transaction, as if all earlier ones had ended except these.
+fn joined(xid: u64, running: &[u64]) -> Membership {
+    Membership {
+        xid: Some(Xid(xid)),
+        since: Some(shows(xid, running)),
+    }
+}
+
+/// A snapshot of when the transactions before `xmax` had ended except these.
+fn shows(xmax: u64, running: &[u64]) -> Arc<Snapshot> {
+    let running = running.iter().map(|&xid| Xid(xid));
+    Arc::new(Snapshot::new(Xid(xmax), running.collect()))
+}
+
+fn row(xid: u64) -> RowKey {
+    RowKey {
+        xid: Xid(xid),
+        id: 1,
+    }
+}
+
+fn change(xid: u64, now: Option<Membership>) -> Arc<MembershipChange> {
+    Arc::new(MembershipChange {
+        user: UserId::parse("alice").expect("a user"),
+        topic: topic(0),
+        xid: Xid(xid),
+        now,
+    })
+}
+
+/// Of a connection that is live at a position, with this membership.
+fn live(position: &Position, membership: &Membership) -> Memberships {
+    let mut memberships = Memberships::default();
+    memberships.request(Some(position));
+    let found = [(topic(0), membership.clone())];
+    let snapshot = Arc::new(position.as_snapshot());
+    let taken = memberships.take(position, &snapshot, found, LateRows::None);
+    assert_eq!(taken, Ok(Taken::Write));
+    memberships.go_live();
+    memberships
+}
+
+#[test]
+fn rows_that_an_ended_membership_was_sent_are_not_late_rows_of_the_next() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[12]));
+    let mut memberships = live(&position, &joined(5, &[]));
+    // The transaction 12 has left and joined again, with a snapshot from before 15.
+    let again = joined(12, &[]);
+    memberships
+        .told(&position, &change(12, Some(again.clone())))
+        .expect("few end");
+    assert!(
+        !memberships.want(&topic(0), row(21), false),
+        "a page adds it"
+    );
+    memberships.request(Some(&position));
+    let (found, late) = ([(topic(0), again)], LateRows::Left(Rest::Nothing));
+    let taken = memberships.take(&position, &shows(22, &[]), found, late);
+    assert_eq!(taken, Ok(Taken::Write));
+    assert!(!memberships.want(&topic(0), row(15), false), "it was sent");
+    assert!(
+        memberships.want(&topic(0), row(12), false),
+        "it is of the transaction"
+    );
+    assert!(memberships.want(&topic(0), row(21), false));
+}
+
+#[test]
+fn late_rows_that_were_not_sent_when_their_membership_ended_are_late_rows_of_the_next() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[10]));
+    let mut memberships = Memberships::default();
+    let first = joined(10, &[]);
+    memberships.request(Some(&position));
+    let (found, late) = ([(topic(0), first)], LateRows::Left(Rest::More));
+    let taken = memberships.take(&position, &shows(20, &[]), found, late);
+    assert_eq!(taken, Ok(Taken::Write));
+    memberships.pass_late(row(15));
+    memberships
+        .told(&position, &change(21, None))
+        .expect("few end");
+    let again = Membership {
+        xid: Some(Xid(22)),
+        since: Some(shows(11, &[])),
+    };
+    memberships.request(Some(&position));
+    let (found, late) = ([(topic(0), again)], LateRows::Left(Rest::Nothing));
+    memberships
+        .take(&position, &shows(23, &[]), found, late)
+        .expect("few end");
+    let wanted = [15, 16].map(|xid| memberships.want(&topic(0), row(xid), false));
+    assert_eq!(wanted, [false, true]);
+}
+
+#[test]
+fn a_page_that_finds_no_more_late_rows_is_read_again() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[10]));
+    let mut memberships = Memberships::default();
+    memberships.request(Some(&position));
+    let first = shows(20, &[]);
+    let late = LateRows::Left(Rest::More);
+    let found = [(topic(0), joined(10, &[]))];
+    memberships
+        .take(&position, &first, found.clone(), late)
+        .expect("few end");
+    memberships.pass_late(row(15));
+    memberships.finish_late(Rest::More);
+    let begun = memberships.request(Some(&position)).begun;
+    assert_eq!(begun.expect("it continues").after, row(15));
+    let taken = memberships.take(&position, &shows(25, &[]), found, LateRows::None);
+    assert_eq!(taken, Ok(Taken::ReadAgain));
+    let wanted = memberships.request(Some(&position));
+    assert_eq!(wanted.begun, None);
+    assert_eq!(wanted.handled, *first, "not what the last page showed");
+}
+
+#[test]
+fn a_change_that_a_page_is_ahead_of_changes_nothing() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[]));
+    let mut memberships = Memberships::default();
+    memberships.request(Some(&position));
+    // The page shows that the user has left and joined again; the tail, only the first.
+    let found = [(topic(0), joined(21, &[]))];
+    memberships
+        .take(&position, &shows(25, &[]), found, LateRows::None)
+        .expect("few end");
+    memberships
+        .told(&position, &change(22, None))
+        .expect("few end");
+    assert!(memberships.have(&topic(0)));
+    memberships
+        .told(&position, &change(25, None))
+        .expect("few end");
+    assert!(!memberships.have(&topic(0)));
+}
+
+#[test]
+fn a_change_that_a_page_does_not_show_is_applied_to_it() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[]));
+    let mut memberships = live(&position, &joined(5, &[]));
+    memberships.request(Some(&position));
+    memberships
+        .told(&position, &change(24, None))
+        .expect("few end");
+    let found = [(topic(0), joined(5, &[]))];
+    memberships
+        .take(&position, &shows(24, &[]), found, LateRows::None)
+        .expect("few end");
+    assert!(!memberships.have(&topic(0)));
+}
+
+#[test]
+fn leaving_a_granted_topic_keeps_it() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[]));
+    let mut memberships = Memberships::with_granted([topic(0)].into());
+    memberships.request(Some(&position));
+    let found = [(topic(0), joined(5, &[]))];
+    memberships
+        .take(&position, &shows(20, &[]), found, LateRows::None)
+        .expect("few end");
+    memberships.go_live();
+    memberships
+        .told(&position, &change(21, None))
+        .expect("few end");
+    assert!(memberships.want(&topic(0), row(22), false));
+}
+
+#[test]
+fn what_is_remembered_of_ended_memberships_is_bounded() {
+    let position = Position::after(Some(Xid(19)), &shows(20, &[]));
+    let mut memberships = live(&position, &joined(5, &[]));
+    let mut ended = Ok(());
+    for xid in 0..=ENDED_MEMBERSHIPS as u64 {
+        assert_eq!(ended, Ok(()));
+        memberships.request(Some(&position));
+        let found = [(topic(0), joined(20 + xid, &[]))];
+        let taken = memberships.take(&position, &shows(21 + xid, &[]), found, LateRows::None);
+        ended = taken.map(drop);
+    }
+    assert_eq!(ended, Err(TooManyEnded));
+}
