@@ -1039,7 +1039,7 @@ fn what_is_remembered_of_ended_memberships_is_bounded() {
         memberships.request(Some(&position));
         let found = [(topic(0), joined(20 + xid, &[]))];
         let taken = memberships.take(&position, &shows(21 + xid, &[]), found, LateRows::None);
-        ended = taken.map(drop);
+        ended = taken.map(|_| ());
     }
     assert_eq!(ended, Err(TooManyEnded));
 }
