@@ -38,10 +38,7 @@ pub enum BadParameter {
     Format(String),
     #[error("replay must be a number from 0 to {REPLAY_ROWS}, not {0:?}")]
     Replay(String),
-    #[error(
-        "topic must be 1 to {} bytes without control characters, not {0:?}",
-        Topic::MAX_BYTES
-    )]
+    #[error("topic must be 1 to {most} bytes without control characters, not {0:?}", most = Topic::MAX_BYTES)]
     Topic(String),
     #[error(
         "topic must not be repeated more than {} times",

@@ -237,7 +237,7 @@ impl Stage {
                 *self.tail.got.entry(notification.key.id).or_default() += 1;
             }
             let of_alice = run.notifications.iter();
-            let of_alice = of_alice.filter(|(user, _)| user.as_str() == "alice");
+            let of_alice = of_alice.filter(|(whose, _)| *whose == alice);
             let batch = Batch {
                 events: of_alice
                     .map(|(_, notification)| Event::from(notification.clone()))
