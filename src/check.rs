@@ -22,7 +22,7 @@ use tracing::warn;
 
 pub use self::{
     configuration::configuration,
-    finding::{Finding, Fix, Report, Severity, Topic},
+    finding::{Finding, Fix, Report, Severity, Subject},
     path::direct,
 };
 use crate::{
@@ -159,10 +159,10 @@ pub async fn warn_of_readers(url: &DatabaseUrl, schema: &SchemaName) -> Result<(
     for finding in &findings {
         let Finding { found, fix, .. } = finding;
         match finding.topic {
-            Topic::Read => {
+            Subject::Read => {
                 warn!("{found}, so it can read notifications; if this is not intended: {fix}");
             }
-            Topic::Create => warn!(
+            Subject::Create => warn!(
                 "{found}, so it can create objects next to those of Tidings; if this is not \
                  intended: {fix}"
             ),

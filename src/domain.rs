@@ -8,6 +8,8 @@ pub mod clock;
 pub(crate) mod durable_floor;
 pub mod history;
 pub mod identity;
+pub mod membership;
 pub mod notification;
 pub mod position;
 pub mod snapshot;
+pub mod topic;

@@ -22,6 +22,7 @@ use crate::{
     domain::{
         identity::{Identity, LEEWAY, Unidentified},
         notification::UserId,
+        topic::{Topic, TopicChoice},
     },
 };
 
@@ -31,6 +32,9 @@ pub const MAX_BYTES: usize = 8 << 10;
 
 /// The claim that names the user unless another one is configured.
 pub const USER_CLAIM: &str = "sub";
+
+/// The claim that grants topics.
+pub const TOPICS_CLAIM: &str = "topics";
 
 /// The requirements that a token must meet, whichever key signed it.
 #[derive(Clone, Debug)]
@@ -112,6 +116,8 @@ pub struct TokenClaims {
     pub user: UserId,
     /// The token's `exp`.
     pub expires: SystemTime,
+    /// The topics that it grants, in the claim `topics`.
+    pub topics: Arc<[Topic]>,
 }
 
 /// Validation compares whole seconds, and still accepts the last second of the leeway.
@@ -131,6 +137,7 @@ impl From<TokenClaims> for Identity {
         };
         Self {
             expires: Some(Instant::now() + left),
+            topics: claimed.topics,
             ..claimed.user.into()
         }
     }
@@ -158,6 +165,18 @@ pub struct Tokens {
     key_set: Option<Jwks>,
     validation: Validation,
     user_claim: String,
+}
+
+/// Reads the claim that grants topics: an array of at most
+/// [`MOST_GRANTED`](TopicChoice::MOST_GRANTED) names. A name is compared as a whole and is no
+/// pattern.
+fn topics(claim: &Value) -> Option<Arc<[Topic]>> {
+    let names = claim.as_array()?;
+    if names.len() > TopicChoice::MOST_GRANTED {
+        return None;
+    }
+    let topic = |name: &Value| Topic::parse(name.as_str()?);
+    names.iter().map(topic).collect()
 }
 
 impl Tokens {
@@ -264,6 +283,48 @@ impl Tokens {
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .and_then(|since| UNIX_EPOCH.checked_add(since))
             .ok_or(Unidentified::Invalid)?;
-        Ok(TokenClaims { user, expires })
+        let topics = match claims.get(TOPICS_CLAIM) {
+            None => Arc::default(),
+            Some(claim) => topics(claim).ok_or(Unidentified::Topics)?,
+        };
+        Ok(TokenClaims {
+            user,
+            expires,
+            topics,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_token_grants_a_short_list_of_whole_names() {
+        let granted = |claim| {
+            let topics = topics(&claim)?;
+            Some(topics.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let most: Vec<_> = (0..TopicChoice::MOST_GRANTED)
+            .map(|number| format!("team:{number}"))
+            .collect();
+        for names in [vec![], vec!["team:*".to_owned()], most.clone()] {
+            assert_eq!(granted(json!(names)), Some(names));
+        }
+        let one_more = [most, vec!["x".to_owned()]].concat();
+        for claim in [
+            json!(one_more),
+            json!("team:7"),
+            json!([7]),
+            json!([["team:7"]]),
+            json!([""]),
+            json!(["team:7", "a\n"]),
+            json!({"team:7": true}),
+            json!(null),
+        ] {
+            assert_eq!(granted(claim.clone()), None, "{claim}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use tokio_postgres::{Row, error::SqlState, types::Type};
 
 use super::{
     bridges::is_out_of_sight,
-    finding::{Finding, Fix, Topic},
+    finding::{Finding, Fix, Subject},
 };
 use crate::{
     postgres::{
@@ -50,7 +50,7 @@ pub(super) async fn tables(
         if row.try_get("is_there")? && marks == Some(false) {
             let table: String = row.try_get("table")?;
             findings.push(Finding::wrong(
-                Topic::Adopted,
+                Subject::Adopted,
                 format!("rows of {table} that were sent can't be marked there"),
                 MARKS,
                 adopt_again(&table),
@@ -78,7 +78,7 @@ async fn examine(
 ) -> Result<Examined, SchemaError> {
     let table: String = row.try_get("table")?;
     let broken = |found: String, expected: &str, fix: Fix| {
-        let finding = Finding::wrong(Topic::Adopted, found, expected, fix);
+        let finding = Finding::wrong(Subject::Adopted, found, expected, fix);
         Ok(Examined::Broken(finding))
     };
     if !row.try_get::<_, bool>("is_there")? {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::{
     config::Thresholds,
     delivery::health::ReadinessStatus,
@@ -50,7 +50,7 @@ pub(super) async fn bridges(
         if silent > SILENT_FOR {
             let silent = humantime::format_duration(Duration::from_secs(silent.as_secs()));
             findings.push(Finding::wrong(
-                Topic::Bridges,
+                Subject::Bridges,
                 format!("the bridge at {address} is connected but has not reported for {silent}"),
                 "a report every 10 s: a bridge that doesn't report hangs, or its role can't write",
                 Fix::Advice(
@@ -63,7 +63,7 @@ pub(super) async fn bridges(
             let reason: Option<String> = row.try_get("reason")?;
             let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
             findings.push(Finding::wrong(
-                Topic::Bridges,
+                Subject::Bridges,
                 format!("the bridge at {address} is not ready ({readiness}){reason}"),
                 "a bridge that is ready: otherwise it doesn't deliver all rows, or can't mark the \
                  rows that it has delivered, so they are sent again",
@@ -117,7 +117,7 @@ async fn nobody(
         humantime::format_duration(thresholds.max_wait)
     );
     let fix = Fix::Command("tidings serve   # or: systemctl start tidings".to_owned());
-    let finding = Finding::wrong(Topic::Bridges, found, expected, fix);
+    let finding = Finding::wrong(Subject::Bridges, found, expected, fix);
     Ok((vec![finding], None))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::{
     config::Thresholds,
     postgres::{
@@ -34,7 +34,7 @@ pub(super) async fn skew(
     }
     let behind = if ours > theirs { "behind" } else { "ahead of" };
     Ok(Some(Finding::wrong(
-        Topic::Clock,
+        Subject::Clock,
         format!(
             "the clock of the database is {:.1} s {behind} this machine's",
             skew.as_secs_f64()

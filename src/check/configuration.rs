@@ -1,6 +1,6 @@
 //! Whether `serve` would refuse the settings.
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::{
     config::{ConfigError, Environment, ServeOptions},
     runtime::error_chain::ErrorChain,
@@ -14,7 +14,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
     const EXPECTED: &str = "the settings of the bridge, as `tidings config` shows them";
     let refused = options.problems().into_iter().map(|problem| match problem {
         ConfigError::NoAuthentication => Finding::hint(
-            Topic::Configuration,
+            Subject::Configuration,
             "no authentication is configured here, so `tidings serve` would refuse to start here"
                 .to_owned(),
             EXPECTED,
@@ -25,7 +25,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
             ),
         ),
         problem => Finding::wrong(
-            Topic::Configuration,
+            Subject::Configuration,
             "`tidings serve` would refuse to start here".to_owned(),
             EXPECTED,
             Fix::Advice(ErrorChain(&problem).to_string()),
@@ -33,7 +33,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
     });
     let doubtful = options.warnings().into_iter().map(|warning| {
         Finding::hint(
-            Topic::Configuration,
+            Subject::Configuration,
             "a setting may be a mistake".to_owned(),
             "only your own proxies are trusted",
             Fix::Advice(warning),
@@ -41,7 +41,7 @@ pub fn configuration(options: &ServeOptions, environment: &Environment) -> Vec<F
     });
     let ineffective = environment.warnings().into_iter().map(|warning| {
         Finding::hint(
-            Topic::Configuration,
+            Subject::Configuration,
             "a variable looks like a setting but isn't one".to_owned(),
             "only the variables that `tidings config` lists: a mistyped one leaves its setting at \
              the default",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// Something that is wrong, or could be better.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    pub topic: Topic,
+    pub topic: Subject,
     pub severity: Severity,
     /// The actual state.
     pub found: String,
@@ -17,7 +17,7 @@ pub struct Finding {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topic {
+pub enum Subject {
     /// A setting that `serve` would refuse, or that may be a mistake.
     Configuration,
     /// The database can't be reached, or is behind a pooler, or is a standby.
@@ -86,7 +86,7 @@ pub struct Report {
     pub unseen: Vec<String>,
 }
 
-impl Topic {
+impl Subject {
     /// The name in the JSON output.
     pub fn name(self) -> &'static str {
         match self {
@@ -142,7 +142,7 @@ impl fmt::Display for Fix {
 
 impl Finding {
     /// A finding that must be fixed.
-    pub fn wrong(topic: Topic, found: String, expected: impl Into<String>, fix: Fix) -> Self {
+    pub fn wrong(topic: Subject, found: String, expected: impl Into<String>, fix: Fix) -> Self {
         Self {
             topic,
             severity: Severity::Problem,
@@ -153,7 +153,7 @@ impl Finding {
     }
 
     /// A finding that could be better.
-    pub fn hint(topic: Topic, found: String, expected: impl Into<String>, fix: Fix) -> Self {
+    pub fn hint(topic: Subject, found: String, expected: impl Into<String>, fix: Fix) -> Self {
         Self {
             severity: Severity::Hint,
             ..Self::wrong(topic, found, expected, fix)
@@ -195,7 +195,7 @@ impl Report {
     /// Whether `serve` would refuse the settings.
     pub fn has_bad_settings(&self) -> bool {
         let mut wrong = self.findings.iter().filter(|found| found.is_wrong());
-        wrong.any(|found| found.topic == Topic::Configuration)
+        wrong.any(|found| found.topic == Subject::Configuration)
     }
 
     /// The JSON output. `wrong` and `unseen` are the names of earlier releases.

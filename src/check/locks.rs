@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -37,7 +37,7 @@ pub(super) async fn strangers(
             ),
         };
         Ok(Finding::wrong(
-            Topic::Lock,
+            Subject::Lock,
             format!("{what} holds the advisory lock {lock}"),
             format!("only Tidings holds it: {effect}"),
             Fix::Sql(fix),

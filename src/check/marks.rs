@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -44,19 +44,19 @@ pub(super) async fn locks(
         });
         findings.push(match (age, row.try_get("locks_rows")?) {
             (Some(_), true) => Finding::wrong(
-                Topic::Marks,
+                Subject::Marks,
                 format!("{what} has locked rows of {table}{for_long}"),
                 expected,
                 Fix::Sql(fix),
             ),
             (None, true) => Finding::hint(
-                Topic::Marks,
+                Subject::Marks,
                 format!("{what} has locked rows of {table}; this role may not see for how long"),
                 expected,
                 Fix::Sql(fix),
             ),
             (_, false) => Finding::hint(
-                Topic::Marks,
+                Subject::Marks,
                 format!(
                     "{what} has been writing to {table}{for_long}; if it updates or deletes rows, \
                      it has locked them"
@@ -102,7 +102,7 @@ pub(super) async fn obstacles(
             )
         };
         findings.push(Finding::hint(
-            Topic::Marks,
+            Subject::Marks,
             found,
             "nothing that rejects or delays an update of sent_at: the row is delivered but can't \
              be marked as sent, so it may be sent again",

@@ -1,7 +1,7 @@
 //! Whether the URLs lead to a database where a bridge can listen, read and write.
 
 use super::{
-    finding::{Finding, Fix, Topic},
+    finding::{Finding, Fix, Subject},
     rights::{self, Who},
 };
 use crate::{
@@ -45,7 +45,7 @@ pub async fn direct(url: &DatabaseUrl) -> Option<Finding> {
         ),
     };
     Some(Finding::wrong(
-        Topic::Path,
+        Subject::Path,
         found,
         LISTENS,
         Fix::Advice(fix),
@@ -63,7 +63,7 @@ pub(super) async fn pooled(
         let expected = "the same database as TIDINGS_DIRECT_DATABASE_URL: the bridge must read \
                         rows from the database on which it listens";
         let fix = "point both at the same database on the same primary";
-        Finding::wrong(Topic::Path, found, expected, Fix::Advice(fix.to_owned()))
+        Finding::wrong(Subject::Path, found, expected, Fix::Advice(fix.to_owned()))
     };
     let client = match Borrowed::to_read(url).await {
         Ok(connected) => connected,

@@ -3,7 +3,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     prune_failure::PruneFailure,
@@ -33,7 +33,7 @@ pub(super) async fn obstacles(
         let is_ours_alone = !row.try_get::<_, bool>("is_notifications")?;
         match row.try_get::<_, &str>("kind")? {
             "index" => findings.push(Finding::wrong(
-                Topic::Prune,
+                Subject::Prune,
                 format!(
                     "the foreign key {name} of {table} refers to {target}, and {table} has no \
                      index on its columns"
@@ -82,7 +82,7 @@ pub(super) async fn obstacles(
     }
     for failure in failures {
         findings.push(Finding::wrong(
-            Topic::Prune,
+            Subject::Prune,
             format!(
                 "{} could not be removed when due: {}",
                 crate::postgres::prune_failure::rows(failure.rows),
@@ -131,8 +131,8 @@ fn so_far(rows: u64) -> String {
 /// What has kept rows must be fixed; what might keep rows is a hint.
 fn judged(is_wrong: bool, found: String, expected: String, fix: String) -> Finding {
     if is_wrong {
-        Finding::wrong(Topic::Prune, found, expected, Fix::Sql(fix))
+        Finding::wrong(Subject::Prune, found, expected, Fix::Sql(fix))
     } else {
-        Finding::hint(Topic::Prune, found, expected, Fix::Sql(fix))
+        Finding::hint(Subject::Prune, found, expected, Fix::Sql(fix))
     }
 }

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -29,7 +29,7 @@ pub(super) async fn missing(
         let text = |name: &str| row.try_get::<_, String>(name);
         let (privilege, target, who) = (text("privilege")?, text("target")?, text("who")?);
         let finding = Finding::wrong(
-            Topic::Missing,
+            Subject::Missing,
             format!("{who} lacks {privilege} on {target}"),
             text("why")?,
             Fix::Sql(text("fix")?),
@@ -59,12 +59,12 @@ pub(super) async fn foreign(
         }
         let (topic, expected) = if row.try_get("reads")? {
             (
-                Topic::Read,
+                Subject::Read,
                 "only the bridge reads notifications, and only tidings_issuer opens streams",
             )
         } else {
             (
-                Topic::Wide,
+                Subject::Wide,
                 "only the groups of `tidings roles` have privileges here",
             )
         };
@@ -86,8 +86,8 @@ fn creates(grantee: &str, what: &str, fix: String) -> Result<Finding, SchemaErro
     let expected = "only the owner creates objects in this schema: other objects can take a name \
                     that a later release needs, or replace a function that an application calls";
     Ok(match grantee {
-        "public" => Finding::wrong(Topic::Create, found, expected, Fix::Sql(fix)),
-        _ => Finding::hint(Topic::Create, found, expected, Fix::Sql(fix)),
+        "public" => Finding::wrong(Subject::Create, found, expected, Fix::Sql(fix)),
+        _ => Finding::hint(Subject::Create, found, expected, Fix::Sql(fix)),
     })
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn over_privileged(
         return Ok(None);
     };
     Ok(Some(Finding::hint(
-        Topic::Role,
+        Subject::Role,
         found,
         "few privileges: an attacker who breaks into the bridge can do whatever its role can",
         Fix::Advice(

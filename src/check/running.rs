@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Row, error::SqlState, types::Type};
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::{
     config::Thresholds,
     postgres::{
@@ -54,7 +54,7 @@ pub(super) async fn queue(
         format!("; the oldest transaction, which may be the cause, is {holder}")
     });
     let finding = Finding::wrong(
-        Topic::Queue,
+        Subject::Queue,
         format!("the server's notification queue is {percent:.4} % full{holder}"),
         format!(
             "at most {} %: a queue that is read empties within milliseconds. Above 50 %, INSERTs \
@@ -93,7 +93,7 @@ pub(super) async fn horizon(
         match row.try_get::<_, &str>("kind")? {
             "unseen" => unseen = Some(row.try_get("what")?),
             kind => findings.push(Finding::wrong(
-                Topic::Horizon,
+                Subject::Horizon,
                 held(row)?,
                 expected.clone(),
                 match kind {
@@ -133,7 +133,7 @@ pub(super) async fn vacuum(
     let mut findings = Vec::new();
     let mut add = |found, expected: String, fix| {
         findings.push(Finding::wrong(
-            Topic::Vacuum,
+            Subject::Vacuum,
             found,
             expected,
             Fix::Sql(fix),

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{error::SqlState, types::Type};
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{self, Fit, SchemaError, SchemaName},
@@ -16,7 +16,7 @@ pub(super) async fn misfit(
         Ok(()) => {}
         Err(error @ (SchemaError::Server(_) | SchemaError::Encoding(_))) => {
             return Ok(Some(Finding::wrong(
-                Topic::Schema,
+                Subject::Schema,
                 error.to_string(),
                 "PostgreSQL 13 or later, and a database in UTF8",
                 Fix::Advice("use such a server and database".to_owned()),
@@ -62,7 +62,7 @@ pub(super) async fn misfit(
         ),
     };
     Ok(Some(Finding::wrong(
-        Topic::Schema,
+        Subject::Schema,
         found,
         format!(
             "version {needed}, which belongs to this tidings, or a newer one that is \
@@ -83,7 +83,7 @@ fn incomplete(error: SchemaError) -> Finding {
         None => Fix::Advice("restore the whole schema from one backup".to_owned()),
     };
     let expected = "all objects of Tidings exist and belong to the owner of its migration history";
-    Finding::wrong(Topic::Owner, error.to_string(), expected, fix)
+    Finding::wrong(Subject::Owner, error.to_string(), expected, fix)
 }
 
 /// Whether the migration history belongs to an untrusted role, which could have created
@@ -104,7 +104,7 @@ pub(super) async fn stranger(
     }
     let owner: String = row.try_get("owner")?;
     Ok(Some(Finding::hint(
-        Topic::Owner,
+        Subject::Owner,
         format!("{owner} owns Tidings in the schema {schema}, and can read and change all of it"),
         "it belongs to tidings_owner, the owner of the schema, or the role that migrates",
         Fix::Command(format!(

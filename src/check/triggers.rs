@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Row, types::Type};
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::{Borrowed, Queries},
     schema::{SchemaError, SchemaName},
@@ -29,7 +29,7 @@ pub(super) async fn gone(
             Some(_) => format!("the trigger {trigger} on {table} fires only in replica mode"),
         };
         Ok(Finding::wrong(
-            Topic::Trigger,
+            Subject::Trigger,
             found,
             text("effect")?,
             Fix::Sql(text("fix")?),

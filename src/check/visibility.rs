@@ -1,6 +1,6 @@
 //! Whether bridges see every row of their tables.
 
-use super::finding::{Finding, Fix, Topic};
+use super::finding::{Finding, Fix, Subject};
 use crate::postgres::{
     connect::Borrowed,
     schema::{SchemaError, SchemaName},
@@ -41,5 +41,5 @@ fn finding(hidden: &HiddenRows) -> Finding {
         Some(fix) => Fix::Sql(fix.clone()),
         None => Fix::Advice(hidden.advice()),
     };
-    Finding::wrong(Topic::Hidden, hidden.found(), expected, fix)
+    Finding::wrong(Subject::Hidden, hidden.found(), expected, fix)
 }

@@ -9,12 +9,12 @@ use crate::{
     delivery::sse::{self, Format},
     domain::{
         notification::Notification,
-        position::{Follows, Position, RowKey, Unread},
+        position::{Follows, Position, Rest, RowKey, Unread},
         snapshot::{Snapshot, Xid},
     },
 };
 
-/// Texts of up to this many bytes are encoded once for all connections of their user.
+/// Texts of up to this many bytes are encoded once for all connections.
 /// Each connection encodes a larger text itself, in pieces while it is written: encoded
 /// as a whole, it may take seven times its size.
 const SHARED_TEXT: usize = 2 << 10;
@@ -30,9 +30,9 @@ pub struct Event {
 }
 
 impl Event {
-    /// Bytes that an event takes in memory besides its text: the struct, the event name
-    /// and the allocator's overhead.
-    pub const MEMORY: usize = size_of::<Self>() + 128;
+    /// Bytes that an event takes in memory besides its text: the struct and its pointer,
+    /// the event name and the allocator's overhead.
+    pub const MEMORY: usize = size_of::<Arc<Self>>() + size_of::<Self>() + 128;
 
     pub fn notification(&self) -> &Notification {
         &self.notification
@@ -79,7 +79,7 @@ fn bytes(text: &str) -> usize {
 /// Whether other connections write the same event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// A live event, which all connections of its user write.
+    /// A live event, which all connections of its user or topic write.
     Shared,
     /// An event of a page, which only one connection writes.
     Alone,
@@ -101,6 +101,9 @@ impl From<Notification> for Event {
 pub enum End {
     /// A full page, which another page follows.
     MorePages,
+    /// A page of late rows, and what it left of them. The reader's position counts them as
+    /// seen, but not their memberships, so they don't move it; another page follows.
+    Late(Rest),
     /// The last page of a catch-up: everything that its snapshot sees, up to `top`.
     CaughtUp {
         /// The user's youngest transaction, if rows were left out because they had been
@@ -111,11 +114,12 @@ pub enum End {
     Live(Arc<Position>),
 }
 
-/// Rows of one user in the order of delivery, all visible to one snapshot.
+/// Rows of one connection in the order of delivery, all visible to one snapshot.
+/// Connections that receive the same rows share the batch, and others share its events.
 #[derive(Debug)]
 pub struct Batch {
     /// Ordered by key.
-    pub events: Vec<Event>,
+    pub events: Vec<Arc<Event>>,
     /// The snapshot of the statement that read the rows.
     pub snapshot: Arc<Snapshot>,
     /// What the statement left to later reads.
@@ -141,20 +145,28 @@ impl Batch {
 
     /// Moves the position of a reader that was sent the whole batch to its end.
     pub fn finish(&self, position: &mut Position) {
+        if self.is_late() {
+            return;
+        }
         if let Some(last) = self.last.filter(|&last| position.is_new(last)) {
             position.advance(last, &self.snapshot, Follows::Other, &self.unread);
         }
         match &self.end {
-            End::MorePages => {}
+            End::MorePages | End::Late(_) => {}
             End::Live(tail) => position.join(tail),
             End::CaughtUp { top } => position.finish(*top, &self.snapshot, &self.unread),
         }
     }
 
+    /// Whether this is a page of late rows.
+    pub fn is_late(&self) -> bool {
+        matches!(self.end, End::Late(_))
+    }
+
     pub fn sharing(&self) -> Sharing {
         match self.end {
             End::Live(_) => Sharing::Shared,
-            End::MorePages | End::CaughtUp { .. } => Sharing::Alone,
+            End::MorePages | End::Late(_) | End::CaughtUp { .. } => Sharing::Alone,
         }
     }
 

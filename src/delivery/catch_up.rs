@@ -30,9 +30,13 @@ use crate::{
         delivered_watermark::DeliveredWatermark,
         health::Health,
         hub::Hub,
+        memberships::LateWanted,
         page_reader::{self, Backlog, BacklogPage, PageSize, SKIPPED_ROWS_BEFORE_NOTING, UserPage},
     },
-    domain::{history::History, notification::UserId, position::Position, snapshot::Xid},
+    domain::{
+        history::History, notification::UserId, position::Position, snapshot::Xid,
+        topic::TopicChoice,
+    },
     postgres::{
         pool::{Pool, QueryError},
         queries::Sql,
@@ -78,6 +82,14 @@ pub struct Wanted {
     pub opened: Arc<Position>,
     /// How many of the user's last rows the first page begins with.
     pub replay: u32,
+    /// Where late rows begin: rows that the position counts as seen, of memberships that
+    /// this doesn't. If there are any, the page has only those, and ends with [`End::Late`].
+    /// If it says where to continue, the page has no other rows either.
+    ///
+    /// [`End::Late`]: crate::delivery::batch::End::Late
+    pub late: LateWanted,
+    /// The topics that the client asked for and those that its credentials grant.
+    pub topics: TopicChoice,
     pub size: PageSize,
 }
 

@@ -1,4 +1,4 @@
-//! The hub maps users to their connections and passes rows to their mailboxes.
+//! The hub maps users and topics to connections and passes rows to their mailboxes.
 //!
 //! The hub uses neither the database nor HTTP. Delivery never waits: each connection has
 //! a mailbox that is bounded in rows and bytes. A full mailbox is emptied, and its owner
@@ -6,7 +6,7 @@
 //! holds at most one page.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -22,14 +22,17 @@ use crate::{
     delivery::{
         batch::{Batch, End, Event},
         mailbox::{Ending, Letter, Mailbox, Put, Recovery},
+        memberships::MembershipChange,
         recent_disconnections::{DisconnectCursor, Disconnected},
+        topic_routes::{RouteKey, TopicRoutes},
     },
     domain::{
         history::History,
         identity::{Disconnection, Identity, TicketHash},
-        notification::{Notification, UserId},
+        notification::{Addressee, Notification, UserId},
         position::{Position, Unread},
         snapshot::{Snapshot, Xid},
+        topic::Topic,
     },
 };
 
@@ -46,7 +49,12 @@ pub struct Tail {
 /// What was read from the table's tail, for all users.
 #[derive(Debug)]
 pub struct Reading {
-    pub notifications: Vec<(UserId, Notification)>,
+    /// The changes of memberships that the previous reading's snapshot did not show, each
+    /// with the membership as this one's shows it. The same statement reads them and the
+    /// rows: a change that was read later could concern rows that were passed over.
+    pub changes: Vec<Arc<MembershipChange>>,
+    /// In the order of delivery.
+    pub notifications: Vec<(Addressee, Notification)>,
     /// The snapshot of the statement that read the rows.
     pub snapshot: Arc<Snapshot>,
     /// What the statement left to later reads.
@@ -59,14 +67,121 @@ pub struct Reading {
 struct Registered {
     mailbox: Arc<Mailbox>,
     ticket: Option<TicketHash>,
+    /// Its place among the routes, once it has topics.
+    route: Option<RouteKey>,
 }
 
 #[derive(Debug, Default)]
 struct Registry {
     users: HashMap<UserId, Vec<Registered>>,
+    routes: TopicRoutes<Arc<Mailbox>>,
     disconnected: Disconnected,
     /// Set when the bridge stops: connections that register afterwards are ended at once.
     draining: bool,
+}
+
+/// A batch's mailboxes and its rows.
+type Addressed = (Vec<Arc<Mailbox>>, Vec<Arc<Event>>);
+
+impl Registry {
+    /// Passes on a change of a membership, and rows of a topic that the user has joined.
+    /// Routes of a topic that the user has left are removed by the connections: its rows
+    /// aren't written any more, and their credentials may grant the topic anyway.
+    fn tell(&mut self, change: &Arc<MembershipChange>) {
+        for registered in self.users.get_mut(&change.user).into_iter().flatten() {
+            if change.now.is_some() {
+                registered.add_route(&mut self.routes, &change.topic);
+            }
+            registered.mailbox.tell(change);
+        }
+    }
+
+    /// Groups notifications by who receives them, and drops those that nobody here
+    /// receives.
+    fn addressed(&self, notifications: Vec<(Addressee, Notification)>) -> Vec<Addressed> {
+        let mut places: HashMap<Addressee, usize> = HashMap::new();
+        let mut addressed: Vec<Addressed> = Vec::new();
+        // The place of each event, in the order of delivery.
+        let mut order = Vec::with_capacity(notifications.len());
+        let mut has_topics = false;
+        for (addressee, notification) in notifications {
+            let place = match places.entry(addressee) {
+                hash_map::Entry::Occupied(entry) => *entry.get(),
+                hash_map::Entry::Vacant(entry) => {
+                    let mailboxes = self.mailboxes(entry.key());
+                    if mailboxes.is_empty() {
+                        continue;
+                    }
+                    has_topics |= entry.key().topic().is_some();
+                    addressed.push((mailboxes, Vec::new()));
+                    *entry.insert(addressed.len() - 1)
+                }
+            };
+            addressed[place].1.push(Arc::new(Event::from(notification)));
+            order.push(place);
+        }
+        // A connection belongs to one user, so without topics each is in one group.
+        match has_topics && addressed.len() > 1 {
+            true => merged(addressed, &order),
+            false => addressed,
+        }
+    }
+
+    fn mailboxes(&self, addressee: &Addressee) -> Vec<Arc<Mailbox>> {
+        let of_user = |each: &Registered| Arc::clone(&each.mailbox);
+        match addressee {
+            Addressee::User(user) => {
+                let connections = self.users.get(user).into_iter().flatten();
+                connections.map(of_user).collect()
+            }
+            Addressee::Topic(topic) if topic.is_everyone() => {
+                self.users.values().flatten().map(of_user).collect()
+            }
+            Addressee::Topic(topic) => self.routes.of(topic).cloned().collect(),
+        }
+    }
+}
+
+/// Makes one batch of the groups that a connection is in: its position moves past the
+/// tail's with each batch, and a second one would have no new rows. Connections that are in
+/// the same groups share the batch.
+fn merged(groups: Vec<Addressed>, order: &[usize]) -> Vec<Addressed> {
+    let mut groups_of: HashMap<*const Mailbox, (Arc<Mailbox>, Vec<usize>)> = HashMap::new();
+    for (group, (mailboxes, _)) in groups.iter().enumerate() {
+        for mailbox in mailboxes {
+            let entry = groups_of.entry(Arc::as_ptr(mailbox));
+            let (_, groups) = entry.or_insert_with(|| (Arc::clone(mailbox), Vec::new()));
+            groups.push(group);
+        }
+    }
+    let mut together: HashMap<Vec<usize>, Vec<Arc<Mailbox>>> = HashMap::new();
+    for (mailbox, groups) in groups_of.into_values() {
+        together.entry(groups).or_default().push(mailbox);
+    }
+    let events_of = |wanted: &[usize]| -> Vec<Arc<Event>> {
+        let mut rest: Vec<_> = groups.iter().map(|(_, events)| events.iter()).collect();
+        let events = order.iter().filter_map(|&group| {
+            let event = rest[group].next();
+            event.filter(|_| wanted.contains(&group)).cloned()
+        });
+        events.collect()
+    };
+    together
+        .into_iter()
+        .map(|(wanted, mailboxes)| (mailboxes, events_of(&wanted)))
+        .collect()
+}
+
+impl Registered {
+    /// Passes rows of the topic to the connection. Returns whether they were not before.
+    fn add_route(&mut self, routes: &mut TopicRoutes<Arc<Mailbox>>, topic: &Topic) -> bool {
+        if topic.is_everyone() {
+            return false;
+        }
+        let connect = || routes.connect(Arc::clone(&self.mailbox));
+        let route = *self.route.get_or_insert_with(connect);
+        routes.add(route, topic)
+    }
 }
 
 #[derive(Debug)]
@@ -88,6 +203,8 @@ pub struct Audience {
     pub opened: u64,
     /// Users with at least one connection.
     pub users: usize,
+    /// Topics with at least one connection, without the one that everyone has.
+    pub topics: usize,
     pub waiting_rows: usize,
     /// How often a mailbox overflowed.
     pub overflows: u64,
@@ -118,6 +235,7 @@ impl Hub {
             connections: self.connections(),
             opened: self.opened.load(Ordering::Relaxed),
             users: registry.users.len(),
+            topics: registry.routes.topics(),
             waiting_rows: rows.map(|each| each.mailbox.rows()).sum(),
             overflows: self.overflows.load(Ordering::Relaxed),
         }
@@ -167,6 +285,7 @@ impl Hub {
         let registered = Registered {
             mailbox: Arc::clone(&mailbox),
             ticket: identity.ticket,
+            route: None,
         };
         registry
             .users
@@ -192,22 +311,34 @@ impl Hub {
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
         for Registered { mailbox, .. } in registry.users.values().flatten() {
-            mailbox.recover(recovery);
+            mailbox.recover(recovery.clone());
         }
         self.tail.store(Arc::new(tail));
     }
 
-    /// Puts the rows into the mailboxes of their users' connections.
+    /// Passes on what one statement has read: first the changes of memberships, then the
+    /// rows.
+    ///
+    /// A user who has left is written no row that waits in a mailbox, and one who has
+    /// joined reads the topic's rows up to here from a page. So the changes precede the
+    /// rows, and both precede the tail's new position.
     pub fn publish(&self, reading: Reading) {
         let Reading {
+            changes,
             notifications,
             snapshot,
             unread,
             tail,
         } = reading;
-        for (mailboxes, notifications) in self.addressed(notifications) {
+        let mut registry = self.registry.lock();
+        for change in &changes {
+            registry.tell(change);
+        }
+        let addressed = registry.addressed(notifications);
+        drop(registry);
+        for (mailboxes, events) in addressed {
             let batch = Arc::new(Batch {
-                events: notifications.into_iter().map(Event::from).collect(),
+                events,
                 snapshot: Arc::clone(&snapshot),
                 unread: Arc::clone(&unread),
                 last: None,
@@ -254,32 +385,17 @@ impl Hub {
         registry.disconnected.add(&[Disconnection::Everyone]);
     }
 
-    /// Groups notifications by user, and drops those of users who aren't connected.
-    fn addressed(
-        &self,
-        notifications: Vec<(UserId, Notification)>,
-    ) -> Vec<(Vec<Arc<Mailbox>>, Vec<Notification>)> {
-        let registry = self.registry.lock();
-        let mut places: HashMap<UserId, usize> = HashMap::new();
-        let mut addressed: Vec<(Vec<Arc<Mailbox>>, Vec<Notification>)> = Vec::new();
-        for (user, notification) in notifications {
-            if let Some(&place) = places.get(&user) {
-                addressed[place].1.push(notification);
-            } else if let Some(connections) = registry.users.get(&user) {
-                let mailboxes = connections.iter().map(|each| Arc::clone(&each.mailbox));
-                places.insert(user, addressed.len());
-                addressed.push((mailboxes.collect(), vec![notification]));
-            }
-        }
-        addressed
-    }
-
     fn unregister(&self, user: &UserId, mailbox: &Arc<Mailbox>) {
         let mut registry = self.registry.lock();
-        if let Some(connections) = registry.users.get_mut(user) {
-            connections.retain(|other| !Arc::ptr_eq(&other.mailbox, mailbox));
+        let Registry { users, routes, .. } = &mut *registry;
+        if let Some(connections) = users.get_mut(user) {
+            for gone in connections.extract_if(.., |one| Arc::ptr_eq(&one.mailbox, mailbox)) {
+                if let Some(route) = gone.route {
+                    routes.disconnect(route);
+                }
+            }
             if connections.is_empty() {
-                registry.users.remove(user);
+                users.remove(user);
             }
         }
         drop(registry);
@@ -319,6 +435,46 @@ impl Connection {
     /// closes the gap.
     pub fn reopen(&self) {
         self.mailbox.reopen();
+    }
+
+    /// Takes the oldest change of a membership that was not taken as a letter. Call it
+    /// before a row of a topic is written.
+    pub fn take_change(&self) -> Option<Arc<MembershipChange>> {
+        self.mailbox.take_change()
+    }
+
+    /// Passes rows of these topics to the connection. Returns whether any were not passed
+    /// to it before: some may have been dropped then, so it has to read another page before
+    /// it is live.
+    pub fn add_routes<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
+        let mut topics = topics.into_iter().peekable();
+        // Most users have no topics.
+        if topics.peek().is_none() {
+            return false;
+        }
+        let mut registry = self.hub.registry.lock();
+        let Registry { users, routes, .. } = &mut *registry;
+        let mut connections = users.get_mut(&self.user).into_iter().flatten();
+        let own = connections.find(|one| Arc::ptr_eq(&one.mailbox, &self.mailbox));
+        let Some(own) = own else {
+            return false;
+        };
+        let mut is_any_new = false;
+        for topic in topics {
+            is_any_new |= own.add_route(routes, topic);
+        }
+        is_any_new
+    }
+
+    /// Stops passing rows of a topic that the user has left.
+    pub fn remove_route(&self, topic: &Topic) {
+        let mut registry = self.hub.registry.lock();
+        let Registry { users, routes, .. } = &mut *registry;
+        let mut connections = users.get(&self.user).into_iter().flatten();
+        let own = connections.find(|one| Arc::ptr_eq(&one.mailbox, &self.mailbox));
+        if let Some(route) = own.and_then(|own| own.route) {
+            routes.remove(route, topic);
+        }
     }
 
     /// Joins `position` with the bridge's own, if the mailbox is empty.

@@ -8,7 +8,6 @@ mod disconnections;
 mod fine_sleep;
 mod inspection;
 mod poll_or_listen;
-mod recently_published;
 mod session;
 
 use std::{sync::Arc, time::Duration};
@@ -22,7 +21,6 @@ use self::{
     disconnections::Progress,
     fine_sleep::Pause,
     poll_or_listen::{Flow, PollMode},
-    recently_published::Remembered,
     session::{POLL_LIMIT, Session},
 };
 use crate::{
@@ -33,6 +31,7 @@ use crate::{
         hub::{Hub, Reading, Tail},
         mailbox::{Ending, Recovery},
         page_reader::{self, BellGeneration, Disconnections, PageSize, UnusableRows},
+        recently_published::Remembered,
     },
     domain::{
         clock::Moment,
@@ -310,6 +309,7 @@ impl Listener {
                 .retain(|(_, notification)| remembered.is_news(notification));
             self.activity.read(run.notifications.len());
             self.hub.publish(Reading {
+                changes: Vec::new(),
                 notifications: run.notifications,
                 snapshot: Arc::clone(&page.snapshot),
                 unread: Arc::new(unread),
@@ -409,7 +409,12 @@ impl Listener {
         self.position.fall_to(safe);
         self.history = history;
         self.disconnections.fall_to(safe, Instant::now());
-        self.hub.recover(Recovery { history, safe }, self.tail());
+        let recovery = Recovery {
+            history,
+            safe,
+            published: Arc::new(self.remembered.clone()),
+        };
+        self.hub.recover(recovery, self.tail());
     }
 
     fn tail(&self) -> Tail {

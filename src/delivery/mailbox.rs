@@ -11,11 +11,16 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use crate::{
-    delivery::batch::Batch,
+    delivery::{batch::Batch, memberships::MembershipChange, recently_published::Remembered},
     domain::{history::History, snapshot::Xid},
 };
 
 pub const QUEUE_ROWS: usize = 1_000;
+
+/// How many changes of memberships may wait for a connection whose client doesn't read:
+/// twice the topics of a stream, so that all of them can be replaced. Beyond that the
+/// connection ends, because a change must not be forgotten.
+pub const QUEUE_CHANGES: usize = 2_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -25,6 +30,8 @@ pub enum Ending {
     AnotherHistory,
     /// The user was disconnected, or the ticket deleted.
     Disconnected,
+    /// The user's memberships have changed too often for this connection.
+    TooManyChanges,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +45,9 @@ pub enum Put {
 #[derive(Debug)]
 pub enum Letter {
     Batch(Arc<Batch>),
+    /// A membership of the user has changed. It overtakes the batches: none of their rows
+    /// may be written if the user has left.
+    Membership(Arc<MembershipChange>),
     /// Postgres crashed after the previous letters.
     Recovered(Recovery),
     /// The mailbox was full and has been emptied. The owner has to read pages from its
@@ -47,12 +57,15 @@ pub enum Letter {
 
 /// Postgres has crashed and recovered. Transaction ids from `safe` on may be reused, and
 /// row ids with them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Recovery {
     /// The history that began with the recovery.
     pub history: History,
     /// The durable floor: transaction ids below it are never reused.
     pub safe: Xid,
+    /// The rows above it that were published before the crash. Those that are still there
+    /// are the same rows.
+    pub published: Arc<Remembered>,
 }
 
 impl Recovery {
@@ -61,6 +74,8 @@ impl Recovery {
         Self {
             history: later.history,
             safe: self.safe.min(later.safe),
+            // They include those of the earlier crash.
+            published: later.published,
         }
     }
 }
@@ -85,18 +100,29 @@ struct MailboxState {
 }
 
 impl MailboxState {
-    /// Drops the batches, but keeps the crashes.
+    /// Drops the batches, but keeps the crashes and the changes of memberships.
     fn empty(&mut self) {
         for letter in std::mem::take(&mut self.queue) {
-            if let Letter::Recovered(recovery) = letter {
-                self.note(recovery);
+            match letter {
+                Letter::Recovered(recovery) => self.note(recovery),
+                Letter::Membership(_) => self.queue.push_back(letter),
+                Letter::Batch(_) | Letter::Overflowed => {}
             }
         }
         (self.rows, self.bytes) = (0, 0);
     }
 
+    fn take_change(&mut self) -> Option<Arc<MembershipChange>> {
+        let Some(Letter::Membership(change)) = self.queue.front() else {
+            return None;
+        };
+        let change = Arc::clone(change);
+        self.queue.pop_front();
+        Some(change)
+    }
+
     fn note(&mut self, recovery: Recovery) {
-        self.recovery = Some(match self.recovery {
+        self.recovery = Some(match self.recovery.take() {
             Some(earlier) => earlier.and_then(recovery),
             None => recovery,
         });
@@ -126,6 +152,32 @@ impl Mailbox {
         drop(state);
         self.owner.wake();
         if is_full { Put::Overflowed } else { Put::Kept }
+    }
+
+    /// Queues a change of one of the owner's memberships ahead of the batches. If the user
+    /// has joined, the mailbox is emptied: rows of the topic may be older than this change,
+    /// so the owner has to read pages.
+    pub fn tell(&self, change: &Arc<MembershipChange>) {
+        let mut state = self.state.lock();
+        let is_change = |letter: &&Letter| matches!(letter, Letter::Membership(_));
+        let changes = state.queue.iter().take_while(is_change).count();
+        if changes < QUEUE_CHANGES {
+            let change = Letter::Membership(Arc::clone(change));
+            state.queue.insert(changes, change);
+        } else {
+            state.ending.get_or_insert(Ending::TooManyChanges);
+        }
+        if change.now.is_some() {
+            state.empty();
+            state.overflowed = true;
+        }
+        drop(state);
+        self.owner.wake();
+    }
+
+    /// Takes the oldest change of a membership, if there is one.
+    pub fn take_change(&self) -> Option<Arc<MembershipChange>> {
+        self.state.lock().take_change()
     }
 
     pub fn rows(&self) -> usize {
@@ -161,7 +213,9 @@ impl Mailbox {
         // wakes the task.
         self.owner.register(cx.waker());
         let mut state = self.state.lock();
-        if let Some(recovery) = state.recovery.take() {
+        if let Some(change) = state.take_change() {
+            Poll::Ready(Letter::Membership(change))
+        } else if let Some(recovery) = state.recovery.take() {
             Poll::Ready(Letter::Recovered(recovery))
         } else if state.overflowed {
             Poll::Ready(Letter::Overflowed)

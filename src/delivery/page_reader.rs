@@ -8,6 +8,7 @@ mod head;
 mod rows;
 mod size;
 mod tail;
+mod topics;
 mod user;
 
 pub use self::{
@@ -18,5 +19,6 @@ pub use self::{
     rows::{Flaw, UnusableRows},
     size::{MOST_BEGUN, PageSize},
     tail::{Run, TailPage, tail_page, tail_start},
+    topics::{MOST_TOPICS, PageTopics, TopicPage, topic_page},
     user::{UserPage, user_page},
 };

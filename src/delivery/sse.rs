@@ -92,6 +92,10 @@ pub fn put_frame(
             out.put_slice(br#","ref":"#);
             put_json(out, reference);
         }
+        if let Some(topic) = &notification.topic {
+            out.put_slice(br#","topic":"#);
+            put_json(out, topic.as_str());
+        }
         out.put_u8(b'}');
     }
     out.put_u8(b'\n');
@@ -245,6 +249,25 @@ pub fn put_caught_up(out: &mut BytesMut, id: &EventId<'_>, rows: u64) {
     put_id(out, id);
 }
 
+/// The stream's topics, and those that the client asked for and may not have. It has no
+/// id: it says nothing about rows.
+pub fn put_topics(out: &mut BytesMut, topics: &TopicReport) {
+    put_event(out, "tidings.topics", topics);
+    out.put_u8(b'\n');
+}
+
+/// What a stream says about its topics, before its first row.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TopicReport {
+    /// How many topics the stream has, without the one that everyone has.
+    pub topics: usize,
+    /// The topics that the client asked for and doesn't have.
+    pub refused: Vec<String>,
+    /// Whether topics were left out because the user has too many.
+    #[serde(rename = "truncated", skip_serializing_if = "std::ops::Not::not")]
+    pub is_truncated: bool,
+}
+
 /// The client's credentials expire after `left`, and the stream ends then.
 pub fn put_expiring(out: &mut BytesMut, left: Duration) {
     #[derive(Serialize)]
@@ -295,6 +318,7 @@ mod tests {
             created_at: Some(Moment(848_662_401_123_456)),
             expires: Expiry::Never,
             reference: None,
+            topic: None,
         }
     }
 
@@ -335,6 +359,7 @@ mod tests {
     fn a_ref_is_the_last_field_of_json_and_not_part_of_text() {
         let notification = Notification {
             reference: Some("orders:7\"".to_owned()),
+            topic: None,
             ..notification(None, "paid")
         };
         let wire = frame(&notification, Format::Json);

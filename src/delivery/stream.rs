@@ -34,16 +34,20 @@ use crate::{
         hub::{Connection, Hub},
         mailbox::{Ending, Letter, Recovery},
         marker::{Acknowledgement, Marks},
-        page_reader::PageSize,
+        memberships::{LateRows, MembershipChange, Memberships, Taken, TooManyEnded},
+        page_reader::{PageSize, PageTopics},
         recent_disconnections::DisconnectCursor,
-        sse::{self, Begins, Format, Gap},
+        recently_published::Remembered,
+        sse::{self, Begins, Format, Gap, TopicReport},
         stream_end::{EndReason, Ended, StreamDeadline, Warning},
     },
     domain::{
         history::History,
         identity::Identity,
+        notification::Notification,
         position::{EventId, Position},
         snapshot::Xid,
+        topic::{Topic, TopicChoice},
     },
     runtime::backoff::jittered,
 };
@@ -107,6 +111,14 @@ pub struct EventStream {
     /// What the connection has been sent. `None` before the first page if the client
     /// presented no id.
     position: Option<Position>,
+    /// The topics whose rows it is sent, without everyone's.
+    memberships: Memberships,
+    /// What the client asked for and its credentials grant.
+    topics: TopicChoice,
+    /// What was sent before a crash and may be read again. `None` once pages have been read.
+    before_crash: Option<Box<BeforeCrash>>,
+    /// Whether the client was told its topics.
+    are_topics_told: bool,
     /// How many of the user's last rows the first page begins with.
     replay: u32,
     /// The row that was last written to the client, on this connection or on an earlier
@@ -131,6 +143,13 @@ pub struct EventStream {
     /// The span of the stream's log lines. Boxed, because there is hardly ever one, and
     /// there are thousands of idle streams.
     span: Option<Box<Span>>,
+}
+
+/// What a stream that reads pages after a crash had sent before: rows that are not new to
+/// the position of that time, if they are still the same.
+struct BeforeCrash {
+    position: Position,
+    published: Arc<Remembered>,
 }
 
 enum Phase {
@@ -190,6 +209,10 @@ impl EventStream {
         format: Format,
     ) -> Self {
         let (connection, tail) = streams.hub.register(identity, noted);
+        let topics = TopicChoice {
+            granted: Arc::clone(&identity.topics),
+            asked: None,
+        };
         let history = tail.history;
         let ends = StreamDeadline::of_age(streams.max_age).or_expiry(identity.expires);
         Self {
@@ -200,6 +223,10 @@ impl EventStream {
             safe: tail.safe,
             opened: Arc::clone(&tail.position),
             position: None,
+            memberships: Memberships::with_granted(topics.granted().cloned().collect()),
+            topics,
+            before_crash: None,
+            are_topics_told: false,
             replay: 0,
             row: 0,
             phase: Phase::Opening(Opening::read(start, history)),
@@ -221,6 +248,15 @@ impl EventStream {
     /// Keeps `place` until the stream is dropped: its place in the limit of open streams.
     pub fn holding(mut self, place: impl Send + Sync + 'static) -> Self {
         self._place = Some(Box::new(place));
+        self
+    }
+
+    /// Of the user's and the granted topics, sends only rows of those that the client asked
+    /// for. Call it before the first poll.
+    pub fn narrowed_to(mut self, asked: Option<Arc<[Topic]>>) -> Self {
+        self.topics.asked = asked;
+        let granted = self.topics.granted().cloned().collect();
+        self.memberships = Memberships::with_granted(granted);
         self
     }
 
@@ -313,6 +349,7 @@ impl EventStream {
                     Poll::Ready(Letter::Batch(batch)) => {
                         self.current = Some(Current::new(batch, None));
                     }
+                    Poll::Ready(Letter::Membership(change)) => self.change(&change),
                     Poll::Ready(Letter::Recovered(recovery)) => self.recover(recovery),
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
                     Poll::Pending => return self.poll_alarm(cx, chunk),
@@ -357,7 +394,26 @@ impl EventStream {
         self.history = recovery.history;
         self.safe = recovery.safe;
         Arc::make_mut(&mut self.opened).fall_to(recovery.safe);
+        if self.memberships.topics().next().is_some() {
+            // Memberships that were not on disk are gone. A page shows what is left.
+            self.phase = Phase::CatchingUp(None);
+        }
+        let recovered = self
+            .memberships
+            .recover(self.position.as_ref(), recovery.safe);
+        self.end_if(recovered);
         if let Some(position) = &mut self.position {
+            // A live stream is sent only what the tail has not published before.
+            if let Phase::CatchingUp(_) = self.phase {
+                let mut before = position.clone();
+                if let Some(earlier) = self.before_crash.take() {
+                    before.join(&earlier.position);
+                }
+                self.before_crash = Some(Box::new(BeforeCrash {
+                    position: before,
+                    published: recovery.published,
+                }));
+            }
             position.fall_to(recovery.safe);
         }
         // Another row may have the id of one that is gone.
@@ -365,16 +421,19 @@ impl EventStream {
     }
 
     /// Requests the page after the position, or the first page.
-    fn next_page(&self) -> PendingPage {
+    fn next_page(&mut self) -> PendingPage {
         // Accept batches first: whatever is published from now on may not be in this
         // page.
         self.connection.reopen();
+        let late = self.memberships.request(self.position.as_ref());
         Arc::clone(&self.streams.pages).read(Wanted {
             user: self.connection.user().clone(),
             history: self.history,
             position: self.position.clone(),
             opened: Arc::clone(&self.opened),
             replay: self.replay,
+            late,
+            topics: self.topics.clone(),
             size: self.page_size,
         })
     }
@@ -395,13 +454,95 @@ impl EventStream {
             sse::put_gap(chunk, Gap::Pruned);
         }
         self.pruned = GapCheck::Settled;
-        self.current = Some(Current::new(Arc::new(page.batch), Some(lease)));
+        let topics = page.topics;
+        let batch = Arc::new(page.batch);
         if let Some(start) = start {
             // Send the client an id before its first row. If the connection breaks before
             // that row, the client returns with the id. Without one, rows that another
             // connection has settled would be lost to it.
             self.position = Some(start);
             self.put_open(Begins::Anew, chunk);
+        }
+        if self.take_topics(topics, &batch, chunk) == Taken::Write {
+            self.current = Some(Current::new(batch, Some(lease)));
+        }
+    }
+
+    /// Takes over the memberships that a page shows.
+    fn take_topics(
+        &mut self,
+        topics: Option<PageTopics>,
+        batch: &Batch,
+        chunk: &mut BytesMut,
+    ) -> Taken {
+        let Some(topics) = topics else {
+            return Taken::Write;
+        };
+        // Changes that were read since the page was requested, which it may not show.
+        self.take_changes();
+        let late = match batch.end {
+            End::Late(rest) => LateRows::Left(rest),
+            _ => LateRows::None,
+        };
+        let position = self.position.get_or_insert_default();
+        let found = topics.memberships;
+        let taken = self
+            .memberships
+            .take(position, &batch.snapshot, found, late);
+        if !self.are_topics_told {
+            self.are_topics_told = true;
+            let report = TopicReport {
+                topics: self.memberships.topics().count(),
+                refused: self.topics.refused(|topic| self.memberships.have(topic)),
+                is_truncated: topics.is_truncated,
+            };
+            if self.topics.asked.is_some() || report.topics > 0 {
+                sse::put_topics(chunk, &report);
+            }
+        }
+        taken.unwrap_or_else(|too_many| {
+            self.end_if(Err(too_many));
+            Taken::ReadAgain
+        })
+    }
+
+    /// Applies what is known of changes, before a row of a topic is written.
+    fn take_changes(&mut self) {
+        while let Some(change) = self.connection.take_change() {
+            self.change(&change);
+        }
+    }
+
+    fn change(&mut self, change: &Arc<MembershipChange>) {
+        // Before the first page there is no membership that could end.
+        let nowhere = Position::default();
+        let position = self.position.as_ref().unwrap_or(&nowhere);
+        let told = self.memberships.told(position, change);
+        if change.now.is_none() && !self.memberships.have(&change.topic) {
+            self.connection.remove_route(&change.topic);
+        }
+        self.end_if(told);
+    }
+
+    fn end_if(&mut self, changed: Result<(), TooManyEnded>) {
+        if changed.is_err() {
+            self.end_for(Ending::TooManyChanges);
+        }
+    }
+
+    /// Whether to write this row, which is new to the position or late.
+    fn wants(&mut self, notification: &Notification) -> bool {
+        let before = self.before_crash.as_ref();
+        let is_same = before.is_some_and(|before| before.published.has(notification));
+        let was_sent =
+            is_same && before.is_some_and(|before| !before.position.is_new(notification.key));
+        match &notification.topic {
+            None => !was_sent,
+            Some(topic) if topic.is_everyone() => !was_sent && self.topics.wants(topic),
+            Some(topic) => {
+                self.take_changes();
+                self.memberships.want(topic, notification.key, is_same)
+            }
         }
     }
 
@@ -414,7 +555,6 @@ impl EventStream {
             lease.progress();
         }
         let batch = Arc::clone(&current.batch);
-        let position = self.position.get_or_insert_default();
         while let Some(event) = batch.events.get(current.index) {
             if chunk.len() >= CHUNK_BYTES {
                 self.current = Some(current);
@@ -423,12 +563,7 @@ impl EventStream {
             let notification = event.notification();
             let from = match current.begun {
                 Some(from) => from,
-                None if position.is_new(notification.key) => {
-                    batch.advance(position, current.index);
-                    if notification.expires.has_passed() {
-                        current.index += 1;
-                        continue;
-                    }
+                None if self.pass(&batch, current.index) => {
                     self.row = notification.key.id;
                     0
                 }
@@ -442,13 +577,7 @@ impl EventStream {
                 // The chunk is full, and the event is not complete.
                 continue;
             }
-            let id = EventId {
-                row: self.row,
-                history: self.history,
-                position: Cow::Borrowed(position),
-                safe: self.safe,
-            };
-            sse::put_id(chunk, &id);
+            sse::put_id(chunk, &self.id());
             self.quiet_heartbeats = 0;
             current.index += 1;
             self.chunk_rows.add(event);
@@ -456,15 +585,48 @@ impl EventStream {
                 *rows += 1;
             }
         }
+        if let End::Late(rest) = batch.end {
+            self.memberships.finish_late(rest);
+        }
+        let position = self.position.get_or_insert_default();
         batch.finish(position);
         if let End::CaughtUp { .. } = batch.end {
-            self.go_live(chunk);
+            // The position is past the memberships too, or else they would stay new to it.
+            if let Some(top) = self.memberships.top() {
+                position.finish(Some(top), &batch.snapshot, &batch.unread);
+            }
+            // Rows of topics that were not passed to this connection may have been dropped
+            // since the page was read. Another page has them.
+            if !self.connection.add_routes(self.memberships.topics()) {
+                self.go_live(chunk);
+            }
         }
+    }
+
+    /// Moves past a row of a batch, and returns whether to write it.
+    fn pass(&mut self, batch: &Batch, index: usize) -> bool {
+        let notification = batch.events[index].notification();
+        if batch.is_late() {
+            let wants = self.wants(notification);
+            self.memberships.pass_late(notification.key);
+            return wants && !notification.expires.has_passed();
+        }
+        let position = self.position.get_or_insert_default();
+        if !position.is_new(notification.key) {
+            return false;
+        }
+        // Before the position moves: what a change ends was sent up to here.
+        let wants = self.wants(notification);
+        let position = self.position.get_or_insert_default();
+        batch.advance(position, index);
+        wants && !notification.expires.has_passed()
     }
 
     /// Continues with the mailbox, which reports if it has overflowed meanwhile.
     fn go_live(&mut self, chunk: &mut BytesMut) {
         self.phase = Phase::Live;
+        self.memberships.go_live();
+        self.before_crash = None;
         if let CatchUp::Counting(rows) = self.catch_up {
             self.catch_up = CatchUp::Announced;
             sse::put_caught_up(chunk, &self.id(), rows);
@@ -506,7 +668,7 @@ impl EventStream {
     /// that clients don't all reconnect at the same moment.
     fn end_for(&mut self, reason: Ending) {
         let delay = match reason {
-            Ending::Disconnected => Duration::ZERO,
+            Ending::Disconnected | Ending::TooManyChanges => Duration::ZERO,
             Ending::Draining | Ending::AnotherHistory => {
                 self.streams.drain.mul_f64(rand::random_range(0.0..1.0))
             }

@@ -34,7 +34,7 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Left,
         Self::Silent,
         Self::Stalled,
@@ -44,6 +44,7 @@ impl EndReason {
         Self::Requested(Ending::Draining),
         Self::Requested(Ending::AnotherHistory),
         Self::Requested(Ending::Disconnected),
+        Self::Requested(Ending::TooManyChanges),
     ];
 
     /// Whether the client is expected to return with its last event id. A client that
@@ -59,7 +60,7 @@ impl EndReason {
             | Self::Silent
             | Self::Stalled
             | Self::Failed
-            | Self::Requested(Ending::Disconnected) => Closed::ByClient,
+            | Self::Requested(Ending::Disconnected | Ending::TooManyChanges) => Closed::ByClient,
         }
     }
 
@@ -75,6 +76,7 @@ impl EndReason {
             Self::Requested(Ending::Draining) => "draining",
             Self::Requested(Ending::AnotherHistory) => "history",
             Self::Requested(Ending::Disconnected) => "disconnected",
+            Self::Requested(Ending::TooManyChanges) => "memberships",
         }
     }
 }

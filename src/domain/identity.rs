@@ -1,11 +1,14 @@
 //! The user that a request authenticates as, for how long, and what ends the user's
 //! streams.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::domain::notification::UserId;
+use crate::domain::{
+    notification::UserId,
+    topic::{Topic, TopicChoice},
+};
 
 /// Allowed clock skew between issuer and bridge. A token is accepted this long after its
 /// `exp`, and a stream that was opened with it lasts as long.
@@ -19,10 +22,14 @@ pub struct Identity {
     pub expires: Option<Instant>,
     /// The ticket that was presented, if any.
     pub ticket: Option<TicketHash>,
+    /// Topics that the credentials grant besides those of the user's memberships, at most
+    /// [`TopicChoice::MOST_GRANTED`](crate::domain::topic::TopicChoice::MOST_GRANTED).
+    pub topics: Arc<[Topic]>,
 }
 
 impl Identity {
-    /// Combines two credentials of one request: valid for as long as both are.
+    /// Combines two credentials of one request: valid for as long as both are. Either may
+    /// grant topics.
     ///
     /// # Errors
     ///
@@ -39,6 +46,10 @@ impl Identity {
             user: self.user,
             expires,
             ticket: self.ticket.or(other.ticket),
+            topics: match other.topics.is_empty() {
+                true => self.topics,
+                false => self.topics.iter().chain(&*other.topics).cloned().collect(),
+            },
         })
     }
 
@@ -62,6 +73,7 @@ impl From<UserId> for Identity {
             user,
             expires: None,
             ticket: None,
+            topics: Arc::default(),
         }
     }
 }
@@ -168,6 +180,14 @@ pub enum Unidentified {
          the proxy"
     )]
     Spoofed,
+    /// The topics that a token grants are not a short list of names.
+    #[error(
+        "the claim topics must be an array of at most {} texts of 1 to {} bytes without control \
+         characters",
+        TopicChoice::MOST_GRANTED,
+        Topic::MAX_BYTES
+    )]
+    Topics,
     /// The user is not a text of 1 to 255 bytes.
     #[error("the user must be 1 to 255 bytes long")]
     User,

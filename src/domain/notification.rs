@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::domain::{clock::Moment, position::RowKey};
+use crate::domain::{clock::Moment, position::RowKey, topic::Topic};
 
 /// The user that a notification is for: the value of `user_id`, and what a request
 /// authenticates as. 1 to 255 bytes.
@@ -33,6 +33,24 @@ impl fmt::Display for UserId {
     }
 }
 
+/// Who a notification is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Addressee {
+    User(UserId),
+    /// Everyone who has the topic.
+    Topic(Topic),
+}
+
+impl Addressee {
+    /// The topic, if it is one.
+    pub fn topic(&self) -> Option<&Topic> {
+        match self {
+            Self::User(_) => None,
+            Self::Topic(topic) => Some(topic),
+        }
+    }
+}
+
 /// One row of the table `notifications`, limited to what a browser may see.
 #[derive(Clone, Debug)]
 pub struct Notification {
@@ -49,6 +67,8 @@ pub struct Notification {
     pub expires: Expiry,
     /// The application's own key, at most 255 bytes: the column `ref`.
     pub reference: Option<String>,
+    /// The topic, if the row is not for one user.
+    pub topic: Option<Topic>,
 }
 
 /// Until when a notification is delivered.

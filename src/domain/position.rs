@@ -124,6 +124,17 @@ impl Position {
         row.xid >= self.floor || self.open.get(&row.xid).is_some_and(|&read| row.id > read)
     }
 
+    /// Whether the reader had seen the whole transaction `xid`, as far as rows of this
+    /// user or topic are concerned: nothing that it wrote is new.
+    pub fn is_past(&self, xid: Xid) -> bool {
+        xid < self.floor && !self.open.contains_key(&xid)
+    }
+
+    /// The transactions that the reader is past, as a snapshot that shows them.
+    pub fn as_snapshot(&self) -> Snapshot {
+        Snapshot::new(self.floor, self.open_xids())
+    }
+
     /// Moves to after `row`, the next new row in delivery order that `snapshot` sees. The
     /// row belongs to a run that leaves `unread`.
     pub fn advance(&mut self, row: RowKey, snapshot: &Snapshot, follows: Follows, unread: &Unread) {

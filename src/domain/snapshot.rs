@@ -53,6 +53,16 @@ impl Snapshot {
         Self { xmax, running }
     }
 
+    /// No transaction from here on is shown.
+    pub fn xmax(&self) -> Xid {
+        self.xmax
+    }
+
+    /// The transactions that were running, in ascending order.
+    pub fn running_xids(&self) -> Vec<Xid> {
+        self.running.clone()
+    }
+
     /// The number of running transactions, in all databases of the cluster.
     pub fn running(&self) -> usize {
         self.running.len()
@@ -62,6 +72,11 @@ impl Snapshot {
     /// committed is visible.
     pub fn xmin(&self) -> Xid {
         self.running.first().copied().unwrap_or(self.xmax)
+    }
+
+    /// Whether what transaction `xid` wrote is visible, given that it has committed.
+    pub fn shows(&self, xid: Xid) -> bool {
+        xid < self.xmax && self.running.binary_search(&xid).is_err()
     }
 
     /// The transactions below `floor` that were still running, in ascending order.
@@ -106,4 +121,44 @@ impl<'a> FromSql<'a> for Snapshot {
     }
 
     accepts!(PG_SNAPSHOT);
+}
+
+impl ToSql for Snapshot {
+    /// The binary form that `pg_snapshot_recv` reads.
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        out.put_u32(u32::try_from(self.running.len())?);
+        out.put_u64(self.xmin().0);
+        out.put_u64(self.xmax.0);
+        for xid in &self.running {
+            out.put_u64(xid.0);
+        }
+        Ok(IsNull::No)
+    }
+
+    accepts!(PG_SNAPSHOT);
+    to_sql_checked!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_shows_what_had_ended() {
+        let snapshot = Snapshot::new(Xid(9), vec![Xid(7), Xid(5), Xid(9)]);
+        let shown = [4, 5, 6, 7, 8, 9].map(|xid| snapshot.shows(Xid(xid)));
+        assert_eq!(shown, [true, false, true, false, true, false]);
+    }
+
+    #[test]
+    fn a_snapshot_is_sent_as_it_is_read() {
+        for running in [vec![], vec![Xid(5), Xid(7)]] {
+            let snapshot = Snapshot::new(Xid(9), running);
+            let mut out = BytesMut::new();
+            let sent = snapshot.to_sql(&Type::PG_SNAPSHOT, &mut out);
+            assert!(sent.is_ok());
+            let read = Snapshot::from_sql(&Type::PG_SNAPSHOT, &out).expect("a snapshot");
+            assert_eq!(read, snapshot);
+        }
+    }
 }

@@ -2,12 +2,16 @@
 
 use form_urlencoded::parse;
 
-use crate::delivery::{page_reader::REPLAY_ROWS, sse::Format};
+use crate::{
+    delivery::{page_reader::REPLAY_ROWS, sse::Format},
+    domain::topic::{Topic, TopicChoice},
+};
 
 /// The query parameters of a request for a stream.
 ///
 /// Unknown parameters are ignored, because pages and proxies add their own (cache
-/// busters, campaign tags). If a parameter is repeated, the last value counts.
+/// busters, campaign tags). If a parameter other than `topic` is repeated, the last value
+/// counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamQuery {
     /// `format`: `text` or `json`.
@@ -22,6 +26,9 @@ pub struct StreamQuery {
     /// `expected_user`: the user for whom the page was made. Others may have logged in
     /// since, in another tab, and all tabs share the cookie.
     pub expected_user: Option<String>,
+    /// `topic`: the only topics that the client wants, each in a parameter of its own. At
+    /// most [`TopicChoice::MOST_ASKED`].
+    pub topics: Option<Vec<Topic>>,
 }
 
 /// A parameter with an invalid value.
@@ -31,6 +38,13 @@ pub enum BadParameter {
     Format(String),
     #[error("replay must be a number from 0 to {REPLAY_ROWS}, not {0:?}")]
     Replay(String),
+    #[error("topic must be 1 to {most} bytes without control characters, not {0:?}", most = Topic::MAX_BYTES)]
+    Topic(String),
+    #[error(
+        "topic must not be repeated more than {} times",
+        TopicChoice::MOST_ASKED
+    )]
+    Topics,
     #[error("errors must be retry or status, not {0:?}")]
     Errors(String),
 }
@@ -60,6 +74,15 @@ impl StreamQuery {
                 }
                 "last_event_id" | "lastEventId" if !value.is_empty() => {
                     parameters.last_event_id = Some(value.into_owned());
+                }
+                "topic" => {
+                    let topic = Topic::parse(&value);
+                    let topic = topic.ok_or_else(|| BadParameter::Topic(value.into_owned()))?;
+                    let topics = parameters.topics.get_or_insert_default();
+                    if topics.len() == TopicChoice::MOST_ASKED {
+                        return Err(BadParameter::Topics);
+                    }
+                    topics.push(topic);
                 }
                 "expected_user" => parameters.expected_user = Some(value.into_owned()),
                 "errors" if RejectionForm::named(&value).is_none() => {
@@ -136,8 +159,12 @@ mod tests {
             replay: 3,
             last_event_id: None,
             expected_user: Some("7".to_owned()),
+            topics: Some(vec![
+                Topic::parse("team:1").expect("a topic"),
+                Topic::everyone(),
+            ]),
         };
-        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status&expected_user=8&expected_user=7";
+        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status&expected_user=8&expected_user=7&topic=team:1&topic=*";
         assert_eq!(StreamQuery::read(query), Ok(wanted));
         for query in [
             "format=xml",
@@ -146,6 +173,7 @@ mod tests {
             "replay=501",
             "replay=a",
             "errors=none",
+            "topic=",
         ] {
             let error = StreamQuery::read(query).expect_err(query).to_string();
             let (name, value) = query.split_once('=').expect("a value");

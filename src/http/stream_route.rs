@@ -134,7 +134,8 @@ async fn answer(
         return Ok(builder.body(BodyStream::new(empty)));
     }
     let start = start(&request, &parameters);
-    let stream = EventStream::open(streams, &identity, noted, &start, parameters.format);
+    let stream = EventStream::open(streams, &identity, noted, &start, parameters.format)
+        .narrowed_to(parameters.topics.map(Arc::from));
     // Costs nothing unless the log level enables it: an enabled span takes half a
     // kilobyte, and an idle stream about two.
     let span = debug_span!(

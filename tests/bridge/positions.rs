@@ -15,7 +15,7 @@ use tidings::{
     },
     domain::{
         history::History,
-        notification::{Notification, UserId},
+        notification::{Addressee, Notification, UserId},
         position::{EventId, Position, Rest},
         snapshot::Snapshot,
     },
@@ -230,6 +230,7 @@ impl Stage {
         let page = page_reader::tail_page(&self.client, &self.tail_query, position, size)
             .await
             .expect("a page");
+        let alice = Addressee::User(UserId::parse("alice").expect("a user"));
         // As the listener does.
         for run in &page.runs {
             let unread = Arc::new(run.pass(&mut self.tail.position, &page.snapshot));
@@ -237,10 +238,10 @@ impl Stage {
                 *self.tail.got.entry(notification.key.id).or_default() += 1;
             }
             let of_alice = run.notifications.iter();
-            let of_alice = of_alice.filter(|(user, _)| user.as_str() == "alice");
+            let of_alice = of_alice.filter(|(whose, _)| *whose == alice);
             let batch = Batch {
                 events: of_alice
-                    .map(|(_, notification)| Event::from(notification.clone()))
+                    .map(|(_, notification)| Arc::new(Event::from(notification.clone())))
                     .collect(),
                 snapshot: Arc::clone(&page.snapshot),
                 unread,

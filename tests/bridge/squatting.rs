@@ -3,7 +3,7 @@
 use clap::Parser;
 use private_postgres::Cluster;
 use tidings::{
-    check::{self, Finding, Fix, Installation, Topic},
+    check::{self, Finding, Fix, Installation, Subject},
     config::{Cli, Command},
     postgres::schema::{self, SchemaError, SchemaName},
 };
@@ -119,7 +119,7 @@ async fn what_another_role_installed_is_handed_over_only_if_it_is_named_and_with
     let found = findings(&superuser).await;
     let fix = found
         .iter()
-        .find(|found| found.topic == Topic::Owner)
+        .find(|found| found.topic == Subject::Owner)
         .map(|it| it.fix.clone());
     let command = "tidings roles --schema='public' --from='mallory' | psql";
     assert_eq!(fix, Some(Fix::Command(command.to_owned())));
@@ -186,7 +186,7 @@ async fn a_history_without_its_objects_is_refused() {
         "{refused}"
     );
     let found = findings(&superuser).await;
-    let is_owner = |found: &&Finding| found.topic == Topic::Owner;
+    let is_owner = |found: &&Finding| found.topic == Subject::Owner;
     let fix = found.iter().find(is_owner).expect("a finding").fix.clone();
     let given = "alter table public.stream_tickets owner to tidings;";
     assert_eq!(fix, Fix::Sql(given.to_owned()));

@@ -16,7 +16,7 @@ use tidings::{
     },
     domain::{
         identity::Disconnection,
-        notification::{Expiry, Notification, UserId},
+        notification::{Addressee, Expiry, Notification, UserId},
         position::RowKey,
         snapshot::{Snapshot, Xid},
     },
@@ -415,9 +415,11 @@ async fn what_still_waits_for_a_stream_is_not_sent_once_it_is_to_end() {
         created_at: None,
         expires: Expiry::Never,
         reference: None,
+        topic: None,
     };
     hub.publish(Reading {
-        notifications: vec![(user.clone(), waiting)],
+        changes: Vec::new(),
+        notifications: vec![(Addressee::User(user.clone()), waiting)],
         snapshot: Arc::new(Snapshot::new(Xid(2 << 40), Vec::new())),
         unread: Arc::default(),
         tail: (*hub.tail()).clone(),

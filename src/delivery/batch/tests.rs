@@ -115,10 +115,11 @@ fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Bat
             created_at: None,
             expires: Expiry::Never,
             reference: None,
+            topic: None,
         })
     };
     Batch {
-        events: rows.iter().map(event).collect(),
+        events: rows.iter().map(event).map(Arc::new).collect(),
         snapshot: Arc::new(snapshot.clone()),
         unread: Arc::new(unread.clone()),
         last: None,

@@ -3,7 +3,7 @@ use futures_util::task::noop_waker;
 use super::*;
 use crate::{
     delivery::mailbox,
-    domain::{notification::Expiry, position::RowKey},
+    domain::{membership::Membership, notification::Expiry, position::RowKey},
 };
 
 fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Reading {
@@ -15,15 +15,29 @@ fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Readin
             created_at: None,
             expires: Expiry::Never,
             reference: None,
+            topic: None,
         };
-        (UserId::parse(user).expect("a user"), notification)
+        (addressee(user), notification)
     });
     Reading {
+        changes: Vec::new(),
         notifications: notifications.collect(),
         snapshot: Arc::default(),
         unread: Arc::default(),
         tail: Tail::default(),
     }
+}
+
+/// A user, or a topic if the name begins with `#`.
+fn addressee(name: &str) -> Addressee {
+    match name.strip_prefix('#') {
+        Some(name) => Addressee::Topic(topic(name)),
+        None => Addressee::User(UserId::parse(name).expect("a user")),
+    }
+}
+
+fn topic(name: &str) -> Topic {
+    Topic::parse(name).expect("a topic")
 }
 
 fn connect(hub: &Arc<Hub>, user: &str) -> Connection {
@@ -147,6 +161,7 @@ fn crash(hub: &Hub, safe: u64) {
     let recovery = Recovery {
         history: History::default(),
         safe: Xid(safe),
+        published: Arc::default(),
     };
     hub.recover(recovery, Tail::default());
 }
@@ -284,4 +299,104 @@ fn who_may_have_been_meant_by_what_was_left_unread_is_sent_back() {
     let bob = UserId::parse("bob").expect("a user").into();
     assert!(is_ended(&hub.register(&bob, noted).0));
     assert!(!is_ended(&open) && !is_ended(&connect(&hub, "bob")));
+}
+
+/// A change in which `user` joins or leaves.
+fn change(user: &str, name: &str, now: Option<Membership>) -> Arc<MembershipChange> {
+    Arc::new(MembershipChange {
+        user: UserId::parse(user).expect("a user"),
+        topic: topic(name),
+        xid: Xid(1),
+        now,
+    })
+}
+
+#[test]
+fn a_row_of_a_topic_reaches_its_connections_in_one_batch() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tabs = ["alice", "alice", "bob", "carol"].map(|user| connect(&hub, user));
+    let [tab, other_tab, bob, carol] = &tabs;
+    for connection in [tab, other_tab, bob] {
+        assert!(connection.add_routes([&topic("team")]));
+        assert!(!connection.add_routes([&topic("team"), &topic("*")]));
+    }
+    assert_eq!(hub.audience().topics, 1);
+    hub.publish(reading([("#team", 1, 1), ("#Team", 2, 1), ("#team", 3, 1)]));
+    let batches = [tab, other_tab, bob].map(|connection| match letter(connection) {
+        Some(Letter::Batch(batch)) => batch,
+        other => panic!("not a batch: {other:?}"),
+    });
+    assert_eq!(batches[0].events.len(), 2);
+    assert!(batches.iter().all(|batch| Arc::ptr_eq(batch, &batches[0])));
+    assert!(letter(carol).is_none());
+    hub.publish(reading([("#*", 4, 1)]));
+    tabs.iter().for_each(|tab| assert_eq!(ids(tab), [4]));
+    drop(tabs);
+    assert_eq!(hub.audience().topics, 0);
+}
+
+#[test]
+fn rows_of_a_user_and_of_several_topics_are_one_batch_in_their_order() {
+    let hub = Arc::new(Hub::new(1_000));
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|user| connect(&hub, user));
+    alice.add_routes([&topic("a"), &topic("b")]);
+    bob.add_routes([&topic("b")]);
+    hub.publish(reading([
+        ("#b", 1, 1),
+        ("alice", 2, 1),
+        ("#a", 3, 1),
+        ("carol", 4, 1),
+        ("#*", 5, 1),
+        ("#b", 6, 1),
+        ("dave", 7, 1),
+    ]));
+    assert_eq!(ids(&alice), [1, 2, 3, 5, 6]);
+    assert_eq!(ids(&bob), [1, 5, 6]);
+    assert_eq!(ids(&carol), [4, 5]);
+    assert!([alice, bob, carol].iter().all(|one| letter(one).is_none()));
+}
+
+#[test]
+fn a_change_overtakes_the_batches_and_whoever_joins_reads_pages() {
+    let hub = Arc::new(Hub::new(1_000));
+    let [alice, bob] = ["alice", "bob"].map(|user| connect(&hub, user));
+    alice.add_routes([&topic("a")]);
+    hub.publish(reading([("#a", 1, 1), ("bob", 2, 1)]));
+    let (left, joined) = (
+        change("alice", "a", None),
+        change("bob", "a", Some(Membership::GRANTED)),
+    );
+    hub.publish(Reading {
+        changes: vec![Arc::clone(&left), Arc::clone(&joined)],
+        ..reading([("#a", 3, 1)])
+    });
+    assert!(matches!(letter(&alice), Some(Letter::Membership(change)) if change == left));
+    assert_eq!(ids(&alice), [1]);
+    alice.remove_route(&topic("a"));
+    assert_eq!(bob.take_change(), Some(joined));
+    assert!(matches!(letter(&bob), Some(Letter::Overflowed)));
+    bob.reopen();
+    hub.publish(reading([("#a", 4, 1)]));
+    assert_eq!(ids(&bob), [4]);
+    assert_eq!(ids(&alice), [3]);
+    assert!(letter(&alice).is_none());
+}
+
+#[test]
+fn a_client_that_does_not_read_is_ended_before_changes_are_forgotten() {
+    let hub = Arc::new(Hub::new(1_000));
+    let alice = connect(&hub, "alice");
+    let changes = |count| vec![change("alice", "a", None); count];
+    let publish = |count| {
+        hub.publish(Reading {
+            changes: changes(count),
+            ..reading([])
+        });
+    };
+    let waker = noop_waker();
+    let cx = &mut Context::from_waker(&waker);
+    publish(mailbox::QUEUE_CHANGES);
+    assert!(alice.poll_ending(cx).is_pending());
+    publish(1);
+    assert_eq!(alice.poll_ending(cx), Poll::Ready(Ending::TooManyChanges));
 }

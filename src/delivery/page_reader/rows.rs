@@ -3,9 +3,10 @@
 use tokio_postgres::{Error, Row};
 
 use crate::domain::{
-    notification::{Expiry, Notification, UserId},
+    notification::{Addressee, Expiry, Notification, UserId},
     position::RowKey,
     snapshot::Xid,
+    topic::Topic,
 };
 
 /// The maximum length of a text in bytes, as in the column's constraint. The queries
@@ -36,9 +37,15 @@ impl UnusableRows {
 /// Why a row can't be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// It names no valid user.
+    /// It names no valid user, and no topic.
     #[error("user_id is not 1 to {} bytes long", UserId::MAX_BYTES)]
     User,
+    /// It names no valid topic.
+    #[error(
+        "topic is not 1 to {} bytes without control characters",
+        Topic::MAX_BYTES
+    )]
+    Topic,
     /// It is null or too long.
     #[error("text is null or longer than {TEXT_BYTES} bytes")]
     Text,
@@ -95,9 +102,28 @@ pub(super) fn within(rows: &[Returned<'_>], most: usize) -> usize {
     rows.take_while(|row| !row.is_beyond).count()
 }
 
-pub(super) fn read_user(row: &Row) -> Result<UserId, Flaw> {
+/// A notification with whom it is for, from a page of the tail.
+pub(super) fn read_addressed(key: RowKey, row: &Row) -> Result<(Addressee, Notification), Flaw> {
+    let notification = read_notification(key, row)?;
+    let addressee = match &notification.topic {
+        Some(topic) => Addressee::Topic(topic.clone()),
+        None => Addressee::User(read_user(row)?),
+    };
+    Ok((addressee, notification))
+}
+
+fn read_user(row: &Row) -> Result<UserId, Flaw> {
     let user: Option<&str> = row.try_get("user_id").map_err(|_| Flaw::User)?;
     user.and_then(UserId::parse).ok_or(Flaw::User)
+}
+
+/// `None` if the row is for one user.
+fn read_topic(row: &Row) -> Result<Option<Topic>, Flaw> {
+    // Pages of one user's own rows don't have the column.
+    let topic: Option<&str> = row.try_get("topic").unwrap_or_default();
+    topic
+        .map(|topic| Topic::parse(topic).ok_or(Flaw::Topic))
+        .transpose()
 }
 
 pub(super) fn read_notification(key: RowKey, row: &Row) -> Result<Notification, Flaw> {
@@ -121,6 +147,7 @@ pub(super) fn read_notification(key: RowKey, row: &Row) -> Result<Notification, 
         created_at: row.try_get("created_at").unwrap_or_default(),
         expires: Expiry::from_seconds_left(row.try_get("seconds_left").unwrap_or_default()),
         reference,
+        topic: read_topic(row)?,
     })
 }
 

@@ -7,13 +7,13 @@ use tokio_postgres::{Client, Error, Statement};
 use super::{
     bell::{BellGeneration, read_rings},
     head::read_log,
-    rows::{Part, Returned, UnusableRows, read_key, read_notification, read_user, within},
+    rows::{Part, Returned, UnusableRows, read_addressed, read_key, within},
     size::{MOST_BEGUN, PageSize},
 };
 use crate::{
     domain::{
         durable_floor::Log,
-        notification::{Notification, UserId},
+        notification::{Addressee, Notification},
         position::{Position, Rest, RowKey, Unread},
         snapshot::{Snapshot, Xid},
     },
@@ -55,7 +55,7 @@ impl TailPage {
 pub struct Run {
     part: Part,
     /// Rows that can be delivered.
-    pub notifications: Vec<(UserId, Notification)>,
+    pub notifications: Vec<(Addressee, Notification)>,
     /// Rows that can't.
     pub unusable: UnusableRows,
     /// The number of rows that were read.
@@ -97,7 +97,7 @@ impl Run {
     fn read(&mut self, rows: &[Returned<'_>], count: usize) {
         let (read, rest) = rows.split_at(count);
         for Returned { key, row, .. } in read {
-            match read_user(row).and_then(|user| Ok((user, read_notification(*key, row)?))) {
+            match read_addressed(*key, row) {
                 Ok(notification) => self.notifications.push(notification),
                 Err(flaw) => self.unusable.add(*key, flaw),
             }

@@ -9,6 +9,7 @@ use super::{
     head::read_incarnation,
     rows::{UnusableRows, read_key, read_notification, within},
     size::PageSize,
+    topics::PageTopics,
 };
 use crate::{
     delivery::batch::{Batch, End, Event},
@@ -31,6 +32,8 @@ pub struct UserPage {
     /// The youngest transaction of which rows were deleted.
     pub pruned: Option<Xid>,
     pub batch: Batch,
+    /// `None` if the page was read without topics.
+    pub topics: Option<PageTopics>,
 }
 
 /// Reads the first new rows of one user.
@@ -73,7 +76,7 @@ pub(super) fn read_user_page(
     let (mut events, mut unusable) = (Vec::with_capacity(count), UnusableRows::default());
     for read in read {
         match read_notification(read.key, read.row) {
-            Ok(notification) => events.push(Event::from(notification)),
+            Ok(notification) => events.push(Arc::new(Event::from(notification))),
             Err(flaw) => unusable.add(read.key, flaw),
         }
     }
@@ -103,6 +106,7 @@ pub(super) fn read_user_page(
             last,
             end,
         },
+        topics: None,
     };
     Ok((page, read.first().map(|first| first.key)))
 }

@@ -17,8 +17,9 @@ use crate::{
     },
     domain::{
         history::{Incarnation, Since},
-        notification::{Expiry, Notification, UserId},
-        position::RowKey,
+        membership::Membership,
+        notification::{Addressee, Expiry, Notification, UserId},
+        position::{self, RowKey},
         snapshot::Snapshot,
     },
 };
@@ -134,7 +135,10 @@ impl Fixture {
     async fn page(&self, wanted: &Wanted, rows: &[i64], rest: Rest) -> Page {
         let last = rows.iter().copied().max();
         let batch = Batch {
-            events: rows.iter().map(|&id| notification(id).into()).collect(),
+            events: rows
+                .iter()
+                .map(|&id| Arc::new(notification(id).into()))
+                .collect(),
             snapshot: Arc::new(snapshot(last.unwrap_or(1))),
             unread: Arc::default(),
             last: last.map(key),
@@ -150,6 +154,7 @@ impl Fixture {
                 incarnation: wanted.history.incarnation,
                 pruned: None,
                 batch,
+                topics: None,
             },
             lease: self.memory.reserve(1).await,
         }
@@ -158,8 +163,11 @@ impl Fixture {
     /// The listener has read these rows of alice.
     fn publish(&self, rows: &[i64]) {
         let last = rows.iter().copied().max().expect("a row");
-        let rows = rows.iter().map(|&id| (alice(), notification(id)));
+        let rows = rows
+            .iter()
+            .map(|&id| (Addressee::User(alice()), notification(id)));
         self.hub.publish(TailReading {
+            changes: Vec::new(),
             notifications: rows.collect(),
             snapshot: Arc::new(snapshot(last)),
             unread: Arc::default(),
@@ -200,6 +208,7 @@ fn notification(id: i64) -> Notification {
         created_at: None,
         expires: Expiry::Never,
         reference: None,
+        topic: None,
     }
 }
 
@@ -456,10 +465,12 @@ async fn after_a_crash_rows_that_reuse_ids_are_delivered() {
     let recovery = Recovery {
         history: AFTER,
         safe: key(3).xid,
+        published: Arc::default(),
     };
     fixture.hub.recover(recovery, tail(AFTER, 2));
     let mut reading = TailReading {
-        notifications: vec![(alice(), notification(3))],
+        changes: Vec::new(),
+        notifications: vec![(Addressee::User(alice()), notification(3))],
         snapshot: Arc::new(snapshot(3)),
         unread: Arc::default(),
         tail: tail(AFTER, 3),
@@ -508,4 +519,147 @@ async fn rows_count_as_written_when_the_stream_is_polled_after_them_and_not_befo
     assert_eq!(fixture.streams.marks.counts().delivered, 0);
     assert!(poll(&mut stream).is_pending());
     assert_eq!(fixture.streams.marks.counts().delivered, 2);
+}
+
+fn team() -> Topic {
+    Topic::parse("team").expect("a topic")
+}
+
+/// Of a user who joined in this transaction, after all earlier ones.
+fn joined(xid: u64) -> Membership {
+    Membership {
+        xid: Some(Xid(xid)),
+        since: Some(Arc::new(Snapshot::new(Xid(xid), Vec::new()))),
+    }
+}
+
+fn team_row(id: i64) -> Notification {
+    Notification {
+        topic: Some(team()),
+        ..notification(id)
+    }
+}
+
+impl Fixture {
+    /// Answers the next request with rows of the team, and alice's membership.
+    async fn answer_team(
+        &mut self,
+        stream: &mut EventStream,
+        membership: Option<Membership>,
+        rows: &[i64],
+        end: End,
+    ) -> Wanted {
+        let (wanted, reply) = self.request(stream);
+        let mut page = self.page(&wanted, rows, Rest::Nothing).await;
+        let events = rows.iter().map(|&id| Arc::new(team_row(id).into()));
+        page.page.batch.events = events.collect();
+        page.page.batch.end = end;
+        page.page.topics = Some(PageTopics {
+            memberships: membership.into_iter().map(|one| (team(), one)).collect(),
+            is_truncated: false,
+        });
+        let sent = reply.send(PageOutcome::Page(page));
+        sent.expect("a stream that waits");
+        wanted
+    }
+
+    /// A stream of alice, who is in the team, that is live.
+    async fn live_in_team(&mut self) -> EventStream {
+        let mut stream = self.open(Start::Backlog { replay: 0 });
+        let caught_up = || End::CaughtUp { top: None };
+        for _ in 0..2 {
+            // The team's rows reach it only after the first page.
+            self.answer_team(&mut stream, Some(joined(1)), &[], caught_up())
+                .await;
+        }
+        let written = written(&mut stream);
+        assert!(written.contains("tidings.caught-up"), "{written}");
+        stream
+    }
+
+    /// The listener has read rows of the team, and that alice's membership has changed.
+    fn publish_team(&self, rows: &[i64], changed: Option<(u64, Option<Membership>)>) {
+        let change = changed.map(|(xid, now)| {
+            Arc::new(MembershipChange {
+                user: alice(),
+                topic: team(),
+                xid: Xid(xid),
+                now,
+            })
+        });
+        let last = rows.iter().copied().max().unwrap_or(4);
+        let rows = rows
+            .iter()
+            .map(|&id| (Addressee::Topic(team()), team_row(id)));
+        self.hub.publish(TailReading {
+            changes: change.into_iter().collect(),
+            notifications: rows.collect(),
+            snapshot: Arc::new(snapshot(last)),
+            unread: Arc::default(),
+            tail: tail(BEFORE, last),
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_left_a_topic_is_written_none_of_its_rows_not_even_those_that_wait() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.live_in_team().await;
+    fixture.publish_team(&[2], None);
+    assert_eq!(rows(&written(&mut stream)), [2]);
+    fixture.publish_team(&[3], None);
+    fixture.publish_team(&[], Some((4, None)));
+    fixture.publish(&[5]);
+    fixture.publish_team(&[6], None);
+    assert_eq!(rows(&written(&mut stream)), [5]);
+    assert_eq!(fixture.hub.audience().topics, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_joins_reads_late_rows_whose_ids_keep_the_position() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.live().await;
+    fixture.publish(&[4]);
+    let before = last_id(&written(&mut stream));
+    // The transaction 2 joined before 3 wrote its row, and was committed after.
+    fixture.publish_team(&[], Some((2, Some(joined(2)))));
+    let wanted = fixture
+        .answer_team(
+            &mut stream,
+            Some(joined(2)),
+            &[3],
+            End::Late(position::Rest::Nothing),
+        )
+        .await;
+    assert!(wanted.late.begun.is_none());
+    let late = written(&mut stream);
+    assert_eq!(rows(&late), [3]);
+    let position = |id: &str| id.split_once('-').map(|(_, position)| position.to_owned());
+    assert_eq!(position(&last_id(&late)), position(&before));
+    let end = End::CaughtUp { top: None };
+    let wanted = fixture
+        .answer_team(&mut stream, Some(joined(2)), &[], end)
+        .await;
+    assert!(wanted.late.handled.shows(Xid(2)));
+    fixture.publish_team(&[5], None);
+    assert_eq!(rows(&written(&mut stream)), [5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_topic_is_reported_before_the_first_row() {
+    let mut fixture = Fixture::new();
+    let other = Topic::parse("Team").expect("a topic");
+    let stream = fixture.open(Start::Backlog { replay: 0 });
+    let mut stream = stream.narrowed_to(Some([team(), other].into()));
+    let end = End::CaughtUp { top: None };
+    let wanted = fixture
+        .answer_team(&mut stream, Some(joined(1)), &[2], end)
+        .await;
+    assert!(wanted.topics.asked.is_some());
+    let written = written(&mut stream);
+    let report = r#"event: tidings.topics
+data: {"topics":1,"refused":["Team"]}
+"#;
+    let reported = written.find(report).expect(&written);
+    assert!(reported < written.find("row 2").expect("a row"));
 }

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use tidings::{
-    check::{self, Finding, Fix, Installation, Severity, Topic},
+    check::{self, Finding, Fix, Installation, Severity, Subject},
     config::{Cli, Command},
     postgres::schema::SchemaName,
 };
@@ -68,17 +68,23 @@ async fn default_privileges_that_let_others_read_are_found_and_warned_of() {
         .await;
     let found = findings(&database).await;
     for (what, topic) in [
-        ("anon has select on table public.notifications", Topic::Read),
+        (
+            "anon has select on table public.notifications",
+            Subject::Read,
+        ),
         (
             "anon has execute on function public.create_stream_ticket(user_id text, ttl interval)",
-            Topic::Read,
+            Subject::Read,
         ),
-        ("anon has update on table public.notifications", Topic::Wide),
+        (
+            "anon has update on table public.notifications",
+            Subject::Wide,
+        ),
         (
             "anon has select on table public.stream_tickets",
-            Topic::Wide,
+            Subject::Wide,
         ),
-        ("anon has execute on all new functions", Topic::Wide),
+        ("anon has execute on all new functions", Subject::Wide),
     ] {
         let is_it = |finding: &&Finding| finding.found == what;
         let finding = found

@@ -10,7 +10,7 @@ const REMEMBERED_ROWS: usize = 1 << 16;
 
 /// The rows, each with its `created_at`. After a crash they are read again, although
 /// open connections have already been sent them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Remembered(BTreeMap<RowKey, Option<Moment>>);
 
 impl Remembered {
@@ -25,6 +25,11 @@ impl Remembered {
             self.0.insert(notification.key, notification.created_at);
         }
         true
+    }
+
+    /// Whether the row was published.
+    pub fn has(&self, notification: &Notification) -> bool {
+        self.0.get(&notification.key) == Some(&notification.created_at)
     }
 
     /// Forgets rows below the durable floor: they are on disk.

@@ -1,0 +1,372 @@
+//! The memberships of one connection: which rows of topics it is sent.
+//!
+//! The hub routes rows of topics, the pages of a catch-up find rows that the hub could not
+//! route, and this decides about each row when it is written. Together they deliver each
+//! row that the user is owed once, whatever joins and leaves are committed meanwhile, and
+//! however late.
+//!
+//! One position serves rows and memberships: a membership is new to it by its transaction,
+//! as a row is. What makes that exact are *late rows*: rows that the position counts as
+//! seen, of a membership that it does not. A page sends them first and keeps the position,
+//! so the position moves past a membership only when its late rows were sent.
+//!
+//! A change takes effect in two steps. [`told`](Memberships::told) takes the topic away at
+//! once, so that nothing that is already queued is written. Only a page adds topics: the
+//! hub makes the connection read pages, as after an overflow, and a page shows the rows and
+//! the memberships in one snapshot. So a change that is read late can't put back a topic
+//! that was left.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::domain::{
+    membership::Membership,
+    notification::UserId,
+    position::{Position, Rest, RowKey},
+    snapshot::{Snapshot, Xid},
+    topic::Topic,
+};
+
+/// How many ended memberships a connection remembers. A connection that exceeds it is
+/// ended, and its client returns with its id: that may repeat rows, and loses none. Twice
+/// as many as the topics of a stream, so that all of them can be replaced once.
+pub const ENDED_MEMBERSHIPS: usize = 2_000;
+
+/// A change of a membership, as the tail read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipChange {
+    pub user: UserId,
+    pub topic: Topic,
+    /// The transaction that made the change.
+    pub xid: Xid,
+    /// The membership as the same statement sees it, which may be after later changes.
+    /// `None` if the user has left.
+    pub now: Option<Membership>,
+}
+
+/// What a page needs to know to find late rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LateWanted {
+    /// The late rows of the memberships that this shows have been sent.
+    pub handled: Snapshot,
+    /// Where to continue, if late rows are being read page by page.
+    pub begun: Option<LatePosition>,
+}
+
+/// How far late rows have been sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatePosition {
+    /// The snapshot of the first page. Later pages take the late rows of the memberships
+    /// that it shows: another one may have late rows that precede `after`.
+    pub first: Arc<Snapshot>,
+    /// The last late row that was sent. The zero key if none was.
+    pub after: RowKey,
+}
+
+/// Which rows a page begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LateRows {
+    /// There are no late rows: the page has rows that are new to the position.
+    None,
+    /// The page has only late rows, and this is what it left of them.
+    Left(Rest),
+}
+
+/// What to do with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    Write,
+    /// The page continued the late rows, and there were none left. Its new rows may belong
+    /// to memberships whose late rows were not looked for, so it must not move the position.
+    ReadAgain,
+}
+
+/// The connection has to end: it has seen too many memberships end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyEnded;
+
+/// A membership that was replaced or left while the connection had it, and which of its
+/// rows the connection was sent. A later membership may have the same rows: its `since` is
+/// older than the end of this one if the transaction reads an old snapshot.
+#[derive(Clone, Debug)]
+struct EndedMembership {
+    topic: Topic,
+    membership: Membership,
+    /// The connection's position at that moment.
+    position: Arc<Position>,
+    /// If its late rows had not all been sent, up to where they were.
+    late: Option<RowKey>,
+    /// For a granted topic, the position from which the connection was sent its rows.
+    began: Option<Arc<Position>>,
+    /// Transaction ids from here on may have been assigned again in a crash.
+    safe: Xid,
+}
+
+impl EndedMembership {
+    /// Whether the row was sent. `is_same` tells whether a row whose transaction id may
+    /// have been assigned again is the same row as then.
+    fn has_sent(&self, topic: &Topic, row: RowKey, is_same: bool) -> bool {
+        self.topic == *topic
+            && self.membership.has(row.xid)
+            && !self.position.is_new(row)
+            && self.late.is_none_or(|after| row <= after)
+            && self.began.as_ref().is_none_or(|began| began.is_new(row))
+            && (row.xid < self.safe || is_same)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Memberships {
+    /// Topics that the connection has whether or not the user is a member.
+    granted: Arc<[Topic]>,
+    /// From where rows of granted topics are sent. `None` if there are none.
+    began: Option<Arc<Position>>,
+    current: BTreeMap<Topic, Membership>,
+    ended: Vec<EndedMembership>,
+    /// Exists only while the connection reads pages.
+    catch_up: Option<Box<MembershipCatchUp>>,
+}
+
+/// What a connection knows of memberships while it reads pages. A live one has handled
+/// exactly what its position is past.
+#[derive(Debug)]
+struct MembershipCatchUp {
+    /// The late rows of the memberships that this shows have been sent.
+    handled: Snapshot,
+    late: Option<LatePosition>,
+    /// The snapshot of the last page, whose memberships the connection has.
+    seen: Arc<Snapshot>,
+    /// Changes since the next page was requested, which may not show them. The hub is what
+    /// bounds them: beyond its limit it ends the connection.
+    told: Vec<Arc<MembershipChange>>,
+}
+
+impl MembershipCatchUp {
+    /// Without a position, all memberships are handled by the first page.
+    fn begin(position: Option<&Position>) -> Box<Self> {
+        Box::new(Self {
+            handled: position.map(Position::as_snapshot).unwrap_or_default(),
+            late: None,
+            seen: Arc::default(),
+            told: Vec::new(),
+        })
+    }
+
+    /// Up to where the late rows of this membership were sent, if not all were.
+    fn sent_of(&self, membership: &Membership) -> Option<RowKey> {
+        let nothing = RowKey { xid: Xid(0), id: 0 };
+        membership
+            .is_after(&self.handled)
+            .then(|| match &self.late {
+                Some(late) if !membership.is_after(&late.first) => late.after,
+                _ => nothing,
+            })
+    }
+}
+
+impl Memberships {
+    /// Those of a connection that has `granted` topics besides the user's memberships,
+    /// without everyone's.
+    pub fn with_granted(granted: Arc<[Topic]>) -> Self {
+        Self {
+            granted,
+            ..Self::default()
+        }
+    }
+
+    /// Call this when a page is requested, before the statement that reads it.
+    pub fn request(&mut self, position: Option<&Position>) -> LateWanted {
+        let catch_up = self
+            .catch_up
+            .get_or_insert_with(|| MembershipCatchUp::begin(position));
+        catch_up.told.clear();
+        LateWanted {
+            handled: catch_up.handled.clone(),
+            begun: catch_up.late.clone(),
+        }
+    }
+
+    /// Applies a change that the tail has read, at once. A topic that was joined is added
+    /// by the next page, which the hub makes the connection read.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyEnded`] if the connection has to end.
+    pub fn told(
+        &mut self,
+        position: &Position,
+        change: &Arc<MembershipChange>,
+    ) -> Result<(), TooManyEnded> {
+        if let Some(catch_up) = &mut self.catch_up {
+            // A page may be ahead of the tail.
+            if catch_up.seen.shows(change.xid) {
+                return Ok(());
+            }
+            catch_up.told.push(Arc::clone(change));
+        }
+        if self.current.get(&change.topic) != change.now.as_ref()
+            && let Some((topic, membership)) = self.current.remove_entry(&change.topic)
+        {
+            if self.granted.contains(&topic) {
+                self.current.insert(topic.clone(), Membership::GRANTED);
+            }
+            self.end(topic, membership, &Arc::new(position.clone()));
+        }
+        self.check()
+    }
+
+    /// Takes over the memberships that a page's snapshot shows. Call it before its first
+    /// row is written.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyEnded`] if the connection has to end.
+    pub fn take(
+        &mut self,
+        position: &Position,
+        snapshot: &Arc<Snapshot>,
+        found: impl IntoIterator<Item = (Topic, Membership)>,
+        late: LateRows,
+    ) -> Result<Taken, TooManyEnded> {
+        let mut found: BTreeMap<_, _> = found.into_iter().collect();
+        let catch_up = self
+            .catch_up
+            .get_or_insert_with(|| MembershipCatchUp::begin(Some(position)));
+        for change in catch_up.told.drain(..) {
+            if !snapshot.shows(change.xid) && found.get(&change.topic) != change.now.as_ref() {
+                found.remove(&change.topic);
+            }
+        }
+        for topic in &*self.granted {
+            // A membership precedes: its rows may be late.
+            found.entry(topic.clone()).or_insert(Membership::GRANTED);
+        }
+        let at = Arc::new(position.clone());
+        if !self.granted.is_empty() {
+            self.began.get_or_insert_with(|| Arc::clone(&at));
+        }
+        for (topic, membership) in std::mem::take(&mut self.current) {
+            if found.get(&topic) != Some(&membership) {
+                self.end(topic, membership, &at);
+            }
+        }
+        self.current = found;
+        self.check()?;
+        let Some(catch_up) = &mut self.catch_up else {
+            return Ok(Taken::Write);
+        };
+        catch_up.seen = Arc::clone(snapshot);
+        Ok(match (late, catch_up.late.take()) {
+            (LateRows::None, None) => {
+                catch_up.handled = Snapshot::clone(snapshot);
+                Taken::Write
+            }
+            (LateRows::None, Some(late)) => {
+                catch_up.handled = Snapshot::clone(&late.first);
+                Taken::ReadAgain
+            }
+            (LateRows::Left(_), late) => {
+                catch_up.late = late.or_else(|| {
+                    Some(LatePosition {
+                        first: Arc::clone(snapshot),
+                        after: RowKey { xid: Xid(0), id: 0 },
+                    })
+                });
+                Taken::Write
+            }
+        })
+    }
+
+    /// Whether to write this row now, if it is new to the position or late. `is_same` tells
+    /// whether a row that may have been read before a crash is the same row.
+    pub fn want(&self, topic: &Topic, row: RowKey, is_same: bool) -> bool {
+        let membership = self.current.get(topic);
+        membership.is_some_and(|membership| membership.has(row.xid))
+            && !self
+                .ended
+                .iter()
+                .any(|ended| ended.has_sent(topic, row, is_same))
+    }
+
+    /// A late row was written, or passed over.
+    pub fn pass_late(&mut self, row: RowKey) {
+        if let Some(catch_up) = &mut self.catch_up
+            && let Some(late) = &mut catch_up.late
+        {
+            late.after = row;
+        }
+    }
+
+    /// All rows of a page of late rows were passed.
+    pub fn finish_late(&mut self, rest: Rest) {
+        if let Some(catch_up) = &mut self.catch_up
+            && rest == Rest::Nothing
+            && let Some(late) = catch_up.late.take()
+        {
+            catch_up.handled = Snapshot::clone(&late.first);
+        }
+    }
+
+    /// The youngest transaction that created one of the memberships. A position that is
+    /// complete at the page's snapshot is past it too: otherwise the membership would stay
+    /// new to it, and to the ids made from it, until a younger row is written.
+    pub fn top(&self) -> Option<Xid> {
+        self.current.values().filter_map(|one| one.xid).max()
+    }
+
+    /// The connection is live: its position is past all memberships that the last page
+    /// showed.
+    pub fn go_live(&mut self) {
+        self.catch_up = None;
+    }
+
+    /// Handles a crash of Postgres, before the position falls. Memberships that were not on
+    /// disk may be gone, so all of them count as ended until a page shows them again.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyEnded`] if the connection has to end.
+    pub fn recover(&mut self, position: Option<&Position>, safe: Xid) -> Result<(), TooManyEnded> {
+        let at = Arc::new(position.cloned().unwrap_or_default());
+        for (topic, membership) in std::mem::take(&mut self.current) {
+            self.end(topic, membership, &at);
+        }
+        for ended in &mut self.ended {
+            ended.safe = ended.safe.min(safe);
+        }
+        self.catch_up = None;
+        self.check()
+    }
+
+    pub fn have(&self, topic: &Topic) -> bool {
+        self.current.contains_key(topic)
+    }
+
+    /// Without everyone's.
+    pub fn topics(&self) -> impl Iterator<Item = &Topic> {
+        self.current.keys()
+    }
+
+    fn end(&mut self, topic: Topic, membership: Membership, at: &Arc<Position>) {
+        let catch_up = self.catch_up.as_ref();
+        let late = catch_up.and_then(|catch_up| catch_up.sent_of(&membership));
+        let is_granted = membership.xid.is_none();
+        self.ended.push(EndedMembership {
+            began: self.began.clone().filter(|_| is_granted),
+            topic,
+            membership,
+            position: Arc::clone(at),
+            late,
+            safe: Xid(u64::MAX),
+        });
+    }
+
+    fn check(&self) -> Result<(), TooManyEnded> {
+        match self.ended.len() <= ENDED_MEMBERSHIPS {
+            true => Ok(()),
+            false => Err(TooManyEnded),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
