@@ -5,7 +5,7 @@
 -- row for a topic is rejected.
 --
 -- Only the catalog changes: no row is rewritten, and the constraints aren't checked
--- against existing rows while writers wait. V26 checks them.
+-- against existing rows while writers wait. V25 checks them.
 
 alter table :"schema".tidings_bridges_seen add column topics boolean not null default false;
 

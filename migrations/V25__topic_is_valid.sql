@@ -1,5 +1,5 @@
 -- Reads the whole table, but writers don't wait for it. It has a file of its own because
--- V25 locks the table until its transaction ends.
+-- V24 locks the table until its transaction ends.
 --
 -- The index must exist: without it, a page of a topic would read the whole table.
 do $migration$

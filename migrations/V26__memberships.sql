@@ -16,7 +16,7 @@ create table :"schema".topic_subscriptions (
 
   constraint topic_subscriptions_pkey primary key (user_id, topic) include (since, xid),
   constraint topic_subscriptions_user_id_length check (octet_length(user_id) between 1 and 255),
-  -- As in V25__topic.sql.
+  -- As in V24__topic.sql.
   constraint topic_subscriptions_topic_form
     check (octet_length(topic) between 1 and 255 and topic !~ E'[[:cntrl:]\\u007f-\\u009f]'),
   -- Everyone receives it already, and would receive each row twice.

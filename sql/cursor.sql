@@ -1,5 +1,5 @@
 -- Where a user who connects without a last event id continues in the topics, if that is
--- known (V27__memberships.sql).
+-- known (V26__memberships.sql).
 --
 -- $1 user, $2 the cluster's system identifier. In another incarnation than `timeline` and
 -- `since`, it falls back to `durable`.

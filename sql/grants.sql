@@ -167,7 +167,7 @@ begin
       join objects using (name)
       where
         (grantee = 'public' or to_regrole(grantee) is not null)
-        -- Migrations 20 and 25 add these columns, and this file may be run before.
+        -- Migrations 20 and 24 add these columns, and this file may be run before.
         and (
           privileges !~ ' \((ref|topic)\)$'
           or exists (

@@ -1,5 +1,5 @@
 -- Our triggers that don't fire, or that should be ENABLE ALWAYS and aren't
--- (V17__restamp_inserted.sql, V27__memberships.sql), with the consequence and the fix.
+-- (V17__restamp_inserted.sql, V26__memberships.sql), with the consequence and the fix.
 --
 -- $1 schema. `fires` is pg_trigger.tgenabled, null if the trigger doesn't exist.
 with

@@ -20,7 +20,7 @@ pub(super) struct ConcurrentIndex {
 
 /// The index for the pages of topics.
 pub(super) const TOPICS: ConcurrentIndex = ConcurrentIndex {
-    after: 25,
+    after: 24,
     name: "notifications_topic_xid_id",
     create: include_str!("../../../sql/index_topics.sql"),
 };
