@@ -51,7 +51,7 @@ const sources = {
     function Bell({ prefix }) {
       window.renders++
       const status = useTidingsStatus()
-      const notifications = useNotifications({ limit: 3 })
+      const notifications = useNotifications({ limit: 3, topic: null })
       useTidingsEvent('order', ({ text }) => window.orders.push(prefix + text))
       return h('p', { className: status }, notifications.map(({ text }) => text).join(' '))
     }
@@ -76,7 +76,7 @@ const sources = {
       setup(props) {
         window.client = useTidings()
         const status = useTidingsStatus()
-        const notifications = useNotifications({ limit: 3 })
+        const notifications = useNotifications({ limit: 3, topic: null })
         useTidingsEvent('order', ({ text }) => window.orders.push(props.prefix + text))
         return () => h('p', { class: status.value }, notifications.value.map(({ text }) => text).join(' '))
       },
