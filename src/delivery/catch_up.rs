@@ -34,7 +34,7 @@ use crate::{
         page_reader::{self, Backlog, BacklogPage, PageSize, SKIPPED_ROWS_BEFORE_NOTING, UserPage},
     },
     domain::{
-        history::History, notification::UserId, position::Position, snapshot::Xid,
+        history::History, identity::Subscriber, position::Position, snapshot::Xid,
         topic::TopicChoice,
     },
     postgres::{
@@ -73,7 +73,7 @@ pub struct Pages {
 
 #[derive(Debug)]
 pub struct Wanted {
-    pub user: UserId,
+    pub subscriber: Subscriber,
     /// The history that the positions belong to.
     pub history: History,
     /// What the connection has been sent. `None` before its first page.
@@ -171,7 +171,7 @@ impl Pages {
         while self.hub.tail().history == wanted.history {
             self.follow_history();
             let admission = async {
-                let turn = self.turns.take(&wanted.user).await;
+                let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
                 let lease = self.memory.reserve(size.most_bytes()).await;
                 (turn, size, lease)
@@ -189,8 +189,8 @@ impl Pages {
                 Ok(read) if read.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
                     wait.end(read.page.batch.events.len());
-                    if let Some(before) = read.drained {
-                        self.drained.note(&wanted.user, before, wanted.history);
+                    if let (Some(user), Some(before)) = (wanted.subscriber.user(), read.drained) {
+                        self.drained.note(user, before, wanted.history);
                     }
                     lease.hand_over(read.page.batch.memory());
                     let page = Page {
@@ -255,7 +255,7 @@ impl Pages {
     }
 
     async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
-        let Wanted { user, replay, .. } = wanted;
+        let (user, replay) = (wanted.subscriber.user(), wanted.replay);
         let (pool, sql) = (&self.pool, &self.sql);
         if let Some(position) = &wanted.position {
             return Ok(Read {
@@ -267,7 +267,7 @@ impl Pages {
         let backlog = Backlog {
             query: self.drained.backlog_page(),
             user,
-            replay: *replay,
+            replay,
             opened: &wanted.opened,
             system_identifier: wanted.history.system_identifier,
             skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,

@@ -370,8 +370,8 @@ impl EventStream {
                 sse::put_retry(chunk, retry);
             }
             Opening::Resume(id) => {
-                let acknowledged = Acknowledgement::of(self.connection.user(), &id);
-                if let Some(acknowledged) = acknowledged {
+                let user = self.connection.subscriber().user();
+                if let Some(acknowledged) = user.and_then(|user| Acknowledgement::of(user, &id)) {
                     self.streams.marks.acknowledge(acknowledged);
                 }
                 self.row = id.row;
@@ -427,7 +427,7 @@ impl EventStream {
         self.connection.reopen();
         let late = self.memberships.request(self.position.as_ref());
         Arc::clone(&self.streams.pages).read(Wanted {
-            user: self.connection.user().clone(),
+            subscriber: self.connection.subscriber().clone(),
             history: self.history,
             position: self.position.clone(),
             opened: Arc::clone(&self.opened),
@@ -728,7 +728,10 @@ impl EventStream {
 
     /// The previous chunk has been written: reports its rows.
     fn report(&mut self) {
-        let (user, of) = (self.connection.user(), self.history.incarnation);
+        let (user, of) = (
+            self.connection.subscriber().user(),
+            self.history.incarnation,
+        );
         let to = &self.streams;
         self.chunk_rows.report(user, of, &to.marks, &to.activity);
     }

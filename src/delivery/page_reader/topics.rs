@@ -25,7 +25,8 @@ pub const MOST_TOPICS: usize = 1_000;
 #[derive(Clone, Copy, Debug)]
 pub struct TopicPage<'a> {
     pub query: &'a str,
-    pub user: &'a UserId,
+    /// Whose rows and memberships it has, if it has any but those of granted topics.
+    pub user: Option<&'a UserId>,
     pub position: &'a Position,
     pub late: &'a LateWanted,
     pub topics: &'a TopicChoice,
@@ -81,7 +82,7 @@ pub async fn topic_page(
                 (&position.open_reads(), Type::INT8_ARRAY),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
-                (&user.as_str(), Type::TEXT),
+                (&user.map(UserId::as_str), Type::TEXT),
                 (&late.handled.xmax(), Type::XID8),
                 (&late.handled.running_xids(), Type::XID8_ARRAY),
                 (&first, Type::PG_SNAPSHOT),

@@ -36,11 +36,11 @@ pub struct UserPage {
     pub topics: Option<PageTopics>,
 }
 
-/// Reads the first new rows of one user.
+/// Reads the first new rows of one user. Without a user there are none.
 pub async fn user_page(
     pool: &Pool,
     sql: &Sql,
-    user: &UserId,
+    user: Option<&UserId>,
     position: &Position,
     size: PageSize,
 ) -> Result<UserPage, QueryError> {
@@ -54,7 +54,7 @@ pub async fn user_page(
                 (&position.open_reads(), Type::INT8_ARRAY),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
-                (&user.as_str(), Type::TEXT),
+                (&user.map(UserId::as_str), Type::TEXT),
             ],
         )
         .await?;
