@@ -11,8 +11,16 @@ from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import MigrationWriter
 
 from tests.shop.models import Seat, Team
-from tidings_django import subscribe
+from tests.conftest import Bridge, Event, Stream
+from tidings_django import (
+    create_stream_ticket,
+    send_notification,
+    send_to_everyone,
+    send_to_topic,
+    subscribe,
+)
 from tidings_django.operations import UnwatchMemberships, WatchMemberships
+from tidings_django.tokens import create_token
 
 pytestmark = pytest.mark.django_db
 
@@ -153,6 +161,59 @@ def test_a_migration_with_it_can_be_written_and_its_sql_printed():
     assert "'100% ''room'':')" in printed
     assert "drop trigger if exists tidings_watch_insert on" in printed
     assert triggers() == []
+
+
+class TestDelivery:
+    @pytest.fixture(autouse=True)
+    def cleanup(self, transactional_db):
+        yield
+        migrate(TEAMS, forwards=False)
+
+    def test_the_members_of_a_team_receive_what_is_sent_to_it(
+        self, bridge: Bridge, alice: User, bob: User
+    ):
+        migrate(TEAMS)
+        team, other = Team.objects.create(), Team.objects.create()
+        team.members.add(alice)
+        other.members.add(bob)
+        streams = [bridge.stream(create_token(user)).until_live() for user in (alice, bob)]
+        send_to_topic(f"team:{team.pk}", "Hello, team", event="team")
+        assert next(iter(streams[0])) == Event("team", "Hello, team")
+        send_to_everyone("Hello, all", event="all")
+        for stream in streams:
+            assert next(iter(stream)) == Event("all", "Hello, all")
+        with transaction.atomic():
+            team.members.set([bob])
+            send_to_topic(f"team:{team.pk}", "The members have changed")
+            send_notification(alice, "You have left")
+        assert next(iter(streams[0])).data == "You have left"
+        assert next(iter(streams[1])).data == "The members have changed"
+
+    def test_a_member_who_was_away_receives_what_was_sent_since_joining(
+        self, bridge: Bridge, alice: User
+    ):
+        migrate(TEAMS)
+        team = Team.objects.create()
+        send_to_topic(f"team:{team.pk}", "before")
+        team.members.add(alice)
+        send_to_topic(f"team:{team.pk}", "after", event="team")
+        stream = bridge.stream(create_token(alice))
+        assert stream.next_of("team") == "after"
+
+    def test_a_token_grants_topics(self, bridge: Bridge, alice: User, settings):
+        settings.TIDINGS_TOPICS = lambda user: [f"plan:{user.username}"]
+        stream = bridge.stream(create_token(alice)).until_live()
+        send_to_topic("plan:bob", "not hers")
+        send_to_topic("plan:alice", "hers")
+        assert next(iter(stream)).data == "hers"
+
+    @pytest.mark.usefixtures("tickets_for_topics")
+    def test_a_ticket_without_a_user_has_its_topics(self, bridge: Bridge):
+        ticket = create_stream_ticket(None, topics=["scores:9"])
+        stream = Stream(f"{bridge.url}?ticket={ticket}").until_live()
+        send_to_topic("scores:8", "not asked for")
+        send_to_topic("scores:9", "1:0")
+        assert next(iter(stream)).data == "1:0"
 
 
 def test_a_database_that_is_not_postgres_is_left_alone():

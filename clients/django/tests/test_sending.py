@@ -268,17 +268,6 @@ def test_a_ticket_lives_as_long_as_a_token(alice: User, settings):
         assert cursor.fetchall() == [(str(alice.pk), timedelta(minutes=7))]
 
 
-@pytest.fixture
-def tickets_have_topics(db):
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "select to_regprocedure('tidings.create_stream_ticket(text, interval, text[])')"
-        )
-        if cursor.fetchone() == (None,):
-            pytest.skip("this Tidings has none")
-
-
-@pytest.mark.usefixtures("tickets_have_topics")
 def test_a_ticket_grants_topics_to_a_user_or_to_whoever_has_it(alice: User, settings):
     settings.TIDINGS_TOPICS = lambda user: [f"plan:{user.username}"]
     for arguments in (
