@@ -8,7 +8,7 @@
 -- cluster's system identifier, $9 how many rows may be skipped before the bridge
 -- records a new floor.
 --
--- `top` is the user's newest transaction: together with the snapshot it determines up
+-- `top` is the newest transaction of any row: together with the snapshot it determines up
 -- to where everything counts as seen once this page has been read.
 --
 -- `has_topics` says whether this page is incomplete, because the user has memberships or
@@ -34,8 +34,8 @@ with
       (
         select xid
         from :"schema".notifications
-        where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
-        order by user_id desc, xid desc
+        where xid < pg_snapshot_xmax(pg_current_snapshot())
+        order by xid desc
         limit 1
       ) as top,
       (
