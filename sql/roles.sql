@@ -234,8 +234,11 @@ begin
         ('tidings_memberships_changed(text)'),
         ('tidings_note_memberships()'),
         ('tidings_pending_users()'),
+        -- Those without the last argument, where V30 hasn't been applied yet.
         ('tidings_prune(interval, integer)'),
+        ('tidings_prune(interval, integer, interval)'),
         ('tidings_prune_batch(interval, bigint, integer)'),
+        ('tidings_prune_batch(interval, bigint, integer, interval)'),
         ('tidings_prune_disconnections(integer)'),
         ('tidings_prune_membership_changes(integer)'),
         ('tidings_prune_rows(bigint[], bigint, interval)'),

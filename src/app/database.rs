@@ -20,7 +20,6 @@ use crate::{
         pool::{Pool, PoolMode, QueryError},
         pruner::{Pruned, Pruner},
         queries::Sql,
-        retention::Retention,
         schema::{self, SchemaError},
     },
     runtime::{backoff::Backoff, error_chain::ErrorChain},
@@ -89,16 +88,14 @@ impl Database {
 
     /// The task that removes old rows, if it is configured.
     pub(super) fn pruner(&self, options: &RetentionOptions, pruned: Arc<Pruned>) -> Option<Pruner> {
-        match options.prune_sent_after {
-            Retention::Forever => None,
-            Retention::SentFor(sent_for) => Some(Pruner {
-                url: self.direct_url.clone(),
-                schema: self.schema.clone(),
-                sent_for,
-                every: options.prune_every,
-                pruned,
-            }),
-        }
+        let retentions = options.retentions()?;
+        Some(Pruner {
+            url: self.direct_url.clone(),
+            schema: self.schema.clone(),
+            retentions,
+            every: options.prune_every,
+            pruned,
+        })
     }
 }
 
