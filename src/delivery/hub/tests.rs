@@ -303,7 +303,7 @@ fn who_may_have_been_meant_by_what_was_left_unread_is_sent_back() {
 
 /// A change in which `user` joins or leaves.
 fn change(user: &str, name: &str, now: Option<Membership>) -> Arc<MembershipChange> {
-    Arc::new(MembershipChange {
+    Arc::new(MembershipChange::One {
         user: UserId::parse(user).expect("a user"),
         topic: topic(name),
         xid: Xid(1),
