@@ -17,6 +17,7 @@ use crate::{
         crash_sign::CrashSign,
         database::Database,
         listen_probe::{self, DirectError},
+        memberships::{MembershipError, MembershipSource},
         pool::{Pool, PoolMode, QueryError},
         pruner::{Pruned, Pruner},
         queries::Sql,
@@ -69,11 +70,15 @@ impl Database {
                  GRANT"
             );
         }
+        let memberships = retry_while_starting(&parts.url, MembershipError::is_passing, || {
+            MembershipSource::find(&parts.url, options.memberships.as_ref())
+        })
+        .await?;
         Ok(Self {
             url: parts.url.clone(),
             direct_url: direct_url.clone(),
             schema: schema.clone(),
-            sql: Arc::new(Sql::going_by(sign, schema)),
+            sql: Arc::new(Sql::with_memberships(sign, schema, memberships)),
             pool,
         })
     }
