@@ -39,7 +39,7 @@ use crate::{
     },
     domain::{
         history::History,
-        notification::UserId,
+        identity::Subscriber,
         position::{Position, RowKey},
         snapshot::{Snapshot, Xid},
         topic::TopicChoice,
@@ -82,7 +82,7 @@ pub struct Pages {
 
 #[derive(Debug)]
 pub struct Wanted {
-    pub user: UserId,
+    pub subscriber: Subscriber,
     /// The history that the positions belong to.
     pub history: History,
     /// What the connection has been sent. `None` before its first page.
@@ -192,7 +192,7 @@ impl Pages {
         while self.hub.tail().history == wanted.history {
             self.follow_history();
             let admission = async {
-                let turn = self.turns.take(&wanted.user).await;
+                let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
                 let lease = self.memory.reserve(size.most_bytes()).await;
                 (turn, size, lease)
@@ -210,8 +210,8 @@ impl Pages {
                 Ok(read) if read.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
                     wait.end(read.page.batch.events.len());
-                    if let Some(before) = read.drained {
-                        self.drained.note(&wanted.user, before, wanted.history);
+                    if let (Some(user), Some(before)) = (wanted.subscriber.user(), read.drained) {
+                        self.drained.note(user, before, wanted.history);
                     }
                     lease.hand_over(read.page.batch.memory());
                     let page = Page {
@@ -298,7 +298,13 @@ impl Pages {
             && wanted.late.begun.is_none()
             && !self.hub.has_topics();
         if is_simple {
-            let own = page_reader::user_page(&self.pool, &self.sql, &wanted.user, position, size);
+            let own = page_reader::user_page(
+                &self.pool,
+                &self.sql,
+                wanted.subscriber.user(),
+                position,
+                size,
+            );
             let own = own.await?;
             if !own.has_topics {
                 return Ok(own.page);
@@ -319,7 +325,7 @@ impl Pages {
     ) -> Result<UserPage, QueryError> {
         let page = TopicPage {
             query: &self.sql.topic_page,
-            user: &wanted.user,
+            user: wanted.subscriber.user(),
             position,
             late,
             topics: &wanted.topics,
@@ -340,7 +346,10 @@ impl Pages {
         } = self.backlog(wanted, wanted.replay, size).await?;
         // A cursor that is being written counts, or the page that follows a form would
         // receive again what the one before it has settled.
-        let waiting = self.cursors.waiting(&wanted.user, wanted.history);
+        let waiting = wanted
+            .subscriber
+            .user()
+            .and_then(|user| self.cursors.waiting(user, wanted.history));
         let cursor = waiting.or(cursor);
         let mut reading = FirstReading {
             opened: Arc::clone(&wanted.opened),
@@ -392,7 +401,7 @@ impl Pages {
     ) -> Result<BacklogPage, QueryError> {
         let backlog = Backlog {
             query: self.drained.backlog_page(),
-            user: &wanted.user,
+            user: wanted.subscriber.user(),
             replay,
             opened: &wanted.opened,
             system_identifier: wanted.history.system_identifier,
@@ -402,7 +411,7 @@ impl Pages {
     }
 
     async fn replay_start(&self, wanted: &Wanted) -> Result<Option<RowKey>, QueryError> {
-        let (query, user) = (&self.sql.replay_start, &wanted.user);
+        let (query, user) = (&self.sql.replay_start, wanted.subscriber.user());
         page_reader::replay_start(&self.pool, query, user, wanted.replay, &wanted.topics).await
     }
 }

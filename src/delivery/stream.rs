@@ -402,8 +402,8 @@ impl EventStream {
                 sse::put_retry(chunk, retry);
             }
             Opening::Resume(id) => {
-                let acknowledged = Acknowledgement::of(self.connection.user(), &id);
-                if let Some(acknowledged) = acknowledged {
+                let user = self.connection.subscriber().user();
+                if let Some(acknowledged) = user.and_then(|user| Acknowledgement::of(user, &id)) {
                     self.streams.marks.acknowledge(acknowledged);
                 }
                 self.row = id.row;
@@ -465,7 +465,7 @@ impl EventStream {
         self.connection.reopen();
         let late = self.memberships.request(self.position.as_ref());
         Arc::clone(&self.streams.pages).read(Wanted {
-            user: self.connection.user().clone(),
+            subscriber: self.connection.subscriber().clone(),
             history: self.history,
             position: self.position.clone(),
             opened: Arc::clone(&self.opened),
@@ -710,8 +710,7 @@ impl EventStream {
         if let Some(position) = &self.position
             && let Some(cursor) = self.cursor.due(position, &self.streams.cursors)
         {
-            let user = self.connection.user();
-            self.streams.cursors.put(user, self.history, cursor);
+            self.put_cursor(cursor);
         }
         if self.position.is_none() {
             sse::put_comment(chunk);
@@ -788,7 +787,10 @@ impl EventStream {
 
     /// The previous chunk has been written: reports its rows.
     fn report(&mut self) {
-        let (user, of) = (self.connection.user(), self.history.incarnation);
+        let (user, of) = (
+            self.connection.subscriber().user(),
+            self.history.incarnation,
+        );
         let to = &self.streams;
         self.chunk_rows.report(user, of, &to.marks, &to.activity);
         if std::mem::take(&mut self.chunk_has_topics)
@@ -798,19 +800,29 @@ impl EventStream {
         }
     }
 
-    /// Stores where the user continues in the topics.
-    fn put_cursor(&mut self, how: Closed) {
-        let (hub, cursors) = (&self.streams.hub, &self.streams.cursors);
-        let Some(position) = self.position.as_ref().filter(|_| hub.has_topics()) else {
+    /// The stream has ended: stores where the user continues in the topics.
+    fn put_last_cursor(&mut self, how: Closed) {
+        // Until anyone uses topics, nothing has to be stored.
+        let Some(position) = self
+            .position
+            .as_ref()
+            .filter(|_| self.streams.hub.has_topics())
+        else {
             return;
         };
         let last_chunk = match self.chunk_has_topics {
             true => LastChunk::HasTopics,
             false => LastChunk::Written,
         };
-        let settle = cursors.settle();
+        let settle = self.streams.cursors.settle();
         if let Some(cursor) = self.cursor.last(position, last_chunk, how, settle) {
-            cursors.put(self.connection.user(), self.history, cursor);
+            self.put_cursor(cursor);
+        }
+    }
+
+    fn put_cursor(&self, cursor: Position) {
+        if let Some(user) = self.connection.subscriber().user() {
+            self.streams.cursors.put(user, self.history, cursor);
         }
     }
 
@@ -836,7 +848,7 @@ impl Drop for EventStream {
             _ => EndReason::Left,
         };
         self.chunk_rows.close(reason.closed(), &self.streams.marks);
-        self.put_cursor(reason.closed());
+        self.put_last_cursor(reason.closed());
         self.streams.ended.count(reason);
         let _entered = self.span.as_deref().map(Span::enter);
         let reason = reason.name();

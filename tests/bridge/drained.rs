@@ -226,7 +226,7 @@ impl Stage {
         };
         let backlog = Backlog {
             query: &self.sql.backlog_page,
-            user: &alice,
+            user: Some(&alice),
             replay: 0,
             opened: &opened,
             system_identifier: self.system_identifier,

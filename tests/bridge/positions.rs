@@ -298,7 +298,7 @@ impl Stage {
 
     async fn page_after(&self, position: &Position, size: PageSize) -> Batch {
         let alice = UserId::parse("alice").expect("a user");
-        let page = page_reader::user_page(&self.pool, &self.sql, &alice, position, size);
+        let page = page_reader::user_page(&self.pool, &self.sql, Some(&alice), position, size);
         page.await.expect("a page").page.batch
     }
 

@@ -23,7 +23,7 @@ pub const SKIPPED_ROWS_BEFORE_NOTING: u32 = 100;
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog<'a> {
     pub query: &'a str,
-    pub user: &'a UserId,
+    pub user: Option<&'a UserId>,
     /// How many of the user's last rows the page begins with, sent or not.
     pub replay: u32,
     /// The page contains everything that is new to this position, sent or not.
@@ -82,7 +82,7 @@ pub async fn backlog_page(
             READ_LIMIT,
             wanted.query,
             &[
-                (&wanted.user.as_str(), Type::TEXT),
+                (&wanted.user.map(UserId::as_str), Type::TEXT),
                 (&i64::from(wanted.replay), Type::INT8),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),

@@ -27,7 +27,8 @@ pub const MOST_TOPICS: usize = 1_000;
 #[derive(Clone, Copy, Debug)]
 pub struct TopicPage<'a> {
     pub query: &'a str,
-    pub user: &'a UserId,
+    /// Whose rows and memberships it has, if it has any but those of granted topics.
+    pub user: Option<&'a UserId>,
     pub position: &'a Position,
     pub late: &'a LateWanted,
     pub topics: &'a TopicChoice,
@@ -111,7 +112,7 @@ pub async fn topic_page(
                 (&position.open_reads(), Type::INT8_ARRAY),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
-                (&user.as_str(), Type::TEXT),
+                (&user.map(UserId::as_str), Type::TEXT),
                 (&late.handled.xmax(), Type::XID8),
                 (&late.handled.running_xids(), Type::XID8_ARRAY),
                 (&first_late, Type::PG_SNAPSHOT),
@@ -150,7 +151,7 @@ pub async fn topic_page(
 pub async fn replay_start(
     pool: &Pool,
     query: &str,
-    user: &UserId,
+    user: Option<&UserId>,
     count: u32,
     topics: &TopicChoice,
 ) -> Result<Option<RowKey>, QueryError> {
@@ -160,7 +161,7 @@ pub async fn replay_start(
             READ_LIMIT,
             query,
             &[
-                (&user.as_str(), Type::TEXT),
+                (&user.map(UserId::as_str), Type::TEXT),
                 (&i64::from(count), Type::INT8),
                 (&(MOST_TOPICS as i64), Type::INT8),
                 (&asked, Type::TEXT_ARRAY),

@@ -43,11 +43,12 @@ pub struct OwnPage {
     pub has_topics: bool,
 }
 
-/// Reads the first new rows of one user, without those of topics.
+/// Reads the first new rows of one user, without those of topics. Without a user there
+/// are none.
 pub async fn user_page(
     pool: &Pool,
     sql: &Sql,
-    user: &UserId,
+    user: Option<&UserId>,
     position: &Position,
     size: PageSize,
 ) -> Result<OwnPage, QueryError> {
@@ -61,7 +62,7 @@ pub async fn user_page(
                 (&position.open_reads(), Type::INT8_ARRAY),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
-                (&user.as_str(), Type::TEXT),
+                (&user.map(UserId::as_str), Type::TEXT),
             ],
         )
         .await?;
