@@ -212,6 +212,7 @@ begin
     from (
       values
         ('create_stream_ticket(text, interval)'),
+        ('create_stream_ticket(text, interval, text[])'),
         ('disconnect_everyone()'),
         ('disconnect_user(bigint)'),
         ('disconnect_user(text)'),
