@@ -125,8 +125,8 @@ impl<W: Write> TailPrinter<'_, W> {
     async fn look(&mut self, seen: &mut Seen) -> Result<(), AnyError> {
         loop {
             let (user, size) = (Some(&self.options.user), PageSize::USER);
-            let page =
-                page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
+            let own = page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size);
+            let page = own.await?.page;
             if page.incarnation != seen.incarnation {
                 // Transaction ids from before may mean something else now.
                 tracing::warn!("the server has crashed or was replaced, starting over");

@@ -9,7 +9,7 @@ use std::{
     collections::{HashMap, HashSet, hash_map},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -29,7 +29,7 @@ use crate::{
     domain::{
         history::History,
         identity::{Disconnection, Identity, Subscriber, TicketHash},
-        notification::{Addressee, Notification},
+        notification::{Addressee, Notification, UserId},
         position::{Position, Unread},
         snapshot::{Snapshot, Xid},
         topic::Topic,
@@ -50,8 +50,8 @@ pub struct Tail {
 #[derive(Debug)]
 pub struct Reading {
     /// The changes of memberships that the previous reading's snapshot did not show, each
-    /// with the membership as this one's shows it. The same statement reads them and the
-    /// rows: a change that was read later could concern rows that were passed over.
+    /// with the membership as this one's shows it. They and the rows are read in one
+    /// snapshot: a change that was read later could concern rows that were passed over.
     pub changes: Vec<Arc<MembershipChange>>,
     /// In the order of delivery.
     pub notifications: Vec<(Addressee, Notification)>,
@@ -88,12 +88,33 @@ impl Registry {
     /// Routes of a topic that the user has left are removed by the connections: its rows
     /// aren't written any more, and their credentials may grant the topic anyway.
     fn tell(&mut self, change: &Arc<MembershipChange>) {
-        let user = Subscriber::from(change.user.clone());
-        for registered in self.subscribers.get_mut(&user).into_iter().flatten() {
-            if change.now.is_some() {
-                registered.add_route(&mut self.routes, &change.topic);
+        let Self {
+            subscribers,
+            routes,
+            ..
+        } = self;
+        let of = |user: &UserId| Subscriber::from(user.clone());
+        match &**change {
+            MembershipChange::One {
+                user, topic, now, ..
+            } => {
+                for registered in subscribers.get_mut(&of(user)).into_iter().flatten() {
+                    if now.is_some() {
+                        registered.add_route(routes, topic);
+                    }
+                    registered.mailbox.tell(change);
+                }
             }
-            registered.mailbox.tell(change);
+            MembershipChange::Any { user: Some(user) } => {
+                for registered in subscribers.get(&of(user)).into_iter().flatten() {
+                    registered.mailbox.tell(change);
+                }
+            }
+            MembershipChange::Any { user: None } => {
+                for registered in subscribers.values().flatten() {
+                    registered.mailbox.tell(change);
+                }
+            }
         }
     }
 
@@ -193,6 +214,8 @@ pub struct Hub {
     connections: AtomicUsize,
     opened: AtomicU64,
     overflows: AtomicU64,
+    /// Whether anyone has used topics. Until then, nothing has to be stored for them.
+    has_topics: AtomicBool,
     queue_bytes: usize,
 }
 
@@ -221,8 +244,18 @@ impl Hub {
             connections: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             overflows: AtomicU64::new(0),
+            has_topics: AtomicBool::new(false),
             queue_bytes,
         }
+    }
+
+    /// Records that topics are used.
+    pub fn use_topics(&self) {
+        self.has_topics.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_topics(&self) -> bool {
+        self.has_topics.load(Ordering::Relaxed)
     }
 
     pub fn connections(&self) -> usize {
@@ -332,6 +365,10 @@ impl Hub {
             unread,
             tail,
         } = reading;
+        let for_topic = |(addressee, _): &(Addressee, _)| addressee.topic().is_some();
+        if !self.has_topics() && (!changes.is_empty() || notifications.iter().any(for_topic)) {
+            self.use_topics();
+        }
         let mut registry = self.registry.lock();
         for change in &changes {
             registry.tell(change);

@@ -347,7 +347,7 @@ fn a_ticket_without_a_user_is_a_subscriber_of_its_own() {
 
 /// A change in which `user` joins or leaves.
 fn change(user: &str, name: &str, now: Option<Membership>) -> Arc<MembershipChange> {
-    Arc::new(MembershipChange {
+    Arc::new(MembershipChange::One {
         user: UserId::parse(user).expect("a user"),
         topic: topic(name),
         xid: Xid(1),
