@@ -61,7 +61,9 @@ with
               (select least(floor, durable, open[1]) from cursor)
             )
         ) as has_topics,
-      cursor.floor as c_floor, cursor.open as c_open, cursor.read_to as c_read_to,
+      cursor.floor as c_floor,
+      coalesce(cursor.open, '{}') as c_open,
+      coalesce(cursor.read_to, '{}') as c_read_to,
       cursor.durable as c_durable, cursor.timeline as c_timeline, cursor.since as c_since
     from (:incarnation) as here
     left join cursor on true
