@@ -207,7 +207,6 @@ class TestDelivery:
         send_to_topic("plan:alice", "hers")
         assert next(iter(stream)).data == "hers"
 
-    @pytest.mark.usefixtures("tickets_for_topics")
     def test_a_ticket_without_a_user_has_its_topics(self, bridge: Bridge):
         ticket = create_stream_ticket(None, topics=["scores:9"])
         stream = Stream(f"{bridge.url}?ticket={ticket}").until_live()
