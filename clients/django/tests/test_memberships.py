@@ -10,8 +10,8 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import MigrationWriter
 
-from tests.shop.models import Seat, Team
 from tests.conftest import Bridge, Event, Stream
+from tests.shop.models import Seat, Team
 from tidings_django import (
     create_stream_ticket,
     send_notification,
