@@ -39,11 +39,11 @@ async fn receive_what_is_sent_while_they_are_members(page: &str, proof: Proof) {
     let mut application = Application::start_in(&folder, &Page::open(page), page, &url).await;
 
     // Neither what was sent before the user joined nor what is sent to others.
-    placed(application.ask("release 1 Before").await);
+    placed(application.ask("tell 1 Before").await);
     application.ask("join 7 1").await;
     application.ask("join 8 2").await;
-    placed(application.ask("release 2 For others").await);
-    let away = placed(application.ask("release 1 While away").await);
+    placed(application.ask("tell 2 For others").await);
+    let away = placed(application.ask("tell 1 While away").await);
     let mut stream = shop.connect(&mut application, proof, USER).await;
     let mut backlog = until(&mut stream, "tidings.caught-up").await;
     backlog.retain(|event| event.name == "message");
@@ -52,12 +52,12 @@ async fn receive_what_is_sent_while_they_are_members(page: &str, proof: Proof) {
 
     // The stream is open while the user joins and leaves.
     application.ask("join 7 2").await;
-    let welcome = placed(application.ask("release 2 Welcome").await);
+    let welcome = placed(application.ask("tell 2 Welcome").await);
     let event = stream.next_event().await;
     assert_eq!(row(&event), (welcome, "Welcome"));
     application.ask("leave 7 1").await;
-    placed(application.ask("release 1 After leaving").await);
-    let last = placed(application.ask("release 2 Last").await);
+    placed(application.ask("tell 1 After leaving").await);
+    let last = placed(application.ask("tell 2 Last").await);
     let event = stream.next_event().await;
     assert_eq!(row(&event), (last, "Last"));
     application.stop().await;

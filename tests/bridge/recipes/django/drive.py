@@ -47,7 +47,7 @@ def leave(member, number):
     return user(member).groups.remove(group(number))
 
 
-def release(number, text):
+def tell(number, text):
     return groups.tell_group(group(number), text)
 
 
@@ -78,7 +78,7 @@ commands = {
     "announce": announce,
     "join": join,
     "leave": leave,
-    "release": release,
+    "tell": tell,
     "token": token,
     "ticket": ticket,
     "logout": log_out,
