@@ -87,7 +87,11 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (26, ObjectKind::Part, "tidings_membership_changes_id_seq"),
     (26, ObjectKind::Part, "tidings_membership_changes_pkey"),
     (26, ObjectKind::Part, "tidings_membership_changes_xid_id"),
-    (26, ObjectKind::Part, "tidings_membership_changes_created_at"),
+    (
+        26,
+        ObjectKind::Part,
+        "tidings_membership_changes_created_at",
+    ),
     (26, ObjectKind::Relation, "tidings_cursors"),
     (26, ObjectKind::Part, "tidings_cursors_pkey"),
     (26, ObjectKind::Function, "tidings_note_memberships"),
