@@ -96,6 +96,7 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (26, ObjectKind::Part, "tidings_cursors_pkey"),
     (26, ObjectKind::Function, "tidings_note_memberships"),
     (26, ObjectKind::Function, "tidings_keep_membership"),
+    (26, ObjectKind::Function, "tidings_ring_for_memberships"),
     (26, ObjectKind::Function, "subscribe"),
     (26, ObjectKind::Function, "unsubscribe"),
     (26, ObjectKind::Function, "tidings_memberships_changed"),
