@@ -32,11 +32,15 @@ impl Reader {
         }
     }
 
-    /// Runs the block of SQL that contains this, each statement in a transaction of its own.
+    /// The block of SQL that contains this.
+    fn sql(&self, what: &str) -> String {
+        let mut blocks = self.page.shown("sql").into_iter();
+        blocks.find(|block| block.contains(what)).expect(what)
+    }
+
+    /// Runs a block of SQL, each statement in a transaction of its own.
     async fn run(&self, what: &str) {
-        let blocks = self.page.shown("sql");
-        let block = blocks.iter().find(|block| block.contains(what));
-        for statement in block.expect(what).split_inclusive(';') {
+        for statement in self.sql(what).split_inclusive(';') {
             self.database.execute(statement).await;
         }
     }
@@ -106,40 +110,70 @@ async fn members_in_a_table_of_the_application_are_subscribed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_view_of_the_application_has_what_bridges_read() {
+async fn a_view_of_the_application_says_who_receives_what() {
     let reader = Reader::new().await;
-    let users = "create table app.users (id bigint primary key, plan text); \
-                 select subscribe(7, 'project:7')";
+    let users = "create table app.users (id bigint primary key, plan text)";
     reader.database.execute(users).await;
     reader.run("create view app.memberships").await;
     let join = "insert into app.users values (7, 'pro')";
     reader.database.execute(join).await;
-    let bridge = reader.database.bridge().connect().await;
-    let read = "select array_agg(topic order by topic) from app.memberships where user_id = '7'";
-    let topics: Vec<String> = bridge.query_one(read, &[]).await.expect(read).get(0);
-    assert_eq!(topics, ["plan:pro", "project:7"]);
-    let told = "select user_id from tidings_membership_changes order by id desc limit 1";
-    let told: String = bridge.query_one(told, &[]).await.expect(told).get(0);
-    assert_eq!(told, "7");
+    let send = async |topic: &str, text: &str| {
+        let send = format!("select send_to_topic('{topic}', '{text}')");
+        reader.database.execute(&send).await;
+    };
+    send("plan:pro", "Before").await;
+    let bridge = Bridge::start_with(&reader.database, &["--memberships=app.memberships"]).await;
+    let mut stream = bridge.connect("7").await;
+    let before = until(&mut stream, "tidings.caught-up").await;
+    assert!(
+        before.iter().all(|event| event.name != "message"),
+        "{before:?}"
+    );
+    send("plan:pro", "For pros").await;
+    assert_eq!(next(&mut stream).await, event("message", "For pros"));
+    let change = "update app.users set plan = 'free'";
+    reader.database.execute(change).await;
+    send("plan:pro", "Not for 7").await;
+    send("plan:free", "Free").await;
+    assert_eq!(next(&mut stream).await, event("message", "Free"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_grants_its_topics() {
+async fn tokens_and_tickets_grant_their_topics() {
     let reader = Reader::new().await;
     let mut claims: Value = serde_json::from_str(&reader.block("json")).expect("claims");
     claims["exp"] = (get_current_timestamp() + 3_600).into();
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     let token = encode(&Header::default(), &claims, &key).expect("a token");
     let bearer = format!("Bearer {token}");
+    let create = reader.sql("create_stream_ticket");
+    let application = reader.database.connect().await;
+    let ticket: String = application
+        .query_one(&create, &[])
+        .await
+        .expect("one")
+        .get(0);
     let send = |text: &str| format!("select send_to_topic('scores', '{text}')");
     reader.database.execute(&send("before")).await;
-    let headers = [("Authorization", bearer.as_str())];
-    let mut stream = EventSource::open(reader.bridge.address(), "/stream", &headers).await;
-    let before = until(&mut stream, "tidings.caught-up").await;
-    assert!(
-        !before.iter().any(|event| event.name == "message"),
-        "{before:?}"
-    );
+    let address = reader.bridge.address();
+    let mut streams = Vec::new();
+    for (path, header) in [
+        (
+            "/stream".to_owned(),
+            Some(("Authorization", bearer.as_str())),
+        ),
+        (format!("/stream?ticket={ticket}"), None),
+    ] {
+        let mut stream = EventSource::open(address, &path, header.as_slice()).await;
+        let before = until(&mut stream, "tidings.caught-up").await;
+        assert!(
+            before.iter().all(|event| event.name != "message"),
+            "{before:?}"
+        );
+        streams.push(stream);
+    }
     reader.database.execute(&send("1:0")).await;
-    assert_eq!(next(&mut stream).await, event("message", "1:0"));
+    for mut stream in streams {
+        assert_eq!(next(&mut stream).await, event("message", "1:0"));
+    }
 }
