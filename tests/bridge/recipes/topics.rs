@@ -154,17 +154,19 @@ async fn tokens_and_tickets_grant_their_topics() {
         .expect("one")
         .get(0);
     let send = |text: &str| format!("select send_to_topic('scores', '{text}')");
-    reader.database.execute(&send("before")).await;
+    // The bridge has read what another stream of the user has received.
     let address = reader.bridge.address();
+    let headers = [("Authorization", bearer.as_str())];
+    let mut earlier = EventSource::open(address, "/stream", &headers).await;
+    until(&mut earlier, "tidings.caught-up").await;
+    reader.database.execute(&send("before")).await;
+    assert_eq!(next(&mut earlier).await, event("message", "before"));
     let mut streams = Vec::new();
-    for (path, header) in [
-        (
-            "/stream".to_owned(),
-            Some(("Authorization", bearer.as_str())),
-        ),
-        (format!("/stream?ticket={ticket}"), None),
+    for (path, headers) in [
+        ("/stream".to_owned(), headers.as_slice()),
+        (format!("/stream?ticket={ticket}"), &[]),
     ] {
-        let mut stream = EventSource::open(address, &path, header.as_slice()).await;
+        let mut stream = EventSource::open(address, &path, headers).await;
         let before = until(&mut stream, "tidings.caught-up").await;
         assert!(
             before.iter().all(|event| event.name != "message"),
