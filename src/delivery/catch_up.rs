@@ -351,7 +351,7 @@ impl Pages {
             cursor,
             own,
             drained,
-        } = self.backlog(wanted, wanted.replay, size).await?;
+        } = self.backlog(wanted, size).await?;
         // A cursor that is being written counts, or the page that follows a form would
         // receive again what the one before it has settled.
         let waiting = wanted
@@ -368,7 +368,7 @@ impl Pages {
             },
             replayed: None,
         };
-        if !has_topics && wanted.topics.granted.is_empty() {
+        if !has_topics && wanted.topics.granted.is_empty() && wanted.replay == 0 {
             let position = start;
             return Ok(Read {
                 start: Some(FirstStart { position, reading }),
@@ -379,14 +379,12 @@ impl Pages {
         // The rows of topics begin at the cursor, and the user's own at the first unsent one.
         // Whatever is new to either is read, and both conditions are tested.
         let mut position = start;
-        if wanted.replay > 0 {
-            let unsent = self.backlog(wanted, 0, size).await?;
-            (position, reading.own) = (unsent.start, unsent.own);
-            if let Some(replayed) = self.replay_start(wanted).await? {
-                position.meet(&Position::before(replayed, &unsent.page.batch.snapshot));
-                reading.own = reading.own.min(replayed.xid);
-                reading.replayed = Some(replayed);
-            }
+        if wanted.replay > 0
+            && let Some(replayed) = self.replay_start(wanted).await?
+        {
+            position.meet(&Position::before(replayed, &page.batch.snapshot));
+            reading.own = reading.own.min(replayed.xid);
+            reading.replayed = Some(replayed);
         }
         position.meet(&wanted.opened);
         position.meet(&cursor.unwrap_or_default());
@@ -404,13 +402,12 @@ impl Pages {
     async fn backlog(
         &self,
         wanted: &Wanted,
-        replay: u32,
         size: PageSize,
     ) -> Result<BacklogPage, QueryError> {
         let backlog = Backlog {
             query: self.drained.backlog_page(),
             user: wanted.subscriber.user(),
-            replay,
+            replay: 0,
             opened: &wanted.opened,
             system_identifier: wanted.history.system_identifier,
             skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,
