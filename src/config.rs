@@ -39,7 +39,7 @@ pub use self::{
     tls::TlsOptions,
     trust::{TicketSetting, TrustOptions},
 };
-use crate::domain::notification::UserId;
+use crate::domain::{notification::UserId, topic::Topic};
 
 /// Pushes rows of a Postgres table to the browsers of the users they are for.
 #[derive(Debug, Parser)]
@@ -72,7 +72,9 @@ pub enum Command {
     /// Show the current state: rows, bridges, the doorbell, and what `check` finds in it
     #[command(after_help = CHECK_EXIT)]
     Status(StatusOptions),
-    /// Send a notification to a user, and print its id
+    /// Send a notification to a user, to the subscribers of a topic or to everyone, and print
+    /// its id
+    #[command(override_usage = SEND_USAGE)]
     Send(SendOptions),
     /// Print the SQL that copies each new row of one of your tables into notifications
     #[command(after_help = ADOPT_EXAMPLE)]
@@ -101,6 +103,11 @@ pub enum Command {
 
 const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints), with 1 if \
                           something is, and with 2 if a setting can't be understood.";
+
+/// With a topic, the text is the first positional argument: clap can't say so.
+const SEND_USAGE: &str = "tidings send [OPTIONS] <USER> <TEXT>
+       tidings send [OPTIONS] --topic <TOPIC> <TEXT>
+       tidings send [OPTIONS] --everyone <TEXT>";
 
 const ADOPT_EXAMPLE: &str = "Example: tidings adopt app_notification --user user_id --text text \
                              --where 'not sent'\n\nExpressions and conditions are SQL over the columns \
@@ -166,6 +173,10 @@ fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
 
 fn user(text: &str) -> Result<UserId, &'static str> {
     UserId::parse(text).ok_or("the user must be 1 to 255 bytes long")
+}
+
+fn topic(text: &str) -> Result<Topic, &'static str> {
+    Topic::parse(text).ok_or("the topic must be 1 to 255 bytes long, without control characters")
 }
 
 /// Parses a duration as people write it: `15s`, `500ms`, `1m 30s`. The limits are in

@@ -9,14 +9,17 @@ use super::{
     ConfigError, DatabaseOptions, RuleOptions, SecretOptions, ServeOptions, Thresholds,
     duration_between,
     jwt::{SECRET, unusable},
-    listen_address, user,
+    listen_address, topic, user,
 };
 use crate::{
     auth::{
         jwt::{JwtSecret, Rules},
         jwt_key::KeyKind,
     },
-    domain::notification::UserId,
+    domain::{
+        notification::{Addressee, UserId},
+        topic::Topic,
+    },
     postgres::{adoption::Expression, schema::SchemaName},
 };
 
@@ -91,12 +94,18 @@ pub struct StatusOptions {
 pub struct SendOptions {
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// User to notify
-    #[arg(value_parser = user)]
-    pub user: UserId,
+    /// User to notify, unless --topic or --everyone is given
+    #[arg(value_name = "USER")]
+    first: String,
     /// Text of the notification; - reads it from standard input
-    #[arg(allow_hyphen_values = true)]
-    pub text: String,
+    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    second: Option<String>,
+    /// Notify the subscribers of this topic
+    #[arg(long, value_parser = topic)]
+    topic: Option<Topic>,
+    /// Notify every user: the topic *
+    #[arg(long, conflicts_with = "topic")]
+    everyone: bool,
     /// Name of the event in the browser; default: message
     #[arg(long)]
     pub event: Option<String>,
@@ -106,6 +115,29 @@ pub struct SendOptions {
     /// Your own key for the notification, at most 255 bytes; clients that read JSON get it
     #[arg(long = "ref")]
     pub reference: Option<String>,
+}
+
+impl SendOptions {
+    /// Who is notified, and the text.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], unless exactly one of a user, a topic and everyone is given.
+    pub fn message(&self) -> Result<(Addressee, &str), ConfigError> {
+        let topic = match self.everyone {
+            true => Some(Topic::everyone()),
+            false => self.topic.clone(),
+        };
+        match (topic, &self.second) {
+            (Some(topic), None) => Ok((Addressee::Topic(topic), &self.first)),
+            (Some(_), Some(_)) => Err(ConfigError::TwoAddressees(self.first.clone())),
+            (None, Some(text)) => {
+                let user = user(&self.first).map_err(ConfigError::User)?;
+                Ok((Addressee::User(user), text))
+            }
+            (None, None) => Err(ConfigError::NoAddressee),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
