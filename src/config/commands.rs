@@ -182,6 +182,9 @@ pub struct TailOptions {
     /// User whose notifications to print
     #[arg(value_parser = user)]
     pub user: UserId,
+    /// Print only rows for this topic, besides the user's own, as `?topic=` does; can be repeated
+    #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
+    pub topics: Vec<Topic>,
     /// Start with this many of the user's last rows, sent or not, as `?replay=` does
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(crate::delivery::page_reader::REPLAY_ROWS)))]
     pub replay: u32,
