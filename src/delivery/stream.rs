@@ -432,7 +432,7 @@ impl EventStream {
             first.own = first.own.min(recovery.safe);
         }
         self.cursor.fall_to(recovery.safe);
-        if self.memberships.topics().next().is_some() {
+        if self.memberships.topics() > 0 {
             // Memberships that were not on disk are gone. A page shows what is left.
             self.phase = Phase::CatchingUp(None);
         }
@@ -529,7 +529,7 @@ impl EventStream {
         if !self.are_topics_told {
             self.are_topics_told = true;
             let report = TopicReport {
-                topics: self.memberships.topics().count(),
+                topics: self.memberships.topics(),
                 refused: self.topics.refused(|topic| self.memberships.have(topic)),
                 is_truncated: topics.is_truncated,
             };
@@ -645,7 +645,7 @@ impl EventStream {
             }
             // Rows of topics that were not passed to this connection may have been dropped
             // since the page was read. Another page has them.
-            if !self.connection.add_routes(self.memberships.topics()) {
+            if !self.connection.add_routes(self.memberships.topics_mut()) {
                 self.go_live(chunk);
             }
         }
