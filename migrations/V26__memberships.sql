@@ -66,6 +66,7 @@ comment on column :"schema".tidings_membership_changes.topic is
 create table :"schema".tidings_cursors (
   user_id text primary key,
   timeline int not null,
+  written_on date not null default current_date,
   durable xid8 not null,
   floor xid8 not null,
   -- Transaction ids mean nothing in another cluster, and those from `durable` on may have
@@ -73,20 +74,17 @@ create table :"schema".tidings_cursors (
   since timestamptz not null,
   system_identifier bigint not null,
   open xid8[],
-  read_to bigint[],
 
-  constraint tidings_cursors_user_id_length check (octet_length(user_id) between 1 and 255),
-  constraint tidings_cursors_open
-    check (coalesce(cardinality(open), 0) = coalesce(cardinality(read_to), 0))
+  constraint tidings_cursors_user_id_length check (octet_length(user_id) between 1 and 255)
 ) with (fillfactor = 50);
 
 comment on table :"schema".tidings_cursors is
   'Up to where the notifications for topics were delivered to each user (Tidings).';
 comment on column :"schema".tidings_cursors.floor is
   'Everything below has been delivered, except what is open.';
-comment on column :"schema".tidings_cursors.open is 'Transactions below that were still running; null if there were none.';
-comment on column :"schema".tidings_cursors.read_to is
-  'The last id of each open transaction that has been delivered.';
+comment on column :"schema".tidings_cursors.open is
+  'Transactions below of which rows may not have been delivered; null if there are none.';
+comment on column :"schema".tidings_cursors.written_on is 'When it was last advanced.';
 comment on column :"schema".tidings_cursors.durable is
   'The transaction id to which it falls back after a crash.';
 comment on column :"schema".tidings_cursors.timeline is 'The incarnation of the server: its timeline.';

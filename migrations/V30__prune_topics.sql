@@ -310,7 +310,7 @@ begin
               / greatest(pg_relation_size(:'"schema".tidings_cursors'::regclass), 1)
             )
           )
-          where s.written_at < now() - greatest(topics_for, interval '1 year')
+          where s.written_on < (now() - greatest(topics_for, interval '1 year'))::date
           limit batch
           for update skip locked
         )

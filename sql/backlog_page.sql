@@ -22,7 +22,7 @@
 with
   drained as materialized (:drained),
   cursor as materialized (
-    select floor, open, read_to, durable, timeline, since
+    select floor, open, durable, timeline, since
     from :"schema".tidings_cursors
     where user_id = $1 and system_identifier = $8
   ),
@@ -63,14 +63,13 @@ with
         ) as has_topics,
       cursor.floor as c_floor,
       coalesce(cursor.open, '{}') as c_open,
-      coalesce(cursor.read_to, '{}') as c_read_to,
       cursor.durable as c_durable, cursor.timeline as c_timeline, cursor.since as c_since
     from (:incarnation) as here
     left join cursor on true
   )
 select
   s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, s.has_topics,
-  s.c_floor, s.c_open, s.c_read_to, s.c_durable, s.c_timeline, s.c_since,
+  s.c_floor, s.c_open, s.c_durable, s.c_timeline, s.c_since,
   n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from s
