@@ -1,6 +1,9 @@
 //! Topics: names under which one row reaches many users.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 /// The topic of a notification: the value of `topic`. 1 to 255 bytes, compared byte by
 /// byte.
@@ -55,6 +58,12 @@ impl TopicChoice {
 
     /// How many topics a client may ask for: as many as a stream may have.
     pub const MOST_ASKED: usize = 1_000;
+
+    /// All of the user's topics. Most streams have this one, and share it.
+    pub fn all() -> Arc<Self> {
+        static ALL: LazyLock<Arc<TopicChoice>> = LazyLock::new(Arc::default);
+        Arc::clone(&ALL)
+    }
 
     /// Whether the client wants the topic, if it may have it.
     pub fn wants(&self, topic: &Topic) -> bool {

@@ -92,7 +92,8 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
              for users, alternating, {insert_rounds} rounds; figures and ratios are medians. \
              Pages: one statement for a user who resumes {BACK} transactions back, in a vacuumed \
              table of {} rows, {OF_TOPICS} % of them in {} topics; medians of {pages}; “at 0 \
-             topics” is the statement that is used for users without topics. Memory as in “Cost \
+             topics” is the statement for users without topics, with which every user begins. \
+             Memory as in “Cost \
              of an idle stream”, each membership of a transaction of its own.",
             whole(subscribers as f64),
             time.as_secs(),
