@@ -11,9 +11,9 @@ use tokio::{
 use super::*;
 use crate::{
     delivery::{
-        catch_up::{FirstStart, PageMemory},
+        catch_up::PageMemory,
         hub::{Reading as TailReading, Tail},
-        page_reader::UserPage,
+        page_reader::{FirstStart, UserPage},
     },
     domain::{
         history::{Incarnation, Since},
