@@ -182,7 +182,7 @@ pub struct TailOptions {
     /// User whose notifications to print
     #[arg(value_parser = user)]
     pub user: UserId,
-    /// Print only rows for this topic, besides the user's own, as `?topic=` does; can be repeated
+    /// Print only rows for this topic, besides the user's own, as `?topic=` does; may be repeated
     #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
     pub topics: Vec<Topic>,
     /// Start with this many of the user's last rows, sent or not, as `?replay=` does
@@ -196,9 +196,12 @@ pub struct TailOptions {
 pub struct TicketOptions {
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// User whose stream the ticket opens
-    #[arg(value_parser = user)]
-    pub user: UserId,
+    /// User whose stream the ticket opens; without a user, it has only topics
+    #[arg(value_parser = user, required_unless_present = "topics")]
+    pub user: Option<UserId>,
+    /// Topic that its streams have besides those of the user; may be repeated
+    #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
+    pub topics: Vec<Topic>,
     /// How long the ticket is valid, at most 24h
     #[arg(long, default_value = "1h", value_parser = duration_between::<1, 86_400>)]
     pub ttl: Duration,

@@ -58,5 +58,6 @@ mod tickets;
 mod tls;
 mod token_settings;
 mod tokens;
+mod topic_credentials;
 mod topics;
 mod versions;
