@@ -4,13 +4,16 @@
 //! `make model` runs thousands of them. A failing program is shortened as far as possible and
 //! printed with the command that runs it again.
 
+mod memberships;
 mod oracle;
 mod program;
 mod run;
 mod settling;
 mod shorten;
 mod tab;
+mod table;
 mod world;
+mod writer;
 
 use std::{env, panic::AssertUnwindSafe};
 
