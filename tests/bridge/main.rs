@@ -59,4 +59,5 @@ mod tls;
 mod token_settings;
 mod tokens;
 mod topics;
+mod topics_exact;
 mod versions;
