@@ -172,6 +172,42 @@ alter table :"schema".topic_subscriptions
   enable always trigger tidings_note_truncated,
   enable always trigger tidings_keep_membership;
 
+-- Wakes bridges that are asleep, as INSERTs do (V15__notice_crashes_and_full_queues.sql):
+-- they read the change together with the next rows, within a second even without this.
+create function :"schema".tidings_ring_for_memberships() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  queue_usage double precision := 0;
+begin
+  if current_setting('tidings.doorbell', true) = 'off' then
+    return null;
+  end if;
+  begin
+    queue_usage := pg_notification_queue_usage();
+  exception
+    when insufficient_privilege then null;
+  end;
+  if queue_usage <= 0.5 then
+    perform pg_notify(concat('tidings_', :'"schema".notifications'::regclass::oid), '');
+  end if;
+  return null;
+end
+$$;
+
+revoke all on function :"schema".tidings_ring_for_memberships() from public;
+
+comment on function :"schema".tidings_ring_for_memberships() is
+  'Tells the bridges that memberships have changed (Tidings).';
+
+create trigger tidings_ring_for_memberships
+after insert on :"schema".tidings_membership_changes
+for each statement
+when (pg_sequence_last_value(:'"schema".tidings_bell'::regclass) is not null)
+execute function :"schema".tidings_ring_for_memberships();
+
 -- Subscribes a user to a topic. False: the user was subscribed before, and nothing
 -- changes. A role that may call it can read every topic.
 --

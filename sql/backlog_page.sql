@@ -11,12 +11,21 @@
 -- `top` is the user's newest transaction: together with the snapshot it determines up
 -- to where everything counts as seen once this page has been read.
 --
+-- `has_topics` says whether this page is incomplete, because the user has memberships or
+-- there are rows for everyone that the user may not have been sent. `c_floor` to `c_since`
+-- are the user's cursor (V26__memberships.sql), null if there is none.
+--
 -- The scan begins at the first row that may qualify. Below `drained` nothing is unsent,
 -- unless a newer transaction has changed that (V9__drained.sql), or the triggers that
 -- would have recorded it may not have fired (V17__restamp_inserted.sql). `passed` is
 -- the transaction of the row that follows the first $9 rows from there.
 with
   drained as materialized (:drained),
+  cursor as materialized (
+    select floor, open, read_to, durable, timeline, since
+    from :"schema".tidings_cursors
+    where user_id = $1 and system_identifier = $8
+  ),
   s as materialized (
     select
       pg_current_snapshot() as snapshot,
@@ -39,11 +48,28 @@ with
         order by user_id, xid, id
         offset $9
         limit 1
-      ) as passed
+      ) as passed,
+      exists (select from (:memberships) as joined)
+        or exists (
+          select
+          from :"schema".notifications
+          where
+            topic = '*'
+            and xid >= least(
+              $5,
+              ($6::xid8[])[1],
+              (select least(floor, durable, open[1]) from cursor)
+            )
+        ) as has_topics,
+      cursor.floor as c_floor, cursor.open as c_open, cursor.read_to as c_read_to,
+      cursor.durable as c_durable, cursor.timeline as c_timeline, cursor.since as c_since
     from (:incarnation) as here
+    left join cursor on true
   )
 select
-  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
+  s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, s.has_topics,
+  s.c_floor, s.c_open, s.c_read_to, s.c_durable, s.c_timeline, s.c_since,
+  n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from s
 left join lateral (

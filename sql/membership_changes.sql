@@ -1,29 +1,36 @@
--- Memberships that changed since an earlier look, as they are now.
+-- Memberships that changed since an earlier snapshot, as they are now.
 --
--- $1 the snapshot of that look, $2 maximum number of changes, $3 the transaction and $4
--- the id of the last change that was read, null to begin. Changes and memberships are of
--- one snapshot, which must be that of the rows that are delivered by them. `joined` is the
--- membership's transaction: null if it has ended. Without a topic, or without a user, the
--- bridge has to read all memberships of that user, or everyone's, again.
-select
-  pg_current_snapshot() as snapshot,
-  c.xid,
-  c.id,
-  c.user_id,
-  c.topic,
-  m.since,
-  m.xid as joined
+-- $1 the snapshot's xmax, $2 the transactions that were running (ascending), $3 maximum
+-- number of changes. Changes and memberships are of one snapshot, which must be that of
+-- the rows that are delivered by them. `joined` is the membership's transaction: null if
+-- it has ended. Without a topic, or without a user, the bridge has to read all memberships
+-- of that user, or everyone's, again.
+--
+-- The snapshot is tested in the two parts that the index (xid, id) can find, as in
+-- tail_page.sql.
+select c.xid, c.user_id, c.topic, m.since, m.xid as joined
 from (
-  select d.xid, d.id, d.user_id, d.topic
-  from :"schema".tidings_membership_changes as d
-  where
-    d.xid >= greatest(pg_snapshot_xmin($1::pg_snapshot), $3::xid8)
+  (
+    select late.*
+    from unnest($2::xid8[]) as o (xid)
+    cross join lateral (
+      select d.xid, d.id, d.user_id, d.topic
+      from :"schema".tidings_membership_changes as d
+      where d.xid = o.xid
+      order by d.xid, d.id
+      limit $3
+    ) as late
+    limit $3
+  )
+  union all
+  (
+    select d.xid, d.id, d.user_id, d.topic
+    from :"schema".tidings_membership_changes as d
     -- A row that was restored from another cluster may lie in the future.
-    and d.xid < pg_snapshot_xmax(pg_current_snapshot())
-    and ($3 is null or (d.xid, d.id) > ($3, $4::bigint))
-    and not pg_visible_in_snapshot(d.xid, $1)
-  order by d.xid, d.id
-  limit $2
+    where d.xid >= $1 and d.xid < pg_snapshot_xmax(pg_current_snapshot())
+    order by d.xid, d.id
+    limit $3
+  )
 ) as c
 left join lateral (
   select s.since, s.xid
@@ -32,3 +39,4 @@ left join lateral (
   limit 1
 ) as m on true
 order by c.xid, c.id
+limit $3

@@ -230,6 +230,7 @@ begin
         ('tidings_disconnections_since(pg_snapshot)'),
         ('tidings_end_ticket_streams()'),
         ('tidings_keep_membership()'),
+        ('tidings_ring_for_memberships()'),
         ('tidings_mark_adopted(name, name, bigint[], integer)'),
         ('tidings_memberships_changed(text)'),
         ('tidings_note_memberships()'),

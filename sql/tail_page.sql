@@ -20,22 +20,39 @@
 -- `inserted` and `flushed` say how much of what the page sees is on disk, and
 -- `rings_since` whether writers ring, read after the snapshot was taken
 -- (fall_asleep.sql).
+--
+-- `changed` says whether memberships have changed since an earlier snapshot: $9 its xmax,
+-- $10 the transactions that were running. Then the rows must not be delivered before the
+-- changes, which have to be read in the same snapshot (membership_changes.sql).
 select
-  s.snapshot, s.inserted, s.flushed, s.rings_since,
-  n.begun, n.xid, n.id, n.user_id, n.event, n.ref, n.created_at, n.seconds_left, n.beyond,
+  s.snapshot, s.inserted, s.flushed, s.rings_since, s.changed,
+  n.begun, n.xid, n.id, n.user_id, n.topic, n.event, n.ref, n.created_at, n.seconds_left, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from (
   select
     pg_current_snapshot() as snapshot,
     pg_current_wal_insert_lsn() as inserted,
     pg_current_wal_flush_lsn() as flushed,
-    pg_sequence_last_value(to_regclass(format('%I.tidings_bell', :'schema'))) as rings_since
+    pg_sequence_last_value(to_regclass(format('%I.tidings_bell', :'schema'))) as rings_since,
+    exists (
+      select
+      from :"schema".tidings_membership_changes
+      where xid >= $9 and xid < pg_snapshot_xmax(pg_current_snapshot())
+    )
+    or exists (
+      select
+      from unnest($10::xid8[]) as o (xid)
+      cross join lateral (
+        select from :"schema".tidings_membership_changes where xid = o.xid limit 1
+      ) as late
+    ) as changed
 ) as s
 left join lateral (
   select
     f.begun,
     :columns,
     f.user_id,
+    f.topic,
     coalesce(
       sum(octet_length(f.text)) over (
         partition by f.begun

@@ -14,5 +14,7 @@ select
   ) as top,
   (
     split_part(next_xid, ':', 1)::bigint << 32 | split_part(next_xid, ':', 2)::bigint
-  )::text::xid8 as checkpointed
+  )::text::xid8 as checkpointed,
+  exists (select from :"schema".topic_subscriptions)
+    or exists (select from :"schema".notifications where topic is not null) as has_topics
 from pg_control_checkpoint()

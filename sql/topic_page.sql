@@ -18,8 +18,10 @@
 --
 -- In the first reading of a connection without a last event id, the bridge's own position
 -- when it was opened: $16 floor, $17 open transactions, $18 the last id read of each. Of
--- the user's own rows, only those that are new to it or unsent count. Otherwise $16 is
--- null.
+-- the user's own rows, from transaction $19 on, only those count that are new to it or
+-- unsent. $20 what was visible when the stream was opened, if it isn't known where the
+-- user continues in everyone's topic. $21 and $22 the key from which rows are replayed,
+-- sent or not. All are null otherwise.
 --
 -- A row belongs to a membership if the same transaction wrote both, or if it was not
 -- visible in `since`, or if there is no `since`.
@@ -40,16 +42,18 @@ with
     select
       topic, since, xid,
       (xid >= $7 or xid = any ($8::xid8[]))
-        and coalesce(pg_visible_in_snapshot(xid, $9::pg_snapshot), true) as is_new
+        and coalesce(pg_visible_in_snapshot(xid, $9::pg_snapshot), true) as is_new,
+      null::xid8 as replayed
     from mine
     union all
-    select added.topic, added.since, null, false
+    -- Nobody joins these, so what is replayed may precede `since`.
+    select added.topic, added.since, null, false, $21::xid8
     from (
       select c.topic, $15::pg_snapshot as since
       from (select distinct unnest($14::text[]) as topic) as c
       where c.topic <> '*'
       union all
-      select '*', null
+      select '*', $20::pg_snapshot
     ) as added
     where
       ($13::text[] is null or added.topic = any ($13))
@@ -97,6 +101,7 @@ with
               $16::xid8 is null
               or n.sent_at is null and (n.expires_at is null or n.expires_at > now())
               or n.xid >= $16
+              or (n.xid, n.id) >= ($21::xid8, $22::bigint)
               or exists (
                 select
                 from unnest($17::xid8[], $18::bigint[]) as p (xid, read)
@@ -115,12 +120,13 @@ with
         from :"schema".notifications as n
         where
           n.user_id = $6
-          and n.xid >= $1
+          and n.xid >= greatest($1, $19::xid8)
           and n.xid < pg_snapshot_xmax(pg_current_snapshot())
           and (
             $16::xid8 is null
             or n.sent_at is null and (n.expires_at is null or n.expires_at > now())
             or n.xid >= $16
+            or (n.xid, n.id) >= ($21::xid8, $22::bigint)
             or exists (
               select
               from unnest($17::xid8[], $18::bigint[]) as p (xid, read)
@@ -141,7 +147,10 @@ with
           where
             n.topic = m.topic
             and n.topic is not null
-            and n.xid >= greatest(least($1, ($2::xid8[])[1]), pg_snapshot_xmin(m.since))
+            and n.xid >= greatest(
+              least($1, ($2::xid8[])[1]),
+              case when m.since is not null then least(pg_snapshot_xmin(m.since), m.replayed) end
+            )
             and n.xid < pg_snapshot_xmax(pg_current_snapshot())
             and (
               n.xid >= $1
@@ -151,7 +160,11 @@ with
                 where o.xid = n.xid and n.id > o.read
               )
             )
-            and (n.xid = m.xid or not coalesce(pg_visible_in_snapshot(n.xid, m.since), false))
+            and (
+              n.xid = m.xid
+              or not coalesce(pg_visible_in_snapshot(n.xid, m.since), false)
+              or (n.xid, n.id) >= (m.replayed, $22)
+            )
           order by n.topic, n.xid, n.id
           limit $4
         ) as t

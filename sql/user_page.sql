@@ -7,17 +7,22 @@
 -- and the omitted texts are as there.
 --
 -- `pruned` is the newest transaction of which rows were removed, if any were.
+--
+-- `has_topics` says whether this page may be incomplete: the user has memberships, or
+-- topics are used at all (topic_page.sql).
 with
   s as materialized (
     select
       pg_current_snapshot() as snapshot,
       here.timeline,
       here.since,
-      (select :"schema".tidings_pruned_through()) as pruned
+      (select :"schema".tidings_pruned_through()) as pruned,
+      exists (select from (:memberships) as joined)
+        or exists (select from :"schema".notifications where topic is not null) as has_topics
     from (:incarnation) as here
   )
 select
-  s.snapshot, s.timeline, s.since, s.pruned, null::xid8 as top, n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
+  s.snapshot, s.timeline, s.since, s.pruned, s.has_topics, null::xid8 as top, n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from s
 left join lateral (

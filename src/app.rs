@@ -32,7 +32,9 @@ pub use self::{
 use crate::{
     auth::{authenticator::Authenticator, jwt::Tokens, rejections::Rejections, ticket::Tickets},
     config::BridgeOptions,
-    delivery::{health::Health, hub::Hub, listener::Listener, marker::Marker},
+    delivery::{
+        cursors::CursorWriter, health::Health, hub::Hub, listener::Listener, marker::Marker,
+    },
     http::{
         admission::Admission,
         detached_stream::DetachedStreams,
@@ -57,6 +59,7 @@ pub struct App {
     pool: Pool,
     listener: Listener,
     marker: Marker,
+    cursors: CursorWriter,
     pruner: Option<Pruner>,
     reporter: Reporter,
     detached: Arc<DetachedStreams>,
@@ -152,6 +155,7 @@ impl App {
             pruner: database.pruner(&options.retention, pruned),
             reporter: delivery.reporter(&database, server.address()),
             marker: delivery.marker(&database),
+            cursors: delivery.cursor_writer(&database),
             hub: delivery.hub,
             listener: delivery.listener,
             pool: database.pool,
@@ -227,6 +231,9 @@ impl App {
         self.supervise("log summary", logging::keep_telling_what_is_missing());
         let tasks = &self.tasks;
         let marker = tasks.start("marker", MARKER_LIMIT, |stop| self.marker.run(stop));
+        let cursors = tasks.start("writer of cursors", MARKER_LIMIT, |stop| {
+            self.cursors.run(stop)
+        });
         let pruner = self
             .pruner
             .map(|pruner| tasks.start("pruner", PRUNER_LIMIT, |stop| pruner.run(stop)));
@@ -248,6 +255,7 @@ impl App {
             pool: self.pool,
             drain: self.drain,
             marker,
+            cursors,
             pruner,
             reporter,
             listener,

@@ -13,6 +13,7 @@ pub mod batch;
 pub mod catch_up;
 pub(crate) mod chunk_rows;
 pub mod counters;
+pub mod cursors;
 pub mod delivered_watermark;
 pub(crate) mod health;
 pub mod heartbeat;

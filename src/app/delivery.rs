@@ -13,6 +13,7 @@ use crate::{
         adopted_marks::{AdoptedMarker, AdoptedMarks},
         catch_up::{PageMemory, Pages, Reads, Turns},
         counters::Counters,
+        cursors::{CursorWriter, Cursors},
         delivered_watermark::DeliveredWatermark,
         health::Health,
         heartbeat::Heartbeats,
@@ -69,11 +70,13 @@ impl Delivery {
             database.ask(|| DeliveredWatermark::open(pool.clone(), Arc::clone(sql), schema));
         let drained = Arc::new(drained.await?);
         let reads = Reads::default();
+        let cursors = Arc::new(Cursors::new(options.settle, options.cursor_every));
         let pages = Pages {
             hub: Arc::clone(&hub),
             pool: pool.clone(),
             sql: Arc::clone(sql),
             drained: Arc::clone(&drained),
+            cursors: Arc::clone(&cursors),
             health: Arc::clone(&health),
             turns: Arc::new(Turns::new(pages_at_once(options.pool_size))),
             memory: Arc::new(PageMemory::default()),
@@ -86,6 +89,7 @@ impl Delivery {
             marks: Arc::new(Marks::new(options.settle, Arc::clone(&activity))),
             activity,
             pages: Arc::new(pages),
+            cursors,
             heartbeats: Heartbeats::every(options.heartbeat),
             drain: options.drain,
             max_age: options.limits.max_stream_age,
@@ -110,6 +114,16 @@ impl Delivery {
             health: Arc::clone(&self.health),
             drained: Arc::clone(&self.drained),
             adopted: Arc::clone(&self.adopted),
+        }
+    }
+
+    /// The task that writes where users continue in their topics.
+    pub(super) fn cursor_writer(&self, database: &Database) -> CursorWriter {
+        CursorWriter {
+            cursors: Arc::clone(&self.streams.cursors),
+            hub: Arc::clone(&self.hub),
+            pool: database.pool.clone(),
+            sql: Arc::clone(&database.sql),
         }
     }
 

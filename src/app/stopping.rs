@@ -62,6 +62,7 @@ pub(super) struct Running {
     pub(super) pool: Pool,
     pub(super) drain: Duration,
     pub(super) marker: Task,
+    pub(super) cursors: Task,
     pub(super) pruner: Option<Task>,
     pub(super) reporter: Task,
     pub(super) listener: Task,
@@ -109,7 +110,9 @@ impl Running {
         };
         // The last report follows the last marks, so that it includes them.
         let marks_deadline = stopping.deadline - REPORTER_LIMIT;
+        self.cursors.request_stop();
         stopping.stop_before(marks_deadline, self.marker).await;
+        stopping.stop_before(marks_deadline, self.cursors).await;
         stopping
             .stop_all([self.reporter].into_iter().chain(server))
             .await;

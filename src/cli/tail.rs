@@ -106,7 +106,7 @@ impl<W: Write> TailPrinter<'_, W> {
         let opened = Position::after(now.try_get("top")?, &snapshot);
         let backlog = Backlog {
             query: &self.sql.backlog_page,
-            user: &self.options.user,
+            user: Some(&self.options.user),
             replay: self.options.replay,
             opened: &opened,
             system_identifier: row.try_get("system_identifier")?,
@@ -124,9 +124,9 @@ impl<W: Write> TailPrinter<'_, W> {
     /// Prints the rows that are new to the position.
     async fn look(&mut self, seen: &mut Seen) -> Result<(), AnyError> {
         loop {
-            let (user, size) = (&self.options.user, PageSize::USER);
-            let page =
-                page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size).await?;
+            let (user, size) = (Some(&self.options.user), PageSize::USER);
+            let own = page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size);
+            let page = own.await?.page;
             if page.incarnation != seen.incarnation {
                 // Transaction ids from before may mean something else now.
                 tracing::warn!("the server has crashed or was replaced, starting over");

@@ -59,6 +59,10 @@ pub struct BridgeOptions {
     /// written
     #[arg(long, env = "TIDINGS_SETTLE", default_value = "2s", value_parser = duration_between::<0, 60>)]
     pub settle: Duration,
+    /// How often it is stored where a connected user continues in the topics if the next
+    /// connection presents no last event id; it is also stored when a stream ends
+    #[arg(long, env = "TIDINGS_CURSOR_EVERY", default_value = "10m", value_parser = duration_between::<1, 86_400>)]
+    pub cursor_every: Duration,
     /// Time over which streams are ended when the bridge stops
     #[arg(long, env = "TIDINGS_DRAIN", default_value = "2s", value_parser = duration_between::<0, 600>)]
     pub drain: Duration,

@@ -27,14 +27,21 @@ pub use self::{
 };
 use crate::{
     delivery::{
+        cursors::Cursors,
         delivered_watermark::DeliveredWatermark,
         health::Health,
         hub::Hub,
         memberships::LateWanted,
-        page_reader::{self, Backlog, BacklogPage, PageSize, SKIPPED_ROWS_BEFORE_NOTING, UserPage},
+        page_reader::{
+            self, Backlog, BacklogPage, Cursor, FirstReading, PageSize, SKIPPED_ROWS_BEFORE_NOTING,
+            TopicPage, UserPage,
+        },
     },
     domain::{
-        history::History, notification::UserId, position::Position, snapshot::Xid,
+        history::History,
+        identity::Subscriber,
+        position::{Position, RowKey},
+        snapshot::{Snapshot, Xid},
         topic::TopicChoice,
     },
     postgres::{
@@ -57,6 +64,8 @@ pub struct Pages {
     pub sql: Arc<Sql>,
     /// Watermarks, which save reading rows again.
     pub drained: Arc<DeliveredWatermark>,
+    /// Where users without an id continue in the topics, if that is not stored yet.
+    pub cursors: Arc<Cursors>,
     pub health: Arc<Health>,
     /// Limits how many pages are read at once and decides whose is next, so that ten
     /// thousand clients that reconnect together form a queue, not a stampede.
@@ -73,7 +82,7 @@ pub struct Pages {
 
 #[derive(Debug)]
 pub struct Wanted {
-    pub user: UserId,
+    pub subscriber: Subscriber,
     /// The history that the positions belong to.
     pub history: History,
     /// What the connection has been sent. `None` before its first page.
@@ -90,6 +99,11 @@ pub struct Wanted {
     pub late: LateWanted,
     /// The topics that the client asked for and those that its credentials grant.
     pub topics: TopicChoice,
+    /// For a connection that was opened without an id, what the bridge had seen then. Rows of
+    /// granted topics begin there.
+    pub granted_since: Option<Arc<Snapshot>>,
+    /// What the pages of a first reading have in common, from its second page on.
+    pub first: Option<Arc<FirstReading>>,
     pub size: PageSize,
 }
 
@@ -127,13 +141,20 @@ impl Future for PendingPage {
 /// A page, and its starting position if that was unknown.
 #[derive(Debug)]
 pub struct Page {
-    /// The connection's position from now on, if it had none.
-    pub start: Option<Position>,
+    /// Where the connection starts, if it had no position.
+    pub start: Option<FirstStart>,
     /// The page size to use from now on. Smaller if a read timed out.
     pub size: PageSize,
     pub page: UserPage,
     /// The memory that the rows take until they are written.
     pub lease: Lease,
+}
+
+/// Where a connection without an id starts.
+#[derive(Debug)]
+pub struct FirstStart {
+    pub position: Position,
+    pub reading: FirstReading,
 }
 
 /// Where a stream gets its pages from.
@@ -144,7 +165,7 @@ pub trait PageSource: fmt::Debug + Send + Sync {
 
 /// A page that has been read, with the user's new watermark if there is one.
 struct Read {
-    start: Option<Position>,
+    start: Option<FirstStart>,
     page: UserPage,
     /// Nothing is left to deliver before this transaction.
     drained: Option<Xid>,
@@ -171,7 +192,7 @@ impl Pages {
         while self.hub.tail().history == wanted.history {
             self.follow_history();
             let admission = async {
-                let turn = self.turns.take(&wanted.user).await;
+                let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
                 let lease = self.memory.reserve(size.most_bytes()).await;
                 (turn, size, lease)
@@ -189,8 +210,8 @@ impl Pages {
                 Ok(read) if read.page.incarnation == wanted.history.incarnation => {
                     self.health.page_read();
                     wait.end(read.page.batch.events.len());
-                    if let Some(before) = read.drained {
-                        self.drained.note(&wanted.user, before, wanted.history);
+                    if let (Some(user), Some(before)) = (wanted.subscriber.user(), read.drained) {
+                        self.drained.note(user, before, wanted.history);
                     }
                     lease.hand_over(read.page.batch.memory());
                     let page = Page {
@@ -255,32 +276,142 @@ impl Pages {
     }
 
     async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
-        let Wanted { user, replay, .. } = wanted;
-        let (pool, sql) = (&self.pool, &self.sql);
-        if let Some(position) = &wanted.position {
-            return Ok(Read {
+        match &wanted.position {
+            Some(position) => Ok(Read {
                 start: None,
-                page: page_reader::user_page(pool, sql, user, position, size).await?,
+                page: self.next_page(wanted, position, size).await?,
                 drained: None,
+            }),
+            None => self.first_page(wanted, size).await,
+        }
+    }
+
+    /// As long as nobody uses topics, pages cost what they would cost without them.
+    async fn next_page(
+        &self,
+        wanted: &Wanted,
+        position: &Position,
+        size: PageSize,
+    ) -> Result<UserPage, QueryError> {
+        let is_simple = wanted.first.is_none()
+            && wanted.topics.granted.is_empty()
+            && wanted.late.begun.is_none()
+            && !self.hub.has_topics();
+        if is_simple {
+            let own = page_reader::user_page(
+                &self.pool,
+                &self.sql,
+                wanted.subscriber.user(),
+                position,
+                size,
+            );
+            let own = own.await?;
+            if !own.has_topics {
+                return Ok(own.page);
+            }
+        }
+        let first = wanted.first.as_deref();
+        self.topic_page(wanted, position, &wanted.late, first, size)
+            .await
+    }
+
+    async fn topic_page(
+        &self,
+        wanted: &Wanted,
+        position: &Position,
+        late: &LateWanted,
+        first: Option<&FirstReading>,
+        size: PageSize,
+    ) -> Result<UserPage, QueryError> {
+        let page = TopicPage {
+            query: &self.sql.topic_page,
+            user: wanted.subscriber.user(),
+            position,
+            late,
+            topics: &wanted.topics,
+            granted_since: wanted.granted_since.as_deref(),
+            first,
+        };
+        page_reader::topic_page(&self.pool, page, size).await
+    }
+
+    async fn first_page(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
+        let BacklogPage {
+            start,
+            page,
+            has_topics,
+            cursor,
+            own,
+            drained,
+        } = self.backlog(wanted, wanted.replay, size).await?;
+        // A cursor that is being written counts, or the page that follows a form would
+        // receive again what the one before it has settled.
+        let waiting = wanted
+            .subscriber
+            .user()
+            .and_then(|user| self.cursors.waiting(user, wanted.history));
+        let cursor = waiting.or(cursor);
+        let mut reading = FirstReading {
+            opened: Arc::clone(&wanted.opened),
+            own,
+            cursor: match cursor {
+                Some(_) => Cursor::Stored,
+                None => Cursor::Unknown,
+            },
+            replayed: None,
+        };
+        if !has_topics && wanted.topics.granted.is_empty() {
+            let position = start;
+            return Ok(Read {
+                start: Some(FirstStart { position, reading }),
+                page,
+                drained,
             });
         }
+        // The rows of topics begin at the cursor, and the user's own at the first unsent one.
+        // Whatever is new to either is read, and both conditions are tested.
+        let mut position = start;
+        if wanted.replay > 0 {
+            let unsent = self.backlog(wanted, 0, size).await?;
+            (position, reading.own) = (unsent.start, unsent.own);
+            if let Some(replayed) = self.replay_start(wanted).await? {
+                position.meet(&Position::before(replayed, &unsent.page.batch.snapshot));
+                reading.own = reading.own.min(replayed.xid);
+                reading.replayed = Some(replayed);
+            }
+        }
+        position.meet(&wanted.opened);
+        position.meet(&cursor.unwrap_or_default());
+        let late = LateWanted::of(&position);
+        let page = self
+            .topic_page(wanted, &position, &late, Some(&reading), size)
+            .await?;
+        Ok(Read {
+            start: Some(FirstStart { position, reading }),
+            page,
+            drained,
+        })
+    }
+
+    async fn backlog(
+        &self,
+        wanted: &Wanted,
+        replay: u32,
+        size: PageSize,
+    ) -> Result<BacklogPage, QueryError> {
         let backlog = Backlog {
             query: self.drained.backlog_page(),
-            user,
-            replay: *replay,
+            user: wanted.subscriber.user(),
+            replay,
             opened: &wanted.opened,
             system_identifier: wanted.history.system_identifier,
             skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,
         };
-        let BacklogPage {
-            start,
-            page,
-            drained,
-        } = page_reader::backlog_page(pool, backlog, size).await?;
-        Ok(Read {
-            start: Some(start),
-            page,
-            drained,
-        })
+        page_reader::backlog_page(&self.pool, backlog, size).await
+    }
+
+    async fn replay_start(&self, wanted: &Wanted) -> Result<Option<RowKey>, QueryError> {
+        let (query, user) = (&self.sql.replay_start, wanted.subscriber.user());
+        page_reader::replay_start(&self.pool, query, user, wanted.replay, &wanted.topics).await
     }
 }

@@ -54,10 +54,10 @@ impl ChunkRows {
         self.close(Closed::ByClient, marks);
     }
 
-    /// The chunk has been written.
+    /// The chunk has been written, on a connection of `user` if it has one.
     pub fn report(
         &mut self,
-        user: &UserId,
+        user: Option<&UserId>,
         incarnation: Incarnation,
         marks: &Marks,
         activity: &Counters,
@@ -74,7 +74,10 @@ impl ChunkRows {
             .recipient
             .get_or_insert_with(|| Arc::new(Recipient::new(incarnation)));
         marks.written(recipient, rows.into_iter().map(|(row, _)| row));
-        if self.unnoted >= NOTE_AFTER && marks.note_drained(user) {
+        if let Some(user) = user
+            && self.unnoted >= NOTE_AFTER
+            && marks.note_drained(user)
+        {
             self.unnoted = 0;
         }
     }

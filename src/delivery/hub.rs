@@ -6,10 +6,10 @@
 //! holds at most one page.
 
 use std::{
-    collections::{HashMap, hash_map},
+    collections::{HashMap, HashSet, hash_map},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -28,7 +28,7 @@ use crate::{
     },
     domain::{
         history::History,
-        identity::{Disconnection, Identity, TicketHash},
+        identity::{Disconnection, Identity, Subscriber, TicketHash},
         notification::{Addressee, Notification, UserId},
         position::{Position, Unread},
         snapshot::{Snapshot, Xid},
@@ -50,8 +50,8 @@ pub struct Tail {
 #[derive(Debug)]
 pub struct Reading {
     /// The changes of memberships that the previous reading's snapshot did not show, each
-    /// with the membership as this one's shows it. The same statement reads them and the
-    /// rows: a change that was read later could concern rows that were passed over.
+    /// with the membership as this one's shows it. They and the rows are read in one
+    /// snapshot: a change that was read later could concern rows that were passed over.
     pub changes: Vec<Arc<MembershipChange>>,
     /// In the order of delivery.
     pub notifications: Vec<(Addressee, Notification)>,
@@ -73,7 +73,7 @@ struct Registered {
 
 #[derive(Debug, Default)]
 struct Registry {
-    users: HashMap<UserId, Vec<Registered>>,
+    subscribers: HashMap<Subscriber, Vec<Registered>>,
     routes: TopicRoutes<Arc<Mailbox>>,
     disconnected: Disconnected,
     /// Set when the bridge stops: connections that register afterwards are ended at once.
@@ -88,11 +88,33 @@ impl Registry {
     /// Routes of a topic that the user has left are removed by the connections: its rows
     /// aren't written any more, and their credentials may grant the topic anyway.
     fn tell(&mut self, change: &Arc<MembershipChange>) {
-        for registered in self.users.get_mut(&change.user).into_iter().flatten() {
-            if change.now.is_some() {
-                registered.add_route(&mut self.routes, &change.topic);
+        let Self {
+            subscribers,
+            routes,
+            ..
+        } = self;
+        let of = |user: &UserId| Subscriber::from(user.clone());
+        match &**change {
+            MembershipChange::One {
+                user, topic, now, ..
+            } => {
+                for registered in subscribers.get_mut(&of(user)).into_iter().flatten() {
+                    if now.is_some() {
+                        registered.add_route(routes, topic);
+                    }
+                    registered.mailbox.tell(change);
+                }
             }
-            registered.mailbox.tell(change);
+            MembershipChange::Any { user: Some(user) } => {
+                for registered in subscribers.get(&of(user)).into_iter().flatten() {
+                    registered.mailbox.tell(change);
+                }
+            }
+            MembershipChange::Any { user: None } => {
+                for registered in subscribers.values().flatten() {
+                    registered.mailbox.tell(change);
+                }
+            }
         }
     }
 
@@ -120,7 +142,7 @@ impl Registry {
             addressed[place].1.push(Arc::new(Event::from(notification)));
             order.push(place);
         }
-        // A connection belongs to one user, so without topics each is in one group.
+        // A connection has one subscriber, so without topics each is in one group.
         match has_topics && addressed.len() > 1 {
             true => merged(addressed, &order),
             false => addressed,
@@ -128,14 +150,15 @@ impl Registry {
     }
 
     fn mailboxes(&self, addressee: &Addressee) -> Vec<Arc<Mailbox>> {
-        let of_user = |each: &Registered| Arc::clone(&each.mailbox);
+        let mailbox = |each: &Registered| Arc::clone(&each.mailbox);
         match addressee {
             Addressee::User(user) => {
-                let connections = self.users.get(user).into_iter().flatten();
-                connections.map(of_user).collect()
+                let user = Subscriber::from(user.clone());
+                let connections = self.subscribers.get(&user).into_iter().flatten();
+                connections.map(mailbox).collect()
             }
             Addressee::Topic(topic) if topic.is_everyone() => {
-                self.users.values().flatten().map(of_user).collect()
+                self.subscribers.values().flatten().map(mailbox).collect()
             }
             Addressee::Topic(topic) => self.routes.of(topic).cloned().collect(),
         }
@@ -191,6 +214,8 @@ pub struct Hub {
     connections: AtomicUsize,
     opened: AtomicU64,
     overflows: AtomicU64,
+    /// Whether anyone has used topics. Until then, nothing has to be stored for them.
+    has_topics: AtomicBool,
     queue_bytes: usize,
 }
 
@@ -201,7 +226,7 @@ pub struct Audience {
     pub connections: usize,
     /// Connections opened so far.
     pub opened: u64,
-    /// Users with at least one connection.
+    /// Users, and tickets without a user, with at least one connection.
     pub users: usize,
     /// Topics with at least one connection, without the one that everyone has.
     pub topics: usize,
@@ -219,8 +244,18 @@ impl Hub {
             connections: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             overflows: AtomicU64::new(0),
+            has_topics: AtomicBool::new(false),
             queue_bytes,
         }
+    }
+
+    /// Records that topics are used.
+    pub fn use_topics(&self) {
+        self.has_topics.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_topics(&self) -> bool {
+        self.has_topics.load(Ordering::Relaxed)
     }
 
     pub fn connections(&self) -> usize {
@@ -230,11 +265,11 @@ impl Hub {
     /// Locks every mailbox, so don't call it for each row.
     pub fn audience(&self) -> Audience {
         let registry = self.registry.lock();
-        let rows = registry.users.values().flatten();
+        let rows = registry.subscribers.values().flatten();
         Audience {
             connections: self.connections(),
             opened: self.opened.load(Ordering::Relaxed),
-            users: registry.users.len(),
+            users: registry.subscribers.len(),
             topics: registry.routes.topics(),
             waiting_rows: rows.map(|each| each.mailbox.rows()).sum(),
             overflows: self.overflows.load(Ordering::Relaxed),
@@ -273,7 +308,7 @@ impl Hub {
         identity: &Identity,
         noted: DisconnectCursor,
     ) -> (Connection, Arc<Tail>) {
-        let user = identity.user.clone();
+        let subscriber = identity.subscriber.clone();
         let mailbox = Arc::new(Mailbox::default());
         let mut registry = self.registry.lock();
         if registry.disconnected.means(identity, noted) {
@@ -288,8 +323,8 @@ impl Hub {
             route: None,
         };
         registry
-            .users
-            .entry(user.clone())
+            .subscribers
+            .entry(subscriber.clone())
             .or_default()
             .push(registered);
         // While the registry is locked: from now on, whatever ends this history also
@@ -300,7 +335,7 @@ impl Hub {
         let connection = Connection {
             hub: Arc::clone(self),
             number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
-            user,
+            subscriber,
             mailbox,
         };
         (connection, tail)
@@ -310,7 +345,7 @@ impl Hub {
     /// published before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
-        for Registered { mailbox, .. } in registry.users.values().flatten() {
+        for Registered { mailbox, .. } in registry.subscribers.values().flatten() {
             mailbox.recover(recovery.clone());
         }
         self.tail.store(Arc::new(tail));
@@ -330,6 +365,10 @@ impl Hub {
             unread,
             tail,
         } = reading;
+        let for_topic = |(addressee, _): &(Addressee, _)| addressee.topic().is_some();
+        if !self.has_topics() && (!changes.is_empty() || notifications.iter().any(for_topic)) {
+            self.use_topics();
+        }
         let mut registry = self.registry.lock();
         for change in &changes {
             registry.tell(change);
@@ -360,7 +399,7 @@ impl Hub {
     pub fn end_all(&self, reason: Ending) {
         let mut registry = self.registry.lock();
         registry.draining |= reason == Ending::Draining;
-        for Registered { mailbox, .. } in registry.users.values().flatten() {
+        for Registered { mailbox, .. } in registry.subscribers.values().flatten() {
             mailbox.end(reason);
         }
     }
@@ -370,11 +409,26 @@ impl Hub {
     pub fn disconnect(&self, disconnections: &[Disconnection]) {
         let mut registry = self.registry.lock();
         registry.disconnected.add(disconnections);
+        // Together, so that a page of them costs one pass over all connections.
+        let mut userless = HashSet::new();
         for one in disconnections {
-            match one.user() {
-                Some(user) => end(one, registry.users.get(user).into_iter().flatten()),
-                None => end(one, registry.users.values().flatten()),
+            match (one, one.user()) {
+                (Disconnection::UserlessTicket(gone), _) => {
+                    userless.insert(*gone);
+                }
+                (_, Some(user)) => {
+                    let user = Subscriber::from(user.clone());
+                    end(one, registry.subscribers.get(&user).into_iter().flatten());
+                }
+                (_, None) => end(one, registry.subscribers.values().flatten()),
             }
+        }
+        if !userless.is_empty() {
+            let connections = registry.subscribers.values().flatten();
+            let is_gone = |one: &&Registered| one.ticket.is_some_and(|it| userless.contains(&it));
+            connections
+                .filter(is_gone)
+                .for_each(|one| one.mailbox.end(Ending::Disconnected));
         }
     }
 
@@ -385,17 +439,21 @@ impl Hub {
         registry.disconnected.add(&[Disconnection::Everyone]);
     }
 
-    fn unregister(&self, user: &UserId, mailbox: &Arc<Mailbox>) {
+    fn unregister(&self, subscriber: &Subscriber, mailbox: &Arc<Mailbox>) {
         let mut registry = self.registry.lock();
-        let Registry { users, routes, .. } = &mut *registry;
-        if let Some(connections) = users.get_mut(user) {
+        let Registry {
+            subscribers,
+            routes,
+            ..
+        } = &mut *registry;
+        if let Some(connections) = subscribers.get_mut(subscriber) {
             for gone in connections.extract_if(.., |one| Arc::ptr_eq(&one.mailbox, mailbox)) {
                 if let Some(route) = gone.route {
                     routes.disconnect(route);
                 }
             }
             if connections.is_empty() {
-                users.remove(user);
+                subscribers.remove(subscriber);
             }
         }
         drop(registry);
@@ -407,7 +465,7 @@ impl Hub {
 pub struct Connection {
     hub: Arc<Hub>,
     number: u64,
-    user: UserId,
+    subscriber: Subscriber,
     mailbox: Arc<Mailbox>,
 }
 
@@ -417,8 +475,8 @@ impl Connection {
         self.number
     }
 
-    pub fn user(&self) -> &UserId {
-        &self.user
+    pub fn subscriber(&self) -> &Subscriber {
+        &self.subscriber
     }
 
     /// Takes the reason why the connection has to end. Returns it once.
@@ -453,8 +511,12 @@ impl Connection {
             return false;
         }
         let mut registry = self.hub.registry.lock();
-        let Registry { users, routes, .. } = &mut *registry;
-        let mut connections = users.get_mut(&self.user).into_iter().flatten();
+        let Registry {
+            subscribers,
+            routes,
+            ..
+        } = &mut *registry;
+        let mut connections = subscribers.get_mut(&self.subscriber).into_iter().flatten();
         let own = connections.find(|one| Arc::ptr_eq(&one.mailbox, &self.mailbox));
         let Some(own) = own else {
             return false;
@@ -469,8 +531,12 @@ impl Connection {
     /// Stops passing rows of a topic that the user has left.
     pub fn remove_route(&self, topic: &Topic) {
         let mut registry = self.hub.registry.lock();
-        let Registry { users, routes, .. } = &mut *registry;
-        let mut connections = users.get(&self.user).into_iter().flatten();
+        let Registry {
+            subscribers,
+            routes,
+            ..
+        } = &mut *registry;
+        let mut connections = subscribers.get(&self.subscriber).into_iter().flatten();
         let own = connections.find(|one| Arc::ptr_eq(&one.mailbox, &self.mailbox));
         if let Some(route) = own.and_then(|own| own.route) {
             routes.remove(route, topic);
@@ -495,7 +561,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.hub.unregister(&self.user, &self.mailbox);
+        self.hub.unregister(&self.subscriber, &self.mailbox);
     }
 }
 

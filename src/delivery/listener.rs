@@ -30,7 +30,8 @@ use crate::{
         health::Health,
         hub::{Hub, Reading, Tail},
         mailbox::{Ending, Recovery},
-        page_reader::{self, BellGeneration, Disconnections, PageSize, UnusableRows},
+        memberships::MembershipChange,
+        page_reader::{self, BellGeneration, Disconnections, PageSize, TailPage, UnusableRows},
         recently_published::Remembered,
     },
     domain::{
@@ -39,7 +40,7 @@ use crate::{
         history::History,
         identity::Disconnection,
         position::{Position, Rest},
-        snapshot::Xid,
+        snapshot::{Snapshot, Xid},
     },
     postgres::database::Database,
     runtime::{
@@ -72,6 +73,8 @@ pub struct Listener {
     adopted: Arc<AdoptedMarks>,
     history: History,
     position: Position,
+    /// The snapshot of the last poll, whose memberships were passed on.
+    known: Arc<Snapshot>,
     safe: DurableFloor,
     remembered: Remembered,
     full_page: PageSize,
@@ -107,6 +110,7 @@ impl Listener {
             adopted: Arc::default(),
             history: History::default(),
             position: Position::default(),
+            known: Arc::default(),
             safe: DurableFloor::new(Xid::default()),
             remembered: Remembered::default(),
             full_page: PageSize::TAIL,
@@ -285,8 +289,11 @@ impl Listener {
         session: &Session,
         flow: &mut Flow,
     ) -> Result<(Polled, Option<BellGeneration>), ListenError> {
-        let (client, query) = (&session.client, &session.tail_page);
-        let page = page_reader::tail_page(client, query, &self.position, self.page_size).await?;
+        let mut page = self.read_tail(session).await?;
+        let mut changes = Vec::new();
+        if page.has_changes {
+            (changes, page) = self.read_with_changes(session).await?;
+        }
         let found = match (page.rest(), page.rows()) {
             (Rest::More, _) => Polled::More,
             (Rest::Nothing, 0) => Polled::Nothing,
@@ -299,7 +306,11 @@ impl Listener {
         if page.rest() == Rest::Nothing {
             self.page_size = self.full_page;
         }
-        debug!(rows = page.rows(), "polled the table");
+        debug!(
+            rows = page.rows(),
+            changes = changes.len(),
+            "polled the table"
+        );
         for mut run in page.runs {
             let unread = run.pass(&mut self.position, &page.snapshot);
             self.safe.read_up_to(self.position.floor(), page.log);
@@ -309,15 +320,52 @@ impl Listener {
                 .retain(|(_, notification)| remembered.is_news(notification));
             self.activity.read(run.notifications.len());
             self.hub.publish(Reading {
-                changes: Vec::new(),
+                changes: std::mem::take(&mut changes),
                 notifications: run.notifications,
                 snapshot: Arc::clone(&page.snapshot),
                 unread: Arc::new(unread),
                 tail: self.tail(),
             });
         }
+        self.known = page.snapshot;
         self.remembered.forget_below(self.safe.xid());
         Ok((found, page.rings))
+    }
+
+    async fn read_tail(&self, session: &Session) -> Result<TailPage, tokio_postgres::Error> {
+        page_reader::tail_page(
+            &session.client,
+            &session.tail_page,
+            &self.position,
+            &self.known,
+            self.page_size,
+        )
+        .await
+    }
+
+    /// Reads the changes of memberships, and the tail in the same snapshot. Rows that were
+    /// delivered with memberships of an earlier snapshot could be lost to a user who has
+    /// joined: the position would be past both.
+    ///
+    /// If this fails, the session ends, and with it the transaction.
+    async fn read_with_changes(
+        &self,
+        session: &Session,
+    ) -> Result<(Vec<Arc<MembershipChange>>, TailPage), tokio_postgres::Error> {
+        let client = &session.client;
+        let query = &session.membership_changes;
+        // The server executes statements in the order in which they are sent.
+        let (begun, changes, page, ended) = tokio::join!(
+            biased;
+            client.batch_execute("begin isolation level repeatable read, read only"),
+            page_reader::membership_changes(client, query, &self.known),
+            self.read_tail(session),
+            client.batch_execute("commit"),
+        );
+        begun?;
+        let (changes, page) = (changes?, page?);
+        ended?;
+        Ok((changes, page))
     }
 
     /// Warns of rows that were skipped, throttled.
@@ -407,6 +455,7 @@ impl Listener {
         );
         self.safe.crashed();
         self.position.fall_to(safe);
+        Arc::make_mut(&mut self.known).fall_to(safe);
         self.history = history;
         self.disconnections.fall_to(safe, Instant::now());
         let recovery = Recovery {
@@ -428,12 +477,13 @@ impl Listener {
     /// Starts to read from what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = page_reader::tail_start(&session.client, &self.database.sql.tail_start);
-        let (position, checkpointed) = timeout(POLL_LIMIT, start).await??;
+        let start = timeout(POLL_LIMIT, start).await??;
         let disconnections = self.present(session).await?;
         // From here on nothing fails. If this function is interrupted earlier, the next
         // session repeats it, because `history` is still the old one.
-        self.position = position;
-        self.safe = DurableFloor::new(checkpointed);
+        self.position = start.position;
+        self.known = Arc::new(start.snapshot);
+        self.safe = DurableFloor::new(start.checkpointed);
         self.remembered = Remembered::default();
         self.history = session.history;
         // No stream is open yet, or all are about to end. Clients that are being
@@ -441,6 +491,9 @@ impl Listener {
         self.disconnections = disconnections;
         self.hub.skip_disconnections();
         self.hub.start(self.tail());
+        if start.has_topics {
+            self.hub.use_topics();
+        }
         Ok(())
     }
 }

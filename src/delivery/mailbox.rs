@@ -167,7 +167,7 @@ impl Mailbox {
         } else {
             state.ending.get_or_insert(Ending::TooManyChanges);
         }
-        if change.now.is_some() {
+        if change.may_join() {
             state.empty();
             state.overflowed = true;
         }

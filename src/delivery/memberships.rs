@@ -31,16 +31,31 @@ use crate::domain::{
 /// as many as the topics of a stream, so that all of them can be replaced once.
 pub const ENDED_MEMBERSHIPS: usize = 2_000;
 
-/// A change of a membership, as the tail read it.
+/// A change of memberships, as the tail read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MembershipChange {
-    pub user: UserId,
-    pub topic: Topic,
-    /// The transaction that made the change.
-    pub xid: Xid,
-    /// The membership as the same statement sees it, which may be after later changes.
-    /// `None` if the user has left.
-    pub now: Option<Membership>,
+pub enum MembershipChange {
+    /// One membership began or ended.
+    One {
+        user: UserId,
+        topic: Topic,
+        /// The transaction that made the change.
+        xid: Xid,
+        /// The membership as the same statement sees it, which may be after later changes.
+        /// `None` if the user has left.
+        now: Option<Membership>,
+    },
+    /// Any membership of this user may have begun or ended; without a user, anyone's.
+    Any { user: Option<UserId> },
+}
+
+impl MembershipChange {
+    /// Whether the user may have joined a topic.
+    pub fn may_join(&self) -> bool {
+        match self {
+            Self::One { now, .. } => now.is_some(),
+            Self::Any { .. } => true,
+        }
+    }
 }
 
 /// What a page needs to know to find late rows.
@@ -50,6 +65,16 @@ pub struct LateWanted {
     pub handled: Snapshot,
     /// Where to continue, if late rows are being read page by page.
     pub begun: Option<LatePosition>,
+}
+
+impl LateWanted {
+    /// Of a reader that has handled what its position is past.
+    pub fn of(position: &Position) -> Self {
+        Self {
+            handled: position.as_snapshot(),
+            begun: None,
+        }
+    }
 }
 
 /// How far late rows have been sent.
@@ -75,8 +100,9 @@ pub enum LateRows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     Write,
-    /// The page continued the late rows, and there were none left. Its new rows may belong
-    /// to memberships whose late rows were not looked for, so it must not move the position.
+    /// Its rows must not be written, and not move the position: it continued the late rows,
+    /// and there were none left, so its new rows may belong to memberships whose late rows
+    /// were not looked for. Or it was requested before any membership may have changed.
     ReadAgain,
 }
 
@@ -121,6 +147,9 @@ pub struct Memberships {
     /// From where rows of granted topics are sent. `None` if there are none.
     began: Option<Arc<Position>>,
     current: BTreeMap<Topic, Membership>,
+    /// Set while it isn't known which of them are left. Then no row of a topic may be
+    /// written or passed over until a page shows the memberships.
+    is_outdated: bool,
     ended: Vec<EndedMembership>,
     /// Exists only while the connection reads pages.
     catch_up: Option<Box<MembershipCatchUp>>,
@@ -135,19 +164,22 @@ struct MembershipCatchUp {
     late: Option<LatePosition>,
     /// The snapshot of the last page, whose memberships the connection has.
     seen: Arc<Snapshot>,
-    /// Changes since the next page was requested, which may not show them. The hub is what
-    /// bounds them: beyond its limit it ends the connection.
+    /// Changes since the next page was requested, which may not show them. The mailbox is
+    /// what bounds them: beyond its limit it ends the connection.
     told: Vec<Arc<MembershipChange>>,
+    /// Whether one of them may concern any membership.
+    is_outdated: bool,
 }
 
 impl MembershipCatchUp {
-    /// Without a position, all memberships are handled by the first page.
+    /// Without a position, [`start`](Memberships::start) says later what was handled.
     fn begin(position: Option<&Position>) -> Box<Self> {
         Box::new(Self {
             handled: position.map(Position::as_snapshot).unwrap_or_default(),
             late: None,
             seen: Arc::default(),
             told: Vec::new(),
+            is_outdated: false,
         })
     }
 
@@ -165,10 +197,12 @@ impl MembershipCatchUp {
 
 impl Memberships {
     /// Those of a connection that has `granted` topics besides the user's memberships,
-    /// without everyone's.
-    pub fn with_granted(granted: Arc<[Topic]>) -> Self {
+    /// without everyone's. Their rows are sent from `began` on, or from the position of the
+    /// connection's first page.
+    pub fn with_granted(granted: Arc<[Topic]>, began: Option<Arc<Position>>) -> Self {
         Self {
             granted,
+            began,
             ..Self::default()
         }
     }
@@ -179,10 +213,19 @@ impl Memberships {
             .catch_up
             .get_or_insert_with(|| MembershipCatchUp::begin(position));
         catch_up.told.clear();
+        catch_up.is_outdated = false;
         LateWanted {
             handled: catch_up.handled.clone(),
             begun: catch_up.late.clone(),
         }
+    }
+
+    /// The first page of a connection without an id was read from this position.
+    pub fn start(&mut self, position: &Position) {
+        let catch_up = self
+            .catch_up
+            .get_or_insert_with(|| MembershipCatchUp::begin(None));
+        catch_up.handled = position.as_snapshot();
     }
 
     /// Applies a change that the tail has read, at once. A topic that was joined is added
@@ -196,15 +239,25 @@ impl Memberships {
         position: &Position,
         change: &Arc<MembershipChange>,
     ) -> Result<(), TooManyEnded> {
+        let MembershipChange::One {
+            topic, xid, now, ..
+        } = &**change
+        else {
+            self.is_outdated = true;
+            if let Some(catch_up) = &mut self.catch_up {
+                catch_up.is_outdated = true;
+            }
+            return Ok(());
+        };
         if let Some(catch_up) = &mut self.catch_up {
             // A page may be ahead of the tail.
-            if catch_up.seen.shows(change.xid) {
+            if catch_up.seen.shows(*xid) {
                 return Ok(());
             }
             catch_up.told.push(Arc::clone(change));
         }
-        if self.current.get(&change.topic) != change.now.as_ref()
-            && let Some((topic, membership)) = self.current.remove_entry(&change.topic)
+        if self.current.get(topic) != now.as_ref()
+            && let Some((topic, membership)) = self.current.remove_entry(topic)
         {
             if self.granted.contains(&topic) {
                 self.current.insert(topic.clone(), Membership::GRANTED);
@@ -231,9 +284,19 @@ impl Memberships {
         let catch_up = self
             .catch_up
             .get_or_insert_with(|| MembershipCatchUp::begin(Some(position)));
+        if catch_up.is_outdated {
+            // The page was requested before the change.
+            return Ok(Taken::ReadAgain);
+        }
+        self.is_outdated = false;
         for change in catch_up.told.drain(..) {
-            if !snapshot.shows(change.xid) && found.get(&change.topic) != change.now.as_ref() {
-                found.remove(&change.topic);
+            if let MembershipChange::One {
+                topic, xid, now, ..
+            } = &*change
+                && !snapshot.shows(*xid)
+                && found.get(topic) != now.as_ref()
+            {
+                found.remove(topic);
             }
         }
         for topic in &*self.granted {
@@ -274,6 +337,11 @@ impl Memberships {
                 Taken::Write
             }
         })
+    }
+
+    /// Whether a page has to be read before any row of a topic is written or passed over.
+    pub fn is_outdated(&self) -> bool {
+        self.is_outdated
     }
 
     /// Whether to write this row now, if it is new to the position or late. `is_same` tells

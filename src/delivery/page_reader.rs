@@ -3,6 +3,7 @@
 
 mod backlog;
 mod bell;
+mod changes;
 mod disconnections;
 mod head;
 mod rows;
@@ -14,11 +15,12 @@ mod user;
 pub use self::{
     backlog::{Backlog, BacklogPage, REPLAY_ROWS, SKIPPED_ROWS_BEFORE_NOTING, backlog_page},
     bell::{BellGeneration, BellState, fall_asleep},
+    changes::membership_changes,
     disconnections::{Disconnections, disconnections},
     head::{incarnation, read_incarnation},
     rows::{Flaw, UnusableRows},
     size::{MOST_BEGUN, PageSize},
-    tail::{Run, TailPage, tail_page, tail_start},
-    topics::{MOST_TOPICS, PageTopics, TopicPage, topic_page},
-    user::{UserPage, user_page},
+    tail::{Run, TailPage, TailStart, tail_page, tail_start},
+    topics::{Cursor, FirstReading, MOST_TOPICS, PageTopics, TopicPage, replay_start, topic_page},
+    user::{OwnPage, UserPage, user_page},
 };

@@ -45,7 +45,7 @@ impl Disconnected {
     pub fn means(&self, identity: &Identity, DisconnectCursor(noted): DisconnectCursor) -> bool {
         let since = usize::try_from(self.count - noted).unwrap_or(usize::MAX);
         let mut last = self.last.iter().rev().take(since);
-        since > self.last.len() || last.any(|one| one.means(&identity.user, identity.ticket))
+        since > self.last.len() || last.any(|one| one.means(identity))
     }
 }
 

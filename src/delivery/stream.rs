@@ -30,12 +30,13 @@ use crate::{
         catch_up::{Lease, Page, PageOutcome, PageSource, PendingPage, Wanted},
         chunk_rows::ChunkRows,
         counters::Counters,
+        cursors::{Cursors, LastChunk, StreamCursor},
         heartbeat::{Alarm, Heartbeats},
         hub::{Connection, Hub},
         mailbox::{Ending, Letter, Recovery},
-        marker::{Acknowledgement, Marks},
+        marker::{Acknowledgement, Closed, Marks},
         memberships::{LateRows, MembershipChange, Memberships, Taken, TooManyEnded},
-        page_reader::{PageSize, PageTopics},
+        page_reader::{Cursor, FirstReading, PageSize, PageTopics},
         recent_disconnections::DisconnectCursor,
         recently_published::Remembered,
         sse::{self, Begins, Format, Gap, TopicReport},
@@ -76,6 +77,7 @@ pub struct Streams {
     pub marks: Arc<Marks>,
     pub activity: Arc<Counters>,
     pub pages: Arc<dyn PageSource>,
+    pub cursors: Arc<Cursors>,
     pub heartbeats: Heartbeats,
     /// The time over which the ends of streams are spread when the bridge stops.
     pub drain: Duration,
@@ -119,6 +121,16 @@ pub struct EventStream {
     before_crash: Option<Box<BeforeCrash>>,
     /// Whether the client was told its topics.
     are_topics_told: bool,
+    /// Whether the client presented no id that can be used. Then rows of granted topics begin
+    /// at `opened`.
+    is_anew: bool,
+    /// What the pages of the first reading have in common. `None` for a client that presented
+    /// an id, and once the stream is live.
+    first: Option<Arc<FirstReading>>,
+    /// Where the user continues in the topics without an id.
+    cursor: StreamCursor,
+    /// Whether the last chunk has rows of topics.
+    chunk_has_topics: bool,
     /// How many of the user's last rows the first page begins with.
     replay: u32,
     /// The row that was last written to the client, on this connection or on an earlier
@@ -184,6 +196,14 @@ impl Current {
     }
 }
 
+/// What to do with a row of a batch.
+enum Pass {
+    Write,
+    Skip,
+    /// The memberships have to be read first, and the row with them.
+    ReadAgain,
+}
+
 /// Whether the client has been sent `tidings.caught-up`, which is sent once.
 enum CatchUp {
     Counting(u64),
@@ -223,10 +243,14 @@ impl EventStream {
             safe: tail.safe,
             opened: Arc::clone(&tail.position),
             position: None,
-            memberships: Memberships::with_granted(topics.granted().cloned().collect()),
+            memberships: Memberships::default(),
             topics,
             before_crash: None,
             are_topics_told: false,
+            is_anew: false,
+            first: None,
+            cursor: StreamCursor::Untouched(Cursor::Unknown),
+            chunk_has_topics: false,
             replay: 0,
             row: 0,
             phase: Phase::Opening(Opening::read(start, history)),
@@ -255,8 +279,6 @@ impl EventStream {
     /// for. Call it before the first poll.
     pub fn narrowed_to(mut self, asked: Option<Arc<[Topic]>>) -> Self {
         self.topics.asked = asked;
-        let granted = self.topics.granted().cloned().collect();
-        self.memberships = Memberships::with_granted(granted);
         self
     }
 
@@ -364,14 +386,24 @@ impl EventStream {
     /// Writes the first bytes, before the database is queried.
     fn begin(&mut self, opening: Opening, chunk: &mut BytesMut) {
         let retry = jittered(RETRY);
+        // The user's other streams depend on what this one passes over.
+        if self.topics.asked.is_some() || !self.topics.granted.is_empty() {
+            self.cursor = StreamCursor::Never;
+        }
+        self.is_anew = !matches!(opening, Opening::Resume(_));
+        let granted: Arc<[_]> = self.topics.granted().cloned().collect();
+        if !granted.is_empty() {
+            let began = self.is_anew.then(|| Arc::clone(&self.opened));
+            self.memberships = Memberships::with_granted(granted, began);
+        }
         match opening {
             Opening::Backlog { replay } => {
                 self.replay = replay;
                 sse::put_retry(chunk, retry);
             }
             Opening::Resume(id) => {
-                let acknowledged = Acknowledgement::of(self.connection.user(), &id);
-                if let Some(acknowledged) = acknowledged {
+                let user = self.connection.subscriber().user();
+                if let Some(acknowledged) = user.and_then(|user| Acknowledgement::of(user, &id)) {
                     self.streams.marks.acknowledge(acknowledged);
                 }
                 self.row = id.row;
@@ -394,6 +426,12 @@ impl EventStream {
         self.history = recovery.history;
         self.safe = recovery.safe;
         Arc::make_mut(&mut self.opened).fall_to(recovery.safe);
+        if let Some(first) = &mut self.first {
+            let first = Arc::make_mut(first);
+            first.opened = Arc::clone(&self.opened);
+            first.own = first.own.min(recovery.safe);
+        }
+        self.cursor.fall_to(recovery.safe);
         if self.memberships.topics().next().is_some() {
             // Memberships that were not on disk are gone. A page shows what is left.
             self.phase = Phase::CatchingUp(None);
@@ -427,13 +465,15 @@ impl EventStream {
         self.connection.reopen();
         let late = self.memberships.request(self.position.as_ref());
         Arc::clone(&self.streams.pages).read(Wanted {
-            user: self.connection.user().clone(),
+            subscriber: self.connection.subscriber().clone(),
             history: self.history,
             position: self.position.clone(),
             opened: Arc::clone(&self.opened),
             replay: self.replay,
             late,
             topics: self.topics.clone(),
+            granted_since: self.is_anew.then(|| Arc::new(self.opened.as_snapshot())),
+            first: self.first.clone(),
             size: self.page_size,
         })
     }
@@ -460,7 +500,12 @@ impl EventStream {
             // Send the client an id before its first row. If the connection breaks before
             // that row, the client returns with the id. Without one, rows that another
             // connection has settled would be lost to it.
-            self.position = Some(start);
+            self.memberships.start(&start.position);
+            self.position = Some(start.position);
+            if let StreamCursor::Untouched(cursor) = &mut self.cursor {
+                *cursor = start.reading.cursor;
+            }
+            self.first = Some(Arc::new(start.reading));
             self.put_open(Begins::Anew, chunk);
         }
         if self.take_topics(topics, &batch, chunk) == Taken::Write {
@@ -469,15 +514,7 @@ impl EventStream {
     }
 
     /// Takes over the memberships that a page shows.
-    fn take_topics(
-        &mut self,
-        topics: Option<PageTopics>,
-        batch: &Batch,
-        chunk: &mut BytesMut,
-    ) -> Taken {
-        let Some(topics) = topics else {
-            return Taken::Write;
-        };
+    fn take_topics(&mut self, topics: PageTopics, batch: &Batch, chunk: &mut BytesMut) -> Taken {
         // Changes that were read since the page was requested, which it may not show.
         self.take_changes();
         let late = match batch.end {
@@ -518,8 +555,12 @@ impl EventStream {
         let nowhere = Position::default();
         let position = self.position.as_ref().unwrap_or(&nowhere);
         let told = self.memberships.told(position, change);
-        if change.now.is_none() && !self.memberships.have(&change.topic) {
-            self.connection.remove_route(&change.topic);
+        if let MembershipChange::One {
+            topic, now: None, ..
+        } = &**change
+            && !self.memberships.have(topic)
+        {
+            self.connection.remove_route(topic);
         }
         self.end_if(told);
     }
@@ -563,14 +604,20 @@ impl EventStream {
             let notification = event.notification();
             let from = match current.begun {
                 Some(from) => from,
-                None if self.pass(&batch, current.index) => {
-                    self.row = notification.key.id;
-                    0
-                }
-                None => {
-                    current.index += 1;
-                    continue;
-                }
+                None => match self.pass(&batch, current.index) {
+                    Pass::Write => {
+                        self.row = notification.key.id;
+                        0
+                    }
+                    Pass::Skip => {
+                        current.index += 1;
+                        continue;
+                    }
+                    Pass::ReadAgain => {
+                        self.phase = Phase::CatchingUp(None);
+                        return;
+                    }
+                },
             };
             current.begun = event.put(chunk, self.format, batch.sharing(), from, CHUNK_BYTES);
             if current.begun.is_some() {
@@ -581,6 +628,7 @@ impl EventStream {
             self.quiet_heartbeats = 0;
             current.index += 1;
             self.chunk_rows.add(event);
+            self.chunk_has_topics |= notification.topic.is_some();
             if let CatchUp::Counting(rows) = &mut self.catch_up {
                 *rows += 1;
             }
@@ -603,23 +651,28 @@ impl EventStream {
         }
     }
 
-    /// Moves past a row of a batch, and returns whether to write it.
-    fn pass(&mut self, batch: &Batch, index: usize) -> bool {
+    /// Moves past a row of a batch, unless its topic can't be decided on.
+    fn pass(&mut self, batch: &Batch, index: usize) -> Pass {
         let notification = batch.events[index].notification();
-        if batch.is_late() {
-            let wants = self.wants(notification);
-            self.memberships.pass_late(notification.key);
-            return wants && !notification.expires.has_passed();
-        }
         let position = self.position.get_or_insert_default();
-        if !position.is_new(notification.key) {
-            return false;
+        if !batch.is_late() && !position.is_new(notification.key) {
+            return Pass::Skip;
         }
         // Before the position moves: what a change ends was sent up to here.
         let wants = self.wants(notification);
-        let position = self.position.get_or_insert_default();
-        batch.advance(position, index);
-        wants && !notification.expires.has_passed()
+        if notification.topic.is_some() && self.memberships.is_outdated() {
+            return Pass::ReadAgain;
+        }
+        if batch.is_late() {
+            self.memberships.pass_late(notification.key);
+        } else {
+            let position = self.position.get_or_insert_default();
+            batch.advance(position, index);
+        }
+        match wants && !notification.expires.has_passed() {
+            true => Pass::Write,
+            false => Pass::Skip,
+        }
     }
 
     /// Continues with the mailbox, which reports if it has overflowed meanwhile.
@@ -627,6 +680,7 @@ impl EventStream {
         self.phase = Phase::Live;
         self.memberships.go_live();
         self.before_crash = None;
+        self.first = None;
         if let CatchUp::Counting(rows) = self.catch_up {
             self.catch_up = CatchUp::Announced;
             sse::put_caught_up(chunk, &self.id(), rows);
@@ -652,6 +706,11 @@ impl EventStream {
         self.chunk_rows.rest();
         if let (Phase::Live, Some(position)) = (&self.phase, &mut self.position) {
             self.connection.join_tail(position);
+        }
+        if let Some(position) = &self.position
+            && let Some(cursor) = self.cursor.due(position, &self.streams.cursors)
+        {
+            self.put_cursor(cursor);
         }
         if self.position.is_none() {
             sse::put_comment(chunk);
@@ -728,9 +787,43 @@ impl EventStream {
 
     /// The previous chunk has been written: reports its rows.
     fn report(&mut self) {
-        let (user, of) = (self.connection.user(), self.history.incarnation);
+        let (user, of) = (
+            self.connection.subscriber().user(),
+            self.history.incarnation,
+        );
         let to = &self.streams;
         self.chunk_rows.report(user, of, &to.marks, &to.activity);
+        if std::mem::take(&mut self.chunk_has_topics)
+            && let Some(position) = &self.position
+        {
+            self.cursor.write(position, to.cursors.settle());
+        }
+    }
+
+    /// The stream has ended: stores where the user continues in the topics.
+    fn put_last_cursor(&mut self, how: Closed) {
+        // Until anyone uses topics, nothing has to be stored.
+        let Some(position) = self
+            .position
+            .as_ref()
+            .filter(|_| self.streams.hub.has_topics())
+        else {
+            return;
+        };
+        let last_chunk = match self.chunk_has_topics {
+            true => LastChunk::HasTopics,
+            false => LastChunk::Written,
+        };
+        let settle = self.streams.cursors.settle();
+        if let Some(cursor) = self.cursor.last(position, last_chunk, how, settle) {
+            self.put_cursor(cursor);
+        }
+    }
+
+    fn put_cursor(&self, cursor: Position) {
+        if let Some(user) = self.connection.subscriber().user() {
+            self.streams.cursors.put(user, self.history, cursor);
+        }
     }
 
     /// Updates the durable floor, which moves as the log is flushed.
@@ -755,6 +848,7 @@ impl Drop for EventStream {
             _ => EndReason::Left,
         };
         self.chunk_rows.close(reason.closed(), &self.streams.marks);
+        self.put_last_cursor(reason.closed());
         self.streams.ended.count(reason);
         let _entered = self.span.as_deref().map(Span::enter);
         let reason = reason.name();

@@ -229,6 +229,43 @@ impl Position {
         };
     }
 
+    /// Keeps what two readers have both seen: a row is new to the result if it is new to
+    /// either.
+    pub fn meet(&mut self, other: &Self) {
+        let (high, low) = if self.floor >= other.floor {
+            (&*self, other)
+        } else {
+            (other, &*self)
+        };
+        let mut open = low.open.clone();
+        for (&xid, &read) in high.open.range(..low.floor) {
+            let read_by_both = open.entry(xid).or_insert(read);
+            *read_by_both = read.min(*read_by_both);
+        }
+        *self = Self {
+            floor: low.floor,
+            open,
+        };
+    }
+
+    /// Whether this reader has seen everything that the other one has.
+    pub fn covers(&self, other: &Self) -> bool {
+        let was_open = |xid: &Xid, read: i64| {
+            *xid >= other.floor || other.open.get(xid).is_some_and(|&also| also <= read)
+        };
+        self.floor >= other.floor && self.open.iter().all(|(xid, &read)| was_open(xid, read))
+    }
+
+    /// A position that was stored: everything below `floor` was seen, except `open`, of
+    /// each the rows up to `reads`.
+    pub fn stored(floor: Xid, open: Vec<Xid>, reads: Vec<i64>) -> Self {
+        let open = open.into_iter().zip(reads);
+        Self {
+            floor,
+            open: open.filter(|&(xid, _)| xid < floor).collect(),
+        }
+    }
+
     /// After a crash of Postgres, transaction ids from `safe` on may have been assigned
     /// again, so none of them counts as seen.
     pub fn fall_to(&mut self, safe: Xid) {
@@ -335,6 +372,30 @@ mod tests {
             joined.join(&b);
             prop_assert_eq!(joined.is_new(row), a.is_new(row) && b.is_new(row));
             prop_assert!(joined.open.keys().all(|&xid| xid < joined.floor));
+        }
+
+        #[test]
+        fn a_meeting_has_seen_what_both_have_seen(a in position(9), b in position(9), row in row()) {
+            let mut met = a.clone();
+            met.meet(&b);
+            prop_assert_eq!(met.is_new(row), a.is_new(row) || b.is_new(row));
+            prop_assert!(met.open.keys().all(|&xid| xid < met.floor));
+            prop_assert!(a.covers(&met) && b.covers(&met));
+            let stored = Position::stored(met.floor, met.open_xids(), met.open_reads());
+            prop_assert_eq!(stored, met);
+        }
+
+        #[test]
+        fn a_position_that_covers_another_has_seen_its_rows(
+            a in dense_position(), b in dense_position(), row in dense_row()
+        ) {
+            if a.covers(&b) {
+                prop_assert!(!a.is_new(row) || b.is_new(row));
+            } else {
+                let rows = (0..13).flat_map(|xid| (1..8).map(move |id| RowKey { xid: Xid(xid), id }));
+                let mut missed = rows.filter(|&row| a.is_new(row) && !b.is_new(row));
+                prop_assert!(missed.next().is_some(), "{a:?} has seen what {b:?} has");
+            }
         }
 
         #[test]

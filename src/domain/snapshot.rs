@@ -79,6 +79,13 @@ impl Snapshot {
         xid < self.xmax && self.running.binary_search(&xid).is_err()
     }
 
+    /// After a crash of Postgres, transaction ids from `safe` on may have been assigned
+    /// again, so none of them is shown.
+    pub fn fall_to(&mut self, safe: Xid) {
+        self.xmax = self.xmax.min(safe);
+        self.running.retain(|&xid| xid < safe);
+    }
+
     /// The transactions below `floor` that were still running, in ascending order.
     pub fn running_below(&self, floor: Xid) -> impl Iterator<Item = Xid> + '_ {
         self.running

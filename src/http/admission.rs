@@ -20,7 +20,7 @@ use crate::{
         rejections::{RejectReason, Rejections},
     },
     config::LimitOptions,
-    domain::notification::UserId,
+    domain::identity::Subscriber,
     http::retry_later::RetryLater,
     runtime::counter_map::CounterMap,
 };
@@ -51,7 +51,7 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct OpenStreams {
     all: usize,
-    users: CounterMap<UserId>,
+    subscribers: CounterMap<Subscriber>,
     clients: CounterMap<Client>,
 }
 
@@ -59,7 +59,7 @@ struct OpenStreams {
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
-    user: UserId,
+    subscriber: Subscriber,
     client: Client,
 }
 
@@ -112,12 +112,16 @@ impl Admission {
     /// # Errors
     ///
     /// A [`RetryLater`] if a limit is reached.
-    pub fn admit(self: &Arc<Self>, user: &UserId, client: Client) -> Result<Permit, RetryLater> {
+    pub fn admit(
+        self: &Arc<Self>,
+        subscriber: &Subscriber,
+        client: Client,
+    ) -> Result<Permit, RetryLater> {
         let limits = &self.limits;
         let mut open = self.open.lock();
         let full = if open.all >= limits.max_connections as usize {
             Some(RejectReason::Connections)
-        } else if open.users.of(user) >= limits.max_connections_per_user as usize {
+        } else if open.subscribers.of(subscriber) >= limits.max_connections_per_user as usize {
             Some(RejectReason::User)
         } else if open.clients.of(&client) >= limits.max_connections_per_address as usize {
             Some(RejectReason::Address)
@@ -129,12 +133,12 @@ impl Admission {
             return Err(self.turn_away(reason, client));
         }
         open.all += 1;
-        open.users.add(user.clone());
+        open.subscribers.add(subscriber.clone());
         open.clients.add(client);
         drop(open);
         Ok(Permit {
             admission: Arc::clone(self),
-            user: user.clone(),
+            subscriber: subscriber.clone(),
             client,
         })
     }
@@ -177,7 +181,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut open = self.admission.open.lock();
         open.all -= 1;
-        open.users.remove(&self.user);
+        open.subscribers.remove(&self.subscriber);
         open.clients.remove(&self.client);
     }
 }
@@ -234,6 +238,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::domain::notification::UserId;
 
     #[derive(Parser)]
     struct Limits {
@@ -252,8 +257,8 @@ mod tests {
         Client::from(std::net::IpAddr::from(Ipv4Addr::from_bits(number)))
     }
 
-    fn user(name: &str) -> UserId {
-        UserId::parse(name).expect("a user")
+    fn user(name: &str) -> Subscriber {
+        UserId::parse(name).expect("a user").into()
     }
 
     fn refused(rejections: &Rejections, reason: RejectReason) -> u64 {
@@ -318,7 +323,7 @@ mod tests {
         drop(held);
         let open = admission.open.lock();
         assert_eq!(open.all, 0);
-        assert!(open.users.is_empty() && open.clients.is_empty());
+        assert!(open.subscribers.is_empty() && open.clients.is_empty());
     }
 
     #[test]

@@ -114,7 +114,7 @@ async fn answer(
     identity
         .expect(parameters.expected_user.as_deref())
         .map_err(|error| unauthorized(rejections, client, error))?;
-    let permit = match admission.admit(&identity.user, client) {
+    let permit = match admission.admit(&identity.subscriber, client) {
         Ok(permit) => permit,
         Err(deferral) => return Ok(deferral.answer(&request)),
     };

@@ -27,9 +27,9 @@ pub struct Sql {
     pub topic_page: String,
     /// Memberships that changed.
     pub membership_changes: String,
-    /// Where a user without a position continues in the topics.
-    pub cursor: String,
-    /// Advances such cursors.
+    /// From where the last rows of a user and of the user's topics are replayed.
+    pub replay_start: String,
+    /// Advances where users without a position continue in the topics.
     pub write_cursors: String,
     /// Stores a user's drained floor.
     pub drain: String,
@@ -73,27 +73,40 @@ impl Sql {
     pub fn going_by(sign: CrashSign, schema: &SchemaName) -> Self {
         let drained = include_str!("../../sql/drained.sql");
         let nothing_drained = include_str!("../../sql/nothing_drained.sql");
+        let memberships_of = |user: &str, most: &str, asked: &str| {
+            include_str!("../../sql/memberships.sql")
+                .replace(":member", user)
+                .replace(":most", most)
+                .replace(":asked", asked)
+        };
         let fill_from = |drained: &str, text: &str| {
             let text = text
                 .replace(":drained", drained)
                 .replace(":guarded", include_str!("../../sql/guarded.sql"))
-                .replace(":memberships", include_str!("../../sql/memberships.sql"))
                 .replace(":columns", include_str!("../../sql/columns.sql"))
                 .replace(":incarnation", sign.incarnation());
             schema.fill(&text)
         };
         let fill = |text: &str| fill_from(drained, text);
-        let backlog_page = include_str!("../../sql/backlog_page.sql");
+        // These only ask whether there are any.
+        let user_page = include_str!("../../sql/user_page.sql")
+            .replace(":memberships", &memberships_of("$6", "1", "null::text[]"));
+        let backlog_page = include_str!("../../sql/backlog_page.sql")
+            .replace(":memberships", &memberships_of("$1", "1", "null::text[]"));
+        let topic_page = include_str!("../../sql/topic_page.sql")
+            .replace(":memberships", &memberships_of("$6", "$12", "$13::text[]"));
+        let replay_start = include_str!("../../sql/replay_start.sql")
+            .replace(":memberships", &memberships_of("$1", "$3", "$4::text[]"));
         Self {
             sign,
             tail_start: fill(include_str!("../../sql/tail_start.sql")),
             tail_page: fill(include_str!("../../sql/tail_page.sql")),
-            user_page: fill(include_str!("../../sql/user_page.sql")),
-            backlog_page: fill(backlog_page),
-            backlog_page_without_drained: fill_from(nothing_drained, backlog_page),
-            topic_page: fill(include_str!("../../sql/topic_page.sql")),
+            user_page: fill(&user_page),
+            backlog_page: fill(&backlog_page),
+            backlog_page_without_drained: fill_from(nothing_drained, &backlog_page),
+            topic_page: fill(&topic_page),
+            replay_start: fill(&replay_start),
             membership_changes: fill(include_str!("../../sql/membership_changes.sql")),
-            cursor: fill(include_str!("../../sql/cursor.sql")),
             write_cursors: fill(include_str!("../../sql/write_cursors.sql")),
             drain: fill(include_str!("../../sql/drain.sql")),
             drain_live: fill(include_str!("../../sql/drain_live.sql")),

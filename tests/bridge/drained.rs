@@ -213,7 +213,7 @@ impl Stage {
 
     async fn tail_start(&self) -> Position {
         let start = page_reader::tail_start(&self.bridge, &self.sql.tail_start).await;
-        start.expect("a start").0
+        start.expect("a start").position
     }
 
     /// Checks that alice receives all undelivered rows and the rows that are new since she
@@ -226,7 +226,7 @@ impl Stage {
         };
         let backlog = Backlog {
             query: &self.sql.backlog_page,
-            user: &alice,
+            user: Some(&alice),
             replay: 0,
             opened: &opened,
             system_identifier: self.system_identifier,

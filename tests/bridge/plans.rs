@@ -41,7 +41,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     let prepared = [
         (
             "tail_page",
-            "xid8[], bigint[], bigint, bigint, xid8, xid8[], bigint, bigint",
+            "xid8[], bigint[], bigint, bigint, xid8, xid8[], bigint, bigint, xid8, xid8[]",
             &sql.tail_page,
         ),
         (
@@ -237,15 +237,20 @@ async fn a_page_of_topics_stays_on_its_indexes() {
         (
             "topic_page",
             "xid8, xid8[], bigint[], bigint, bigint, text, xid8, xid8[], pg_snapshot, xid8, \
-             bigint, bigint, text[], text[], pg_snapshot, xid8, xid8[], bigint[]",
+             bigint, bigint, text[], text[], pg_snapshot, xid8, xid8[], bigint[], xid8, pg_snapshot, \
+             xid8, bigint",
             &sql.topic_page,
         ),
         (
             "membership_changes",
-            "pg_snapshot, bigint, xid8, bigint",
+            "xid8, xid8[], bigint",
             &sql.membership_changes,
         ),
-        ("cursor", "text, bigint", &sql.cursor),
+        (
+            "replay_start",
+            "text, bigint, bigint, text[], text[]",
+            &sql.replay_start,
+        ),
     ] {
         let prepare = format!("prepare {name} ({types}) as {query}");
         client.batch_execute(&prepare).await.expect(name);
@@ -253,7 +258,7 @@ async fn a_page_of_topics_stays_on_its_indexes() {
     let page = |user: &str, floor: u64, handled: u64, topics: &str| {
         format!(
             "execute topic_page ('{floor}', '{{}}', '{{}}', 501, 262144, '{user}', '{handled}', \
-             '{{}}', null, null, null, 1001, {topics}, null, null, null, null, null)"
+             '{{}}', null, null, null, 1001, {topics}, null, null, null, null, null, null, null, null, null)"
         )
     };
     client
@@ -303,11 +308,16 @@ async fn a_page_of_topics_stays_on_its_indexes() {
         // Late rows: 400 of one topic, read by their keys.
         (page("carol", next, 1, "null"), 400, 400 * BUFFERS_A_TOPIC),
         (
-            "execute membership_changes (pg_current_snapshot(), 1000, null, null)".to_owned(),
+            "execute membership_changes (pg_snapshot_xmax(pg_current_snapshot()), '{}', 1000)"
+                .to_owned(),
             0,
             BUFFERS,
         ),
-        ("execute cursor ('alice', 7)".to_owned(), 0, BUFFERS),
+        (
+            "execute replay_start ('alice', 10, 1000, null, '{}')".to_owned(),
+            1,
+            3 * TOPICS * BUFFERS_A_TOPIC,
+        ),
     ] {
         let found = client.query(page.as_str(), &[]).await.expect(&page);
         let found = found.iter().filter(|row| {
@@ -330,17 +340,17 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
     [
         format!(
             "execute tail_page (array['{open}']::xid8[], array[{ROWS}::bigint], 1001, 1048576, \
-             '{floor}', '{{}}', 251, 262144)"
+             '{floor}', '{{}}', 251, 262144, '{floor}', '{{}}')"
         ),
         // In the middle of a large transaction that is read in pieces, ...
         format!(
             "execute tail_page (array['{open}']::xid8[], array[{ROWS}::bigint / 2], 31, 1048576, \
-             '{floor}', '{{}}', 31, 262144)"
+             '{floor}', '{{}}', 31, 262144, '{floor}', '{{}}')"
         ),
         // ... and at the beginning of one that was running before.
         format!(
             "execute tail_page ('{{}}', '{{}}', 1001, 1048576, '{floor}', \
-             array['{open}']::xid8[], 31, 1048576)"
+             array['{open}']::xid8[], 31, 1048576, '{floor}', array['{open}']::xid8[])"
         ),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),

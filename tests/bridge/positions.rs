@@ -169,9 +169,8 @@ impl Stage {
                 is_open: false,
             });
         }
-        let (start, _) = page_reader::tail_start(&client, &sql.tail_start)
-            .await
-            .expect("a start");
+        let start = page_reader::tail_start(&client, &sql.tail_start).await;
+        let start = start.expect("a start").position;
         Self {
             writers,
             tail_query: client.prepare(&sql.tail_page).await.expect("a statement"),
@@ -227,9 +226,15 @@ impl Stage {
 
     async fn read_tail_page(&mut self, size: PageSize) -> TailPage {
         let position = &mut self.tail.position;
-        let page = page_reader::tail_page(&self.client, &self.tail_query, position, size)
-            .await
-            .expect("a page");
+        let page = page_reader::tail_page(
+            &self.client,
+            &self.tail_query,
+            position,
+            &Snapshot::default(),
+            size,
+        )
+        .await
+        .expect("a page");
         let alice = Addressee::User(UserId::parse("alice").expect("a user"));
         // As the listener does.
         for run in &page.runs {
@@ -293,8 +298,8 @@ impl Stage {
 
     async fn page_after(&self, position: &Position, size: PageSize) -> Batch {
         let alice = UserId::parse("alice").expect("a user");
-        let page = page_reader::user_page(&self.pool, &self.sql, &alice, position, size);
-        page.await.expect("a page").batch
+        let page = page_reader::user_page(&self.pool, &self.sql, Some(&alice), position, size);
+        page.await.expect("a page").page.batch
     }
 
     /// Reads to the end and returns the snapshots of the last pages.

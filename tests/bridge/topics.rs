@@ -3,7 +3,10 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::{command_line::run, support::database::Database};
+use crate::{
+    command_line::run,
+    support::{bridge::Bridge, database::Database},
+};
 
 const SUBSCRIPTIONS: &str =
     "select user_id || ' ' || topic from topic_subscriptions order by user_id, topic";
@@ -237,6 +240,18 @@ async fn a_row_for_a_topic_is_rejected_while_a_bridge_is_connected_that_delivers
         .expect_err("an old one");
     drop(other);
     while application.batch_execute(SEND).await.is_err() {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_reports_that_it_delivers_topics() {
+    let database = Database::migrated().await;
+    let _bridge = Bridge::start(&database).await;
+    let monitor = database.superuser();
+    monitor
+        .until("select exists (select from tidings_bridges where topics)")
+        .await;
+    let application = database.connect().await;
+    application.batch_execute(SEND).await.expect("a row");
 }
 
 /// A table with memberships, which belongs to the application.

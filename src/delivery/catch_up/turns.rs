@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::domain::notification::UserId;
+use crate::domain::identity::Subscriber;
 
 /// How many pages of one user are read at once. Two let a browser's tabs overlap; more
 /// would only let one user fill the pool.
@@ -48,9 +48,9 @@ pub struct Turns(Mutex<TurnsState>);
 struct TurnsState {
     /// How many more pages may be read at once.
     free: usize,
-    users: HashMap<UserId, User>,
+    users: HashMap<Subscriber, User>,
     /// Users who are waiting and may read a page now, each once, in order.
-    ready: VecDeque<UserId>,
+    ready: VecDeque<Subscriber>,
     /// The number of users at which idle ones are dropped.
     swept_at: usize,
 }
@@ -83,7 +83,7 @@ impl User {
 #[derive(Debug)]
 pub struct Turn {
     turns: Arc<Turns>,
-    user: UserId,
+    user: Subscriber,
     holds: Holds,
 }
 
@@ -110,7 +110,7 @@ impl Turns {
     }
 
     /// Waits for a turn. Dropping the future gives up the place in the queue.
-    pub async fn take(self: &Arc<Self>, user: &UserId) -> Turn {
+    pub async fn take(self: &Arc<Self>, user: &Subscriber) -> Turn {
         loop {
             let granted = {
                 let mut state = self.0.lock();
@@ -126,7 +126,7 @@ impl Turns {
 }
 
 impl TurnsState {
-    fn enqueue(&mut self, user: &UserId, now: Instant) -> oneshot::Receiver<Turn> {
+    fn enqueue(&mut self, user: &Subscriber, now: Instant) -> oneshot::Receiver<Turn> {
         if self.users.len() >= self.swept_at && !self.users.contains_key(user) {
             self.users.retain(|_, user| !user.is_idle(now));
             self.swept_at = (self.users.len() * 2).max(REMEMBERED_USERS);
@@ -149,7 +149,7 @@ impl TurnsState {
     }
 
     /// Appends a user to `ready`, if the user may read.
-    fn line_up(&mut self, user: &UserId) {
+    fn line_up(&mut self, user: &Subscriber) {
         if let Some(entry) = self.users.get_mut(user)
             && entry.may_read()
         {
@@ -188,7 +188,7 @@ impl TurnsState {
 
     /// Charges the user for a page. Returns how long it takes until all of the user's
     /// pages are paid for.
-    fn charge(&mut self, user: &UserId, took: Duration, now: Instant) -> Duration {
+    fn charge(&mut self, user: &Subscriber, took: Duration, now: Instant) -> Duration {
         let Some(entry) = self.users.get_mut(user) else {
             return Duration::ZERO;
         };
@@ -197,7 +197,7 @@ impl TurnsState {
     }
 
     /// Drops the entry of a user who owes nothing and isn't waiting.
-    fn forget(&mut self, user: &UserId, now: Instant) {
+    fn forget(&mut self, user: &Subscriber, now: Instant) {
         if self.users.get(user).is_some_and(|user| user.is_idle(now)) {
             self.users.remove(user);
         }
@@ -206,7 +206,7 @@ impl TurnsState {
         }
     }
 
-    fn give_back_place(&mut self, user: &UserId, now: Instant) {
+    fn give_back_place(&mut self, user: &Subscriber, now: Instant) {
         if let Some(entry) = self.users.get_mut(user) {
             entry.taken -= 1;
         }
@@ -257,9 +257,10 @@ mod tests {
     use futures_util::{FutureExt, future::BoxFuture};
 
     use super::*;
+    use crate::domain::notification::UserId;
 
-    fn user(name: &str) -> UserId {
-        UserId::parse(name).expect("a user")
+    fn user(name: &str) -> Subscriber {
+        UserId::parse(name).expect("a user").into()
     }
 
     type Waiting = BoxFuture<'static, Turn>;

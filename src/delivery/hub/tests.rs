@@ -3,7 +3,11 @@ use futures_util::task::noop_waker;
 use super::*;
 use crate::{
     delivery::mailbox,
-    domain::{membership::Membership, notification::Expiry, position::RowKey},
+    domain::{
+        membership::Membership,
+        notification::{Expiry, UserId},
+        position::RowKey,
+    },
 };
 
 fn reading(rows: impl IntoIterator<Item = (&'static str, i64, usize)>) -> Reading {
@@ -97,7 +101,7 @@ fn a_connection_that_is_dropped_leaves_nothing_behind() {
     assert_eq!(ids(&other_tab), [1]);
     drop(other_tab);
     assert_eq!(hub.connections(), 0);
-    assert!(hub.registry.lock().users.is_empty());
+    assert!(hub.registry.lock().subscribers.is_empty());
 }
 
 #[test]
@@ -301,9 +305,49 @@ fn who_may_have_been_meant_by_what_was_left_unread_is_sent_back() {
     assert!(!is_ended(&open) && !is_ended(&connect(&hub, "bob")));
 }
 
+#[test]
+fn a_ticket_without_a_user_is_a_subscriber_of_its_own() {
+    let hub = Arc::new(Hub::new(1_000));
+    let (gone, kept) = (TicketHash([1; 32]), TicketHash([2; 32]));
+    let noted = hub.note();
+    let connect = |identity: Identity| hub.register(&identity, noted).0;
+    let with_token = || Identity {
+        ticket: Some(gone),
+        ..UserId::parse("alice").expect("a user").into()
+    };
+    let streams = [
+        Identity::of_ticket(gone),
+        Identity::of_ticket(gone),
+        with_token(),
+        Identity::of_ticket(kept),
+    ]
+    .map(connect);
+    assert_eq!(hub.audience().users, 3);
+    for stream in &streams {
+        assert!(stream.add_routes([&topic("room")]));
+    }
+    hub.publish(reading([("alice", 1, 1), ("#room", 2, 1), ("#*", 3, 1)]));
+    assert_eq!(
+        streams.each_ref().map(ids),
+        [vec![2, 3], vec![2, 3], vec![1, 2, 3], vec![2, 3]]
+    );
+    hub.disconnect(&[Disconnection::UserlessTicket(gone)]);
+    assert_eq!(streams.each_ref().map(is_ended), [true, true, true, false]);
+    // So are those that were being authenticated.
+    let late = [
+        Identity::of_ticket(gone),
+        with_token(),
+        Identity::of_ticket(kept),
+    ]
+    .map(connect);
+    assert_eq!(late.each_ref().map(is_ended), [true, true, false]);
+    drop((streams, late));
+    assert_eq!((hub.audience().users, hub.audience().topics), (0, 0));
+}
+
 /// A change in which `user` joins or leaves.
 fn change(user: &str, name: &str, now: Option<Membership>) -> Arc<MembershipChange> {
-    Arc::new(MembershipChange {
+    Arc::new(MembershipChange::One {
         user: UserId::parse(user).expect("a user"),
         topic: topic(name),
         xid: Xid(1),

@@ -94,6 +94,7 @@ pub struct Session {
     driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
     bell: Arc<Notify>,
     pub tail_page: Statement,
+    pub membership_changes: Statement,
     pub doorbell: Statement,
     pub disconnections: Statement,
     fall_asleep: Statement,
@@ -181,6 +182,7 @@ impl Session {
             .await?;
         Ok(Self {
             tail_page: client.prepare(&sql.tail_page).await?,
+            membership_changes: client.prepare(&sql.membership_changes).await?,
             doorbell: client.prepare(&sql.doorbell).await?,
             disconnections: client.prepare(&sql.disconnections).await?,
             fall_asleep: client.prepare(&sql.fall_asleep).await?,

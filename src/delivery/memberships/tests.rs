@@ -441,7 +441,7 @@ impl World {
             .filter(|change| !before.shows(change.xid))
             .map(|change| {
                 let now = self.shown(change.topic, at);
-                let change = MembershipChange {
+                let change = MembershipChange::One {
                     user: UserId::parse("alice").expect("a user"),
                     topic: topic(change.topic),
                     xid: change.xid,
@@ -451,7 +451,8 @@ impl World {
             })
             .collect();
         for change in told {
-            let index = (0..TOPICS).find(|&one| topic(one) == change.topic);
+            let (changed, _) = parts(&change);
+            let index = (0..TOPICS).find(|&one| topic(one) == *changed);
             self.tell(index.expect("a topic"), &change);
         }
         if !self.is(Broken::QueuedRowsAreKept) {
@@ -497,21 +498,19 @@ impl World {
 
     fn tell(&mut self, index: usize, change: &Arc<MembershipChange>) {
         let connection = &mut self.connection;
-        if change.now.is_some() {
+        let (topic, now) = parts(change);
+        if let Some(now) = now {
             connection.routed.insert(index);
             match self.broken {
                 Some(Broken::NoPageOnChange) => {
-                    let now = change.now.clone().expect("a membership");
-                    connection
-                        .memberships
-                        .current
-                        .insert(change.topic.clone(), now);
+                    let current = &mut connection.memberships.current;
+                    current.insert(topic.clone(), now.clone());
                     return;
                 }
                 _ => connection.overflow(),
             }
         }
-        if self.broken == Some(Broken::QueuedRowsAreKept) && change.now.is_none() {
+        if self.broken == Some(Broken::QueuedRowsAreKept) && now.is_none() {
             return;
         }
         if self.broken == Some(Broken::OldChangesApply)
@@ -893,8 +892,15 @@ fn row(xid: u64) -> RowKey {
     }
 }
 
+fn parts(change: &MembershipChange) -> (&Topic, Option<&Membership>) {
+    match change {
+        MembershipChange::One { topic, now, .. } => (topic, now.as_ref()),
+        MembershipChange::Any { .. } => panic!("this world knows each change"),
+    }
+}
+
 fn change(xid: u64, now: Option<Membership>) -> Arc<MembershipChange> {
-    Arc::new(MembershipChange {
+    Arc::new(MembershipChange::One {
         user: UserId::parse("alice").expect("a user"),
         topic: topic(0),
         xid: Xid(xid),
@@ -1025,7 +1031,7 @@ fn a_change_that_a_page_does_not_show_is_applied_to_it() {
 #[test]
 fn leaving_a_granted_topic_keeps_it() {
     let position = Position::after(Some(Xid(19)), &shows(20, &[]));
-    let mut memberships = Memberships::with_granted([topic(0)].into());
+    let mut memberships = Memberships::with_granted([topic(0)].into(), None);
     memberships.request(Some(&position));
     let found = [(topic(0), joined(5, &[]))];
     memberships

@@ -1,6 +1,6 @@
 //! The first page of a user who connects without a position.
 
-use tokio_postgres::types::Type;
+use tokio_postgres::{Error, Row, types::Type};
 
 use super::{
     size::PageSize,
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     delivery::batch::End,
-    domain::{notification::UserId, position::Position, snapshot::Xid},
+    domain::{history::Incarnation, notification::UserId, position::Position, snapshot::Xid},
     postgres::pool::{Pool, QueryError, READ_LIMIT, first_row},
 };
 
@@ -23,7 +23,7 @@ pub const SKIPPED_ROWS_BEFORE_NOTING: u32 = 100;
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog<'a> {
     pub query: &'a str,
-    pub user: &'a UserId,
+    pub user: Option<&'a UserId>,
     /// How many of the user's last rows the page begins with, sent or not.
     pub replay: u32,
     /// The page contains everything that is new to this position, sent or not.
@@ -40,9 +40,32 @@ pub struct BacklogPage {
     /// The position from which it was read.
     pub start: Position,
     pub page: UserPage,
+    /// Whether the user may have topics: then the page doesn't have all rows.
+    pub has_topics: bool,
+    /// Up to where rows of topics were delivered, if that is known.
+    pub cursor: Option<Position>,
+    /// No row of the user before this transaction is unsent or new.
+    pub own: Xid,
     /// The user's new watermark: nothing is left to deliver before this transaction.
     /// `None` unless too many rows were read without being delivered.
     pub drained: Option<Xid>,
+}
+
+/// A cursor of another incarnation falls to what was on disk then.
+fn read_cursor(head: &Row, here: Incarnation) -> Result<Option<Position>, Error> {
+    let Some(floor) = head.try_get("c_floor")? else {
+        return Ok(None);
+    };
+    let (open, reads) = (head.try_get("c_open")?, head.try_get("c_read_to")?);
+    let mut cursor = Position::stored(floor, open, reads);
+    let of = Incarnation {
+        timeline: head.try_get("c_timeline")?,
+        since: head.try_get("c_since")?,
+    };
+    if of != here {
+        cursor.fall_to(head.try_get("c_durable")?);
+    }
+    Ok(Some(cursor))
 }
 
 /// Reads the first page of a user who connects without a position: the unsent rows, the
@@ -59,7 +82,7 @@ pub async fn backlog_page(
             READ_LIMIT,
             wanted.query,
             &[
-                (&wanted.user.as_str(), Type::TEXT),
+                (&wanted.user.map(UserId::as_str), Type::TEXT),
                 (&i64::from(wanted.replay), Type::INT8),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
@@ -85,8 +108,17 @@ pub async fn backlog_page(
         (None, End::CaughtUp { top }) => Position::after(*top, &batch.snapshot),
         (None, _) => Position::after(None, &batch.snapshot),
     };
+    let head = first_row(&rows);
+    let of = page.incarnation;
+    let oldest = [
+        first.map(|first| first.xid),
+        opened.open_xids().first().copied(),
+    ];
     Ok(BacklogPage {
         start,
+        has_topics: head.try_get("has_topics")?,
+        cursor: read_cursor(head, of)?,
+        own: oldest.into_iter().flatten().fold(opened.floor(), Xid::min),
         page,
         drained: passed
             .is_some_and(|passed| passed < drained)

@@ -30,6 +30,9 @@ pub struct TailPage {
     pub log: Log,
     /// The snapshot of the statement.
     pub snapshot: Arc<Snapshot>,
+    /// Whether memberships have changed. Then the rows must be read again, in one snapshot
+    /// with the changes.
+    pub has_changes: bool,
     /// The next rows of transactions that were begun before, if there are any, then all
     /// others. They are to be delivered in this order.
     pub runs: Vec<Run>,
@@ -116,20 +119,35 @@ impl Run {
     }
 }
 
-/// The position of a reader that starts now, and the next transaction id as of the last
-/// checkpoint.
-pub async fn tail_start(client: &Client, query: &str) -> Result<(Position, Xid), Error> {
-    let row = client.query_one(query, &[]).await?;
-    let snapshot: Snapshot = row.try_get("snapshot")?;
-    let position = Position::after(row.try_get("top")?, &snapshot);
-    Ok((position, row.try_get("checkpointed")?))
+/// Where a reader starts now.
+#[derive(Debug)]
+pub struct TailStart {
+    pub position: Position,
+    pub snapshot: Snapshot,
+    /// The next transaction id as of the last checkpoint.
+    pub checkpointed: Xid,
+    /// Whether anyone has used topics.
+    pub has_topics: bool,
 }
 
-/// Reads the first new rows of all users.
+pub async fn tail_start(client: &Client, query: &str) -> Result<TailStart, Error> {
+    let row = client.query_one(query, &[]).await?;
+    let snapshot: Snapshot = row.try_get("snapshot")?;
+    Ok(TailStart {
+        position: Position::after(row.try_get("top")?, &snapshot),
+        snapshot,
+        checkpointed: row.try_get("checkpointed")?,
+        has_topics: row.try_get("has_topics")?,
+    })
+}
+
+/// Reads the first new rows of all users. `known` is the snapshot whose memberships are
+/// known.
 pub async fn tail_page(
     client: &Client,
     query: &Statement,
     position: &Position,
+    known: &Snapshot,
     size: PageSize,
 ) -> Result<TailPage, Error> {
     let (begun, not_begun) = (position.begun(), position.not_begun());
@@ -151,6 +169,8 @@ pub async fn tail_page(
                 &not_begun.xids(),
                 &others.limit(),
                 &others.bytes,
+                &known.xmax(),
+                &known.running_xids(),
             ],
         )
         .await?;
@@ -180,6 +200,7 @@ pub async fn tail_page(
         rings: read_rings(head)?,
         log: read_log(head)?,
         snapshot: Arc::new(head.try_get("snapshot")?),
+        has_changes: head.try_get("changed")?,
         runs,
     })
 }

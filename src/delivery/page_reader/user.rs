@@ -32,18 +32,26 @@ pub struct UserPage {
     /// The youngest transaction of which rows were deleted.
     pub pruned: Option<Xid>,
     pub batch: Batch,
-    /// `None` if the page was read without topics.
-    pub topics: Option<PageTopics>,
+    pub topics: PageTopics,
 }
 
-/// Reads the first new rows of one user.
+/// A page of a user's own rows.
+#[derive(Debug)]
+pub struct OwnPage {
+    pub page: UserPage,
+    /// Whether the user may have topics: then the page doesn't have all rows.
+    pub has_topics: bool,
+}
+
+/// Reads the first new rows of one user, without those of topics. Without a user there
+/// are none.
 pub async fn user_page(
     pool: &Pool,
     sql: &Sql,
-    user: &UserId,
+    user: Option<&UserId>,
     position: &Position,
     size: PageSize,
-) -> Result<UserPage, QueryError> {
+) -> Result<OwnPage, QueryError> {
     let rows = pool
         .query(
             READ_LIMIT,
@@ -54,11 +62,14 @@ pub async fn user_page(
                 (&position.open_reads(), Type::INT8_ARRAY),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
-                (&user.as_str(), Type::TEXT),
+                (&user.map(UserId::as_str), Type::TEXT),
             ],
         )
         .await?;
-    Ok(read_user_page(&rows, size)?.0)
+    Ok(OwnPage {
+        page: read_user_page(&rows, size)?.0,
+        has_topics: first_row(&rows).try_get("has_topics")?,
+    })
 }
 
 /// Also returns the first row that was read, whether it can be delivered or not.
@@ -106,7 +117,7 @@ pub(super) fn read_user_page(
             last,
             end,
         },
-        topics: None,
+        topics: PageTopics::default(),
     };
     Ok((page, read.first().map(|first| first.key)))
 }

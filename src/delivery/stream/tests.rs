@@ -11,7 +11,7 @@ use tokio::{
 use super::*;
 use crate::{
     delivery::{
-        catch_up::PageMemory,
+        catch_up::{FirstStart, PageMemory},
         hub::{Reading as TailReading, Tail},
         page_reader::UserPage,
     },
@@ -80,6 +80,7 @@ impl Fixture {
             marks: Arc::new(Marks::new(Duration::ZERO, Arc::default())),
             activity: Arc::default(),
             pages: Arc::new(Requests(sender)),
+            cursors: Arc::new(Cursors::new(Duration::ZERO, Duration::MAX)),
             heartbeats: Heartbeats::every(HEARTBEAT),
             drain: DRAIN,
             max_age: MAX_AGE,
@@ -148,13 +149,21 @@ impl Fixture {
             },
         };
         Page {
-            start: wanted.position.is_none().then(Position::default),
+            start: wanted.position.is_none().then(|| FirstStart {
+                position: Position::default(),
+                reading: FirstReading {
+                    opened: Arc::clone(&wanted.opened),
+                    own: Xid::default(),
+                    cursor: Cursor::Stored,
+                    replayed: None,
+                },
+            }),
             size: PageSize::USER,
             page: UserPage {
                 incarnation: wanted.history.incarnation,
                 pruned: None,
                 batch,
-                topics: None,
+                topics: PageTopics::default(),
             },
             lease: self.memory.reserve(1).await,
         }
@@ -554,10 +563,10 @@ impl Fixture {
         let events = rows.iter().map(|&id| Arc::new(team_row(id).into()));
         page.page.batch.events = events.collect();
         page.page.batch.end = end;
-        page.page.topics = Some(PageTopics {
+        page.page.topics = PageTopics {
             memberships: membership.into_iter().map(|one| (team(), one)).collect(),
             is_truncated: false,
-        });
+        };
         let sent = reply.send(PageOutcome::Page(page));
         sent.expect("a stream that waits");
         wanted
@@ -580,7 +589,7 @@ impl Fixture {
     /// The listener has read rows of the team, and that alice's membership has changed.
     fn publish_team(&self, rows: &[i64], changed: Option<(u64, Option<Membership>)>) {
         let change = changed.map(|(xid, now)| {
-            Arc::new(MembershipChange {
+            Arc::new(MembershipChange::One {
                 user: alice(),
                 topic: team(),
                 xid: Xid(xid),

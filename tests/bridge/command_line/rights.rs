@@ -150,6 +150,10 @@ async fn check_finds_what_the_bridge_lacks_and_what_strangers_have() {
             "tidings_report_readiness",
         ),
         (
+            "revoke execute on function tidings_report_topics from tidings_bridge",
+            "tidings_report_topics",
+        ),
+        (
             "revoke insert on tidings_incarnation from tidings_bridge",
             "insert on table public.tidings_incarnation",
         ),

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tidings::{
     delivery::{
         catch_up::{PageMemory, Pages, Reads, Turns},
+        cursors::Cursors,
         delivered_watermark::DeliveredWatermark,
         heartbeat::Heartbeats,
         hub::{Hub, Tail},
@@ -39,11 +40,12 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
                 .await
                 .expect("an incarnation"),
         },
-        position: Arc::new(start.expect("a start").0),
+        position: Arc::new(start.expect("a start").position),
         safe: Xid::default(),
     });
     let drained =
         DeliveredWatermark::open(pool.clone(), Arc::clone(&sql), &SchemaName::public()).await;
+    let cursors = Arc::new(Cursors::new(Duration::ZERO, Duration::MAX));
     Arc::new(Streams {
         hub: Arc::clone(&hub),
         marks: Arc::new(Marks::new(Duration::ZERO, Arc::default())),
@@ -53,6 +55,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             pool,
             sql,
             drained: Arc::new(drained.expect("rights")),
+            cursors: Arc::clone(&cursors),
             health: Arc::default(),
             turns: Arc::new(Turns::new(1)),
             memory: Arc::new(PageMemory::default()),
@@ -60,6 +63,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             history: Mutex::default(),
             reads: Reads::default(),
         }),
+        cursors,
         heartbeats: Heartbeats::every(Duration::from_secs(300)),
         drain: Duration::ZERO,
         max_age: Duration::from_secs(300),
