@@ -126,7 +126,7 @@ example-node: ## start the example for Node, with the bridge and a PostgreSQL: h
 
 # About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.
-bench: ## measure writers, latency, flood, fan-out, memory, storms, growth and pruning; write docs/benchmarks
+bench: ## measure writers, latency, flood, fan-out, memory, storms, growth, pruning and topics; write docs/benchmarks
 	@$(with) rust postgres -- \
 	    cargo bench --locked --bench load -- $(or $(ARGS),--out docs/benchmarks)
 

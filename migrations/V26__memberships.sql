@@ -61,38 +61,36 @@ comment on column :"schema".tidings_membership_changes.topic is
 -- notifications for their topics were delivered, as the position of a stream
 -- (src/domain/position.rs). Losing one causes duplicates.
 --
--- What an update usually leaves alone comes first and last: Postgres doesn't log it.
+-- What an update usually leaves alone comes first and last: Postgres doesn't log it. Nulls
+-- take no space, and up to eight columns their bitmap takes none either.
 create table :"schema".tidings_cursors (
   user_id text primary key,
-  -- Transaction ids mean nothing in another cluster, and those from `durable` on may have
-  -- been reused after a crash or a failover.
-  system_identifier bigint not null,
-  since timestamptz not null,
   timeline int not null,
+  written_on date not null default current_date,
   durable xid8 not null,
   floor xid8 not null,
-  written_at timestamptz not null default now(),
-  open xid8[] not null,
-  read_to bigint[] not null,
+  -- Transaction ids mean nothing in another cluster, and those from `durable` on may have
+  -- been reused after a crash or a failover.
+  since timestamptz not null,
+  system_identifier bigint not null,
+  open xid8[],
 
-  constraint tidings_cursors_user_id_length check (octet_length(user_id) between 1 and 255),
-  constraint tidings_cursors_open check (cardinality(open) = cardinality(read_to))
+  constraint tidings_cursors_user_id_length check (octet_length(user_id) between 1 and 255)
 ) with (fillfactor = 50);
 
 comment on table :"schema".tidings_cursors is
   'Up to where the notifications for topics were delivered to each user (Tidings).';
 comment on column :"schema".tidings_cursors.floor is
   'Everything below has been delivered, except what is open.';
-comment on column :"schema".tidings_cursors.open is 'Transactions below that were still running.';
-comment on column :"schema".tidings_cursors.read_to is
-  'The last id of each open transaction that has been delivered.';
+comment on column :"schema".tidings_cursors.open is
+  'Transactions below of which rows may not have been delivered; null if there are none.';
+comment on column :"schema".tidings_cursors.written_on is 'When it was last advanced.';
 comment on column :"schema".tidings_cursors.durable is
   'The transaction id to which it falls back after a crash.';
 comment on column :"schema".tidings_cursors.timeline is 'The incarnation of the server: its timeline.';
 comment on column :"schema".tidings_cursors.since is
   'The incarnation of the server: tidings_incarnation.since.';
 comment on column :"schema".tidings_cursors.system_identifier is 'The cluster.';
-comment on column :"schema".tidings_cursors.written_at is 'When it was last advanced.';
 
 -- A removal that a bridge has seen must survive a crash: otherwise the membership would
 -- be back, and rows that were passed over in the meantime would be missing. So if the

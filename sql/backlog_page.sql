@@ -8,7 +8,7 @@
 -- cluster's system identifier, $9 how many rows may be skipped before the bridge
 -- records a new floor.
 --
--- `top` is the user's newest transaction: together with the snapshot it determines up
+-- `top` is the newest transaction of any row: together with the snapshot it determines up
 -- to where everything counts as seen once this page has been read.
 --
 -- `has_topics` says whether this page is incomplete, because the user has memberships or
@@ -22,7 +22,7 @@
 with
   drained as materialized (:drained),
   cursor as materialized (
-    select floor, open, read_to, durable, timeline, since
+    select floor, open, durable, timeline, since
     from :"schema".tidings_cursors
     where user_id = $1 and system_identifier = $8
   ),
@@ -34,8 +34,8 @@ with
       (
         select xid
         from :"schema".notifications
-        where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
-        order by user_id desc, xid desc
+        where xid < pg_snapshot_xmax(pg_current_snapshot())
+        order by xid desc
         limit 1
       ) as top,
       (
@@ -61,14 +61,15 @@ with
               (select least(floor, durable, open[1]) from cursor)
             )
         ) as has_topics,
-      cursor.floor as c_floor, cursor.open as c_open, cursor.read_to as c_read_to,
+      cursor.floor as c_floor,
+      coalesce(cursor.open, '{}') as c_open,
       cursor.durable as c_durable, cursor.timeline as c_timeline, cursor.since as c_since
     from (:incarnation) as here
     left join cursor on true
   )
 select
   s.snapshot, s.timeline, s.since, null::xid8 as pruned, s.top, s.passed, s.has_topics,
-  s.c_floor, s.c_open, s.c_read_to, s.c_durable, s.c_timeline, s.c_since,
+  s.c_floor, s.c_open, s.c_durable, s.c_timeline, s.c_since,
   n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from s

@@ -12,8 +12,12 @@ with
       n.nspname,
       to_regclass(format('%I.notifications', n.nspname)) as notifications,
       to_regclass(format('%I.tidings_bell', n.nspname)) as bell,
-      to_regprocedure(
-        format('%I.tidings_prune_batch(interval, bigint, integer)', n.nspname)
+      coalesce(
+        to_regprocedure(
+          format('%I.tidings_prune_batch(interval, bigint, integer, interval)', n.nspname)
+        ),
+        -- Where V30 hasn't been applied yet.
+        to_regprocedure(format('%I.tidings_prune_batch(interval, bigint, integer)', n.nspname))
       ) as prune_batch,
       pg_catalog.hashtextextended('tidings migrate ' || n.nspname, 0) as migration,
       (

@@ -212,6 +212,7 @@ begin
     from (
       values
         ('create_stream_ticket(text, interval)'),
+        ('create_stream_ticket(text, interval, text[])'),
         ('disconnect_everyone()'),
         ('disconnect_user(bigint)'),
         ('disconnect_user(text)'),
@@ -235,8 +236,11 @@ begin
         ('tidings_memberships_changed(text)'),
         ('tidings_note_memberships()'),
         ('tidings_pending_users()'),
+        -- Those without the last argument, where V30 hasn't been applied yet.
         ('tidings_prune(interval, integer)'),
+        ('tidings_prune(interval, integer, interval)'),
         ('tidings_prune_batch(interval, bigint, integer)'),
+        ('tidings_prune_batch(interval, bigint, integer, interval)'),
         ('tidings_prune_disconnections(integer)'),
         ('tidings_prune_membership_changes(integer)'),
         ('tidings_prune_rows(bigint[], bigint, interval)'),

@@ -35,7 +35,7 @@
 -- `top` is the newest transaction of any row and of the user's memberships: together with
 -- the snapshot it determines up to where everything counts as seen once this was the last
 -- page. `topics`, `sinces` and `xids` are the user's memberships, which don't include $14
--- and everyone's topic.
+-- and everyone's topic. Only the first row has them: they take more than the row.
 with
   mine as materialized (:memberships),
   m as materialized (
@@ -190,13 +190,24 @@ with
         ),
         (select xid from mine where xid is not null order by xid desc limit 1)
       ) as top,
-      array(select topic from mine order by topic) as topics,
-      array(select since from mine order by topic) as sinces,
-      array(select xid from mine order by topic) as xids
+      mine.topics,
+      mine.sinces,
+      mine.xids
     from (:incarnation) as here
+    cross join (
+      select
+        coalesce(array_agg(topic), '{}') as topics,
+        coalesce(array_agg(since), '{}') as sinces,
+        coalesce(array_agg(xid), '{}') as xids
+      from mine
+    ) as mine
   )
 select
-  s.snapshot, s.timeline, s.since, s.pruned, s.top, s.topics, s.sinces, s.xids, n.late, n.topic, n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
+  s.snapshot, s.timeline, s.since, s.pruned, s.top,
+  case when n.is_later is distinct from true then s.topics end as topics,
+  case when n.is_later is distinct from true then s.sinces end as sinces,
+  case when n.is_later is distinct from true then s.xids end as xids,
+  n.late, n.topic, n.xid, n.id, n.event, n.ref, n.created_at, n.seconds_left, null::xid8 as begun, n.beyond,
   case when not n.beyond and octet_length(n.text) <= 1048576 then n.text end as text
 from s
 left join lateral (
@@ -204,12 +215,8 @@ left join lateral (
     :columns,
     f.topic,
     f.late,
-    coalesce(
-      sum(octet_length(f.text)) over (
-        order by f.xid, f.id rows between unbounded preceding and 1 preceding
-      ) >= $5,
-      false
-    ) as beyond
+    count(*) over before > 0 as is_later,
+    coalesce(sum(octet_length(f.text)) over before >= $5, false) as beyond
   from (
     select k.late, r.*
     from (select true as late, id from late union all select false, id from keys) as k
@@ -217,6 +224,7 @@ left join lateral (
       select * from :"schema".notifications where id = k.id limit 1
     ) as r
   ) as f
+  window before as (order by f.xid, f.id rows between unbounded preceding and 1 preceding)
 ) as n on true
 order by n.xid, n.id
 limit $4

@@ -8,8 +8,8 @@
 --
 -- `pruned` is the newest transaction of which rows were removed, if any were.
 --
--- `has_topics` says whether this page may be incomplete: the user has memberships, or
--- topics are used at all (topic_page.sql).
+-- `has_topics` says whether this page may be incomplete: the user has memberships, or there
+-- are new rows for everyone (topic_page.sql).
 with
   s as materialized (
     select
@@ -18,7 +18,11 @@ with
       here.since,
       (select :"schema".tidings_pruned_through()) as pruned,
       exists (select from (:memberships) as joined)
-        or exists (select from :"schema".notifications where topic is not null) as has_topics
+        or exists (
+          select
+          from :"schema".notifications
+          where topic = '*' and xid >= least($1, ($2::xid8[])[1])
+        ) as has_topics
     from (:incarnation) as here
   )
 select

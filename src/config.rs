@@ -39,7 +39,7 @@ pub use self::{
     tls::TlsOptions,
     trust::{TicketSetting, TrustOptions},
 };
-use crate::domain::notification::UserId;
+use crate::domain::{notification::UserId, topic::Topic};
 
 /// Pushes rows of a Postgres table to the browsers of the users they are for.
 #[derive(Debug, Parser)]
@@ -166,6 +166,10 @@ fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
 
 fn user(text: &str) -> Result<UserId, &'static str> {
     UserId::parse(text).ok_or("the user must be 1 to 255 bytes long")
+}
+
+fn topic(text: &str) -> Result<Topic, &'static str> {
+    Topic::parse(text).ok_or("the topic must be 1 to 255 bytes long, without control characters")
 }
 
 /// Parses a duration as people write it: `15s`, `500ms`, `1m 30s`. The limits are in

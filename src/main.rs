@@ -326,13 +326,13 @@ async fn status(output: &mut impl Write, options: &StatusOptions) -> Result<(), 
 
 async fn prune(output: &mut impl Write, options: PruneOptions) -> Result<(), AnyError> {
     let (url, schema) = (options.database.session_url()?, &options.database.schema);
-    let sent_for = options.sent_before;
+    let retentions = options.retentions();
     if options.dry_run {
-        let prunable = retention::prunable(&url, schema, sent_for).await?;
+        let prunable = retention::prunable(&url, schema, retentions).await?;
         return Ok(writeln!(output, "{prunable}")?);
     }
     let shutdown = Shutdown::watch(UNFINISHED)?;
-    let opening = Prune::open(&url, schema, sent_for, Retry::All);
+    let opening = Prune::open(&url, schema, retentions, Retry::All);
     let outcome = match shutdown.unless_requested(opening).await {
         None => PruneOutcome::Stopped(0),
         Some(prune) => {

@@ -9,6 +9,7 @@ pub(crate) mod crash_sign;
 pub mod database;
 pub mod error_hint;
 pub mod listen_probe;
+pub mod memberships;
 pub mod pool;
 pub mod prune_failure;
 pub(crate) mod pruner;

@@ -55,8 +55,20 @@ pub struct Arrival {
     pub at: Moment,
 }
 
+/// Whose streams they are.
+#[derive(Clone, Copy, Debug)]
+enum Seats {
+    /// The users', in turn.
+    Users,
+    /// Each a different subscriber's, of one of the topics in turn.
+    Subscribers,
+}
+
 /// State of one stream.
 struct Seat {
+    /// Who connects.
+    name: String,
+    /// The user or topic whose rows it receives.
     user: u64,
     stream: EventStream,
     is_live: bool,
@@ -187,7 +199,7 @@ impl Shared {
         let request = {
             let tally = self.tally.lock();
             let seat = &tally.seats[number];
-            (self.subject.request)(&self.users.name(seat.user), seat.stream.last_id())
+            (self.subject.request)(&seat.name, seat.stream.last_id())
         };
         let socket = connect(self.subject.address, number).await?;
         send(&socket, request.as_bytes()).await?;
@@ -242,7 +254,21 @@ impl Audience {
     /// Opens `streams` streams, assigned to the users in turn, and returns when all of
     /// them are live.
     pub async fn open(subject: Subject, users: Users, streams: usize) -> Result<Self> {
+        Self::seated(subject, users, streams, Seats::Users).await
+    }
+
+    /// Opens a stream for each of `subscribers` subscribers of the topics, of which each has
+    /// one in turn. The rows are for the topics.
+    pub async fn subscribed(subject: Subject, topics: Users, subscribers: usize) -> Result<Self> {
+        Self::seated(subject, topics, subscribers, Seats::Subscribers).await
+    }
+
+    async fn seated(subject: Subject, users: Users, streams: usize, seats: Seats) -> Result<Self> {
         let seat = |number| Seat {
+            name: match seats {
+                Seats::Users => users.name(users.of(number)),
+                Seats::Subscribers => users.subscriber(number),
+            },
             user: users.of(number),
             stream: EventStream::default(),
             is_live: false,

@@ -106,7 +106,7 @@ const WRITERS: Pick = of(
     &[(at::WRITERS, 32.0), (at::STREAMS, 1000.0)],
 );
 
-const GOALS: [Goal; 10] = [
+const GOALS: [Goal; 17] = [
     Goal {
         section: "writers",
         name: "INSERT throughput of 32 writers, relative to no trigger",
@@ -235,6 +235,103 @@ const GOALS: [Goal; 10] = [
         better: Better::Lower,
         must: 2.0,
         aim: 1.2,
+    },
+    Goal {
+        section: "topics",
+        name: "one row to 10,000 subscribers of a topic, from commit to the last event",
+        figure: of(
+            subject::TIDINGS,
+            measure::LAST_AFTER_COMMIT,
+            &[(at::CONNECTIONS, 10_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1000.0,
+            name: "s",
+        },
+        better: Better::Lower,
+        must: 0.5,
+        aim: 0.15,
+    },
+    Goal {
+        section: "topics",
+        name: "INSERT of a row for a topic, relative to one for a user",
+        figure: of(subject::TOPIC_ROWS, measure::INSERT, &[]),
+        scale: Scale::Times(of(subject::USER_ROWS, measure::INSERT, &[])),
+        better: Better::Lower,
+        must: 1.1,
+        aim: 1.0,
+    },
+    Goal {
+        section: "topics",
+        name: "page of a user with 100 topics who resumes",
+        figure: of(subject::POSTGRES, measure::PAGE, &[(at::TOPICS, 100.0)]),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "ms",
+        },
+        better: Better::Lower,
+        must: 1.0,
+        aim: 0.5,
+    },
+    Goal {
+        section: "topics",
+        name: "page of a user with 1,000 topics who resumes",
+        figure: of(subject::POSTGRES, measure::PAGE, &[(at::TOPICS, 1_000.0)]),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "ms",
+        },
+        better: Better::Lower,
+        must: 8.0,
+        aim: 4.5,
+    },
+    Goal {
+        section: "topics",
+        name: "memory per stream for its 50 topics",
+        figure: of(
+            subject::TIDINGS,
+            measure::TOPICS_MEMORY,
+            &[(at::TOPICS, 50.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1024.0,
+            name: "KiB",
+        },
+        better: Better::Lower,
+        must: 2.5,
+        aim: 1.2,
+    },
+    Goal {
+        section: "topics",
+        name: "memory per stream for its 1,000 topics",
+        figure: of(
+            subject::TIDINGS,
+            measure::TOPICS_MEMORY,
+            &[(at::TOPICS, 1_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1024.0,
+            name: "KiB",
+        },
+        better: Better::Lower,
+        must: 40.0,
+        aim: 40.0,
+    },
+    Goal {
+        section: "topics",
+        name: "WAL for the cursors of 10,000 users after one row for a topic each",
+        figure: of(
+            subject::POSTGRES,
+            measure::LATER_CURSORS,
+            &[(at::STREAMS, 10_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1e6,
+            name: "MB",
+        },
+        better: Better::Lower,
+        must: 2.0,
+        aim: 1.0,
     },
 ];
 

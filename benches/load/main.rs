@@ -43,7 +43,7 @@ use crate::{
     machine::Machine,
     report::Section,
     results::Results,
-    sections::{Size, fan_out, flood, growth, latency, memory, peers, prune, storm},
+    sections::{Size, fan_out, flood, growth, latency, memory, peers, prune, storm, topics},
     server::Server,
 };
 
@@ -80,6 +80,7 @@ enum Name {
     Storm,
     Growth,
     Prune,
+    Topics,
 }
 
 impl Name {
@@ -93,6 +94,7 @@ impl Name {
             Self::Storm => storm::run(server, size).await,
             Self::Growth => growth::run(server, size).await,
             Self::Prune => prune::run(server, size).await,
+            Self::Topics => topics::run(server, size).await,
         }
     }
 }

@@ -16,6 +16,9 @@ pub mod subject {
     pub const NOTIFY: &str = "plain NOTIFY trigger";
     /// That trigger, and a connection that only LISTENs.
     pub const FLOOR: &str = "bare LISTEN";
+    /// Rows for users, measured alternately with those for topics.
+    pub const USER_ROWS: &str = "rows for users";
+    pub const TOPIC_ROWS: &str = "rows for topics";
     /// All processes of the server.
     pub const POSTGRES: &str = "PostgreSQL";
     /// Both together: the total cost of a notification.
@@ -44,6 +47,18 @@ pub mod measure {
     pub const FIRST: &str = "first";
     /// Time until the last connection had received it.
     pub const LAST: &str = "last";
+    /// Time from the commit until the last connection had received it.
+    pub const LAST_AFTER_COMMIT: &str = "after commit, last";
+    /// Time per row of each connection that INSERTs.
+    pub const INSERT: &str = "INSERT";
+    /// How long the statement takes that reads a page.
+    pub const PAGE: &str = "resume page";
+    /// Log written for where users continue in their topics: for the first time.
+    pub const FIRST_CURSORS: &str = "WAL of cursors, first";
+    /// The same for users who have a cursor.
+    pub const LATER_CURSORS: &str = "WAL of cursors, later";
+    /// Memory per stream that its topics take.
+    pub const TOPICS_MEMORY: &str = "memory per stream for its topics";
     /// Memory per stream that has not received anything yet.
     pub const IDLE_STREAM: &str = "memory per idle stream";
     /// The same after every stream has received events.
@@ -73,6 +88,8 @@ pub mod at {
     pub const CONNECTIONS: &str = "connections";
     /// Rows in the table before the measurement.
     pub const ROWS: &str = "rows in table";
+    /// Topics of each user.
+    pub const TOPICS: &str = "topics";
     /// Users without a stream who have an unsent row.
     pub const AWAY: &str = "offline users";
 }

@@ -9,6 +9,7 @@ pub mod peers;
 pub mod prune;
 mod returning;
 pub mod storm;
+pub mod topics;
 pub mod writers;
 
 use std::time::Duration;

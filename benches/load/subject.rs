@@ -41,6 +41,11 @@ impl Users {
         format!("{}-{number}", self.name)
     }
 
+    /// The name of a subscriber of a topic that has the name of one of them.
+    pub fn subscriber(self, number: u64) -> String {
+        format!("{}-subscriber-{number}", self.name)
+    }
+
     /// The user that this row is for.
     pub fn of(self, row: u64) -> u64 {
         row % self.count

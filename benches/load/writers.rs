@@ -60,6 +60,13 @@ pub const NOTIFICATIONS: Insert = Insert {
             select * from unnest($1::text[], $2::text[])",
 };
 
+/// The same for topics.
+pub const FOR_TOPICS: Insert = Insert {
+    row: "insert into notifications (topic, text) values ($1, $2)",
+    batch: "insert into notifications (topic, text) \
+            select * from unnest($1::text[], $2::text[])",
+};
+
 #[derive(Clone, Copy, Debug)]
 pub struct Inserted {
     pub row: u64,

@@ -17,10 +17,10 @@ use crate::{
         crash_sign::CrashSign,
         database::Database,
         listen_probe::{self, DirectError},
+        memberships::{MembershipError, MembershipSource},
         pool::{Pool, PoolMode, QueryError},
         pruner::{Pruned, Pruner},
         queries::Sql,
-        retention::Retention,
         schema::{self, SchemaError},
     },
     runtime::{backoff::Backoff, error_chain::ErrorChain},
@@ -70,11 +70,15 @@ impl Database {
                  GRANT"
             );
         }
+        let memberships = retry_while_starting(&parts.url, MembershipError::is_passing, || {
+            MembershipSource::find(&parts.url, options.memberships.as_ref())
+        })
+        .await?;
         Ok(Self {
             url: parts.url.clone(),
             direct_url: direct_url.clone(),
             schema: schema.clone(),
-            sql: Arc::new(Sql::going_by(sign, schema)),
+            sql: Arc::new(Sql::with_memberships(sign, schema, memberships)),
             pool,
         })
     }
@@ -89,16 +93,14 @@ impl Database {
 
     /// The task that removes old rows, if it is configured.
     pub(super) fn pruner(&self, options: &RetentionOptions, pruned: Arc<Pruned>) -> Option<Pruner> {
-        match options.prune_sent_after {
-            Retention::Forever => None,
-            Retention::SentFor(sent_for) => Some(Pruner {
-                url: self.direct_url.clone(),
-                schema: self.schema.clone(),
-                sent_for,
-                every: options.prune_every,
-                pruned,
-            }),
-        }
+        let retentions = options.retentions()?;
+        Some(Pruner {
+            url: self.direct_url.clone(),
+            schema: self.schema.clone(),
+            retentions,
+            every: options.prune_every,
+            pruned,
+        })
     }
 }
 

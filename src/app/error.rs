@@ -3,7 +3,10 @@
 use crate::{
     delivery::listener::ListenError,
     http::servers::ServersError,
-    postgres::{listen_probe::DirectError, pool::QueryError, schema::SchemaError},
+    postgres::{
+        listen_probe::DirectError, memberships::MembershipError, pool::QueryError,
+        schema::SchemaError,
+    },
     runtime::tasks::{Failed, Failure},
 };
 
@@ -14,6 +17,8 @@ pub enum StartError {
     Direct(#[from] DirectError),
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    #[error(transparent)]
+    Memberships(#[from] MembershipError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]

@@ -20,15 +20,11 @@ use crate::{
         jwt_key::{Accepted, Key, KeyKind},
     },
     domain::{
-        identity::{Identity, LEEWAY, Unidentified},
+        identity::{Identity, LEEWAY, MOST_TOKEN_BYTES, Unidentified},
         notification::UserId,
         topic::{Topic, TopicChoice},
     },
 };
-
-/// The longest token that is accepted; a longer one is rejected without being parsed.
-/// Real tokens have one or two thousand bytes.
-pub const MAX_BYTES: usize = 8 << 10;
 
 /// The claim that names the user unless another one is configured.
 pub const USER_CLAIM: &str = "sub";
@@ -216,8 +212,8 @@ impl Tokens {
 
     /// Verifies a token. This may wait for the key set to be fetched.
     pub async fn verify(&self, token: &str) -> Result<TokenClaims, Unidentified> {
-        if token.len() > MAX_BYTES {
-            return Err(Unidentified::Invalid);
+        if token.len() > MOST_TOKEN_BYTES {
+            return Err(Unidentified::TooLong);
         }
         let header = decode_header(token).map_err(|_| Unidentified::Invalid)?;
         // A token with critical extensions that are not understood must be rejected (RFC

@@ -1,4 +1,5 @@
-//! Tickets: values created in SQL that open a user's streams for a limited time.
+//! Tickets: values created in SQL that open streams for a limited time: those of a user, or
+//! without a user, those of topics.
 //!
 //! `create_stream_ticket` creates them; the database stores only their hashes. Deleting a
 //! row ends the streams that its ticket opened.
@@ -24,6 +25,7 @@ use crate::{
     domain::{
         identity::{Identity, TicketHash, Unidentified},
         notification::UserId,
+        topic::{Topic, TopicChoice},
     },
     postgres::{
         database::Database,
@@ -102,7 +104,7 @@ impl Tickets {
         }
     }
 
-    /// The identity of a ticket's user, if the lookup ends before `deadline`. Only the
+    /// The identity of whoever has the ticket, if the lookup ends before `deadline`. Only the
     /// database's clock decides whether the ticket has expired.
     ///
     /// If the request is dropped, its place in the queue is free at once. A lookup that
@@ -166,17 +168,24 @@ impl Lookup {
             pool.renew();
             return Ok(Err(Unidentified::Unavailable));
         }
-        let user: Option<String> = row.try_get("user_id")?;
-        let Some(user) = user.and_then(|user| UserId::parse(&user)) else {
+        let Some(seconds) = row.try_get::<_, Option<f64>>("seconds_left")? else {
             return Ok(Err(Unidentified::Ticket));
         };
-        let seconds: f64 = row.try_get("seconds_left")?;
         let left = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Ok(Ok(Identity {
+        let whose = match row.try_get::<_, Option<&str>>("user_id")? {
+            Some(user) => UserId::parse(user).map(Identity::from),
+            None => Some(Identity::of_ticket(hash)),
+        };
+        // No row can be for another name.
+        let names: Option<Vec<&str>> = row.try_get("topics")?;
+        let topics = names.into_iter().flatten().filter_map(Topic::parse);
+        let identity = whose.map(|identity| Identity {
             expires: Some(Instant::now() + left),
             ticket: Some(hash),
-            ..user.into()
-        }))
+            topics: topics.take(TopicChoice::MOST_GRANTED).collect(),
+            ..identity
+        });
+        Ok(identity.ok_or(Unidentified::Ticket))
     }
 }
 

@@ -143,11 +143,15 @@ impl ProgressLine {
 
 impl fmt::Display for Prunable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, expired } = self;
+        let Self {
+            sent,
+            topics,
+            expired,
+        } = self;
         write!(
             f,
-            "{} would be removed: {sent} sent, {expired} expired",
-            rows(sent + expired)
+            "{} would be removed: {sent} sent, {topics} for topics, {expired} expired",
+            rows(sent + topics + expired)
         )
     }
 }

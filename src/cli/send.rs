@@ -11,6 +11,7 @@ use tokio_postgres::{Row, error::SqlState, types::Type};
 use crate::{
     cli::AnyError,
     config::{DatabaseOptions, SendOptions, TicketOptions},
+    domain::{notification::UserId, topic::Topic},
     postgres::{
         connect::{Borrowed, DatabaseUrl, Queries},
         pool::Parameter,
@@ -97,9 +98,12 @@ pub async fn issue(options: &TicketOptions) -> Result<String, AnyError> {
         group: "tidings_issuer",
     };
     let seconds = Duration::as_secs_f64(&options.ttl);
-    let parameters: [Parameter<'_>; 2] = [
-        (&options.user.as_str(), Type::TEXT),
+    let user = options.user.as_ref().map(UserId::as_str);
+    let topics: Vec<&str> = options.topics.iter().map(Topic::as_str).collect();
+    let parameters: [Parameter<'_>; 3] = [
+        (&user, Type::TEXT),
         (&seconds, Type::FLOAT8),
+        (&topics, Type::TEXT_ARRAY),
     ];
     let row = errand
         .run(include_str!("../../sql/issue.sql"), &parameters)

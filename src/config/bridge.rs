@@ -8,7 +8,7 @@ use super::{
     DatabaseOptions, JwtOptions, LimitOptions, RetentionOptions, TlsOptions, TrustOptions,
     duration_between, listen_address,
 };
-use crate::auth::origin::Origins;
+use crate::{auth::origin::Origins, postgres::memberships::RelationName};
 
 #[derive(Clone, Debug, Args)]
 pub struct ServeOptions {
@@ -63,6 +63,11 @@ pub struct BridgeOptions {
     /// connection presents no last event id; it is also stored when a stream ends
     #[arg(long, env = "TIDINGS_CURSOR_EVERY", default_value = "10m", value_parser = duration_between::<1, 86_400>)]
     pub cursor_every: Duration,
+    /// Relation of yours that says who is in which topic, with its schema, instead of
+    /// `topic_subscriptions`: a view or table with the columns `user_id` (text, a number or
+    /// uuid), topic, and since (`pg_snapshot`, may be null)
+    #[arg(long, env = "TIDINGS_MEMBERSHIPS", value_name = "RELATION")]
+    pub memberships: Option<RelationName>,
     /// Time over which streams are ended when the bridge stops
     #[arg(long, env = "TIDINGS_DRAIN", default_value = "2s", value_parser = duration_between::<0, 600>)]
     pub drain: Duration,

@@ -9,14 +9,14 @@ use super::{
     ConfigError, DatabaseOptions, RuleOptions, SecretOptions, ServeOptions, Thresholds,
     duration_between,
     jwt::{SECRET, unusable},
-    listen_address, user,
+    listen_address, topic, user,
 };
 use crate::{
     auth::{
         jwt::{JwtSecret, Rules},
         jwt_key::KeyKind,
     },
-    domain::notification::UserId,
+    domain::{notification::UserId, topic::Topic},
     postgres::{adoption::Expression, schema::SchemaName},
 };
 
@@ -161,9 +161,12 @@ pub struct TailOptions {
 pub struct TicketOptions {
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// User whose stream the ticket opens
-    #[arg(value_parser = user)]
-    pub user: UserId,
+    /// User whose stream the ticket opens; without a user, it has only topics
+    #[arg(value_parser = user, required_unless_present = "topics")]
+    pub user: Option<UserId>,
+    /// Topic that its streams have besides those of the user; may be repeated
+    #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
+    pub topics: Vec<Topic>,
     /// How long the ticket is valid, at most 24h
     #[arg(long, default_value = "1h", value_parser = duration_between::<1, 86_400>)]
     pub ttl: Duration,

@@ -97,6 +97,7 @@ pub struct Wanted {
     ///
     /// [`End::Late`]: crate::delivery::batch::End::Late
     pub late: LateWanted,
+    pub has_topics: HasTopics,
     /// The topics that the client asked for and those that its credentials grant.
     pub topics: TopicChoice,
     /// For a connection that was opened without an id, what the bridge had seen then. Rows of
@@ -105,6 +106,13 @@ pub struct Wanted {
     /// What the pages of a first reading have in common, from its second page on.
     pub first: Option<Arc<FirstReading>>,
     pub size: PageSize,
+}
+
+/// Whether the user had topics when the last page was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HasTopics {
+    Yes,
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -286,7 +294,7 @@ impl Pages {
         }
     }
 
-    /// As long as nobody uses topics, pages cost what they would cost without them.
+    /// Most users have no topics: their pages cost what they would cost without them.
     async fn next_page(
         &self,
         wanted: &Wanted,
@@ -296,7 +304,7 @@ impl Pages {
         let is_simple = wanted.first.is_none()
             && wanted.topics.granted.is_empty()
             && wanted.late.begun.is_none()
-            && !self.hub.has_topics();
+            && wanted.has_topics == HasTopics::Unknown;
         if is_simple {
             let own = page_reader::user_page(
                 &self.pool,

@@ -196,14 +196,12 @@ impl CursorWriter {
         }
         let (mut users, mut floors) = (Vec::new(), Vec::new());
         let (mut open_of, mut open): (Vec<i64>, Vec<Xid>) = (Vec::new(), Vec::new());
-        let mut open_reads: Vec<i64> = Vec::new();
         for (number, (user, cursor)) in (1..).zip(&taken) {
             users.push(user.as_str());
             floors.push(cursor.position.floor());
             let xids = cursor.position.open_xids();
             open_of.resize(open_of.len() + xids.len(), number);
             open.extend(xids);
-            open_reads.extend(cursor.position.open_reads());
         }
         self.pool
             .query(
@@ -214,7 +212,6 @@ impl CursorWriter {
                     (&floors, Type::XID8_ARRAY),
                     (&open_of, Type::INT8_ARRAY),
                     (&open, Type::XID8_ARRAY),
-                    (&open_reads, Type::INT8_ARRAY),
                     (&tail.safe, Type::XID8),
                     (&system_identifier, Type::INT8),
                     (&incarnation.timeline, Type::INT4),

@@ -27,7 +27,7 @@ pub use self::start::Start;
 use crate::{
     delivery::{
         batch::{Batch, End},
-        catch_up::{Lease, Page, PageOutcome, PageSource, PendingPage, Wanted},
+        catch_up::{HasTopics, Lease, Page, PageOutcome, PageSource, PendingPage, Wanted},
         chunk_rows::ChunkRows,
         counters::Counters,
         cursors::{Cursors, LastChunk, StreamCursor},
@@ -471,6 +471,10 @@ impl EventStream {
             opened: Arc::clone(&self.opened),
             replay: self.replay,
             late,
+            has_topics: match self.memberships.topics().next() {
+                Some(_) => HasTopics::Yes,
+                None => HasTopics::Unknown,
+            },
             topics: self.topics.clone(),
             granted_since: self.is_anew.then(|| Arc::new(self.opened.as_snapshot())),
             first: self.first.clone(),

@@ -13,6 +13,10 @@ use crate::domain::{
 /// `exp`, and a stream that was opened with it lasts as long.
 pub const LEEWAY: Duration = Duration::from_secs(30);
 
+/// The longest token that is accepted; a longer one is rejected without being parsed.
+/// Real tokens have one or two thousand bytes.
+pub const MOST_TOKEN_BYTES: usize = 8 << 10;
+
 /// Who a stream is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Subscriber {
@@ -210,6 +214,13 @@ pub enum Unidentified {
         "the token is not valid here: get one from the application that this stream belongs to"
     )]
     Invalid,
+    /// The token is longer than [`MOST_TOKEN_BYTES`], for example because it grants
+    /// thousands of topics.
+    #[error(
+        "the token is longer than {} KiB: leave out claims that the stream does not need",
+        MOST_TOKEN_BYTES >> 10
+    )]
+    TooLong,
     /// The ticket is unknown, expired or deleted.
     #[error("the ticket is not valid, or no longer valid: get a new one")]
     Ticket,

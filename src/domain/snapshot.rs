@@ -131,11 +131,12 @@ impl<'a> FromSql<'a> for Snapshot {
 }
 
 impl ToSql for Snapshot {
-    /// The binary form that `pg_snapshot_recv` reads.
+    /// The binary form that `pg_snapshot_recv` reads, which rejects zero. No row has the
+    /// first transaction id.
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         out.put_u32(u32::try_from(self.running.len())?);
-        out.put_u64(self.xmin().0);
-        out.put_u64(self.xmax.0);
+        out.put_u64(self.xmin().0.max(1));
+        out.put_u64(self.xmax.0.max(1));
         for xid in &self.running {
             out.put_u64(xid.0);
         }

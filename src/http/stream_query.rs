@@ -27,7 +27,7 @@ pub struct StreamQuery {
     /// since, in another tab, and all tabs share the cookie.
     pub expected_user: Option<String>,
     /// `topic`: the only topics that the client wants, each in a parameter of its own. At
-    /// most [`TopicChoice::MOST_ASKED`].
+    /// most [`TopicChoice::MOST_ASKED`], sorted, without repetitions.
     pub topics: Option<Vec<Topic>>,
 }
 
@@ -90,6 +90,10 @@ impl StreamQuery {
                 }
                 _ => {}
             }
+        }
+        if let Some(topics) = &mut parameters.topics {
+            topics.sort_unstable();
+            topics.dedup();
         }
         Ok(parameters)
     }
@@ -160,11 +164,11 @@ mod tests {
             last_event_id: None,
             expected_user: Some("7".to_owned()),
             topics: Some(vec![
-                Topic::parse("team:1").expect("a topic"),
                 Topic::everyone(),
+                Topic::parse("team:1").expect("a topic"),
             ]),
         };
-        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status&expected_user=8&expected_user=7&topic=team:1&topic=*";
+        let query = "_=1795999999&utm_source=x&format=text&format=json&replay=3&&a&errors=status&expected_user=8&expected_user=7&topic=team:1&topic=*&topic=team%3A1";
         assert_eq!(StreamQuery::read(query), Ok(wanted));
         for query in [
             "format=xml",
@@ -174,12 +178,55 @@ mod tests {
             "replay=a",
             "errors=none",
             "topic=",
+            "topic=\n",
+            "topic=\u{85}",
         ] {
             let error = StreamQuery::read(query).expect_err(query).to_string();
             let (name, value) = query.split_once('=').expect("a value");
             assert!(error.starts_with(name), "{error}");
             assert!(error.ends_with(&format!("{value:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn topics_are_whole_names_and_not_too_many() {
+        let asked = |query: &str| -> Option<Vec<String>> {
+            let topics = StreamQuery::read(query).ok()?.topics.unwrap_or_default();
+            Some(topics.iter().map(ToString::to_string).collect())
+        };
+        for (query, wanted) in [
+            ("", vec![]),
+            ("topics=a&Topic=a&topic%20=a", vec![]),
+            ("topic=a,b&topic=a", vec!["a", "a,b"]),
+            (
+                "topic=a+b&topic=a%2Bb&topic=A%20B",
+                vec!["A B", "a b", "a+b"],
+            ),
+            ("t%6Fpic=%70roject:7%261", vec!["project:7&1"]),
+            // Is replaced, as browsers would.
+            ("topic=%ff", vec!["\u{fffd}"]),
+        ] {
+            assert_eq!(asked(query).expect(query), wanted, "{query}");
+        }
+        for query in [
+            "topic",
+            "topic=",
+            "topic=a&topic=",
+            "topic=%00",
+            "topic=a%0ab",
+            "topic=%7F",
+        ] {
+            assert_eq!(asked(query), None, "{query}");
+        }
+        let many = |count| {
+            (0..count)
+                .map(|number| format!("topic={number}&"))
+                .collect::<String>()
+        };
+        let most = asked(&many(TopicChoice::MOST_ASKED)).expect("topics");
+        assert_eq!(most.len(), TopicChoice::MOST_ASKED);
+        let error = StreamQuery::read(&many(TopicChoice::MOST_ASKED + 1)).expect_err("too many");
+        assert_eq!(error, BadParameter::Topics);
     }
 
     #[test]

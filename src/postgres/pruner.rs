@@ -20,7 +20,9 @@ use crate::{
     postgres::{
         connect::DatabaseUrl,
         prune_failure::{PruneFailure, complaint},
-        retention::{Left, Prune, PruneBatch, PruneError, PrunePace, PruneTurn, Retry},
+        retention::{
+            Left, Prune, PruneBatch, PruneError, PrunePace, PruneTurn, Retention, Retentions, Retry,
+        },
         schema::SchemaName,
     },
     runtime::{
@@ -64,8 +66,7 @@ pub struct Pruner {
     /// A URL that leads to sessions of our own.
     pub url: DatabaseUrl,
     pub schema: SchemaName,
-    /// How long rows stay after they were sent.
-    pub sent_for: Duration,
+    pub retentions: Retentions,
     /// How long to wait when no other row is old enough.
     pub every: Duration,
     pub pruned: Arc<Pruned>,
@@ -79,9 +80,17 @@ impl Pruner {
     }
 
     async fn prune(&self) {
+        let removed = |retention, event| match retention {
+            Retention::Forever => String::new(),
+            Retention::For(duration) => {
+                format!("{} after {event}, ", humantime::format_duration(duration))
+            }
+        };
+        let Retentions { sent, topics } = self.retentions;
         info!(
-            "rows are removed {} after they were sent, and an hour after they have expired",
-            humantime::format_duration(self.sent_for)
+            "rows are removed {}{}and an hour after they have expired",
+            removed(sent, "they were sent"),
+            removed(topics, "those for topics were created")
         );
         let mut backoff = Backoff::new(self.every, RETRY_LONGEST);
         loop {
@@ -107,7 +116,8 @@ impl Pruner {
     /// Returns immediately if another bridge removes rows; otherwise it only returns an
     /// error.
     async fn take_turn(&self, backoff: &mut Backoff) -> Result<(), PruneError> {
-        let mut prune = Prune::open(&self.url, &self.schema, self.sent_for, Retry::WhenDue).await?;
+        let mut prune =
+            Prune::open(&self.url, &self.schema, self.retentions, Retry::WhenDue).await?;
         match prune.take_turn().await? {
             PruneTurn::Ours => {}
             PruneTurn::Another => {

@@ -6,13 +6,15 @@
 //! its own that they include by a variable
 //! (`-v incarnation="$(cat sql/incarnation.sql)"`).
 
-use crate::postgres::{crash_sign::CrashSign, schema::SchemaName};
+use crate::postgres::{crash_sign::CrashSign, memberships::MembershipSource, schema::SchemaName};
 
 /// The query texts, for one schema.
 #[derive(Debug)]
 pub struct Sql {
     /// The sign of a crash that the texts use.
     pub sign: CrashSign,
+    /// Where the texts read memberships.
+    pub memberships: MembershipSource,
     /// The position at which a bridge starts.
     pub tail_start: String,
     /// New rows of all users.
@@ -71,14 +73,17 @@ impl Sql {
 
     /// Fills in the schema, using this sign of crashes.
     pub fn going_by(sign: CrashSign, schema: &SchemaName) -> Self {
+        Self::with_memberships(sign, schema, MembershipSource::BuiltIn)
+    }
+
+    /// The same, with memberships from this source.
+    pub fn with_memberships(
+        sign: CrashSign,
+        schema: &SchemaName,
+        memberships: MembershipSource,
+    ) -> Self {
         let drained = include_str!("../../sql/drained.sql");
         let nothing_drained = include_str!("../../sql/nothing_drained.sql");
-        let memberships_of = |user: &str, most: &str, asked: &str| {
-            include_str!("../../sql/memberships.sql")
-                .replace(":member", user)
-                .replace(":most", most)
-                .replace(":asked", asked)
-        };
         let fill_from = |drained: &str, text: &str| {
             let text = text
                 .replace(":drained", drained)
@@ -89,14 +94,20 @@ impl Sql {
         };
         let fill = |text: &str| fill_from(drained, text);
         // These only ask whether there are any.
-        let user_page = include_str!("../../sql/user_page.sql")
-            .replace(":memberships", &memberships_of("$6", "1", "null::text[]"));
-        let backlog_page = include_str!("../../sql/backlog_page.sql")
-            .replace(":memberships", &memberships_of("$1", "1", "null::text[]"));
-        let topic_page = include_str!("../../sql/topic_page.sql")
-            .replace(":memberships", &memberships_of("$6", "$12", "$13::text[]"));
+        let user_page = include_str!("../../sql/user_page.sql").replace(
+            ":memberships",
+            &memberships.query("$6", "1", "null::text[]"),
+        );
+        let backlog_page = include_str!("../../sql/backlog_page.sql").replace(
+            ":memberships",
+            &memberships.query("$1", "1", "null::text[]"),
+        );
+        let topic_page = include_str!("../../sql/topic_page.sql").replace(
+            ":memberships",
+            &memberships.query("$6", "$12", "$13::text[]"),
+        );
         let replay_start = include_str!("../../sql/replay_start.sql")
-            .replace(":memberships", &memberships_of("$1", "$3", "$4::text[]"));
+            .replace(":memberships", &memberships.query("$1", "$3", "$4::text[]"));
         Self {
             sign,
             tail_start: fill(include_str!("../../sql/tail_start.sql")),
@@ -106,7 +117,7 @@ impl Sql {
             backlog_page_without_drained: fill_from(nothing_drained, &backlog_page),
             topic_page: fill(&topic_page),
             replay_start: fill(&replay_start),
-            membership_changes: fill(include_str!("../../sql/membership_changes.sql")),
+            membership_changes: fill(memberships.changes()),
             write_cursors: fill(include_str!("../../sql/write_cursors.sql")),
             drain: fill(include_str!("../../sql/drain.sql")),
             drain_live: fill(include_str!("../../sql/drain_live.sql")),
@@ -123,6 +134,7 @@ impl Sql {
             wake: fill(include_str!("../../sql/wake.sql")),
             ticket: fill(include_str!("../../sql/ticket.sql")),
             restamp_restored_rows: fill(include_str!("../../sql/restamp_restored_rows.sql")),
+            memberships,
         }
     }
 }
@@ -130,11 +142,23 @@ impl Sql {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::memberships::UserKind;
 
     #[test]
     fn every_variable_is_filled_in() {
-        for sign in [CrashSign::Table, CrashSign::Statistics] {
-            let texts = format!("{:?}", Sql::going_by(sign, &SchemaName::public()));
+        let relation = |user| MembershipSource::Relation {
+            name: "app.memberships".to_owned(),
+            user,
+        };
+        for (sign, memberships) in [
+            (CrashSign::Table, MembershipSource::BuiltIn),
+            (CrashSign::Statistics, MembershipSource::BuiltIn),
+            (CrashSign::Table, relation(UserKind::Text)),
+            (CrashSign::Table, relation(UserKind::Integer)),
+            (CrashSign::Table, relation(UserKind::Uuid)),
+        ] {
+            let sql = Sql::with_memberships(sign, &SchemaName::public(), memberships);
+            let texts = format!("{sql:?}");
             let texts = texts.replace("::", " ");
             let left = texts.split(':').find(|piece| {
                 piece.starts_with(char::is_lowercase)

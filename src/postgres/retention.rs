@@ -1,5 +1,5 @@
 //! How long rows stay, and how they are removed: in batches, by the only database
-//! function that can remove them (`V10__prune.sql`).
+//! function that can remove them (`V30__prune_topics.sql`).
 
 use std::{str::FromStr, time::Duration};
 
@@ -16,11 +16,12 @@ use crate::{
     runtime::error_chain::ErrorChain,
 };
 
-/// The minimum time that rows stay after they were sent; the function rejects less. A
-/// client that returns later than this receives `tidings.gap`.
+/// The minimum time that rows stay after they were sent or, for topics, created; the
+/// function rejects less. A client that returns later than this receives `tidings.gap`.
 pub const LEAST: Duration = Duration::from_secs(60 * 60);
 
-/// The maximum, a hundred years, so that dates stay within Postgres' range.
+/// The maximum, a hundred years, so that dates stay within Postgres' range. That is for
+/// ever: no row is as old.
 pub const MOST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// If a crash loses a batch, it is simply repeated, so its commit need not wait for the
@@ -35,13 +36,34 @@ const SESSION: &str = "set synchronous_commit = off; set statement_timeout = '1m
 /// Counting the removable rows reads the whole table, however long that takes.
 const NO_STATEMENT_TIMEOUT: &str = "set statement_timeout = 0";
 
-/// How long rows stay.
+/// How long rows of one kind stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// The bridge removes no rows.
+    /// None of them is removed.
     Forever,
-    /// Rows are removed this long after they were sent.
-    SentFor(Duration),
+    /// They are removed after this time.
+    For(Duration),
+}
+
+/// How long rows stay. Expired ones are removed an hour after they have expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retentions {
+    /// Rows for users, from when they were sent.
+    pub sent: Retention,
+    /// Rows for topics, from when they were created: they are for many users, and that one
+    /// of them was sent a row says nothing about the others.
+    pub topics: Retention,
+}
+
+impl Retention {
+    /// As the database's functions take it.
+    fn seconds(self) -> f64 {
+        match self {
+            Self::Forever => MOST,
+            Self::For(duration) => duration,
+        }
+        .as_secs_f64()
+    }
 }
 
 impl FromStr for Retention {
@@ -50,25 +72,22 @@ impl FromStr for Retention {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "off" => Ok(Self::Forever),
-            duration => sent_for(duration).map(Self::SentFor),
+            duration => at_least_an_hour(duration).map(Self::For),
         }
     }
 }
 
-/// Parses how long rows stay after they were sent, such as `30d`.
+/// Parses how long rows stay, such as `30d`.
 ///
 /// # Errors
 ///
 /// A message that says what is wrong with it.
-pub fn sent_for(text: &str) -> Result<Duration, String> {
+pub fn at_least_an_hour(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if (LEAST..=MOST).contains(&duration) {
         Ok(duration)
     } else {
-        Err(
-            "sent rows must be kept for at least an hour and at most 100 years, such as 30d"
-                .to_owned(),
-        )
+        Err("rows must be kept for at least an hour and at most 100 years, such as 30d".to_owned())
     }
 }
 
@@ -84,7 +103,7 @@ pub enum PruneError {
     /// This role may not remove rows.
     #[error(
         "{}: have the schema's owner run: grant execute on function \
-         {}.tidings_prune_batch(interval, bigint, integer) to the role of DATABASE_URL; or grant \
+         {}.tidings_prune_batch(interval, bigint, integer, interval) to the role of DATABASE_URL; or grant \
          that role tidings_bridge or tidings_owner",
         ErrorChain(.error), .schema.quoted()
     )]
@@ -130,6 +149,8 @@ pub enum Left {
 pub struct Prunable {
     /// Rows that were sent long enough ago.
     pub sent: u64,
+    /// Rows for topics that were created long enough ago.
+    pub topics: u64,
     /// Other rows, which have expired.
     pub expired: u64,
 }
@@ -160,7 +181,7 @@ pub struct Prune {
     _driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
     schema: SchemaName,
     batch: String,
-    sent_for: Duration,
+    retentions: Retentions,
     /// The id of the last row that was examined. `None` at the start, if rows that could
     /// not be removed must be retried.
     looked_to: Option<i64>,
@@ -172,7 +193,7 @@ impl Prune {
     pub async fn open(
         url: &DatabaseUrl,
         schema: &SchemaName,
-        sent_for: Duration,
+        retentions: Retentions,
         retry: Retry,
     ) -> Result<Self, PruneError> {
         let (client, driver) = connect::connect(url, |_| ()).await?;
@@ -181,7 +202,7 @@ impl Prune {
             _driver: AbortOnDropHandle::new(driver),
             schema: schema.clone(),
             batch: schema.fill(include_str!("../../sql/prune_batch.sql")),
-            sent_for,
+            retentions,
             looked_to: match retry {
                 Retry::All => None,
                 Retry::WhenDue => Some(0),
@@ -223,8 +244,9 @@ impl Prune {
     /// Removes one batch, in a transaction of its own. After the last batch it starts
     /// again with the oldest row.
     pub async fn batch(&mut self) -> Result<PruneBatch, PruneError> {
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
-            [&self.sent_for.as_secs_f64(), &self.looked_to];
+        let Retentions { sent, topics } = self.retentions;
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&sent.seconds(), &self.looked_to, &topics.seconds()];
         let row = self.client.query_opt(&self.batch, &parameters).await;
         let Some(row) = row.map_err(|error| self.explain(error))? else {
             return Ok(PruneBatch::Busy);
@@ -270,17 +292,20 @@ impl Prune {
 pub async fn prunable(
     url: &DatabaseUrl,
     schema: &SchemaName,
-    sent_for: Duration,
+    Retentions { sent, topics }: Retentions,
 ) -> Result<Prunable, PruneError> {
     let (client, _driver) = connect::connect_pinned(url).await?;
     let count = schema.fill(include_str!("../../sql/prunable.sql"));
     let counting = async {
         client.batch_execute(NO_STATEMENT_TIMEOUT).await?;
-        let row = client.query_one(&count, &[&sent_for.as_secs_f64()]).await?;
-        let (sent, expired): (i64, i64) = (row.try_get("sent")?, row.try_get("expired")?);
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+            [&sent.seconds(), &topics.seconds()];
+        let row = client.query_one(&count, &parameters).await?;
+        let rows = |kind| row.try_get(kind).map(i64::unsigned_abs);
         Ok(Prunable {
-            sent: sent.unsigned_abs(),
-            expired: expired.unsigned_abs(),
+            sent: rows("sent")?,
+            topics: rows("topics")?,
+            expired: rows("expired")?,
         })
     };
     counting.await.map_err(PruneError::Postgres)
@@ -307,9 +332,9 @@ mod tests {
     #[test]
     fn rows_stay_for_an_hour_at_least_or_for_ever() {
         assert_eq!("off".parse(), Ok(Retention::Forever));
-        assert_eq!("1h".parse(), Ok(Retention::SentFor(LEAST)));
+        assert_eq!("1h".parse(), Ok(Retention::For(LEAST)));
         let month = Duration::from_secs(30 * 24 * 60 * 60);
-        assert_eq!("30d".parse(), Ok(Retention::SentFor(month)));
+        assert_eq!("30d".parse(), Ok(Retention::For(month)));
         for refused in ["59m", "0s", "101y", "30", "", "on"] {
             assert!(refused.parse::<Retention>().is_err(), "{refused}");
         }

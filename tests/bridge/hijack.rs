@@ -132,6 +132,7 @@ async fn use_everything(database: &Database) {
              insert into shop.orders (customer, text) values ('alice', 'an order'); \
              select public.create_stream_ticket('bob'); \
              select public.create_stream_ticket('bob'); \
+             select public.create_stream_ticket(null, '1 hour', topics => '{project:7}'); \
              delete from public.stream_tickets; \
              select public.disconnect_user('carol'); \
              select public.disconnect_user(7); \

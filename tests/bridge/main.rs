@@ -58,6 +58,7 @@ mod tickets;
 mod tls;
 mod token_settings;
 mod tokens;
+mod topic_credentials;
 mod topics;
 mod topics_exact;
 mod versions;

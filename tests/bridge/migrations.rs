@@ -387,7 +387,7 @@ async fn writers_go_on_beside_a_migration_that_waits_for_somebody() {
 /// left is replaced.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_index_of_topics_is_built_beside_writers_and_after_a_failed_attempt() {
-    let database = at_version(24).await;
+    let database = at_version(23).await;
     let (owner, schema) = (database.owner(), SchemaName::public());
     let insert = "insert into notifications (user_id, text) values ('alice', 'x')";
     owner.execute(insert).await;

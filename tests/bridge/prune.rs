@@ -144,7 +144,7 @@ async fn what_was_sent_long_ago_or_has_expired_goes_and_nothing_else() {
     let counted = said_by(&database, &["--sent-before=30d", "--dry-run"]).await;
     assert_eq!(
         counted,
-        "2507 rows would be removed: 2504 sent, 3 expired\n"
+        "2507 rows would be removed: 2504 sent, 0 for topics, 3 expired\n"
     );
     assert_eq!(count(&database).await, before);
     // A monitor may count them too.
@@ -389,6 +389,7 @@ async fn it_does_so_only_where_it_is_allowed_and_says_what_to_grant() {
         "select tidings_prune_batch('59 minutes')",
         "select tidings_prune_batch('-1 month')",
         "select tidings_prune_batch(null)",
+        "select tidings_prune_batch('1 hour', topics_before => '59 minutes')",
         "select tidings_prune_batch('1 hour', 0, 0)",
         "select tidings_prune_batch('1 hour', 0, 10001)",
         "select tidings_prune_batch('1 hour', 0, null)",
@@ -420,8 +421,111 @@ async fn it_does_so_only_where_it_is_allowed_and_says_what_to_grant() {
     served.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_for_topics_go_when_they_are_old_whether_they_were_sent_or_not() {
+    // A cluster of its own, as above.
+    let cluster = start_cluster().await;
+    let database = Database::migrated_in(&cluster).await;
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    database
+        .execute("select send_notification('alice', 'before')")
+        .await;
+    source.next_event().await;
+    let id = source.last_event_id().to_owned();
+    source.reset();
+    bridge.stop().await;
+    // In hours from now. The third was sent to somebody, and others are still to receive it.
+    let owner = database.owner();
+    for (topic, created, sent, expires) in [
+        ("goes", "-49", "null", "null"),
+        ("goes", "-49", "-48", "10"),
+        ("kept", "-30", "-29", "null"),
+        ("expired", "-30", "null", "-2"),
+        ("kept", "-0.5", "null", "-2"),
+        ("kept", "0", "null", "null"),
+    ] {
+        let hours = |number: &str| format!("now() + {number} * interval '1 hour'");
+        owner
+            .execute(&format!(
+                "insert into notifications (topic, text, created_at, sent_at, expires_at) \
+                 values ('{topic}', 'x', {}, {}, {})",
+                hours(created),
+                hours(sent),
+                hours(expires)
+            ))
+            .await;
+    }
+    fill(&database, 700).await;
+    owner
+        .execute(
+            "insert into notifications (topic, text, created_at) \
+             select 'goes', 'x', now() - interval '3 days' from generate_series(1, 700)",
+        )
+        .await;
+    let arguments = ["--sent-before=1h", "--topics-before=2d", "--dry-run"];
+    assert_eq!(
+        said_by(&database, &arguments).await,
+        "1403 rows would be removed: 700 sent, 702 for topics, 1 expired\n"
+    );
+    let said = said_by(&database, &["--sent-before=1d", "--topics-before=off"]).await;
+    assert_eq!(said, "1 row removed\n");
+    // Those at the end are behind rows that stay.
+    let said = said_by(&database, &arguments[..2]).await;
+    assert_eq!(said, "1402 rows removed\n");
+    let kept = "select count(*) from notifications where topic = 'kept' \
+                union all select count(*) from notifications where topic = 'goes' \
+                union all select count(*) from notifications where user_id = 'bob'";
+    assert_eq!(database.ids(kept).await, [3, 0, 0]);
+    let settings = ["--prune-topics-after=1h", "--prune-every=1s"];
+    let bridge = Bridge::start_with(&database, &settings).await;
+    database
+        .until("select count(*) = 2 from notifications where topic is not null")
+        .await;
+    // What is left is still for those who return.
+    let mut source = bridge.resume("alice", &id).await;
+    expect_gap(&mut source, "pruned").await;
+    until(&mut source, "tidings.caught-up").await;
+    bridge.stop().await;
+    let client = owner.connect().await;
+    for call in [
+        "insert into notifications (topic, text, created_at) \
+         values ('goes', 'x', now() - interval '2 hours')",
+        "call tidings_prune('1 day', topics_before => '1 hour')",
+    ] {
+        client.batch_execute(call).await.expect(call);
+    }
+    assert_eq!(count(&database).await, 3);
+    cluster.stop().await.expect("an end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_bridges_keep_for_topics_goes_too_once_nobody_needs_it() {
+    let database = Database::migrated().await;
+    let owner = database.owner();
+    owner
+        .execute(
+            "insert into tidings_membership_changes (user_id, created_at) \
+             values ('old', now() - interval '25 hours'), ('new', now() - interval '23 hours'); \
+             insert into tidings_cursors (user_id, system_identifier, since, timeline, durable, \
+               floor, open, read_to, written_at) \
+             select age || 'd', 7, now(), 1, '7', '7', '{}', '{}', now() - age * interval '1 day' \
+             from unnest(array[100, 400, 900]) as age",
+        )
+        .await;
+    // As long as rows for topics stay, but a year at least.
+    for (topics, kept) in [("off", 3), ("800d", 2), ("1h", 1)] {
+        let topics = format!("--topics-before={topics}");
+        said_by(&database, &["--sent-before=1h", &topics]).await;
+        let cursors = "select count(*) from tidings_cursors";
+        assert_eq!(owner.ids(cursors).await, [kept], "{topics}");
+    }
+    let changes = "select count(*) from tidings_membership_changes";
+    assert_eq!(owner.ids(changes).await, [1]);
+}
+
 /// A scan would touch thousands of pages.
-const BUFFERS: u64 = 400;
+const BUFFERS: u64 = 600;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_finds_its_rows_without_reading_the_table() {
@@ -434,7 +538,12 @@ async fn a_batch_finds_its_rows_without_reading_the_table() {
              insert into notifications (user_id, text, sent_at, expires_at) \
              select 'user' || n % 100, repeat('x', 200), now(), \
                case when n % 10 = 0 then now() + interval '1 day' end \
-             from generate_series(1, 100000) n",
+             from generate_series(1, 100000) n; \
+             insert into notifications (topic, text) \
+             select 'topic' || n % 100, repeat('x', 200) from generate_series(1, 50000) n; \
+             insert into tidings_cursors (user_id, system_identifier, since, timeline, durable, \
+               floor, open, read_to) \
+             select n::text, 7, now(), 1, '7', '7', '{}', '{}' from generate_series(1, 50000) n",
         )
         .await
         .expect("young rows, of which nothing is known");

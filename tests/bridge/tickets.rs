@@ -1,4 +1,5 @@
-//! Tickets: created in SQL, presented in the URL, revoked in SQL.
+//! Tickets: created in SQL, presented in the URL, revoked in SQL. What they deliver of topics is
+//! in `topic_credentials`.
 
 use std::{
     sync::Arc,
@@ -36,6 +37,14 @@ async fn ticket(database: &Database, user: &str) -> String {
     let client = database.connect().await;
     let make = "select create_stream_ticket($1)";
     let made = client.query_one(make, &[&user]).await;
+    made.expect("a ticket").get(0)
+}
+
+/// A ticket for an hour without a user, for one topic.
+async fn userless_ticket(database: &Database) -> String {
+    let client = database.connect().await;
+    let make = "select create_stream_ticket(null, '1 hour', topics => '{room:7}')";
+    let made = client.query_one(make, &[]).await;
     made.expect("a ticket").get(0)
 }
 
@@ -249,6 +258,92 @@ async fn disconnect_user_ends_a_users_streams_and_takes_the_tickets_away() {
     ends(&mut again).await;
 }
 
+/// The streams of a ticket without a user are those of nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn taking_away_a_ticket_without_a_user_ends_its_streams_and_no_others() {
+    let database = Database::migrated().await;
+    let (bridge, other_bridge) = (
+        Bridge::start(&database).await,
+        Bridge::start(&database).await,
+    );
+    let users = ticket(&database, "alice").await;
+    let mut with_users = open(&bridge, &users).await;
+    let mut with_token = bridge.connect_live("alice").await;
+    let kept = userless_ticket(&database).await;
+    let mut staying = open(&bridge, &kept).await;
+    for take_away in [
+        "delete from stream_tickets where hash = sha256('TICKET')",
+        "update stream_tickets set topics = '{room:8}', expires_at = created_at + interval '1 microsecond' \
+         where hash = sha256('TICKET')",
+    ] {
+        let gone = userless_ticket(&database).await;
+        let mut ending = [open(&bridge, &gone).await, open(&other_bridge, &gone).await];
+        // It adds topics to a token, whose stream is a user's.
+        let path = format!("/stream?ticket={gone}");
+        let bearer = format!("Bearer {}", token("bob"));
+        let headers = [("Authorization", bearer.as_str())];
+        let mut with_both = EventSource::open(bridge.address(), &path, &headers).await;
+        until(&mut with_both, "tidings.caught-up").await;
+        is_open(&database, &mut with_both, "bob").await;
+        database
+            .owner()
+            .execute(&take_away.replace("TICKET", &gone))
+            .await;
+        for stream in &mut ending {
+            ends(stream).await;
+        }
+        ends(&mut with_both).await;
+        refused(&bridge, &gone).await;
+        is_open(&database, &mut with_users, "alice").await;
+        assert_eq!(with_token.next_event().await.data, "still here");
+    }
+    database.execute("select disconnect_user('alice')").await;
+    ends(&mut with_users).await;
+    ends(&mut with_token).await;
+    assert_eq!(bridge.connections(), 1);
+    database.execute("select disconnect_everyone()").await;
+    ends(&mut staying).await;
+    refused(&bridge, &kept).await;
+}
+
+/// More at once than the trigger records one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn taking_away_very_many_tickets_without_a_user_ends_their_streams() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let mut with_token = bridge.connect_live("alice").await;
+    let one = userless_ticket(&database).await;
+    let mut ending = open(&bridge, &one).await;
+    database
+        .execute(
+            "select create_stream_ticket(null, '1 hour', topics => '{x}') from generate_series(1, 1500)",
+        )
+        .await;
+    database.execute("delete from stream_tickets").await;
+    ends(&mut ending).await;
+    refused(&bridge, &one).await;
+    is_open(&database, &mut with_token, "alice").await;
+    let count = "select count(*) from tidings_disconnections";
+    assert_eq!(database.owner().ids(count).await, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_without_a_user_counts_as_a_user_of_its_own() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start_with(&database, &["--max-connections-per-user=1"]).await;
+    let (one, another) = (
+        userless_ticket(&database).await,
+        userless_ticket(&database).await,
+    );
+    let _stream = open(&bridge, &one).await;
+    assert_eq!(ask(&bridge, &one, &[]).await.status(), 429);
+    let _stream = open(&bridge, &another).await;
+    let _stream = bridge.connect_live("alice").await;
+    // The page was made for a user.
+    let path = format!("{one}&expected_user=alice");
+    assert_eq!(ask(&bridge, &path, &[]).await.status(), 401);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ticket_that_expires_ends_its_stream_after_a_warning() {
     let database = Database::migrated().await;
@@ -289,6 +384,20 @@ async fn tickets_without_a_user_or_a_reasonable_life_are_not_made() {
         "'alice', '24 hours 1 microsecond'",
         "'alice', '1 day 1 second'",
         "'alice', '100 years'",
+        "null, '1 hour', null",
+        "null, '1 hour', '{}'",
+        "'', '1 hour', '{x}'",
+        "repeat('x', 256), '1 hour', '{x}'",
+        "null, '25 hours', '{x}'",
+        "null, null, '{x}'",
+        "'alice', '1 hour', '{NULL}'",
+        "'alice', '1 hour', '{\"\"}'",
+        "'alice', '1 hour', '{*}'",
+        "null, '1 hour', '{x,*}'",
+        "'alice', '1 hour', array[repeat('x', 256)]",
+        r"'alice', '1 hour', array[E'x\n']",
+        r"'alice', '1 hour', array[E'x\u0085']",
+        "'alice', '1 hour', array(select n::text from generate_series(1, 101) n)",
     ];
     if newest >= 17_00_00 {
         bad.extend(["'alice', 'infinity'", "'alice', '-infinity'"]);
@@ -308,11 +417,24 @@ async fn tickets_without_a_user_or_a_reasonable_life_are_not_made() {
         "'alice', '24 hours'",
         "'alice', '1 day'",
         "'alice', '1 second'",
+        "'alice', '1 hour', null",
+        "'alice', '1 hour', '{}'",
+        "'alice', '1 hour', '{project:7,**,Project:7}'",
+        "'alice', '1 hour', array(select n::text from generate_series(1, 100) n)",
+        "'alice', '1 hour', array[repeat('x', 255)]",
+        "null, '1 hour', topics => '{{a,b},{b,c}}'",
+        "user_id => 'alice', ttl => '1 hour', topics => '{x}'",
     ] {
         database
             .execute(&format!("select create_stream_ticket({arguments})"))
             .await;
     }
+    let kept = "select coalesce(topics::text, '-') from stream_tickets \
+                where cardinality(topics) is distinct from 100 and topics <> array[repeat('x', 255)] \
+                order by topics collate \"C\"";
+    let rows = client.query(kept, &[]).await.expect("the table");
+    let kept: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(kept, ["{**,Project:7,project:7}", "{a,b,c}", "{x}"]);
     let error = client.batch_execute("select disconnect_user(null::text)");
     let error = error.await.expect_err("no user").to_string();
     assert!(error.contains("db error"), "{error}");

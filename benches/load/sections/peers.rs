@@ -11,18 +11,21 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::time::sleep;
 
-use super::{Size, between};
+use super::{
+    Size, between,
+    topics::{last_arrivals, subscribe_all, until_last},
+};
 use crate::{
     Result,
     audience::{Arrival, Audience},
     bridge::Bridge,
     clock::Moment,
     peer::{self, Peer, RunningPeer},
-    report::{Counts, Figure, Unit, at, measure, subject},
+    report::{Counts, Figure, Unit, at, measure, median, subject},
     server::{Database, Server},
     subject::{Subject, Users},
     trials::{self, Contestant, Outcome, Trial},
-    writers::{NOTIFICATIONS, Until, Writers, Written},
+    writers::{FOR_TOPICS, NOTIFICATIONS, Until, Writers, Written},
 };
 
 /// Streams under load, each of a different user.
@@ -32,6 +35,13 @@ const STREAMS: usize = 1_000;
 const MANY_STREAMS: usize = 10_000;
 /// Rows per second.
 const PACES: [f64; 2] = [100.0, 1_000.0];
+/// What one message is sent to: a topic, or the channel of a user whom all readers share.
+const TOPIC: Users = Users {
+    name: "topic",
+    count: 1,
+};
+/// Messages per second to all of its readers.
+const MESSAGES: f64 = 4.0;
 const FLOOD: u64 = 20_000;
 const BATCH: u64 = 1_000;
 const WRITERS: usize = 32;
@@ -158,6 +168,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Vec<Findings>> {
     for contender in [Contender::Tidings].into_iter().chain(peers) {
         let trials = on_trial(server, contender).await?;
         let mut figures = under_load(server, contender, size).await?;
+        figures.push(one_message(server, contender, size).await?);
         figures.extend(with_many_streams(server, contender).await?);
         let found = Findings {
             contender: contender.name(),
@@ -266,6 +277,35 @@ async fn inserted(
         .await?;
     let figure = Figure::new(&subject, measure::INSERTED, written.rate(), Unit::PerSecond);
     Ok(figure.at(at::WRITERS, WRITERS as f64))
+}
+
+/// One message at a time to many readers.
+async fn one_message(server: &Server, contender: Contender, size: Size) -> Result<Figure> {
+    let messages = size.choose(8, 80);
+    let database = contender.database(server).await?;
+    let insert = match contender {
+        Contender::Tidings => {
+            subscribe_all(&database, TOPIC, STREAMS).await?;
+            FOR_TOPICS
+        }
+        Contender::Peer(_) => NOTIFICATIONS,
+    };
+    let mut running = contender.start(&database).await?;
+    let writers = Writers::new(&database, insert, TOPIC);
+    let subject = running.subject()?;
+    let audience = match contender {
+        Contender::Tidings => Audience::subscribed(subject, TOPIC, STREAMS).await?,
+        Contender::Peer(_) => Audience::open(subject, TOPIC, STREAMS).await?,
+    };
+    sleep(SETTLING).await;
+    let written = writers.by_the_clock(MESSAGES, messages).await?;
+    let counts = arrived(&audience, &written).await;
+    let waits = until_last(&last_arrivals(&audience), &written.rows, |row| row.issued);
+    drop(audience);
+    running.stop().await?;
+    let (name, unit) = (contender.name(), Unit::Milliseconds);
+    let figure = Figure::new(name, measure::LAST, median(&waits), unit);
+    Ok(figure.at(at::CONNECTIONS, STREAMS as f64).counts(counts))
 }
 
 async fn with_many_streams(server: &Server, contender: Contender) -> Result<Vec<Figure>> {

@@ -56,8 +56,7 @@ fn read_cursor(head: &Row, here: Incarnation) -> Result<Option<Position>, Error>
     let Some(floor) = head.try_get("c_floor")? else {
         return Ok(None);
     };
-    let (open, reads) = (head.try_get("c_open")?, head.try_get("c_read_to")?);
-    let mut cursor = Position::stored(floor, open, reads);
+    let mut cursor = Position::stored(floor, head.try_get("c_open")?);
     let of = Incarnation {
         timeline: head.try_get("c_timeline")?,
         since: head.try_get("c_since")?,

@@ -57,6 +57,33 @@ async fn a_ticket_that_it_prints_opens_the_stream_of_its_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_may_grant_topics_with_a_user_or_without() {
+    let database = Database::migrated().await;
+    let bridge = Bridge::start(&database).await;
+    let application = database.as_role("application");
+    for arguments in [
+        &["ticket", "alice", "--topic=room:7", "--topic", "room:8"][..],
+        &["ticket", "--topic=room:7"],
+    ] {
+        let ticket = run(&application, arguments).await.well();
+        let path = format!("/stream?ticket={}", ticket.trim_end());
+        let mut source = EventSource::open(bridge.address(), &path, &[]).await;
+        until(&mut source, "tidings.caught-up").await;
+    }
+    let granted = "select cardinality(topics)::bigint from stream_tickets order by user_id";
+    assert_eq!(database.ids(granted).await, [2, 1]);
+    let everyone = run(&application, &["ticket", "--topic=*"]).await.badly();
+    assert!(everyone.contains("every stream has"), "{everyone}");
+    for (arguments, wanted) in [
+        (&["ticket"][..], "<USER>"),
+        (&["ticket", "--topic="], "the topic must be 1 to 255 bytes"),
+    ] {
+        let told = run(&application, arguments).await.misused();
+        assert!(told.contains(wanted), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_may_not_is_told_who_may() {
     let database = Database::migrated().await;
     for (arguments, group) in [

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tidings::postgres::retention::{Prune, Retention, Retentions, Retry};
 
 use crate::support::{
     bridge::{Bridge, serve_options},
@@ -196,15 +197,13 @@ async fn pruning_says_that_row_level_security_hides_rows() {
     database.superuser().execute(force).await;
     let options = serve_options(&database, &[]);
     let url = options.database.url().expect("a URL");
-    let month = Duration::from_secs(30 * 24 * 60 * 60);
+    let month = Retention::For(Duration::from_secs(30 * 24 * 60 * 60));
+    let retentions = Retentions {
+        sent: month,
+        topics: month,
+    };
     let schema = tidings::postgres::schema::SchemaName::public();
-    let prune = tidings::postgres::retention::Prune::open(
-        &url,
-        &schema,
-        month,
-        tidings::postgres::retention::Retry::All,
-    )
-    .await;
+    let prune = Prune::open(&url, &schema, retentions, Retry::All).await;
     let error = prune
         .expect("a session")
         .batch()

@@ -8,4 +8,5 @@ mod order;
 mod resume;
 mod sent;
 mod settled;
+mod topics;
 mod writers;
