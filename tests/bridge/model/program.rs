@@ -163,12 +163,24 @@ pub enum Step {
     KillBackend,
 }
 
-/// Programs, with or without steps that disturb the Postgres server itself.
-pub fn programs(hurt_the_server: bool) -> BoxedStrategy<Vec<Step>> {
-    if hurt_the_server {
-        collection::vec(prop_oneof![14 => step(), 1 => server_step()], 1..60).boxed()
-    } else {
-        collection::vec(step(), 1..40).boxed()
+/// What programs consist of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    Everything,
+    /// Mostly changes of memberships, with transactions that overlap.
+    Memberships,
+    /// Also steps that disturb the Postgres server itself.
+    Crashes,
+}
+
+pub fn programs(mix: Mix) -> BoxedStrategy<Vec<Step>> {
+    match mix {
+        Mix::Everything => collection::vec(step(), 1..40).boxed(),
+        Mix::Memberships => collection::vec(membership_step(), 20..120).boxed(),
+        Mix::Crashes => {
+            let step = prop_oneof![9 => step(), 5 => membership_step(), 1 => server_step()];
+            collection::vec(step, 1..60).boxed()
+        }
     }
 }
 
@@ -196,6 +208,29 @@ fn step() -> BoxedStrategy<Step> {
         2 => Just(Step::Settle),
         1 => Just(Step::EndListeners),
         1 => Just(Step::EndSessions),
+    ]
+    .boxed()
+}
+
+/// Little else than what decides which rows of topics are owed, and in which order it is read.
+fn membership_step() -> BoxedStrategy<Step> {
+    let writer = || 0..WRITERS;
+    let tab = || 0..TABS.len();
+    let to_topic = || prop::sample::select(Topic::ALL.to_vec()).prop_map(To::Topic);
+    prop_oneof![
+        2 => writer().prop_map(|writer| Step::BeginRepeatableRead { writer }),
+        8 => (writer(), to_topic(), 1..3u32).prop_map(|(writer, to, rows)| Step::Insert { writer, to, rows }),
+        10 => (writer(), change()).prop_map(|(writer, change)| Step::Change { writer, change }),
+        7 => (writer(), any::<bool>()).prop_map(|(writer, waits)| Step::Commit { writer, waits }),
+        1 => writer().prop_map(|writer| Step::RollBack { writer }),
+        8 => (to_topic(), 1..3u32).prop_map(|(to, rows)| Step::Send { to, rows }),
+        4 => change().prop_map(|change| Step::ChangeAtOnce { change }),
+        1 => Just(Step::LoseCursors),
+        8 => (tab(), 0..BRIDGES).prop_map(|(tab, bridge)| Step::Connect { tab, bridge }),
+        9 => (tab(), 0..4usize).prop_map(|(tab, rows)| Step::Read { tab, rows }),
+        3 => tab().prop_map(|tab| Step::Reset { tab }),
+        2 => tab().prop_map(|tab| Step::Close { tab }),
+        2 => step(),
     ]
     .boxed()
 }
