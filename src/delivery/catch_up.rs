@@ -33,14 +33,13 @@ use crate::{
         hub::Hub,
         memberships::LateWanted,
         page_reader::{
-            self, Backlog, BacklogPage, Cursor, FirstReading, PageSize, SKIPPED_ROWS_BEFORE_NOTING,
-            TopicPage, UserPage,
+            self, FirstPage, FirstReading, FirstStart, FirstWanted, PageSize, TopicPage, UserPage,
         },
     },
     domain::{
         history::History,
         identity::Subscriber,
-        position::{Position, RowKey},
+        position::Position,
         snapshot::{Snapshot, Xid},
         topic::TopicChoice,
     },
@@ -99,7 +98,7 @@ pub struct Wanted {
     pub late: LateWanted,
     pub has_topics: HasTopics,
     /// The topics that the client asked for and those that its credentials grant.
-    pub topics: TopicChoice,
+    pub topics: Arc<TopicChoice>,
     /// For a connection that was opened without an id, what the bridge had seen then. Rows of
     /// granted topics begin there.
     pub granted_since: Option<Arc<Snapshot>>,
@@ -117,7 +116,7 @@ pub enum HasTopics {
 
 #[derive(Debug)]
 pub enum PageOutcome {
-    Page(Page),
+    Page(Box<Page>),
     /// The history to which the positions belong has ended.
     Over,
     /// The task that read the page is gone, which is a bug.
@@ -156,13 +155,6 @@ pub struct Page {
     pub page: UserPage,
     /// The memory that the rows take until they are written.
     pub lease: Lease,
-}
-
-/// Where a connection without an id starts.
-#[derive(Debug)]
-pub struct FirstStart {
-    pub position: Position,
-    pub reading: FirstReading,
 }
 
 /// Where a stream gets its pages from.
@@ -229,7 +221,7 @@ impl Pages {
                         lease,
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
-                    let _ = reply.send(PageOutcome::Page(page));
+                    let _ = reply.send(PageOutcome::Page(Box::new(page)));
                     turn.end(took).await;
                     return;
                 }
@@ -344,82 +336,28 @@ impl Pages {
     }
 
     async fn first_page(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
-        let BacklogPage {
-            start,
-            page,
-            has_topics,
-            cursor,
-            own,
-            drained,
-        } = self.backlog(wanted, wanted.replay, size).await?;
+        let user = wanted.subscriber.user();
+        let first = FirstWanted {
+            backlog: self.drained.backlog_page(),
+            user,
+            replay: wanted.replay,
+            opened: &wanted.opened,
+            system_identifier: wanted.history.system_identifier,
+            topics: &wanted.topics,
+            granted_since: wanted.granted_since.as_deref(),
+        };
         // A cursor that is being written counts, or the page that follows a form would
         // receive again what the one before it has settled.
-        let waiting = wanted
-            .subscriber
-            .user()
-            .and_then(|user| self.cursors.waiting(user, wanted.history));
-        let cursor = waiting.or(cursor);
-        let mut reading = FirstReading {
-            opened: Arc::clone(&wanted.opened),
-            own,
-            cursor: match cursor {
-                Some(_) => Cursor::Stored,
-                None => Cursor::Unknown,
-            },
-            replayed: None,
-        };
-        if !has_topics && wanted.topics.granted.is_empty() {
-            let position = start;
-            return Ok(Read {
-                start: Some(FirstStart { position, reading }),
-                page,
-                drained,
-            });
-        }
-        // The rows of topics begin at the cursor, and the user's own at the first unsent one.
-        // Whatever is new to either is read, and both conditions are tested.
-        let mut position = start;
-        if wanted.replay > 0 {
-            let unsent = self.backlog(wanted, 0, size).await?;
-            (position, reading.own) = (unsent.start, unsent.own);
-            if let Some(replayed) = self.replay_start(wanted).await? {
-                position.meet(&Position::before(replayed, &unsent.page.batch.snapshot));
-                reading.own = reading.own.min(replayed.xid);
-                reading.replayed = Some(replayed);
-            }
-        }
-        position.meet(&wanted.opened);
-        position.meet(&cursor.unwrap_or_default());
-        let late = LateWanted::of(&position);
-        let page = self
-            .topic_page(wanted, &position, &late, Some(&reading), size)
-            .await?;
+        let waiting = || user.and_then(|user| self.cursors.waiting(user, wanted.history));
+        let FirstPage {
+            start,
+            page,
+            drained,
+        } = page_reader::first_page(&self.pool, &self.sql, first, waiting, size).await?;
         Ok(Read {
-            start: Some(FirstStart { position, reading }),
+            start: Some(start),
             page,
             drained,
         })
-    }
-
-    async fn backlog(
-        &self,
-        wanted: &Wanted,
-        replay: u32,
-        size: PageSize,
-    ) -> Result<BacklogPage, QueryError> {
-        let backlog = Backlog {
-            query: self.drained.backlog_page(),
-            user: wanted.subscriber.user(),
-            replay,
-            opened: &wanted.opened,
-            system_identifier: wanted.history.system_identifier,
-            skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,
-        };
-        page_reader::backlog_page(&self.pool, backlog, size).await
-    }
-
-    async fn replay_start(&self, wanted: &Wanted) -> Result<Option<RowKey>, QueryError> {
-        let (query, user) = (&self.sql.replay_start, wanted.subscriber.user());
-        page_reader::replay_start(&self.pool, query, user, wanted.replay, &wanted.topics).await
     }
 }
