@@ -182,7 +182,7 @@ pub struct TailOptions {
     /// User whose notifications to print
     #[arg(value_parser = user)]
     pub user: UserId,
-    /// Print only rows for this topic, besides the user's own, as `?topic=` does; can be repeated
+    /// Print only rows for this topic, besides the user's own, as `?topic=` does; may be repeated
     #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
     pub topics: Vec<Topic>,
     /// Start with this many of the user's last rows, sent or not, as `?replay=` does

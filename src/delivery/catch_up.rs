@@ -103,7 +103,7 @@ pub struct Wanted {
     pub late: LateWanted,
     pub has_topics: HasTopics,
     /// The topics that the client asked for and those that its credentials grant.
-    pub topics: TopicChoice,
+    pub topics: Arc<TopicChoice>,
     /// For a connection that was opened without an id, what the bridge had seen then. Rows of
     /// granted topics begin there.
     pub granted_since: Option<Arc<Snapshot>>,
@@ -121,7 +121,7 @@ pub enum HasTopics {
 
 #[derive(Debug)]
 pub enum PageOutcome {
-    Page(Page),
+    Page(Box<Page>),
     /// The history to which the positions belong has ended.
     Over,
     /// The task that read the page is gone, which is a bug.
@@ -229,7 +229,7 @@ impl Pages {
                         lease,
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
-                    let _ = reply.send(PageOutcome::Page(page));
+                    let _ = reply.send(PageOutcome::Page(Box::new(page)));
                     turn.end(took).await;
                     return;
                 }
