@@ -1,5 +1,6 @@
 //! Reads the pages that a connection has missed, one at a time, retrying failed reads.
 
+mod failing;
 mod memory;
 mod metrics;
 mod turns;
@@ -20,7 +21,9 @@ use tokio::{
 };
 use tracing::debug;
 
+use self::failing::Extent;
 pub use self::{
+    failing::FailingSubscribers,
     memory::{Lease, PAGE_MEMORY, PageMemory},
     metrics::Reads,
     turns::Turns,
@@ -69,6 +72,8 @@ pub struct Pages {
     /// Limits how many pages are read at once and decides whose is next, so that ten
     /// thousand clients that reconnect together form a queue, not a stampede.
     pub turns: Arc<Turns>,
+    /// Keeps subscribers whose memberships can't be read from delaying others.
+    pub failing: FailingSubscribers,
     /// Limits the memory that all pages take.
     pub memory: Arc<PageMemory>,
     /// Where pages are read: a client that doesn't read must not hold a query, a database
@@ -192,12 +197,13 @@ impl Pages {
         while self.hub.tail().history == wanted.history {
             self.follow_history();
             let admission = async {
+                let permit = self.failing.admit(&wanted.subscriber).await;
                 let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
                 let lease = self.memory.reserve(size.most_bytes()).await;
-                (turn, size, lease)
+                (permit, turn, size, lease)
             };
-            let (turn, size, lease) = tokio::select! {
+            let (permit, turn, size, lease) = tokio::select! {
                 biased;
                 () = reply.closed() => return,
                 admission = admission => admission,
@@ -208,7 +214,9 @@ impl Pages {
             let took = begin.elapsed();
             match read {
                 Ok(read) if read.page.incarnation == wanted.history.incarnation => {
+                    drop(permit);
                     self.health.page_read();
+                    self.failing.succeed(&wanted.subscriber, &self.reads);
                     wait.end(read.page.batch.events.len());
                     if let (Some(user), Some(before)) = (wanted.subscriber.user(), read.drained) {
                         self.drained.note(user, before, wanted.history);
@@ -236,14 +244,13 @@ impl Pages {
                 Err(error) => {
                     let reason = ErrorChain(&error).to_string();
                     debug!(error = reason, "could not read a page, retrying: {reason}");
-                    self.health.page_failed(reason);
-                    self.reads.failures.inc();
+                    self.fail(&wanted.subscriber, &error, reason);
                     if let QueryError::TimedOut(_) = error {
                         wanted.size = wanted.size.halved();
                     }
                 }
             }
-            drop((turn, lease));
+            drop((permit, turn, lease));
             // Once the database is back, there is no reason to wait longer.
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
@@ -252,6 +259,23 @@ impl Pages {
             }
         }
         let _ = reply.send(PageOutcome::Over);
+    }
+
+    /// Counts a failed page. If the application's relation may have failed for this
+    /// subscriber alone, the bridge is still ready for all others.
+    fn fail(&self, subscriber: &Subscriber, error: &QueryError, reason: String) {
+        self.reads.failures.inc();
+        let may_be_own = !self.sql.memberships.is_built_in() && error.is_of_data();
+        let extent = if may_be_own {
+            let connected = self.hub.subscribers();
+            self.failing
+                .fail(subscriber, connected, &reason, &self.reads)
+        } else {
+            Extent::Everyone
+        };
+        if extent == Extent::Everyone {
+            self.health.page_failed(reason);
+        }
     }
 
     /// Limits a page's size according to the memory that is free.

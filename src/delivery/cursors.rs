@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -62,6 +63,17 @@ pub struct Cursors {
     lost: Counter,
 }
 
+/// Where users without a last event id continue, as counted by this bridge.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CursorCounts {
+    /// Cursors that were passed to the database, whether or not it had a better one.
+    pub cursors_written: u64,
+    /// Failed statements.
+    pub cursor_failures: u64,
+    /// Cursors that were dropped because too many were waiting.
+    pub lost_cursors: u64,
+}
+
 impl Cursors {
     /// A row counts as received once its connection has stayed open for `settle`. The
     /// cursor of a user who stays connected is written at most once in `every`.
@@ -94,6 +106,14 @@ impl Cursors {
         waiting.insert(user.clone(), Arc::new(cursor));
         drop(waiting);
         self.news.notify_one();
+    }
+
+    pub fn counts(&self) -> CursorCounts {
+        CursorCounts {
+            cursors_written: self.written.get(),
+            cursor_failures: self.failures.get(),
+            lost_cursors: self.lost.get(),
+        }
     }
 
     pub fn settle(&self) -> Duration {

@@ -262,6 +262,11 @@ impl Hub {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// Users and tickets with at least one connection.
+    pub fn subscribers(&self) -> usize {
+        self.registry.lock().subscribers.len()
+    }
+
     /// Locks every mailbox, so don't call it for each row.
     pub fn audience(&self) -> Audience {
         let registry = self.registry.lock();

@@ -516,6 +516,9 @@ impl EventStream {
             }
             self.first = Some(Arc::new(start.reading));
             self.put_open(Begins::Anew, chunk);
+            if page.pruned.is_some() {
+                sse::put_gap(chunk, Gap::Pruned);
+            }
         }
         if self.take_topics(topics, &batch, chunk) == Taken::Write {
             self.current = Some(Current::new(batch, Some(lease)));

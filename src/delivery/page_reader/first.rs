@@ -105,7 +105,7 @@ pub async fn first_page(
         }
     }
     position.meet(wanted.opened);
-    position.meet(&cursor.unwrap_or_default());
+    position.meet(cursor.as_ref().unwrap_or(&Position::default()));
     let topics = TopicPage {
         query: &sql.topic_page,
         user: wanted.user,
@@ -115,7 +115,14 @@ pub async fn first_page(
         granted_since: wanted.granted_since,
         first: Some(&reading),
     };
-    let page = topic_page(pool, topics, size).await?;
+    let mut page = topic_page(pool, topics, size).await?;
+    // A user's own rows are removed only once they were sent, so what counts is whether rows
+    // for topics may be missing.
+    let may_miss = |&pruned: &Xid| {
+        let mut cursor = cursor.iter();
+        cursor.any(|cursor| cursor.may_miss(pruned, &page.batch.snapshot))
+    };
+    page.pruned = page.pruned.filter(may_miss);
     Ok(FirstPage {
         start: FirstStart { position, reading },
         page,
