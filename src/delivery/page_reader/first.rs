@@ -74,7 +74,7 @@ pub async fn first_page(
         cursor,
         own,
         drained,
-    } = backlog(pool, wanted, wanted.replay, size).await?;
+    } = backlog(pool, wanted, size).await?;
     let cursor = waiting().or(cursor);
     let mut reading = FirstReading {
         opened: Arc::clone(wanted.opened),
@@ -85,7 +85,7 @@ pub async fn first_page(
         },
         replayed: None,
     };
-    if !has_topics && wanted.topics.granted.is_empty() {
+    if !has_topics && wanted.topics.granted.is_empty() && wanted.replay == 0 {
         let position = start;
         return Ok(FirstPage {
             start: FirstStart { position, reading },
@@ -96,15 +96,13 @@ pub async fn first_page(
     // The rows of topics begin at the cursor, and the user's own at the first unsent one.
     // Whatever is new to either is read, and both conditions are tested.
     let mut position = start;
-    if wanted.replay > 0 {
-        let unsent = backlog(pool, wanted, 0, size).await?;
-        (position, reading.own) = (unsent.start, unsent.own);
-        let (query, user, count) = (&sql.replay_start, wanted.user, wanted.replay);
-        if let Some(replayed) = replay_start(pool, query, user, count, wanted.topics).await? {
-            position.meet(&Position::before(replayed, &unsent.page.batch.snapshot));
-            reading.own = reading.own.min(replayed.xid);
-            reading.replayed = Some(replayed);
-        }
+    let (query, user, count) = (&sql.replay_start, wanted.user, wanted.replay);
+    if count > 0
+        && let Some(replayed) = replay_start(pool, query, user, count, wanted.topics).await?
+    {
+        position.meet(&Position::before(replayed, &page.batch.snapshot));
+        reading.own = reading.own.min(replayed.xid);
+        reading.replayed = Some(replayed);
     }
     position.meet(wanted.opened);
     position.meet(&cursor.unwrap_or_default());
@@ -128,13 +126,12 @@ pub async fn first_page(
 async fn backlog(
     pool: &Pool,
     wanted: FirstWanted<'_>,
-    replay: u32,
     size: PageSize,
 ) -> Result<BacklogPage, QueryError> {
     let backlog = Backlog {
         query: wanted.backlog,
         user: wanted.user,
-        replay,
+        replay: 0,
         opened: wanted.opened,
         system_identifier: wanted.system_identifier,
         skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,
