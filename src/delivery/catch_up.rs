@@ -98,7 +98,7 @@ pub struct Wanted {
     pub late: LateWanted,
     pub has_topics: HasTopics,
     /// The topics that the client asked for and those that its credentials grant.
-    pub topics: TopicChoice,
+    pub topics: Arc<TopicChoice>,
     /// For a connection that was opened without an id, what the bridge had seen then. Rows of
     /// granted topics begin there.
     pub granted_since: Option<Arc<Snapshot>>,

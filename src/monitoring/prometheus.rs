@@ -90,7 +90,7 @@ impl Collector for BridgeCollector {
         sheet.counter("connections_opened", "Streams opened", audience.opened)?;
         sheet.gauge(
             "users",
-            "Users with at least one open stream",
+            "Users, and tickets without a user, with at least one open stream",
             audience.users,
         )?;
         sheet.counter("delivered_rows", "Rows written to sockets", marks.delivered)?;

@@ -60,4 +60,5 @@ mod token_settings;
 mod tokens;
 mod topic_credentials;
 mod topics;
+mod topics_exact;
 mod versions;

@@ -24,6 +24,12 @@ const PAGE_ROWS: usize = 3;
 const MAILBOX: usize = 4;
 
 /// A rule that is broken, or a simpler design that was rejected.
+impl Memberships {
+    fn ended_mut(&mut self) -> &mut Vec<EndedMembership> {
+        &mut self.held.get_or_insert_default().ended
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
     /// The transaction of a membership doesn't belong to it.
@@ -514,8 +520,8 @@ impl World {
             connection.routed.insert(index);
             match self.broken {
                 Some(Broken::NoPageOnChange) => {
-                    let current = &mut connection.memberships.current;
-                    current.insert(topic.clone(), now.clone());
+                    let held = connection.memberships.held.get_or_insert_default();
+                    held.current.insert(topic.clone(), now.clone());
                     return;
                 }
                 _ => connection.overflow(),
@@ -680,9 +686,12 @@ impl World {
             )
             .expect("few memberships end");
         match broken {
-            Some(Broken::EndedAreForgotten) => memberships.ended.clear(),
+            Some(Broken::EndedAreForgotten) => memberships.ended_mut().clear(),
             Some(Broken::EndedCountAsSent) => {
-                memberships.ended.iter_mut().for_each(|one| one.late = None);
+                memberships
+                    .ended_mut()
+                    .iter_mut()
+                    .for_each(|one| one.late = None);
             }
             _ => {}
         }
@@ -693,9 +702,9 @@ impl World {
     }
 
     fn topics_of_connection(&self) -> BTreeSet<usize> {
-        let topics = self.connection.memberships.topics();
-        let index = |one: &Topic| (0..TOPICS).find(|&index| topic(index) == *one);
-        topics.filter_map(index).collect()
+        let memberships = &self.connection.memberships;
+        let topics = (0..TOPICS).filter(|&index| memberships.have(&topic(index)));
+        topics.collect()
     }
 
     /// Writes a page's next row.
@@ -788,13 +797,12 @@ impl World {
         };
         let memberships = &self.connection.memberships;
         match self.broken {
-            Some(Broken::LiveRowsAreNotTested) if is_live => {
-                memberships.current.contains_key(&topic(index))
+            Some(Broken::LiveRowsAreNotTested) if is_live => memberships.have(&topic(index)),
+            Some(Broken::OwnTransaction) => {
+                let held = memberships.held.as_ref();
+                let membership = held.and_then(|held| held.current.get(&topic(index)));
+                membership.is_some_and(|membership| self.has(&membership, row.key.xid))
             }
-            Some(Broken::OwnTransaction) => memberships
-                .current
-                .get(&topic(index))
-                .is_some_and(|membership| self.has(membership, row.key.xid)),
             _ => memberships.want(&topic(index), row.key, false),
         }
     }
@@ -1120,5 +1128,5 @@ fn while_any_membership_may_have_ended_rows_wait_for_a_page_that_was_requested_l
     assert_eq!(taken, Ok(Taken::Write));
     assert!(!memberships.is_outdated() && memberships.want(&topic(0), row(21), false));
     // Nothing has ended, so nothing has to be remembered.
-    assert!(memberships.ended.is_empty());
+    assert!(memberships.held.is_some_and(|held| held.ended.is_empty()));
 }

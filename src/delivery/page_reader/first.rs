@@ -96,13 +96,13 @@ pub async fn first_page(
     // The rows of topics begin at the cursor, and the user's own at the first unsent one.
     // Whatever is new to either is read, and both conditions are tested.
     let mut position = start;
-    let (query, user, count) = (&sql.replay_start, wanted.user, wanted.replay);
-    if count > 0
-        && let Some(replayed) = replay_start(pool, query, user, count, wanted.topics).await?
-    {
-        position.meet(&Position::before(replayed, &page.batch.snapshot));
-        reading.own = reading.own.min(replayed.xid);
-        reading.replayed = Some(replayed);
+    if wanted.replay > 0 {
+        let (query, user, count) = (&sql.replay_start, wanted.user, wanted.replay);
+        if let Some(replayed) = replay_start(pool, query, user, count, wanted.topics).await? {
+            position.meet(&Position::before(replayed, &page.batch.snapshot));
+            reading.own = reading.own.min(replayed.xid);
+            reading.replayed = Some(replayed);
+        }
     }
     position.meet(wanted.opened);
     position.meet(&cursor.unwrap_or_default());
@@ -131,7 +131,6 @@ async fn backlog(
     let backlog = Backlog {
         query: wanted.backlog,
         user: wanted.user,
-        replay: 0,
         opened: wanted.opened,
         system_identifier: wanted.system_identifier,
         skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,

@@ -4,13 +4,16 @@
 //! `make model` runs thousands of them. A failing program is shortened as far as possible and
 //! printed with the command that runs it again.
 
+mod memberships;
 mod oracle;
 mod program;
 mod run;
 mod settling;
 mod shorten;
 mod tab;
+mod table;
 mod world;
+mod writer;
 
 use std::{env, panic::AssertUnwindSafe};
 
@@ -22,7 +25,7 @@ use proptest::{
 
 use self::{
     oracle::Verdict,
-    program::{Step, programs},
+    program::{Mix, Step, programs},
     run::Run,
     settling::Settle,
     shorten::shorten,
@@ -38,12 +41,12 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 /// The program generated from `seed`.
-fn program(seed: u64, hurts_the_server: bool) -> Vec<Step> {
+fn program(seed: u64, mix: Mix) -> Vec<Step> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let tree = programs(hurts_the_server).new_tree(&mut runner);
+    let tree = programs(mix).new_tree(&mut runner);
     tree.expect("a program").current()
 }
 
@@ -62,12 +65,16 @@ async fn play(world: &mut World, steps: &[Step]) -> Result<Vec<Verdict>, String>
     }
 }
 
+/// Why rows may be repeated in programs without a crash.
+const LATE: &str =
+    "only rows of a membership that was visible after them, if the client breaks meanwhile";
+
 /// Runs programs from consecutive seeds.
-async fn play_all(test: &str, usual_count: u64, mut world: World, mut account: Account) {
+async fn play_all(test: &str, mix: Mix, usual_count: u64, mut world: World, mut account: Account) {
     let count = setting("TIDINGS_MODEL_PROGRAMS").unwrap_or(usual_count);
     let first = setting("TIDINGS_MODEL_SEED").unwrap_or_else(|| rand::random::<u32>().into());
     for seed in first..first + count {
-        let steps = program(seed, world.is_hurt());
+        let steps = program(seed, mix);
         match play(&mut world, &steps).await {
             Ok(verdicts) => {
                 for verdict in verdicts {
@@ -98,21 +105,34 @@ async fn play_all(test: &str, usual_count: u64, mut world: World, mut account: A
 #[tokio::test(flavor = "multi_thread")]
 async fn in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else() {
     let world = World::shared(Settle::AtOnce).await;
-    let account = Account::without_repeats(
+    let account = Account::with_repeats(
         "random programs of writers, tabs that break, and bridges that stop or lose their sessions",
+        LATE,
     );
     let test = "in_any_program_each_tab_gets_what_it_is_owed_and_nothing_else";
-    play_all(test, 200, world, account).await;
+    play_all(test, Mix::Everything, 200, world, account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_members_get_what_they_are_owed_of_topics_and_nothing_else() {
+    let world = World::shared(Settle::AtOnce).await;
+    let account = Account::with_repeats(
+        "random programs of users that join and leave topics in transactions that overlap",
+        LATE,
+    );
+    let test = "in_any_program_members_get_what_they_are_owed_of_topics_and_nothing_else";
+    play_all(test, Mix::Memberships, 60, world, account).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_any_program_rows_are_marked_once_they_have_settled_and_no_earlier() {
     let world = World::shared(Settle::Never).await;
-    let account = Account::without_repeats(
+    let account = Account::with_repeats(
         "random programs of pages that are left, and bridges that are killed, before rows settle",
+        LATE,
     );
     let test = "in_any_program_rows_are_marked_once_they_have_settled_and_no_earlier";
-    play_all(test, 50, world, account).await;
+    play_all(test, Mix::Everything, 50, world, account).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,5 +143,5 @@ async fn in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed()
         "only after a crash",
     );
     let test = "in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed";
-    play_all(test, 30, world, account).await;
+    play_all(test, Mix::Crashes, 30, world, account).await;
 }

@@ -8,10 +8,18 @@ use tidings::domain::{
     snapshot::Xid,
 };
 
+use super::{
+    memberships::{Membership, Memberships},
+    program::{Asked, Topic, User},
+};
+
 /// Every row of a program has a number; its text begins with it.
 pub type Number = u32;
 
-/// A user's rows that were committed at some moment.
+/// After the first time and before the second, by the program's own clock.
+pub type Window = (u64, u64);
+
+/// A user's rows that were committed at some moment, and those of all topics.
 pub type Rows = BTreeMap<Number, Row>;
 
 /// A row as the table shows it.
@@ -20,11 +28,42 @@ pub struct Row {
     pub key: RowKey,
     pub text: String,
     pub sent: bool,
+    /// `None` if it is the user's own.
+    pub topic: Option<Topic>,
 }
 
-/// When a row became visible: after the first time and before the second, by the program's own
-/// clock.
-pub type Commits = BTreeMap<Number, (u64, u64)>;
+/// When a row became visible.
+pub type Commits = BTreeMap<Number, Window>;
+
+/// What is known at the end of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub table: &'a Rows,
+    pub commits: &'a Commits,
+    pub memberships: &'a Memberships,
+}
+
+/// What other streams of the user may have been sent before a client without an id was sent its
+/// first one. The user's cursor may be past it.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    /// When the last of these streams was open.
+    pub until: u64,
+    /// The only rows that may have settled, if that is known.
+    pub settled: Option<BTreeSet<Number>>,
+}
+
+impl Elsewhere {
+    fn may_have(&self, number: Number, membership: &Membership, facts: Facts<'_>) -> bool {
+        let (committed, _) = facts.commits.get(&number).copied().unwrap_or_default();
+        let (joined, _) = membership.committed;
+        committed.max(joined) < self.until
+            && self
+                .settled
+                .as_ref()
+                .is_none_or(|all| all.contains(&number))
+    }
+}
 
 /// With more rows than this, the backlog of a client without a last event id may take more than one
 /// page, and only the first page leaves out rows that are already sent.
@@ -49,6 +88,9 @@ pub struct Opening {
 /// The connections of a tab that are linked by `Last-Event-ID`.
 #[derive(Debug)]
 pub struct Chain {
+    user: User,
+    asked: Asked,
+    elsewhere: Elsewhere,
     /// The rows that were visible when it began. All later rows are owed.
     at_opening: BTreeSet<Number>,
     /// Those of them that are owed because they were unsent.
@@ -63,6 +105,8 @@ pub struct Chain {
 /// A row as a tab received it.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// When the connection was opened. No two connections have the same time.
+    pub opened: u64,
     pub number: Number,
     pub id: i64,
     pub text: String,
@@ -79,16 +123,17 @@ impl Opening {
     /// Call this once the bridge has sent an id, which means that it has read the first page.
     /// `after` is the table afterwards. The page may or may not contain rows that were sent in the
     /// meantime.
-    pub fn settle(self, after: &Rows) -> Chain {
+    pub fn settle(self, (user, asked): (User, Asked), after: &Rows, elsewhere: Elsewhere) -> Chain {
         let backlog = self.answered.keys().filter(|&number| {
             let row = after.get(number);
-            row.is_some_and(|row| !row.sent) && !self.has_crashed
+            row.is_some_and(|row| !row.sent && row.topic.is_none()) && !self.has_crashed
         });
         let forbidden: BTreeSet<Number> = self
             .before
             .iter()
             .filter(|(_, row)| {
                 !self.has_crashed
+                    && row.topic.is_none()
                     && row.sent
                     && self.tail.as_ref().is_some_and(|t| !t.is_new(row.key))
             })
@@ -96,6 +141,9 @@ impl Opening {
             .collect();
         let in_one_page = after.len().saturating_sub(forbidden.len()) <= ONE_PAGE;
         Chain {
+            user,
+            asked,
+            elsewhere,
             backlog: backlog.copied().collect(),
             at_opening: self.answered.into_keys().collect(),
             forbidden: if in_one_page {
@@ -139,7 +187,8 @@ impl Chain {
 
     /// Checks everything that was received against the final table. A chain that is still open has
     /// read up to the user's last row.
-    pub fn judge(&self, table: &Rows, commits: &Commits, is_open: bool) -> Result<Verdict, String> {
+    pub fn judge(&self, facts: Facts<'_>, is_open: bool) -> Result<Verdict, String> {
+        let Facts { table, commits, .. } = facts;
         let mut numbers = Vec::with_capacity(self.got.len());
         for received in &self.got {
             let Some(row) = table.get(&received.number) else {
@@ -156,17 +205,18 @@ impl Chain {
             }
             numbers.push(received.number);
         }
+        self.judge_topics(facts)?;
         let distinct: BTreeSet<Number> = numbers.iter().copied().collect();
         let list = |numbers: Vec<Number>| {
-            let shown = numbers.iter().take(5).map(|n| (n, table[n].key));
+            let shown = numbers.iter().take(5);
+            let shown = shown.map(|n| (n, table[n].topic, table[n].key, commits.get(n)));
             let shown: Vec<_> = shown.collect();
             format!("{} rows, the first are {shown:?}", numbers.len())
         };
-        let owed: BTreeSet<Number> = table
-            .keys()
-            .filter(|number| !self.at_opening.contains(number) || self.backlog.contains(number))
-            .copied()
-            .collect();
+        let owed = table
+            .iter()
+            .filter(|(number, row)| self.owes(**number, row, facts));
+        let owed: BTreeSet<Number> = owed.map(|(&number, _)| number).collect();
         let lost: Vec<_> = owed.difference(&distinct).copied().collect();
         if is_open && !lost.is_empty() {
             return Err(format!("lost {}", list(lost)));
@@ -179,15 +229,20 @@ impl Chain {
             let mut seen = BTreeSet::new();
             let again: Vec<_> = numbers
                 .iter()
-                .filter(|&&number| !seen.insert(number))
+                .filter(|&&number| !may_be_late(table[&number].topic) && !seen.insert(number))
                 .copied()
                 .collect();
             if !again.is_empty() {
                 return Err(format!("came twice: {}", list(again)));
             }
+            numbers.retain(|number| !may_be_late(table[number].topic));
             in_order(&numbers, table, commits)?;
         }
         let id = |number: &Number| table[number].key.id;
+        let got = self
+            .got
+            .iter()
+            .filter(|row| table.contains_key(&row.number));
         Ok(Verdict {
             owed: owed
                 .iter()
@@ -195,9 +250,77 @@ impl Chain {
                 .chain(&distinct)
                 .map(id)
                 .collect(),
-            got: numbers.iter().map(id).collect(),
+            got: got.map(|row| row.id).collect(),
         })
     }
+
+    /// Whether the row must have come by now.
+    fn owes(&self, number: Number, row: &Row, facts: Facts<'_>) -> bool {
+        let is_later = !self.at_opening.contains(&number);
+        match row.topic {
+            None => is_later || self.backlog.contains(&number),
+            Some(topic) if !wants(self.asked, topic) => false,
+            // Without a cursor, from the present on.
+            Some(Topic::Everyone) => is_later,
+            Some(topic) => {
+                let now = facts.memberships.now(self.user, topic);
+                now.is_some_and(|now| {
+                    now.has(row.key.xid)
+                        && (is_later || !self.elsewhere.may_have(number, now, facts))
+                })
+            }
+        }
+    }
+
+    /// Each row of a topic must be one that the user had when the bridge wrote it, and no row may
+    /// come twice in one connection.
+    fn judge_topics(&self, facts: Facts<'_>) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        let (mut opened, mut known) = (0, 0);
+        for received in &self.got {
+            if received.opened != opened {
+                (opened, known) = (received.opened, received.opened);
+                seen.clear();
+            }
+            // The bridge has read this row, and so it knows which memberships had ended before.
+            let (began, _) = facts
+                .commits
+                .get(&received.number)
+                .copied()
+                .unwrap_or_default();
+            known = known.max(began);
+            let Some(row) = facts.table.get(&received.number) else {
+                continue;
+            };
+            if !seen.insert(received.number) && !self.may_repeat {
+                return Err(format!("{received:?} came twice in one connection"));
+            }
+            let Some(topic) = row.topic else {
+                continue;
+            };
+            let may = topic == Topic::Everyone
+                || facts
+                    .memberships
+                    .allow(self.user, topic, row.key.xid, known);
+            if !may || !wants(self.asked, topic) {
+                return Err(format!(
+                    "{received:?} came, which is of no topic that the user had at {known}: {row:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wants(asked: Asked, topic: Topic) -> bool {
+    asked.is_none_or(|asked| asked.contains(&topic))
+}
+
+/// Whether rows of this topic can be late rows: rows that an id counts as seen, of a membership
+/// that it does not. They come when the membership is visible, and again if the connection breaks
+/// before they were all sent.
+fn may_be_late(topic: Option<Topic>) -> bool {
+    topic.is_some_and(|topic| topic != Topic::Everyone)
 }
 
 /// The number of the row with this text.
@@ -230,7 +353,7 @@ fn in_order(numbers: &[Number], table: &Rows, commits: &Commits) -> Result<(), S
             runs.push(number);
         }
     }
-    let mut sizes: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    let mut sizes: BTreeMap<Window, usize> = BTreeMap::new();
     for &commit in commits.values() {
         *sizes.entry(commit).or_default() += 1;
     }

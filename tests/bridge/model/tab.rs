@@ -6,8 +6,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client;
 
 use super::{
-    oracle::{Chain, Commits, Number, Opening, Received, Rows, number_of},
-    run::user_rows,
+    oracle::{Chain, Elsewhere, Facts, Number, Opening, Received, number_of},
+    program::{Asked, User},
+    table::{Names, read_rows},
 };
 use crate::support::{
     bridge::token,
@@ -16,7 +17,11 @@ use crate::support::{
 
 /// A tab, connected or not.
 pub struct Tab {
-    pub name: String,
+    pub user: User,
+    pub asked: Asked,
+    pub names: Names,
+    /// Rows of earlier programs have lower numbers.
+    first: Number,
     patience: Duration,
     source: Option<EventSource>,
     last_event_id: String,
@@ -29,6 +34,17 @@ pub struct Tab {
     pub bridge: Option<usize>,
     /// How many of the chain's rows its last reconnection acknowledged.
     acknowledged: usize,
+    /// Its connections so far, the present one last.
+    pub connections: Vec<Connected>,
+}
+
+/// A connection, by the program's own clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Connected {
+    pub bridge: usize,
+    pub opened: u64,
+    /// When the bridge no longer had it.
+    pub gone: Option<u64>,
 }
 
 /// How far to read.
@@ -41,9 +57,17 @@ pub enum Until {
 }
 
 impl Tab {
-    pub fn new(name: String, patience: Duration) -> Self {
+    pub fn new(
+        (user, asked): (User, Asked),
+        names: Names,
+        first: Number,
+        patience: Duration,
+    ) -> Self {
         Self {
-            name,
+            user,
+            asked,
+            names,
+            first,
             patience,
             source: None,
             last_event_id: String::new(),
@@ -53,6 +77,7 @@ impl Tab {
             was_connected: false,
             bridge: None,
             acknowledged: 0,
+            connections: Vec::new(),
         }
     }
 
@@ -82,8 +107,8 @@ impl Tab {
     }
 
     /// Whether its open chain is complete and correct.
-    pub fn has_all(&self, table: &Rows, commits: &Commits) -> bool {
-        let judge = |chain: &Chain| chain.judge(table, commits, true).is_ok();
+    pub fn has_all(&self, facts: Facts<'_>) -> bool {
+        let judge = |chain: &Chain| chain.judge(facts, true).is_ok();
         self.chain.as_ref().is_none_or(judge)
     }
 
@@ -97,16 +122,27 @@ impl Tab {
 
     /// Opens a connection. If the tab has no id, the caller must read the table before and after,
     /// and pass both to `observed`.
-    pub async fn connect(&mut self, address: SocketAddr) {
-        let bearer = format!("Bearer {}", token(&self.name));
+    pub async fn connect(&mut self, bridge: usize, address: SocketAddr, now: u64) {
+        let bearer = format!("Bearer {}", token(&self.names.user));
         let mut headers = vec![("Authorization", bearer.as_str())];
         self.acknowledged = 0;
         if let Some(chain) = &self.chain {
             headers.push(("Last-Event-ID", &self.last_event_id));
             self.acknowledged = chain.received().len();
         }
-        self.source = Some(EventSource::open(address, "/stream", &headers).await);
+        let asked = self.asked.into_iter().flatten();
+        let asked: Vec<_> = asked
+            .map(|&topic| format!("topic={}", self.names.topic(topic)))
+            .collect();
+        let path = format!("/stream?{}", asked.join("&"));
+        self.source = Some(EventSource::open(address, &path, &headers).await);
         self.was_connected = true;
+        self.bridge = Some(bridge);
+        self.connections.push(Connected {
+            bridge,
+            opened: now,
+            gone: None,
+        });
     }
 
     pub fn observed(&mut self, opening: Opening) {
@@ -130,8 +166,14 @@ impl Tab {
         self.ended.extend(self.chain.take());
     }
 
-    /// Reads, at most until the connection ends.
-    pub async fn read(&mut self, client: &Client, until: Until) -> Result<(), String> {
+    /// Reads, at most until the connection ends. `elsewhere` is what the user's other streams may
+    /// have been sent by now.
+    pub async fn read(
+        &mut self,
+        client: &Client,
+        until: Until,
+        elsewhere: &Elsewhere,
+    ) -> Result<(), String> {
         let mut rows = 0;
         // A row extends the deadline, a heartbeat doesn't.
         let mut deadline = Instant::now() + self.patience;
@@ -145,7 +187,7 @@ impl Tab {
                 return Ok(());
             };
             let item = timeout_at(deadline, source.next_item()).await;
-            let item = item.map_err(|_| format!("{}: no row came, {until:?}", self.name))?;
+            let item = item.map_err(|_| format!("{}: no row came, {until:?}", self.names.user))?;
             let Ok(item) = item else {
                 self.leave();
                 return Ok(());
@@ -153,7 +195,9 @@ impl Tab {
             if !source.last_event_id().is_empty() {
                 source.last_event_id().clone_into(&mut self.last_event_id);
                 if let Some(opening) = self.opening.take() {
-                    self.chain = Some(opening.settle(&user_rows(client, &self.name).await?));
+                    let after = read_rows(client, &self.names).await?;
+                    let of = (self.user, self.asked);
+                    self.chain = Some(opening.settle(of, &after, elsewhere.clone()));
                 }
             }
             if let Item::Event(event) = item
@@ -172,26 +216,32 @@ impl Tab {
 
     fn take(&mut self, event: Event) -> Result<Option<Number>, String> {
         let Some(chain) = &mut self.chain else {
-            return Err(format!("{}: {event:?} came without an id", self.name));
+            return Err(format!("{}: {event:?} came without an id", self.names.user));
         };
         match event.name.as_str() {
             "message" => {
                 let id = event.last_event_id.split('-').next().unwrap_or_default();
                 let id = id.parse().map_err(|_| format!("no row in {event:?}"))?;
                 let number = number_of(&event.data)?;
+                if number < self.first {
+                    // A row for everyone.
+                    return Ok(None);
+                }
+                let opened = self.connections.last().map_or(0, |one| one.opened);
                 chain.receive(Received {
+                    opened,
                     number,
                     id,
                     text: event.data,
                 });
                 Ok(Some(number))
             }
-            "tidings.open" | "tidings.heartbeat" => Ok(None),
+            "tidings.open" | "tidings.heartbeat" | "tidings.topics" => Ok(None),
             "tidings.caught-up" => {
                 chain.catch_up();
                 Ok(None)
             }
-            _ => Err(format!("{}: {event:?}", self.name)),
+            _ => Err(format!("{}: {event:?}", self.names.user)),
         }
     }
 }

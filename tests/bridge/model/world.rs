@@ -7,13 +7,16 @@ use nix::{
     unistd::Pid,
 };
 use private_postgres::{Cluster, Shutdown};
-use tidings::domain::position::Position;
+use tidings::domain::{position::Position, snapshot::Xid};
 use tokio::{process::Child, time::timeout};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Error};
 
 use super::{
-    program::{BRIDGES, Step, User},
+    memberships::Since,
+    oracle::Number,
+    program::{BRIDGES, Change, Step, Topic, User},
     settling::Settle,
+    table::Names,
 };
 use crate::support::{
     PATIENCE,
@@ -37,6 +40,15 @@ const HEARTBEAT: Duration = Duration::from_millis(5);
 /// bridge tries the database again.
 const ROW_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long to wait until a bridge has noticed that a tab has left: it may notice it only at its
+/// next heartbeat.
+const NOTICES: Duration = Duration::from_millis(200);
+
+/// An application's own memberships, which are copied from here.
+const WATCHED: &str = "create table members (user_id text, room bigint, primary key (user_id, room)); \
+     grant select, insert, delete on members to tidings_writer; \
+     select tidings_watch('members', 'user_id', 'room', 'room:')";
+
 enum Running {
     Inside(Bridge),
     Outside(Child, SocketAddr),
@@ -54,6 +66,8 @@ pub struct World {
     bridges: [Option<Running>; BRIDGES],
     programs: usize,
     settle: Settle,
+    /// The number of the next row.
+    pub next: Number,
     /// How long to wait for a row or a mark.
     pub patience: Duration,
 }
@@ -72,10 +86,13 @@ impl World {
     }
 
     async fn open(database: Database, cluster: Option<Cluster>, settle: Settle) -> Self {
+        let watcher = database.superuser().connect().await;
+        watcher.batch_execute(WATCHED).await.expect(WATCHED);
         Self {
             settle,
+            next: 1,
             client: database.connect().await,
-            watcher: database.superuser().connect().await,
+            watcher,
             database,
             idle: Vec::new(),
             cluster,
@@ -88,6 +105,12 @@ impl World {
     /// Starts all bridges and gives the users new names.
     pub async fn begin_program(&mut self) {
         self.programs += 1;
+        // A new program must not look at those of all others.
+        let everyones = "delete from notifications where topic = '*'";
+        self.watcher
+            .batch_execute(everyones)
+            .await
+            .expect(everyones);
         for bridge in 0..BRIDGES {
             self.start(bridge).await;
         }
@@ -102,9 +125,91 @@ impl World {
         }
     }
 
-    /// The user's name in the database.
-    pub fn name(&self, user: User) -> String {
-        format!("{user:?} {}", self.programs)
+    /// The user's name in the database, and those of the topics.
+    pub fn names(&self, user: User) -> Names {
+        let topics = Topic::ALL.map(|topic| match topic {
+            Topic::Everyone => "*".to_owned(),
+            Topic::Watched => format!("room:{}", self.programs),
+            Topic::First | Topic::Second => format!("{topic:?}:{}", self.programs),
+        });
+        Names {
+            user: format!("{user:?} {}", self.programs),
+            topics: topics.into(),
+        }
+    }
+
+    /// Joins or leaves in this session. Returns the membership that is there afterwards, and
+    /// whether anything changed.
+    pub async fn change(
+        &self,
+        session: &Client,
+        change: Change,
+    ) -> Result<(Option<(Xid, Since)>, bool), Error> {
+        let (user, topic) = change.of();
+        let names = self.names(user);
+        let (user, name) = (&names.user, names.topic(topic));
+        let changed = if topic == Topic::Watched {
+            let room = i64::try_from(self.programs).expect("a number");
+            let work = match change {
+                Change::Join(..) => "insert into members values ($1, $2) on conflict do nothing",
+                Change::Leave(..) => "delete from members where user_id = $1 and room = $2",
+            };
+            session.execute(work, &[user, &room]).await? > 0
+        } else {
+            let work = match change {
+                Change::Join(..) => "select subscribe($1::text, $2)",
+                Change::Leave(..) => "select unsubscribe($1::text, $2)",
+            };
+            session.query_one(work, &[user, &name]).await?.get(0)
+        };
+        let now = "select xid::text, since::text from topic_subscriptions \
+                   where user_id = $1 and topic = $2";
+        let now = session.query_opt(now, &[user, &name]).await?;
+        let now = now.map(|row| membership(row.get(0), row.get(1)));
+        Ok((now, changed))
+    }
+
+    /// The memberships of this program that the table shows.
+    pub async fn memberships(&self) -> Result<Vec<((User, Topic), Xid, Since)>, String> {
+        let query = "select user_id, topic, xid::text, since::text from topic_subscriptions";
+        let rows = self.watcher.query(query, &[]).await;
+        let rows = rows.map_err(|error| format!("{query}: {error}"))?;
+        let mut found = Vec::new();
+        for row in &rows {
+            let (of_user, of_topic): (&str, &str) = (row.get(0), row.get(1));
+            for user in User::ALL {
+                let names = self.names(user);
+                let topic = Topic::ALL
+                    .into_iter()
+                    .find(|&topic| names.topic(topic) == of_topic);
+                if names.user == of_user
+                    && let Some(topic) = topic
+                {
+                    let (xid, since) = membership(row.get(2), row.get(3));
+                    found.push(((user, topic), xid, since));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub async fn lose_cursors(&self) -> Result<(), String> {
+        let work = "delete from tidings_cursors";
+        let done = self.watcher.batch_execute(work).await;
+        done.map_err(|error| format!("{work}: {error}"))
+    }
+
+    /// Waits until the bridge has at most this many connections, if it runs in this process.
+    pub async fn has_noticed(&self, bridge: usize, most: usize) -> bool {
+        let Some(Running::Inside(bridge)) = &self.bridges[bridge] else {
+            return false;
+        };
+        let noticing = async {
+            while bridge.connections() > most {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(NOTICES, noticing).await.is_ok()
     }
 
     /// A session that sees everything and may terminate other sessions.
@@ -268,6 +373,12 @@ impl World {
         let outcome = timeout(self.patience, asking).await;
         outcome.unwrap_or_else(|_| Err(format!("read, and never marked: {unmarked:?}")))
     }
+}
+
+/// From the text forms of `xid` and `since`.
+fn membership(xid: &str, since: &str) -> (Xid, Since) {
+    let xid = xid.parse().expect("a transaction id");
+    (Xid(xid), Since::parse(since).expect("a snapshot"))
 }
 
 async fn connect(database: &Database) -> Result<Client, String> {
