@@ -116,7 +116,7 @@ pub enum HasTopics {
 
 #[derive(Debug)]
 pub enum PageOutcome {
-    Page(Page),
+    Page(Box<Page>),
     /// The history to which the positions belong has ended.
     Over,
     /// The task that read the page is gone, which is a bug.
@@ -221,7 +221,7 @@ impl Pages {
                         lease,
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
-                    let _ = reply.send(PageOutcome::Page(page));
+                    let _ = reply.send(PageOutcome::Page(Box::new(page)));
                     turn.end(took).await;
                     return;
                 }

@@ -357,7 +357,7 @@ impl EventStream {
                     self.phase = Phase::CatchingUp(Some(self.next_page()));
                 }
                 Phase::CatchingUp(Some(reading)) => match reading.poll_unpin(cx) {
-                    Poll::Ready(PageOutcome::Page(page)) => self.take_page(page, chunk),
+                    Poll::Ready(PageOutcome::Page(page)) => self.take_page(*page, chunk),
                     Poll::Ready(PageOutcome::Over) => match self.connection.skip_to_recovery() {
                         Some(recovery) => {
                             self.phase = Phase::CatchingUp(None);

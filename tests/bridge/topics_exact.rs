@@ -493,9 +493,8 @@ async fn late_rows_of_the_youngest_transaction_do_not_come_again() {
     assert_eq!(next_rows(&mut live, 1).await, ["late"]);
     // The id of a heartbeat: late rows keep the id of before.
     let id = loop {
-        match live.next_item().await.expect("a stream") {
-            Item::Id(id) => break id,
-            _ => {}
+        if let Item::Id(id) = live.next_item().await.expect("a stream") {
+            break id;
         }
     };
     let mut resumed = scene.bridge.resume("alice", &id).await;
