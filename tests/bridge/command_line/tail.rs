@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
-    process::{Child, ChildStdout},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
@@ -19,6 +19,10 @@ impl Tail {
     fn start(database: &Database, more: &[&str]) -> Self {
         let mut command = command(&[&["tail", "alice"], more].concat());
         command.env("DATABASE_URL", database.connection_string());
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
         let mut child = command.spawn().expect("the binary");
         let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
         Self { child, lines }
@@ -242,4 +246,39 @@ async fn it_shows_only_the_topics_that_were_asked_for_and_says_which_she_lacks()
         let told = run(&database, &["tail", "alice", &topic]).await.misused();
         assert!(told.contains("1 to 255 bytes"), "{told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_reads_the_memberships_where_the_bridges_read_them() {
+    let database = Database::migrated().await;
+    database
+        .superuser()
+        .execute(
+            "create schema app; create table app.members (user_id text, team int); \
+             create view app.memberships as \
+             select m.user_id, 'team:' || m.team as topic, null::pg_snapshot as since \
+             from app.members as m; \
+             grant usage on schema app to bridge; grant select on app.memberships to bridge; \
+             insert into app.members values ('alice', 3); \
+             select subscribe('alice', 'project:7')",
+        )
+        .await;
+    let mut command = command(&["tail", "alice"]);
+    command
+        .env("DATABASE_URL", database.connection_string())
+        .env("TIDINGS_MEMBERSHIPS", "app.memberships");
+    let mut tail = Tail::run(command);
+    database
+        .execute("select send_notification('alice', 'begun')")
+        .await;
+    tail.line().await;
+    database
+        .execute("select send_to_topic('project:7', 'not read'), send_to_topic('team:3', 'read')")
+        .await;
+    let line = tail.line().await;
+    assert!(line.ends_with("  message for team:3  read"), "{line}");
+
+    let unknown = ["tail", "alice", "--memberships=app.nothing"];
+    let told = run(&database, &unknown).await.badly();
+    assert!(told.contains("app.nothing doesn't exist"), "{told}");
 }
