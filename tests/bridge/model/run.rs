@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Error, error::SqlState};
 
 use super::{
     memberships::{Memberships, Pending, Since},
-    oracle::{Commits, Elsewhere, Facts, Number, Opening, Verdict, Window},
+    oracle::{Commits, Elsewhere, Facts, Number, Opening, Received, Verdict, Window},
     program::{BRIDGES, Change, Step, TABS, To, User, WRITERS},
     settling::{Settle, Settled},
     tab::{Tab, Until},
@@ -512,13 +512,17 @@ impl<'a> Run<'a> {
     async fn until_acknowledged(&self) -> Result<(), String> {
         for tab in &self.tabs {
             let table = read_rows(self.world.watcher(), &tab.names).await?;
-            let acknowledged = tab.acknowledged().iter();
-            let own = acknowledged.filter(|row| {
+            let is_own = |row: &&Received| {
                 let row = table.get(&row.number);
                 row.is_some_and(|row| row.topic.is_none())
-            });
-            let ids: Vec<i64> = own.map(|row| row.id).collect();
-            self.world.until_marked(&ids).await?;
+            };
+            let acknowledged = tab.acknowledged();
+            // An id that names a row of a topic doesn't say whose it is, and counts for nothing.
+            if acknowledged.last().as_ref().is_some_and(is_own) {
+                let own = acknowledged.iter().filter(is_own);
+                let ids: Vec<i64> = own.map(|row| row.id).collect();
+                self.world.until_marked(&ids).await?;
+            }
         }
         Ok(())
     }
