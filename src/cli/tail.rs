@@ -174,7 +174,7 @@ impl<W: Write> TailPrinter<'_, W> {
     /// Tells about topics that are left out, as `tidings.topics` does.
     fn complain(&self, found: &PageTopics) {
         let user = escape::line(self.options.user.as_str());
-        let is_found = |topic: &Topic| found.memberships.iter().any(|(own, _)| own == topic);
+        let is_found = |topic: &Topic| found.memberships.contains(topic);
         for topic in self.topics.refused(is_found) {
             tracing::warn!(
                 topic,

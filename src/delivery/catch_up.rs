@@ -300,14 +300,17 @@ impl Pages {
     }
 
     async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
-        match &wanted.position {
-            Some(position) => Ok(Read {
+        let mut read = match &wanted.position {
+            Some(position) => Read {
                 start: None,
                 page: self.next_page(wanted, position, size).await?,
                 drained: None,
-            }),
-            None => self.first_page(wanted, size).await,
-        }
+            },
+            None => self.first_page(wanted, size).await?,
+        };
+        let memberships = &mut read.page.topics.memberships;
+        self.hub.share_names(memberships.topics_mut());
+        Ok(read)
     }
 
     /// Most users have no topics: their pages cost what they would cost without them.

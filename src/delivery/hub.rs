@@ -299,6 +299,21 @@ impl Hub {
         self.tail.store(Arc::new(tail));
     }
 
+    /// Replaces names of topics by equal ones that connections have, so that each is in
+    /// memory once.
+    pub fn share_names<'a>(&self, topics: impl IntoIterator<Item = &'a mut Topic>) {
+        let mut topics = topics.into_iter().peekable();
+        if topics.peek().is_none() {
+            return;
+        }
+        let registry = self.registry.lock();
+        for topic in topics {
+            if let Some(name) = registry.routes.name(topic) {
+                *topic = name.clone();
+            }
+        }
+    }
+
     /// Call this before a client is authenticated, and pass the result to
     /// [`register`](Self::register).
     pub fn note(&self) -> DisconnectCursor {
@@ -506,10 +521,10 @@ impl Connection {
         self.mailbox.take_change()
     }
 
-    /// Passes rows of these topics to the connection, and lets their names share the hub's
-    /// memory. Returns whether any were not passed to it before: some may have been dropped
-    /// then, so it has to read another page before it is live.
-    pub fn add_routes<'a>(&self, topics: impl IntoIterator<Item = &'a mut Topic>) -> bool {
+    /// Passes rows of these topics to the connection. Returns whether any were not passed
+    /// to it before: some may have been dropped then, so it has to read another page before
+    /// it is live.
+    pub fn add_routes<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
         let mut topics = topics.into_iter().peekable();
         // Most users have no topics.
         if topics.peek().is_none() {
@@ -529,9 +544,6 @@ impl Connection {
         let mut is_any_new = false;
         for topic in topics {
             is_any_new |= own.add_route(routes, topic);
-            if let Some(name) = routes.name(topic) {
-                *topic = name.clone();
-            }
         }
         is_any_new
     }

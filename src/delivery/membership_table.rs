@@ -33,29 +33,26 @@ const NONE: Xid = Xid(0);
 struct Since(u64);
 
 /// What a [`Since`] means.
-enum SinceForm {
+#[derive(PartialEq, Eq)]
+enum SinceForm<'a> {
     Unknown,
     /// Shows all transactions below.
     Below(Xid),
-    /// The place of the snapshot in the table.
-    Listed(usize),
+    Listed(&'a Arc<Snapshot>),
 }
 
 impl Since {
     const UNKNOWN: Self = Self(u64::MAX);
-    /// The rest is a place. No transaction id is as large.
+    /// The rest is a snapshot's place in the table. No transaction id is as large.
     const LISTED: u64 = 1 << 63;
-
-    fn form(self) -> SinceForm {
-        match self.0 {
-            u64::MAX => SinceForm::Unknown,
-            place if place >= Self::LISTED => SinceForm::Listed((place - Self::LISTED) as usize),
-            xmax => SinceForm::Below(Xid(xmax)),
-        }
-    }
 }
 
 impl MembershipTable {
+    pub const EMPTY: Self = Self {
+        entries: Vec::new(),
+        snapshots: Vec::new(),
+    };
+
     pub fn contains(&self, topic: &Topic) -> bool {
         self.place(topic).is_ok()
     }
@@ -70,17 +67,17 @@ impl MembershipTable {
     pub fn has(&self, topic: &Topic, row: Xid) -> bool {
         self.place(topic).is_ok_and(|place| {
             let Entry { xid, since, .. } = &self.entries[place];
-            *xid == row || !self.shows(*since, row)
+            (*xid == row && row != NONE) || !self.shows(*since, row)
         })
     }
 
-    /// Topics in order. They may be replaced by equal ones, which share their memory.
-    pub fn topics_mut(&mut self) -> impl Iterator<Item = &mut Topic> {
-        self.entries.iter_mut().map(|entry| &mut entry.topic)
+    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> {
+        self.entries.iter().map(|entry| &entry.topic)
     }
 
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    /// For replacing a name by an equal one, which has its memory already.
+    pub fn topics_mut(&mut self) -> impl Iterator<Item = &mut Topic> {
+        self.entries.iter_mut().map(|entry| &mut entry.topic)
     }
 
     /// The youngest transaction that created one of the memberships.
@@ -103,6 +100,20 @@ impl MembershipTable {
             Ok(place) => self.entries[place] = entry,
             Err(place) => self.entries.insert(place, entry),
         }
+    }
+
+    /// The memberships that the other table doesn't have, or has with another beginning.
+    pub fn without(&self, other: &Self) -> Vec<(Topic, Membership)> {
+        let is_gone = |entry: &&Entry| {
+            let place = other.place(&entry.topic);
+            !place.is_ok_and(|place| {
+                let found = &other.entries[place];
+                found.xid == entry.xid && self.snapshot(entry.since) == other.snapshot(found.since)
+            })
+        };
+        let gone = self.entries.iter().filter(is_gone);
+        gone.map(|entry| (entry.topic.clone(), self.membership(entry)))
+            .collect()
     }
 
     fn place(&self, topic: &Topic) -> Result<usize, usize> {
@@ -128,51 +139,47 @@ impl MembershipTable {
     fn membership(&self, Entry { xid, since, .. }: &Entry) -> Membership {
         Membership {
             xid: Some(*xid).filter(|&xid| xid != NONE),
-            since: match since.form() {
+            since: match self.snapshot(*since) {
                 SinceForm::Unknown => None,
                 SinceForm::Below(xmax) => Some(Arc::new(Snapshot::new(xmax, Vec::new()))),
-                SinceForm::Listed(place) => Some(Arc::clone(&self.snapshots[place])),
+                SinceForm::Listed(snapshot) => Some(Arc::clone(snapshot)),
             },
         }
     }
 
     fn shows(&self, since: Since, row: Xid) -> bool {
-        match since.form() {
+        match self.snapshot(since) {
             SinceForm::Unknown => false,
             SinceForm::Below(xmax) => row < xmax,
-            SinceForm::Listed(place) => self.snapshots[place].shows(row),
+            SinceForm::Listed(snapshot) => snapshot.shows(row),
+        }
+    }
+
+    fn snapshot(&self, since: Since) -> SinceForm<'_> {
+        match since.0 {
+            u64::MAX => SinceForm::Unknown,
+            place if place >= Since::LISTED => {
+                SinceForm::Listed(&self.snapshots[(place - Since::LISTED) as usize])
+            }
+            xmax => SinceForm::Below(Xid(xmax)),
         }
     }
 }
 
-/// From memberships in the order of their topics.
+/// Of several memberships in a topic, it has one.
 impl FromIterator<(Topic, Membership)> for MembershipTable {
     fn from_iter<I: IntoIterator<Item = (Topic, Membership)>>(memberships: I) -> Self {
-        let memberships = memberships.into_iter();
-        let mut table = Self {
-            entries: Vec::with_capacity(memberships.size_hint().0),
-            snapshots: Vec::new(),
-        };
+        let mut table = Self::EMPTY;
         for (topic, membership) in memberships {
             let entry = table.entry(topic, membership);
             table.entries.push(entry);
         }
+        let entries = &mut table.entries;
+        entries.sort_unstable_by(|one, other| one.topic.cmp(&other.topic));
+        entries.dedup_by(|later, earlier| later.topic == earlier.topic);
+        entries.shrink_to_fit();
         table.snapshots.shrink_to_fit();
         table
-    }
-}
-
-impl IntoIterator for MembershipTable {
-    type Item = (Topic, Membership);
-    type IntoIter = std::vec::IntoIter<Self::Item>;
-
-    fn into_iter(mut self) -> Self::IntoIter {
-        let entries = std::mem::take(&mut self.entries);
-        let memberships = entries.into_iter().map(|entry| {
-            let membership = self.membership(&entry);
-            (entry.topic, membership)
-        });
-        memberships.collect::<Vec<_>>().into_iter()
     }
 }
 
@@ -208,7 +215,7 @@ mod tests {
                     .all(|row| table.has(topic, row) == membership.is_some_and(|one| one.has(row)))
         };
         (0..6).all(|number| is_same(&topic(number)))
-            && table.len() == plain.len()
+            && table.topics().eq(plain.keys())
             && table.top() == plain.values().filter_map(|one| one.xid).max()
     }
 
@@ -220,6 +227,7 @@ mod tests {
         ) {
             let mut plain: BTreeMap<_, _> =
                 first.into_iter().map(|(number, one)| (topic(number), one)).collect();
+            let first: MembershipTable = plain.clone().into_iter().collect();
             let mut table: MembershipTable = plain.clone().into_iter().collect();
             prop_assert!(is_same(&table, &plain));
             for (number, step) in steps {
@@ -233,8 +241,11 @@ mod tests {
                 }
                 prop_assert!(is_same(&table, &plain));
             }
-            prop_assert!(table.topics_mut().map(|topic| &*topic).eq(plain.keys()));
-            prop_assert!(table.into_iter().eq(plain));
+            prop_assert!(table.without(&MembershipTable::EMPTY).into_iter().eq(plain));
+            let gone = first.without(&table);
+            prop_assert!(gone.iter().all(|(topic, one)| table.get(topic).as_ref() != Some(one)));
+            let kept = first.topics().filter(|topic| table.get(topic) == first.get(topic));
+            prop_assert_eq!(gone.len() + kept.count(), first.topics().len());
         }
     }
 

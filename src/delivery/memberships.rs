@@ -16,7 +16,7 @@
 //! the memberships in one snapshot. So a change that is read late can't put back a topic
 //! that was left.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
     delivery::membership_table::MembershipTable,
@@ -291,10 +291,10 @@ impl Memberships {
         &mut self,
         position: &Position,
         snapshot: &Arc<Snapshot>,
-        found: impl IntoIterator<Item = (Topic, Membership)>,
+        found: impl Into<MembershipTable>,
         late: LateRows,
     ) -> Result<Taken, TooManyEnded> {
-        let mut found: BTreeMap<_, _> = found.into_iter().collect();
+        let mut found = found.into();
         let catch_up = self
             .catch_up
             .get_or_insert_with(|| MembershipCatchUp::begin(Some(position)));
@@ -308,12 +308,12 @@ impl Memberships {
                 topic, xid, now, ..
             } = &*change
                 && !snapshot.shows(*xid)
-                && found.get(topic) != now.as_ref()
+                && found.get(topic) != *now
             {
                 found.remove(topic);
             }
         }
-        if self.held.is_some() || !found.is_empty() {
+        if self.held.is_some() || found.topics().len() > 0 {
             self.replace(found, &Arc::new(position.clone()));
         }
         self.check()?;
@@ -342,22 +342,22 @@ impl Memberships {
         })
     }
 
-    fn replace(&mut self, mut found: BTreeMap<Topic, Membership>, at: &Arc<Position>) {
+    fn replace(&mut self, mut found: MembershipTable, at: &Arc<Position>) {
         let held = self.held.get_or_insert_default();
         for topic in &*held.granted {
             // A membership precedes: its rows may be late.
-            found.entry(topic.clone()).or_insert(Membership::GRANTED);
+            if !found.contains(topic) {
+                found.insert(topic.clone(), Membership::GRANTED);
+            }
         }
         if !held.granted.is_empty() {
             held.began.get_or_insert_with(|| Arc::clone(at));
         }
-        for (topic, membership) in std::mem::take(&mut held.current) {
-            if found.get(&topic) != Some(&membership) {
-                self.end(topic, membership, at);
-            }
+        let gone = held.current.without(&found);
+        held.current = found;
+        for (topic, membership) in gone {
+            self.end(topic, membership, at);
         }
-        let held = self.held.get_or_insert_default();
-        held.current = found.into_iter().collect();
     }
 
     /// Whether a page has to be read before any row of a topic is written or passed over.
@@ -416,7 +416,8 @@ impl Memberships {
     pub fn recover(&mut self, position: Option<&Position>, safe: Xid) -> Result<(), TooManyEnded> {
         if let Some(held) = &mut self.held {
             let at = Arc::new(position.cloned().unwrap_or_default());
-            for (topic, membership) in std::mem::take(&mut held.current) {
+            let current = std::mem::take(&mut held.current);
+            for (topic, membership) in current.without(&MembershipTable::EMPTY) {
                 self.end(topic, membership, &at);
             }
         }
@@ -433,17 +434,11 @@ impl Memberships {
             .is_some_and(|held| held.current.contains(topic))
     }
 
-    /// The number of topics, without everyone's.
-    pub fn topics(&self) -> usize {
-        self.held.as_ref().map_or(0, |held| held.current.len())
-    }
-
-    /// The topics without everyone's, for the hub to replace their names by its own: each
-    /// is in memory once.
-    pub fn topics_mut(&mut self) -> impl Iterator<Item = &mut Topic> {
-        self.held
-            .iter_mut()
-            .flat_map(|held| held.current.topics_mut())
+    /// Without everyone's.
+    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> {
+        static NONE: MembershipTable = MembershipTable::EMPTY;
+        let current = self.held.as_ref().map(|held| &held.current);
+        current.unwrap_or(&NONE).topics()
     }
 
     fn end(&mut self, topic: Topic, membership: Membership, at: &Arc<Position>) {

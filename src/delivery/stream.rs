@@ -437,7 +437,7 @@ impl EventStream {
             first.own = first.own.min(recovery.safe);
         }
         self.cursor.fall_to(recovery.safe);
-        if self.memberships.topics() > 0 {
+        if self.memberships.topics().len() > 0 {
             // Memberships that were not on disk are gone. A page shows what is left.
             self.phase = Phase::CatchingUp(None);
         }
@@ -476,7 +476,7 @@ impl EventStream {
             opened: Arc::clone(&self.opened),
             replay: self.replay,
             late,
-            has_topics: match self.memberships.topics() {
+            has_topics: match self.memberships.topics().len() {
                 0 => HasTopics::Unknown,
                 _ => HasTopics::Yes,
             },
@@ -541,7 +541,7 @@ impl EventStream {
         if !self.are_topics_told {
             self.are_topics_told = true;
             let report = TopicReport {
-                topics: self.memberships.topics(),
+                topics: self.memberships.topics().len(),
                 refused: self.topics.refused(|topic| self.memberships.have(topic)),
                 is_truncated: topics.is_truncated,
             };
@@ -657,7 +657,7 @@ impl EventStream {
             }
             // Rows of topics that were not passed to this connection may have been dropped
             // since the page was read. Another page has them.
-            if !self.connection.add_routes(self.memberships.topics_mut()) {
+            if !self.connection.add_routes(self.memberships.topics()) {
                 self.go_live(chunk);
             }
         }

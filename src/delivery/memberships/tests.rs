@@ -6,7 +6,7 @@
 //! reads its tail in small pages, and the client's connection reads pages and is live, as
 //! `EventStream` does. Connections break anywhere.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -23,13 +23,19 @@ const PAGE_ROWS: usize = 3;
 /// Batches that a mailbox holds.
 const MAILBOX: usize = 4;
 
-/// A rule that is broken, or a simpler design that was rejected.
+impl<I: IntoIterator<Item = (Topic, Membership)>> From<I> for MembershipTable {
+    fn from(memberships: I) -> Self {
+        memberships.into_iter().collect()
+    }
+}
+
 impl Memberships {
     fn ended_mut(&mut self) -> &mut Vec<EndedMembership> {
         &mut self.held.get_or_insert_default().ended
     }
 }
 
+/// A rule that is broken, or a simpler design that was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
     /// The transaction of a membership doesn't belong to it.
