@@ -248,7 +248,7 @@ impl CursorWriter {
 /// Where the user of a stream continues without a last event id.
 #[derive(Debug)]
 pub enum StreamCursor {
-    /// The stream has other topics than the user, so its position isn't the user's.
+    /// The client asked for some topics only: the stream passes over rows of others.
     Never,
     /// No row of a topic was written. If a cursor is stored, it is as good as the stream's
     /// position.
@@ -459,7 +459,7 @@ mod tests {
             let stored = last(&mut cursor, &now, Closed::ByClient);
             assert_eq!(stored.is_some(), stores, "{cursor:?}");
         }
-        // Not even one that was written rows, if it has other topics than the user.
+        // Not even one that was written rows, if it passes over others.
         let mut narrowed = StreamCursor::Never;
         narrowed.write(&now, SETTLE);
         assert_eq!(last(&mut narrowed, &now, Closed::ByBridge), None);

@@ -391,8 +391,9 @@ impl EventStream {
     /// Writes the first bytes, before the database is queried.
     fn begin(&mut self, opening: Opening, chunk: &mut BytesMut) {
         let retry = jittered(RETRY);
-        // The user's other streams depend on what this one passes over.
-        if self.topics.asked.is_some() || !self.topics.granted.is_empty() {
+        // It passes over rows that the user's other streams are owed. One that has more topics
+        // than the user doesn't: cursors count for the user's own.
+        if self.topics.asked.is_some() {
             self.cursor = StreamCursor::Never;
         }
         self.is_anew = !matches!(opening, Opening::Resume(_));
