@@ -33,6 +33,7 @@ use crate::{
     postgres::{
         connect::{Borrowed, Queries},
         crash_sign::CrashSign,
+        memberships::MembershipSource,
         pool::{Pool, PoolMode, QueryError},
         queries::Sql,
     },
@@ -73,7 +74,8 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), An
     // A role that can read the table need not be a bridge's.
     let schema = &options.database.schema;
     let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
-    let sql = Arc::new(Sql::going_by(sign, schema));
+    let memberships = MembershipSource::find(&url, options.memberships.as_ref()).await?;
+    let sql = Arc::new(Sql::with_memberships(sign, schema, memberships));
     let mut tail = TailPrinter {
         options,
         output,

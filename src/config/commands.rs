@@ -20,7 +20,7 @@ use crate::{
         notification::{Addressee, UserId},
         topic::Topic,
     },
-    postgres::{adoption::Expression, schema::SchemaName},
+    postgres::{adoption::Expression, memberships::RelationName, schema::SchemaName},
 };
 
 /// The format of a command's output.
@@ -185,6 +185,9 @@ pub struct TailOptions {
     /// Print only rows for this topic, besides the user's own, as `?topic=` does; may be repeated
     #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
     pub topics: Vec<Topic>,
+    /// Relation that says who is in which topic, as for `serve`
+    #[arg(long, env = "TIDINGS_MEMBERSHIPS", value_name = "RELATION")]
+    pub memberships: Option<RelationName>,
     /// Start with this many of the user's last rows, sent or not, as `?replay=` does
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(crate::delivery::page_reader::REPLAY_ROWS)))]
     pub replay: u32,

@@ -243,3 +243,31 @@ async fn it_shows_only_the_topics_that_were_asked_for_and_says_which_she_lacks()
         assert!(told.contains("1 to 255 bytes"), "{told}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_reads_memberships_from_where_bridges_read_them() {
+    let database = Database::migrated().await;
+    database
+        .superuser()
+        .execute(
+            "create view her_topics as \
+               select 'alice' as user_id, 'project:7' as topic, null::pg_snapshot as since; \
+             grant select on her_topics to tidings_bridge",
+        )
+        .await;
+    let mut tail = Tail::start(&database, &["--json", "--memberships=public.her_topics"]);
+    database
+        .execute("select send_notification('alice', 'first')")
+        .await;
+    assert_eq!(tail.text().await, "first");
+    for work in [
+        "select send_to_topic('project:8', 'not hers')",
+        "select send_to_topic('project:7', 'hers')",
+    ] {
+        database.execute(work).await;
+    }
+    assert_eq!(tail.text().await, "hers");
+    let mut tail = Tail::start(&database, &["--memberships=public.nothing"]);
+    let said = tail.complaint().await;
+    assert!(said.contains("public.nothing doesn't exist"), "{said}");
+}
