@@ -410,6 +410,9 @@ async fn a_cursor_from_before_a_membership_was_visible_does_not_hide_its_rows() 
     let stored = "select exists (select from tidings_cursors where user_id = 'alice')";
     scene.database.until(stored).await;
     run(&scene.one, "commit").await;
+    // Only the cursor knows now that the transaction was open.
+    let mut witness = scene.witness().await;
+    scene.until_read(&mut witness).await;
     let mut stranger = scene.bridge.connect("alice").await;
     assert_eq!(scene.rows(&mut stranger).await, ["late"]);
 }
