@@ -1,12 +1,11 @@
--- The first page for a user who connects without a position: unsent rows, the requested
--- number of last rows whether sent or not, and rows that became visible since the
--- connection was opened (another connection may have been sent these in the meantime).
+-- The first page for a user who connects without a position: unsent rows, and rows that
+-- became visible since the connection was opened (another connection may have been sent
+-- these in the meantime).
 --
--- $1 user, $2 number of last rows, $3 maximum number of rows, $4 bytes of text after
--- which texts are left out. The bridge's own position when the connection was opened:
--- $5 floor, $6 open transactions (ascending), $7 the last id read of each. $8 the
--- cluster's system identifier, $9 how many rows may be skipped before the bridge
--- records a new floor.
+-- $1 user, $2 maximum number of rows, $3 bytes of text after which texts are left out. The
+-- bridge's own position when the connection was opened: $4 floor, $5 open transactions
+-- (ascending), $6 the last id read of each. $7 the cluster's system identifier, $8 how many
+-- rows may be skipped before the bridge records a new floor.
 --
 -- `top` is the newest transaction of any row: together with the snapshot it determines up
 -- to where everything counts as seen once this page has been read.
@@ -18,13 +17,13 @@
 -- The scan begins at the first row that may qualify. Below `drained` nothing is unsent,
 -- unless a newer transaction has changed that (V9__drained.sql), or the triggers that
 -- would have recorded it may not have fired (V17__restamp_inserted.sql). `passed` is
--- the transaction of the row that follows the first $9 rows from there.
+-- the transaction of the row that follows the first $8 rows from there.
 with
   drained as materialized (:drained),
   cursor as materialized (
     select floor, open, durable, timeline, since
     from :"schema".tidings_cursors
-    where user_id = $1 and system_identifier = $8
+    where user_id = $1 and system_identifier = $7
   ),
   s as materialized (
     select
@@ -46,7 +45,7 @@ with
           and xid >= (select xid from drained)
           and xid < pg_snapshot_xmax(pg_current_snapshot())
         order by user_id, xid, id
-        offset $9
+        offset $8
         limit 1
       ) as passed,
       exists (select from (:memberships) as joined)
@@ -56,8 +55,8 @@ with
           where
             topic = '*'
             and xid >= least(
-              $5,
-              ($6::xid8[])[1],
+              $4,
+              ($5::xid8[])[1],
               (select least(floor, durable, open[1]) from cursor)
             )
         ) as has_topics,
@@ -79,7 +78,7 @@ left join lateral (
     coalesce(
       sum(octet_length(f.text)) over (
         order by f.xid, f.id rows between unbounded preceding and 1 preceding
-      ) >= $4,
+      ) >= $3,
       false
     ) as beyond
   from (
@@ -89,41 +88,22 @@ left join lateral (
       user_id = $1
       and xid >= least(
         (select xid from drained),
-        $5,
-        ($6::xid8[])[1],
-        (
-          select xid
-          from (
-            select xid
-            from :"schema".notifications
-            where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
-            order by user_id desc, xid desc, id desc
-            limit $2
-          ) as last
-          order by xid
-          limit 1
-        )
+        $4,
+        ($5::xid8[])[1]
       )
       and xid < pg_snapshot_xmax(pg_current_snapshot())
       and (
         (sent_at is null and (expires_at is null or expires_at > now()))
-        or xid >= $5
+        or xid >= $4
         or exists (
           select
-          from unnest($6::xid8[], $7::bigint[]) as o (xid, read)
+          from unnest($5::xid8[], $6::bigint[]) as o (xid, read)
           where o.xid = notifications.xid and notifications.id > o.read
-        )
-        or id in (
-          select id
-          from :"schema".notifications
-          where user_id = $1 and xid < pg_snapshot_xmax(pg_current_snapshot())
-          order by user_id desc, xid desc, id desc
-          limit $2
         )
       )
     order by user_id, xid, id
-    limit $3
+    limit $2
   ) as f
 ) as n on true
 order by n.xid, n.id
-limit $3
+limit $2

@@ -2,7 +2,7 @@
 -- application: each change has the bridge read all memberships of its user again.
 --
 -- $1 to $3 as there.
-select distinct null::xid8 as xid, c.user_id, null::text as topic, null::pg_snapshot as since, null::xid8 as joined
+select null::xid8 as xid, c.user_id, null::text as topic, null::pg_snapshot as since, null::xid8 as joined
 from (
   (
     select late.*
@@ -16,7 +16,7 @@ from (
     ) as late
     limit $3
   )
-  union all
+  union
   (
     select d.user_id
     from :"schema".tidings_membership_changes as d

@@ -9,6 +9,8 @@ with
   m as materialized (
     select topic, since, xid
     from (:memberships) as mine
+    -- Otherwise it isn't known which rows are from before the membership.
+    where since is not null
     union all
     select added.topic, null, null
     from (select unnest($5::text[]) union select '*') as added (topic)

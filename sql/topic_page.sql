@@ -20,8 +20,8 @@
 -- when it was opened: $16 floor, $17 open transactions, $18 the last id read of each. Of
 -- the user's own rows, from transaction $19 on, only those count that are new to it or
 -- unsent. $20 what was visible when the stream was opened, if it isn't known where the
--- user continues in everyone's topic. $21 and $22 the key from which rows are replayed,
--- sent or not. All are null otherwise.
+-- user continues: rows of topics that the user hasn't joined begin there. $21 and $22 the
+-- key from which rows are replayed, sent or not. All are null otherwise.
 --
 -- A row belongs to a membership if the same transaction wrote both, or if it was not
 -- visible in `since`, or if there is no `since`.
@@ -40,7 +40,10 @@ with
   mine as materialized (:memberships),
   m as materialized (
     select
-      topic, since, xid,
+      topic,
+      -- Without either, rows begin at the present.
+      coalesce(since, $20::pg_snapshot) as since,
+      xid,
       (xid >= $7 or xid = any ($8::xid8[]))
         and coalesce(pg_visible_in_snapshot(xid, $9::pg_snapshot), true) as is_new,
       null::xid8 as replayed

@@ -71,6 +71,16 @@ with
         'execute function %1$I.tidings_refuse_topics()'
       ),
       (
+        'tidings_membership_changes',
+        'tidings_ring_for_memberships',
+        false,
+        'enabled: it wakes bridges that are asleep; without it, changes of memberships take effect up '
+        'to a second late',
+        'after insert on %1$I.tidings_membership_changes for each statement '
+        'when (pg_catalog.pg_sequence_last_value(%2$L::regclass) is not null) '
+        'execute function %1$I.tidings_ring_for_memberships()'
+      ),
+      (
         'topic_subscriptions',
         'tidings_note_subscribed',
         true,

@@ -10,6 +10,7 @@ mod configuration;
 mod finding;
 mod locks;
 mod marks;
+mod memberships;
 mod path;
 mod prune;
 mod rights;
@@ -29,6 +30,7 @@ use crate::{
     config::Thresholds,
     postgres::{
         connect::{Borrowed, DatabaseUrl},
+        memberships::RelationName,
         schema::{SchemaError, SchemaName},
     },
 };
@@ -41,6 +43,8 @@ pub struct Installation<'a> {
     /// For reading pages and writing marks, if that is another URL.
     pub pooled: Option<&'a DatabaseUrl>,
     pub schema: &'a SchemaName,
+    /// The relation that memberships are read from, if it isn't the built-in table.
+    pub memberships: Option<&'a RelationName>,
 }
 
 /// Runs all checks, for the roles that the URLs name.
@@ -81,6 +85,12 @@ pub async fn examine(
     report
         .findings
         .extend(rights::over_privileged(&client, place.schema).await?);
+    if let Some(name) = place.memberships {
+        let url = place.pooled.unwrap_or(place.direct);
+        report
+            .findings
+            .extend(memberships::relation(url, name, place.schema).await?);
+    }
     let state = state(&client, place.schema, thresholds).await?;
     report.findings.extend(state.findings);
     report.unseen.extend(state.unseen);
@@ -113,6 +123,9 @@ pub async fn state(
     report
         .findings
         .extend(triggers::gone(client, schema).await?);
+    report
+        .findings
+        .extend(memberships::half_watched(client, schema).await?);
     let (adopted, unseen) = adopted::tables(client, schema).await?;
     report.findings.extend(adopted);
     report.unseen.extend(unseen);

@@ -72,7 +72,9 @@ pub enum Command {
     /// Show the current state: rows, bridges, the doorbell, and what `check` finds in it
     #[command(after_help = CHECK_EXIT)]
     Status(StatusOptions),
-    /// Send a notification to a user, and print its id
+    /// Send a notification to a user, to the subscribers of a topic or to everyone, and print
+    /// its id
+    #[command(override_usage = SEND_USAGE)]
     Send(SendOptions),
     /// Print the SQL that copies each new row of one of your tables into notifications
     #[command(after_help = ADOPT_EXAMPLE)]
@@ -101,6 +103,11 @@ pub enum Command {
 
 const CHECK_EXIT: &str = "Exits with 0 if nothing is wrong (there may be hints), with 1 if \
                           something is, and with 2 if a setting can't be understood.";
+
+/// With a topic, the text is the first positional argument: clap can't say so.
+const SEND_USAGE: &str = "tidings send [OPTIONS] <USER> <TEXT>
+       tidings send [OPTIONS] --topic <TOPIC> <TEXT>
+       tidings send [OPTIONS] --everyone <TEXT>";
 
 const ADOPT_EXAMPLE: &str = "Example: tidings adopt app_notification --user user_id --text text \
                              --where 'not sent'\n\nExpressions and conditions are SQL over the columns \

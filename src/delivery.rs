@@ -21,6 +21,7 @@ pub mod hub;
 pub(crate) mod listener;
 pub mod mailbox;
 pub mod marker;
+pub mod membership_table;
 pub mod memberships;
 pub mod page_reader;
 pub(crate) mod recent_disconnections;

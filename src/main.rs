@@ -288,6 +288,7 @@ async fn check(
             direct: direct.as_ref().unwrap_or(&url),
             pooled: direct.is_some().then_some(&url),
             schema: &database.schema,
+            memberships: options.serve.bridge.memberships.as_ref(),
         };
         let found = check::examine(place, &options.thresholds).await?;
         report.findings.extend(found.findings);

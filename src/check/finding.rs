@@ -40,6 +40,8 @@ pub enum Subject {
     Trigger,
     /// Rows of an adopted table are not copied, or can't be inserted.
     Adopted,
+    /// Memberships can't be read, or only slowly, or bridges don't learn of changes.
+    Memberships,
     Hidden,
     /// No bridge is connected while rows wait, or a bridge is silent or not ready.
     Bridges,
@@ -101,6 +103,7 @@ impl Subject {
             Self::Role => "role",
             Self::Trigger => "trigger",
             Self::Adopted => "adopted-table",
+            Self::Memberships => "memberships",
             Self::Hidden => "hidden-rows",
             Self::Bridges => "bridges",
             Self::Marks => "marks",

@@ -148,11 +148,12 @@ async fn build(
         certificate: None,
         proxies: Proxies::default(),
         origins: options.cors_origins.clone(),
-        demo: Some(demo),
+        demo: Some(demo.clone()),
         reloadable: None,
         activation: InheritedSockets::default(),
     };
     let app = App::build(parts, options).await?;
+    demo.open_room().await?;
     print(format!(
         "\n  Tidings is running:  http://{}/\n\n  Send from SQL:\n\n  {psql}\n\n  Stop with Ctrl-C.\n",
         app.address()

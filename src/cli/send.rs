@@ -11,7 +11,10 @@ use tokio_postgres::{Row, error::SqlState, types::Type};
 use crate::{
     cli::AnyError,
     config::{DatabaseOptions, SendOptions, TicketOptions},
-    domain::{notification::UserId, topic::Topic},
+    domain::{
+        notification::{Addressee, UserId},
+        topic::Topic,
+    },
     postgres::{
         connect::{Borrowed, DatabaseUrl, Queries},
         pool::Parameter,
@@ -65,7 +68,8 @@ struct SqlCommand<'a> {
 
 /// Sends a notification and returns its id.
 pub async fn send(options: &SendOptions) -> Result<i64, AnyError> {
-    let text = match options.text.as_str() {
+    let (addressee, text) = options.message()?;
+    let text = match text {
         "-" => read_input().map_err(SqlCommandError::Input)?,
         text => text.to_owned(),
     };
@@ -74,19 +78,20 @@ pub async fn send(options: &SendOptions) -> Result<i64, AnyError> {
         what: "send notifications",
         group: "tidings_writer",
     };
-    let user = options.user.as_str();
+    let (query, addressee) = match &addressee {
+        Addressee::User(user) => (include_str!("../../sql/send.sql"), user.as_str()),
+        Addressee::Topic(topic) => (include_str!("../../sql/send_to_topic.sql"), topic.as_str()),
+    };
     let seconds = options.expires.map(|expires| expires.as_secs_f64());
     // The role may have no privilege but to execute the function.
     let parameters: [Parameter<'_>; 5] = [
-        (&user, Type::TEXT),
+        (&addressee, Type::TEXT),
         (&text, Type::TEXT),
         (&options.event, Type::TEXT),
         (&seconds, Type::FLOAT8),
         (&options.reference, Type::TEXT),
     ];
-    let row = errand
-        .run(include_str!("../../sql/send.sql"), &parameters)
-        .await?;
+    let row = errand.run(query, &parameters).await?;
     Ok(row.try_get("id")?)
 }
 

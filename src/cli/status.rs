@@ -12,7 +12,7 @@ use crate::{
         output::{Bytes, Colour, Count, Span, print_json, print_report},
     },
     config::{Form, StatusOptions},
-    monitoring::database_state::{Adopted, Bridge, DatabaseState, Found, Pending},
+    monitoring::database_state::{Adopted, Bridge, DatabaseState, Found, Pending, Topics},
     postgres::{
         connect::{Borrowed, Queries},
         schema,
@@ -133,6 +133,13 @@ impl Status {
             }
         }
         line(
+            "topics",
+            match &self.survey.topics {
+                Found::Unknown { unknown } => format!("unknown: {unknown}"),
+                Found::So(topics) => followed(topics),
+            },
+        )?;
+        line(
             "doorbell",
             match facts.try_get("rings")? {
                 Some(true) => "writers send NOTIFY: a bridge is asleep".to_owned(),
@@ -193,6 +200,7 @@ impl Status {
             "pending": self.survey.pending,
             "bridges": self.survey.bridges,
             "adopted": self.survey.adopted,
+            "topics": self.survey.topics,
             "writers_ring": facts.try_get::<_, Option<bool>>("rings")?,
             "queue_usage": self.queue,
             "longest_transaction": {
@@ -227,6 +235,24 @@ fn waiting(pending: &Pending) -> String {
     match pending.oldest_seconds {
         Some(age) => format!("{rows} for {users}, the oldest waiting for {}", Span(age)),
         None => rows,
+    }
+}
+
+fn followed(topics: &Topics) -> String {
+    if topics.topics == 0 {
+        return "none".to_owned();
+    }
+    let (subscriptions, rows) = (
+        counted(topics.subscriptions, "subscription"),
+        counted(topics.rows, "row"),
+    );
+    let all = counted(topics.topics, "topic");
+    match topics.newest_seconds {
+        Some(ago) => format!(
+            "{all}, {subscriptions}, {rows}, the newest created {} ago",
+            Span(ago)
+        ),
+        None => format!("{all}, {subscriptions}, {rows}"),
     }
 }
 

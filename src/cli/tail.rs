@@ -18,14 +18,22 @@ use crate::{
     config::{Form, TailOptions},
     delivery::{
         batch::End,
-        page_reader::{self, Backlog, PageSize, UserPage},
+        memberships::{LateRows, Memberships, Taken, TooManyEnded},
+        page_reader::{
+            self, FirstReading, FirstWanted, MOST_TOPICS, PageSize, PageTopics, TopicPage, UserPage,
+        },
     },
     domain::{
-        history::Incarnation, notification::Notification, position::Position, snapshot::Snapshot,
+        history::Incarnation,
+        notification::Notification,
+        position::{Position, Rest},
+        snapshot::Snapshot,
+        topic::{Topic, TopicChoice},
     },
     postgres::{
         connect::{Borrowed, Queries},
         crash_sign::CrashSign,
+        memberships::MembershipSource,
         pool::{Pool, PoolMode, QueryError},
         queries::Sql,
     },
@@ -43,7 +51,8 @@ struct TailPrinter<'a, W> {
     options: &'a TailOptions,
     output: &'a mut W,
     pool: Pool,
-    sql: Arc<Sql>,
+    sql: Sql,
+    topics: TopicChoice,
 }
 
 /// Prints the user's unsent rows and then new rows, until standard output has no reader
@@ -65,12 +74,17 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), An
     // A role that can read the table need not be a bridge's.
     let schema = &options.database.schema;
     let sign = CrashSign::Table.and_of_pool(&pool, schema).await?;
-    let sql = Arc::new(Sql::going_by(sign, schema));
+    let memberships = MembershipSource::find(&url, options.memberships.as_ref()).await?;
+    let sql = Sql::with_memberships(sign, schema, memberships);
     let mut tail = TailPrinter {
         options,
         output,
         pool,
         sql,
+        topics: TopicChoice {
+            granted: Arc::default(),
+            asked: (!options.topics.is_empty()).then(|| options.topics.as_slice().into()),
+        },
     };
     // An error that prevents the first read is reported immediately.
     let mut seen = tail.begin().await?;
@@ -88,11 +102,14 @@ async fn follow(output: &mut impl Write, options: &TailOptions) -> Result<(), An
     }
 }
 
-/// The position up to which rows were printed, and the server incarnation that it is
-/// valid in.
+/// What was printed.
 struct Seen {
-    position: Position,
+    /// The server incarnation in which the position is valid.
     incarnation: Incarnation,
+    position: Position,
+    memberships: Memberships,
+    /// `None` after the first reading.
+    first: Option<FirstReading>,
 }
 
 impl<W: Write> TailPrinter<'_, W> {
@@ -103,54 +120,122 @@ impl<W: Write> TailPrinter<'_, W> {
         let row = client.query_typed_one(identity, &[]).await?;
         let now = client.query_typed_one(&self.sql.tail_start, &[]).await?;
         let snapshot: Snapshot = now.try_get("snapshot")?;
-        let opened = Position::after(now.try_get("top")?, &snapshot);
-        let backlog = Backlog {
-            query: &self.sql.backlog_page,
+        let wanted = FirstWanted {
+            backlog: &self.sql.backlog_page,
             user: Some(&self.options.user),
             replay: self.options.replay,
-            opened: &opened,
+            opened: &Arc::new(Position::after(now.try_get("top")?, &snapshot)),
             system_identifier: row.try_get("system_identifier")?,
-            skipped_rows: page_reader::SKIPPED_ROWS_BEFORE_NOTING,
+            topics: &self.topics,
+            granted_since: Some(&snapshot),
         };
-        let first = page_reader::backlog_page(&self.pool, backlog, PageSize::USER).await?;
+        let (pool, size) = (&self.pool, PageSize::USER);
+        let first = page_reader::first_page(pool, &self.sql, wanted, || None, size).await?;
         let mut seen = Seen {
-            position: first.start,
             incarnation: first.page.incarnation,
+            position: first.start.position,
+            memberships: Memberships::default(),
+            first: Some(first.start.reading),
         };
-        self.print_page(&first.page, &mut seen.position)?;
+        seen.memberships.start(&seen.position);
+        self.complain(&first.page.topics);
+        if self.print_page(first.page, &mut seen)? == Rest::More {
+            self.look(&mut seen).await?;
+        }
         Ok(seen)
     }
 
     /// Prints the rows that are new to the position.
     async fn look(&mut self, seen: &mut Seen) -> Result<(), AnyError> {
         loop {
-            let (user, size) = (Some(&self.options.user), PageSize::USER);
-            let own = page_reader::user_page(&self.pool, &self.sql, user, &seen.position, size);
-            let page = own.await?.page;
+            let opened = seen.first.as_ref().map(|first| first.opened.as_snapshot());
+            let wanted = TopicPage {
+                query: &self.sql.topic_page,
+                user: Some(&self.options.user),
+                position: &seen.position,
+                late: &seen.memberships.request(Some(&seen.position)),
+                topics: &self.topics,
+                granted_since: opened.as_ref(),
+                first: seen.first.as_ref(),
+            };
+            let page = page_reader::topic_page(&self.pool, wanted, PageSize::USER).await?;
             if page.incarnation != seen.incarnation {
                 // Transaction ids from before may mean something else now.
                 tracing::warn!("the server has crashed or was replaced, starting over");
-                *seen = self.begin().await?;
+                *seen = Box::pin(self.begin()).await?;
                 return Ok(());
             }
-            if !self.print_page(&page, &mut seen.position)? {
+            if self.print_page(page, seen)? == Rest::Nothing {
                 return Ok(());
             }
         }
     }
 
-    /// Returns whether there are more rows.
-    fn print_page(&mut self, page: &UserPage, position: &mut Position) -> io::Result<bool> {
+    /// Tells about topics that are left out, as `tidings.topics` does.
+    fn complain(&self, found: &PageTopics) {
+        let user = escape::line(self.options.user.as_str());
+        let is_found = |topic: &Topic| found.memberships.contains(topic);
+        for topic in self.topics.refused(is_found) {
+            tracing::warn!(
+                topic,
+                "{user} is not subscribed to {topic}: it is not printed"
+            );
+        }
+        if found.is_truncated {
+            tracing::warn!("{user} has more than {MOST_TOPICS} topics: the others are left out");
+        }
+    }
+
+    /// Prints what a stream would be sent of a page.
+    fn print_page(&mut self, page: UserPage, seen: &mut Seen) -> io::Result<Rest> {
+        let Seen {
+            position,
+            memberships,
+            ..
+        } = seen;
         let batch = &page.batch;
+        let late = match batch.end {
+            End::Late(rest) => LateRows::Left(rest),
+            _ => LateRows::None,
+        };
+        match memberships.take(position, &batch.snapshot, page.topics.memberships, late) {
+            Ok(Taken::Write) => {}
+            Ok(Taken::ReadAgain) => return Ok(Rest::More),
+            // As after a reconnect. Rows may be repeated.
+            Err(TooManyEnded) => {
+                *memberships = Memberships::default();
+                return Ok(Rest::More);
+            }
+        }
         for (index, event) in batch.events.iter().enumerate() {
             let notification = event.notification();
-            if !notification.expires.has_passed() {
+            let row = notification.key;
+            let is_wanted = match &notification.topic {
+                Some(topic) if !topic.is_everyone() => memberships.want(topic, row, false),
+                _ => true,
+            };
+            if is_wanted && !notification.expires.has_passed() {
                 self.print(notification)?;
             }
-            batch.advance(position, index);
+            match batch.is_late() {
+                true => memberships.pass_late(row),
+                false => batch.advance(position, index),
+            }
         }
         batch.finish(position);
-        Ok(!matches!(batch.end, End::CaughtUp { .. }))
+        match batch.end {
+            End::Late(rest) => memberships.finish_late(rest),
+            End::CaughtUp { .. } => {
+                if let Some(top) = memberships.top() {
+                    position.finish(Some(top), &batch.snapshot, &batch.unread);
+                }
+                memberships.go_live();
+                seen.first = None;
+                return Ok(Rest::Nothing);
+            }
+            End::MorePages | End::Live(_) => {}
+        }
+        Ok(Rest::More)
     }
 
     fn print(&mut self, notification: &Notification) -> io::Result<()> {
@@ -167,16 +252,20 @@ impl<W: Write> TailPrinter<'_, W> {
                 if let Some(reference) = &notification.reference {
                     line["ref"] = json!(reference);
                 }
+                if let Some(topic) = &notification.topic {
+                    line["topic"] = json!(topic.as_str());
+                }
                 writeln!(self.output, "{}", escape::json(&line.to_string()))?;
             }
-            // Both may contain escape sequences.
-            Form::Text => writeln!(
-                self.output,
-                "{id}  {}  {}  {}",
-                created_at.map_or_else(|| "-".to_owned(), |time| time.to_string()),
-                escape::line(event.unwrap_or("message")),
-                escape::line(&notification.text)
-            )?,
+            // All of them may contain escape sequences.
+            Form::Text => {
+                let created_at = created_at.map_or_else(|| "-".to_owned(), |time| time.to_string());
+                let event = escape::line(event.unwrap_or("message"));
+                let topic = notification.topic.as_ref();
+                let topic = topic.map(|topic| format!(" for {}", escape::line(topic.as_str())));
+                let (topic, text) = (topic.unwrap_or_default(), escape::line(&notification.text));
+                writeln!(self.output, "{id}  {created_at}  {event}{topic}  {text}")?;
+            }
         }
         self.output.flush()
     }

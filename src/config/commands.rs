@@ -16,8 +16,11 @@ use crate::{
         jwt::{JwtSecret, Rules},
         jwt_key::KeyKind,
     },
-    domain::{notification::UserId, topic::Topic},
-    postgres::{adoption::Expression, schema::SchemaName},
+    domain::{
+        notification::{Addressee, UserId},
+        topic::Topic,
+    },
+    postgres::{adoption::Expression, memberships::RelationName, schema::SchemaName},
 };
 
 /// The format of a command's output.
@@ -91,12 +94,18 @@ pub struct StatusOptions {
 pub struct SendOptions {
     #[command(flatten)]
     pub database: DatabaseOptions,
-    /// User to notify
-    #[arg(value_parser = user)]
-    pub user: UserId,
+    /// User to notify, unless --topic or --everyone is given
+    #[arg(value_name = "USER")]
+    first: String,
     /// Text of the notification; - reads it from standard input
-    #[arg(allow_hyphen_values = true)]
-    pub text: String,
+    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    second: Option<String>,
+    /// Notify the subscribers of this topic
+    #[arg(long, value_parser = topic)]
+    topic: Option<Topic>,
+    /// Notify every user: the topic *
+    #[arg(long, conflicts_with = "topic")]
+    everyone: bool,
     /// Name of the event in the browser; default: message
     #[arg(long)]
     pub event: Option<String>,
@@ -106,6 +115,29 @@ pub struct SendOptions {
     /// Your own key for the notification, at most 255 bytes; clients that read JSON get it
     #[arg(long = "ref")]
     pub reference: Option<String>,
+}
+
+impl SendOptions {
+    /// Who is notified, and the text.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], unless exactly one of a user, a topic and everyone is given.
+    pub fn message(&self) -> Result<(Addressee, &str), ConfigError> {
+        let topic = match self.everyone {
+            true => Some(Topic::everyone()),
+            false => self.topic.clone(),
+        };
+        match (topic, &self.second) {
+            (Some(topic), None) => Ok((Addressee::Topic(topic), &self.first)),
+            (Some(_), Some(_)) => Err(ConfigError::TwoAddressees(self.first.clone())),
+            (None, Some(text)) => {
+                let user = user(&self.first).map_err(ConfigError::User)?;
+                Ok((Addressee::User(user), text))
+            }
+            (None, None) => Err(ConfigError::NoAddressee),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +182,12 @@ pub struct TailOptions {
     /// User whose notifications to print
     #[arg(value_parser = user)]
     pub user: UserId,
+    /// Print only rows for this topic, besides the user's own, as `?topic=` does; may be repeated
+    #[arg(long = "topic", value_name = "TOPIC", value_parser = topic)]
+    pub topics: Vec<Topic>,
+    /// Relation of yours that says who is in which topic, if `serve` reads one
+    #[arg(long, env = "TIDINGS_MEMBERSHIPS", value_name = "RELATION")]
+    pub memberships: Option<RelationName>,
     /// Start with this many of the user's last rows, sent or not, as `?replay=` does
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=i64::from(crate::delivery::page_reader::REPLAY_ROWS)))]
     pub replay: u32,

@@ -76,6 +76,19 @@ pub enum ConfigError {
     },
     #[error("no default data folder could be determined: set TIDINGS_DEV_DATA (or --data)")]
     NoDataFolder,
+    #[error("{0}")]
+    User(&'static str),
+    #[error(
+        "a notification needs a recipient and a text: tidings send USER TEXT, tidings send --topic \
+         TOPIC TEXT, or tidings send --everyone TEXT"
+    )]
+    NoAddressee,
+    #[error(
+        "a notification has one recipient: leave out the user {0:?}, or --topic and --everyone (a \
+         text of several words needs quotation marks, and one that begins with a hyphen comes \
+         after --)"
+    )]
+    TwoAddressees(String),
     #[error("there is no command {0}: `tidings help` lists all commands")]
     NoCommand(String),
 }

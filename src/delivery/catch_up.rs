@@ -1,5 +1,6 @@
 //! Reads the pages that a connection has missed, one at a time, retrying failed reads.
 
+mod failing;
 mod memory;
 mod metrics;
 mod turns;
@@ -20,7 +21,9 @@ use tokio::{
 };
 use tracing::debug;
 
+use self::failing::Extent;
 pub use self::{
+    failing::FailingSubscribers,
     memory::{Lease, PAGE_MEMORY, PageMemory},
     metrics::Reads,
     turns::Turns,
@@ -33,14 +36,13 @@ use crate::{
         hub::Hub,
         memberships::LateWanted,
         page_reader::{
-            self, Backlog, BacklogPage, Cursor, FirstReading, PageSize, SKIPPED_ROWS_BEFORE_NOTING,
-            TopicPage, UserPage,
+            self, FirstPage, FirstReading, FirstStart, FirstWanted, PageSize, TopicPage, UserPage,
         },
     },
     domain::{
         history::History,
         identity::Subscriber,
-        position::{Position, RowKey},
+        position::Position,
         snapshot::{Snapshot, Xid},
         topic::TopicChoice,
     },
@@ -70,6 +72,8 @@ pub struct Pages {
     /// Limits how many pages are read at once and decides whose is next, so that ten
     /// thousand clients that reconnect together form a queue, not a stampede.
     pub turns: Arc<Turns>,
+    /// Keeps subscribers whose memberships can't be read from delaying others.
+    pub failing: FailingSubscribers,
     /// Limits the memory that all pages take.
     pub memory: Arc<PageMemory>,
     /// Where pages are read: a client that doesn't read must not hold a query, a database
@@ -99,7 +103,7 @@ pub struct Wanted {
     pub late: LateWanted,
     pub has_topics: HasTopics,
     /// The topics that the client asked for and those that its credentials grant.
-    pub topics: TopicChoice,
+    pub topics: Arc<TopicChoice>,
     /// For a connection that was opened without an id, what the bridge had seen then. Rows of
     /// granted topics begin there.
     pub granted_since: Option<Arc<Snapshot>>,
@@ -117,7 +121,7 @@ pub enum HasTopics {
 
 #[derive(Debug)]
 pub enum PageOutcome {
-    Page(Page),
+    Page(Box<Page>),
     /// The history to which the positions belong has ended.
     Over,
     /// The task that read the page is gone, which is a bug.
@@ -158,13 +162,6 @@ pub struct Page {
     pub lease: Lease,
 }
 
-/// Where a connection without an id starts.
-#[derive(Debug)]
-pub struct FirstStart {
-    pub position: Position,
-    pub reading: FirstReading,
-}
-
 /// Where a stream gets its pages from.
 pub trait PageSource: fmt::Debug + Send + Sync {
     /// Reads the first page that was not yet delivered. Dropping the [`PendingPage`] abandons it.
@@ -200,12 +197,13 @@ impl Pages {
         while self.hub.tail().history == wanted.history {
             self.follow_history();
             let admission = async {
+                let permit = self.failing.admit(&wanted.subscriber).await;
                 let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
                 let lease = self.memory.reserve(size.most_bytes()).await;
-                (turn, size, lease)
+                (permit, turn, size, lease)
             };
-            let (turn, size, lease) = tokio::select! {
+            let (permit, turn, size, lease) = tokio::select! {
                 biased;
                 () = reply.closed() => return,
                 admission = admission => admission,
@@ -216,7 +214,9 @@ impl Pages {
             let took = begin.elapsed();
             match read {
                 Ok(read) if read.page.incarnation == wanted.history.incarnation => {
+                    drop(permit);
                     self.health.page_read();
+                    self.failing.succeed(&wanted.subscriber, &self.reads);
                     wait.end(read.page.batch.events.len());
                     if let (Some(user), Some(before)) = (wanted.subscriber.user(), read.drained) {
                         self.drained.note(user, before, wanted.history);
@@ -229,7 +229,7 @@ impl Pages {
                         lease,
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
-                    let _ = reply.send(PageOutcome::Page(page));
+                    let _ = reply.send(PageOutcome::Page(Box::new(page)));
                     turn.end(took).await;
                     return;
                 }
@@ -244,14 +244,13 @@ impl Pages {
                 Err(error) => {
                     let reason = ErrorChain(&error).to_string();
                     debug!(error = reason, "could not read a page, retrying: {reason}");
-                    self.health.page_failed(reason);
-                    self.reads.failures.inc();
+                    self.fail(&wanted.subscriber, &error, reason);
                     if let QueryError::TimedOut(_) = error {
                         wanted.size = wanted.size.halved();
                     }
                 }
             }
-            drop((turn, lease));
+            drop((permit, turn, lease));
             // Once the database is back, there is no reason to wait longer.
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
@@ -260,6 +259,23 @@ impl Pages {
             }
         }
         let _ = reply.send(PageOutcome::Over);
+    }
+
+    /// Counts a failed page. If the application's relation may have failed for this
+    /// subscriber alone, the bridge is still ready for all others.
+    fn fail(&self, subscriber: &Subscriber, error: &QueryError, reason: String) {
+        self.reads.failures.inc();
+        let may_be_own = !self.sql.memberships.is_built_in() && error.is_of_data();
+        let extent = if may_be_own {
+            let connected = self.hub.subscribers();
+            self.failing
+                .fail(subscriber, connected, &reason, &self.reads)
+        } else {
+            Extent::Everyone
+        };
+        if extent == Extent::Everyone {
+            self.health.page_failed(reason);
+        }
     }
 
     /// Limits a page's size according to the memory that is free.
@@ -284,14 +300,17 @@ impl Pages {
     }
 
     async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
-        match &wanted.position {
-            Some(position) => Ok(Read {
+        let mut read = match &wanted.position {
+            Some(position) => Read {
                 start: None,
                 page: self.next_page(wanted, position, size).await?,
                 drained: None,
-            }),
-            None => self.first_page(wanted, size).await,
-        }
+            },
+            None => self.first_page(wanted, size).await?,
+        };
+        let memberships = &mut read.page.topics.memberships;
+        self.hub.share_names(memberships.topics_mut());
+        Ok(read)
     }
 
     /// Most users have no topics: their pages cost what they would cost without them.
@@ -344,82 +363,28 @@ impl Pages {
     }
 
     async fn first_page(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
-        let BacklogPage {
-            start,
-            page,
-            has_topics,
-            cursor,
-            own,
-            drained,
-        } = self.backlog(wanted, wanted.replay, size).await?;
+        let user = wanted.subscriber.user();
+        let first = FirstWanted {
+            backlog: self.drained.backlog_page(),
+            user,
+            replay: wanted.replay,
+            opened: &wanted.opened,
+            system_identifier: wanted.history.system_identifier,
+            topics: &wanted.topics,
+            granted_since: wanted.granted_since.as_deref(),
+        };
         // A cursor that is being written counts, or the page that follows a form would
         // receive again what the one before it has settled.
-        let waiting = wanted
-            .subscriber
-            .user()
-            .and_then(|user| self.cursors.waiting(user, wanted.history));
-        let cursor = waiting.or(cursor);
-        let mut reading = FirstReading {
-            opened: Arc::clone(&wanted.opened),
-            own,
-            cursor: match cursor {
-                Some(_) => Cursor::Stored,
-                None => Cursor::Unknown,
-            },
-            replayed: None,
-        };
-        if !has_topics && wanted.topics.granted.is_empty() {
-            let position = start;
-            return Ok(Read {
-                start: Some(FirstStart { position, reading }),
-                page,
-                drained,
-            });
-        }
-        // The rows of topics begin at the cursor, and the user's own at the first unsent one.
-        // Whatever is new to either is read, and both conditions are tested.
-        let mut position = start;
-        if wanted.replay > 0 {
-            let unsent = self.backlog(wanted, 0, size).await?;
-            (position, reading.own) = (unsent.start, unsent.own);
-            if let Some(replayed) = self.replay_start(wanted).await? {
-                position.meet(&Position::before(replayed, &unsent.page.batch.snapshot));
-                reading.own = reading.own.min(replayed.xid);
-                reading.replayed = Some(replayed);
-            }
-        }
-        position.meet(&wanted.opened);
-        position.meet(&cursor.unwrap_or_default());
-        let late = LateWanted::of(&position);
-        let page = self
-            .topic_page(wanted, &position, &late, Some(&reading), size)
-            .await?;
+        let waiting = || user.and_then(|user| self.cursors.waiting(user, wanted.history));
+        let FirstPage {
+            start,
+            page,
+            drained,
+        } = page_reader::first_page(&self.pool, &self.sql, first, waiting, size).await?;
         Ok(Read {
-            start: Some(FirstStart { position, reading }),
+            start: Some(start),
             page,
             drained,
         })
-    }
-
-    async fn backlog(
-        &self,
-        wanted: &Wanted,
-        replay: u32,
-        size: PageSize,
-    ) -> Result<BacklogPage, QueryError> {
-        let backlog = Backlog {
-            query: self.drained.backlog_page(),
-            user: wanted.subscriber.user(),
-            replay,
-            opened: &wanted.opened,
-            system_identifier: wanted.history.system_identifier,
-            skipped_rows: SKIPPED_ROWS_BEFORE_NOTING,
-        };
-        page_reader::backlog_page(&self.pool, backlog, size).await
-    }
-
-    async fn replay_start(&self, wanted: &Wanted) -> Result<Option<RowKey>, QueryError> {
-        let (query, user) = (&self.sql.replay_start, wanted.subscriber.user());
-        page_reader::replay_start(&self.pool, query, user, wanted.replay, &wanted.topics).await
     }
 }

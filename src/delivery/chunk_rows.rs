@@ -22,6 +22,8 @@ const NOTE_AFTER: u32 = SKIPPED_ROWS_BEFORE_NOTING;
 pub struct ChunkRows {
     /// Rows in the last chunk, with the times at which they were created.
     rows: Vec<(i64, Option<Moment>)>,
+    /// How many of them are for topics.
+    topic_rows: u32,
     /// When the connection was opened.
     since: Moment,
     /// Rows written since the watermark was last moved.
@@ -35,6 +37,7 @@ impl ChunkRows {
     pub fn since(since: Moment) -> Self {
         Self {
             rows: Vec::new(),
+            topic_rows: 0,
             since,
             unnoted: 0,
             recipient: None,
@@ -43,14 +46,17 @@ impl ChunkRows {
 
     /// Adds a row to the next chunk.
     pub fn add(&mut self, event: &Event) {
+        let notification = event.notification();
         self.rows
-            .push((event.notification().key.id, event.notification().created_at));
+            .push((notification.key.id, notification.created_at));
+        self.topic_rows += u32::from(notification.topic.is_some());
     }
 
     /// Handles a crash of Postgres: nothing that was written or added before may be
     /// marked, because another row may have the same id now.
     pub fn forget(&mut self, marks: &Marks) {
         self.rows = Vec::new();
+        self.topic_rows = 0;
         self.close(Closed::ByClient, marks);
     }
 
@@ -69,6 +75,7 @@ impl ChunkRows {
         let rows = std::mem::take(&mut self.rows);
         let created = rows.iter().filter_map(|&(_, created)| created);
         activity.written(self.since, created);
+        activity.written_of_topics(std::mem::take(&mut self.topic_rows));
         self.unnoted += rows.len() as u32;
         let recipient = self
             .recipient

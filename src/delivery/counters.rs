@@ -61,6 +61,9 @@ pub struct Counters {
     pub clock: Clock,
     seen: AtomicU64,
     sent: AtomicU64,
+    topic_rows: AtomicU64,
+    delivered_topic_rows: AtomicU64,
+    membership_changes: AtomicU64,
     delays: [AtomicU64; BUCKETS],
     delay_micros: AtomicU64,
     listening: Mutex<Option<Listening>>,
@@ -112,9 +115,42 @@ pub struct Delays {
     pub count: u64,
 }
 
+/// What was done for topics.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TopicCounts {
+    /// Rows for topics that the tail read.
+    pub topic_rows: u64,
+    /// Rows for topics that were written, once for each connection.
+    pub delivered_topic_rows: u64,
+    /// Changes of memberships that the tail read.
+    pub membership_changes: u64,
+}
+
 impl Counters {
-    pub fn read(&self, rows: usize) {
+    /// The tail read this many rows, of which some are for topics.
+    pub fn read(&self, rows: usize, topic_rows: usize) {
         self.seen.fetch_add(rows as u64, Ordering::Relaxed);
+        self.topic_rows
+            .fetch_add(topic_rows as u64, Ordering::Relaxed);
+    }
+
+    pub fn memberships_changed(&self, changes: usize) {
+        self.membership_changes
+            .fetch_add(changes as u64, Ordering::Relaxed);
+    }
+
+    pub fn written_of_topics(&self, rows: u32) {
+        self.delivered_topic_rows
+            .fetch_add(rows.into(), Ordering::Relaxed);
+    }
+
+    pub fn topics(&self) -> TopicCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TopicCounts {
+            topic_rows: load(&self.topic_rows),
+            delivered_topic_rows: load(&self.delivered_topic_rows),
+            membership_changes: load(&self.membership_changes),
+        }
     }
 
     pub fn marked(&self, rows: u64) {

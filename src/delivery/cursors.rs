@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -62,6 +63,17 @@ pub struct Cursors {
     lost: Counter,
 }
 
+/// Where users without a last event id continue, as counted by this bridge.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CursorCounts {
+    /// Cursors that were passed to the database, whether or not it had a better one.
+    pub cursors_written: u64,
+    /// Failed statements.
+    pub cursor_failures: u64,
+    /// Cursors that were dropped because too many were waiting.
+    pub lost_cursors: u64,
+}
+
 impl Cursors {
     /// A row counts as received once its connection has stayed open for `settle`. The
     /// cursor of a user who stays connected is written at most once in `every`.
@@ -94,6 +106,14 @@ impl Cursors {
         waiting.insert(user.clone(), Arc::new(cursor));
         drop(waiting);
         self.news.notify_one();
+    }
+
+    pub fn counts(&self) -> CursorCounts {
+        CursorCounts {
+            cursors_written: self.written.get(),
+            cursor_failures: self.failures.get(),
+            lost_cursors: self.lost.get(),
+        }
     }
 
     pub fn settle(&self) -> Duration {
@@ -228,7 +248,7 @@ impl CursorWriter {
 /// Where the user of a stream continues without a last event id.
 #[derive(Debug)]
 pub enum StreamCursor {
-    /// The stream has other topics than the user, so its position isn't the user's.
+    /// The client asked for some topics only: the stream passes over rows of others.
     Never,
     /// No row of a topic was written. If a cursor is stored, it is as good as the stream's
     /// position.
@@ -357,5 +377,150 @@ impl CursorTrack {
         } else {
             self.settled.as_ref()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::domain::{
+        history::{Incarnation, Since},
+        snapshot::Snapshot,
+    };
+
+    const SETTLE: Duration = Duration::from_secs(2);
+    const EVERY: Duration = Duration::from_secs(600);
+
+    /// The position after everything below this transaction, except what was running.
+    fn after(xid: u64, running: &[u64]) -> Position {
+        let running = running.iter().copied().map(Xid).collect();
+        Position::after(Some(Xid(xid - 1)), &Snapshot::new(Xid(xid), running))
+    }
+
+    fn last(cursor: &mut StreamCursor, position: &Position, how: Closed) -> Option<Position> {
+        cursor.last(position, LastChunk::Written, how, SETTLE)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cursor_is_the_newest_position_whose_rows_have_settled() {
+        let mut cursor = StreamCursor::Untouched(Cursor::Stored);
+        let mut known = None;
+        // A row every second: none but the newest two is in flight, and two positions are kept.
+        for xid in 10..20 {
+            cursor.write(&after(xid, &[]), SETTLE);
+            let left = last(&mut cursor, &after(xid, &[]), Closed::ByClient);
+            let floor = |cursor: &Option<Position>| cursor.as_ref().map(Position::floor);
+            assert!(floor(&left) >= floor(&known), "{left:?} after {known:?}");
+            if let Some(left) = &left {
+                assert!(left.floor() <= Xid(xid - 2) && left.floor() >= Xid(xid.saturating_sub(4)));
+            }
+            known = left;
+            advance(SETTLE / 2).await;
+        }
+        assert!(known.is_some());
+        advance(SETTLE).await;
+        // Everything has settled, also what was passed over since.
+        let now = after(30, &[]);
+        assert_eq!(last(&mut cursor, &now, Closed::ByClient), Some(now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_bridge_ended_has_settled_and_what_may_not_have_been_written_has_not() {
+        let (before, now) = (after(10, &[]), after(20, &[]));
+        let mut cursor = StreamCursor::Untouched(Cursor::Unknown);
+        cursor.write(&now, SETTLE);
+        assert_eq!(last(&mut cursor, &now, Closed::ByClient), None);
+        assert_eq!(last(&mut cursor, &now, Closed::ByBridge), Some(now.clone()));
+        let mut cursor = StreamCursor::Untouched(Cursor::Unknown);
+        cursor.write(&before, SETTLE);
+        advance(SETTLE).await;
+        let has_topics = LastChunk::HasTopics;
+        assert_eq!(
+            cursor.last(&now, has_topics, Closed::ByBridge, SETTLE),
+            Some(before)
+        );
+        let mut cursor = StreamCursor::Untouched(Cursor::Unknown);
+        assert_eq!(
+            cursor.last(&now, has_topics, Closed::ByBridge, SETTLE),
+            None
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_was_written_no_row_of_a_topic_stores_a_cursor_only_if_there_is_none() {
+        let now = after(20, &[]);
+        for (mut cursor, stores) in [
+            (StreamCursor::Untouched(Cursor::Unknown), true),
+            (StreamCursor::Untouched(Cursor::Stored), false),
+            (StreamCursor::Never, false),
+        ] {
+            let stored = last(&mut cursor, &now, Closed::ByClient);
+            assert_eq!(stored.is_some(), stores, "{cursor:?}");
+        }
+        // Not even one that was written rows, if it passes over others.
+        let mut narrowed = StreamCursor::Never;
+        narrowed.write(&now, SETTLE);
+        assert_eq!(last(&mut narrowed, &now, Closed::ByBridge), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_connected_a_cursor_is_stored_now_and_then_and_only_if_it_moved() {
+        let cursors = Cursors::new(SETTLE, EVERY);
+        let mut cursor = StreamCursor::Untouched(Cursor::Stored);
+        let now = after(20, &[]);
+        cursor.write(&after(10, &[]), SETTLE);
+        assert_eq!(cursor.due(&now, &cursors), None);
+        advance(EVERY).await;
+        assert_eq!(cursor.due(&now, &cursors), Some(now.clone()));
+        advance(EVERY).await;
+        assert_eq!(cursor.due(&now, &cursors), None);
+        cursor.write(&now, SETTLE);
+        // What was written just now has not settled.
+        assert_eq!(cursor.due(&after(30, &[]), &cursors), Some(after(10, &[])));
+    }
+
+    #[test]
+    fn a_cursor_is_replaced_by_one_that_covers_it_and_forgotten_once_it_is_stored() {
+        let cursors = Cursors::new(SETTLE, EVERY);
+        let alice = UserId::parse("alice").expect("a user");
+        let crashed = History {
+            incarnation: Incarnation {
+                since: Since(7),
+                ..Incarnation::default()
+            },
+            ..History::default()
+        };
+        let history = History::default();
+        let put = |position| cursors.put(&alice, history, position);
+        put(after(20, &[15]));
+        // Another tab, which has received the row of 15 and not the latest ones.
+        put(after(18, &[]));
+        assert_eq!(cursors.waiting(&alice, history), Some(after(20, &[15])));
+        put(after(21, &[]));
+        let taken = cursors.take(history);
+        assert_eq!(cursors.waiting(&alice, history), Some(after(21, &[])));
+        put(after(22, &[]));
+        cursors.forget(&taken);
+        assert_eq!(cursors.waiting(&alice, history), Some(after(22, &[])));
+        assert_eq!(cursors.waiting(&alice, crashed), None);
+        // After a crash, ids of before may have been assigned again.
+        assert_eq!(cursors.take(crashed).len(), 0);
+        assert!(cursors.is_empty());
+    }
+
+    #[test]
+    fn more_cursors_than_may_wait_are_dropped_and_counted() {
+        let cursors = Cursors::new(SETTLE, EVERY);
+        for number in 0..=WAITING {
+            let user = UserId::parse(&number.to_string()).expect("a user");
+            cursors.put(&user, History::default(), Position::default());
+        }
+        assert_eq!(
+            (cursors.waiting.lock().len(), cursors.lost.get()),
+            (WAITING, 1)
+        );
+        assert_eq!(cursors.take(History::default()).len(), AT_ONCE);
     }
 }

@@ -262,6 +262,11 @@ impl Hub {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// Users and tickets with at least one connection.
+    pub fn subscribers(&self) -> usize {
+        self.registry.lock().subscribers.len()
+    }
+
     /// Locks every mailbox, so don't call it for each row.
     pub fn audience(&self) -> Audience {
         let registry = self.registry.lock();
@@ -292,6 +297,21 @@ impl Hub {
     /// Sets the tail at the start, or when another history begins. Delivers nothing.
     pub fn start(&self, tail: Tail) {
         self.tail.store(Arc::new(tail));
+    }
+
+    /// Replaces names of topics by equal ones that connections have, so that each is in
+    /// memory once.
+    pub fn share_names<'a>(&self, topics: impl IntoIterator<Item = &'a mut Topic>) {
+        let mut topics = topics.into_iter().peekable();
+        if topics.peek().is_none() {
+            return;
+        }
+        let registry = self.registry.lock();
+        for topic in topics {
+            if let Some(name) = registry.routes.name(topic) {
+                *topic = name.clone();
+            }
+        }
     }
 
     /// Call this before a client is authenticated, and pass the result to

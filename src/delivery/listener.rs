@@ -306,6 +306,7 @@ impl Listener {
         if page.rest() == Rest::Nothing {
             self.page_size = self.full_page;
         }
+        self.activity.memberships_changed(changes.len());
         debug!(
             rows = page.rows(),
             changes = changes.len(),
@@ -318,7 +319,9 @@ impl Listener {
             let remembered = &mut self.remembered;
             run.notifications
                 .retain(|(_, notification)| remembered.is_news(notification));
-            self.activity.read(run.notifications.len());
+            let of_topics = run.notifications.iter();
+            let of_topics = of_topics.filter(|(to, _)| to.topic().is_some()).count();
+            self.activity.read(run.notifications.len(), of_topics);
             self.hub.publish(Reading {
                 changes: std::mem::take(&mut changes),
                 notifications: run.notifications,

@@ -49,7 +49,8 @@ pub enum Letter {
     /// may be written if the user has left.
     Membership(Arc<MembershipChange>),
     /// Postgres crashed after the previous letters.
-    Recovered(Recovery),
+    /// Boxed, because crashes are rare and the queues of thousands of connections are not.
+    Recovered(Box<Recovery>),
     /// The mailbox was full and has been emptied. The owner has to read pages from its
     /// position.
     Overflowed,
@@ -95,7 +96,7 @@ struct MailboxState {
     overflowed: bool,
     /// A crash of Postgres that was in the queue when it was emptied. It precedes
     /// everything that is in the queue now.
-    recovery: Option<Recovery>,
+    recovery: Option<Box<Recovery>>,
     ending: Option<Ending>,
 }
 
@@ -121,9 +122,9 @@ impl MailboxState {
         Some(change)
     }
 
-    fn note(&mut self, recovery: Recovery) {
+    fn note(&mut self, recovery: Box<Recovery>) {
         self.recovery = Some(match self.recovery.take() {
-            Some(earlier) => earlier.and_then(recovery),
+            Some(earlier) => Box::new(earlier.and_then(*recovery)),
             None => recovery,
         });
     }
@@ -186,6 +187,7 @@ impl Mailbox {
 
     /// Queues a crash of Postgres.
     pub fn recover(&self, recovery: Recovery) {
+        let recovery = Box::new(recovery);
         let mut state = self.state.lock();
         if state.overflowed {
             state.note(recovery);
@@ -260,6 +262,6 @@ impl Mailbox {
         if state.recovery.is_some() || state.queue.iter().any(is_told) {
             state.empty();
         }
-        state.recovery.take()
+        state.recovery.take().map(|recovery| *recovery)
     }
 }

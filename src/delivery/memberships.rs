@@ -16,14 +16,17 @@
 //! the memberships in one snapshot. So a change that is read late can't put back a topic
 //! that was left.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use crate::domain::{
-    membership::Membership,
-    notification::UserId,
-    position::{Position, Rest, RowKey},
-    snapshot::{Snapshot, Xid},
-    topic::Topic,
+use crate::{
+    delivery::membership_table::MembershipTable,
+    domain::{
+        membership::Membership,
+        notification::UserId,
+        position::{Position, Rest, RowKey},
+        snapshot::{Snapshot, Xid},
+        topic::Topic,
+    },
 };
 
 /// How many ended memberships a connection remembers. A connection that exceeds it is
@@ -142,17 +145,23 @@ impl EndedMembership {
 
 #[derive(Debug, Default)]
 pub struct Memberships {
+    /// Exists only if the connection has topics or had any: most have none.
+    held: Option<Box<Held>>,
+    /// Set while it isn't known which topics the user has left. Then no row of a topic may
+    /// be written or passed over until a page shows the memberships.
+    is_outdated: bool,
+    /// Exists only while the connection reads pages.
+    catch_up: Option<Box<MembershipCatchUp>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
     /// Topics that the connection has whether or not the user is a member.
     granted: Arc<[Topic]>,
     /// From where rows of granted topics are sent. `None` if there are none.
     began: Option<Arc<Position>>,
-    current: BTreeMap<Topic, Membership>,
-    /// Set while it isn't known which of them are left. Then no row of a topic may be
-    /// written or passed over until a page shows the memberships.
-    is_outdated: bool,
+    current: MembershipTable,
     ended: Vec<EndedMembership>,
-    /// Exists only while the connection reads pages.
-    catch_up: Option<Box<MembershipCatchUp>>,
 }
 
 /// What a connection knows of memberships while it reads pages. A live one has handled
@@ -200,9 +209,13 @@ impl Memberships {
     /// without everyone's. Their rows are sent from `began` on, or from the position of the
     /// connection's first page.
     pub fn with_granted(granted: Arc<[Topic]>, began: Option<Arc<Position>>) -> Self {
-        Self {
-            granted,
+        let held = || Held {
+            granted: Arc::clone(&granted),
             began,
+            ..Held::default()
+        };
+        Self {
+            held: (!granted.is_empty()).then(|| Box::new(held())),
             ..Self::default()
         }
     }
@@ -256,11 +269,12 @@ impl Memberships {
             }
             catch_up.told.push(Arc::clone(change));
         }
-        if self.current.get(topic) != now.as_ref()
-            && let Some((topic, membership)) = self.current.remove_entry(topic)
+        if let Some(held) = &mut self.held
+            && held.current.get(topic) != *now
+            && let Some((topic, membership)) = held.current.remove(topic)
         {
-            if self.granted.contains(&topic) {
-                self.current.insert(topic.clone(), Membership::GRANTED);
+            if held.granted.contains(&topic) {
+                held.current.insert(topic.clone(), Membership::GRANTED);
             }
             self.end(topic, membership, &Arc::new(position.clone()));
         }
@@ -277,10 +291,10 @@ impl Memberships {
         &mut self,
         position: &Position,
         snapshot: &Arc<Snapshot>,
-        found: impl IntoIterator<Item = (Topic, Membership)>,
+        found: impl Into<MembershipTable>,
         late: LateRows,
     ) -> Result<Taken, TooManyEnded> {
-        let mut found: BTreeMap<_, _> = found.into_iter().collect();
+        let mut found = found.into();
         let catch_up = self
             .catch_up
             .get_or_insert_with(|| MembershipCatchUp::begin(Some(position)));
@@ -294,25 +308,14 @@ impl Memberships {
                 topic, xid, now, ..
             } = &*change
                 && !snapshot.shows(*xid)
-                && found.get(topic) != now.as_ref()
+                && found.get(topic) != *now
             {
                 found.remove(topic);
             }
         }
-        for topic in &*self.granted {
-            // A membership precedes: its rows may be late.
-            found.entry(topic.clone()).or_insert(Membership::GRANTED);
+        if self.held.is_some() || found.topics().len() > 0 {
+            self.replace(found, &Arc::new(position.clone()));
         }
-        let at = Arc::new(position.clone());
-        if !self.granted.is_empty() {
-            self.began.get_or_insert_with(|| Arc::clone(&at));
-        }
-        for (topic, membership) in std::mem::take(&mut self.current) {
-            if found.get(&topic) != Some(&membership) {
-                self.end(topic, membership, &at);
-            }
-        }
-        self.current = found;
         self.check()?;
         let Some(catch_up) = &mut self.catch_up else {
             return Ok(Taken::Write);
@@ -339,6 +342,24 @@ impl Memberships {
         })
     }
 
+    fn replace(&mut self, mut found: MembershipTable, at: &Arc<Position>) {
+        let held = self.held.get_or_insert_default();
+        for topic in &*held.granted {
+            // A membership precedes: its rows may be late.
+            if !found.contains(topic) {
+                found.insert(topic.clone(), Membership::GRANTED);
+            }
+        }
+        if !held.granted.is_empty() {
+            held.began.get_or_insert_with(|| Arc::clone(at));
+        }
+        let gone = held.current.without(&found);
+        held.current = found;
+        for (topic, membership) in gone {
+            self.end(topic, membership, at);
+        }
+    }
+
     /// Whether a page has to be read before any row of a topic is written or passed over.
     pub fn is_outdated(&self) -> bool {
         self.is_outdated
@@ -347,12 +368,11 @@ impl Memberships {
     /// Whether to write this row now, if it is new to the position or late. `is_same` tells
     /// whether a row that may have been read before a crash is the same row.
     pub fn want(&self, topic: &Topic, row: RowKey, is_same: bool) -> bool {
-        let membership = self.current.get(topic);
-        membership.is_some_and(|membership| membership.has(row.xid))
-            && !self
-                .ended
-                .iter()
-                .any(|ended| ended.has_sent(topic, row, is_same))
+        self.held.as_ref().is_some_and(|held| {
+            let mut ended = held.ended.iter();
+            held.current.has(topic, row.xid)
+                && !ended.any(|ended| ended.has_sent(topic, row, is_same))
+        })
     }
 
     /// A late row was written, or passed over.
@@ -378,7 +398,7 @@ impl Memberships {
     /// complete at the page's snapshot is past it too: otherwise the membership would stay
     /// new to it, and to the ids made from it, until a younger row is written.
     pub fn top(&self) -> Option<Xid> {
-        self.current.values().filter_map(|one| one.xid).max()
+        self.held.as_ref()?.current.top()
     }
 
     /// The connection is live: its position is past all memberships that the last page
@@ -394,11 +414,14 @@ impl Memberships {
     ///
     /// [`TooManyEnded`] if the connection has to end.
     pub fn recover(&mut self, position: Option<&Position>, safe: Xid) -> Result<(), TooManyEnded> {
-        let at = Arc::new(position.cloned().unwrap_or_default());
-        for (topic, membership) in std::mem::take(&mut self.current) {
-            self.end(topic, membership, &at);
+        if let Some(held) = &mut self.held {
+            let at = Arc::new(position.cloned().unwrap_or_default());
+            let current = std::mem::take(&mut held.current);
+            for (topic, membership) in current.without(&MembershipTable::EMPTY) {
+                self.end(topic, membership, &at);
+            }
         }
-        for ended in &mut self.ended {
+        for ended in self.held.iter_mut().flat_map(|held| &mut held.ended) {
             ended.safe = ended.safe.min(safe);
         }
         self.catch_up = None;
@@ -406,20 +429,25 @@ impl Memberships {
     }
 
     pub fn have(&self, topic: &Topic) -> bool {
-        self.current.contains_key(topic)
+        self.held
+            .as_ref()
+            .is_some_and(|held| held.current.contains(topic))
     }
 
     /// Without everyone's.
-    pub fn topics(&self) -> impl Iterator<Item = &Topic> {
-        self.current.keys()
+    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> {
+        static NONE: MembershipTable = MembershipTable::EMPTY;
+        let current = self.held.as_ref().map(|held| &held.current);
+        current.unwrap_or(&NONE).topics()
     }
 
     fn end(&mut self, topic: Topic, membership: Membership, at: &Arc<Position>) {
         let catch_up = self.catch_up.as_ref();
         let late = catch_up.and_then(|catch_up| catch_up.sent_of(&membership));
         let is_granted = membership.xid.is_none();
-        self.ended.push(EndedMembership {
-            began: self.began.clone().filter(|_| is_granted),
+        let held = self.held.get_or_insert_default();
+        held.ended.push(EndedMembership {
+            began: held.began.clone().filter(|_| is_granted),
             topic,
             membership,
             position: Arc::clone(at),
@@ -429,7 +457,8 @@ impl Memberships {
     }
 
     fn check(&self) -> Result<(), TooManyEnded> {
-        match self.ended.len() <= ENDED_MEMBERSHIPS {
+        let ended = self.held.as_ref().map_or(0, |held| held.ended.len());
+        match ended <= ENDED_MEMBERSHIPS {
             true => Ok(()),
             false => Err(TooManyEnded),
         }

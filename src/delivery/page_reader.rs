@@ -5,6 +5,7 @@ mod backlog;
 mod bell;
 mod changes;
 mod disconnections;
+mod first;
 mod head;
 mod rows;
 mod size;
@@ -17,10 +18,11 @@ pub use self::{
     bell::{BellGeneration, BellState, fall_asleep},
     changes::membership_changes,
     disconnections::{Disconnections, disconnections},
+    first::{FirstPage, FirstStart, FirstWanted, first_page},
     head::{incarnation, read_incarnation},
     rows::{Flaw, UnusableRows},
     size::{MOST_BEGUN, PageSize},
     tail::{Run, TailPage, TailStart, tail_page, tail_start},
-    topics::{Cursor, FirstReading, MOST_TOPICS, PageTopics, TopicPage, replay_start, topic_page},
+    topics::{Cursor, FirstReading, MOST_TOPICS, PageTopics, TopicPage, topic_page},
     user::{OwnPage, UserPage, user_page},
 };

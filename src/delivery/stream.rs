@@ -116,7 +116,7 @@ pub struct EventStream {
     /// The topics whose rows it is sent, without everyone's.
     memberships: Memberships,
     /// What the client asked for and its credentials grant.
-    topics: TopicChoice,
+    topics: Arc<TopicChoice>,
     /// What was sent before a crash and may be read again. `None` once pages have been read.
     before_crash: Option<Box<BeforeCrash>>,
     /// Whether the client was told its topics.
@@ -229,9 +229,12 @@ impl EventStream {
         format: Format,
     ) -> Self {
         let (connection, tail) = streams.hub.register(identity, noted);
-        let topics = TopicChoice {
-            granted: Arc::clone(&identity.topics),
-            asked: None,
+        let topics = match &identity.topics {
+            none if none.is_empty() => TopicChoice::all(),
+            granted => Arc::new(TopicChoice {
+                granted: Arc::clone(granted),
+                asked: None,
+            }),
         };
         let history = tail.history;
         let ends = StreamDeadline::of_age(streams.max_age).or_expiry(identity.expires);
@@ -278,7 +281,9 @@ impl EventStream {
     /// Of the user's and the granted topics, sends only rows of those that the client asked
     /// for. Call it before the first poll.
     pub fn narrowed_to(mut self, asked: Option<Arc<[Topic]>>) -> Self {
-        self.topics.asked = asked;
+        if asked.is_some() {
+            Arc::make_mut(&mut self.topics).asked = asked;
+        }
         self
     }
 
@@ -352,7 +357,7 @@ impl EventStream {
                     self.phase = Phase::CatchingUp(Some(self.next_page()));
                 }
                 Phase::CatchingUp(Some(reading)) => match reading.poll_unpin(cx) {
-                    Poll::Ready(PageOutcome::Page(page)) => self.take_page(page, chunk),
+                    Poll::Ready(PageOutcome::Page(page)) => self.take_page(*page, chunk),
                     Poll::Ready(PageOutcome::Over) => match self.connection.skip_to_recovery() {
                         Some(recovery) => {
                             self.phase = Phase::CatchingUp(None);
@@ -372,7 +377,7 @@ impl EventStream {
                         self.current = Some(Current::new(batch, None));
                     }
                     Poll::Ready(Letter::Membership(change)) => self.change(&change),
-                    Poll::Ready(Letter::Recovered(recovery)) => self.recover(recovery),
+                    Poll::Ready(Letter::Recovered(recovery)) => self.recover(*recovery),
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
                     Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
@@ -386,8 +391,9 @@ impl EventStream {
     /// Writes the first bytes, before the database is queried.
     fn begin(&mut self, opening: Opening, chunk: &mut BytesMut) {
         let retry = jittered(RETRY);
-        // The user's other streams depend on what this one passes over.
-        if self.topics.asked.is_some() || !self.topics.granted.is_empty() {
+        // It passes over rows that the user's other streams are owed. One that has more topics
+        // than the user doesn't: cursors count for the user's own.
+        if self.topics.asked.is_some() {
             self.cursor = StreamCursor::Never;
         }
         self.is_anew = !matches!(opening, Opening::Resume(_));
@@ -432,7 +438,7 @@ impl EventStream {
             first.own = first.own.min(recovery.safe);
         }
         self.cursor.fall_to(recovery.safe);
-        if self.memberships.topics().next().is_some() {
+        if self.memberships.topics().len() > 0 {
             // Memberships that were not on disk are gone. A page shows what is left.
             self.phase = Phase::CatchingUp(None);
         }
@@ -471,11 +477,11 @@ impl EventStream {
             opened: Arc::clone(&self.opened),
             replay: self.replay,
             late,
-            has_topics: match self.memberships.topics().next() {
-                Some(_) => HasTopics::Yes,
-                None => HasTopics::Unknown,
+            has_topics: match self.memberships.topics().len() {
+                0 => HasTopics::Unknown,
+                _ => HasTopics::Yes,
             },
-            topics: self.topics.clone(),
+            topics: Arc::clone(&self.topics),
             granted_since: self.is_anew.then(|| Arc::new(self.opened.as_snapshot())),
             first: self.first.clone(),
             size: self.page_size,
@@ -511,6 +517,9 @@ impl EventStream {
             }
             self.first = Some(Arc::new(start.reading));
             self.put_open(Begins::Anew, chunk);
+            if page.pruned.is_some() {
+                sse::put_gap(chunk, Gap::Pruned);
+            }
         }
         if self.take_topics(topics, &batch, chunk) == Taken::Write {
             self.current = Some(Current::new(batch, Some(lease)));
@@ -533,7 +542,7 @@ impl EventStream {
         if !self.are_topics_told {
             self.are_topics_told = true;
             let report = TopicReport {
-                topics: self.memberships.topics().count(),
+                topics: self.memberships.topics().len(),
                 refused: self.topics.refused(|topic| self.memberships.have(topic)),
                 is_truncated: topics.is_truncated,
             };

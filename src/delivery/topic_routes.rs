@@ -72,6 +72,12 @@ impl<M> TopicRoutes<M> {
         }
     }
 
+    /// The name as it is stored here, so that connections can share it.
+    pub fn name(&self, topic: &Topic) -> Option<&Topic> {
+        let (name, _) = self.numbers.get_key_value(topic)?;
+        Some(name)
+    }
+
     /// Passes rows of the topic to the connection. Returns whether they were not before.
     pub fn add(&mut self, key: RouteKey, topic: &Topic) -> bool {
         let number = self.number(topic);

@@ -1,11 +1,16 @@
 //! Topics: names under which one row reaches many users.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 /// The topic of a notification: the value of `topic`. 1 to 255 bytes, compared byte by
 /// byte.
+///
+/// A thin pointer: streams may have a thousand topics each, whose names they share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Topic(Arc<str>);
+pub struct Topic(Arc<Box<str>>);
 
 impl Topic {
     /// The limit of the column's constraint, in bytes.
@@ -19,15 +24,15 @@ impl Topic {
     pub fn parse(text: &str) -> Option<Self> {
         let fits = (1..=Self::MAX_BYTES).contains(&text.len());
         let is_printable = !text.contains(char::is_control);
-        (fits && is_printable).then(|| Self(text.into()))
+        (fits && is_printable).then(|| Self(Arc::new(text.into())))
     }
 
     pub fn everyone() -> Self {
-        Self(Self::EVERYONE.into())
+        Self(Arc::new(Self::EVERYONE.into()))
     }
 
     pub fn is_everyone(&self) -> bool {
-        &*self.0 == Self::EVERYONE
+        self.as_str() == Self::EVERYONE
     }
 
     pub fn as_str(&self) -> &str {
@@ -53,6 +58,12 @@ impl TopicChoice {
 
     /// How many topics a client may ask for: as many as a stream may have.
     pub const MOST_ASKED: usize = 1_000;
+
+    /// All of the user's topics. Most streams have this one, and share it.
+    pub fn all() -> Arc<Self> {
+        static ALL: LazyLock<Arc<TopicChoice>> = LazyLock::new(Arc::default);
+        Arc::clone(&ALL)
+    }
 
     /// Whether the client wants the topic, if it may have it.
     pub fn wants(&self, topic: &Topic) -> bool {

@@ -25,6 +25,12 @@ use crate::{
 /// Time limit for the page's queries.
 const QUERY_LIMIT: Duration = Duration::from_secs(5);
 
+/// The topic of the room that users can join on the page.
+const ROOM: &str = "room:lobby";
+
+/// Who is in the room at first: the users whom the page shows at first.
+const FIRST_MEMBERS: [&str; 2] = ["alice", "bob"];
+
 /// A form holds one text of at most 1 MiB, which JSON may escape.
 const BODY_BYTES: usize = 8 << 20;
 
@@ -49,11 +55,24 @@ impl Demo {
         }
     }
 
+    /// Lets the first members join the room, unless somebody is there already.
+    ///
+    /// # Errors
+    ///
+    /// [`QueryError`].
+    pub async fn open_room(&self) -> Result<(), QueryError> {
+        let query = &SchemaName::public().fill(include_str!("../../sql/demo_open_room.sql"));
+        let members = FIRST_MEMBERS.as_slice();
+        let parameters = [(&ROOM as _, Type::TEXT), (&members as _, Type::TEXT_ARRAY)];
+        self.pool.query(QUERY_LIMIT, query, &parameters).await?;
+        Ok(())
+    }
+
     pub fn routes(&self, config: &mut web::ServiceConfig) {
         let json = web::JsonConfig::default()
             .limit(BODY_BYTES)
             .error_handler(|error, _| {
-                let detail = format!("send a JSON object with user_id and text ({error})");
+                let detail = format!("send a JSON object as the demo page does ({error})");
                 Problem::new(StatusCode::BAD_REQUEST, detail).into()
             });
         config
@@ -72,7 +91,8 @@ impl Demo {
                 )
             }))
             .service(readable("/demo/about", about))
-            .service(postable("/demo/notifications", list, send));
+            .service(postable("/demo/notifications", list, send))
+            .service(postable("/demo/room", room, join));
     }
 }
 
@@ -99,6 +119,7 @@ struct Whose {
 #[derive(Serialize)]
 struct Listed {
     id: i64,
+    topic: Option<String>,
     event: Option<String>,
     text: String,
     created_at: Moment,
@@ -116,6 +137,7 @@ async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpRes
         .map(|row| {
             Ok(Listed {
                 id: row.try_get("id")?,
+                topic: row.try_get("topic")?,
                 event: row.try_get("event")?,
                 text: row.try_get("text")?,
                 created_at: row.try_get("created_at")?,
@@ -129,9 +151,11 @@ async fn list(demo: web::Data<Demo>, whose: web::Query<Whose>) -> Result<HttpRes
         .json(listed))
 }
 
+/// A notification for a user or a topic.
 #[derive(Deserialize)]
 struct Draft {
-    user_id: String,
+    user_id: Option<String>,
+    topic: Option<String>,
     text: String,
 }
 
@@ -142,31 +166,85 @@ async fn send(
     demo: web::Data<Demo>,
     draft: web::Json<Draft>,
 ) -> Result<HttpResponse, Problem> {
-    // Other pages could not send JSON without a preflight request either; this is a second
-    // safeguard.
-    if !origin::is_same_origin(&request, **scheme) {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "only the demo page itself may send from a browser",
-        ));
-    }
+    check_origin(&request, **scheme)?;
     let query = include_str!("../../sql/demo_send.sql");
     let parameters = [
         (&draft.user_id as _, Type::TEXT),
+        (&draft.topic as _, Type::TEXT),
         (&draft.text as _, Type::TEXT),
     ];
     let sent = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
-    match sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?)) {
-        Ok(id) => Ok(HttpResponse::Created().json(serde_json::json!({ "id": id }))),
-        Err(QueryError::Postgres(error)) if error.as_db_error().is_some() => {
+    let id = sent.and_then(|rows| Ok(rows[0].try_get::<_, i64>(0)?));
+    let id = id.map_err(rejected)?;
+    Ok(HttpResponse::Created().json(serde_json::json!({ "id": id })))
+}
+
+/// Who is in the room.
+async fn room(demo: web::Data<Demo>) -> Result<HttpResponse, Problem> {
+    let query = &SchemaName::public().fill(include_str!("../../sql/demo_members.sql"));
+    let parameters = [(&ROOM as _, Type::TEXT)];
+    let rows = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
+    let members = rows
+        .map_err(unavailable)?
+        .iter()
+        .map(|row| Ok(row.try_get("user_id")?))
+        .collect::<Result<Vec<String>, QueryError>>()
+        .map_err(unavailable)?;
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(serde_json::json!({ "topic": ROOM, "members": members })))
+}
+
+/// Whether a user is to be in the room.
+#[derive(Deserialize)]
+struct Joining {
+    user_id: String,
+    joins: bool,
+}
+
+/// A user joins the room, or leaves it. Says who is there then.
+async fn join(
+    request: HttpRequest,
+    scheme: web::Data<Scheme>,
+    demo: web::Data<Demo>,
+    joining: web::Json<Joining>,
+) -> Result<HttpResponse, Problem> {
+    check_origin(&request, **scheme)?;
+    let query = &SchemaName::public().fill(include_str!("../../sql/demo_join.sql"));
+    let parameters = [
+        (&joining.user_id as _, Type::TEXT),
+        (&ROOM as _, Type::TEXT),
+        (&joining.joins as _, Type::BOOL),
+    ];
+    let joined = demo.pool.query(QUERY_LIMIT, query, &parameters).await;
+    joined.map_err(rejected)?;
+    room(demo).await
+}
+
+/// Other pages could not send JSON without a preflight request either; this is a second
+/// safeguard.
+fn check_origin(request: &HttpRequest, scheme: Scheme) -> Result<(), Problem> {
+    match origin::is_same_origin(request, scheme) {
+        true => Ok(()),
+        false => Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "only the demo page itself may send from a browser",
+        )),
+    }
+}
+
+/// The problem with what was sent, if Postgres says that there is one.
+fn rejected(error: QueryError) -> Problem {
+    match error {
+        QueryError::Postgres(error) if error.as_db_error().is_some() => {
             let said = ErrorChain(&error).to_string();
             let detail = match error_hint::of(&error) {
                 Some(explanation) => format!("{said}; {explanation}"),
                 None => said,
             };
-            Err(Problem::new(StatusCode::BAD_REQUEST, detail))
+            Problem::new(StatusCode::BAD_REQUEST, detail)
         }
-        Err(error) => Err(unavailable(error)),
+        error => unavailable(error),
     }
 }
 

@@ -135,6 +135,7 @@ fn settings(options: &BridgeOptions, database: &Database) -> Vec<ShownSetting> {
         // Host and database, without credentials and parameters.
         ("DATABASE_URL", database.url.to_string()),
         ("TIDINGS_SCHEMA", database.schema.to_string()),
+        ("TIDINGS_MEMBERSHIPS", database.sql.memberships.to_string()),
         ("TIDINGS_LISTEN", options.listen.to_string()),
         ("TIDINGS_POOL_SIZE", options.pool_size.to_string()),
         ("TIDINGS_QUEUE_BYTES", options.queue_bytes.to_string()),

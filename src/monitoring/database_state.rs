@@ -11,9 +11,9 @@ use crate::{
     runtime::error_chain::ErrorChain,
 };
 
-/// Time limit for each query. Its duration grows with the number of users
-/// (`V12__seen_from_sql.sql`); while the per-user floors are void, with the number of
-/// rows that are kept.
+/// Time limit for each query. Its duration grows with the numbers of users
+/// (`V12__seen_from_sql.sql`) and of rows for topics; while the per-user floors are void,
+/// with the number of rows that are kept.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The state of the database.
@@ -23,6 +23,7 @@ pub struct DatabaseState {
     /// The connected bridges, in the order in which they started.
     pub bridges: Found<Vec<Bridge>>,
     pub adopted: Found<Vec<Adopted>>,
+    pub topics: Found<Topics>,
 }
 
 /// A value, or why it is not known.
@@ -91,6 +92,18 @@ pub struct Adopted {
     pub swept_seconds: Option<f64>,
 }
 
+/// All topics that have subscribers or rows.
+#[derive(Debug, Serialize)]
+pub struct Topics {
+    pub topics: i64,
+    /// Rows of `topic_subscriptions`.
+    pub subscriptions: i64,
+    /// Notifications that are kept.
+    pub rows: i64,
+    /// Time since the newest of them was created; `None` if there is none.
+    pub newest_seconds: Option<f64>,
+}
+
 impl DatabaseState {
     /// Nothing is known, for this reason.
     pub fn unknown(reason: &str) -> Self {
@@ -98,6 +111,7 @@ impl DatabaseState {
             pending: Found::unknown(reason),
             bridges: Found::unknown(reason),
             adopted: Found::unknown(reason),
+            topics: Found::unknown(reason),
         }
     }
 
@@ -106,10 +120,12 @@ impl DatabaseState {
         let pending = schema.fill(include_str!("../../sql/pending.sql"));
         let bridges = schema.fill(include_str!("../../sql/bridges.sql"));
         let adopted = schema.fill(include_str!("../../sql/adopted_status.sql"));
+        let topics = schema.fill(include_str!("../../sql/topics_status.sql"));
         Self {
             pending: waiting(client, &pending).await.into(),
             bridges: serving(client, &bridges).await.into(),
             adopted: copied(client, &adopted).await.into(),
+            topics: followed(client, &topics).await.into(),
         }
     }
 }
@@ -138,6 +154,16 @@ async fn copied(client: &Borrowed, query: &str) -> Result<Vec<Adopted>, Error> {
         })
     });
     adopted.collect()
+}
+
+async fn followed(client: &Borrowed, query: &str) -> Result<Topics, Error> {
+    let row = client.query_one_within(LIMIT, query).await?;
+    Ok(Topics {
+        topics: row.try_get("topics")?,
+        subscriptions: row.try_get("subscriptions")?,
+        rows: row.try_get("rows")?,
+        newest_seconds: row.try_get("newest")?,
+    })
 }
 
 fn bridge(row: &Row) -> Result<Bridge, Error> {

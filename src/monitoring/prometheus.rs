@@ -90,10 +90,45 @@ impl Collector for BridgeCollector {
         sheet.counter("connections_opened", "Streams opened", audience.opened)?;
         sheet.gauge(
             "users",
-            "Users with at least one open stream",
+            "Users, and tickets without a user, with at least one open stream",
             audience.users,
         )?;
         sheet.counter("delivered_rows", "Rows written to sockets", marks.delivered)?;
+        sheet.gauge(
+            "topics",
+            "Topics with at least one open stream, without the one that everyone has",
+            audience.topics,
+        )?;
+        sheet.counter(
+            "topic_rows",
+            "Rows for topics that were read",
+            now.topic_counts.topic_rows,
+        )?;
+        sheet.counter(
+            "delivered_topic_rows",
+            "Rows for topics written to sockets, once for each stream",
+            now.topic_counts.delivered_topic_rows,
+        )?;
+        sheet.counter(
+            "membership_changes",
+            "Changes of memberships that were read",
+            now.topic_counts.membership_changes,
+        )?;
+        sheet.counter(
+            "cursors_written",
+            "How often it was stored where a user continues in the topics",
+            now.cursors.cursors_written,
+        )?;
+        sheet.counter(
+            "cursor_failures",
+            "Failed attempts to store where users continue in their topics",
+            now.cursors.cursor_failures,
+        )?;
+        sheet.counter(
+            "lost_cursors",
+            "Users of whom it was not stored where they continue, and who may receive rows again",
+            now.cursors.lost_cursors,
+        )?;
         sheet.histogram(
             "delay_seconds",
             "Time from created_at to the sockets of streams that were already open",
@@ -179,6 +214,11 @@ impl Collector for BridgeCollector {
             "page_failures",
             "Failed attempts to read a page",
             now.page_failures,
+        )?;
+        sheet.gauge(
+            "failing_subscribers",
+            "Users and tickets for which no page can be read, while others' can",
+            now.failing_subscribers,
         )?;
         sheet.gauge(
             "listener_connected",

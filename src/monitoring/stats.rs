@@ -11,7 +11,8 @@ use crate::{
     delivery::{
         adopted_marks::{AdoptedMarkCounts, AdoptedMarks},
         catch_up::Reads,
-        counters::{Counters, Delays},
+        counters::{Counters, Delays, TopicCounts},
+        cursors::{CursorCounts, Cursors},
         health::{Health, ListenerState, Readiness},
         hub::{Audience, Hub},
         marker::{MarkCounts, Marks},
@@ -30,6 +31,7 @@ pub struct Stats {
     pub marks: Arc<Marks>,
     pub adopted: Arc<AdoptedMarks>,
     pub activity: Arc<Counters>,
+    pub cursors: Arc<Cursors>,
     pub health: Arc<Health>,
     pub pool: Pool,
     pub reads: Reads,
@@ -58,12 +60,18 @@ pub struct Figures {
     pub marked: u64,
     #[serde(flatten)]
     pub adopted: AdoptedMarkCounts,
+    #[serde(flatten)]
+    pub topic_counts: TopicCounts,
+    #[serde(flatten)]
+    pub cursors: CursorCounts,
     /// Streams that wait for a page of what they missed.
     pub pages_wanted: i64,
     /// Rows that were read in pages.
     pub page_rows: u64,
     /// Failed attempts to read a page.
     pub page_failures: u64,
+    /// Users and tickets for which no page can be read at the moment, while others' can.
+    pub failing_subscribers: i64,
     /// Old and expired rows that this bridge has removed.
     pub pruned: u64,
     /// Old and expired rows that this bridge can't remove at the moment.
@@ -94,6 +102,9 @@ impl Stats {
             pages_wanted: self.reads.wanted.get(),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
+            failing_subscribers: self.reads.failing.get(),
+            topic_counts: self.activity.topics(),
+            cursors: self.cursors.counts(),
             pruned: self.pruned.rows(),
             prune_failures: self.pruned.failed(),
             clock_offset: ahead.map(|micros| micros as f64 / 1e6),

@@ -6,12 +6,28 @@ use tokio_postgres::error::DbError;
 
 use crate::{postgres::adoption::AdoptError, runtime::error_chain::is_row_security};
 
+const TOPIC_FORM: &str = "the topic must be 1 to 255 bytes long, without control characters";
+
 /// Our constraints by name, with what each requires.
 const CONSTRAINTS: &[(&str, &str)] = &[
     ("notifications_id_positive", "ids start at 1"),
     (
         "notifications_user_id_length",
         "the user must be 1 to 255 bytes long",
+    ),
+    (
+        "notifications_one_addressee",
+        "a notification is either for a user or for a topic: give exactly one of them",
+    ),
+    ("notifications_topic_form", TOPIC_FORM),
+    ("topic_subscriptions_topic_form", TOPIC_FORM),
+    (
+        "topic_subscriptions_user_id_length",
+        "the user must be 1 to 255 bytes long",
+    ),
+    (
+        "topic_subscriptions_not_everyone",
+        "every user receives the topic *: nobody needs to subscribe to it",
     ),
     (
         "notifications_text_length",

@@ -45,6 +45,15 @@ pub enum MembershipSource {
     },
 }
 
+impl fmt::Display for MembershipSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltIn => f.write_str("topic_subscriptions"),
+            Self::Relation { name, .. } => f.write_str(name),
+        }
+    }
+}
+
 /// The type of the column `user_id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserKind {

@@ -113,6 +113,17 @@ impl QueryError {
         }
     }
 
+    /// Whether what a query has read may have caused the error: a view or function of the
+    /// application raised it, or took too long.
+    pub fn is_of_data(&self) -> bool {
+        let is_canceled = match self {
+            Self::Postgres(error) => error.code() == Some(&SqlState::QUERY_CANCELED),
+            Self::TimedOut(_) => true,
+            Self::Connect(_) | Self::Pool(_) => false,
+        };
+        is_canceled || self.is_of_rows()
+    }
+
     /// Whether the rows that the statement writes caused the error. A trigger or a
     /// constraint raised it, so the same statement may succeed for other rows, and the
     /// session is still usable.

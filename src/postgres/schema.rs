@@ -17,6 +17,7 @@ use refinery::{Migration, Runner};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 use tracing::{info, warn};
 
+pub use self::name::quoted;
 pub use self::{
     error::{MissingObject, SchemaError},
     locks::LockHolder,
@@ -29,7 +30,7 @@ pub use self::{
 };
 pub(super) use self::{
     locks::{LOCK_PAUSE, LOCK_TIMEOUT},
-    name::{literal, quoted},
+    name::literal,
 };
 use self::{
     objects::{NAMES, ObjectKind},

@@ -21,7 +21,12 @@ impl Browser {
     }
 
     async fn send(&self, side: &str, text: &str) {
-        let form = format!("[data-side={side}] form[data-role=send]");
+        self.write(&format!("[data-side={side}]"), text).await;
+    }
+
+    /// Sends a text with the form in this part of the page.
+    async fn write(&self, part: &str, text: &str) {
+        let form = format!("{part} form[data-role=send]");
         self.find(&format!("{form} [name=text]"))
             .await
             .send_keys(text)
@@ -111,6 +116,63 @@ async fn the_demo_page_shows_each_user_their_own_notifications() {
             .until(&format!("{}[0] === 'to both panes'", texts(side)))
             .await;
     }
+    browser.stop().await;
+    dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everyone_in_the_room_receives_one_row_until_they_leave() {
+    let folder = DataFolder::new();
+    let dev = Dev::start(&folder).await;
+    let browser = Browser::start(Kind::Chromium).await;
+    browser.open_page(&dev).await;
+    let shows = async |side: &str, wanted: &[&str]| {
+        let shown = format!("JSON.stringify({})", texts(side));
+        let wanted = json!(json!(wanted).to_string());
+        browser.until(&format!("{shown} === {wanted}")).await;
+    };
+    let is_in = async |user: &str, is_in: bool| {
+        let button = format!(".room button[value={user}][aria-pressed={is_in}]");
+        browser.find(&button).await
+    };
+    is_in("alice", true).await;
+    is_in("carol", false).await;
+    browser.write(".room", "to the room").await;
+    for side in ["left", "right"] {
+        shows(side, &["to the room"]).await;
+        let topic = format!("[data-side={side}] li[data-sent=true] .topic");
+        let topic = browser.find(&topic).await.text().await.expect("a name");
+        assert_eq!(topic, "room:lobby");
+    }
+
+    is_in("bob", true).await.click().await.expect("a click");
+    is_in("bob", false).await;
+    browser.write(".room", "without bob").await;
+    shows("left", &["without bob", "to the room"]).await;
+    browser.send("right", "for bob").await;
+    shows("right", &["for bob", "to the room"]).await;
+
+    is_in("bob", false).await.click().await.expect("a click");
+    is_in("bob", true).await;
+    browser.write(".room", "with bob").await;
+    shows("left", &["with bob", "without bob", "to the room"]).await;
+    shows("right", &["with bob", "for bob", "to the room"]).await;
+
+    // Who is in a pane or joins with SQL can be seen in the room too.
+    let user = browser.find("[data-side=right] [data-role=user]").await;
+    user.clear().await.expect("an empty field");
+    user.send_keys("dora\u{e007}").await.expect("keys");
+    is_in("dora", false).await;
+    let join = "subscribe('erin', 'room:lobby')";
+    shell(
+        &dev.psql
+            .replace("send_notification('alice', 'Hello from SQL')", join),
+    )
+    .await;
+    is_in("erin", true).await;
+    // The list of rows has those of the room too, after a reload.
+    browser.open_page(&dev).await;
+    shows("left", &["with bob", "without bob", "to the room"]).await;
     browser.stop().await;
     dev.stop().await;
 }

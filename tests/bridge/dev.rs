@@ -45,6 +45,11 @@ async fn the_line_that_it_prints_sends_a_notification_and_the_data_outlive_it() 
 
     let mut dev = Dev::start(&folder).await;
     shell(&dev.psql).await;
+    let leave = "unsubscribe('bob', 'room:lobby')";
+    let leave = dev
+        .psql
+        .replace("send_notification('alice', 'Hello from SQL')", leave);
+    shell(&leave).await;
     // After SIGKILL it can't clean up, and its PostgreSQL must not linger.
     dev.signal(Signal::SIGKILL);
     dev.end().await;
@@ -55,6 +60,9 @@ async fn the_line_that_it_prints_sends_a_notification_and_the_data_outlive_it() 
         .expect("an answer");
     let listed: Value = serde_json::from_str(&listed.text().await).expect("JSON");
     assert_eq!(listed.as_array().expect("a list").len(), 2, "{listed}");
+    let room = get(dev.address, "/demo/room", &[]).await;
+    let room: Value = serde_json::from_str(&room.expect("an answer").text().await).expect("JSON");
+    assert_eq!(room["members"], json!(["alice"]));
     let mut source = EventSource::open(dev.address, "/stream?user=alice", &[]).await;
     assert_eq!(next(&mut source).await, "Hello from SQL");
     dev.stop().await;
@@ -148,6 +156,23 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
     assert_eq!(send(&[json], "{").await, 400);
     let nobody = json!({ "user_id": "", "text": "hi" }).to_string();
     assert_eq!(send(&[json], &nobody).await, 400);
+    let both = json!({ "user_id": "alice", "topic": "room:lobby", "text": "hi" }).to_string();
+    assert_eq!(send(&[json], &both).await, 400);
+    let join = async |headers: &[(&str, &str)], body: Value| {
+        let response = post(dev.address, "/demo/room", headers, &body.to_string()).await;
+        response.expect("an answer")
+    };
+    let bob_leaves = json!({ "user_id": "bob", "joins": false });
+    let foreign = [json, ("Origin", "http://tidings.example")];
+    assert_eq!(join(&foreign, bob_leaves.clone()).await.status(), 403);
+    let room = join(&[json], bob_leaves).await.text().await;
+    let room: Value = serde_json::from_str(&room).expect("JSON");
+    assert_eq!(room, json!({ "topic": "room:lobby", "members": ["alice"] }));
+    let nobody = json!({ "user_id": "", "joins": true });
+    let refused = join(&[json], nobody).await;
+    assert_eq!(refused.status(), 400);
+    let told = refused.text().await;
+    assert!(told.contains("1 to 255 bytes long"), "{told}");
     for path in ["/", "/demo.css", "/demo.js", "/demo/about"] {
         let head = head(dev.address, path).await;
         assert_eq!((head.status, head.header("allow")), (200, ""), "{path}");
@@ -160,12 +185,14 @@ async fn only_this_machine_is_answered_and_only_its_own_page_may_send() {
     );
     let notifications = "/demo/notifications?user=alice";
     assert_eq!(head(dev.address, notifications).await.status, 200);
-    let refused = options(dev.address, notifications, &[]).await;
-    let refused = refused.expect("an answer");
-    assert_eq!(
-        (refused.status(), refused.header("allow")),
-        (405, Some("GET, HEAD, POST"))
-    );
+    for path in [notifications, "/demo/room"] {
+        let refused = options(dev.address, path, &[]).await;
+        let refused = refused.expect("an answer");
+        assert_eq!(
+            (refused.status(), refused.header("allow")),
+            (405, Some("GET, HEAD, POST"))
+        );
+    }
     // Without a user there is no stream: the request gets no default identity.
     let stream = get(dev.address, "/stream", &[]).await.expect("an answer");
     assert_eq!(stream.status(), 401);

@@ -13,11 +13,16 @@ use tidings::config::Cli;
 use crate::support::{bridge::Bridge, database::Database, files};
 
 /// Words that begin like our names but belong to something else.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 13] = [
     // The key under which a browser stores its token.
     "tidings_token",
     // The trigger of `tidings adopt`, on tables of applications.
     "tidings_copy",
+    // The triggers of `tidings_watch`, on tables of applications.
+    "tidings_watch_insert",
+    "tidings_watch_update",
+    "tidings_watch_delete",
+    "tidings_watch_truncate",
     // The package for Django, and its template tag.
     "tidings_django",
     "tidings_script",

@@ -227,7 +227,6 @@ impl Stage {
         let backlog = Backlog {
             query: &self.sql.backlog_page,
             user: Some(&alice),
-            replay: 0,
             opened: &opened,
             system_identifier: self.system_identifier,
             skipped_rows: 0,

@@ -27,6 +27,7 @@ mod large_events;
 mod layers;
 mod life;
 mod logs;
+mod memberships;
 mod methods;
 mod metrics;
 mod migrations;

@@ -213,7 +213,8 @@ async fn a_role_with_few_rights_serves_what_somebody_else_migrated() {
         .superuser()
         .execute(
             "create role bridge_of_test login; \
-             grant select on notifications, stream_tickets, tidings_schema_history \
+             grant select on notifications, stream_tickets, tidings_schema_history, \
+               topic_subscriptions, tidings_membership_changes, tidings_cursors \
                to bridge_of_test; \
              grant execute on function tidings_disconnections_page, tidings_pruned_through \
                to bridge_of_test; \

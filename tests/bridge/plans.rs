@@ -51,7 +51,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
         ),
         (
             "backlog_page",
-            "text, bigint, bigint, bigint, xid8, xid8[], bigint[], bigint, bigint",
+            "text, bigint, bigint, xid8, xid8[], bigint[], bigint, bigint",
             &sql.backlog_page,
         ),
         ("tail_start", "", &sql.tail_start),
@@ -111,7 +111,7 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     // When a query finds rows only after skipping all of these, a floor is recorded, and the next
     // query doesn't read them again.
     let heavy = format!(
-        "execute backlog_page ('{HEAVY}', 0, 501, 262144, '{}', '{{}}', '{{}}', 7, 100)",
+        "execute backlog_page ('{HEAVY}', 501, 262144, '{}', '{{}}', '{{}}', 7, 100)",
         u64::MAX >> 1
     );
     let (first, _) = explain(&client, &heavy).await;
@@ -353,7 +353,7 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
              array['{open}']::xid8[], 31, 1048576, '{floor}', array['{open}']::xid8[])"
         ),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
-        format!("execute backlog_page ('user7', 10, 501, 262144, {position}, 7, 100)"),
+        format!("execute backlog_page ('user7', 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),
         format!("execute mark_sent (array[{id}::bigint], 1, public.since(), array[now()])"),
         // For a user whose floor is far behind, and for one with few rows.

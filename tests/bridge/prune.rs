@@ -508,8 +508,8 @@ async fn what_bridges_keep_for_topics_goes_too_once_nobody_needs_it() {
             "insert into tidings_membership_changes (user_id, created_at) \
              values ('old', now() - interval '25 hours'), ('new', now() - interval '23 hours'); \
              insert into tidings_cursors (user_id, system_identifier, since, timeline, durable, \
-               floor, open, read_to, written_at) \
-             select age || 'd', 7, now(), 1, '7', '7', '{}', '{}', now() - age * interval '1 day' \
+               floor, written_on) \
+             select age || 'd', 7, now(), 1, '7', '7', current_date - age \
              from unnest(array[100, 400, 900]) as age",
         )
         .await;
@@ -542,8 +542,8 @@ async fn a_batch_finds_its_rows_without_reading_the_table() {
              insert into notifications (topic, text) \
              select 'topic' || n % 100, repeat('x', 200) from generate_series(1, 50000) n; \
              insert into tidings_cursors (user_id, system_identifier, since, timeline, durable, \
-               floor, open, read_to) \
-             select n::text, 7, now(), 1, '7', '7', '{}', '{}' from generate_series(1, 50000) n",
+               floor) \
+             select n::text, 7, now(), 1, '7', '7' from generate_series(1, 50000) n",
         )
         .await
         .expect("young rows, of which nothing is known");

@@ -81,7 +81,6 @@ async fn texts(source: &mut EventSource) -> Vec<String> {
 /// What a stream reports of its topics before its first row.
 fn report(events: &[Event]) -> Option<Value> {
     let report = events.iter().find(|event| event.name == "tidings.topics")?;
-    assert_eq!(report.last_event_id, "", "{report:?}");
     Some(serde_json::from_str(&report.data).expect("JSON"))
 }
 

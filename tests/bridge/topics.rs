@@ -15,7 +15,7 @@ const CHANGES: &str = "select concat(coalesce(user_id, '-'), ' ', coalesce(topic
      from tidings_membership_changes order by id";
 
 /// What a bridge of 0.2.0 reports.
-const OLD_BRIDGE: &str = "select tidings_report(bridge => 'old', version => '0.2.0', role => null, \
+pub const OLD_BRIDGE: &str = "select tidings_report(bridge => 'old', version => '0.2.0', role => null, \
      address => 'here', client_address => null, started_at => now(), pid => pg_backend_pid(), \
      backend_start => (select backend_start from pg_stat_activity where pid = pg_backend_pid()), \
      state => 'awake', since => now(), connections => 0, clock_offset => null, minute => null, \

@@ -92,7 +92,8 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
              for users, alternating, {insert_rounds} rounds; figures and ratios are medians. \
              Pages: one statement for a user who resumes {BACK} transactions back, in a vacuumed \
              table of {} rows, {OF_TOPICS} % of them in {} topics; medians of {pages}; “at 0 \
-             topics” is the statement that is used for users without topics. Memory as in “Cost \
+             topics” is the statement for users without topics, with which every user begins. \
+             Memory as in “Cost \
              of an idle stream”, each membership of a transaction of its own.",
             whole(subscribers as f64),
             time.as_secs(),
@@ -283,11 +284,13 @@ async fn fill(database: &Database, rows: u64) -> Result<String> {
     retained.fill(database).await?;
     let client = database.connect().await?;
     for topics in READERS.into_iter().filter(|&topics| topics > 0) {
-        let subscribe = "insert into topic_subscriptions (user_id, topic) \
-                         select $1, 'topic-' || n * ($3 / $2) from generate_series(0, $2 - 1) as n";
-        let (topics, all) = (i64::try_from(topics)?, i64::try_from(TOPICS)?);
-        let user = reader(topics.unsigned_abs());
-        client.execute(subscribe, &[&user, &topics, &all]).await?;
+        let subscribe = format!(
+            "insert into topic_subscriptions (user_id, topic) \
+             select '{}', 'topic-' || n * {} from generate_series(0, {topics} - 1) as n",
+            reader(topics),
+            TOPICS / topics,
+        );
+        client.batch_execute(&subscribe).await?;
     }
     let recent = 2 * BACK;
     for work in [

@@ -7,6 +7,7 @@ from django.conf import settings as project
 from django.core import mail
 from django.core.checks import run_checks
 from django.db import connection, connections
+from django.test import override_settings
 
 
 def found(**options) -> dict[str, str]:
@@ -29,6 +30,8 @@ def test_a_project_as_the_readme_describes_it_has_no_problems():
         ("TIDINGS_TOKEN_LIFETIME", timedelta(days=2), "tidings.E003", "24 hours"),
         ("TIDINGS_USER_ID", "tests.absent.f", "tidings.E004", "No module named"),
         ("TIDINGS_USER_ID", 7, "tidings.E004", "7"),
+        ("TIDINGS_TOPICS", "tests.absent.f", "tidings.E008", "No module named"),
+        ("TIDINGS_TOPICS", ["team:7"], "tidings.E008", "path of a function"),
         ("TIDINGS_COOKIE_PATH", "/str", "tidings.E005", "doesn't get the cookie"),
         ("TIDINGS_COOKIE_NAME", "__Host-x", "tidings.E005", 'TIDINGS_COOKIE_PATH = "/"'),
         ("MIDDLEWARE", project.MIDDLEWARE[:-1], "tidings.E006", "no cookie is set"),
@@ -74,6 +77,12 @@ class TestDatabase:
         problems = found(databases=["default"])
         assert "doesn't contain Tidings" in problems["tidings.W002"]
         assert found() == {}
+
+    def test_a_tidings_without_topics_is_found(self):
+        with connection.cursor() as cursor:
+            cursor.execute("create schema old create table notifications (user_id text)")
+            with override_settings(TIDINGS_SCHEMA="old"):
+                assert "an earlier version" in found(databases=["default"])["tidings.W002"]
 
     @pytest.mark.parametrize(
         ("role", "id_", "text"),

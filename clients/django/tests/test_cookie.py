@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import urlsafe_b64decode
 from datetime import timedelta
 from urllib.error import HTTPError
 
@@ -17,7 +18,7 @@ from django.test import AsyncClient, Client, RequestFactory
 
 from tests.conftest import Bridge, Event, Stream
 from tidings_django import send_notification
-from tidings_django.tokens import create_token
+from tidings_django.tokens import create_token, set_cookie
 
 pytestmark = pytest.mark.django_db
 
@@ -185,6 +186,55 @@ def test_while_developing_a_secret_is_derived_from_djangos(alice: User, settings
     assert create_token(alice).split(".")[2] != first
 
 
+def claims(token: str) -> dict:
+    content = token.split(".")[1]
+    return json.loads(urlsafe_b64decode(content + "=" * (-len(content) % 4)))
+
+
+def topics_of(user: User) -> list[str]:
+    return [f"plan:{user.username}", "plan:all", "*"]
+
+
+class TestTopics:
+    def test_a_token_grants_what_the_setting_says(self, alice: User, client: Client, settings):
+        assert "topics" not in claims(create_token(alice))
+        settings.TIDINGS_TOPICS = "tests.test_cookie.topics_of"
+        expected = ["plan:alice", "plan:all"]
+        assert claims(create_token(alice))["topics"] == expected
+        cookie = client.get("/").cookies["tidings_token"]
+        assert claims(cookie.value)["topics"] == expected
+        assert claims(create_token(alice, topics=["team:7"]))["topics"] == ["team:7"]
+        assert "topics" not in claims(create_token(alice, topics=[]))
+
+    def test_the_setting_needs_a_user(self, settings):
+        settings.TIDINGS_TOPICS = topics_of
+        with pytest.raises(TypeError, match="TIDINGS_TOPICS"):
+            create_token("7")
+        assert "topics" not in claims(create_token("7", topics=[]))
+
+    @pytest.mark.parametrize(
+        ("topics", "error", "message"),
+        [
+            ("team:7", TypeError, "not the string"),
+            ([7], ValueError, "7"),
+            ([""], ValueError, "1 to 255 bytes"),
+            (["ä" * 128], ValueError, "1 to 255 bytes"),
+            (["a\x85"], ValueError, "control characters"),
+            ([f"team:{n}" for n in range(101)], ValueError, "at most 100 topics, not 101"),
+        ],
+    )
+    def test_what_the_bridge_would_reject_is_an_error(self, alice: User, topics, error, message):
+        with pytest.raises(error, match=message):
+            create_token(alice, topics=topics)
+        assert create_token(alice, topics=[f"a\u00a0{n}" for n in range(100)])
+
+    def test_a_cookie_that_browsers_would_ignore_is_an_error(self, alice: User, settings):
+        settings.TIDINGS_TOPICS = lambda _: [f"team:{n}:{'x' * 30}" for n in range(100)]
+        with pytest.raises(ValueError, match="4096 bytes"):
+            set_cookie(HttpResponse(), alice)
+        assert create_token(alice)
+
+
 class TestScript:
     @staticmethod
     def render(user: User, host: str = "testserver", **context) -> str:
@@ -243,6 +293,30 @@ class TestScript:
         alice.first_name = "</script><script>alert(1)//"
         assert "<script>alert" not in self.render(alice)
         assert self.options(alice)["user"] == alice.first_name
+
+    @pytest.mark.parametrize(
+        ("argument", "expected"),
+        [
+            ("", None),
+            ("topics='team:7'", ["team:7"]),
+            ("topics=given", ["team:7", "team:8"]),
+        ],
+    )
+    def test_a_page_chooses_among_the_users_topics(self, alice: User, argument, expected):
+        request = RequestFactory().get("/")
+        request.user = alice
+        page = Template(f"{{% load tidings %}}{{% tidings_script {argument} %}}").render(
+            Context({"request": request, "given": ("team:7", "team:8")})
+        )
+        assert options(HttpResponse(page)).get("topics") == expected
+
+    @pytest.mark.parametrize("argument", ["absent", "none", "unnamed"])
+    def test_no_topics_at_all_are_a_mistake(self, alice: User, argument):
+        request = RequestFactory().get("/")
+        request.user = alice
+        page = Template(f"{{% load tidings %}}{{% tidings_script topics={argument} %}}")
+        with pytest.raises(ValueError, match="topics is empty"):
+            page.render(Context({"request": request, "none": [], "unnamed": [""]}))
 
     def test_a_template_without_the_request_is_an_error(self):
         with pytest.raises(ImproperlyConfigured, match="needs the request"):

@@ -6,12 +6,24 @@ from uuid import uuid4
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.utils import ConnectionDoesNotExist
 from django.utils.translation import gettext_lazy, override
 
 import tidings_django
-from tidings_django import send_notification, send_notifications
+from tidings_django import (
+    asend_to_everyone,
+    asend_to_topic,
+    asubscribe,
+    aunsubscribe,
+    create_stream_ticket,
+    send_notification,
+    send_notifications,
+    send_to_everyone,
+    send_to_topic,
+    subscribe,
+    unsubscribe,
+)
 from tidings_django.models import Notification
 from tidings_django.test import captured_notifications
 
@@ -156,8 +168,77 @@ def test_a_role_that_may_only_send_can_send(alice: User):
         send_notifications(["7", "8"], "many")
         Notification.objects.create(user_id="7", text="by the model")
         Notification.objects.bulk_create([Notification(user_id="7", text="in bulk")])
+        send_to_topic("team:7", "to a topic")
+        Notification.objects.create(topic="team:7", text="to a topic, by the model")
         cursor.execute("reset role")
-    assert Notification.objects.count() == 5
+    assert Notification.objects.count() == 7
+
+
+def test_a_topic_gets_one_row_however_many_subscribe():
+    later = datetime(2030, 1, 1, tzinfo=timezone.utc)
+    id_ = send_to_topic("team:7", "Released", event="news", expires_at=later, ref="news:1")
+    row = Notification.objects.get()
+    assert (row.id, row.user_id, row.topic, row.text) == (id_, None, "team:7", "Released")
+    assert (row.event, row.expires_at, row.ref) == ("news", later, "news:1")
+    send_to_everyone(data={"closed": True}, event="news")
+    row = Notification.objects.latest("id")
+    assert (row.topic, row.text, row.event) == ("*", '{"closed": true}', "news")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((7, "Hello"), TypeError),
+        (("", "Hello"), IntegrityError),
+        (("x" * 256, "Hello"), IntegrityError),
+        (("a\nb", "Hello"), IntegrityError),
+        (("team:7",), TypeError),
+    ],
+)
+def test_what_can_not_be_sent_to_a_topic_is_an_error(arguments, error):
+    with pytest.raises(error):
+        send_to_topic(*arguments)
+
+
+def subscriptions() -> list[tuple[str, str]]:
+    with connection.cursor() as cursor:
+        cursor.execute("select user_id, topic from tidings.topic_subscriptions order by 1, 2")
+        return cursor.fetchall()
+
+
+def test_users_subscribe_and_unsubscribe(alice: User, bob: User):
+    assert subscribe(alice, "team:7") is True
+    assert subscribe(alice.pk, "team:7") is False
+    assert subscribe(bob, "team:7") is True
+    assert unsubscribe(alice, "team:7") is True
+    assert unsubscribe(alice, "team:7") is False
+    assert subscriptions() == [(str(bob.pk), "team:7")]
+    with pytest.raises(DatabaseError, match="every user"):
+        subscribe(alice, "*")
+
+
+def test_nobody_is_subscribed_by_a_transaction_that_is_rolled_back(alice: User):
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        subscribe(alice, "team:7")
+        1 / 0  # noqa: B018
+    assert subscriptions() == []
+
+
+def test_a_subscriber_is_known_by_what_the_setting_says(alice: User, settings):
+    settings.TIDINGS_USER_ID = "username"
+    subscribe(alice, "team:7")
+    assert subscriptions() == [("alice", "team:7")]
+
+
+def test_topics_have_asynchronous_functions(alice: User):
+    async_to_sync(asubscribe)(alice, "team:7")
+    async_to_sync(asend_to_topic)("team:7", "Hello")
+    async_to_sync(asend_to_everyone)("Hello")
+    assert async_to_sync(aunsubscribe)(alice, "team:7") is True
+    assert list(Notification.objects.order_by("id").values_list("topic", flat=True)) == [
+        "team:7",
+        "*",
+    ]
 
 
 def test_a_row_that_was_inserted_can_not_be_saved_again(alice: User):
@@ -185,6 +266,31 @@ def test_a_ticket_lives_as_long_as_a_token(alice: User, settings):
     with connection.cursor() as cursor:
         cursor.execute("select user_id, expires_at - created_at from tidings.stream_tickets")
         assert cursor.fetchall() == [(str(alice.pk), timedelta(minutes=7))]
+
+
+def test_a_ticket_grants_topics_to_a_user_or_to_whoever_has_it(alice: User, settings):
+    settings.TIDINGS_TOPICS = lambda user: [f"plan:{user.username}"]
+    for arguments in (
+        {"user": alice},
+        {"user": alice, "topics": ["team:7", "team:7"]},
+        {"user": alice, "topics": []},
+        {"user": None, "topics": ["scores:9"]},
+    ):
+        assert len(create_stream_ticket(**arguments)) == 64
+    with connection.cursor() as cursor:
+        cursor.execute("select user_id, topics from tidings.stream_tickets order by created_at")
+        assert cursor.fetchall() == [
+            (str(alice.pk), ["plan:alice"]),
+            (str(alice.pk), ["team:7"]),
+            (str(alice.pk), None),
+            (None, ["scores:9"]),
+        ]
+
+
+def test_a_ticket_is_for_a_user_or_topics():
+    for topics in (None, [], ["*"]):
+        with pytest.raises(TypeError, match="a user or topics"):
+            create_stream_ticket(None, topics=topics)
 
 
 def test_the_model_is_in_the_database_of_the_setting(settings):

@@ -7,10 +7,20 @@ import subprocess
 import sys
 
 import pytest
+from django.apps import apps
 from django.db import connection
+from django.db.migrations.state import ProjectState
 
 from tests import postgres
-from tidings_django import stand_in
+from tidings_django import (
+    create_stream_ticket,
+    send_to_everyone,
+    send_to_topic,
+    stand_in,
+    subscribe,
+    unsubscribe,
+)
+from tidings_django.operations import WatchMemberships
 
 EXAMPLE = postgres.CHECKOUT / "examples/django"
 
@@ -59,3 +69,16 @@ def test_it_has_the_tables_columns(settings):
         assert stood_in == cursor.fetchall()
         cursor.execute("select another.send_notification('7', 'x', expires_at => now())")
         cursor.execute("select another.disconnect_user('7'), another.create_stream_ticket('7')")
+        send_to_topic("team:7", "Hello")
+        send_to_everyone("Hello")
+        cursor.execute("select another.send_to_topic('team:7', 'x'), another.send_to_everyone('x')")
+        cursor.execute("select topic from another.notifications where user_id is null order by id")
+        assert cursor.fetchall() == [("team:7",), ("*",), ("team:7",), ("*",)]
+        assert [subscribe("7", "team:7"), subscribe("7", "team:7")] == [True, False]
+        assert [unsubscribe("7", "team:7"), unsubscribe("7", "team:7")] == [True, False]
+        assert create_stream_ticket(None, topics=["team:7"])
+        with connection.schema_editor() as editor:
+            watch = WatchMemberships("Seat", topic="room", prefix="room:")
+            state = ProjectState.from_apps(apps)
+            watch.database_forwards("shop", editor, state, state)
+            watch.database_backwards("shop", editor, state, state)

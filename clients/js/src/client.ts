@@ -5,9 +5,9 @@ import { check } from './settings.js'
 import { createSharing } from './sharing.js'
 
 const BUFFERED = 1_000 // notifications
-// The events whose names on the client are its own.
-const OWN = /^tidings\.(caught-up|gap|\*)$/
-const CHANGE = 'tidings.change' // no row's event begins like this
+// Events of the client itself. In the target their names begin with `tidings.`, as no row's event does.
+const OWN = /^(caught-up|gap|topics|\*)$/
+const CHANGE = 'tidings.change'
 
 export function createClient(options: Options, page: Page): Tidings {
   const settings = check(options, page)
@@ -30,19 +30,17 @@ export function createClient(options: Options, page: Page): Tidings {
     if (closed.aborted) return
     const notification = history.apply(step)
     if (notification) {
-      const { event } = notification
-      if (!OWN.test(`tidings.${event}`)) emit(event, notification)
-      emit('*', notification)
+      emit(notification.event, notification)
+      emit('tidings.*', notification)
     }
-    const notice = OWN.exec(step.type!)
-    if (notice) emit(notice[1]!, step.data)
+    if (step.type?.startsWith('tidings.')) emit(step.type, step.data)
   }
 
   function setState(changes: Partial<Tidings>) {
-    const { status, leading } = client
     if (closed.aborted) return
+    const isNew = Object.entries(changes).some(([name, value]) => value !== client[name as keyof Tidings])
     Object.assign(client, changes)
-    if (status !== client.status || leading !== client.leading) emit(CHANGE)
+    if (isNew) emit(CHANGE)
   }
 
   function emit(event: string, detail?: unknown) {
@@ -52,13 +50,14 @@ export function createClient(options: Options, page: Page): Tidings {
   function on(event: string, listener: (value: any) => void, options = {}): () => void {
     if (typeof listener !== 'function') throw new TypeError('tidings: a listener must be a function')
     const take = (event: Event) => listener((event as CustomEvent).detail)
-    target.addEventListener(event, take, options)
-    return () => target.removeEventListener(event, take)
+    const name = OWN.test(event) ? `tidings.${event}` : event
+    target.addEventListener(name, take, options)
+    return () => target.removeEventListener(name, take)
   }
 
   function takeLife({ type }: Event) {
     history.save()
-    if (type === 'pagehide' || type === 'freeze') {
+    if (/pagehide|freeze/.test(type)) {
       // The page may never be used again, and must not keep other tabs waiting.
       sharing.close()
       setState({ status: 'offline', error: null })
@@ -88,12 +87,11 @@ export function createClient(options: Options, page: Page): Tidings {
     on,
     subscribe: (listener: () => void) => on(CHANGE, listener),
     once(event: string, { signal }: { signal?: AbortSignal } = {}) {
-      const done = new AbortController()
-      const options = { signal: done.signal }
+      const done = new AbortController() // serves as the listeners' options: it has a signal
       const value = new Promise((resolve, reject) => {
-        on(event, resolve, options)
+        on(event, resolve, done)
         for (const end of [closed, signal]) {
-          end?.addEventListener('abort', () => reject(end.reason), options)
+          end?.addEventListener('abort', () => reject(end.reason), done)
           if (end?.aborted) reject(end.reason)
         }
       })
@@ -107,14 +105,14 @@ export function createClient(options: Options, page: Page): Tidings {
         on('*', (notification) => {
           if (buffer.push(notification) > BUFFERED) {
             buffer.shift()
-            emit('gap', { reason: 'overflow' })
+            emit('tidings.gap', { reason: 'overflow' })
           }
           wake()
         }),
       ]
       try {
-        while (buffer.length || !closed.aborted) {
-          if (buffer.length) yield buffer.shift()!
+        for (let next; (next = buffer.shift()) || !closed.aborted; ) {
+          if (next) yield next
           else await new Promise<void>((resolve) => (wake = resolve))
         }
       } finally {

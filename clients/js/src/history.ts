@@ -16,6 +16,7 @@ export interface Row {
   readonly text: string
   readonly created_at: string | null
   readonly ref?: string | null
+  readonly topic?: string | null
 }
 
 /** A step of a stream from one position to the next, with an event or without. */
@@ -27,9 +28,10 @@ export interface Step {
 }
 
 export const CAUGHT_UP = 'tidings.caught-up'
+const TOPICS = 'tidings.topics'
 
 export function toStep({ type, data, id }: Block, from: string): Step {
-  return { from, to: id || from, ...(data !== null && { type, data: JSON.parse(data) }) }
+  return { from, to: id || from, ...(data && { type, data: JSON.parse(data) }) }
 }
 
 /** The row of a step; `undefined` if it has none. */
@@ -43,7 +45,10 @@ export interface History {
   position(): string
   /** Takes a step. Returns its row, unless it has none or the row was received before. */
   apply(step: Step): Notification | null
-  /** The steps after a position, or the last rows if there is no position; `null` if they aren't kept. */
+  /**
+   * What the stream has said of its topics, and the steps after a position, or the last rows if there is no position;
+   * `null` if they aren't kept.
+   */
   since(position: string, rows: number): readonly Step[] | null
   /** Stores the position after which the tab's next page is to resume. */
   save(): void
@@ -51,13 +56,14 @@ export interface History {
 
 export function createHistory(position: string, store: (position: string) => void): History {
   const seen = new Set<string>()
-  const recent: (Step & { at: number })[] = [{ from: '', to: position, at: 0 }]
+  const recent: (Step & { at?: number | undefined })[] = [{ from: '', to: position }]
   let stored = position
+  let topics: Partial<Step> = {} // what the stream has said of them
 
   function save() {
     let settled = stored
     for (const { at, to } of recent) {
-      if (at > Date.now() - SETTLE) break
+      if (at! > Date.now() - SETTLE) break
       settled = to
     }
     if (settled !== stored) store((stored = settled))
@@ -68,41 +74,42 @@ export function createHistory(position: string, store: (position: string) => voi
     apply(step) {
       const row = rowOf(step)
       position = step.to
+      if (step.type === TOPICS) topics = step
       if (row && row.text.length > LARGE) recent.length = 0
-      if (row || position !== step.from) recent.push({ ...step, at: row ? Date.now() : 0 })
+      if (row || position !== step.from) recent.push({ ...step, at: row && Date.now() })
       if (recent.length > RECENT) recent.shift()
       save()
       if (!row) return null
       const notification = toNotification(row, position)
       // The time is part of the key because after a crash of the database, the id of a lost row is used again.
       const key = `${notification.id} ${row.created_at}`
-      const isNew = !seen.has(key)
-      seen.add(key)
-      if (seen.size > SEEN) seen.delete(seen.values().next().value!)
-      return isNew ? notification : null
+      if (seen.has(key)) return null
+      const [oldest] = seen.add(key)
+      if (seen.size > SEEN) seen.delete(oldest!)
+      return notification
     },
     since(from, rows) {
+      const steps = from ? recent : recent.filter(rowOf)
       // The first, because the position may have come again with the same row.
-      const last = recent.findIndex(({ to }) => to === from)
-      if (from) return last < 0 ? null : recent.slice(last + 1)
-      const withRow = recent.filter(rowOf)
-      return rows > withRow.length ? null : withRow.slice(withRow.length - rows)
+      const begin = from ? steps.findIndex(({ to }) => to === from) + 1 || -1 : steps.length - rows
+      return begin < 0 ? null : [{ ...topics, from, to: from }, ...steps.slice(begin)]
     },
     save,
   }
 }
 
-function toNotification(row: Row, position: string): Notification {
+function toNotification({ event, topic = null, ref = null, text, created_at }: Row, position: string): Notification {
   let data: unknown
   return {
     id: position.split('-')[0]!,
-    event: row.event ?? 'message',
-    ref: row.ref ?? null,
-    text: row.text,
+    event: event ?? 'message',
+    topic,
+    ref,
+    text,
     get data() {
-      return (data ??= JSON.parse(row.text))
+      return (data ??= JSON.parse(text))
     },
-    createdAt: new Date(row.created_at ?? NaN),
+    createdAt: new Date(created_at ?? NaN),
     position,
   }
 }

@@ -21,6 +21,8 @@ export interface Notification<T = unknown> {
   readonly id: string
   /** The row's event, or `message` if it has none. */
   readonly event: string
+  /** The topic that the row is for: `*` is everyone's. `null` if it is for the user alone. */
+  readonly topic: string | null
   /** The application's own key for the row, if it gave one. */
   readonly ref: string | null
   readonly text: string
@@ -50,6 +52,11 @@ export interface Options {
    * resume where the previous page ended. Without it, each page has a stream of its own.
    */
   user?: string | number
+  /**
+   * Of the user's topics, only these; the rows for the user alone arrive in any case. `*` is everyone's. Default: all.
+   * Tabs with the same topics share a stream.
+   */
+  topics?: readonly string[]
   /** `false`: don't share a stream with other tabs. Default: `true` if `user` is given. */
   share?: boolean
   /** Begin with the user's last rows, sent or not: 0 to 500. */
@@ -82,12 +89,15 @@ export interface Tidings {
   on(event: 'caught-up', listener: (event: CaughtUp) => void): () => void
   /** Rows may be missing: load the page's data anew. */
   on(event: 'gap', listener: (event: Gap) => void): () => void
+  /** What the stream has of the topics. Once for each connection, and possibly again. */
+  on(event: 'topics', listener: (event: Topics) => void): () => void
   /** Every row: `*`. Rows without an event: `message`. */
   on(event: string, listener: (notification: Notification) => void): () => void
   /** The next row with this event. Rejects if the signal is aborted or the client closed. */
   once<K extends keyof Events & string>(event: K, options?: { signal?: AbortSignal }): Promise<Notification<Events[K]>>
   once(event: 'caught-up', options?: { signal?: AbortSignal }): Promise<CaughtUp>
   once(event: 'gap', options?: { signal?: AbortSignal }): Promise<Gap>
+  once(event: 'topics', options?: { signal?: AbortSignal }): Promise<Topics>
   once(event: string, options?: { signal?: AbortSignal }): Promise<Notification>
   /** Calls the listener when a property below has changed. Returns a function that removes it. */
   subscribe(listener: () => void): () => void
@@ -117,6 +127,15 @@ export interface CaughtUp {
 export interface Gap {
   /** `malformed`, `epoch` or `pruned` (see the reference), or `overflow`. */
   readonly reason: string
+}
+
+export interface Topics {
+  /** How many topics the stream has, besides everyone's. */
+  readonly topics: number
+  /** Which of `Options.topics` the user doesn't have. */
+  readonly refused: readonly string[]
+  /** Whether topics were left out because the user has too many. */
+  readonly truncated?: boolean
 }
 
 /** Why there is no stream. */

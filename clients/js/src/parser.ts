@@ -4,8 +4,11 @@
 /** What a blank line ended. */
 export interface Block {
   readonly type: string
-  /** `null` if the block has no data: such a block is no event, but may have an id. */
-  readonly data: string | null
+  /**
+   * Its lines, each after a line feed, which JSON ignores. Empty if the block has no data: such a block is no event, but
+   * may have an id.
+   */
+  readonly data: string
   /** The stream's last event id after this block. */
   readonly id: string
 }
@@ -21,18 +24,17 @@ export function createParser(
   let rest = ''
   let endsInCR = false
   let type = ''
-  let data: string | null = null
+  let data = ''
   let id = lastEventId
 
   function takeLine(line: string) {
     if (line === '') {
       onBlock({ type: type || 'message', data, id })
-      type = ''
-      data = null
+      type = data = ''
       return
     }
     const [, name, value] = /^([^:]*):? ?(.*)/s.exec(line) as unknown as [string, string, string]
-    if (name === 'data') data = data === null ? value : `${data}\n${value}`
+    if (name === 'data') data += `\n${value}`
     else if (name === 'event') type = value
     else if (name === 'id' && !value.includes('\0')) id = value
     else if (name === 'retry' && /^\d+$/.test(value)) onRetry(+value)

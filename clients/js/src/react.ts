@@ -9,7 +9,7 @@ import {
   type FunctionComponent,
   type ReactNode,
 } from 'react'
-import type { Events, Notification, Status, Tidings } from './index.js'
+import type { CaughtUp, Events, Gap, Notification, Status, Tidings, Topics } from './index.js'
 
 const Context = createContext<Tidings | null>(null)
 
@@ -39,27 +39,34 @@ export function useTidingsStatus(): Status {
   )
 }
 
-/** Calls the listener for each row with this event; `*` is every row. The listener needs no `useCallback`. */
+/** As the client's `on`: calls the listener for each row with this event; `*` is every row. It needs no `useCallback`. */
 export function useTidingsEvent<K extends keyof Events & string>(
   event: K,
   listener: (notification: Notification<Events[K]>) => void,
 ): void
+export function useTidingsEvent(event: 'caught-up', listener: (event: CaughtUp) => void): void
+export function useTidingsEvent(event: 'gap', listener: (event: Gap) => void): void
+export function useTidingsEvent(event: 'topics', listener: (event: Topics) => void): void
 export function useTidingsEvent(event: string, listener: (notification: Notification) => void): void
-export function useTidingsEvent(event: string, listener: (notification: Notification<any>) => void) {
+export function useTidingsEvent(event: string, listener: (event: any) => void) {
   const client = useTidings()
   const latest = useRef(listener)
   useEffect(() => {
     latest.current = listener
   })
-  useEffect(() => client?.on(event, (notification) => latest.current(notification)), [client, event])
+  useEffect(() => client?.on(event, (value) => latest.current(value)), [client, event])
 }
 
-/** The rows since the component was mounted, newest first. */
+/** The rows since the component was mounted, newest first; those of one topic, or with `null` those for the user alone. */
 export function useNotifications({
   event = '*',
+  topic,
   limit = 100,
-}: { event?: string; limit?: number } = {}): readonly Notification[] {
+}: { event?: string; topic?: string | null; limit?: number } = {}): readonly Notification[] {
   const [notifications, setNotifications] = useState<readonly Notification[]>([])
-  useTidingsEvent(event, (notification) => setNotifications((before) => [notification, ...before].slice(0, limit)))
+  useTidingsEvent(event, (notification) => {
+    if (topic === undefined || topic === notification.topic)
+      setNotifications((before) => [notification, ...before].slice(0, limit))
+  })
   return notifications
 }

@@ -10,26 +10,19 @@ export interface Settings extends Omit<Options, 'url'> {
   readonly heartbeat: number
 }
 
-/** The options that a value of a type may have. */
-const names: { readonly [type: string]: string } = {
-  string: 'url user lastEventId credentials',
-  number: 'user replay heartbeat',
-  boolean: 'share',
-  function: 'refresh token ticket fetch',
-  object: 'url signal',
-}
+/** Each option as its name, type and value. An empty one is the usual mistake of a template. */
+const VALID =
+  /^((url|user|lastEventId|credentials) string .|user number [^N]|replay number (\d\d?|[1-4]\d\d|500)$|heartbeat number \d{4}|share boolean|(refresh|token|ticket|fetch) function|(url|signal|topics) object [^,])/s
 
 export function check(options: Options, page: Page): Settings {
-  const { url = '/stream', user, replay = 0, heartbeat = 15_000 } = options
+  const { url = '/stream', user, topics = [], replay = 0, heartbeat = 15_000 } = options
   for (const [name, value] of Object.entries(options)) {
-    const isKnown = names[typeof value]?.split(' ').includes(name)
-    // An empty user is the usual mistake of a template.
-    const isEmpty = value === '' || value !== value
-    const isOutside = (name === 'replay' && (value < 0 || value > 500)) || (name === 'heartbeat' && value < 1_000)
-    if (value !== undefined && (!isKnown || isEmpty || isOutside))
-      throw new TypeError(`tidings: unknown option or invalid value: ${name} = "${value}"`)
+    if (value !== undefined && !VALID.test(`${name} ${typeof value} ${value}`))
+      throw new TypeError(`tidings: invalid option: ${name} = "${value}"`)
   }
   const address = new URL(url, page.location?.href)
+  // In one order, because tabs with the same address share a stream.
+  for (const topic of [...topics].sort()) address.searchParams.append('topic', topic)
   let name = ''
   if (user !== undefined) {
     // All tabs share a cookie, which may be another user's by now: then the bridge answers with a 401.

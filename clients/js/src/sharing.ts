@@ -104,7 +104,7 @@ export function createSharing(
     stream.close()
     claim?.abort()
     release?.()
-    claim = release = undefined
+    claim = undefined
     endFollowing()
     setState({ leading: (isLeading = false) })
   }
@@ -120,7 +120,8 @@ export function createSharing(
     claim?.abort()
     const mine = (claim = new AbortController())
     const granted = () => mine === claim && lead()
-    locks!.request(name, steal ? { steal } : { signal: mine.signal }, granted).catch(() => {
+    // Of a controller, as of any options, only the signal is used.
+    locks!.request(name, steal ? { steal } : mine, granted).catch(() => {
       if (mine !== claim) return
       if (!isLeading) return lead() // the page may not use locks, as in a sandboxed frame
       stand()
@@ -207,12 +208,12 @@ export function createSharing(
   function hear(report: Report) {
     // A leader that was replaced, for example while it was frozen, may not know it yet. What it says doesn't count.
     if (report.term < term) return
+    const isNew = report.term > term
     if (isDenied) {
       // Another tab has valid credentials. This one tries once with each of them.
-      if (report.term > term && report.status === 'live') join()
+      if (isNew && report.status === 'live') join()
       return
     }
-    const isNew = report.term > term
     term = report.term
     status = report.status
     heardAt = Date.now()
@@ -227,7 +228,7 @@ export function createSharing(
     if (!to) return
     if (steps) {
       steps.forEach(deliver)
-      deliver({ from: position(), to, type: CAUGHT_UP, data: { rows: steps.length } })
+      deliver({ from: position(), to, type: CAUGHT_UP, data: { rows: steps.length - 1 } })
     } else {
       meetingPoint = to
       stream.connect()

@@ -1,3 +1,4 @@
+import { CAUGHT_UP } from './history.js'
 import { TidingsError, type Status } from './index.js'
 import { createParser, type Block } from './parser.js'
 import type { Settings } from './settings.js'
@@ -125,7 +126,7 @@ export function createStream(
           failures = 0
           setStatus('catching-up')
         }
-        if (block.type === 'tidings.caught-up') setStatus('live')
+        if (block.type === CAUGHT_UP) setStatus('live')
         if (block.type === 'tidings.expiring' && canRenew)
           // If this fails, the 401 after the end of this connection is the next occasion.
           renew().then(
@@ -153,7 +154,7 @@ export function createStream(
       if (attempt && Date.now() > heardAt + heartbeat * LATE) connect()
       if (attempt || !timer || Date.now() < notBefore) return false
       failures = 0
-      clearTimeout(timer)
+      close()
       timer = setTimeout(connect, Math.random() * WAKE_WAIT)
       return true
     },

@@ -1,5 +1,15 @@
 import { inject, onScopeDispose, shallowRef, type App, type InjectionKey, type Plugin, type ShallowRef } from 'vue'
-import { connect, type Events, type Notification, type Options, type Status, type Tidings } from './index.js'
+import {
+  connect,
+  type CaughtUp,
+  type Events,
+  type Gap,
+  type Notification,
+  type Options,
+  type Status,
+  type Tidings,
+  type Topics,
+} from './index.js'
 
 const key: InjectionKey<Tidings> = Symbol('tidings')
 
@@ -35,23 +45,29 @@ export function useTidingsStatus(): Readonly<ShallowRef<Status>> {
   return status
 }
 
-/** Calls the listener for each row with this event, until the component is unmounted; `*` is every row. */
+/** As the client's `on`, until the component is unmounted. */
 export function useTidingsEvent<K extends keyof Events & string>(
   event: K,
   listener: (notification: Notification<Events[K]>) => void,
 ): void
+export function useTidingsEvent(event: 'caught-up', listener: (event: CaughtUp) => void): void
+export function useTidingsEvent(event: 'gap', listener: (event: Gap) => void): void
+export function useTidingsEvent(event: 'topics', listener: (event: Topics) => void): void
 export function useTidingsEvent(event: string, listener: (notification: Notification) => void): void
-export function useTidingsEvent(event: string, listener: (notification: Notification<any>) => void) {
+export function useTidingsEvent(event: string, listener: (event: any) => void) {
   undo(useTidings()?.on(event, listener))
 }
 
-/** The rows since the component was set up, newest first. */
-export function useNotifications({ event = '*', limit = 100 }: { event?: string; limit?: number } = {}): Readonly<
-  ShallowRef<readonly Notification[]>
-> {
+/** The rows since the component was set up, newest first; those of one topic, or with `null` those for the user alone. */
+export function useNotifications({
+  event = '*',
+  topic,
+  limit = 100,
+}: { event?: string; topic?: string | null; limit?: number } = {}): Readonly<ShallowRef<readonly Notification[]>> {
   const notifications = shallowRef<readonly Notification[]>([])
   useTidingsEvent(event, (notification) => {
-    notifications.value = [notification, ...notifications.value].slice(0, limit)
+    if (topic === undefined || topic === notification.topic)
+      notifications.value = [notification, ...notifications.value].slice(0, limit)
   })
   return notifications
 }

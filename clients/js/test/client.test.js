@@ -30,11 +30,12 @@ test('a notification has all that its row has', async () => {
   const { client } = await openLive()
   const notification = client.once('order')
   const text = '{"total": 12}'
-  await bridge.last.row('9007199254740993', { event: 'order', text, ref: 'order:12' })
+  await bridge.last.row('9007199254740993', { event: 'order', text, ref: 'order:12', topic: 'shop:3' })
   const { data, ...others } = await notification
   assert.deepEqual(others, {
     id: '9007199254740993',
     event: 'order',
+    topic: 'shop:3',
     ref: 'order:12',
     text,
     createdAt: new Date('2026-11-30T12:00:00Z'),
@@ -52,6 +53,7 @@ test('data is parsed once, when it is used, and throws if the text is not JSON',
   assert.equal(notifications[0].data, notifications[0].data)
   assert.equal(notifications[1].event, 'message')
   assert.equal(notifications[1].ref, null)
+  assert.equal(notifications[1].topic, null)
   assert.throws(() => notifications[1].data, SyntaxError)
 })
 
@@ -68,9 +70,18 @@ test('listeners get the rows with their event, all rows, or those without an eve
 test('rows whose event is a name of the client’s own reach the listeners for all rows only', async () => {
   const tab = await openLive()
   tab.notices.length = 0
-  for (const event of ['caught-up', 'gap', '*']) await bridge.last.row(event.length, { event })
-  assert.deepEqual(tab.received, [9, 3, 1])
+  for (const event of ['caught-up', 'topics', 'gap', '*']) await bridge.last.row(event.length, { event })
+  assert.deepEqual(tab.received, [9, 6, 3, 1])
   assert.deepEqual(tab.notices, [])
+})
+
+test('what the stream says of its topics reaches the application', async () => {
+  const { client, notices } = await openLive({ topics: ['team:7', 'team:8'] })
+  const topics = client.once('topics')
+  await bridge.last.send('event: tidings.topics\ndata: {"topics":1,"refused":["team:8"]}\n\n')
+  assert.deepEqual(await topics, { topics: 1, refused: ['team:8'] })
+  assert.deepEqual(notices.at(-1), ['topics', { topics: 1, refused: ['team:8'] }])
+  assert.equal(client.lastEventId, '0-P0')
 })
 
 test('a listener that throws is reported and stops nobody', async () => {
@@ -237,11 +248,17 @@ test('of tabs that share, each resumes from its own page', async () => {
   assert.deepEqual(leader.received, [1])
 })
 
-test('nothing is stored or resumed for another user, another address, without a user, or with a replay', async () => {
+test('nothing is resumed for another user, address or topics, without a user, or with a replay', async () => {
   const page = new FakePage()
   await openLive({ page, user: 'alice' })
   const { sessionStorage } = page
-  for (const options of [{ user: 'bob' }, { user: 'alice', url: '/other' }, {}, { user: 'alice', replay: 5 }]) {
+  for (const options of [
+    { user: 'bob' },
+    { user: 'alice', url: '/other' },
+    { user: 'alice', topics: ['team:7'] },
+    {},
+    { user: 'alice', replay: 5 },
+  ]) {
     await openTab(bridge, { page: new FakePage({ sessionStorage }), ...options })
     assert.equal(bridge.last.lastEventId, undefined, JSON.stringify(options))
   }
@@ -296,6 +313,10 @@ test('a wrong option is an error that names it', async () => {
     [{ heartbeat: 15 }, /heartbeat = "15"/], // seconds
     [{ url: 'https://[' }, /URL/],
     [{ url: 7 }, /url/],
+    [{ topics: [] }, /topics = ""/], // all topics would be the opposite
+    [{ topics: ['', 'team:7'] }, /topics/],
+    [{ topics: [undefined] }, /topics/],
+    [{ topics: 'team:7' }, /topics = "team:7"/],
   ])
     await assert.rejects(openTab(bridge, { page, ...options }), (error) => {
       assert.ok(error instanceof TypeError)

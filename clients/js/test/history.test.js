@@ -17,7 +17,8 @@ function example() {
   return history
 }
 
-const path = (steps) => steps && steps.map(({ from, to }) => `${from} ${to}`)
+/** The steps after the first, which says what the stream has of its topics. */
+const path = (steps) => steps && steps.slice(1).map(({ from, to }) => `${from} ${to}`)
 
 test('history: it knows what follows each of its positions', () => {
   const history = example()
@@ -30,27 +31,39 @@ test('history: it knows what follows each of its positions', () => {
 
 test('history: without a position, it knows the last rows, or that there were more', () => {
   const history = example()
-  assert.deepEqual(history.since('', 0), [])
+  assert.deepEqual(path(history.since('', 0)), [])
   assert.deepEqual(path(history.since('', 2)), ['2-C 3-C', '3-C 3-C'])
   assert.equal(history.since('', 4), null)
+})
+
+test('history: what the stream last said of its topics comes first, wherever the other begins', () => {
+  const history = example()
+  assert.deepEqual(history.since('3-C', 0)[0], { from: '3-C', to: '3-C' })
+  for (const refused of [['team:7'], []])
+    history.apply({ ...step('3-C', '3-C'), type: 'tidings.topics', data: { topics: 1, refused } })
+  for (let n = 0; n < 1_000; n++) history.apply(step('3-C', '3-C', 'x'))
+  const topics = { type: 'tidings.topics', data: { topics: 1, refused: [] } }
+  assert.deepEqual(history.since('3-C', 0)[0], { ...topics, from: '3-C', to: '3-C' })
+  assert.deepEqual(history.since('', 2)[0], { ...topics, from: '', to: '' })
+  assert.equal(history.since('9-X', 0), null)
 })
 
 test('history: steps that lead nowhere take no room', () => {
   const history = example()
   for (let n = 0; n < 1_000; n++) history.apply(step('3-C', '3-C'))
-  assert.equal(history.since('0-A', 0).length, 4)
+  assert.equal(path(history.since('0-A', 0)).length, 4)
 })
 
 test('history: only so many steps are kept, and only one large text', () => {
   const history = createHistory('0', () => {})
   for (let n = 0; n < 150; n++) history.apply(step(`${n}`, `${n + 1}`, 'x'.repeat(1_000)))
   assert.equal(history.since('50', 0), null)
-  assert.equal(history.since('51', 0).length, 99)
+  assert.equal(path(history.since('51', 0)).length, 99)
   history.apply(step('150', '151', 'x'.repeat(20_000)))
   assert.equal(history.since('150', 0), null)
   history.apply(step('151', '152', 'x'.repeat(20_000)))
   assert.equal(history.since('151', 0), null)
-  assert.deepEqual(history.since('152', 0), [])
+  assert.deepEqual(path(history.since('152', 0)), [])
 })
 
 test('history: a row is new once, and 10,000 are remembered', () => {

@@ -69,14 +69,35 @@ test('tabs share only with tabs of the same user and address, and if they are as
     { user: 'bob' },
     { user: 7 },
     { user: 'alice', url: '/other' },
+    { user: 'alice', topics: ['team:7'] },
+    { user: 'alice', topics: ['team:7', 'team:8'] },
     { user: 'alice', share: false },
     { user: undefined },
     { page: new FakePage() }, // no locks
   ])
     await open(options)
-  assert.equal(bridge.connections.length, 7)
+  assert.equal(bridge.connections.length, 9)
   await open({ user: '7' }) // the same user as 7
-  assert.equal(bridge.connections.length, 7)
+  await open({ topics: ['team:8', 'team:7'] }) // the same topics
+  assert.equal(bridge.connections.length, 9)
+})
+
+test('every tab is told which topics are refused, also one that comes later', async () => {
+  const topics = ['team:7', 'team:8']
+  const report = { topics: 1, refused: ['team:8'] }
+  const told = ({ notices }) => notices.filter(([name]) => name === 'topics').map(([, data]) => data)
+  const tabs = [await open({ topics }), await open({ topics })]
+  await bridge.last.send(`event: tidings.open\ndata: {"resumed":false}\nid: 0-P0\n\n`)
+  await bridge.last.send(`event: tidings.topics\ndata: ${JSON.stringify(report)}\n\n`)
+  await bridge.last.row(1, { topic: 'team:7' })
+  await bridge.last.send('event: tidings.caught-up\ndata: {"rows":1}\nid: 1-P1\n\n')
+  assert.deepEqual(tabs.map(told), [[report], [report]])
+  const later = await open({ topics })
+  await bridge.last.row(2, { topic: 'team:7' })
+  assert.deepEqual(told(later), [report])
+  assert.deepEqual(later.notices.at(-1), ['caught-up', { rows: 0 }])
+  assert.deepEqual(later.received, [2])
+  assert.equal(bridge.connections.length, 1)
 })
 
 test('no two pairs of address and user have the same name', async () => {

@@ -28,6 +28,15 @@ test('a page that knows its user gets no stream of another one, whose cookie it 
   assert.deepEqual(bridge.last.url.searchParams.getAll('expected_user'), ['7'])
 })
 
+test('it requests the topics, in an order that all tabs have, and in addition to those of the address', async () => {
+  const bridge = new Bridge()
+  const topics = Object.freeze(['team:8', 'team:7 & co', '*'])
+  await openTab(bridge, { url: '/events?topic=a', topics })
+  assert.deepEqual(bridge.last.url.searchParams.getAll('topic'), ['a', '*', 'team:7 & co', 'team:8'])
+  await openTab(bridge)
+  assert.equal(bridge.last.url.searchParams.has('topic'), false)
+})
+
 test('it resumes after the last event, also one without data, and asks for no replay then', async () => {
   const bridge = new Bridge()
   const tab = await openTab(bridge, { replay: 5 })

@@ -269,6 +269,7 @@ class Tab {
     this.client.on('*', ({ id }) => this.received.push(Number(id)))
     this.client.on('caught-up', (data) => this.notices.push(['caught-up', data]))
     this.client.on('gap', (data) => this.notices.push(['gap', data]))
+    this.client.on('topics', (data) => this.notices.push(['topics', data]))
     this.client.subscribe(() => {
       if (this.client.status !== this.statuses.at(-1)) this.statuses.push(this.client.status)
     })

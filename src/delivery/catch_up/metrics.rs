@@ -20,6 +20,8 @@ pub struct Reads {
     pub rows: Counter,
     /// Failed reads.
     pub failures: Counter,
+    /// Subscribers whose pages fail while others' don't.
+    pub failing: Gauge,
 }
 
 impl Default for Reads {
@@ -29,6 +31,7 @@ impl Default for Reads {
             wanted: Gauge::default(),
             rows: Counter::default(),
             failures: Counter::default(),
+            failing: Gauge::default(),
         }
     }
 }

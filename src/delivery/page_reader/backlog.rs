@@ -24,8 +24,6 @@ pub const SKIPPED_ROWS_BEFORE_NOTING: u32 = 100;
 pub struct Backlog<'a> {
     pub query: &'a str,
     pub user: Option<&'a UserId>,
-    /// How many of the user's last rows the page begins with, sent or not.
-    pub replay: u32,
     /// The page contains everything that is new to this position, sent or not.
     pub opened: &'a Position,
     /// The cluster that transaction ids belong to.
@@ -67,9 +65,8 @@ fn read_cursor(head: &Row, here: Incarnation) -> Result<Option<Position>, Error>
     Ok(Some(cursor))
 }
 
-/// Reads the first page of a user who connects without a position: the unsent rows, the
-/// last rows that the client asked for, and everything that is new since the connection
-/// was opened.
+/// Reads the first page of a user who connects without a position: the unsent rows,
+/// and everything that is new since the connection was opened.
 pub async fn backlog_page(
     pool: &Pool,
     wanted: Backlog<'_>,
@@ -82,7 +79,6 @@ pub async fn backlog_page(
             wanted.query,
             &[
                 (&wanted.user.map(UserId::as_str), Type::TEXT),
-                (&i64::from(wanted.replay), Type::INT8),
                 (&size.limit(), Type::INT8),
                 (&size.bytes, Type::INT8),
                 (&opened.floor(), Type::XID8),

@@ -9,7 +9,7 @@ use super::{
     user::{UserPage, read_user_page},
 };
 use crate::{
-    delivery::{batch::End, memberships::LateWanted},
+    delivery::{batch::End, membership_table::MembershipTable, memberships::LateWanted},
     domain::{
         membership::Membership,
         notification::UserId,
@@ -66,7 +66,7 @@ pub struct PageTopics {
     /// The user's memberships in the snapshot of the page, without granted topics and
     /// everyone's: at most [`MOST_TOPICS`], and only those that the client asked for if it
     /// asked for any.
-    pub memberships: Vec<(Topic, Membership)>,
+    pub memberships: MembershipTable,
     /// Whether there were more.
     pub is_truncated: bool,
 }
@@ -184,7 +184,7 @@ fn names(topics: &[Topic]) -> Vec<&str> {
 
 /// A name that is no topic is left out: no row can have it.
 fn read_topics(head: &Row) -> Result<PageTopics, Error> {
-    let names: Vec<String> = head.try_get("topics")?;
+    let names: Vec<&str> = head.try_get("topics")?;
     let sinces: Vec<Option<Snapshot>> = head.try_get("sinces")?;
     let xids: Vec<Option<Xid>> = head.try_get("xids")?;
     let is_truncated = names.len() > MOST_TOPICS;

@@ -11,9 +11,9 @@ use tokio::{
 use super::*;
 use crate::{
     delivery::{
-        catch_up::{FirstStart, PageMemory},
+        catch_up::PageMemory,
         hub::{Reading as TailReading, Tail},
-        page_reader::UserPage,
+        page_reader::{FirstStart, UserPage},
     },
     domain::{
         history::{Incarnation, Since},
@@ -129,7 +129,7 @@ impl Fixture {
         let (wanted, reply) = self.request(stream);
         let page = self.page(&wanted, rows, rest).await;
         reply
-            .send(PageOutcome::Page(page))
+            .send(PageOutcome::Page(Box::new(page)))
             .expect("a stream that waits");
     }
 
@@ -280,14 +280,18 @@ async fn rows_published_during_the_catch_up_follow_its_pages_without_gap_or_repe
     assert!(wanted.position.is_none());
     fixture.publish(&[3, 4]);
     let page = fixture.page(&wanted, &[2, 3], Rest::More).await;
-    reply.send(PageOutcome::Page(page)).expect("a stream");
+    reply
+        .send(PageOutcome::Page(Box::new(page)))
+        .expect("a stream");
     assert_eq!(rows(&written(&mut stream)), [2, 3]);
     // The page that is missing has one of the rows that wait in the mailbox.
     let (wanted, reply) = fixture.requests.try_recv().expect("the next request");
     assert!(!wanted.position.as_ref().expect("a position").is_new(key(3)));
     fixture.publish(&[5]);
     let page = fixture.page(&wanted, &[4], Rest::Nothing).await;
-    reply.send(PageOutcome::Page(page)).expect("a stream");
+    reply
+        .send(PageOutcome::Page(Box::new(page)))
+        .expect("a stream");
     let written = written(&mut stream);
     assert_eq!(rows(&written), [4, 5]);
     let caught_up = written.find("tidings.caught-up").expect("it is live");
@@ -352,7 +356,9 @@ async fn rows_that_were_removed_unseen_are_reported_as_a_gap() {
         let (wanted, reply) = fixture.request(&mut stream);
         let mut page = fixture.page(&wanted, &[9], Rest::Nothing).await;
         page.page.pruned = Some(key(pruned).xid);
-        reply.send(PageOutcome::Page(page)).expect("a stream");
+        reply
+            .send(PageOutcome::Page(Box::new(page)))
+            .expect("a stream");
         let written = written(&mut stream);
         assert_eq!(
             written.contains(r#"{"reason":"pruned"}"#),
@@ -567,7 +573,7 @@ impl Fixture {
             memberships: membership.into_iter().map(|one| (team(), one)).collect(),
             is_truncated: false,
         };
-        let sent = reply.send(PageOutcome::Page(page));
+        let sent = reply.send(PageOutcome::Page(Box::new(page)));
         sent.expect("a stream that waits");
         wanted
     }

@@ -1,9 +1,11 @@
 'use strict';
 
-// The demo page of Tidings: two panes, each of which listens to the stream of one user.
+// The demo page of Tidings: two panes, each of which listens to the stream of one user, and a
+// room that users can join.
 // This is a module, so nothing declared here becomes a global.
 
 const SIDES = { left: 'alice', right: 'bob' };
+const NAMES = ['alice', 'bob', 'carol']; // who is suggested
 const HAS_EVENT_SOURCE = 'EventSource' in window;
 
 const MAX_ENTRIES = 200; // in one pane
@@ -57,6 +59,14 @@ function element(name, className, text = '') {
   made.className = className;
   made.textContent = text;
   return made;
+}
+
+/** A button that stands for a user. */
+function nameButton(name) {
+  const button = element('button', 'quiet', name);
+  button.type = 'button';
+  button.value = name;
+  return button;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -188,11 +198,70 @@ function rowItem(row) {
   const meta = element('div', 'meta');
   meta.append(gauge, element('span', 'state', 'waiting'), element('span', 'detail'));
   if (row.event) meta.append(element('code', 'event', row.event));
+  if (row.topic) meta.append(element('code', 'topic', row.topic));
 
   const body = element('div', 'body');
   body.append(element('div', 'text', row.text), meta);
   item.append(at, body);
   return item;
+}
+
+// ---------------------------------------------------------------------------------------------
+// A form that sends a text.
+
+/** Sends JSON, and returns the answer and what went wrong, or nothing. */
+async function post(url, body) {
+  try {
+    const response = await fetch(url, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+    if (!response.ok) return { problem: await problemOf(response) };
+    return { problem: '', answer: await response.json() };
+  } catch {
+    return { problem: 'The server could not be reached.' };
+  }
+}
+
+class Composer {
+  /** `addressee` says whom it writes to now, and `sent` is called when a row was inserted. */
+  constructor(form, error, addressee, sent) {
+    Object.assign(this, { form, error, addressee, sent, sending: false });
+    this.text = form.elements.text;
+    form.addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    // Enter sends and Shift+Enter breaks the line, but the Enter that ends the composition of a
+    // character is neither.
+    this.text.addEventListener('keydown', (event) => {
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.send();
+    });
+  }
+
+  async send() {
+    if (this.sending) return;
+    const addressee = this.addressee();
+    const text = this.text.value;
+    this.error.textContent = text ? '' : 'Write something first.';
+    if (!text) return;
+
+    this.setSending(true);
+    const { problem } = await post('/demo/notifications', { ...addressee, text });
+    this.setSending(false);
+    if (!problem && this.text.value === text) this.text.value = '';
+    if (addressee.user_id !== this.addressee().user_id) return;
+    this.error.textContent = problem;
+    if (!problem) this.sent();
+  }
+
+  setSending(sending) {
+    this.sending = sending;
+    this.form.setAttribute('aria-busy', String(sending));
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -206,7 +275,6 @@ class Pane {
     section.setAttribute('aria-label', `${side} pane`);
     this.el = {};
     for (const part of section.querySelectorAll('[data-role]')) this.el[part.dataset.role] = part;
-    this.el.text = this.el.send.elements.text;
     this.el.light.hidden = !HAS_EVENT_SOURCE;
 
     this.log = new Log(this.el.list);
@@ -214,14 +282,14 @@ class Pane {
     this.source = null;
     this.events = new Set(); // names of events besides 'message'
     this.listing = new AbortController(); // ends what was asked for the user before
-    this.sending = false;
 
     this.hearViewer();
     this.choose(userFromAddress(side));
   }
 
   hearViewer() {
-    const { user, choices, send, text } = this.el;
+    const { user, choices, send, error } = this.el;
+    choices.prepend(...NAMES.map(nameButton));
     user.addEventListener('change', () => this.change(user.value));
     user.addEventListener('focus', () => user.select());
     user.addEventListener('keydown', (event) => {
@@ -231,17 +299,9 @@ class Pane {
       const button = event.target.closest('button');
       if (button) this.change(user.value = button.value);
     });
-    send.addEventListener('submit', (event) => {
-      event.preventDefault();
-      this.send();
-    });
-    // Enter sends and Shift+Enter breaks the line, but the Enter that ends the composition of a
-    // character is neither.
-    text.addEventListener('keydown', (event) => {
-      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
-      event.preventDefault();
-      this.send();
-    });
+    // The row is not added here: it comes through the stream as everybody's does. Without one,
+    // the list shows it waiting.
+    new Composer(send, error, () => ({ user_id: this.user }), () => this.refreshSoon());
   }
 
   // ---- who ----
@@ -253,6 +313,7 @@ class Pane {
     if (problem || name === this.user) return;
     this.choose(name);
     keepInAddress(this.side, name);
+    this.section.dispatchEvent(new Event('chosen', { bubbles: true }));
   }
 
   /** Starts afresh for a user: nothing of the user before may stay, or come in late. */
@@ -434,44 +495,90 @@ class Pane {
     clearTimeout(this.refreshTimer);
     this.refreshTimer = 0;
   }
-
-  // ---- the form ----
-
-  async send() {
-    if (this.sending) return;
-    const { user } = this;
-    const text = this.el.text.value;
-    this.el.error.textContent = text ? '' : 'Write something first.';
-    if (!text) return;
-
-    this.setSending(true);
-    const problem = await postNotification(user, text);
-    this.setSending(false);
-    if (!problem && this.el.text.value === text) this.el.text.value = '';
-    if (user !== this.user) return;
-    this.el.error.textContent = problem;
-    // The row is not added here: it comes through the stream as everybody's does. Without one,
-    // the list shows it waiting.
-    if (!problem) this.refreshSoon();
-  }
-
-  setSending(sending) {
-    this.sending = sending;
-    this.el.send.setAttribute('aria-busy', String(sending));
-  }
 }
 
-/** Inserts a row, and returns what went wrong, or nothing. */
-async function postNotification(user, text) {
-  try {
-    const response = await fetch('/demo/notifications', {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify({ user_id: user, text }),
+// ---------------------------------------------------------------------------------------------
+// The room: a topic, and who is subscribed to it.
+
+class Room {
+  constructor(section, panes) {
+    this.panes = panes;
+    this.el = {};
+    for (const part of section.querySelectorAll('[data-role]')) this.el[part.dataset.role] = part;
+    this.topic = '';
+    this.members = [];
+    this.asked = 0; // answers may overtake each other
+
+    const { send, error, members } = this.el;
+    new Composer(send, error, () => ({ topic: this.topic }), () => this.refreshPanes());
+    members.addEventListener('click', (event) => {
+      const button = event.target.closest('button');
+      if (button) this.toggle(button.value);
     });
-    return response.ok ? '' : problemOf(response);
-  } catch {
-    return 'The server could not be reached. Your text is still here.';
+    document.getElementById('panes').addEventListener('chosen', () => this.show());
+  }
+
+  wake() {
+    if (this.timer) return;
+    this.timer = setInterval(() => this.refresh(), REFRESH_IDLE);
+    this.refresh();
+  }
+
+  sleep() {
+    clearInterval(this.timer);
+    this.timer = 0;
+  }
+
+  async refresh() {
+    const asked = this.asked += 1;
+    try {
+      const response = await fetch('/demo/room', { cache: 'no-store' });
+      if (!response.ok) throw new Error(await problemOf(response));
+      this.take(asked, await response.json());
+    } catch {
+      // The panes say that the server can't be reached.
+    }
+  }
+
+  async toggle(user) {
+    const asked = this.asked += 1;
+    const joins = !this.members.includes(user);
+    const { problem, answer } = await post('/demo/room', { user_id: user, joins });
+    this.el.error.textContent = problem;
+    if (problem) return;
+    this.take(asked, answer);
+    this.refreshPanes();
+  }
+
+  take(asked, { topic, members }) {
+    if (asked !== this.asked) return;
+    this.topic = this.el.topic.textContent = topic;
+    this.members = members;
+    this.show();
+  }
+
+  /** The suggested names, those in the panes, and whoever else is in the room. */
+  show() {
+    const names = new Set([...NAMES, ...this.panes.map((pane) => pane.user), ...this.members]);
+    const buttons = [...names].map((name) => this.button(name));
+    const focused = this.el.members.contains(document.activeElement) && document.activeElement.value;
+    this.el.members.replaceChildren(...buttons);
+    buttons.find((button) => button.value === focused)?.focus();
+  }
+
+  button(name) {
+    const isMember = this.members.includes(name);
+    const button = nameButton(name);
+    button.title = isMember ? `${name} leaves the room` : `${name} joins the room`;
+    button.setAttribute('aria-pressed', String(isMember));
+    const gauge = element('span', 'tide');
+    gauge.setAttribute('aria-hidden', 'true');
+    button.prepend(gauge);
+    return button;
+  }
+
+  refreshPanes() {
+    for (const pane of this.panes) pane.refreshSoon();
   }
 }
 
@@ -485,12 +592,18 @@ function makePane(side) {
   return pane;
 }
 
+function makeRoom(panes) {
+  const section = document.getElementById('room').content.firstElementChild.cloneNode(true);
+  document.getElementById('panes').prepend(section);
+  return new Room(section, panes);
+}
+
 /** A page that nobody sees gives its connections back: a browser has only six for one host. */
-function followVisibility(panes) {
+function followVisibility(parts) {
   const follow = (event) => {
     const leaving = event.type === 'pagehide' || event.type === 'freeze';
     const awake = !leaving && document.visibilityState === 'visible';
-    for (const pane of panes) awake ? pane.wake() : pane.sleep();
+    for (const part of parts) awake ? part.wake() : part.sleep();
   };
   for (const name of ['visibilitychange', 'freeze', 'resume']) {
     document.addEventListener(name, follow);
@@ -530,5 +643,6 @@ async function copy(source) {
 }
 
 document.getElementById('no-eventsource').hidden = HAS_EVENT_SOURCE;
-followVisibility(Object.keys(SIDES).map(makePane));
+const panes = Object.keys(SIDES).map(makePane);
+followVisibility([...panes, makeRoom(panes)]);
 showAbout();

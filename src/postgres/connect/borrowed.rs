@@ -63,6 +63,13 @@ impl Borrowed {
         Self::connect(url, BEGIN_READING).await
     }
 
+    /// The same, with further settings for each transaction.
+    pub async fn to_read_with(url: &DatabaseUrl, settings: &str) -> Result<Self, ConnectError> {
+        let mut client = Self::to_read(url).await?;
+        client.begin += settings;
+        Ok(client)
+    }
+
     /// Connects for reading and writing.
     pub async fn to_write(url: &DatabaseUrl) -> Result<Self, ConnectError> {
         Self::connect(url, BEGIN).await

@@ -49,7 +49,7 @@ impl SchemaName {
 }
 
 /// A name in double quotes, for SQL.
-pub(in crate::postgres) fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -8,6 +8,7 @@ mod errands;
 mod health;
 mod locks;
 mod manual;
+mod memberships;
 mod passwords;
 mod prune;
 mod rights;

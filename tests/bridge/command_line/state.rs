@@ -99,6 +99,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_fixed() {
         ("stream_tickets", "tidings_end_streams_of_changed"),
         ("stream_tickets", "tidings_end_streams_of_truncated"),
         ("notifications", "tidings_refuse_topics"),
+        ("tidings_membership_changes", "tidings_ring_for_memberships"),
         ("topic_subscriptions", "tidings_note_subscribed"),
         ("topic_subscriptions", "tidings_note_unsubscribed"),
         ("topic_subscriptions", "tidings_note_truncated"),

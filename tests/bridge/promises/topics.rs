@@ -246,3 +246,23 @@ async fn a_client_that_asks_for_topics_is_told_first_which_are_refused() {
         .await;
     assert_eq!(texts_up_to(&mut alice, "yes").await, ["yes"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_narrowed_stream_moves_no_cursor() {
+    let database = Database::migrated().await;
+    database
+        .execute("select subscribe('alice', 'team'), subscribe('alice', 'club')")
+        .await;
+    let bridge = Bridge::start_with(&database, &["--settle=0s"]).await;
+    let mut narrowed = bridge.connect_with("alice", "?topic=team", &[]).await;
+    until(&mut narrowed, "tidings.caught-up").await;
+    database
+        .execute("select send_to_topic('club', 'club'), send_to_topic('team', 'team')")
+        .await;
+    assert_eq!(texts_up_to(&mut narrowed, "team").await, ["team"]);
+    drop(narrowed);
+    bridge.until_connections(0).await;
+    let mut alice = bridge.connect("alice").await;
+    let all = texts_until(&mut alice, "tidings.caught-up").await;
+    assert_eq!(all, ["club", "team"]);
+}

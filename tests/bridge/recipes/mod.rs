@@ -5,9 +5,11 @@ mod adopted;
 mod application;
 mod development;
 mod form_flow;
+mod members;
 pub mod page;
 mod shop;
 mod start;
+mod topics;
 
 use tokio::time::timeout;
 

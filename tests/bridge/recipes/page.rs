@@ -1,13 +1,15 @@
-//! A page and the files it contains.
+//! A page and the code it contains.
 
 use std::{collections::BTreeMap, fs, path::Path};
+
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs");
 
 const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes");
 
 /// The beginning of the line that lists the versions a page is run with.
 const RUN_WITH: &str = "Run by the tests with ";
 
-/// A page of `docs/recipes`.
+/// A page of `docs/recipes`, or another page of the documentation.
 pub struct Page {
     pub name: String,
     pub text: String,
@@ -24,7 +26,16 @@ enum Place<'a> {
 
 impl Page {
     pub fn open(name: &str) -> Self {
-        let path = Path::new(PAGES).join(name).with_extension("md");
+        Self::read(Path::new(PAGES), name)
+    }
+
+    /// A page of `docs`.
+    pub fn of_docs(name: &str) -> Self {
+        Self::read(Path::new(DOCS), name)
+    }
+
+    fn read(folder: &Path, name: &str) -> Self {
+        let path = folder.join(name).with_extension("md");
         Self {
             name: name.to_owned(),
             text: fs::read_to_string(path).expect(name),

@@ -98,15 +98,27 @@ impl Shop {
         self.database.execute(work).await;
     }
 
-    /// Opens the user's stream, using only the credentials that the application issues.
+    /// Opens the user's stream, and reads it up to its live rows.
     pub async fn enter(
         &self,
         application: &mut Application,
         proof: Proof,
         user: &str,
     ) -> EventSource {
+        let mut stream = self.connect(application, proof, user).await;
+        until(&mut stream, "tidings.caught-up").await;
+        stream
+    }
+
+    /// Opens the user's stream, using only the credentials that the application issues.
+    pub async fn connect(
+        &self,
+        application: &mut Application,
+        proof: Proof,
+        user: &str,
+    ) -> EventSource {
         let address = self.bridge.address();
-        let mut stream = match proof {
+        match proof {
             Proof::Token => {
                 let token = application.ask(&format!("token {user}")).await;
                 let cookie = format!("tidings_token={token}");
@@ -116,9 +128,7 @@ impl Shop {
                 let ticket = application.ask(&format!("ticket {user}")).await;
                 EventSource::open(address, &format!("/stream?ticket={ticket}"), &[]).await
             }
-        };
-        until(&mut stream, "tidings.caught-up").await;
-        stream
+        }
     }
 
     /// The items ordered, oldest first.

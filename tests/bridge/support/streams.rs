@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tidings::{
     delivery::{
-        catch_up::{PageMemory, Pages, Reads, Turns},
+        catch_up::{FailingSubscribers, PageMemory, Pages, Reads, Turns},
         cursors::Cursors,
         delivered_watermark::DeliveredWatermark,
         heartbeat::Heartbeats,
@@ -58,6 +58,7 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
             cursors: Arc::clone(&cursors),
             health: Arc::default(),
             turns: Arc::new(Turns::new(1)),
+            failing: FailingSubscribers::default(),
             memory: Arc::new(PageMemory::default()),
             runtime: Handle::current(),
             history: Mutex::default(),

@@ -1,17 +1,33 @@
 from .sending import (
     asend_notification,
     asend_notifications,
+    asend_to_everyone,
+    asend_to_topic,
+    asubscribe,
+    aunsubscribe,
     create_stream_ticket,
     disconnect_user,
     send_notification,
     send_notifications,
+    send_to_everyone,
+    send_to_topic,
+    subscribe,
+    unsubscribe,
 )
 
 __all__ = [
     "asend_notification",
     "asend_notifications",
+    "asend_to_everyone",
+    "asend_to_topic",
+    "asubscribe",
+    "aunsubscribe",
     "create_stream_ticket",
     "disconnect_user",
     "send_notification",
     "send_notifications",
+    "send_to_everyone",
+    "send_to_topic",
+    "subscribe",
+    "unsubscribe",
 ]

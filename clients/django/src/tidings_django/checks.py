@@ -28,6 +28,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         *_check_secret(),
         *_check_lifetime(),
         *_check_user_id(),
+        *_check_topics(),
         *_check_cookie(),
         *_check_middleware(),
     ]
@@ -67,7 +68,7 @@ def check_database(
         return [
             Warning(
                 f"The schema {conf.schema()!r} of the database {conf.database()!r} doesn't contain "
-                f"Tidings, or {role!r} may not use it.",
+                f"Tidings, or an earlier version, or {role!r} may not use it.",
                 hint="Run `manage.py tidings migrate`, or set TIDINGS_SCHEMA.",
                 id="tidings.W002",
             )
@@ -91,10 +92,13 @@ select
   (
     select bool_and(has_function_privilege(p.oid, 'execute'))
     from pg_proc as p
-    where p.pronamespace = n.oid and p.proname in ('create_stream_ticket', 'disconnect_user')
+    where
+      p.pronamespace = n.oid
+      and p.proname in ('create_stream_ticket', 'disconnect_user', 'subscribe', 'unsubscribe')
   )
 from pg_namespace as n
 join pg_class as c on c.relnamespace = n.oid and c.relname = 'notifications'
+join pg_attribute as a on a.attrelid = c.oid and a.attname = 'topic'
 where n.nspname = %s and has_schema_privilege(n.oid, 'usage')
 """
 
@@ -161,6 +165,20 @@ def _check_user_id() -> Iterator[CheckMessage]:
                 f"TIDINGS_USER_ID is {attribute!r}.",
                 hint="Set it to the name of an attribute of users, or to the path of a function.",
                 id="tidings.E004",
+            )
+
+
+def _check_topics() -> Iterator[CheckMessage]:
+    try:
+        function = conf.topics()
+    except ImportError as error:
+        yield Error(f"TIDINGS_TOPICS can't be imported: {error}", id="tidings.E008")
+    else:
+        if function is not None and not callable(function):
+            yield Error(
+                f"TIDINGS_TOPICS is {function!r}.",
+                hint="Set it to the path of a function that returns the topics of a user.",
+                id="tidings.E008",
             )
 
 

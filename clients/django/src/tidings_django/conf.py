@@ -15,7 +15,7 @@ from django.utils.crypto import salted_hmac
 from django.utils.module_loading import import_string
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from django.http import HttpRequest
 
@@ -34,6 +34,7 @@ NAMES = frozenset(
         "SCHEMA",
         "STREAM_URL",
         "TOKEN_LIFETIME",
+        "TOPICS",
         "USER_ID",
     )
 )
@@ -77,6 +78,12 @@ def user_attribute() -> str | Callable[[Any], Any]:
     """By what Tidings knows users: an attribute, or a function of the user."""
     value = _get("USER_ID", "pk")
     return import_string(value) if isinstance(value, str) and "." in value else value
+
+
+def topics() -> Callable[[Any], Iterable[str]] | None:
+    """A function of the user: the topics that tokens and tickets grant."""
+    value = _get("TOPICS", None)
+    return import_string(value) if isinstance(value, str) else value
 
 
 def stream_url(request: HttpRequest) -> str:

@@ -21,10 +21,11 @@ class Notification(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    # Not a ForeignKey, which would compare a number with text.
-    user_id = models.TextField()
+    # Either a user or a topic. Not a ForeignKey, which would compare a number with text.
+    user_id = models.TextField(null=True, blank=True)  # noqa: DJ001 (null means none)
+    topic = models.TextField(null=True, blank=True)  # noqa: DJ001
     text = models.TextField()
-    event = models.TextField(null=True, blank=True)  # noqa: DJ001 (null means none)
+    event = models.TextField(null=True, blank=True)  # noqa: DJ001
     expires_at = models.DateTimeField(null=True, blank=True)
     ref = models.TextField(null=True, blank=True)  # noqa: DJ001
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import ProgrammingError
+from django.db import DatabaseError, ProgrammingError
 from django.db.migrations.operations.base import Operation
 from django.db.models import BooleanField, DateTimeField, F, Field, ForeignKey, Model, Q
 from django.db.models.sql import Query
 
-from . import adoption, conf
+from . import adoption, conf, memberships
 from .database import qualified, quote
 
 if TYPE_CHECKING:
@@ -22,7 +22,27 @@ NAME_BYTES = 63
 """Postgres cuts longer names off."""
 
 
-class AdoptModel(Operation):
+class _ModelOperation(Operation):
+    """Creates or removes triggers on the table of a model."""
+
+    reversible = True
+    model: str
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        """Triggers are no part of Django's state."""
+
+    def _model(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, state: ProjectState
+    ) -> type[Model] | None:
+        """The model, if its table is in this database."""
+        app, _, name = self.model.rpartition(".")
+        model: type[Model] = state.apps.get_model(app or app_label, name)
+        connection = schema_editor.connection
+        is_here = self.allow_migrate_model(connection.alias, model)
+        return model if is_here and connection.vendor == "postgresql" else None
+
+
+class AdoptModel(_ModelOperation):
     """Sends a notification for each row that is inserted into the table of a model.
 
     `user`, `text` and `event` are names of fields, or expressions such as `Value("order")` and
@@ -34,8 +54,6 @@ class AdoptModel(Operation):
 
     Rows that are already in the table are sent if they fulfil `existing`.
     """
-
-    reversible = True
 
     def __init__(
         self,
@@ -61,9 +79,6 @@ class AdoptModel(Operation):
         options = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in options.items() if value is not None}
         return type(self).__qualname__, [self.model], given
-
-    def state_forwards(self, app_label: str, state: ProjectState) -> None:
-        """Triggers are no part of Django's state."""
 
     def database_forwards(
         self,
@@ -96,7 +111,7 @@ class AdoptModel(Operation):
         model = self._model(app_label, schema_editor, state)
         if model is None:
             return
-        _check_user(model, self.user)
+        _check_user(model, self.user, "AdoptModel", "Pass an expression for the user.")
         sql = _Generator(model, schema_editor)
         tidings, table = sql.tidings(), sql.table()
         mark = None if self.mark is None else sql.mark(self.mark)
@@ -132,16 +147,6 @@ class AdoptModel(Operation):
         for statement in adoption.release(sql.tidings(), sql.table()):
             schema_editor.execute(statement, params=None)
 
-    def _model(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, state: ProjectState
-    ) -> type[Model] | None:
-        """The model, if its table is in this database."""
-        app, _, name = self.model.rpartition(".")
-        model: type[Model] = state.apps.get_model(app or app_label, name)
-        connection = schema_editor.connection
-        is_here = self.allow_migrate_model(connection.alias, model)
-        return model if is_here and connection.vendor == "postgresql" else None
-
 
 class ReleaseModel(AdoptModel):
     """Ends the effect of an `AdoptModel`. With the same arguments, it can be reversed."""
@@ -170,6 +175,107 @@ class ReleaseModel(AdoptModel):
     @property
     def migration_name_fragment(self) -> str:
         return f"release_{self.model.lower().replace('.', '_')}"
+
+
+class WatchMemberships(_ModelOperation):
+    """Subscribes users to topics as the rows of a model say, and keeps it so.
+
+    `WatchMemberships("auth.User_groups", topic="group", prefix="group:")` subscribes the users of
+    the group with the key 7 to the topic `group:7`. `user` and `topic` are names of fields, which
+    must be unique together. All topics that begin with the prefix are this model's.
+
+    The role must be able to act as the owner of the table, and have been granted `tidings_issuer`.
+    """
+
+    def __init__(self, model: str, *, user: str = "user", topic: str, prefix: str) -> None:
+        self.model = model
+        self.user = user
+        self.topic = topic
+        self.prefix = prefix
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        given = {"user": self.user, "topic": self.topic, "prefix": self.prefix}
+        return type(self).__qualname__, [self.model], given
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        self._watch(app_label, schema_editor, to_state)
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        self._unwatch(app_label, schema_editor, to_state)
+
+    def describe(self) -> str:
+        return f"Subscribe users to {self.prefix}… as {self.model} says"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return f"watch_{self.model.lower().replace('.', '_')}"
+
+    def _watch(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, state: ProjectState
+    ) -> None:
+        model = self._model(app_label, schema_editor, state)
+        if model is None:
+            return
+        advice = "Call subscribe() and unsubscribe() where memberships change."
+        _check_user(model, self.user, "WatchMemberships", advice)
+        sql = _Generator(model, schema_editor)
+        sql.owner_of("tidings_watch")
+        statement = memberships.watch(sql.memberships(self.user, self.topic, self.prefix))
+        try:
+            schema_editor.execute(statement, params=None)
+        except DatabaseError as error:
+            raise type(error)(f"{self.model} can't be watched: {error}") from error
+
+    def _unwatch(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, state: ProjectState
+    ) -> None:
+        model = self._model(app_label, schema_editor, state)
+        if model is None:
+            return
+        sql = _Generator(model, schema_editor)
+        for statement in memberships.unwatch(sql.memberships(self.user, self.topic, self.prefix)):
+            schema_editor.execute(statement, params=None)
+
+
+class UnwatchMemberships(WatchMemberships):
+    """Ends the effect of a `WatchMemberships` with the same arguments, and those subscriptions."""
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        self._unwatch(app_label, schema_editor, from_state)
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        self._watch(app_label, schema_editor, to_state)
+
+    def describe(self) -> str:
+        return f"Unsubscribe users from {self.prefix}…, whatever {self.model} says"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return f"unwatch_{self.model.lower().replace('.', '_')}"
 
 
 class _Generator:
@@ -221,13 +327,33 @@ class _Generator:
             mark_function_literal=self._literal(mark),
         )
 
+    def memberships(self, user: str, topic: str, prefix: str) -> memberships.Memberships:
+        schema, name, _ = self._find(self.model._meta.db_table)
+        table = f"{quote(schema)}.{quote(name)}"
+        return memberships.Memberships(
+            table=table,
+            literal=self._literal(table),
+            user=self._literal(self._field(user).column),
+            topic=self._literal(self._field(topic).column),
+            prefix=self._literal(prefix),
+        )
+
     def tidings(self) -> adoption.Tidings:
+        return adoption.Tidings(
+            notifications=qualified("notifications"),
+            adopt=qualified("tidings_adopt"),
+            unadopt=qualified("tidings_unadopt"),
+            owner=quote(self.owner_of("tidings_adopt")),
+        )
+
+    def owner_of(self, function: str) -> str:
+        """The owner of Tidings, whose release must have this function."""
         with self.schema_editor.connection.cursor() as cursor:
             cursor.execute(
                 "select pg_get_userbyid(p.proowner) from pg_proc as p "
                 "join pg_namespace as n on n.oid = p.pronamespace "
-                "where n.nspname = %s and p.proname = 'tidings_adopt'",
-                [conf.schema()],
+                "where n.nspname = %s and p.proname = %s",
+                [conf.schema(), function],
             )
             found = cursor.fetchone()
         if found is None:
@@ -235,12 +361,7 @@ class _Generator:
                 f"The schema {conf.schema()!r} doesn't contain Tidings, or an earlier version: "
                 "run `manage.py tidings migrate` first."
             )
-        return adoption.Tidings(
-            notifications=qualified("notifications"),
-            adopt=qualified("tidings_adopt"),
-            unadopt=qualified("tidings_unadopt"),
-            owner=quote(found[0]),
-        )
+        return str(found[0])
 
     def _field(self, name: str) -> Any:
         return self.model._meta.get_field(name)
@@ -276,7 +397,7 @@ class _Generator:
         return literal.replace("%%", "%") if isinstance(value, str) else literal
 
 
-def _check_user(model: type[Model], user: str | Combinable) -> None:
+def _check_user(model: type[Model], user: str | Combinable, operation: str, advice: str) -> None:
     """A foreign key holds the user's primary key, which must be what Tidings knows users by."""
     field = model._meta.get_field(user) if isinstance(user, str) else None
     if not isinstance(field, ForeignKey):
@@ -286,8 +407,7 @@ def _check_user(model: type[Model], user: str | Combinable) -> None:
     attribute = conf.user_attribute()
     if attribute not in accepted:
         raise ImproperlyConfigured(
-            f"AdoptModel: {field} holds {target}, but TIDINGS_USER_ID is {attribute!r}. "
-            "Pass an expression for the user."
+            f"{operation}: {field} holds {target}, but TIDINGS_USER_ID is {attribute!r}. {advice}"
         )
 
 

@@ -34,7 +34,8 @@ create schema if not exists "schema";
 
 create table "schema".notifications (
   id bigint generated always as identity primary key,
-  user_id text not null check (octet_length(user_id) between 1 and 255),
+  user_id text check (octet_length(user_id) between 1 and 255),
+  topic text check (octet_length(topic) between 1 and 255 and topic !~ '[[:cntrl:]]'),
   text text not null check (octet_length(text) <= 1048576),
   event text check (
     octet_length(event) between 1 and 100 and event !~ '[[:cntrl:]]'
@@ -44,7 +45,16 @@ create table "schema".notifications (
   created_at timestamptz not null default now(),
   expires_at timestamptz,
   sent_at timestamptz,
-  sent boolean generated always as (sent_at is not null) stored
+  sent boolean generated always as (sent_at is not null) stored,
+  check (num_nonnulls(user_id, topic) = 1)
+);
+
+create table "schema".topic_subscriptions (
+  user_id text not null check (octet_length(user_id) between 1 and 255),
+  topic text not null check (
+    octet_length(topic) between 1 and 255 and topic !~ '[[:cntrl:]]' and topic <> '*'
+  ),
+  primary key (user_id, topic)
 );
 
 create function "schema".send_notification(
@@ -55,7 +65,47 @@ create function "schema".send_notification(
   values ($1, $2, $3, $4, $5) returning id
 $$;
 
+create function "schema".send_to_topic(
+  topic text, text text, event text default null,
+  expires_at timestamptz default null, ref text default null
+) returns bigint language sql as $$
+  insert into "schema".notifications (topic, text, event, expires_at, ref)
+  values ($1, $2, $3, $4, $5) returning id
+$$;
+
+create function "schema".send_to_everyone(
+  text text, event text default null,
+  expires_at timestamptz default null, ref text default null
+) returns bigint language sql as $$
+  select "schema".send_to_topic('*', $1, $2, $3, $4)
+$$;
+
+create function "schema".subscribe(user_id text, topic text) returns boolean language sql as $$
+  with added as (
+    insert into "schema".topic_subscriptions values ($1, $2) on conflict do nothing returning 1
+  )
+  select exists (select from added)
+$$;
+
+create function "schema".unsubscribe(user_id text, topic text) returns boolean language sql as $$
+  with removed as (
+    delete from "schema".topic_subscriptions as s
+    where s.user_id = $1 and s.topic = $2 returning 1
+  )
+  select exists (select from removed)
+$$;
+
+create function "schema".tidings_watch(
+  members regclass, user_column name, topic_column name, prefix text
+) returns void language sql as '';
+
+create function "schema".tidings_sync_memberships(prefix text, users text[], topics text[])
+returns bigint language sql as 'select 0::bigint';
+
 create function "schema".create_stream_ticket(user_id text, ttl interval default '1 hour')
+returns text language sql as $$ select gen_random_uuid()::text $$;
+
+create function "schema".create_stream_ticket(user_id text, ttl interval, topics text[])
 returns text language sql as $$ select gen_random_uuid()::text $$;
 
 create function "schema".disconnect_user(user_id text) returns void language sql as '';

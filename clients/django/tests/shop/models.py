@@ -21,3 +21,18 @@ class Message(models.Model):
 
     class Meta:
         db_table = "Shop's Messages"
+
+
+class Team(models.Model):
+    members = models.ManyToManyField(settings.AUTH_USER_MODEL)
+
+
+class Seat(models.Model):
+    """A membership with names that have to be quoted, and values that may be null."""
+
+    room = models.TextField(db_column="the Room", null=True)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, null=True)
+
+    class Meta:
+        db_table = "Shop's Seats"
+        unique_together = [("user", "room")]

@@ -51,7 +51,7 @@ const sources = {
     function Bell({ prefix }) {
       window.renders++
       const status = useTidingsStatus()
-      const notifications = useNotifications({ limit: 3 })
+      const notifications = useNotifications({ limit: 3, topic: null })
       useTidingsEvent('order', ({ text }) => window.orders.push(prefix + text))
       return h('p', { className: status }, notifications.map(({ text }) => text).join(' '))
     }
@@ -76,7 +76,7 @@ const sources = {
       setup(props) {
         window.client = useTidings()
         const status = useTidingsStatus()
-        const notifications = useNotifications({ limit: 3 })
+        const notifications = useNotifications({ limit: 3, topic: null })
         useTidingsEvent('order', ({ text }) => window.orders.push(props.prefix + text))
         return () => h('p', { class: status.value }, notifications.value.map(({ text }) => text).join(' '))
       },
@@ -161,8 +161,13 @@ describeBrowsers((kind, browser) => {
 
   for (const framework of ['react', 'vue']) {
     test(framework, async () => {
+      await bridge.subscribe(user, `team:${user}`)
       const page = await open(`/${framework}`)
       await page.waitForFunction(() => document.querySelector('p.live'))
+      // The component shows only rows for the user alone.
+      const other = page.evaluate(() => window.client.once('*').then(({ topic }) => topic))
+      await bridge.sendToTopic(`team:${user}`, 'to the team')
+      assert.equal(await other, `team:${user}`)
       for (const text of ['1', '2', '3', '4']) await bridge.send(user, text)
       await page.waitForFunction(() => document.querySelector('p')?.textContent === '4 3 2')
       // A listener sees the component's present values, and is called once.

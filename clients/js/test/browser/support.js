@@ -146,6 +146,14 @@ export class Bridge {
   send(user, text) {
     return this.sql(`select send_notification('${user}', '${text}')`)
   }
+
+  sendToTopic(topic, text) {
+    return this.sql(`select send_to_topic('${topic}', '${text}')`)
+  }
+
+  async subscribe(user, ...topics) {
+    for (const topic of topics) await this.sql(`select subscribe('${user}', '${topic}')`)
+  }
 }
 
 /** Signs a token (HS256). */

@@ -16,13 +16,15 @@ const client: Tidings = connect()
 connect({ url: new URL('https://stream.example.org/stream'), user: 7, replay: 20 })
 connect({ user: 'alice', refresh: () => fetch('/stream-cookie', { method: 'POST' }) })
 connect({ token: () => 'x', signal: new AbortController().signal, fetch })
-connect({ ticket: async () => 'x' })
+connect({ ticket: async () => 'x', topics: ['team:7'] as const })
 // @ts-expect-error: no such option
 connect({ refersh: () => {} })
 // @ts-expect-error: a template that forgot the user
 connect({ user: null })
 // @ts-expect-error
 connect({ token: () => 7 })
+// @ts-expect-error: several
+connect({ topics: 'team:7' })
 const options: Options = {}
 // @ts-expect-error: options aren't changed later
 options.credentials = 'all'
@@ -35,13 +37,18 @@ client.on('order', (notification) => {
   notification.text = ''
 })
 client.on('comment', (notification) => isTrue<Equal<typeof notification.data, unknown>>())
-client.on('*', ({ id, event, text, ref, createdAt, position }) => {
+client.on('*', ({ id, event, text, topic, ref, createdAt, position }) => {
   isTrue<Equal<typeof id | typeof event | typeof text | typeof position, string>>()
+  isTrue<Equal<typeof topic, string | null>>()
   isTrue<Equal<typeof ref, string | null>>()
   isTrue<Equal<typeof createdAt, Date>>()
 })
 client.on('caught-up', ({ rows }) => isTrue<Equal<typeof rows, number>>())
 client.on('gap', ({ reason }) => isTrue<Equal<typeof reason, string>>())
+client.on('topics', ({ topics, refused }) => {
+  isTrue<Equal<typeof topics, number>>()
+  isTrue<Equal<typeof refused, readonly string[]>>()
+})
 const off = client.on('*', () => {})
 isTrue<Equal<typeof off, () => void>>()
 // @ts-expect-error
@@ -51,6 +58,8 @@ const order = await client.once('order', { signal: AbortSignal.timeout(1_000) })
 isTrue<Equal<typeof order.data, { id: number; total: string }>>()
 const { rows } = await client.once('caught-up')
 isTrue<Equal<typeof rows, number>>()
+const { truncated } = await client.once('topics')
+isTrue<Equal<typeof truncated, boolean | undefined>>()
 for await (const notification of client) isTrue<Equal<typeof notification, Notification>>()
 
 isTrue<Equal<typeof client.status, Status>>()

@@ -11,7 +11,8 @@ function Bell() {
   isTrue<Equal<typeof status, Status>>()
   useTidingsEvent('order', ({ data }) => isTrue<Equal<typeof data, { id: number; total: string }>>())
   useTidingsEvent('comment', ({ data }) => isTrue<Equal<typeof data, unknown>>())
-  const notifications = useNotifications({ event: 'order', limit: 5 })
+  useTidingsEvent('topics', ({ refused }) => isTrue<Equal<typeof refused, readonly string[]>>())
+  const notifications = useNotifications({ event: 'order', topic: 'team:7', limit: 5 })
   isTrue<Equal<typeof notifications, readonly Notification[]>>()
   // @ts-expect-error
   useNotifications({ limit: '5' })

@@ -14,7 +14,8 @@ isTrue<Equal<typeof client, Tidings | undefined>>()
 const status = useTidingsStatus()
 isTrue<Equal<typeof status, Readonly<ShallowRef<Status>>>>()
 useTidingsEvent('order', ({ data }) => isTrue<Equal<typeof data, { id: number; total: string }>>())
-const notifications = useNotifications()
+useTidingsEvent('gap', ({ reason }) => isTrue<Equal<typeof reason, string>>())
+const notifications = useNotifications({ topic: null })
 isTrue<Equal<typeof notifications, Readonly<ShallowRef<readonly Notification[]>>>>()
 // @ts-expect-error: it is changed by what arrives only
 notifications.value = []

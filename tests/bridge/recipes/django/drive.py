@@ -9,18 +9,23 @@ import django
 os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
 
+from django.contrib.auth.models import Group, User
 from django.core.management import call_command
 from django.db import DatabaseError
 from django.test import Client
-from people.models import User
 from shop import orders
+from teams import groups
 
-call_command("makemigrations", "people", "shop", verbosity=0)
+call_command("makemigrations", "shop", verbosity=0)
 call_command("migrate", verbosity=0)
 
 
-def user(name):
-    return User.objects.get_or_create(username=name)[0]
+def user(number):
+    return User.objects.get_or_create(pk=number, defaults={"username": number})[0]
+
+
+def group(number):
+    return Group.objects.get_or_create(pk=number, defaults={"name": number})[0]
 
 
 def order(customer, item):
@@ -32,6 +37,18 @@ def order(customer, item):
 
 def announce(customers, text):
     return orders.announce([user(name) for name in customers.split(",")], text)
+
+
+def join(member, number):
+    return user(member).groups.add(group(number))
+
+
+def leave(member, number):
+    return user(member).groups.remove(group(number))
+
+
+def tell(number, text):
+    return groups.tell_group(group(number), text)
 
 
 def visit(path, name):
@@ -59,6 +76,9 @@ def log_out(name):
 commands = {
     "order": order,
     "announce": announce,
+    "join": join,
+    "leave": leave,
+    "tell": tell,
     "token": token,
     "ticket": ticket,
     "logout": log_out,

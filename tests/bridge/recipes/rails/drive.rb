@@ -20,6 +20,10 @@ def users(ids)
   ids.split(",").map { |id| user(id) }
 end
 
+def project(id)
+  Project.find_or_create_by!(id: id)
+end
+
 # The cookie that the page's controller sets for a user who is logged in.
 def cookie(method, id)
   browser = ActionDispatch::Integration::Session.new(Rails.application)
@@ -37,6 +41,9 @@ commands = {
     "refused: #{e.message.lines.first.chomp}"
   end,
   "announce" => ->(ids, text) { Order.announce(users(ids), text) && "done" },
+  "join" => ->(member, id) { project(id).members << user(member) && "done" },
+  "leave" => ->(member, id) { project(id).members.delete(user(member)) && "done" },
+  "tell" => ->(id, text) { project(id).tell(text) },
   "token" => ->(id) { cookie(:post, id) },
   "ticket" => ->(id) { StreamAccess.ticket(user(id)) },
   "logout" => ->(id) { cookie(:delete, id).empty? && "done" },

@@ -16,6 +16,8 @@ from tidings_django.identity import user_id
 from tidings_django.middleware import COOKIE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from django.http import HttpRequest
 
 register = template.Library()
@@ -24,11 +26,15 @@ SCRIPTS = ("tidings_django/tidings.min.js", "tidings_django/page.js")
 
 
 @register.simple_tag(takes_context=True)
-def tidings_script(context: template.Context) -> SafeString:
+def tidings_script(
+    context: template.Context, topics: str | Iterable[str] | None = None
+) -> SafeString:
     """Opens the stream of the logged-in user; renders nothing for others.
 
+    With `topics`, a name or a list of them, the stream has only these of the user's topics.
+
     The page gets each notification as an event: `document.addEventListener("tidings:notification",
-    ({ detail }) => …)`, where `detail` has `id`, `event`, `text` and `data`.
+    ({ detail }) => …)`, where `detail` has `id`, `event`, `topic`, `text` and `data`.
     """
     request: HttpRequest | None = context.get("request")
     if request is None:
@@ -56,9 +62,21 @@ def tidings_script(context: template.Context) -> SafeString:
             "token": get_token(request),
         },
     }
+    if topics is not None:
+        options["topics"] = _names(topics)
     nonce = _nonce(context, request)
     scripts = [format_html('<script defer src="{}"{}></script>', static(p), nonce) for p in SCRIPTS]
     return mark_safe("\n".join([json_script(options, "tidings-options"), *scripts]))  # noqa: S308
+
+
+def _names(topics: str | Iterable[str]) -> list[str]:
+    names = [topics] if isinstance(topics, str) else list(topics)
+    # A variable that doesn't exist is an empty string in a template.
+    if not names or not all(names):
+        raise ValueError(
+            "{% tidings_script %}: topics is empty. Without it, the stream has all of the user's."
+        )
+    return names
 
 
 def _nonce(context: template.Context, request: HttpRequest) -> SafeString:

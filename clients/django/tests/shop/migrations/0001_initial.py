@@ -39,4 +39,27 @@ class Migration(migrations.Migration):
             ],
             options={"db_table": "Shop's Messages"},
         ),
+        migrations.CreateModel(
+            name="Team",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True)),
+                ("members", models.ManyToManyField(to=settings.AUTH_USER_MODEL)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Seat",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True)),
+                ("room", models.TextField(db_column="the Room", null=True)),
+                (
+                    "user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+            ],
+            options={"db_table": "Shop's Seats", "unique_together": {("user", "room")}},
+        ),
     ]

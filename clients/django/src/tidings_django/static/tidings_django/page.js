@@ -1,5 +1,5 @@
 // Opens the stream that {% tidings_script %} describes, and passes on what arrives as events of the
-// document: "tidings:notification", "tidings:caught-up", "tidings:gap" and "tidings:status".
+// document: "tidings:notification", "tidings:caught-up", "tidings:gap", "tidings:topics" and "tidings:status".
 // The global `tidings` is npm's tidings-client.
 {
   const options = JSON.parse(document.getElementById('tidings-options').textContent)
@@ -24,6 +24,7 @@
   const client = tidings.connect({
     url: options.stream,
     user: options.user,
+    ...(options.topics && { topics: options.topics }),
     credentials: 'include', // runserver and the bridge have different ports
     ...(options.tickets
       ? { ticket: async () => (await (await renew()).json()).ticket }
@@ -34,7 +35,6 @@
     document.dispatchEvent(new CustomEvent(`tidings:${name}`, { detail }))
 
   client.on('*', (notification) => dispatch('notification', notification))
-  client.on('caught-up', (event) => dispatch('caught-up', event))
-  client.on('gap', (event) => dispatch('gap', event))
+  for (const name of ['caught-up', 'gap', 'topics']) client.on(name, (event) => dispatch(name, event))
   client.subscribe(() => dispatch('status', client.status))
 }
