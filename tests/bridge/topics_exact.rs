@@ -411,6 +411,9 @@ async fn a_cursor_from_before_a_membership_was_visible_does_not_hide_its_rows() 
     let stored = "select exists (select from tidings_cursors where user_id = 'alice')";
     scene.database.until(stored).await;
     run(&scene.one, "commit").await;
+    // Only the cursor knows now that the transaction was open.
+    let mut witness = scene.witness().await;
+    scene.until_read(&mut witness).await;
     let mut stranger = scene.bridge.connect("alice").await;
     assert_eq!(scene.rows(&mut stranger).await, ["late"]);
 }
@@ -469,7 +472,8 @@ async fn a_membership_that_appears_between_two_pages_of_late_rows_loses_none() {
              select 'x', n || repeat('.', 20000) from generate_series(1, {LATE}) n"
         ))
         .await;
-    scene.until_read(&mut witness).await;
+    // The stream is past them.
+    assert!(scene.rows(&mut slow).await.is_empty());
     // 32 MB of late rows, in several pages.
     run(&scene.one, "commit").await;
     scene.until_read(&mut witness).await;
