@@ -299,7 +299,7 @@ async fn fill(database: &Database, rows: u64) -> Result<String> {
         format!(
             "do $$ begin for i in 1..{for_topics} / 100 loop \
                insert into notifications (topic, text, sent_at) \
-               select 'topic-' || (i * 100 + n) * 7919 % {TOPICS}, \
+               select 'topic-' || (i * 100 + n)::bigint * 7919 % {TOPICS}, \
                       'Your build of the branch main is red: 3 of 214 tests failed.', now() \
                from generate_series(1, 100) as n; \
                commit; \
