@@ -55,7 +55,7 @@ pub struct FirstStart {
 }
 
 /// Reads the first page of a connection without an id. `waiting` is asked for a cursor that
-/// is newer than the stored one, once that was read.
+/// is newer than the stored one.
 ///
 /// # Errors
 ///
@@ -67,6 +67,8 @@ pub async fn first_page(
     waiting: impl FnOnce() -> Option<Position>,
     size: PageSize,
 ) -> Result<FirstPage, QueryError> {
+    // Before the stored one is read: once that is written, it doesn't wait any more.
+    let waiting = waiting();
     let BacklogPage {
         start,
         page,
@@ -75,7 +77,9 @@ pub async fn first_page(
         own,
         drained,
     } = backlog(pool, wanted, size).await?;
-    let cursor = waiting().or(cursor);
+    // The query knows only the stored cursor.
+    let has_topics = has_topics || waiting.is_some();
+    let cursor = waiting.or(cursor);
     let mut reading = FirstReading {
         opened: Arc::clone(wanted.opened),
         own,
