@@ -203,8 +203,8 @@ async fn credentials_grant_exactly_the_topics_that_they_name() {
     for topic in own {
         send(&database, topic, topic).await;
         for other in [
-            topic.to_uppercase() + "x",
-            topic[..1].to_owned(),
+            topic.to_uppercase(),
+            topic.chars().take(topic.chars().count() - 1).collect(),
             format!("{topic} "),
             format!(" {topic}"),
             format!("{topic}0"),
