@@ -68,7 +68,8 @@ comment on function :"schema".tidings_refuse_topics() is
 alter table :"schema".notifications
   add column topic text,
   alter column user_id drop not null,
-  add constraint notifications_one_addressee check (num_nonnulls(user_id, topic) = 1) not valid,
+  add constraint notifications_one_addressee
+    check ((user_id is null) <> (topic is null)) not valid,
   -- Names are exact, and shown in terminals: as in V18__printable_event_names.sql.
   add constraint notifications_topic_form
     check (octet_length(topic) between 1 and 255 and topic !~ E'[[:cntrl:]\\u007f-\\u009f]') not valid;

@@ -10,9 +10,9 @@
 -- from before a crash counts as fallen back. Users are locked in one order, so that
 -- bridges don't deadlock.
 --
--- Not `on conflict do update`, which logs a lock for each row before its update: half as
--- much again. Of two bridges that insert the first cursor of a user at the same time, one
--- inserts nothing.
+-- Not `on conflict`, which logs a lock for each row before its update, and a confirmation
+-- after its insertion: a third more. Of two bridges that insert the first cursor of a user
+-- at the same time, one fails and tries again.
 --
 -- The commit doesn't wait for the disk: losing a cursor causes duplicates.
 with
@@ -75,4 +75,3 @@ from reached
 where not exists (
   select from :"schema".tidings_cursors as c where c.user_id = reached.user_id
 )
-on conflict do nothing

@@ -22,7 +22,7 @@ struct Entry {
     topic: Topic,
     /// [`NONE`] if it has none.
     xid: Xid,
-    since: Since,
+    since: PackedSince,
 }
 
 /// No transaction id: those that Postgres assigns begin with 3.
@@ -30,18 +30,18 @@ const NONE: Xid = Xid(0);
 
 /// A membership's `since` in 8 bytes: usually nothing was running, and a number is enough.
 #[derive(Clone, Copy, Debug)]
-struct Since(u64);
+struct PackedSince(u64);
 
-/// What a [`Since`] means.
+/// What a [`PackedSince`] means.
 #[derive(PartialEq, Eq)]
-enum SinceForm<'a> {
+enum PackedForm<'a> {
     Unknown,
     /// Shows all transactions below.
     Below(Xid),
     Listed(&'a Arc<Snapshot>),
 }
 
-impl Since {
+impl PackedSince {
     const UNKNOWN: Self = Self(u64::MAX);
     /// The rest is a snapshot's place in the table. No transaction id is as large.
     const LISTED: u64 = 1 << 63;
@@ -123,13 +123,13 @@ impl MembershipTable {
 
     fn entry(&mut self, topic: Topic, Membership { xid, since }: Membership) -> Entry {
         let since = match since {
-            None => Since::UNKNOWN,
-            Some(since) if since.running() == 0 && since.xmax().0 < Since::LISTED => {
-                Since(since.xmax().0)
+            None => PackedSince::UNKNOWN,
+            Some(since) if since.running() == 0 && since.xmax().0 < PackedSince::LISTED => {
+                PackedSince(since.xmax().0)
             }
             Some(since) => {
                 self.snapshots.push(since);
-                Since(Since::LISTED + self.snapshots.len() as u64 - 1)
+                PackedSince(PackedSince::LISTED + self.snapshots.len() as u64 - 1)
             }
         };
         let xid = xid.unwrap_or(NONE);
@@ -140,28 +140,28 @@ impl MembershipTable {
         Membership {
             xid: Some(*xid).filter(|&xid| xid != NONE),
             since: match self.snapshot(*since) {
-                SinceForm::Unknown => None,
-                SinceForm::Below(xmax) => Some(Arc::new(Snapshot::new(xmax, Vec::new()))),
-                SinceForm::Listed(snapshot) => Some(Arc::clone(snapshot)),
+                PackedForm::Unknown => None,
+                PackedForm::Below(xmax) => Some(Arc::new(Snapshot::new(xmax, Vec::new()))),
+                PackedForm::Listed(snapshot) => Some(Arc::clone(snapshot)),
             },
         }
     }
 
-    fn shows(&self, since: Since, row: Xid) -> bool {
+    fn shows(&self, since: PackedSince, row: Xid) -> bool {
         match self.snapshot(since) {
-            SinceForm::Unknown => false,
-            SinceForm::Below(xmax) => row < xmax,
-            SinceForm::Listed(snapshot) => snapshot.shows(row),
+            PackedForm::Unknown => false,
+            PackedForm::Below(xmax) => row < xmax,
+            PackedForm::Listed(snapshot) => snapshot.shows(row),
         }
     }
 
-    fn snapshot(&self, since: Since) -> SinceForm<'_> {
+    fn snapshot(&self, since: PackedSince) -> PackedForm<'_> {
         match since.0 {
-            u64::MAX => SinceForm::Unknown,
-            place if place >= Since::LISTED => {
-                SinceForm::Listed(&self.snapshots[(place - Since::LISTED) as usize])
+            u64::MAX => PackedForm::Unknown,
+            place if place >= PackedSince::LISTED => {
+                PackedForm::Listed(&self.snapshots[(place - PackedSince::LISTED) as usize])
             }
-            xmax => SinceForm::Below(Xid(xmax)),
+            xmax => PackedForm::Below(Xid(xmax)),
         }
     }
 }
