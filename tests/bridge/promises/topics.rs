@@ -170,10 +170,14 @@ async fn without_an_id_rows_of_topics_begin_where_the_last_stream_ended() {
 async fn a_user_who_was_never_written_a_row_of_a_topic_gets_the_announcements_that_were_missed() {
     let database = Database::migrated().await;
     let bridge = Bridge::start_with(&database, &["--settle=0s"]).await;
-    // Somebody uses topics.
+    // Somebody uses topics, and the bridge knows it.
+    let mut bob = bridge.connect_live("bob").await;
     database
         .execute("select send_to_everyone('long ago')")
         .await;
+    texts_up_to(&mut bob, "long ago").await;
+    drop(bob);
+    bridge.until_connections(0).await;
     let alice = bridge.connect_live("alice").await;
     drop(alice);
     bridge.until_connections(0).await;
