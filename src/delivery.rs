@@ -28,5 +28,6 @@ pub(crate) mod recent_disconnections;
 pub mod recently_published;
 pub mod sse;
 pub mod stream;
+pub(crate) mod stream_cursor;
 pub mod stream_end;
 pub(crate) mod topic_routes;

@@ -30,7 +30,7 @@ use crate::{
         catch_up::{HasTopics, Lease, Page, PageOutcome, PageSource, PendingPage, Wanted},
         chunk_rows::ChunkRows,
         counters::Counters,
-        cursors::{Cursors, LastChunk, StreamCursor},
+        cursors::Cursors,
         heartbeat::{Alarm, Heartbeats},
         hub::{Connection, Hub},
         mailbox::{Ending, Letter, Recovery},
@@ -40,6 +40,7 @@ use crate::{
         recent_disconnections::DisconnectCursor,
         recently_published::Remembered,
         sse::{self, Begins, Format, Gap, TopicReport},
+        stream_cursor::{LastChunk, StreamCursor},
         stream_end::{EndReason, Ended, StreamDeadline, Warning},
     },
     domain::{
@@ -720,8 +721,9 @@ impl EventStream {
         if let (Phase::Live, Some(position)) = (&self.phase, &mut self.position) {
             self.connection.join_tail(position);
         }
+        let (settle, every) = (self.streams.cursors.settle(), self.streams.cursors.every());
         if let Some(position) = &self.position
-            && let Some(cursor) = self.cursor.due(position, &self.streams.cursors)
+            && let Some(cursor) = self.cursor.due(position, settle, every)
         {
             self.put_cursor(cursor);
         }
