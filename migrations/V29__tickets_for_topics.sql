@@ -1,5 +1,5 @@
 -- A ticket may grant topics: to its user, besides those of the user's memberships, or
--- without any user, to whoever has it.
+-- without any user, to its holder.
 --
 -- Only the catalog changes. Existing rows satisfy the new constraints, which therefore
 -- need not be checked against them: they have a user and no topics.

@@ -1,6 +1,6 @@
 -- Rows for topics are removed by their age, whether they were sent or not: sent_at says
--- that one of many users received such a row, and nobody keeps track of the others. What
--- is removed is announced as before: whoever returns from a position that isn't past it
+-- that one of many users received such a row, and the others are not tracked. What
+-- is removed is announced as before: a client that returns from a position that isn't past it
 -- receives `tidings.gap`.
 
 -- As in V16__prune_failures.sql, with these differences:
@@ -8,7 +8,7 @@
 -- Rows for topics are removed `topics_before` after they were created, by default
 -- `sent_before`, and not when they were sent.
 --
--- It also removes old membership changes, and cursors that nobody uses any more.
+-- It also removes old membership changes, and cursors that are no longer used.
 create function :"schema".tidings_prune_batch(
   sent_before interval,
   after bigint default 0,
@@ -359,7 +359,7 @@ begin
     began := pg_catalog.clock_timestamp();
     select p.* into step
     from :"schema".tidings_prune_batch(sent_before, after, batch, topics_before) as p;
-    -- Somebody else is at it.
+    -- Another session is pruning.
     exit when not found;
     commit;
     removed := removed operator(pg_catalog.+) step.removed;

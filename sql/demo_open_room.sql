@@ -1,4 +1,4 @@
--- Fills the room of the demo page, unless somebody is there already.
+-- Fills the room of the demo page, unless it has members already.
 --
 -- $1 topic, $2 users.
 select :"schema".subscribe(u.name, $1)

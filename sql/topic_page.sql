@@ -49,7 +49,7 @@ with
       null::xid8 as replayed
     from mine
     union all
-    -- Nobody joins these, so what is replayed may precede `since`.
+    -- These aren't joined, so what is replayed may precede `since`.
     select added.topic, added.since, null, false, $21::xid8
     from (
       select c.topic, $15::pg_snapshot as since

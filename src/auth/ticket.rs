@@ -104,7 +104,7 @@ impl Tickets {
         }
     }
 
-    /// The identity of whoever has the ticket, if the lookup ends before `deadline`. Only the
+    /// The identity of the ticket's holder, if the lookup ends before `deadline`. Only the
     /// database's clock decides whether the ticket has expired.
     ///
     /// If the request is dropped, its place in the queue is free at once. A lookup that

@@ -138,7 +138,7 @@ impl Cursors {
             .collect()
     }
 
-    /// Forgets cursors that were written, unless they have moved meanwhile.
+    /// Forgets cursors that were written, unless they have moved since.
     fn forget(&self, written: &[(UserId, Arc<WaitingCursor>)]) {
         let mut waiting = self.waiting.lock();
         for (user, cursor) in written {

@@ -118,7 +118,7 @@ impl Registry {
         }
     }
 
-    /// Groups notifications by who receives them, and drops those that nobody here
+    /// Groups notifications by who receives them, and drops those that no connection here
     /// receives.
     fn addressed(&self, notifications: Vec<(Addressee, Notification)>) -> Vec<Addressed> {
         let mut places: HashMap<Addressee, usize> = HashMap::new();

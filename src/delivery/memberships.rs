@@ -2,7 +2,7 @@
 //!
 //! The hub routes rows of topics, the pages of a catch-up find rows that the hub could not
 //! route, and this decides about each row when it is written. Together they deliver each
-//! row that the user is owed once, whatever joins and leaves are committed meanwhile, and
+//! row that the user is owed once, whatever joins and leaves are committed in between, and
 //! however late.
 //!
 //! One position serves rows and memberships: a membership is new to it by its transaction,

@@ -21,7 +21,7 @@ pub const MOST_TOKEN_BYTES: usize = 8 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Subscriber {
     User(UserId),
-    /// Whoever has this ticket, which names no user: only topics. Shared, so that a
+    /// The holder of this ticket, which names no user: only topics. Shared, so that a
     /// subscriber takes no more memory than a user.
     Ticket(Arc<TicketHash>),
 }
@@ -58,7 +58,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whoever has a ticket that names no user.
+    /// The holder of a ticket that names no user.
     pub fn of_ticket(hash: TicketHash) -> Self {
         Self {
             subscriber: Subscriber::Ticket(Arc::new(hash)),

@@ -55,7 +55,7 @@ impl Demo {
         }
     }
 
-    /// Lets the first members join the room, unless somebody is there already.
+    /// Lets the first members join the room, unless it has members already.
     ///
     /// # Errors
     ///

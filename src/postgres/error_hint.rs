@@ -27,7 +27,7 @@ const CONSTRAINTS: &[(&str, &str)] = &[
     ),
     (
         "topic_subscriptions_not_everyone",
-        "every user receives the topic *: nobody needs to subscribe to it",
+        "every user receives the topic *: it needs no subscription",
     ),
     (
         "notifications_text_length",

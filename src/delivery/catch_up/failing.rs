@@ -2,7 +2,7 @@
 //! names raises an error for them, or takes too long.
 //!
 //! They must neither make the bridge look broken nor keep others waiting: their pages are
-//! read one at a time, whoever they are for. If pages fail for most subscribers and succeed
+//! read one at a time, for all of them together. If pages fail for most subscribers and succeed
 //! for none, it is no longer a matter of some.
 
 use std::{
@@ -38,7 +38,7 @@ const MANY: usize = 20;
 /// Whom failing pages concern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// Others' pages succeed, or nobody else needs one.
+    /// Others' pages succeed, or no other is needed.
     Some,
     Everyone,
 }
@@ -64,7 +64,7 @@ impl Default for FailingSubscribers {
 struct FailingState {
     /// When each last failed.
     failed: HashMap<Subscriber, Instant>,
-    /// Those that have failed since anybody's page succeeded.
+    /// Those that have failed since any page succeeded.
     in_a_row: HashSet<Subscriber>,
 }
 

@@ -374,7 +374,7 @@ impl World {
             return None;
         }
         let now = self.membership(topic, self.now).cloned();
-        // In REPEATABLE READ, only a row that was deleted meanwhile is not in the way.
+        // In REPEATABLE READ, only a row that was deleted since is not in the way.
         if let Some((at, _)) = &transaction.snapshot
             && now.is_some()
             && self.membership(topic, *at) != now.as_ref()

@@ -557,7 +557,7 @@ class Room {
     this.show();
   }
 
-  /** The suggested names, those in the panes, and whoever else is in the room. */
+  /** The suggested names, those in the panes, and everyone else in the room. */
   show() {
     const names = new Set([...NAMES, ...this.panes.map((pane) => pane.user), ...this.members]);
     const buttons = [...names].map((name) => this.button(name));

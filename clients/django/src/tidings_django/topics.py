@@ -30,7 +30,7 @@ def granted_topics(user: User | None, topics: Iterable[str] | None) -> list[str]
         if function is None or user is None:
             return []
         if not isinstance(user, Model):
-            # Not none at all: the stream would lack them without anybody noticing.
+            # Not none at all: the stream would lack them unnoticed.
             raise TypeError("With TIDINGS_TOPICS, pass a user, or topics.")
         topics = function(user)
     if isinstance(topics, str):
