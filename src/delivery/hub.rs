@@ -365,10 +365,12 @@ impl Hub {
     /// published before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
+        // First the tail: who is told requests pages of the new history at once, and they are
+        // read only if the tail is in it.
+        self.tail.store(Arc::new(tail));
         for Registered { mailbox, .. } in registry.subscribers.values().flatten() {
             mailbox.recover(recovery.clone());
         }
-        self.tail.store(Arc::new(tail));
     }
 
     /// Passes on what one statement has read: first the changes of memberships, then the

@@ -170,7 +170,8 @@ enum Phase {
     /// Between two pages, or waiting for one.
     CatchingUp(Option<PendingPage>),
     Live,
-    /// The history has ended; the bridge is about to end the stream.
+    /// The history has ended. The bridge is about to say that Postgres has recovered from a
+    /// crash, or to end the stream.
     Outlived,
     Over,
 }
@@ -359,13 +360,7 @@ impl EventStream {
                 }
                 Phase::CatchingUp(Some(reading)) => match reading.poll_unpin(cx) {
                     Poll::Ready(PageOutcome::Page(page)) => self.take_page(*page, chunk),
-                    Poll::Ready(PageOutcome::Over) => match self.connection.skip_to_recovery() {
-                        Some(recovery) => {
-                            self.phase = Phase::CatchingUp(None);
-                            self.recover(recovery);
-                        }
-                        None => self.phase = Phase::Outlived,
-                    },
+                    Poll::Ready(PageOutcome::Over) => self.phase = Phase::Outlived,
                     Poll::Ready(PageOutcome::Failed) => {
                         self.ends = self
                             .ends
@@ -382,7 +377,13 @@ impl EventStream {
                     Poll::Ready(Letter::Overflowed) => self.phase = Phase::CatchingUp(None),
                     Poll::Pending => return self.poll_alarm(cx, chunk),
                 },
-                Phase::Outlived => return self.poll_alarm(cx, chunk),
+                Phase::Outlived => match self.connection.skip_to_recovery() {
+                    Some(recovery) => {
+                        self.phase = Phase::CatchingUp(None);
+                        self.recover(recovery);
+                    }
+                    None => return self.poll_alarm(cx, chunk),
+                },
                 Phase::Over => return Poll::Ready(()),
             }
         }

@@ -1,4 +1,4 @@
-use futures_util::task::noop_waker;
+use futures_util::task::{ArcWake, noop_waker, waker};
 
 use super::*;
 use crate::{
@@ -188,6 +188,48 @@ fn a_crash_is_announced_between_the_rows_before_and_after_it() {
     assert_eq!(recovered(&tab), Xid(7));
     assert_eq!(ids(&tab), [2]);
     assert!(letter(&tab).is_none());
+}
+
+/// The history of a hub's tail when a connection was last woken.
+struct TailWhenWoken {
+    hub: Arc<Hub>,
+    history: Mutex<Option<History>>,
+}
+
+impl ArcWake for TailWhenWoken {
+    fn wake_by_ref(this: &Arc<Self>) {
+        *this.history.lock() = Some(this.hub.tail().history);
+    }
+}
+
+/// It requests pages of the new history, which are read only if the tail is in it.
+#[test]
+fn whoever_learns_of_a_crash_finds_the_tail_in_the_new_history() {
+    let hub = Arc::new(Hub::new(1_000));
+    let tab = connect(&hub, "alice");
+    let woken = Arc::new(TailWhenWoken {
+        hub: Arc::clone(&hub),
+        history: Mutex::default(),
+    });
+    let waker = waker(Arc::clone(&woken));
+    assert!(
+        tab.poll_letter(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    let recovery = Recovery {
+        history: History {
+            system_identifier: 8,
+            ..History::default()
+        },
+        safe: Xid(7),
+        published: Arc::default(),
+    };
+    let tail = Tail {
+        history: recovery.history,
+        ..Tail::default()
+    };
+    hub.recover(recovery.clone(), tail);
+    assert_eq!(*woken.history.lock(), Some(recovery.history));
 }
 
 #[test]

@@ -509,6 +509,23 @@ async fn a_page_of_a_history_that_has_ended_waits_for_the_end_of_the_stream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_page_that_ends_before_the_crash_is_announced_is_read_again() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.open(Start::Backlog { replay: 0 });
+    let (_, reply) = fixture.request(&mut stream);
+    reply.send(PageOutcome::Over).expect("a stream");
+    assert!(written(&mut stream).is_empty());
+    let recovery = Recovery {
+        history: AFTER,
+        safe: key(1).xid,
+        published: Arc::default(),
+    };
+    fixture.hub.recover(recovery, tail(AFTER, 1));
+    let (wanted, _) = fixture.request(&mut stream);
+    assert_eq!(wanted.history, AFTER);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_read_that_fails_for_good_ends_the_stream_at_once() {
     let mut fixture = Fixture::new();
     let mut stream = fixture.open(Start::Backlog { replay: 0 });
