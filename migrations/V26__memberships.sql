@@ -321,6 +321,21 @@ begin
   update :"schema".tidings_bridges_seen as b
   set topics = true
   where b.bridge = tidings_report_topics.bridge and not b.topics;
+  -- If all bridges of the last day deliver topics, INSERTs need not look for others. One
+  -- that is reporting elsewhere for the first time has a lock on the table until its row can
+  -- be seen, and one that reports later waits for this lock and takes the value away. It
+  -- isn't waited for, because this session has a lock on the table already, and two that
+  -- wait would be a deadlock: the next report tries again.
+  if pg_sequence_last_value(:'"schema".tidings_all_deliver_topics'::regclass) is null then
+    begin
+      lock table :"schema".tidings_bridges_seen in share row exclusive mode nowait;
+      if not exists (select from :"schema".tidings_bridges_seen as s where not s.topics) then
+        perform setval(:'"schema".tidings_all_deliver_topics', 1);
+      end if;
+    exception
+      when lock_not_available then
+    end;
+  end if;
   -- Every ten seconds: a million in 17 minutes.
   perform :"schema".tidings_prune_membership_changes(10000);
 end

@@ -49,7 +49,7 @@ begin
           relnamespace = to_regnamespace(quote_ident(schema))
           and relkind = 'S'
           and relowner = owner
-          and relname = 'tidings_bell'
+          and relname in ('tidings_bell', 'tidings_all_deliver_topics')
         union all
         select 'routine', proname, oid::regprocedure::text
         from pg_proc
@@ -94,6 +94,8 @@ begin
           -- Writers read whether to ring; bridges set it.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),
+          -- Writers read whether they have to look for bridges that don't deliver topics.
+          ('public', 'select', 'tidings_all_deliver_topics'),
           -- Writes to all users and reads nothing. The id is for RETURNING.
           (
             'tidings_writer',

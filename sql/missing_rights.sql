@@ -94,16 +94,23 @@ from (
   where not has_function_privilege(oid, 'execute')
 ) as missing (privilege, target)
 union all
--- The trigger's condition is evaluated with the privileges of the inserting role.
+-- Conditions of triggers are evaluated with the privileges of the inserting role.
 select
   'public',
   false,
-  'without it, INSERTs by other roles than the owner fail, or, from PostgreSQL 18 on, send no NOTIFY',
+  case relname
+    when 'tidings_bell' then
+      'without it, INSERTs by other roles than the owner fail, or, from PostgreSQL 18 on, send no NOTIFY'
+    else
+      'without it, INSERTs for topics by other roles than the owner fail, or, from PostgreSQL 18 on, '
+      'take longer'
+  end,
   'select',
   format('sequence %I.%I', nspname, relname),
   format('grant select on sequence %I.%I to public;', nspname, relname)
 from place
-join pg_class as c on relnamespace = place.oid and relname = 'tidings_bell'
+join pg_class as c on
+  relnamespace = place.oid and relname in ('tidings_bell', 'tidings_all_deliver_topics')
 -- This function fails for anything but a sequence, and conditions are evaluated in any
 -- order.
 where case when relkind = 'S' then not has_sequence_privilege('public', c.oid, 'select') end

@@ -198,6 +198,7 @@ begin
         ('view', 'tidings_size'),
         ('view', 'tidings_throughput'),
         ('view', 'tidings_topics'),
+        ('sequence', 'tidings_all_deliver_topics'),
         ('sequence', 'tidings_bell')
     ) as made (kind, name)
     join pg_class on oid = to_regclass(format('%I.%I', schema, name))
@@ -234,6 +235,7 @@ begin
         ('tidings_ring_for_memberships()'),
         ('tidings_mark_adopted(name, name, bigint[], integer)'),
         ('tidings_memberships_changed(text)'),
+        ('tidings_note_bridge()'),
         ('tidings_note_memberships()'),
         ('tidings_pending_users()'),
         -- Those without the last argument, where V30 hasn't been applied yet.

@@ -67,8 +67,18 @@ with
         true,
         'enabled always: it rejects notifications for topics while a bridge is connected that can''t '
         'read them, and that would deliver nothing more',
-        'after insert on %1$I.notifications for each row when (new.topic is not null) '
+        'after insert on %1$I.notifications for each row when (new.topic is not null '
+        'and pg_catalog.pg_sequence_last_value(%3$L::regclass) is null) '
         'execute function %1$I.tidings_refuse_topics()'
+      ),
+      (
+        'tidings_bridges_seen',
+        'tidings_note_bridge',
+        false,
+        'enabled: it has INSERTs for topics look for bridges that can''t read them; without it, such a '
+        'bridge would deliver nothing more',
+        'after insert on %1$I.tidings_bridges_seen for each row when (not new.topics) '
+        'execute function %1$I.tidings_note_bridge()'
       ),
       (
         'tidings_membership_changes',
@@ -131,14 +141,21 @@ select
         format(
           'create trigger %I %s;',
           w.name,
-          format(w."create", nspname, format('%I.tidings_bell', nspname))
+          format(
+            w."create",
+            nspname,
+            format('%I.tidings_bell', nspname),
+            format('%I.tidings_all_deliver_topics', nspname)
+          )
         )
       when not w.always then
         format('alter table %I.%I enable trigger %I;', nspname, relname, w.name)
     end,
     -- What was written without the trigger must be found: existing floors no longer count,
-    -- and bridges read all memberships again.
+    -- bridges read all memberships again, and INSERTs look for bridges.
     case
+      when w.name = 'tidings_note_bridge' then
+        format(' select pg_catalog.setval(''%I.tidings_all_deliver_topics'', 1, false);', nspname)
       when w.always then
         format(
           concat(

@@ -1,11 +1,12 @@
 //! Topics in the database: who is subscribed since when, what bridges learn of it, and what the
 //! functions for applications reject.
 
+use tokio::time::timeout;
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     command_line::run,
-    support::{bridge::Bridge, database::Database},
+    support::{PATIENCE, bridge::Bridge, database::Database},
 };
 
 const SUBSCRIPTIONS: &str =
@@ -20,6 +21,9 @@ pub const OLD_BRIDGE: &str = "select tidings_report(bridge => 'old', version => 
      backend_start => (select backend_start from pg_stat_activity where pid = pg_backend_pid()), \
      state => 'awake', since => now(), connections => 0, clock_offset => null, minute => null, \
      seen => 0, sent => 0, delays => '{}')";
+
+/// Whether INSERTs need not look for bridges that deliver no topics.
+const ALL_DELIVER: &str = "select pg_sequence_last_value('tidings_all_deliver_topics') is not null";
 
 const SEND: &str = "insert into notifications (topic, text) values ('project:7', 'x')";
 
@@ -250,7 +254,44 @@ async fn a_bridge_reports_that_it_delivers_topics() {
     monitor
         .until("select exists (select from tidings_bridges where topics)")
         .await;
+    // INSERTs need not look for others.
+    monitor.until(ALL_DELIVER).await;
     let application = database.connect().await;
+    application.batch_execute(SEND).await.expect("a row");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_delivers_no_topics_is_seen_whatever_others_report_meanwhile() {
+    let database = Database::migrated().await;
+    let (application, watcher) = (
+        database.connect().await,
+        database.superuser().connect().await,
+    );
+    let (old, new) = (
+        database.bridge().connect().await,
+        database.bridge().connect().await,
+    );
+    let report = OLD_BRIDGE.replace("'old'", "'new'");
+    let report = format!("{report}, tidings_report_topics('new')");
+    new.batch_execute(&report).await.expect("a report");
+    assert!(is(&watcher, ALL_DELIVER).await);
+    let first = format!("begin; {OLD_BRIDGE}");
+    old.batch_execute(&first).await.expect("a report");
+    // While the first report of the other bridge can't be seen, nobody says that there is none.
+    assert!(!is(&watcher, ALL_DELIVER).await);
+    let reporting = timeout(PATIENCE, new.batch_execute(&report)).await;
+    reporting.expect("it doesn't wait").expect("a report");
+    assert!(!is(&watcher, ALL_DELIVER).await);
+    old.batch_execute("commit").await.expect("a report");
+    new.batch_execute(&report).await.expect("a report");
+    assert!(!is(&watcher, ALL_DELIVER).await);
+    application
+        .batch_execute(SEND)
+        .await
+        .expect_err("an old one");
+    let upgraded = format!("{OLD_BRIDGE}, tidings_report_topics('old')");
+    old.batch_execute(&upgraded).await.expect("a report");
+    assert!(is(&watcher, ALL_DELIVER).await);
     application.batch_execute(SEND).await.expect("a row");
 }
 

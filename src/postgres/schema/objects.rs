@@ -78,6 +78,8 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (23, ObjectKind::Function, "tidings_adopt"),
     (23, ObjectKind::Function, "tidings_unadopt"),
     (23, ObjectKind::Function, "tidings_mark_adopted"),
+    (24, ObjectKind::Relation, "tidings_all_deliver_topics"),
+    (24, ObjectKind::Function, "tidings_note_bridge"),
     (24, ObjectKind::Function, "tidings_refuse_topics"),
     (24, ObjectKind::Part, "notifications_topic_xid_id"),
     (26, ObjectKind::Relation, "topic_subscriptions"),

@@ -99,6 +99,7 @@ async fn triggers_that_are_gone_or_disabled_are_found_and_fixed() {
         ("stream_tickets", "tidings_end_streams_of_changed"),
         ("stream_tickets", "tidings_end_streams_of_truncated"),
         ("notifications", "tidings_refuse_topics"),
+        ("tidings_bridges_seen", "tidings_note_bridge"),
         ("tidings_membership_changes", "tidings_ring_for_memberships"),
         ("topic_subscriptions", "tidings_note_subscribed"),
         ("topic_subscriptions", "tidings_note_unsubscribed"),
@@ -146,6 +147,12 @@ async fn trigger_definition(database: &Database, trigger: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_every_writer_needs_is_found_and_fixed() {
     let database = Database::migrated().await;
+    database
+        .superuser()
+        .execute("revoke select on sequence tidings_all_deliver_topics from public")
+        .await;
+    let of_topics = "public lacks select on sequence public.tidings_all_deliver_topics";
+    found_and_fixed(&database, &[], "missing-right", of_topics).await;
     database
         .superuser()
         .execute("revoke select on sequence tidings_bell from public")
