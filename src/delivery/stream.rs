@@ -47,7 +47,7 @@ use crate::{
         history::History,
         identity::Identity,
         notification::Notification,
-        position::{EventId, Position},
+        position::{EventId, Position, Scope},
         snapshot::Xid,
         topic::{Topic, TopicChoice},
     },
@@ -413,6 +413,9 @@ impl EventStream {
                 let user = self.connection.subscriber().user();
                 if let Some(acknowledged) = user.and_then(|user| Acknowledgement::of(user, &id)) {
                     self.streams.marks.acknowledge(acknowledged);
+                }
+                if id.scope == Scope::Narrowed {
+                    self.cursor = StreamCursor::Never;
                 }
                 self.row = id.row;
                 self.position = Some(id.position.into_owned());
@@ -798,6 +801,7 @@ impl EventStream {
             history: self.history,
             position,
             safe: self.safe,
+            scope: self.cursor.scope(),
         }
     }
 
@@ -818,14 +822,14 @@ impl EventStream {
 
     /// The stream has ended: stores where the user continues in the topics.
     fn put_last_cursor(&mut self, how: Closed) {
-        // Until anyone uses topics, nothing has to be stored.
-        let Some(position) = self
-            .position
-            .as_ref()
-            .filter(|_| self.streams.hub.has_topics())
-        else {
+        let Some(position) = &self.position else {
             return;
         };
+        // Until anyone uses topics, nothing has to be stored. A page may have a row of a
+        // topic before the tail has.
+        if matches!(self.cursor, StreamCursor::Untouched(_)) && !self.streams.hub.has_topics() {
+            return;
+        }
         let last_chunk = match self.chunk_has_topics {
             true => LastChunk::HasTopics,
             false => LastChunk::Written,

@@ -7,13 +7,17 @@ use tokio::time::Instant;
 
 use crate::{
     delivery::{marker::Closed, page_reader::Cursor},
-    domain::{position::Position, snapshot::Xid},
+    domain::{
+        position::{Position, Scope},
+        snapshot::Xid,
+    },
 };
 
 /// Where the user of a stream continues without a last event id.
 #[derive(Debug)]
 pub enum StreamCursor {
-    /// The client asked for some topics only: the stream passes over rows of others.
+    /// The client asked for some topics only, or continues a stream of that kind: rows of
+    /// others are passed over.
     Never,
     /// No row of a topic was written. If a cursor is stored, it is as good as the stream's
     /// position.
@@ -37,6 +41,14 @@ pub struct CursorTrack {
 }
 
 impl StreamCursor {
+    /// That of the stream's ids.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::Never => Scope::Narrowed,
+            Self::Untouched(_) | Self::Moving(_) => Scope::Whole,
+        }
+    }
+
     /// Rows of topics were written, which moved the stream to `position`.
     pub fn write(&mut self, position: &Position, settle: Duration) {
         let now = Instant::now();

@@ -16,7 +16,7 @@ use tidings::{
     domain::{
         history::History,
         notification::{Addressee, Notification, UserId},
-        position::{EventId, Position, Rest},
+        position::{EventId, Position, Rest, Scope},
         snapshot::Snapshot,
     },
     postgres::{
@@ -126,6 +126,7 @@ impl Reader {
     fn come_back(&mut self) {
         let history = History::default();
         let id = EventId {
+            scope: Scope::Whole,
             row: 1,
             history,
             position: Cow::Borrowed(&self.position),

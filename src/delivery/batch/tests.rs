@@ -13,7 +13,7 @@ use super::*;
 use crate::domain::{
     history::History,
     notification::Expiry,
-    position::{EventId, Rest},
+    position::{EventId, Rest, Scope},
 };
 
 const WRITERS: usize = 4;
@@ -182,6 +182,7 @@ impl Bridge {
                 let history = History::default();
                 let stream = &mut self.streams[stream];
                 let id = EventId {
+                    scope: Scope::Whole,
                     row: 1,
                     history,
                     position: Cow::Borrowed(&stream.position),

@@ -16,6 +16,9 @@ pub const OPEN_IN_TEXT: usize = 64;
 /// that browsers kept across an upgrade are recognized.
 const LAYOUT: u64 = 2;
 
+/// The same layout, in the ids of streams that were narrowed.
+const LAYOUT_NARROWED: u64 = 3;
+
 /// The id of an SSE event: the row, and the position after exactly that row.
 ///
 /// Its text is `<row id>-<position>`, opaque except for the leading row id:
@@ -31,6 +34,17 @@ pub struct EventId<'a> {
     /// The durable floor: transaction ids below it are on disk, so no crash causes them
     /// to be assigned again.
     pub safe: Xid,
+    pub scope: Scope,
+}
+
+/// Whose rows of topics precede the position of an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of all topics that the user has.
+    Whole,
+    /// The client asked for some topics only, on this connection or on an earlier one that
+    /// it continues: rows of others were passed over.
+    Narrowed,
 }
 
 /// Why a connection can't resume from an id.
@@ -62,12 +76,13 @@ impl EventId<'_> {
         let bytes = URL_SAFE_NO_PAD
             .decode(position)
             .map_err(|_| UnusableId::Malformed)?;
-        let (position, safe) = Position::read(&bytes, history)?;
+        let (position, safe, scope) = Position::read(&bytes, history)?;
         Ok(EventId {
             row,
             history,
             position: Cow::Owned(position),
             safe,
+            scope,
         })
     }
 }
@@ -75,7 +90,8 @@ impl EventId<'_> {
 impl fmt::Display for EventId<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(16);
-        self.position.write(self.history, self.safe, &mut bytes);
+        self.position
+            .write(self.history, self.safe, self.scope, &mut bytes);
         write!(
             f,
             "{}-{}",
@@ -131,10 +147,14 @@ impl Position {
         )
     }
 
-    fn write(&self, history: History, safe: Xid, bytes: &mut Vec<u8>) {
+    fn write(&self, history: History, safe: Xid, scope: Scope, bytes: &mut Vec<u8>) {
         let (floor, open) = self.for_text();
         let behind = floor.0.saturating_sub(safe.0);
-        push_varint(bytes, LAYOUT);
+        let layout = match scope {
+            Scope::Whole => LAYOUT,
+            Scope::Narrowed => LAYOUT_NARROWED,
+        };
+        push_varint(bytes, layout);
         push_varint(bytes, history.epoch().0.into());
         push_varint(bytes, floor.0);
         push_varint(bytes, behind);
@@ -153,12 +173,14 @@ impl Position {
         }
     }
 
-    /// Returns the position and the durable floor.
-    fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid), UnusableId> {
+    /// Returns the position, the durable floor and the scope.
+    fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid, Scope), UnusableId> {
         let bytes = &mut bytes;
-        if take_varint(bytes)? != LAYOUT {
-            return Err(UnusableId::Malformed);
-        }
+        let scope = match take_varint(bytes)? {
+            LAYOUT => Scope::Whole,
+            LAYOUT_NARROWED => Scope::Narrowed,
+            _ => return Err(UnusableId::Malformed),
+        };
         let epoch = take_varint(bytes)?;
         let floor = Xid(take_varint(bytes)?);
         if floor.0 > i64::MAX.unsigned_abs() {
@@ -193,7 +215,7 @@ impl Position {
         if since.is_some_and(is_older) {
             position.fall_to(Xid(safe));
         }
-        Ok((position, Xid(safe)))
+        Ok((position, Xid(safe), scope))
     }
 }
 
@@ -227,6 +249,7 @@ mod tests {
             history: HISTORY,
             position: Cow::Borrowed(position),
             safe,
+            scope: Scope::Whole,
         }
         .to_string()
     }
@@ -234,12 +257,13 @@ mod tests {
     proptest! {
         #[test]
         fn parsing_undoes_printing(
-            position in position(OPEN_IN_TEXT), row in 0..i64::MAX, behind in 0..200u64
+            position in position(OPEN_IN_TEXT), row in 0..i64::MAX, behind in 0..200u64,
+            scope in prop::sample::select(vec![Scope::Whole, Scope::Narrowed])
         ) {
             let safe = Xid(position.floor.0.saturating_sub(behind));
-            let id = EventId::parse(&written(&position, row, safe), HISTORY).expect("an id of ours");
             let position = Cow::Owned(position);
-            prop_assert_eq!(id, EventId { row, history: HISTORY, position, safe });
+            let id = EventId { row, history: HISTORY, position, safe, scope };
+            prop_assert_eq!(EventId::parse(&id.to_string(), HISTORY), Ok(id));
         }
 
         #[test]
@@ -255,12 +279,12 @@ mod tests {
 
         #[test]
         fn printing_undoes_parsing(
-            floor in any::<u64>(), behind in 0..3u64,
+            layout in LAYOUT..=LAYOUT_NARROWED, floor in any::<u64>(), behind in 0..3u64,
             junk in prop::collection::vec(any::<u8>(), 0..24), row in any::<i64>()
         ) {
             // Most of these are rejected; any that parses must have no other text.
             let mut bytes = Vec::new();
-            for number in [LAYOUT, HISTORY.epoch().0.into(), floor, behind] {
+            for number in [layout, HISTORY.epoch().0.into(), floor, behind] {
                 push_varint(&mut bytes, number);
             }
             if behind > 0 {

@@ -270,3 +270,34 @@ async fn a_narrowed_stream_moves_no_cursor() {
     let all = texts_until(&mut alice, "tidings.caught-up").await;
     assert_eq!(all, ["club", "team"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_one_that_continues_a_narrowed_stream_with_all_topics() {
+    let database = Database::migrated().await;
+    database
+        .execute("select subscribe('alice', 'team'), subscribe('alice', 'club')")
+        .await;
+    let bridge = Bridge::start_with(&database, &["--settle=0s"]).await;
+    let mut stream = bridge.connect_with("alice", "?topic=team", &[]).await;
+    until(&mut stream, "tidings.caught-up").await;
+    database
+        .execute("select send_to_topic('club', 'club'), send_to_topic('team', 'team')")
+        .await;
+    assert_eq!(texts_up_to(&mut stream, "team").await, ["team"]);
+    for later in ["later", "still later"] {
+        let id = stream.last_event_id().to_owned();
+        drop(stream);
+        bridge.until_connections(0).await;
+        let header = [("Last-Event-ID", id.as_str())];
+        stream = bridge.connect_with("alice", "", &header).await;
+        until(&mut stream, "tidings.caught-up").await;
+        let send = format!("select send_to_topic('club', '{later}')");
+        database.execute(&send).await;
+        assert_eq!(texts_up_to(&mut stream, later).await, [later]);
+    }
+    drop(stream);
+    bridge.until_connections(0).await;
+    let mut alice = bridge.connect("alice").await;
+    let all = texts_until(&mut alice, "tidings.caught-up").await;
+    assert_eq!(all, ["club", "team", "later", "still later"]);
+}
