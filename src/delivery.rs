@@ -10,6 +10,7 @@
 
 pub(crate) mod adopted_marks;
 pub mod batch;
+pub mod bridge_count;
 pub mod catch_up;
 pub(crate) mod chunk_rows;
 pub mod counters;

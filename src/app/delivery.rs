@@ -11,6 +11,7 @@ use crate::{
     config::BridgeOptions,
     delivery::{
         adopted_marks::{AdoptedMarker, AdoptedMarks},
+        bridge_count::BridgeCount,
         catch_up::{FailingSubscribers, PageMemory, Pages, Reads, Turns},
         counters::Counters,
         cursors::{CursorWriter, Cursors},
@@ -52,6 +53,7 @@ impl Delivery {
         let hub = Arc::new(Hub::new(options.queue_bytes as usize));
         let activity = Arc::new(Counters::default());
         let adopted = Arc::new(AdoptedMarks::default());
+        let bridges = Arc::new(BridgeCount::default());
         let listener = Listener::start(
             database.clone(),
             Arc::clone(&hub),
@@ -61,7 +63,8 @@ impl Delivery {
         )
         .await?
         .with_page_rows(options.tail_rows.into())
-        .with_adopted_marks(Arc::clone(&adopted));
+        .with_adopted_marks(Arc::clone(&adopted))
+        .with_bridge_count(Arc::clone(&bridges));
         let found = database.ask(|| page_reader::incarnation(pool, sql));
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
@@ -87,7 +90,9 @@ impl Delivery {
         };
         let streams = Streams {
             hub: Arc::clone(&hub),
-            marks: Arc::new(Marks::new(options.settle, Arc::clone(&activity))),
+            marks: Arc::new(
+                Marks::new(options.settle, Arc::clone(&activity)).with_bridge_count(bridges),
+            ),
             activity,
             pages: Arc::new(pages),
             cursors,

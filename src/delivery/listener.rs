@@ -20,12 +20,14 @@ pub use self::session::ListenError;
 use self::{
     disconnections::Progress,
     fine_sleep::Pause,
+    inspection::Inspected,
     poll_or_listen::{Flow, PollMode},
     session::{POLL_LIMIT, Session},
 };
 use crate::{
     delivery::{
         adopted_marks::AdoptedMarks,
+        bridge_count::BridgeCount,
         counters::Counters,
         health::Health,
         hub::{Hub, Reading, Tail},
@@ -71,6 +73,7 @@ pub struct Listener {
     health: Arc<Health>,
     activity: Arc<Counters>,
     adopted: Arc<AdoptedMarks>,
+    bridges: Arc<BridgeCount>,
     history: History,
     position: Position,
     /// The snapshot of the last poll, whose memberships were passed on.
@@ -108,6 +111,7 @@ impl Listener {
             health,
             activity,
             adopted: Arc::default(),
+            bridges: Arc::default(),
             history: History::default(),
             position: Position::default(),
             known: Arc::default(),
@@ -137,6 +141,12 @@ impl Listener {
     /// Keeps these informed about tables whose rows are marked.
     pub fn with_adopted_marks(mut self, adopted: Arc<AdoptedMarks>) -> Self {
         self.adopted = adopted;
+        self
+    }
+
+    /// Keeps this informed about the number of bridges, and polls accordingly.
+    pub fn with_bridge_count(mut self, bridges: Arc<BridgeCount>) -> Self {
+        self.bridges = bridges;
         self
     }
 
@@ -197,12 +207,17 @@ impl Listener {
                 continue;
             }
             let took = polled_at.elapsed();
+            let shared_gap = self.bridges.poll_gap();
             let next = match watch {
-                PollMode::Awake => flow.gap(Instant::now(), polled.rows()),
+                PollMode::Awake => flow.gap(Instant::now(), polled.rows(), shared_gap),
                 PollMode::Asleep(_) => self.safety_poll,
             };
-            if watch != PollMode::Awake && polled == Polled::Nothing {
-                sleep_until(polled_at + POLL_GAP).await;
+            if watch != PollMode::Awake {
+                let gap = match polled {
+                    Polled::Nothing => POLL_GAP.max(shared_gap),
+                    Polled::Found(_) | Polled::More => shared_gap,
+                };
+                sleep_until(polled_at + gap).await;
             }
             tokio::select! {
                 rung = session.rung(watch) => {
@@ -237,8 +252,12 @@ impl Listener {
                 self.disconnect(session).await?;
             }
             if *inspect_at <= now {
-                let inspecting =
-                    inspection::inspect(session, &self.database, &self.health, &self.adopted);
+                let inspected = Inspected {
+                    health: &self.health,
+                    adopted: &self.adopted,
+                    bridges: &self.bridges,
+                };
+                let inspecting = inspection::inspect(session, &self.database, inspected);
                 *inspect_at = now + inspecting.await?;
             }
             Ok(polled)
@@ -301,7 +320,11 @@ impl Listener {
         };
         match found {
             Polled::Nothing => flow.found_nothing(Instant::now()),
-            Polled::Found(_) | Polled::More => flow.found(Instant::now(), page.snapshot.running()),
+            Polled::Found(_) | Polled::More => flow.found(
+                Instant::now(),
+                page.snapshot.running(),
+                self.bridges.poll_gap(),
+            ),
         }
         if page.rest() == Rest::Nothing {
             self.page_size = self.full_page;

@@ -42,6 +42,7 @@ use self::{
 use crate::{
     delivery::{
         adopted_marks::AdoptedMarks,
+        bridge_count::BridgeCount,
         counters::Counters,
         delivered_watermark::DeliveredWatermark,
         health::{Health, Stuck},
@@ -81,8 +82,11 @@ const ACKNOWLEDGE_PAUSE: u32 = 4;
 const ACKNOWLEDGE_FIRST: Duration = Duration::from_millis(100);
 const ACKNOWLEDGE_LONGEST: Duration = Duration::from_secs(5);
 
+/// The longest time for which marks are collected, however many bridges there are.
+const LONGEST_COLLECT: Duration = Duration::from_secs(1);
+
 /// Rows are usually marked within this time after they have settled.
-const MARKED_WITHIN: Duration = Duration::from_secs(1);
+const MARKED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How many users may wait for their delivered watermark to be moved. A user who finds no
 /// place tries again with the next row.
@@ -92,6 +96,7 @@ const NOTES: usize = 1_000;
 #[derive(Debug)]
 pub struct Marks {
     settle: Duration,
+    bridges: Arc<BridgeCount>,
     in_flight: Mutex<InFlight>,
     /// Notified when writes are in flight.
     written: Notify,
@@ -140,6 +145,7 @@ impl Marks {
     pub fn new(settle: Duration, activity: Arc<Counters>) -> Self {
         Self {
             settle,
+            bridges: Arc::default(),
             in_flight: Mutex::new(InFlight::new(settle)),
             written: Notify::new(),
             ended: Notify::new(),
@@ -155,6 +161,12 @@ impl Marks {
             failures: Counter::default(),
             lost: Counter::default(),
         }
+    }
+
+    /// Collects rows for longer, the more bridges this counts.
+    pub fn with_bridge_count(mut self, bridges: Arc<BridgeCount>) -> Self {
+        self.bridges = bridges;
+        self
     }
 
     /// The rows have been written to the socket of this connection. Never blocks.
@@ -416,7 +428,8 @@ impl Marker {
             .await
             .is_some()
         {
-            let collect = self.marks.queue.lock().collect();
+            let collect = self.marks.queue.lock().collect() * self.marks.bridges.collect_factor();
+            let collect = collect.min(LONGEST_COLLECT);
             if stop.run_until_cancelled(sleep(collect)).await.is_none() {
                 return;
             }

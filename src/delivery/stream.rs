@@ -47,7 +47,7 @@ use crate::{
         history::History,
         identity::Identity,
         notification::Notification,
-        position::{EventId, Position, Scope},
+        position::{EventId, Position, TopicScope},
         snapshot::Xid,
         topic::{Topic, TopicChoice},
     },
@@ -414,7 +414,7 @@ impl EventStream {
                 if let Some(acknowledged) = user.and_then(|user| Acknowledgement::of(user, &id)) {
                     self.streams.marks.acknowledge(acknowledged);
                 }
-                if id.scope == Scope::Narrowed {
+                if id.scope == TopicScope::Narrowed {
                     self.cursor = StreamCursor::Never;
                 }
                 self.row = id.row;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     delivery::{marker::Closed, page_reader::Cursor},
     domain::{
-        position::{Position, Scope},
+        position::{Position, TopicScope},
         snapshot::Xid,
     },
 };
@@ -42,10 +42,10 @@ pub struct CursorTrack {
 
 impl StreamCursor {
     /// That of the stream's ids.
-    pub fn scope(&self) -> Scope {
+    pub fn scope(&self) -> TopicScope {
         match self {
-            Self::Never => Scope::Narrowed,
-            Self::Untouched(_) | Self::Moving(_) => Scope::Whole,
+            Self::Never => TopicScope::Narrowed,
+            Self::Untouched(_) | Self::Moving(_) => TopicScope::Whole,
         }
     }
 

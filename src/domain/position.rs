@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::snapshot::{Snapshot, Xid};
 
-pub use self::event_id::{EventId, OPEN_IN_TEXT, Scope, UnusableId};
+pub use self::event_id::{EventId, OPEN_IN_TEXT, TopicScope, UnusableId};
 
 /// A row's place in the order of delivery: by transaction, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -49,6 +49,8 @@ pub struct Sql {
     pub acknowledged: String,
     /// Whether the doorbell's trigger is installed and enabled.
     pub doorbell: String,
+    /// How many bridges are connected.
+    pub bridge_count: String,
     /// Which streams must end.
     pub disconnections: String,
     /// The incarnation of the server.
@@ -127,6 +129,7 @@ impl Sql {
             mark_adopted: fill(include_str!("../../sql/mark_adopted.sql")),
             acknowledged: fill(include_str!("../../sql/acknowledged.sql")),
             doorbell: fill(include_str!("../../sql/doorbell.sql")),
+            bridge_count: fill(include_str!("../../sql/bridge_count.sql")),
             disconnections: fill(include_str!("../../sql/disconnections.sql")),
             incarnation: fill(sign.incarnation()),
             begin_incarnation: fill(include_str!("../../sql/begin_incarnation.sql")),

@@ -16,7 +16,7 @@ use tidings::{
     domain::{
         history::History,
         notification::{Addressee, Notification, UserId},
-        position::{EventId, Position, Rest, Scope},
+        position::{EventId, Position, Rest, TopicScope},
         snapshot::Snapshot,
     },
     postgres::{
@@ -126,7 +126,7 @@ impl Reader {
     fn come_back(&mut self) {
         let history = History::default();
         let id = EventId {
-            scope: Scope::Whole,
+            scope: TopicScope::Whole,
             row: 1,
             history,
             position: Cow::Borrowed(&self.position),

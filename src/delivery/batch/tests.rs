@@ -13,7 +13,7 @@ use super::*;
 use crate::domain::{
     history::History,
     notification::Expiry,
-    position::{EventId, Rest, Scope},
+    position::{EventId, Rest, TopicScope},
 };
 
 const WRITERS: usize = 4;
@@ -182,7 +182,7 @@ impl Bridge {
                 let history = History::default();
                 let stream = &mut self.streams[stream];
                 let id = EventId {
-                    scope: Scope::Whole,
+                    scope: TopicScope::Whole,
                     row: 1,
                     history,
                     position: Cow::Borrowed(&stream.position),

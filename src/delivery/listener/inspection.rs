@@ -9,6 +9,7 @@ use super::session::{ListenError, Session};
 use crate::{
     delivery::{
         adopted_marks::{AdoptedMarks, MarkedTable},
+        bridge_count::BridgeCount,
         health::{Doorbell, Health},
     },
     postgres::{
@@ -24,14 +25,24 @@ const TRIGGER: &str = "tidings_ring_doorbell";
 /// How often the doorbell and the visibility of rows are inspected.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// What is informed of the results.
+pub struct Inspected<'a> {
+    pub health: &'a Health,
+    pub adopted: &'a AdoptedMarks,
+    pub bridges: &'a BridgeCount,
+}
+
 /// Checks that the trigger works and that no rows are hidden. Returns the time until the
 /// next check. Rows that were meanwhile restored from another cluster are restamped, some
 /// at a time.
 pub async fn inspect(
     session: &Session,
     database: &Database,
-    health: &Health,
-    adopted: &AdoptedMarks,
+    Inspected {
+        health,
+        adopted,
+        bridges,
+    }: Inspected<'_>,
 ) -> Result<Duration, ListenError> {
     let Database { schema, sql, .. } = database;
     let client = &session.client;
@@ -46,6 +57,7 @@ pub async fn inspect(
     let hidden = visibility::examine(client, schema, Readers::Session).await?;
     read_queue_usage(client, health).await?;
     adopted.set_tables(read_marked_tables(client, &sql.marked_tables).await?);
+    count_bridges(client, &sql.bridge_count, bridges).await?;
     let fires: Option<i8> = row.try_get("trigger")?;
     let subscription: Option<String> = row.try_get("subscription")?;
     let mut doorbell = match (subscription, fires.map(|fires| fires as u8)) {
@@ -91,6 +103,26 @@ async fn read_marked_tables(client: &Client, query: &str) -> Result<Vec<MarkedTa
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Counts the bridges that are connected. Not every role may read it.
+async fn count_bridges(
+    client: &Client,
+    query: &str,
+    bridges: &BridgeCount,
+) -> Result<(), ListenError> {
+    match client.query_typed_one(query, &[]).await {
+        Ok(row) => {
+            let count: i64 = row.try_get("bridges")?;
+            bridges.set(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let error = ErrorChain(&error);
+            debug!(%error, "can't count the bridges: {error}");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 /// Reads how full the server's notification queue is. Not every role may read it.

@@ -112,9 +112,12 @@ impl Flow {
         }
     }
 
-    /// A poll has found rows, and this many transactions still running.
-    pub fn found(&mut self, now: Instant, running: usize) {
+    /// A poll has found rows, and this many transactions still running. `shared_gap` is the
+    /// minimum time between polls that other bridges cause.
+    pub fn found(&mut self, now: Instant, running: usize, shared_gap: Duration) {
         let soon = if running > 0 { QUEUEING } else { FLOWING };
+        // Rows can't be found sooner than the bridge polls.
+        let soon = soon + shared_gap;
         let is_flowing = now.saturating_duration_since(self.last) < soon;
         // A single pause, common on a busy machine, doesn't end a flow.
         self.polls = if is_flowing {
@@ -155,20 +158,25 @@ impl Flow {
     }
 
     /// The time between the start of a poll that found this many rows and the next one,
-    /// while awake.
-    pub fn gap(&self, now: Instant, rows: usize) -> Duration {
-        if self.is_idle(now) {
-            return IDLE_GAP;
-        }
-        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        let later = LATER_BY_ROW.saturating_mul(rows);
-        (AWAKE_GAP + later).min(LONGEST_AWAKE)
+    /// while awake. At least `shared_gap`.
+    pub fn gap(&self, now: Instant, rows: usize, shared_gap: Duration) -> Duration {
+        let own = if self.is_idle(now) {
+            IDLE_GAP
+        } else {
+            let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+            let later = LATER_BY_ROW.saturating_mul(rows);
+            (AWAKE_GAP + later).min(LONGEST_AWAKE)
+        };
+        own.max(shared_gap)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// There is no other bridge.
+    const ALONE: Duration = Duration::ZERO;
 
     /// The state after a second in which a row arrived `every` so often, while this many
     /// transactions were running.
@@ -177,7 +185,7 @@ mod tests {
         let (end, mut flow) = (now + Duration::from_secs(1), Flow::begins(now));
         while now < end {
             now += every;
-            flow.found(now, running);
+            flow.found(now, running, ALONE);
         }
         (flow, now)
     }
@@ -204,7 +212,7 @@ mod tests {
         let mut flow = Flow::begins(now);
         for poll in 0..200 {
             now += Duration::from_millis(if poll % 10 == 0 { 8 } else { 1 });
-            flow.found(now, 0);
+            flow.found(now, 0, ALONE);
         }
         assert!(flow.wakes());
     }
@@ -229,14 +237,26 @@ mod tests {
         flow.found_nothing(now);
         assert!(!flow.is_idle(now + Duration::from_millis(10)));
         assert!(flow.is_idle(now + IDLE));
-        assert!(flow.gap(now, 0) < flow.gap(now + IDLE, 0));
+        assert!(flow.gap(now, 0, ALONE) < flow.gap(now + IDLE, 0, ALONE));
     }
 
     #[test]
     fn the_more_rows_flow_the_later_is_the_next_look() {
         let (flow, now) = after_a_second(Duration::from_millis(1), 0);
-        assert_eq!(flow.gap(now, 0), AWAKE_GAP);
-        assert!(flow.gap(now, 1) < flow.gap(now, 5));
-        assert_eq!(flow.gap(now, 1_000), LONGEST_AWAKE);
+        assert_eq!(flow.gap(now, 0, ALONE), AWAKE_GAP);
+        assert!(flow.gap(now, 1, ALONE) < flow.gap(now, 5, ALONE));
+        assert_eq!(flow.gap(now, 1_000, ALONE), LONGEST_AWAKE);
+    }
+
+    #[test]
+    fn bridges_that_poll_rarely_recognize_a_flow() {
+        let shared_gap = Duration::from_millis(50);
+        let (mut now, mut flow) = (Instant::now(), Flow::begins(Instant::now()));
+        for _ in 0..=FLOW_POLLS {
+            assert_eq!(flow.gap(now, 1_000, shared_gap), shared_gap);
+            now += shared_gap;
+            flow.found(now, 0, shared_gap);
+        }
+        assert!(flow.wakes());
     }
 }

@@ -34,12 +34,12 @@ pub struct EventId<'a> {
     /// The durable floor: transaction ids below it are on disk, so no crash causes them
     /// to be assigned again.
     pub safe: Xid,
-    pub scope: Scope,
+    pub scope: TopicScope,
 }
 
 /// Whose rows of topics precede the position of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum TopicScope {
     /// Those of all topics that the user has.
     Whole,
     /// The client asked for some topics only, on this connection or on an earlier one that
@@ -147,12 +147,12 @@ impl Position {
         )
     }
 
-    fn write(&self, history: History, safe: Xid, scope: Scope, bytes: &mut Vec<u8>) {
+    fn write(&self, history: History, safe: Xid, scope: TopicScope, bytes: &mut Vec<u8>) {
         let (floor, open) = self.for_text();
         let behind = floor.0.saturating_sub(safe.0);
         let layout = match scope {
-            Scope::Whole => LAYOUT,
-            Scope::Narrowed => LAYOUT_NARROWED,
+            TopicScope::Whole => LAYOUT,
+            TopicScope::Narrowed => LAYOUT_NARROWED,
         };
         push_varint(bytes, layout);
         push_varint(bytes, history.epoch().0.into());
@@ -174,11 +174,11 @@ impl Position {
     }
 
     /// Returns the position, the durable floor and the scope.
-    fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid, Scope), UnusableId> {
+    fn read(mut bytes: &[u8], expected: History) -> Result<(Self, Xid, TopicScope), UnusableId> {
         let bytes = &mut bytes;
         let scope = match take_varint(bytes)? {
-            LAYOUT => Scope::Whole,
-            LAYOUT_NARROWED => Scope::Narrowed,
+            LAYOUT => TopicScope::Whole,
+            LAYOUT_NARROWED => TopicScope::Narrowed,
             _ => return Err(UnusableId::Malformed),
         };
         let epoch = take_varint(bytes)?;
@@ -249,7 +249,7 @@ mod tests {
             history: HISTORY,
             position: Cow::Borrowed(position),
             safe,
-            scope: Scope::Whole,
+            scope: TopicScope::Whole,
         }
         .to_string()
     }
@@ -258,7 +258,7 @@ mod tests {
         #[test]
         fn parsing_undoes_printing(
             position in position(OPEN_IN_TEXT), row in 0..i64::MAX, behind in 0..200u64,
-            scope in prop::sample::select(vec![Scope::Whole, Scope::Narrowed])
+            scope in prop::sample::select(vec![TopicScope::Whole, TopicScope::Narrowed])
         ) {
             let safe = Xid(position.floor.0.saturating_sub(behind));
             let position = Cow::Owned(position);

@@ -1,7 +1,10 @@
 //! Bridges that stop, are killed, freeze or lose their sessions, asleep and awake, while other
 //! bridges rely on them.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use tokio::{process::Child, time::sleep};
@@ -9,6 +12,7 @@ use tokio_postgres::Client;
 
 use super::{BELL_ALONE, bell::Bell};
 use crate::support::{
+    PATIENCE,
     bridge::{Bridge, token},
     database::Database,
     event_source::EventSource,
@@ -203,4 +207,35 @@ async fn bridges_of_which_one_loses_its_session_miss_no_row() {
             gets(source, &owed).await;
         }
     }
+}
+
+/// Reported as connected, besides the one that is.
+const OTHERS: u32 = 40;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_more_bridges_there_are_the_more_rarely_each_of_them_polls() {
+    let database = Database::migrated().await;
+    let reporter = database.bridge().connect().await;
+    let report = format!(
+        "select tidings_report(bridge => 'other ' || n, version => 'x', role => null, address => 'x', \
+         client_address => null, started_at => now(), pid => pg_backend_pid(), \
+         backend_start => (select backend_start from pg_stat_activity where pid = pg_backend_pid()), \
+         state => 'awake', since => now(), connections => 0, clock_offset => null, minute => null, \
+         seen => 0, sent => 0, delays => '{{}}'), tidings_report_topics('other ' || n) \
+         from generate_series(1, {OTHERS}) n"
+    );
+    reporter.batch_execute(&report).await.expect("reports");
+    let bridge = Bridge::start(&database).await;
+    let mut source = bridge.connect_live("alice").await;
+    let writer = impatient(&database).await;
+    let begin = Instant::now();
+    for _ in 0..ROWS {
+        let row = insert(&writer).await;
+        assert_eq!(rows(&mut source, 1).await, [row]);
+    }
+    // One millisecond for each bridge. A row waits for a poll, and the next one for the next.
+    let took = begin.elapsed();
+    let gap = Duration::from_millis((OTHERS + 1).into());
+    assert!(took >= gap * (ROWS as u32 - 1), "{took:?}");
+    assert!(took < PATIENCE, "{took:?}");
 }

@@ -1,0 +1,2 @@
+-- How many bridges are connected.
+select count(*) as bridges from :"schema".tidings_bridges
