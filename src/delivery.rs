@@ -10,7 +10,7 @@
 
 pub(crate) mod adopted_marks;
 pub mod batch;
-pub mod bridge_count;
+pub(crate) mod bridge_count;
 pub mod catch_up;
 pub(crate) mod chunk_rows;
 pub mod counters;
@@ -26,9 +26,13 @@ pub mod membership_table;
 pub mod memberships;
 pub mod page_reader;
 pub(crate) mod recent_disconnections;
+pub(crate) mod recent_rows;
 pub mod recently_published;
 pub mod sse;
 pub mod stream;
 pub(crate) mod stream_cursor;
 pub mod stream_end;
 pub(crate) mod topic_routes;
+
+#[cfg(test)]
+mod simulation;

@@ -50,7 +50,9 @@ impl Delivery {
         let Database {
             pool, sql, schema, ..
         } = database;
-        let hub = Arc::new(Hub::new(options.queue_bytes as usize));
+        let hub =
+            Hub::new(options.queue_bytes as usize).with_recent_bytes(options.recent_bytes as usize);
+        let hub = Arc::new(hub);
         let activity = Arc::new(Counters::default());
         let adopted = Arc::new(AdoptedMarks::default());
         let bridges = Arc::new(BridgeCount::default());

@@ -233,7 +233,7 @@ impl<W: Write> TailPrinter<'_, W> {
                 seen.first = None;
                 return Ok(Rest::Nothing);
             }
-            End::MorePages | End::Live(_) => {}
+            End::MorePages | End::Live(_) | End::Recent(_) => {}
         }
         Ok(Rest::More)
     }

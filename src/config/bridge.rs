@@ -77,6 +77,10 @@ pub struct BridgeOptions {
     /// Bytes of text that may wait for one connection before it reads pages instead
     #[arg(long, env = "TIDINGS_QUEUE_BYTES", default_value = "262144", value_parser = clap::value_parser!(u32).range(1024..))]
     pub queue_bytes: u32,
+    /// Bytes of memory for the rows of the last minute, which clients that return get without
+    /// a query; 0 for none
+    #[arg(long, env = "TIDINGS_RECENT_BYTES", default_value = "33554432")]
+    pub recent_bytes: u32,
     /// Interval at which the table is polled without a doorbell. For tests, which
     /// lengthen it to prove that nothing depends on it
     #[arg(long, hide = true, alias = "safety-look", default_value = "1s", value_parser = duration_between::<1, 3_600>)]

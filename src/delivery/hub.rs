@@ -24,6 +24,7 @@ use crate::{
         mailbox::{Ending, Letter, Mailbox, Put, Recovery},
         memberships::MembershipChange,
         recent_disconnections::{DisconnectCursor, Disconnected},
+        recent_rows::{RecentRows, RecentSize},
         topic_routes::{RouteKey, TopicRoutes},
     },
     domain::{
@@ -118,15 +119,14 @@ impl Registry {
         }
     }
 
-    /// Groups notifications by who receives them, and drops those that no connection here
-    /// receives.
-    fn addressed(&self, notifications: Vec<(Addressee, Notification)>) -> Vec<Addressed> {
+    /// Groups rows by who receives them, and drops those that no connection here receives.
+    fn addressed(&self, rows: Vec<(Addressee, Arc<Event>)>) -> Vec<Addressed> {
         let mut places: HashMap<Addressee, usize> = HashMap::new();
         let mut addressed: Vec<Addressed> = Vec::new();
         // The place of each event, in the order of delivery.
-        let mut order = Vec::with_capacity(notifications.len());
+        let mut order = Vec::with_capacity(rows.len());
         let mut has_topics = false;
-        for (addressee, notification) in notifications {
+        for (addressee, event) in rows {
             let place = match places.entry(addressee) {
                 hash_map::Entry::Occupied(entry) => *entry.get(),
                 hash_map::Entry::Vacant(entry) => {
@@ -139,7 +139,7 @@ impl Registry {
                     *entry.insert(addressed.len() - 1)
                 }
             };
-            addressed[place].1.push(Arc::new(Event::from(notification)));
+            addressed[place].1.push(event);
             order.push(place);
         }
         // A connection has one subscriber, so without topics each is in one group.
@@ -216,6 +216,7 @@ pub struct Hub {
     overflows: AtomicU64,
     /// Whether anyone has used topics. Until then, nothing has to be stored for them.
     has_topics: AtomicBool,
+    recent: RecentRows,
     queue_bytes: usize,
 }
 
@@ -239,6 +240,7 @@ impl Hub {
     /// `queue_bytes` is the limit of each mailbox, in bytes of text.
     pub fn new(queue_bytes: usize) -> Self {
         Self {
+            recent: RecentRows::new(0),
             registry: Mutex::default(),
             tail: ArcSwap::default(),
             connections: AtomicUsize::new(0),
@@ -247,6 +249,12 @@ impl Hub {
             has_topics: AtomicBool::new(false),
             queue_bytes,
         }
+    }
+
+    /// Keeps rows of the last minute, in up to this many bytes.
+    pub fn with_recent_bytes(mut self, bytes: usize) -> Self {
+        self.recent = RecentRows::new(bytes);
+        self
     }
 
     /// Records that topics are used.
@@ -296,6 +304,7 @@ impl Hub {
 
     /// Sets the tail at the start, or when another history begins. Delivers nothing.
     pub fn start(&self, tail: Tail) {
+        self.recent.restart(tail.history, &tail.position);
         self.tail.store(Arc::new(tail));
     }
 
@@ -312,6 +321,24 @@ impl Hub {
                 *topic = name.clone();
             }
         }
+    }
+
+    /// The rows of a user that are new to this position, up to the tail, if all of them are
+    /// among the rows of the last minute and nobody has used topics.
+    pub fn recent_page(
+        &self,
+        user: &UserId,
+        history: History,
+        position: &Position,
+    ) -> Option<Batch> {
+        let page = self.recent.page(user, history, position)?;
+        // Only now: nothing that was published up to the page's end concerned a topic.
+        (!self.has_topics()).then_some(page)
+    }
+
+    /// The size of the rows of the last minute.
+    pub fn recent_size(&self) -> RecentSize {
+        self.recent.size()
     }
 
     /// Call this before a client is authenticated, and pass the result to
@@ -365,6 +392,7 @@ impl Hub {
     /// published before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
+        self.recent.restart(tail.history, &tail.position);
         // First the tail: who is told requests pages of the new history at once, and they are
         // read only if the tail is in it.
         self.tail.store(Arc::new(tail));
@@ -391,11 +419,18 @@ impl Hub {
         if !self.has_topics() && (!changes.is_empty() || notifications.iter().any(for_topic)) {
             self.use_topics();
         }
+        let events = notifications.into_iter();
+        let rows: Vec<_> = events
+            .map(|(addressee, notification)| (addressee, Arc::new(Event::from(notification))))
+            .collect();
+        // Before anyone is chosen to be passed the rows: a connection that registers later
+        // finds them here.
+        self.recent.add(&rows, &tail.position);
         let mut registry = self.registry.lock();
         for change in &changes {
             registry.tell(change);
         }
-        let addressed = registry.addressed(notifications);
+        let addressed = registry.addressed(rows);
         drop(registry);
         for (mailboxes, events) in addressed {
             let batch = Arc::new(Batch {

@@ -527,7 +527,7 @@ impl EventStream {
             }
         }
         if self.take_topics(topics, &batch, chunk) == Taken::Write {
-            self.current = Some(Current::new(batch, Some(lease)));
+            self.current = Some(Current::new(batch, lease));
         }
     }
 
@@ -656,7 +656,7 @@ impl EventStream {
         }
         let position = self.position.get_or_insert_default();
         batch.finish(position);
-        if let End::CaughtUp { .. } = batch.end {
+        if let End::CaughtUp { .. } | End::Recent(_) = batch.end {
             // The position is past the memberships too, or else they would stay new to it.
             if let Some(top) = self.memberships.top() {
                 position.finish(Some(top), &batch.snapshot, &batch.unread);

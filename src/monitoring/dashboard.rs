@@ -139,6 +139,7 @@ fn settings(options: &BridgeOptions, database: &Database) -> Vec<ShownSetting> {
         ("TIDINGS_LISTEN", options.listen.to_string()),
         ("TIDINGS_POOL_SIZE", options.pool_size.to_string()),
         ("TIDINGS_QUEUE_BYTES", options.queue_bytes.to_string()),
+        ("TIDINGS_RECENT_BYTES", options.recent_bytes.to_string()),
         ("TIDINGS_HEARTBEAT", span(options.heartbeat)),
         ("TIDINGS_DRAIN", span(options.drain)),
         (

@@ -206,8 +206,23 @@ impl Collector for BridgeCollector {
             now.pages_wanted,
         )?;
         sheet.counter(
+            "recent_pages",
+            "Pages of rows that streams had missed and the bridge still had, without a query",
+            now.recent_pages,
+        )?;
+        sheet.gauge(
+            "recent_rows",
+            "Rows of the last minute that the bridge has",
+            now.recent.rows,
+        )?;
+        sheet.gauge(
+            "recent_bytes",
+            "Memory that these rows take",
+            now.recent.bytes,
+        )?;
+        sheet.counter(
             "page_rows",
-            "Rows in pages that streams had missed",
+            "Rows in pages that streams had missed and that were read from the database",
             now.page_rows,
         )?;
         sheet.counter(

@@ -16,6 +16,7 @@ use crate::{
         health::{Health, ListenerState, Readiness},
         hub::{Audience, Hub},
         marker::{MarkCounts, Marks},
+        recent_rows::RecentSize,
     },
     monitoring::process::Process,
     postgres::{
@@ -66,6 +67,10 @@ pub struct Figures {
     pub cursors: CursorCounts,
     /// Streams that wait for a page of what they missed.
     pub pages_wanted: i64,
+    /// Pages for which no query was needed.
+    pub recent_pages: u64,
+    #[serde(flatten)]
+    pub recent: RecentSize,
     /// Rows that were read in pages.
     pub page_rows: u64,
     /// Failed attempts to read a page.
@@ -100,6 +105,8 @@ impl Stats {
             marked: self.activity.totals().sent,
             adopted: self.adopted.counts(),
             pages_wanted: self.reads.wanted.get(),
+            recent_pages: self.reads.recent.get(),
+            recent: self.hub.recent_size(),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
             failing_subscribers: self.reads.failing.get(),

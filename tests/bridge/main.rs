@@ -42,6 +42,7 @@ mod promises;
 mod proxies;
 mod prune;
 mod prune_failures;
+mod recent_rows;
 mod recipes;
 mod reload;
 mod restart;

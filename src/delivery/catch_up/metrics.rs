@@ -16,7 +16,9 @@ pub struct Reads {
     pub seconds: Histogram,
     /// Streams that are waiting for a page.
     pub wanted: Gauge,
-    /// Rows in the pages.
+    /// Pages of rows that the bridge still had, and for which no query was needed.
+    pub recent: Counter,
+    /// Rows in the pages that were read.
     pub rows: Counter,
     /// Failed reads.
     pub failures: Counter,
@@ -29,6 +31,7 @@ impl Default for Reads {
         Self {
             seconds: Histogram::new(SECONDS),
             wanted: Gauge::default(),
+            recent: Counter::default(),
             rows: Counter::default(),
             failures: Counter::default(),
             failing: Gauge::default(),

@@ -165,7 +165,7 @@ impl Fixture {
                 batch,
                 topics: PageTopics::default(),
             },
-            lease: self.memory.reserve(1).await,
+            lease: Some(self.memory.reserve(1).await),
         }
     }
 

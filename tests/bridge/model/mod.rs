@@ -145,3 +145,25 @@ async fn in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed()
     let test = "in_any_program_with_crashes_of_postgres_each_tab_gets_what_it_is_owed";
     play_all(test, Mix::Crashes, 30, world, account).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_without_topics_each_tab_gets_what_it_is_owed() {
+    let world = World::shared(Settle::AtOnce).await;
+    let account = Account::with_repeats(
+        "random programs without topics, in which bridges answer from their recent rows",
+        LATE,
+    );
+    let test = "in_any_program_without_topics_each_tab_gets_what_it_is_owed";
+    play_all(test, Mix::OwnRows, 100, world, account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_without_topics_and_with_crashes_each_tab_gets_what_it_is_owed() {
+    let world = World::fragile().await;
+    let account = Account::with_repeats(
+        "random programs without topics in which PostgreSQL restarts and crashes",
+        "only after a crash",
+    );
+    let test = "in_any_program_without_topics_and_with_crashes_each_tab_gets_what_it_is_owed";
+    play_all(test, Mix::OwnRowsAndCrashes, 20, world, account).await;
+}

@@ -171,6 +171,10 @@ pub enum Mix {
     Memberships,
     /// Also steps that disturb the Postgres server itself.
     Crashes,
+    /// Neither topics nor memberships, so that bridges answer from their recent rows.
+    OwnRows,
+    /// Also with steps that disturb the server.
+    OwnRowsAndCrashes,
 }
 
 pub fn programs(mix: Mix) -> BoxedStrategy<Vec<Step>> {
@@ -181,7 +185,43 @@ pub fn programs(mix: Mix) -> BoxedStrategy<Vec<Step>> {
             let step = prop_oneof![9 => step(), 5 => membership_step(), 1 => server_step()];
             collection::vec(step, 1..60).boxed()
         }
+        Mix::OwnRows => collection::vec(own_step(), 1..40).boxed(),
+        Mix::OwnRowsAndCrashes => {
+            let step = prop_oneof![14 => own_step(), 1 => server_step()];
+            collection::vec(step, 1..60).boxed()
+        }
     }
+}
+
+/// A step without topics and memberships.
+fn own_step() -> impl Strategy<Value = Step> {
+    let of_user = |to| match to {
+        To::Topic(Topic::First | Topic::Second) => To::User(User::Alice),
+        To::Topic(_) => To::User(User::Bob),
+        To::Users | To::User(_) => to,
+    };
+    step().prop_map(move |step| match step {
+        Step::Insert { writer, to, rows } => Step::Insert {
+            writer,
+            to: of_user(to),
+            rows,
+        },
+        Step::InsertInSavepoint { writer, to, kept } => Step::InsertInSavepoint {
+            writer,
+            to: of_user(to),
+            kept,
+        },
+        Step::Send { to, rows } => Step::Send {
+            to: of_user(to),
+            rows,
+        },
+        Step::Change { writer, .. } => Step::Commit {
+            writer,
+            waits: false,
+        },
+        Step::ChangeAtOnce { .. } | Step::LoseCursors => Step::Read { tab: 0, rows: 1 },
+        step => step,
+    })
 }
 
 fn step() -> BoxedStrategy<Step> {

@@ -5,15 +5,22 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
 };
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::domain::{
-    history::History,
-    notification::Expiry,
-    position::{EventId, Rest, TopicScope},
+use crate::{
+    delivery::{
+        batch::{Batch, End, Event},
+        recent_rows::RecentRows,
+    },
+    domain::{
+        history::History,
+        notification::{Addressee, Expiry, Notification, UserId},
+        position::{EventId, Position, Rest, RowKey, TopicScope, Unread},
+        snapshot::{Snapshot, Xid},
+    },
 };
 
 const WRITERS: usize = 4;
@@ -33,6 +40,9 @@ const MOST_BEGUN: usize = 2;
 const PAGE_ROWS: usize = 2;
 const MAILBOX_BATCHES: usize = 2;
 
+/// Some twenty rows.
+const RECENT_BYTES: usize = 20 * (Event::MEMORY + 160);
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Writer, rows in its transaction, first user. The users take turns.
@@ -42,9 +52,16 @@ enum Step {
     ReadTail,
     /// A stream takes so many steps: each writes a row or fetches the next batch.
     Write(usize, usize),
-    /// A stream breaks, and its client reconnects with its last id.
-    Break(usize),
+    /// A stream breaks, and its client reconnects with its last id. Its page is one of
+    /// recent rows, if that is wanted and possible.
+    Break(usize, Wants),
     Heartbeat(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wants {
+    RecentRows,
+    Query,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -56,7 +73,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => writer.prop_map(Step::RollBack),
         8 => Just(Step::ReadTail),
         12 => (stream.clone(), 1..12usize).prop_map(|(stream, times)| Step::Write(stream, times)),
-        2 => stream.clone().prop_map(Step::Break),
+        3 => (stream.clone(), prop::sample::select(vec![Wants::RecentRows, Wants::Query]))
+            .prop_map(|(stream, wants)| Step::Break(stream, wants)),
         1 => stream.prop_map(Step::Heartbeat),
     ]
 }
@@ -95,31 +113,39 @@ struct Stream {
     mailbox: VecDeque<Arc<Batch>>,
     has_overflowed: bool,
     is_catching_up: bool,
+    wants: Wants,
     got: Vec<RowKey>,
 }
 
-#[derive(Default)]
 struct Bridge {
+    recent: RecentRows,
+    /// Pages of recent rows, so far.
+    recent_pages: usize,
     table: Table,
     writers: [Option<Xid>; WRITERS],
     tail: Position,
     streams: Vec<Stream>,
 }
 
+fn user(number: usize) -> UserId {
+    UserId::parse(&number.to_string()).expect("a user")
+}
+
+fn event(key: RowKey) -> Event {
+    Event::from(Notification {
+        key,
+        event: None,
+        text: String::new(),
+        created_at: None,
+        expires: Expiry::Never,
+        reference: None,
+        topic: None,
+    })
+}
+
 fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Batch {
-    let event = |&key| {
-        Event::from(Notification {
-            key,
-            event: None,
-            text: String::new(),
-            created_at: None,
-            expires: Expiry::Never,
-            reference: None,
-            topic: None,
-        })
-    };
     Batch {
-        events: rows.iter().map(event).map(Arc::new).collect(),
+        events: rows.iter().copied().map(event).map(Arc::new).collect(),
         snapshot: Arc::new(snapshot.clone()),
         unread: Arc::new(unread.clone()),
         last: None,
@@ -136,11 +162,16 @@ impl Bridge {
             mailbox: VecDeque::new(),
             has_overflowed: false,
             is_catching_up: false,
+            wants: Wants::Query,
             got: Vec::new(),
         };
         Self {
+            recent: RecentRows::new(RECENT_BYTES),
+            recent_pages: 0,
+            table: Table::default(),
+            writers: [None; WRITERS],
+            tail: Position::default(),
             streams: STREAMS.into_iter().map(stream).collect(),
-            ..Self::default()
         }
     }
 
@@ -178,7 +209,7 @@ impl Bridge {
                     self.write(stream);
                 }
             }
-            Step::Break(stream) => {
+            Step::Break(stream, wants) => {
                 let history = History::default();
                 let stream = &mut self.streams[stream];
                 let id = EventId {
@@ -193,6 +224,7 @@ impl Bridge {
                 (stream.current, stream.has_overflowed) = (None, false);
                 stream.mailbox.clear();
                 stream.is_catching_up = true;
+                stream.wants = wants;
             }
             Step::Heartbeat(stream) => {
                 let stream = &mut self.streams[stream];
@@ -250,6 +282,11 @@ impl Bridge {
     /// Does what the hub does.
     fn publish(&mut self, rows: &[(RowKey, usize)], snapshot: &Snapshot, unread: &Unread) {
         let tail = Arc::new(self.tail.clone());
+        let usable = rows.iter().filter(|(row, _)| is_usable(*row));
+        let recent: Vec<_> = usable
+            .map(|&(row, of)| (Addressee::User(user(of)), Arc::new(event(row))))
+            .collect();
+        self.recent.add(&recent, &tail);
         for stream in &mut self.streams {
             let rows: Vec<_> = rows
                 .iter()
@@ -276,7 +313,7 @@ impl Bridge {
         if let Some((batch, index)) = stream.current.take() {
             let Some(event) = batch.events.get(index) else {
                 batch.finish(&mut stream.position);
-                if let End::CaughtUp { .. } = batch.end {
+                if let End::CaughtUp { .. } | End::Recent(_) = batch.end {
                     stream.is_catching_up = false;
                 }
                 return true;
@@ -293,6 +330,16 @@ impl Bridge {
         } else if stream.is_catching_up || stream.has_overflowed {
             stream.is_catching_up = true;
             stream.has_overflowed = false;
+            if stream.wants == Wants::RecentRows {
+                let page =
+                    self.recent
+                        .page(&user(stream.user), History::default(), &stream.position);
+                if let Some(page) = page {
+                    self.recent_pages += 1;
+                    stream.current = Some((Arc::new(page), 0));
+                    return true;
+                }
+            }
             let mut new = self.table.visible();
             new.retain(|&(row, user)| user == stream.user && stream.position.is_new(row));
             let new: Vec<_> = new.into_iter().map(|(row, _)| row).collect();
