@@ -117,7 +117,7 @@ struct Stream {
     got: Vec<RowKey>,
 }
 
-struct Bridge {
+struct Simulation {
     recent: RecentRows,
     /// Pages of recent rows, so far.
     recent_pages: usize,
@@ -153,7 +153,7 @@ fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Bat
     }
 }
 
-impl Bridge {
+impl Simulation {
     fn new() -> Self {
         let stream = |user| Stream {
             user,
@@ -395,7 +395,7 @@ proptest! {
     fn each_row_comes_once_although_transactions_are_read_in_pieces(
         steps in prop::collection::vec(step(), 1..150)
     ) {
-        let mut bridge = Bridge::new();
+        let mut bridge = Simulation::new();
         for step in steps {
             bridge.play(step);
         }
