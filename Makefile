@@ -124,9 +124,9 @@ example-node: ## start the example for Node, with the bridge and a PostgreSQL: h
 	    export PATH="$${CARGO_TARGET_DIR:-$$PWD/target}/debug:$$PATH" && \
 	    exec scripts/private-postgres examples/node/run'
 
-# About twenty minutes. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
+# About half an hour. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.
-bench: ## measure writers, latency, flood, fan-out, memory, storms, growth, pruning and topics; write docs/benchmarks
+bench: ## measure writers, latency, flood, fan-out, memory, storms, growth, pruning, topics and clusters; write docs/benchmarks
 	@$(with) rust postgres -- \
 	    cargo bench --locked --bench load -- $(or $(ARGS),--out docs/benchmarks)
 

@@ -20,6 +20,11 @@ use tidings::{
     domain::notification::UserId,
 };
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use crate::{
     Result,
     process::Process,
@@ -51,12 +56,14 @@ const SETTINGS: [&str; 8] = [
 pub struct Bridge {
     child: Child,
     address: SocketAddr,
+    admin_address: SocketAddr,
 }
 
 /// The log line that contains its addresses.
 #[derive(Deserialize)]
 struct Started {
     address: SocketAddr,
+    admin_address: SocketAddr,
 }
 
 impl Bridge {
@@ -93,11 +100,30 @@ impl Bridge {
             }
         });
         let waiting = tokio::task::spawn_blocking(move || started.recv_timeout(STARTS_WITHIN));
-        let Ok(Started { address }) = waiting.await? else {
+        let Ok(Started {
+            address,
+            admin_address,
+        }) = waiting.await?
+        else {
             child.kill()?;
             return Err("the bridge didn't start: its log is above".into());
         };
-        Ok(Self { child, address })
+        Ok(Self {
+            child,
+            address,
+            admin_address,
+        })
+    }
+
+    /// How many pages it has read from the database.
+    pub async fn pages_read(&self) -> Result<u64> {
+        let mut socket = TcpStream::connect(self.admin_address).await?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut metrics = String::new();
+        socket.read_to_string(&mut metrics).await?;
+        let mut lines = metrics.lines();
+        let count = lines.find_map(|line| line.strip_prefix("tidings_page_seconds_count "));
+        Ok(count.ok_or("no number of pages in the metrics")?.parse()?)
     }
 
     /// How to connect to it and write to its table.

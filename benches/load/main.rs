@@ -43,7 +43,9 @@ use crate::{
     machine::Machine,
     report::Section,
     results::Results,
-    sections::{Size, fan_out, flood, growth, latency, memory, peers, prune, storm, topics},
+    sections::{
+        Size, cluster, fan_out, flood, growth, latency, memory, peers, prune, storm, topics,
+    },
     server::Server,
 };
 
@@ -81,6 +83,7 @@ enum Name {
     Growth,
     Prune,
     Topics,
+    Cluster,
 }
 
 impl Name {
@@ -95,6 +98,7 @@ impl Name {
             Self::Growth => growth::run(server, size).await,
             Self::Prune => prune::run(server, size).await,
             Self::Topics => topics::run(server, size).await,
+            Self::Cluster => cluster::run(server, size).await,
         }
     }
 }

@@ -19,6 +19,8 @@ pub mod subject {
     /// Rows for users, measured alternately with those for topics.
     pub const USER_ROWS: &str = "rows for users";
     pub const TOPIC_ROWS: &str = "rows for topics";
+    /// A bridge that keeps no rows of the last minute.
+    pub const WITHOUT_RECENT: &str = "Tidings without recent rows";
     /// All processes of the server.
     pub const POSTGRES: &str = "PostgreSQL";
     /// Both together: the total cost of a notification.
@@ -67,6 +69,14 @@ pub mod measure {
     pub const CPU: &str = "CPU time";
     /// CPU time per notification.
     pub const CPU_PER_ROW: &str = "CPU time per notification";
+    /// The same for each bridge after the first.
+    pub const FURTHER_BRIDGE: &str = "CPU time per further bridge";
+    /// CPU time of the tail query for each row.
+    pub const TAIL_ROW: &str = "tail query, per row";
+    /// Pages that returning streams had the bridge read.
+    pub const PAGES_READ: &str = "pages read from the database";
+    /// CPU time of the server for each stream that returns.
+    pub const CPU_PER_RETURN: &str = "PostgreSQL: CPU time per returning stream";
     /// Time until every client had received everything it was owed.
     pub const CAUGHT_UP: &str = "time until all have caught up";
     /// The largest number of concurrent sessions.
@@ -78,6 +88,8 @@ pub mod measure {
 pub mod at {
     /// Connections that INSERT.
     pub const WRITERS: &str = "writers";
+    /// Bridges on the database.
+    pub const BRIDGES: &str = "bridges";
     /// Open streams.
     pub const STREAMS: &str = "streams";
     /// Rows that are due each second.

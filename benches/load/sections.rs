@@ -1,5 +1,6 @@
 //! The measurements, one section per file.
 
+pub mod cluster;
 pub mod fan_out;
 pub mod flood;
 pub mod growth;

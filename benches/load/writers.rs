@@ -4,6 +4,7 @@
 //! of its own and a prepared statement.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -195,12 +196,8 @@ impl Writers {
                 return Ok(inserted);
             }
             let numbers = first..last.min(first + batch);
-            let user = |row| self.users.name(self.users.of(row));
-            let users: Vec<_> = numbers.clone().map(user).collect();
-            let texts: Vec<_> = numbers.clone().map(text).collect();
             let issued = Moment::now();
-            let Connection { client, statement } = connection;
-            client.execute(statement, &[&users, &texts]).await?;
+            self.insert_batch(connection, numbers.clone()).await?;
             let committed = Moment::now();
             inserted.extend(numbers.map(|row| Inserted {
                 row,
@@ -213,6 +210,17 @@ impl Writers {
     /// Inserts `rows` rows, each when it is due at this rate, regardless of the earlier
     /// ones. Each connection has a thread, which takes the next row.
     pub async fn by_the_clock(&self, rate: f64, rows: u64) -> Result<Written> {
+        self.batches_by_the_clock(rate, rows, 1).await
+    }
+
+    /// The same with several rows in each transaction.
+    pub async fn batches_by_the_clock(
+        &self,
+        rate: f64,
+        transactions: u64,
+        batch: u64,
+    ) -> Result<Written> {
+        let rows = transactions * batch;
         let first = self.next.fetch_add(rows, Ordering::Relaxed);
         let begin = Arc::new(std::sync::OnceLock::new());
         let ready = Arc::new(tokio::sync::Barrier::new(BY_THE_CLOCK));
@@ -221,24 +229,31 @@ impl Writers {
             let (this, begin) = (self.clone(), Arc::clone(&begin));
             let (ready, taken) = (Arc::clone(&ready), Arc::clone(&taken));
             on_thread(move || async move {
-                let connection = this.connect().await?;
+                let connection = match batch {
+                    1 => this.connect().await?,
+                    _ => this.prepare(this.insert.batch).await?,
+                };
                 ready.wait().await;
                 let begin = *begin.get_or_init(Moment::now);
                 let mut inserted = Vec::new();
                 loop {
                     let number = taken.fetch_add(1, Ordering::Relaxed);
-                    if number >= rows {
+                    if number >= transactions {
                         return Ok(inserted);
                     }
                     let issued = begin.plus(Duration::from_secs_f64(number as f64 / rate));
                     issued.wait();
-                    let row = first + number;
-                    this.insert(&connection, row).await?;
-                    inserted.push(Inserted {
+                    let row = first + number * batch;
+                    match batch {
+                        1 => this.insert(&connection, row).await?,
+                        _ => this.insert_batch(&connection, row..row + batch).await?,
+                    }
+                    let committed = Moment::now();
+                    inserted.extend((row..row + batch).map(|row| Inserted {
                         row,
                         issued,
-                        committed: Moment::now(),
-                    });
+                        committed,
+                    }));
                 }
             })
         });
@@ -264,6 +279,15 @@ impl Writers {
         let client = self.database.connect().await?;
         let statement = client.prepare(statement).await?;
         Ok(Connection { client, statement })
+    }
+
+    async fn insert_batch(&self, connection: &Connection, rows: Range<u64>) -> Result<()> {
+        let user = |row| self.users.name(self.users.of(row));
+        let users: Vec<_> = rows.clone().map(user).collect();
+        let texts: Vec<_> = rows.map(text).collect();
+        let Connection { client, statement } = connection;
+        client.execute(statement, &[&users, &texts]).await?;
+        Ok(())
     }
 
     async fn insert(&self, connection: &Connection, row: u64) -> Result<()> {
