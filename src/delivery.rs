@@ -16,6 +16,7 @@ pub(crate) mod chunk_rows;
 pub mod counters;
 pub mod cursors;
 pub mod delivered_watermark;
+pub(crate) mod fresh_tail;
 pub(crate) mod health;
 pub mod heartbeat;
 pub mod hub;

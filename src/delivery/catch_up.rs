@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::oneshot,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -57,6 +57,11 @@ use crate::{
 /// The first and the longest wait before a page read is retried.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// How long a page of recent rows waits for the next poll of the tail: longer than the
+/// longest time between two polls. After that the listener is busy or has lost its session,
+/// and the page is read.
+const FRESH_WITHIN: Duration = Duration::from_millis(250);
 
 /// Reads pages for all connections.
 #[derive(Debug)]
@@ -179,15 +184,10 @@ struct Read {
 }
 
 impl PageSource for Pages {
-    /// Reads the page in a task of the bridge, unless all of its rows are known. While the
-    /// database is unreachable, the read is retried.
+    /// Reads the page in a task of the bridge. While the database is unreachable, the read
+    /// is retried.
     fn read(self: Arc<Self>, wanted: Wanted) -> PendingPage {
         let (reply, reading) = PendingPage::channel();
-        if let Some(page) = self.recent_page(&wanted) {
-            self.reads.recent.inc();
-            let _ = reply.send(PageOutcome::Page(Box::new(page)));
-            return reading;
-        }
         let runtime = self.runtime.clone();
         runtime.spawn(async move { self.answer(wanted, reply).await });
         reading
@@ -196,12 +196,18 @@ impl PageSource for Pages {
 
 impl Pages {
     /// The page of a stream that misses only rows of the last minute, if nobody uses
-    /// topics: the user's memberships are only in the database.
-    fn recent_page(&self, wanted: &Wanted) -> Option<Page> {
+    /// topics: the user's memberships are only in the database. It has what was committed
+    /// before it was requested, like one that is read.
+    async fn recent_page(&self, wanted: &Wanted) -> Option<Page> {
         let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);
-        if wanted.first.is_some() || !wanted.topics.granted.is_empty() {
+        if wanted.first.is_some()
+            || !wanted.topics.granted.is_empty()
+            || !self.hub.has_recent(wanted.history, position)
+        {
             return None;
         }
+        let fresh = timeout(FRESH_WITHIN, self.hub.fresh().after_now());
+        fresh.await.ok()?;
         let batch = self.hub.recent_page(user, wanted.history, position)?;
         Some(Page {
             start: None,
@@ -221,6 +227,16 @@ impl Pages {
     async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<PageOutcome>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
+        let recent = tokio::select! {
+            biased;
+            () = reply.closed() => return,
+            recent = self.recent_page(&wanted) => recent,
+        };
+        if let Some(page) = recent {
+            self.reads.recent.inc();
+            let _ = reply.send(PageOutcome::Page(Box::new(page)));
+            return;
+        }
         // Stop when the history has ended: it has no more pages, and a pool that was
         // renewed for the next one must not be renewed again.
         while self.hub.tail().history == wanted.history {

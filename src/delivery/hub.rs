@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::{
     delivery::{
         batch::{Batch, End, Event},
+        fresh_tail::FreshTail,
         mailbox::{Ending, Letter, Mailbox, Put, Recovery},
         memberships::MembershipChange,
         recent_disconnections::{DisconnectCursor, Disconnected},
@@ -217,6 +218,7 @@ pub struct Hub {
     /// Whether anyone has used topics. Until then, nothing has to be stored for them.
     has_topics: AtomicBool,
     recent: RecentRows,
+    fresh: FreshTail,
     queue_bytes: usize,
 }
 
@@ -241,6 +243,7 @@ impl Hub {
     pub fn new(queue_bytes: usize) -> Self {
         Self {
             recent: RecentRows::new(0),
+            fresh: FreshTail::default(),
             registry: Mutex::default(),
             tail: ArcSwap::default(),
             connections: AtomicUsize::new(0),
@@ -334,6 +337,16 @@ impl Hub {
         let page = self.recent.page(user, history, position)?;
         // Only now: nothing that was published up to the page's end concerned a topic.
         (!self.has_topics()).then_some(page)
+    }
+
+    /// Whether [`recent_page`](Self::recent_page) may have a page for this position.
+    pub fn has_recent(&self, history: History, position: &Position) -> bool {
+        !self.has_topics() && self.recent.reaches(history, position)
+    }
+
+    /// For waiting until the tail has all that was committed.
+    pub fn fresh(&self) -> &FreshTail {
+        &self.fresh
     }
 
     /// The size of the rows of the last minute.

@@ -224,6 +224,7 @@ impl Listener {
                     rung?;
                     self.health.rung();
                 }
+                () = self.hub.fresh().asked(), if watch != PollMode::Awake => {}
                 () = pause.wait(next.saturating_sub(took)) => {}
                 () = stop.cancelled() => {}
             }
@@ -308,6 +309,7 @@ impl Listener {
         session: &Session,
         flow: &mut Flow,
     ) -> Result<(Polled, Option<BellGeneration>), ListenError> {
+        let number = self.hub.fresh().begin();
         let mut page = self.read_tail(session).await?;
         let mut changes = Vec::new();
         if page.has_changes {
@@ -352,6 +354,9 @@ impl Listener {
                 unread: Arc::new(unread),
                 tail: self.tail(),
             });
+        }
+        if found != Polled::More {
+            self.hub.fresh().publish(number);
         }
         self.known = page.snapshot;
         self.remembered.forget_below(self.safe.xid());

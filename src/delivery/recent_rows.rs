@@ -111,6 +111,12 @@ impl RecentRows {
         }
     }
 
+    /// Whether all rows that are new to this position, up to the tail, are here.
+    pub fn reaches(&self, history: History, position: &Position) -> bool {
+        let state = self.state.lock();
+        self.most_bytes > 0 && state.history == history && position.covers(&state.begins)
+    }
+
     /// The user's rows up to the tail that are new to this position. `None` if there may be
     /// others, or if they are too many: then the database has to be asked.
     pub fn page(&self, user: &UserId, history: History, position: &Position) -> Option<Batch> {

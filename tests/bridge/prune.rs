@@ -8,7 +8,7 @@ use tokio::process::{Child, Command};
 use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 use crate::support::{
-    bridge::Bridge,
+    bridge::{Bridge, NONE_RECENT},
     database::{Database, start_cluster},
     expect_gap, process, row_id, until,
 };
@@ -177,7 +177,7 @@ async fn who_returns_is_told_of_a_gap_where_something_sent_is_gone_and_not_where
     // could be one whose rows were removed.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
-    let bridge = Bridge::start(&database).await;
+    let bridge = Bridge::start_with(&database, &[NONE_RECENT]).await;
     let mut source = bridge.connect_live("alice").await;
     database
         .execute("select send_notification('alice', 'before')")

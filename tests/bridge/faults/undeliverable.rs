@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::{
-    database::Database, event_source::EventSource, process::Served, row_id, until,
+    bridge::NONE_RECENT, database::Database, event_source::EventSource, process::Served, row_id,
+    until,
 };
 
 /// How late the first valid row after them may be.
@@ -112,7 +113,7 @@ async fn rows_that_cannot_be_delivered_do_not_stop_the_tail() {
 async fn undeliverable_rows_stop_neither_new_nor_returning_clients() {
     let database = Database::migrated().await;
     allow_everything(&database).await;
-    let bridge = Served::start(&database, &[]).await;
+    let bridge = Served::start(&database, &[NONE_RECENT]).await;
     let id = connect_live(&bridge).await.last_event_id().to_owned();
     insert(&database, ["'alice'", "null", "null"], COUNT).await;
     insert(&database, ["'alice'", "'first'", "null"], 1).await;

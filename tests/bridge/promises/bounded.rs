@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{
     account::Account,
-    bridge::Bridge,
+    bridge::{Bridge, NONE_RECENT},
     database::Database,
     event_source::{EventSource, Item},
     process::{Served, Stats},
@@ -70,7 +70,7 @@ async fn a_client_that_stops_reading_holds_up_nobody_and_costs_no_memory() {
     const ROWS: usize = 100_000;
     let mut account = Account::without_repeats("a client stops reading while its rows come in");
     let database = Database::migrated().await;
-    let bridge = Served::start(&database, &[]).await;
+    let bridge = Served::start(&database, &[NONE_RECENT]).await;
     let mut bob = bridge.connect_live("bob").await;
     let mut healthy = bridge.connect_live("alice").await;
     // Neither of these is read from now on.
@@ -117,7 +117,7 @@ async fn a_backlog_of_any_length_streams_in_flat_memory() {
     let count = 200_000 * scale();
     let mut account = Account::without_repeats("a user returns to a very long backlog");
     let database = Database::migrated().await;
-    let bridge = Served::start(&database, &[]).await;
+    let bridge = Served::start(&database, &[NONE_RECENT]).await;
     // The first page and the first marks allocate memory that stays in use: statements and buffers.
     insert(&database, "alice", 1_000, 100).await;
     bridge.connect_live("alice").await;
@@ -188,7 +188,7 @@ async fn five_thousand_clients_that_return_at_once_all_catch_up_over_a_small_poo
     );
     let mut account = Account::without_repeats("5,000 clients return in the same moment");
     let database = Database::migrated().await;
-    let bridge = std::sync::Arc::new(Served::start(&database, &[]).await);
+    let bridge = std::sync::Arc::new(Served::start(&database, &[NONE_RECENT]).await);
 
     let mut opening = JoinSet::new();
     for n in 0..CLIENTS {

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use crate::support::{
     account::Account,
-    bridge::Bridge,
+    bridge::{Bridge, NONE_RECENT},
     database::{Database, start_cluster},
     event_source::EventSource,
     expect_gap, opening, row_id, rows, until,
@@ -179,7 +179,7 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
     // rows were removed.
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
-    let bridge = Bridge::start(&database).await;
+    let bridge = Bridge::start_with(&database, &[NONE_RECENT]).await;
     let old = leave(&bridge, &database).await;
     database
         .execute("select send_notification('alice', 'missed and removed')")
@@ -209,7 +209,7 @@ async fn only_who_may_have_missed_removed_rows_is_told_of_a_gap() {
 async fn a_transaction_that_was_open_has_lost_no_row_before_its_end() {
     let cluster = start_cluster().await;
     let database = Database::migrated_in(&cluster).await;
-    let bridge = Bridge::start(&database).await;
+    let bridge = Bridge::start_with(&database, &[NONE_RECENT]).await;
     let slow = begin(&database, "slow").await;
     let mut id = leave(&bridge, &database).await;
     // The bridge has transactions of its own, such as for the drained floor. An id that lists one of

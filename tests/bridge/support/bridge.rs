@@ -33,6 +33,10 @@ const LEEWAY: u64 = 30;
 /// How often to poll. The pause leaves the CPU to other tests.
 pub const ASKS_AGAIN: Duration = Duration::from_millis(20);
 
+/// Has every page read from the table: rows that were removed are gone at once, and no memory is
+/// taken for recent rows.
+pub const NONE_RECENT: &str = "--recent-bytes=0";
+
 /// A running bridge. Dropping it stops it.
 pub struct Bridge {
     address: SocketAddr,
