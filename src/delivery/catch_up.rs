@@ -181,6 +181,8 @@ impl PageSource for Pages {
     /// is retried.
     fn read(self: Arc<Self>, wanted: Wanted) -> PendingPage {
         let (reply, reading) = PendingPage::channel();
+        // Boxed, because a task stores more than once what it is passed.
+        let wanted = Box::new(wanted);
         let runtime = self.runtime.clone();
         runtime.spawn(async move { self.answer(wanted, reply).await });
         reading
@@ -189,7 +191,10 @@ impl PageSource for Pages {
 
 impl Pages {
     /// Every wait ends when the stream is gone, but a running query is never cancelled.
-    async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<PageOutcome>) {
+    ///
+    /// Ten thousand tasks may wait for their turn at once, and the memory of the process
+    /// stays as large as it was then. So what a task needs later is boxed.
+    async fn answer(&self, mut wanted: Box<Wanted>, mut reply: oneshot::Sender<PageOutcome>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
         // Stop when the history has ended: it has no more pages, and a pool that was
@@ -200,7 +205,7 @@ impl Pages {
                 let permit = self.failing.admit(&wanted.subscriber).await;
                 let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
-                let lease = self.memory.reserve(size.most_bytes()).await;
+                let lease = Box::pin(self.memory.reserve(size.most_bytes())).await;
                 (permit, turn, size, lease)
             };
             let (permit, turn, size, lease) = tokio::select! {
@@ -209,7 +214,6 @@ impl Pages {
                 admission = admission => admission,
             };
             let begin = Instant::now();
-            // Boxed, so that tasks that wait for their turn need no memory for a query.
             let read = Box::pin(self.try_read(&wanted, size)).await;
             let took = begin.elapsed();
             match read {
@@ -230,7 +234,7 @@ impl Pages {
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
                     let _ = reply.send(PageOutcome::Page(Box::new(page)));
-                    turn.end(took).await;
+                    Box::pin(turn.end(took)).await;
                     return;
                 }
                 // The page was read in another incarnation of the server, or on another
@@ -299,7 +303,7 @@ impl Pages {
         }
     }
 
-    async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
+    async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Box<Read>, QueryError> {
         let mut read = match &wanted.position {
             Some(position) => Read {
                 start: None,
@@ -310,7 +314,7 @@ impl Pages {
         };
         let memberships = &mut read.page.topics.memberships;
         self.hub.share_names(memberships.topics_mut());
-        Ok(read)
+        Ok(Box::new(read))
     }
 
     /// Most users have no topics: their pages cost what they would cost without them.

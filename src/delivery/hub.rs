@@ -201,9 +201,13 @@ impl Registered {
         if topic.is_everyone() {
             return false;
         }
-        let connect = || routes.connect(Arc::clone(&self.mailbox));
-        let route = *self.route.get_or_insert_with(connect);
+        let route = self.route(routes);
         routes.add(route, topic)
+    }
+
+    fn route(&mut self, routes: &mut TopicRoutes<Arc<Mailbox>>) -> RouteKey {
+        let connect = || routes.connect(Arc::clone(&self.mailbox));
+        *self.route.get_or_insert_with(connect)
     }
 }
 
@@ -345,7 +349,8 @@ impl Hub {
         registry
             .subscribers
             .entry(subscriber.clone())
-            .or_default()
+            // Most have one.
+            .or_insert_with(|| Vec::with_capacity(1))
             .push(registered);
         // While the registry is locked: from now on, whatever ends this history also
         // reaches the mailbox.
@@ -526,10 +531,9 @@ impl Connection {
     /// Passes rows of these topics to the connection. Returns whether any were not passed
     /// to it before: some may have been dropped then, so it has to read another page before
     /// it is live.
-    pub fn add_routes<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
-        let mut topics = topics.into_iter().peekable();
+    pub fn add_routes<'a>(&self, topics: impl ExactSizeIterator<Item = &'a Topic>) -> bool {
         // Most users have no topics.
-        if topics.peek().is_none() {
+        if topics.len() == 0 {
             return false;
         }
         let mut registry = self.hub.registry.lock();
@@ -543,6 +547,8 @@ impl Connection {
         let Some(own) = own else {
             return false;
         };
+        let route = own.route(routes);
+        routes.reserve(route, topics.len());
         let mut is_any_new = false;
         for topic in topics {
             is_any_new |= own.add_route(routes, topic);

@@ -366,7 +366,7 @@ fn a_ticket_without_a_user_is_a_subscriber_of_its_own() {
     .map(connect);
     assert_eq!(hub.audience().users, 3);
     for stream in &streams {
-        assert!(stream.add_routes([&topic("room")]));
+        assert!(stream.add_routes([&topic("room")].into_iter()));
     }
     hub.publish(reading([("alice", 1, 1), ("#room", 2, 1), ("#*", 3, 1)]));
     assert_eq!(
@@ -403,8 +403,8 @@ fn a_row_of_a_topic_reaches_its_connections_in_one_batch() {
     let tabs = ["alice", "alice", "bob", "carol"].map(|user| connect(&hub, user));
     let [tab, other_tab, bob, carol] = &tabs;
     for connection in [tab, other_tab, bob] {
-        assert!(connection.add_routes([&topic("team")]));
-        assert!(!connection.add_routes([&topic("team"), &topic("*")]));
+        assert!(connection.add_routes([&topic("team")].into_iter()));
+        assert!(!connection.add_routes([&topic("team"), &topic("*")].into_iter()));
     }
     assert_eq!(hub.audience().topics, 1);
     hub.publish(reading([("#team", 1, 1), ("#Team", 2, 1), ("#team", 3, 1)]));
@@ -425,8 +425,8 @@ fn a_row_of_a_topic_reaches_its_connections_in_one_batch() {
 fn rows_of_a_user_and_of_several_topics_are_one_batch_in_their_order() {
     let hub = Arc::new(Hub::new(1_000));
     let [alice, bob, carol] = ["alice", "bob", "carol"].map(|user| connect(&hub, user));
-    alice.add_routes([&topic("a"), &topic("b")]);
-    bob.add_routes([&topic("b")]);
+    alice.add_routes([&topic("a"), &topic("b")].into_iter());
+    bob.add_routes([&topic("b")].into_iter());
     hub.publish(reading([
         ("#b", 1, 1),
         ("alice", 2, 1),
@@ -446,7 +446,7 @@ fn rows_of_a_user_and_of_several_topics_are_one_batch_in_their_order() {
 fn a_change_overtakes_the_batches_and_whoever_joins_reads_pages() {
     let hub = Arc::new(Hub::new(1_000));
     let [alice, bob] = ["alice", "bob"].map(|user| connect(&hub, user));
-    alice.add_routes([&topic("a")]);
+    alice.add_routes([&topic("a")].into_iter());
     hub.publish(reading([("#a", 1, 1), ("bob", 2, 1)]));
     let (left, joined) = (
         change("alice", "a", None),
