@@ -184,7 +184,7 @@ impl PageSource for Pages {
         // Boxed, because a task stores more than once what it is passed.
         let wanted = Box::new(wanted);
         let runtime = self.runtime.clone();
-        runtime.spawn(async move { self.answer(wanted, reply).await });
+        runtime.spawn(self.answer(wanted, reply));
         reading
     }
 }
@@ -194,7 +194,11 @@ impl Pages {
     ///
     /// Ten thousand tasks may wait for their turn at once, and the memory of the process
     /// stays as large as it was then. So what a task needs later is boxed.
-    async fn answer(&self, mut wanted: Box<Wanted>, mut reply: oneshot::Sender<PageOutcome>) {
+    async fn answer(
+        self: Arc<Self>,
+        mut wanted: Box<Wanted>,
+        mut reply: oneshot::Sender<PageOutcome>,
+    ) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
         // Stop when the history has ended: it has no more pages, and a pool that was
