@@ -76,6 +76,9 @@ struct Registry {
     subscribers: HashMap<Subscriber, Vec<Registered>>,
     routes: TopicRoutes<Arc<Mailbox>>,
     disconnected: Disconnected,
+    /// The snapshot of the last statement whose rows were passed on. Rows of topics that it
+    /// shows were dropped by whoever had no route for them.
+    read: Arc<Snapshot>,
     /// Set when the bridge stops: connections that register afterwards are ended at once.
     draining: bool,
 }
@@ -401,6 +404,7 @@ impl Hub {
             registry.tell(change);
         }
         let addressed = registry.addressed(notifications);
+        registry.read = Arc::clone(&snapshot);
         drop(registry);
         for (mailboxes, events) in addressed {
             let batch = Arc::new(Batch {
@@ -528,10 +532,14 @@ impl Connection {
         self.mailbox.take_change()
     }
 
-    /// Passes rows of these topics to the connection. Returns whether any were not passed
-    /// to it before: some may have been dropped then, so it has to read another page before
-    /// it is live.
-    pub fn add_routes<'a>(&self, topics: impl ExactSizeIterator<Item = &'a Topic>) -> bool {
+    /// Passes rows of these topics to the connection, which has read a page of everything
+    /// that `page` shows. Returns whether the hub may have dropped later rows, because they
+    /// were not passed to it before: then it has to read another page before it is live.
+    pub fn add_routes<'a>(
+        &self,
+        topics: impl ExactSizeIterator<Item = &'a Topic>,
+        page: &Snapshot,
+    ) -> bool {
         // Most users have no topics.
         if topics.len() == 0 {
             return false;
@@ -540,6 +548,7 @@ impl Connection {
         let Registry {
             subscribers,
             routes,
+            read,
             ..
         } = &mut *registry;
         let mut connections = subscribers.get_mut(&self.subscriber).into_iter().flatten();
@@ -553,7 +562,7 @@ impl Connection {
         for topic in topics {
             is_any_new |= own.add_route(routes, topic);
         }
-        is_any_new
+        is_any_new && !page.covers(read)
     }
 
     /// Stops passing rows of a topic that the user has left.
