@@ -188,8 +188,10 @@ impl PageSource for Pages {
     /// is retried.
     fn read(self: Arc<Self>, wanted: Wanted) -> PendingPage {
         let (reply, reading) = PendingPage::channel();
+        // Boxed, because a task stores more than once what it is passed.
+        let wanted = Box::new(wanted);
         let runtime = self.runtime.clone();
-        runtime.spawn(async move { self.answer(wanted, reply).await });
+        runtime.spawn(self.answer(wanted, reply));
         reading
     }
 }
@@ -198,7 +200,7 @@ impl Pages {
     /// The page of a stream that misses only rows of the last minute, if nobody uses
     /// topics: the user's memberships are only in the database. It has what was committed
     /// before it was requested, like one that is read.
-    async fn recent_page(&self, wanted: &Wanted) -> Option<Page> {
+    async fn recent_page(&self, wanted: &Wanted) -> Option<Box<Page>> {
         let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);
         if wanted.first.is_some()
             || !wanted.topics.granted.is_empty()
@@ -209,7 +211,7 @@ impl Pages {
         let fresh = timeout(FRESH_WITHIN, self.hub.fresh().after_now());
         fresh.await.ok()?;
         let batch = self.hub.recent_page(user, wanted.history, position)?;
-        Some(Page {
+        Some(Box::new(Page {
             start: None,
             size: wanted.size,
             page: UserPage {
@@ -220,21 +222,28 @@ impl Pages {
                 topics: PageTopics::default(),
             },
             lease: None,
-        })
+        }))
     }
 
     /// Every wait ends when the stream is gone, but a running query is never cancelled.
-    async fn answer(&self, mut wanted: Wanted, mut reply: oneshot::Sender<PageOutcome>) {
+    ///
+    /// Ten thousand tasks may wait for their turn at once, and the memory of the process
+    /// stays as large as it was then. So what a task needs later is boxed.
+    async fn answer(
+        self: Arc<Self>,
+        mut wanted: Box<Wanted>,
+        mut reply: oneshot::Sender<PageOutcome>,
+    ) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let wait = self.reads.begin();
         let recent = tokio::select! {
             biased;
             () = reply.closed() => return,
-            recent = self.recent_page(&wanted) => recent,
+            recent = Box::pin(self.recent_page(&wanted)) => recent,
         };
         if let Some(page) = recent {
             self.reads.recent.inc();
-            let _ = reply.send(PageOutcome::Page(Box::new(page)));
+            let _ = reply.send(PageOutcome::Page(page));
             return;
         }
         // Stop when the history has ended: it has no more pages, and a pool that was
@@ -245,7 +254,7 @@ impl Pages {
                 let permit = self.failing.admit(&wanted.subscriber).await;
                 let turn = self.turns.take(&wanted.subscriber).await;
                 let size = self.size(wanted.size);
-                let lease = self.memory.reserve(size.most_bytes()).await;
+                let lease = Box::pin(self.memory.reserve(size.most_bytes())).await;
                 (permit, turn, size, lease)
             };
             let (permit, turn, size, lease) = tokio::select! {
@@ -254,7 +263,6 @@ impl Pages {
                 admission = admission => admission,
             };
             let begin = Instant::now();
-            // Boxed, so that tasks that wait for their turn need no memory for a query.
             let read = Box::pin(self.try_read(&wanted, size)).await;
             let took = begin.elapsed();
             match read {
@@ -275,7 +283,7 @@ impl Pages {
                     };
                     // Fails if the stream is gone. Then the page isn't needed.
                     let _ = reply.send(PageOutcome::Page(Box::new(page)));
-                    turn.end(took).await;
+                    Box::pin(turn.end(took)).await;
                     return;
                 }
                 // The page was read in another incarnation of the server, or on another
@@ -344,7 +352,7 @@ impl Pages {
         }
     }
 
-    async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Read, QueryError> {
+    async fn try_read(&self, wanted: &Wanted, size: PageSize) -> Result<Box<Read>, QueryError> {
         let mut read = match &wanted.position {
             Some(position) => Read {
                 start: None,
@@ -355,7 +363,7 @@ impl Pages {
         };
         let memberships = &mut read.page.topics.memberships;
         self.hub.share_names(memberships.topics_mut());
-        Ok(read)
+        Ok(Box::new(read))
     }
 
     /// Most users have no topics: their pages cost what they would cost without them.

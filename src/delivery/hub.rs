@@ -78,6 +78,9 @@ struct Registry {
     subscribers: HashMap<Subscriber, Vec<Registered>>,
     routes: TopicRoutes<Arc<Mailbox>>,
     disconnected: Disconnected,
+    /// The snapshot of the last statement whose rows were passed on. Rows of topics that it
+    /// shows were dropped by whoever had no route for them.
+    read: Arc<Snapshot>,
     /// Set when the bridge stops: connections that register afterwards are ended at once.
     draining: bool,
 }
@@ -202,9 +205,13 @@ impl Registered {
         if topic.is_everyone() {
             return false;
         }
-        let connect = || routes.connect(Arc::clone(&self.mailbox));
-        let route = *self.route.get_or_insert_with(connect);
+        let route = self.route(routes);
         routes.add(route, topic)
+    }
+
+    fn route(&mut self, routes: &mut TopicRoutes<Arc<Mailbox>>) -> RouteKey {
+        let connect = || routes.connect(Arc::clone(&self.mailbox));
+        *self.route.get_or_insert_with(connect)
     }
 }
 
@@ -385,7 +392,8 @@ impl Hub {
         registry
             .subscribers
             .entry(subscriber.clone())
-            .or_default()
+            // Most have one.
+            .or_insert_with(|| Vec::with_capacity(1))
             .push(registered);
         // While the registry is locked: from now on, whatever ends this history also
         // reaches the mailbox.
@@ -444,6 +452,7 @@ impl Hub {
             registry.tell(change);
         }
         let addressed = registry.addressed(rows);
+        registry.read = Arc::clone(&snapshot);
         drop(registry);
         for (mailboxes, events) in addressed {
             let batch = Arc::new(Batch {
@@ -571,19 +580,23 @@ impl Connection {
         self.mailbox.take_change()
     }
 
-    /// Passes rows of these topics to the connection. Returns whether any were not passed
-    /// to it before: some may have been dropped then, so it has to read another page before
-    /// it is live.
-    pub fn add_routes<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
-        let mut topics = topics.into_iter().peekable();
+    /// Passes rows of these topics to the connection, which has read a page of everything
+    /// that `page` shows. Returns whether the hub may have dropped later rows, because they
+    /// were not passed to it before: then it has to read another page before it is live.
+    pub fn add_routes<'a>(
+        &self,
+        topics: impl ExactSizeIterator<Item = &'a Topic>,
+        page: &Snapshot,
+    ) -> bool {
         // Most users have no topics.
-        if topics.peek().is_none() {
+        if topics.len() == 0 {
             return false;
         }
         let mut registry = self.hub.registry.lock();
         let Registry {
             subscribers,
             routes,
+            read,
             ..
         } = &mut *registry;
         let mut connections = subscribers.get_mut(&self.subscriber).into_iter().flatten();
@@ -591,11 +604,13 @@ impl Connection {
         let Some(own) = own else {
             return false;
         };
+        let route = own.route(routes);
+        routes.reserve(route, topics.len());
         let mut is_any_new = false;
         for topic in topics {
             is_any_new |= own.add_route(routes, topic);
         }
-        is_any_new
+        is_any_new && !page.covers(read)
     }
 
     /// Stops passing rows of a topic that the user has left.

@@ -663,7 +663,8 @@ impl EventStream {
             }
             // Rows of topics that were not passed to this connection may have been dropped
             // since the page was read. Another page has them.
-            if !self.connection.add_routes(self.memberships.topics()) {
+            let topics = self.memberships.topics();
+            if !self.connection.add_routes(topics, &batch.snapshot) {
                 self.go_live(chunk);
             }
         }

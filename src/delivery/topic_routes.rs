@@ -90,10 +90,24 @@ impl<M> TopicRoutes<M> {
         };
         let list = &mut self.topics[number as usize].connections;
         let index = list.len() as u32;
+        if list.len() == list.capacity() {
+            // Twice as much would often be too much, and there may be as many lists as users.
+            list.reserve_exact(list.len().div_ceil(4).max(4));
+        }
         list.push(key);
         let topic = number;
+        places.reserve_exact(1);
         places.insert(at, RoutePlace { topic, index });
         true
+    }
+
+    /// Prepares the connection for this many topics. Each topic that is added beyond takes
+    /// the work of moving all others.
+    pub fn reserve(&mut self, key: RouteKey, topics: usize) {
+        if let Some(connection) = &mut self.connections[key.0 as usize] {
+            let more = topics.saturating_sub(connection.places.len());
+            connection.places.reserve_exact(more);
+        }
     }
 
     /// Stops passing rows of the topic to the connection.
@@ -168,6 +182,7 @@ impl<M> TopicRoutes<M> {
             connection.places[at].index = index;
         }
         if routed.connections.is_empty() {
+            routed.connections = Vec::new();
             self.numbers.remove(&routed.name);
             self.free_topics.push(topic);
         }

@@ -79,6 +79,12 @@ impl Snapshot {
         xid < self.xmax && self.running.binary_search(&xid).is_err()
     }
 
+    /// Whether it shows everything that the other one shows.
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut running = self.running_below(other.xmax);
+        other.xmax <= self.xmax && running.all(|xid| !other.shows(xid))
+    }
+
     /// After a crash of Postgres, transaction ids from `safe` on may have been assigned
     /// again, so none of them is shown.
     pub fn fall_to(&mut self, safe: Xid) {
@@ -156,6 +162,25 @@ mod tests {
         let snapshot = Snapshot::new(Xid(9), vec![Xid(7), Xid(5), Xid(9)]);
         let shown = [4, 5, 6, 7, 8, 9].map(|xid| snapshot.shows(Xid(xid)));
         assert_eq!(shown, [true, false, true, false, true, false]);
+    }
+
+    #[test]
+    fn a_later_snapshot_covers_an_earlier_one() {
+        let snapshot = |xmax, running: &[u64]| {
+            Snapshot::new(Xid(xmax), running.iter().copied().map(Xid).collect())
+        };
+        let earlier = snapshot(9, &[5, 7]);
+        for (other, covers) in [
+            (snapshot(9, &[5, 7]), true),
+            (snapshot(9, &[7]), true),
+            (snapshot(12, &[5, 9, 10]), true),
+            // 8 is shown by the earlier one.
+            (snapshot(12, &[8]), false),
+            (snapshot(8, &[5, 7]), false),
+        ] {
+            assert_eq!(other.covers(&earlier), covers, "{other}");
+            assert!(earlier.covers(&Snapshot::default()));
+        }
     }
 
     #[test]

@@ -44,6 +44,11 @@ fn topic(name: &str) -> Topic {
     Topic::parse(name).expect("a topic")
 }
 
+fn add_routes(connection: &Connection, names: &[&str], page: &Snapshot) -> bool {
+    let topics: Vec<_> = names.iter().map(|name| topic(name)).collect();
+    connection.add_routes(topics.iter(), page)
+}
+
 fn connect(hub: &Arc<Hub>, user: &str) -> Connection {
     let user = UserId::parse(user).expect("a user");
     hub.register(&user.into(), hub.note()).0
@@ -366,7 +371,7 @@ fn a_ticket_without_a_user_is_a_subscriber_of_its_own() {
     .map(connect);
     assert_eq!(hub.audience().users, 3);
     for stream in &streams {
-        assert!(stream.add_routes([&topic("room")]));
+        add_routes(stream, &["room"], &Snapshot::default());
     }
     hub.publish(reading([("alice", 1, 1), ("#room", 2, 1), ("#*", 3, 1)]));
     assert_eq!(
@@ -403,8 +408,9 @@ fn a_row_of_a_topic_reaches_its_connections_in_one_batch() {
     let tabs = ["alice", "alice", "bob", "carol"].map(|user| connect(&hub, user));
     let [tab, other_tab, bob, carol] = &tabs;
     for connection in [tab, other_tab, bob] {
-        assert!(connection.add_routes([&topic("team")]));
-        assert!(!connection.add_routes([&topic("team"), &topic("*")]));
+        for topics in [vec!["team"], vec!["team", "*"]] {
+            add_routes(connection, &topics, &Snapshot::default());
+        }
     }
     assert_eq!(hub.audience().topics, 1);
     hub.publish(reading([("#team", 1, 1), ("#Team", 2, 1), ("#team", 3, 1)]));
@@ -422,11 +428,32 @@ fn a_row_of_a_topic_reaches_its_connections_in_one_batch() {
 }
 
 #[test]
+fn a_page_is_read_again_if_rows_may_have_been_dropped_that_it_lacks() {
+    let hub = Arc::new(Hub::new(1_000));
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|user| connect(&hub, user));
+    let shows = |xmax, running: &[u64]| {
+        Snapshot::new(Xid(xmax), running.iter().copied().map(Xid).collect())
+    };
+    assert!(!add_routes(&alice, &["a"], &shows(8, &[])));
+    hub.publish(Reading {
+        snapshot: Arc::new(shows(10, &[7])),
+        ..reading([("#a", 1, 1), ("#b", 2, 1)])
+    });
+    assert_eq!(ids(&alice), [1]);
+    // It has what was passed to it, whatever its page shows.
+    assert!(!add_routes(&alice, &["a"], &shows(8, &[])));
+    assert!(add_routes(&alice, &["a", "b"], &shows(8, &[])));
+    assert!(add_routes(&bob, &["b"], &shows(12, &[8])));
+    assert!(!add_routes(&bob, &["b"], &shows(12, &[8])));
+    assert!(!add_routes(&carol, &["b", "*"], &shows(12, &[7])));
+}
+
+#[test]
 fn rows_of_a_user_and_of_several_topics_are_one_batch_in_their_order() {
     let hub = Arc::new(Hub::new(1_000));
     let [alice, bob, carol] = ["alice", "bob", "carol"].map(|user| connect(&hub, user));
-    alice.add_routes([&topic("a"), &topic("b")]);
-    bob.add_routes([&topic("b")]);
+    add_routes(&alice, &["a", "b"], &Snapshot::default());
+    add_routes(&bob, &["b"], &Snapshot::default());
     hub.publish(reading([
         ("#b", 1, 1),
         ("alice", 2, 1),
@@ -446,7 +473,7 @@ fn rows_of_a_user_and_of_several_topics_are_one_batch_in_their_order() {
 fn a_change_overtakes_the_batches_and_whoever_joins_reads_pages() {
     let hub = Arc::new(Hub::new(1_000));
     let [alice, bob] = ["alice", "bob"].map(|user| connect(&hub, user));
-    alice.add_routes([&topic("a")]);
+    add_routes(&alice, &["a"], &Snapshot::default());
     hub.publish(reading([("#a", 1, 1), ("bob", 2, 1)]));
     let (left, joined) = (
         change("alice", "a", None),

@@ -54,7 +54,8 @@ enum Broken {
     QueuedRowsAreKept,
     /// Changes that are read while a page is read aren't applied to it.
     PagesIgnoreChanges,
-    /// A page's topics are routed only when the connection goes live, without another page.
+    /// A page's topics are routed only when the connection goes live, without another page,
+    /// even if the tail has been read meanwhile.
     RoutedAfterThePage,
     /// Nothing is remembered of memberships that ended.
     EndedAreForgotten,
@@ -765,7 +766,9 @@ impl World {
         let are_routed = topics.is_subset(&connection.routed);
         connection.routed.extend(topics);
         // Rows of topics that were not routed may have been dropped since the page was read.
-        if are_routed || self.broken == Some(Broken::RoutedAfterThePage) {
+        let (_, read) = &self.looked;
+        let is_complete = are_routed || page.snapshot.covers(read);
+        if is_complete || self.broken == Some(Broken::RoutedAfterThePage) {
             connection.memberships.go_live();
             connection.phase = Phase::Live;
         }

@@ -598,12 +598,9 @@ impl Fixture {
     /// A stream of alice, who is in the team, that is live.
     async fn live_in_team(&mut self) -> EventStream {
         let mut stream = self.open(Start::Backlog { replay: 0 });
-        let caught_up = || End::CaughtUp { top: None };
-        for _ in 0..2 {
-            // The team's rows reach it only after the first page.
-            self.answer_team(&mut stream, Some(joined(1)), &[], caught_up())
-                .await;
-        }
+        let end = End::CaughtUp { top: None };
+        self.answer_team(&mut stream, Some(joined(1)), &[], end)
+            .await;
         let written = written(&mut stream);
         assert!(written.contains("tidings.caught-up"), "{written}");
         stream
@@ -645,6 +642,23 @@ async fn whoever_has_left_a_topic_is_written_none_of_its_rows_not_even_those_tha
     fixture.publish_team(&[6], None);
     assert_eq!(rows(&written(&mut stream)), [5]);
     assert_eq!(fixture.hub.audience().topics, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_tail_reads_before_a_topic_is_routed_is_in_another_page() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.open(Start::Backlog { replay: 0 });
+    fixture.publish_team(&[2], None);
+    for rows in [&[][..], &[2]] {
+        let end = End::CaughtUp { top: None };
+        fixture
+            .answer_team(&mut stream, Some(joined(1)), rows, end)
+            .await;
+    }
+    fixture.publish_team(&[3], None);
+    let written = written(&mut stream);
+    assert_eq!(rows(&written), [2, 3]);
+    assert!(written.contains("tidings.caught-up"), "{written}");
 }
 
 #[tokio::test(start_paused = true)]
