@@ -128,12 +128,17 @@ impl Memberships {
         all.iter().find(|one| one.ended.is_none())
     }
 
+    /// Those to which rows of this transaction belong.
+    pub fn with(&self, user: User, topic: Topic, xid: Xid) -> impl Iterator<Item = &Membership> {
+        let all = self.0.get(&(user, topic)).into_iter().flatten();
+        all.filter(move |one| one.has(xid))
+    }
+
     /// Whether the user may receive a row of this transaction from a bridge that knows everything
     /// that was visible at `known`.
     pub fn allow(&self, user: User, topic: Topic, xid: Xid, known: u64) -> bool {
-        let all = self.0.get(&(user, topic)).into_iter().flatten();
-        let mut all = all.filter(|one| one.has(xid));
-        all.any(|one| one.ended.is_none_or(|(_, gone)| known <= gone))
+        self.with(user, topic, xid)
+            .any(|one| one.ended.is_none_or(|(_, gone)| known <= gone))
     }
 
     /// Checks each `since` against the order in which things were done.

@@ -54,10 +54,17 @@ pub struct Elsewhere {
 }
 
 impl Elsewhere {
-    fn may_have(&self, number: Number, membership: &Membership, facts: Facts<'_>) -> bool {
+    /// By any of these memberships, to which the row belongs: the user may have left since, and
+    /// joined again in a transaction that saw the topic as it was before the row.
+    fn may_have<'a>(
+        &self,
+        number: Number,
+        mut memberships: impl Iterator<Item = &'a Membership>,
+        facts: Facts<'_>,
+    ) -> bool {
         let (committed, _) = facts.commits.get(&number).copied().unwrap_or_default();
-        let (joined, _) = membership.committed;
-        committed.max(joined) < self.until
+        committed < self.until
+            && memberships.any(|membership| membership.committed.0 < self.until)
             && self
                 .settled
                 .as_ref()
@@ -264,10 +271,9 @@ impl Chain {
             Some(Topic::Everyone) => is_later,
             Some(topic) => {
                 let now = facts.memberships.now(self.user, topic);
-                now.is_some_and(|now| {
-                    now.has(row.key.xid)
-                        && (is_later || !self.elsewhere.may_have(number, now, facts))
-                })
+                let all = facts.memberships.with(self.user, topic, row.key.xid);
+                now.is_some_and(|now| now.has(row.key.xid))
+                    && (is_later || !self.elsewhere.may_have(number, all, facts))
             }
         }
     }
