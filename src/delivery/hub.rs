@@ -314,7 +314,7 @@ impl Hub {
 
     /// Sets the tail at the start, or when another history begins. Delivers nothing.
     pub fn start(&self, tail: Tail) {
-        self.recent.restart(tail.history, &tail.position);
+        self.recent.stop();
         self.tail.store(Arc::new(tail));
     }
 
@@ -354,6 +354,13 @@ impl Hub {
     /// For waiting until the tail has all that was committed.
     pub fn fresh(&self) -> &FreshTail {
         &self.fresh
+    }
+
+    /// This poll has found all that was new, and that was published.
+    pub fn complete(&self, poll: u64) {
+        let tail = self.tail();
+        self.recent.begin(tail.history, &tail.position);
+        self.fresh.publish(poll);
     }
 
     /// The size of the rows of the last minute.
@@ -413,7 +420,7 @@ impl Hub {
     /// published before.
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
-        self.recent.restart(tail.history, &tail.position);
+        self.recent.stop();
         // First the tail: who is told requests pages of the new history at once, and they are
         // read only if the tail is in it.
         self.tail.store(Arc::new(tail));

@@ -356,7 +356,7 @@ impl Listener {
             });
         }
         if found != Polled::More {
-            self.hub.fresh().publish(number);
+            self.hub.complete(number);
         }
         self.known = page.snapshot;
         self.remembered.forget_below(self.safe.xid());

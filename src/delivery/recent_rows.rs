@@ -44,7 +44,8 @@ pub struct RecentRows {
 
 #[derive(Debug, Default)]
 struct RecentState {
-    history: History,
+    /// `None` until the tail has read everything.
+    history: Option<History>,
     /// All rows that a reader at `ends` has seen, and one at `begins` has not, are here.
     begins: Arc<Position>,
     ends: Arc<Position>,
@@ -83,10 +84,23 @@ impl RecentRows {
         }
     }
 
-    /// Forgets everything: the rows that are new to this tail are the first ones.
-    pub fn restart(&self, history: History, tail: &Arc<Position>) {
-        *self.state.lock() = RecentState {
-            history,
+    /// Forgets everything, and keeps nothing until [`begin`](Self::begin).
+    ///
+    /// After a crash, the tail reads rows again that it has published before. They are not
+    /// published again, so they would be missing here.
+    pub fn stop(&self) {
+        *self.state.lock() = RecentState::default();
+    }
+
+    /// If nothing is kept yet: the rows that are new to this tail, which has read
+    /// everything, are the first ones.
+    pub fn begin(&self, history: History, tail: &Arc<Position>) {
+        let mut state = self.state.lock();
+        if state.history.is_some() {
+            return;
+        }
+        *state = RecentState {
+            history: Some(history),
             begins: Arc::clone(tail),
             ends: Arc::clone(tail),
             ..RecentState::default()
@@ -100,6 +114,9 @@ impl RecentRows {
         }
         let now = Instant::now();
         let mut state = self.state.lock();
+        if state.history.is_none() {
+            return;
+        }
         state.add(rows, tail, now);
         while state.size.bytes > self.most_bytes
             || state
@@ -114,7 +131,7 @@ impl RecentRows {
     /// Whether all rows that are new to this position, up to the tail, are here.
     pub fn reaches(&self, history: History, position: &Position) -> bool {
         let state = self.state.lock();
-        self.most_bytes > 0 && state.history == history && position.covers(&state.begins)
+        self.most_bytes > 0 && state.history == Some(history) && position.covers(&state.begins)
     }
 
     /// The user's rows up to the tail that are new to this position. `None` if there may be
@@ -124,7 +141,7 @@ impl RecentRows {
             return None;
         }
         let state = self.state.lock();
-        if state.history != history
+        if state.history != Some(history)
             || !position.covers(&state.begins)
             // The client may come from a bridge that has read further, or have read part of a
             // page. What is running at the end of these rows it may have seen then.
@@ -250,7 +267,7 @@ mod tests {
     #[test]
     fn a_page_has_the_users_rows_that_are_new_and_none_if_any_may_be_missing() {
         let rows = RecentRows::new(1 << 20);
-        rows.restart(History::default(), &tail(10));
+        rows.begin(History::default(), &tail(10));
         rows.add(&[row("alice", 11, 1), row("bob", 12, 1)], &tail(12));
         rows.add(&[row("alice", 13, 1)], &tail(13));
         assert_eq!(ids(&rows, "alice", &after(10)), Some(vec![11, 13]));
@@ -264,8 +281,13 @@ mod tests {
             ..History::default()
         };
         assert!(rows.page(&user("alice"), other, &after(13)).is_none());
-        // After a crash.
-        rows.restart(History::default(), &tail(12));
+        // After a crash, the tail reads 12 again, and doesn't publish it again.
+        rows.stop();
+        rows.add(&[], &tail(12));
+        assert_eq!(ids(&rows, "alice", &after(11)), None);
+        assert_eq!(ids(&rows, "alice", &after(12)), None);
+        rows.begin(History::default(), &tail(12));
+        rows.begin(History::default(), &tail(0));
         assert_eq!(ids(&rows, "alice", &after(11)), None);
         assert_eq!(ids(&rows, "alice", &after(12)), Some(vec![]));
     }
@@ -274,7 +296,7 @@ mod tests {
     fn memory_is_bounded_and_the_oldest_rows_go_first() {
         let most = 64 << 10;
         let rows = RecentRows::new(most);
-        rows.restart(History::default(), &tail(0));
+        rows.begin(History::default(), &tail(0));
         for id in 1..=1_000 {
             rows.add(&[row("alice", id, 100)], &tail(id));
             assert!(rows.size().bytes <= most);
@@ -294,7 +316,7 @@ mod tests {
     #[test]
     fn a_page_is_no_larger_than_a_client_that_does_not_read_may_hold() {
         let rows = RecentRows::new(1 << 20);
-        rows.restart(History::default(), &tail(0));
+        rows.begin(History::default(), &tail(0));
         rows.add(&[row("alice", 1, PAGE_BYTES)], &tail(1));
         assert_eq!(ids(&rows, "alice", &after(0)), Some(vec![1]));
         rows.add(&[row("alice", 2, 1)], &tail(2));
@@ -305,7 +327,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn rows_are_kept_for_a_minute() {
         let rows = RecentRows::new(1 << 20);
-        rows.restart(History::default(), &tail(0));
+        rows.begin(History::default(), &tail(0));
         rows.add(&[row("alice", 1, 1)], &tail(1));
         advance(KEPT).await;
         rows.add(&[row("alice", 2, 1)], &tail(2));
@@ -324,7 +346,7 @@ mod tests {
     #[test]
     fn none_are_kept_if_there_is_no_room() {
         let rows = RecentRows::new(0);
-        rows.restart(History::default(), &tail(0));
+        rows.begin(History::default(), &tail(0));
         rows.add(&[row("alice", 1, 1)], &tail(1));
         assert_eq!(ids(&rows, "alice", &after(1)), None);
     }

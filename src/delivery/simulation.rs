@@ -165,8 +165,10 @@ impl Simulation {
             wants: Wants::Query,
             got: Vec::new(),
         };
+        let recent = RecentRows::new(RECENT_BYTES);
+        recent.begin(History::default(), &Arc::default());
         Self {
-            recent: RecentRows::new(RECENT_BYTES),
+            recent,
             recent_pages: 0,
             table: Table::default(),
             writers: [None; WRITERS],
