@@ -204,6 +204,9 @@ impl Pages {
         let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);
         if wanted.first.is_some()
             || !wanted.topics.granted.is_empty()
+            || wanted.has_topics != HasTopics::Unknown
+            // Until a row or a change comes, nothing tells of those of an application.
+            || !self.sql.memberships.is_built_in()
             || !self.hub.has_recent(wanted.history, position)
         {
             return None;

@@ -431,3 +431,26 @@ async fn who_was_away_while_rows_for_topics_were_removed_is_told() {
     assert!(events.iter().all(|event| event.name != "tidings.gap"));
     cluster.stop().await.expect("an end");
 }
+
+/// What it missed is among the bridge's recent rows; its topics are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_returns_soon_has_its_topics_although_none_were_used_yet() {
+    let database = with_members("text").await;
+    // As of before the bridge starts, so that it is told of no change.
+    change(
+        &database,
+        "insert into app.members values ('ann', '1', null); \
+         truncate tidings_membership_changes",
+    )
+    .await;
+    let bridge = Bridge::start_with(&database, &[SETTING]).await;
+    let id = bridge.connect_live("ann").await.last_event_id().to_owned();
+    bridge.until_connections(0).await;
+    database
+        .execute("select send_notification('ann', 'missed')")
+        .await;
+    let mut ann = bridge.resume("ann", &id).await;
+    until(&mut ann, "tidings.caught-up").await;
+    send(&database, "project:1", "for members").await;
+    assert_eq!(texts_to(&mut ann, "for members").await, ["for members"]);
+}
