@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use fantoccini::{Client, ClientBuilder, Locator, elements::Element};
+use fantoccini::{Client, ClientBuilder, Locator, elements::Element, error::NewSessionError};
 use hyper_util::client::legacy::connect::HttpConnector;
 use nix::{
     sys::signal::{Signal, kill},
@@ -57,6 +57,10 @@ pub struct Browser {
     profile: DataFolder,
     driver: Driver,
 }
+
+/// How often a browser is started: on a busy machine, Chromium may exit before it has shown
+/// anything.
+const STARTS: u32 = 3;
 
 /// The program that drives a browser.
 struct Driver {
@@ -178,6 +182,16 @@ impl Kind {
 
 impl Browser {
     pub async fn start(kind: Kind) -> Self {
+        for _ in 1..STARTS {
+            match Self::try_start(kind).await {
+                Err(NewSessionError::SessionNotCreated(_)) => {}
+                started => return started.expect("a browser"),
+            }
+        }
+        Self::try_start(kind).await.expect("a browser")
+    }
+
+    async fn try_start(kind: Kind) -> Result<Self, NewSessionError> {
         let profile = DataFolder::new();
         let driver = Driver::of(kind, profile.path()).await;
         let mut capabilities = kind.capabilities(profile.path());
@@ -189,13 +203,12 @@ impl Browser {
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities)
             .connect(&format!("http://127.0.0.1:{}", driver.port))
-            .await
-            .expect("a browser");
-        Self {
+            .await?;
+        Ok(Self {
             client,
             profile,
             driver,
-        }
+        })
     }
 
     /// Waits for an element and returns it.
