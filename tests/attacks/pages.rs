@@ -27,7 +27,8 @@ use tokio_postgres::types::Type;
 use crate::bystander::{Bystander, best_time_to_first_row, time_to_first_row};
 use crate::stalled::Stalled;
 use crate::support::{
-    PATIENCE, database::Database, process::Served, rows, streams::streams, until,
+    PATIENCE, bridge::NONE_RECENT, database::Database, process::Served, rows, streams::streams,
+    until,
 };
 
 /// A new stream must receive its first row within this time, whatever other clients do.
@@ -242,7 +243,7 @@ async fn an_idle_stream_keeps_no_memory_of_a_burst() {
     const MOST: usize = 2_560;
     rlimit::increase_nofile_limit(u64::MAX).expect("more open files");
     let database = Database::migrated().await;
-    let bridge = Served::start(&database, &[]).await;
+    let bridge = Served::start(&database, &[NONE_RECENT]).await;
     let open = async |n: usize| bridge.connect_live(&format!("user{}", n % USERS)).await;
     let mut streams = join_all((0..USERS * STREAMS).map(open)).await;
     let burst = format!(
