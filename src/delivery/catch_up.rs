@@ -197,8 +197,8 @@ impl PageSource for Pages {
 }
 
 impl Pages {
-    /// The page of a stream that misses only rows of the last minute, if nobody uses
-    /// topics: the user's memberships are only in the database. It has what was committed
+    /// The page of a stream that misses only rows of the last minute, if no topics are
+    /// used: the user's memberships are only in the database. It has what was committed
     /// before it was requested, like one that is read.
     async fn recent_page(&self, wanted: &Wanted) -> Option<Box<Page>> {
         let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);

@@ -1,7 +1,7 @@
 //! Lets a stream wait until the tail has everything that was committed before it asked.
 //!
-//! A client may return because something was sent to it, and expects that before it is told
-//! that it has caught up. However many ask at once, they wait for the same poll.
+//! A client may return because something was sent to it, and expects that before
+//! `tidings.caught-up`. However many ask at once, they wait for the same poll.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,7 +37,7 @@ impl FreshTail {
         self.published.send_replace(poll);
     }
 
-    /// Resolves when somebody waits for a poll. A listener that polls anyway need not heed it.
+    /// Resolves when a stream waits for a poll. A listener that is awake can ignore it.
     pub async fn asked(&self) {
         self.asked.notified().await;
     }

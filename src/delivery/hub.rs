@@ -334,7 +334,7 @@ impl Hub {
     }
 
     /// The rows of a user that are new to this position, up to the tail, if all of them are
-    /// among the rows of the last minute and nobody has used topics.
+    /// among the rows of the last minute and no topics have been used.
     pub fn recent_page(
         &self,
         user: &UserId,
@@ -421,8 +421,8 @@ impl Hub {
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
         self.recent.stop();
-        // First the tail: who is told requests pages of the new history at once, and they are
-        // read only if the tail is in it.
+        // First the tail: a connection that learns of the crash requests pages of the new
+        // history at once, and they are read only if the tail is in it.
         self.tail.store(Arc::new(tail));
         for Registered { mailbox, .. } in registry.subscribers.values().flatten() {
             mailbox.recover(recovery.clone());

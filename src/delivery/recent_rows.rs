@@ -1,8 +1,8 @@
 //! The users' rows of the last minute, which streams that return get without a query.
 //!
 //! Each bridge sees every row anyway. If a client's position covers the position at which
-//! these rows begin, and is covered by the one at which they end, those that are new to it
-//! are the page that the database would return as of the bridge's tail. So a deployment of the application's proxies, or a network that
+//! these rows begin, and is covered by the one at which they end, the rows that are new to
+//! it are the page that the database would return as of the bridge's tail. So a deployment of the application's proxies, or a network that
 //! was gone for seconds, costs Postgres nothing, however many clients come back.
 
 use std::{
