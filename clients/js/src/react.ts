@@ -3,6 +3,7 @@ import {
   createElement,
   useContext,
   useEffect,
+  useInsertionEffect,
   useRef,
   useState,
   useSyncExternalStore,
@@ -51,7 +52,8 @@ export function useTidingsEvent(event: string, listener: (notification: Notifica
 export function useTidingsEvent(event: string, listener: (event: any) => void) {
   const client = useTidings()
   const latest = useRef(listener)
-  useEffect(() => {
+  // Within the commit: a row that comes after it doesn't see the listener of before.
+  useInsertionEffect(() => {
     latest.current = listener
   })
   useEffect(() => client?.on(event, (value) => latest.current(value)), [client, event])

@@ -42,6 +42,7 @@ const sources = {
   `,
   '/react.js': `
     import { createElement as h, StrictMode, useState } from 'react'
+    import { flushSync } from 'react-dom'
     import { createRoot } from 'react-dom/client'
     import { connect } from 'tidings-client'
     import { TidingsProvider, useNotifications, useTidingsEvent, useTidingsStatus } from 'tidings-client/react'
@@ -58,7 +59,9 @@ const sources = {
     function App() {
       const [prefix, setPrefix] = useState('a')
       const [isShown, setShown] = useState(true)
-      Object.assign(window, { setPrefix, setShown })
+      // With flushSync, effects have run when these return.
+      window.setPrefix = (value) => flushSync(() => setPrefix(value))
+      window.setShown = (value) => flushSync(() => setShown(value))
       return h(TidingsProvider, { client: window.client }, isShown && h(Bell, { prefix }))
     }
     window.client = connect({ user })
@@ -67,7 +70,7 @@ const sources = {
     window.unmount = () => reactRoot.unmount()
   `,
   '/vue.js': `
-    import { createApp, h, ref } from 'vue'
+    import { createApp, h, nextTick, ref } from 'vue'
     import { createTidings, useNotifications, useTidings, useTidingsEvent, useTidingsStatus } from 'tidings-client/vue'
 
     window.orders = []
@@ -84,8 +87,8 @@ const sources = {
     const app = createApp({
       setup() {
         const [prefix, isShown] = [ref('a'), ref(true)]
-        window.setPrefix = (value) => (prefix.value = value)
-        window.setShown = (value) => (isShown.value = value)
+        window.setPrefix = (value) => ((prefix.value = value), nextTick())
+        window.setShown = (value) => ((isShown.value = value), nextTick())
         return () => isShown.value && h(Bell, { prefix: prefix.value })
       },
     })
@@ -165,9 +168,9 @@ describeBrowsers((kind, browser) => {
       const page = await open(`/${framework}`)
       await page.waitForFunction(() => document.querySelector('p.live'))
       // The component shows only rows for the user alone.
-      const other = page.evaluate(() => window.client.once('*').then(({ topic }) => topic))
+      await page.evaluate(() => void (window.other = window.client.once('*')))
       await bridge.sendToTopic(`team:${user}`, 'to the team')
-      assert.equal(await other, `team:${user}`)
+      assert.equal(await page.evaluate(() => window.other.then(({ topic }) => topic)), `team:${user}`)
       for (const text of ['1', '2', '3', '4']) await bridge.send(user, text)
       await page.waitForFunction(() => document.querySelector('p')?.textContent === '4 3 2')
       // A listener sees the component's present values, and is called once.
@@ -178,14 +181,21 @@ describeBrowsers((kind, browser) => {
       await page.waitForFunction(() => window.orders.length === 2)
       assert.deepEqual(await page.evaluate(() => window.orders), ['a5', 'b6'])
       // The status follows the stream.
+      const showsOffline = await page.evaluateHandle(() => ({
+        // In an object, so that the handle doesn't wait for it.
+        promise: new Promise((resolve) => {
+          const observer = new MutationObserver(() => document.querySelector('p.offline') && resolve())
+          observer.observe(document, { subtree: true, attributes: true })
+        }),
+      }))
       application.wire.cut()
-      await page.waitForFunction(() => document.querySelector('p.offline'))
+      await showsOffline.evaluate(({ promise }) => promise)
       await page.waitForFunction(() => document.querySelector('p.live'))
       // A component that is removed listens no more.
       await page.evaluate(() => window.setShown(false))
-      const next = page.evaluate(() => window.client.once('order').then(({ text }) => text))
+      await page.evaluate(() => void (window.next = window.client.once('order')))
       await order('7')
-      assert.equal(await next, '7')
+      assert.equal(await page.evaluate(() => window.next.then(({ text }) => text)), '7')
       assert.equal(await page.evaluate(() => window.orders.length), 2)
       await page.evaluate(() => window.unmount())
       const isClosed = await page.evaluate(() => window.client.status === 'closed')
