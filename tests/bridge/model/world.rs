@@ -162,8 +162,10 @@ impl World {
             };
             session.query_one(work, &[user, &name]).await?.get(0)
         };
+        // A repeatable read transaction still sees the membership that another one has ended
+        // since, besides its own new one.
         let now = "select xid::text, since::text from topic_subscriptions \
-                   where user_id = $1 and topic = $2";
+                   where user_id = $1 and topic = $2 order by xid desc limit 1";
         let now = session.query_opt(now, &[user, &name]).await?;
         let now = now.map(|row| membership(row.get(0), row.get(1)));
         Ok((now, changed))
