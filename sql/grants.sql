@@ -91,6 +91,8 @@ begin
           ('tidings_bridge', 'execute', 'tidings_report_topics'),
           -- Detects crashes of the server.
           ('tidings_bridge', 'select, insert', 'tidings_incarnation'),
+          -- By which replicas prove that they follow the primary.
+          ('tidings_bridge', 'select, insert', 'tidings_histories'),
           -- Writers read whether to ring; bridges set it.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),

@@ -16,6 +16,8 @@ with
       ('tidings_reopened', 'select'),
       ('tidings_incarnation', 'select'),
       ('tidings_incarnation', 'insert'),
+      ('tidings_histories', 'select'),
+      ('tidings_histories', 'insert'),
       ('tidings_adopted', 'select'),
       ('topic_subscriptions', 'select'),
       ('tidings_membership_changes', 'select'),

@@ -183,6 +183,7 @@ begin
         ('table', 'tidings_cursors'),
         ('table', 'tidings_disconnections'),
         ('table', 'tidings_drained'),
+        ('table', 'tidings_histories'),
         ('table', 'tidings_incarnation'),
         ('table', 'tidings_membership_changes'),
         ('table', 'tidings_prune_failures'),

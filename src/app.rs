@@ -93,7 +93,11 @@ impl App {
         let mut background = refresh_keys(tokens.as_deref(), &tasks);
         sockets::warn_of_few_files(&options.limits, options.pool_size);
         let database = Database::open(&parts, options).await?;
-        let delivery = Delivery::start(&database, options, Arc::clone(&health)).await?;
+        let delivery =
+            Delivery::start(&database, &parts.replica_urls, options, Arc::clone(&health)).await?;
+        if let Some(watch) = delivery.replica_watch(&database) {
+            background.push(tasks.start_endless("watch over replicas", watch));
+        }
         let pruned = Arc::default();
         let rejections = Arc::new(Rejections::default());
         let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections));
@@ -148,6 +152,7 @@ impl App {
             options,
             url: parts.url,
             direct_url: parts.direct_url,
+            replica_urls: parts.replica_urls,
             tokens,
             certificate: certificate.clone(),
         });

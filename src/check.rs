@@ -13,6 +13,7 @@ mod marks;
 mod memberships;
 mod path;
 mod prune;
+mod replicas;
 mod rights;
 mod running;
 mod schema;
@@ -43,6 +44,8 @@ pub struct Installation<'a> {
     /// For reading pages and writing marks, if that is another URL.
     pub pooled: Option<&'a DatabaseUrl>,
     pub schema: &'a SchemaName,
+    /// The replicas of the database.
+    pub replicas: &'a [DatabaseUrl],
     /// The relation that memberships are read from, if it isn't the built-in table.
     pub memberships: Option<&'a RelationName>,
 }
@@ -85,6 +88,9 @@ pub async fn examine(
     report
         .findings
         .extend(rights::over_privileged(&client, place.schema).await?);
+    report
+        .findings
+        .extend(replicas::unfit(&client, place.replicas, place.schema).await?);
     if let Some(name) = place.memberships {
         let url = place.pooled.unwrap_or(place.direct);
         report

@@ -8,6 +8,7 @@ pub mod clock;
 pub(crate) mod durable_floor;
 pub mod history;
 pub mod identity;
+pub mod log_point;
 pub mod membership;
 pub mod notification;
 pub mod position;

@@ -14,6 +14,7 @@ pub mod pool;
 pub mod prune_failure;
 pub(crate) mod pruner;
 pub mod queries;
+pub mod replica;
 pub mod retention;
 pub mod schema;
 pub(crate) mod visibility;

@@ -23,11 +23,14 @@ use tidings::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::sleep,
 };
 
 use crate::{
     Result,
+    clock::Moment,
     process::Process,
+    sections::PATIENCE,
     server::Database,
     subject::{Live, Subject},
 };
@@ -115,15 +118,30 @@ impl Bridge {
         })
     }
 
-    /// How many pages it has read from the database.
+    /// How many pages it has read from the primary.
     pub async fn pages_read(&self) -> Result<u64> {
+        let metrics = self.metrics().await?;
+        let all = sum(&metrics, "tidings_page_seconds_count");
+        Ok((all - sum(&metrics, "tidings_replica_pages_total")) as u64)
+    }
+
+    pub async fn until_replica_is_used(&self) -> Result<()> {
+        let begin = Moment::now();
+        while sum(&self.metrics().await?, "tidings_replica_ready") < 1.0 {
+            if Moment::now().since(begin) > PATIENCE {
+                return Err("the replica is not used".into());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn metrics(&self) -> Result<String> {
         let mut socket = TcpStream::connect(self.admin_address).await?;
         socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
         let mut metrics = String::new();
         socket.read_to_string(&mut metrics).await?;
-        let mut lines = metrics.lines();
-        let count = lines.find_map(|line| line.strip_prefix("tidings_page_seconds_count "));
-        Ok(count.ok_or("no number of pages in the metrics")?.parse()?)
+        Ok(metrics)
     }
 
     /// How to connect to it and write to its table.
@@ -174,4 +192,16 @@ impl Drop for Bridge {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The sum of a metric over its labels.
+fn sum(metrics: &str, name: &str) -> f64 {
+    let of = |line: &&str| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+    };
+    let values = metrics.lines().filter(of);
+    values
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum()
 }

@@ -21,6 +21,7 @@ pub mod subject {
     pub const TOPIC_ROWS: &str = "rows for topics";
     /// A bridge that keeps no rows of the last minute.
     pub const WITHOUT_RECENT: &str = "Tidings without recent rows";
+    pub const WITH_REPLICA: &str = "Tidings without recent rows, with a replica";
     /// All processes of the server.
     pub const POSTGRES: &str = "PostgreSQL";
     /// Both together: the total cost of a notification.

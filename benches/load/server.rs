@@ -67,6 +67,11 @@ impl Server {
         Ok(database)
     }
 
+    /// A replica of it, with all its databases.
+    pub async fn replica(&self) -> Result<Cluster> {
+        Ok(self.cluster.standby().await?)
+    }
+
     /// Writes pending changes to disk, so that the next measurement doesn't include that.
     pub async fn settle(&self) -> Result<()> {
         let admin = Database::at(self.cluster.url("postgres")).connect().await?;
@@ -102,6 +107,10 @@ impl Database {
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    pub fn name(&self) -> &str {
+        self.url.rsplit_once("dbname=").map_or("", |(_, name)| name)
     }
 
     /// A connection, driven by a task of this runtime.

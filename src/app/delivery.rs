@@ -22,11 +22,12 @@ use crate::{
         listener::Listener,
         marker::{Marker, Marks},
         page_reader,
+        replicas::{REPLICA_CONNECTIONS, Replicas},
         stream::Streams,
         stream_end::Ended,
     },
     monitoring::{reporter::Reporter, stats::Stats},
-    postgres::{database::Database, pruner::Pruned},
+    postgres::{connect::DatabaseUrl, database::Database, pruner::Pruned, replica::Replica},
 };
 
 pub(super) struct Delivery {
@@ -37,6 +38,7 @@ pub(super) struct Delivery {
     drained: Arc<DeliveredWatermark>,
     adopted: Arc<AdoptedMarks>,
     reads: Reads,
+    replicas: Arc<Replicas>,
 }
 
 impl Delivery {
@@ -44,6 +46,7 @@ impl Delivery {
     /// becomes visible from then on reaches it.
     pub(super) async fn start(
         database: &Database,
+        replicas: &[DatabaseUrl],
         options: &BridgeOptions,
         health: Arc<Health>,
     ) -> Result<Self, StartError> {
@@ -76,6 +79,12 @@ impl Delivery {
         let drained = Arc::new(drained.await?);
         let reads = Reads::default();
         let cursors = Arc::new(Cursors::new(options.settle, options.cursor_every));
+        let replicas = replicas.iter().map(|url| {
+            let (gate, runtime) = (sql.replica_gate.clone(), Handle::current());
+            Replica::new(url.clone(), REPLICA_CONNECTIONS, gate, runtime)
+        });
+        let replicas = Replicas::new(replicas.collect::<Result<_, _>>()?, Arc::clone(sql));
+        let replicas = Arc::new(replicas);
         let pages = Pages {
             hub: Arc::clone(&hub),
             pool: pool.clone(),
@@ -85,6 +94,8 @@ impl Delivery {
             health: Arc::clone(&health),
             turns: Arc::new(Turns::new(pages_at_once(options.pool_size))),
             failing: FailingSubscribers::default(),
+            replicas: Arc::clone(&replicas),
+            replica_turns: Arc::new(Turns::new(replicas.pages_at_once())),
             memory: Arc::new(PageMemory::default()),
             runtime: Handle::current(),
             history: Mutex::new(hub.tail().history),
@@ -111,7 +122,18 @@ impl Delivery {
             drained,
             adopted,
             reads,
+            replicas,
         })
+    }
+
+    /// The task that watches which replicas can be used, if there are any.
+    pub(super) fn replica_watch(
+        &self,
+        database: &Database,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let replicas = Arc::clone(&self.replicas);
+        let (hub, pool) = (Arc::clone(&self.hub), database.pool.clone());
+        (!replicas.is_empty()).then(|| replicas.watch(hub, pool))
     }
 
     pub(super) fn marker(&self, database: &Database) -> Marker {
@@ -170,6 +192,7 @@ impl Delivery {
             health: Arc::clone(&self.health),
             pool: database.pool.clone(),
             reads: self.reads.clone(),
+            replicas: Arc::clone(&self.replicas),
             pruned: Arc::clone(pruned),
             rejections: Arc::clone(rejections),
             connections_limit: options.limits.max_connections,

@@ -21,6 +21,8 @@ pub struct Parts {
     pub url: DatabaseUrl,
     /// For the listener and migrations, if `url` goes through a pooler.
     pub direct_url: Option<DatabaseUrl>,
+    /// For reading what returning clients have missed.
+    pub replica_urls: Vec<DatabaseUrl>,
     pub schema: SchemaName,
     /// Whether the schema may be migrated.
     pub migrate: MigratePolicy,
@@ -64,6 +66,7 @@ impl Parts {
             origins: options.bridge.cors_origins.clone(),
             url: options.database.url()?,
             direct_url: options.database.direct_url()?,
+            replica_urls: options.database.replica_urls()?,
             schema: options.database.schema.clone(),
             migrate: options.migrate,
             certificate: options.tls.certificate()?,

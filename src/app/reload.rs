@@ -27,6 +27,7 @@ pub struct Reload {
     pub url: DatabaseUrl,
     /// For the listener, if it connects elsewhere.
     pub direct_url: Option<DatabaseUrl>,
+    pub replica_urls: Vec<DatabaseUrl>,
     pub tokens: Option<Arc<Tokens>>,
     pub certificate: Option<Arc<Certificate>>,
 }
@@ -81,6 +82,11 @@ impl Reload {
                 },
             ),
             read_file(
+                "the replicas' URLs",
+                database.replica_database_url_file.as_deref(),
+                || self.use_replicas(&text(database.replica_urls())?),
+            ),
+            read_file(
                 "the certificate",
                 self.options.tls.tls_cert.as_deref(),
                 || match &self.certificate {
@@ -91,6 +97,16 @@ impl Reload {
         ]
         .into_iter()
         .fold(Reloaded::Nothing, Reloaded::or)
+    }
+
+    fn use_replicas(&self, urls: &[DatabaseUrl]) -> Result<(), String> {
+        if urls.len() != self.replica_urls.len() {
+            return Err("the number of replicas has changed, which requires a restart".to_owned());
+        }
+        for (used, url) in self.replica_urls.iter().zip(urls) {
+            used.replace_by(url);
+        }
+        Ok(())
     }
 
     fn read_secrets(&self, file: Option<&Path>) -> Reloaded {

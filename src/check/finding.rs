@@ -42,6 +42,8 @@ pub enum Subject {
     Adopted,
     /// Memberships can't be read, or only slowly, or bridges don't learn of changes.
     Memberships,
+    /// Returning clients can't be served from a replica.
+    Replica,
     Hidden,
     /// No bridge is connected while rows wait, or a bridge is silent or not ready.
     Bridges,
@@ -104,6 +106,7 @@ impl Subject {
             Self::Trigger => "trigger",
             Self::Adopted => "adopted-table",
             Self::Memberships => "memberships",
+            Self::Replica => "replica",
             Self::Hidden => "hidden-rows",
             Self::Bridges => "bridges",
             Self::Marks => "marks",

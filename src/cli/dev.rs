@@ -136,6 +136,7 @@ async fn build(
     let parts = Parts {
         url,
         direct_url: None,
+        replica_urls: Vec::new(),
         schema: SchemaName::public(),
         migrate: MigratePolicy::Auto,
         credentials: Credentials {

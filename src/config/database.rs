@@ -13,6 +13,9 @@ use crate::postgres::{
     schema::SchemaName,
 };
 
+/// The most replicas of a bridge: each gets a check per second and several connections.
+pub const MOST_REPLICAS: usize = 16;
+
 #[derive(Clone, Debug, Args)]
 pub struct DatabaseOptions {
     /// Database, as a URL (`postgres://user:password@host/database`) or as keys and
@@ -28,6 +31,13 @@ pub struct DatabaseOptions {
     /// File that contains `TIDINGS_DIRECT_DATABASE_URL`
     #[arg(long, env = "TIDINGS_DIRECT_DATABASE_URL_FILE")]
     pub direct_database_url_file: Option<PathBuf>,
+    /// Replicas of the database, from which returning clients are served what they missed: one
+    /// or several URLs, separated by spaces or line breaks, or a line of keys and values for each
+    #[arg(long, env = "TIDINGS_REPLICA_DATABASE_URL", hide_env_values = true)]
+    pub replica_database_url: Option<Secret>,
+    /// File that contains `TIDINGS_REPLICA_DATABASE_URL`
+    #[arg(long, env = "TIDINGS_REPLICA_DATABASE_URL_FILE")]
+    pub replica_database_url_file: Option<PathBuf>,
     /// Schema that contains everything
     #[arg(long, env = "TIDINGS_SCHEMA", default_value = "public")]
     pub schema: SchemaName,
@@ -47,6 +57,23 @@ impl DatabaseOptions {
         let (value, file) = (&self.direct_database_url, &self.direct_database_url_file);
         let url = secret::given(name, value.as_ref(), file.as_deref())?;
         url.map(|url| database(name, &url)).transpose()
+    }
+
+    /// The replicas of the database, if there are any.
+    pub fn replica_urls(&self) -> Result<Vec<DatabaseUrl>, ConfigError> {
+        let name = "TIDINGS_REPLICA_DATABASE_URL";
+        let (value, file) = (&self.replica_database_url, &self.replica_database_url_file);
+        let Some(urls) = secret::given(name, value.as_ref(), file.as_deref())? else {
+            return Ok(Vec::new());
+        };
+        let each = urls.each_url();
+        let urls: Vec<_> = each
+            .map(|url| database(name, &url))
+            .collect::<Result<_, _>>()?;
+        match urls.len() {
+            0..=MOST_REPLICAS => Ok(urls),
+            count => Err(ConfigError::TooManyReplicas(count)),
+        }
     }
 
     /// The URL for sessions that no pooler shares: the direct URL if there is one.

@@ -19,6 +19,11 @@ pub enum ConfigError {
         name: &'static str,
         source: Box<DatabaseUrlError>,
     },
+    #[error(
+        "TIDINGS_REPLICA_DATABASE_URL has {0} parts, separated by spaces or line breaks, and at most \
+         16 are allowed: write each replica as a URL (postgres://user:password@host/database)"
+    )]
+    TooManyReplicas(usize),
     #[error("{0} and {0}_FILE are both set: keep one of them")]
     Twice(&'static str),
     #[error("{name}_FILE names {}, which can't be read", path.display())]

@@ -24,6 +24,7 @@ impl ServeOptions {
         let outcomes = [
             self.database.url().err(),
             self.database.direct_url().err(),
+            self.database.replica_urls().err(),
             self.trust.user_header().err(),
             self.tokens().err(),
             self.tls.certificate().err(),

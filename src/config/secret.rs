@@ -31,6 +31,19 @@ impl Secret {
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// The database URLs in a list: URLs are separated by white space, and keys and values,
+    /// which contain spaces, by line breaks.
+    pub(super) fn each_url(&self) -> impl Iterator<Item = Self> {
+        let in_line = |line: &str| -> Vec<String> {
+            match line.contains("://") {
+                true => line.split_whitespace().map(str::to_owned).collect(),
+                false => vec![line.trim().to_owned()],
+            }
+        };
+        let each = self.0.lines().flat_map(in_line);
+        each.filter(|url| !url.is_empty()).map(Self)
+    }
 }
 
 /// The value of the setting `name`, given directly or in a file, as container platforms

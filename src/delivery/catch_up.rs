@@ -39,10 +39,12 @@ use crate::{
             self, FirstPage, FirstReading, FirstStart, FirstWanted, PageSize, PageTopics,
             TopicPage, UserPage,
         },
+        replicas::Replicas,
     },
     domain::{
         history::History,
         identity::Subscriber,
+        log_point::LogPoint,
         position::Position,
         snapshot::{Snapshot, Xid},
         topic::TopicChoice,
@@ -63,6 +65,11 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// and the page is read.
 const FRESH_WITHIN: Duration = Duration::from_millis(250);
 
+/// How long a page from a replica waits until what the tail has is on disk, which normally is
+/// as soon as a commit is acknowledged, and how long until the log is flushed for it.
+const DURABLE_WITHIN: Duration = Duration::from_millis(50);
+const DURABLE_POLL: Duration = Duration::from_millis(5);
+
 /// Reads pages for all connections.
 #[derive(Debug)]
 pub struct Pages {
@@ -80,6 +87,10 @@ pub struct Pages {
     pub turns: Arc<Turns>,
     /// Keeps subscribers whose memberships can't be read from delaying others.
     pub failing: FailingSubscribers,
+    /// Where missed rows are read if they can be, instead of the pool.
+    pub replicas: Arc<Replicas>,
+    /// The same as `turns` for pages from replicas.
+    pub replica_turns: Arc<Turns>,
     /// Limits the memory that all pages take.
     pub memory: Arc<PageMemory>,
     /// Where pages are read: a client that doesn't read must not hold a query, a database
@@ -116,6 +127,16 @@ pub struct Wanted {
     /// What the pages of a first reading have in common, from its second page on.
     pub first: Option<Arc<FirstReading>>,
     pub size: PageSize,
+}
+
+impl Wanted {
+    /// Whether the page has only rows for the user alone, as far as is known.
+    fn is_of_own_rows(&self) -> bool {
+        self.first.is_none()
+            && self.topics.granted.is_empty()
+            && self.late.begun.is_none()
+            && self.has_topics == HasTopics::Unknown
+    }
 }
 
 /// Whether the user had topics when the last page was read.
@@ -228,6 +249,60 @@ impl Pages {
         }))
     }
 
+    /// A point of the tail that has what was committed before now and is on disk. `None` if
+    /// that takes too long.
+    async fn durable_point(&self, history: History) -> Option<Arc<LogPoint>> {
+        let wanted = self.hub.fresh().ask();
+        let asking = async {
+            loop {
+                sleep(DURABLE_POLL).await;
+                self.replicas.flush(&self.pool, &self.runtime);
+                self.hub.fresh().ask();
+            }
+        };
+        let point = async {
+            tokio::select! {
+                point = self.hub.durable().since(wanted) => point,
+                () = asking => None,
+            }
+        };
+        let point = timeout(DURABLE_WITHIN, point).await.ok()??;
+        (point.history == history).then_some(point)
+    }
+
+    /// The page of a stream that has missed rows of its user, from a replica. It has what
+    /// was committed before it was requested, like one of the primary.
+    ///
+    /// First pages are read from the primary, which knows which rows are sent, and so are
+    /// those of topics, whose memberships must be as of the same moment as the rows.
+    async fn replica_page(&self, wanted: &mut Wanted) -> Option<Box<Page>> {
+        let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);
+        if !wanted.is_of_own_rows() || !self.replicas.is_any_fit() {
+            return None;
+        }
+        let point = self.durable_point(wanted.history).await?;
+        let turn = self.replica_turns.take(&wanted.subscriber).await;
+        let size = self.size(wanted.size);
+        let lease = self.memory.reserve(size.most_bytes()).await;
+        let begin = Instant::now();
+        let own = self.replicas.page(&point, user, position, size).await;
+        let took = begin.elapsed();
+        Box::pin(turn.end(took)).await;
+        let own = own?;
+        if own.has_topics {
+            // So the primary isn't asked again whether there are any.
+            wanted.has_topics = HasTopics::Yes;
+            return None;
+        }
+        lease.hand_over(own.page.batch.memory());
+        Some(Box::new(Page {
+            start: None,
+            size: wanted.size,
+            page: own.page,
+            lease: Some(lease),
+        }))
+    }
+
     /// Every wait ends when the stream is gone, but a running query is never cancelled.
     ///
     /// Ten thousand tasks may wait for their turn at once, and the memory of the process
@@ -246,6 +321,16 @@ impl Pages {
         };
         if let Some(page) = recent {
             self.reads.recent.inc();
+            let _ = reply.send(PageOutcome::Page(page));
+            return;
+        }
+        let replicated = tokio::select! {
+            biased;
+            () = reply.closed() => return,
+            replicated = Box::pin(self.replica_page(&mut wanted)) => replicated,
+        };
+        if let Some(page) = replicated {
+            wait.end(page.page.batch.events.len());
             let _ = reply.send(PageOutcome::Page(page));
             return;
         }
@@ -376,11 +461,7 @@ impl Pages {
         position: &Position,
         size: PageSize,
     ) -> Result<UserPage, QueryError> {
-        let is_simple = wanted.first.is_none()
-            && wanted.topics.granted.is_empty()
-            && wanted.late.begun.is_none()
-            && wanted.has_topics == HasTopics::Unknown;
-        if is_simple {
+        if wanted.is_of_own_rows() {
             let own = page_reader::user_page(
                 &self.pool,
                 &self.sql,

@@ -42,11 +42,17 @@ impl FreshTail {
         self.asked.notified().await;
     }
 
+    /// Asks for a poll, and returns its number: one that begins from now on.
+    pub fn ask(&self) -> u64 {
+        let wanted = self.begun.load(Ordering::SeqCst) + 1;
+        self.asked.notify_one();
+        wanted
+    }
+
     /// Waits for a poll that begins from now on.
     pub async fn after_now(&self) {
-        let wanted = self.begun.load(Ordering::SeqCst) + 1;
         let mut published = self.published.subscribe();
-        self.asked.notify_one();
+        let wanted = self.ask();
         // The sender is not dropped before `self`.
         let _ = published.wait_for(|&poll| poll >= wanted).await;
     }

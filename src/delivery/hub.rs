@@ -17,10 +17,12 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio_postgres::types::PgLsn;
 
 use crate::{
     delivery::{
         batch::{Batch, End, Event},
+        durable_tail::DurableTail,
         fresh_tail::FreshTail,
         mailbox::{Ending, Letter, Mailbox, Put, Recovery},
         memberships::MembershipChange,
@@ -31,6 +33,7 @@ use crate::{
     domain::{
         history::History,
         identity::{Disconnection, Identity, Subscriber, TicketHash},
+        log_point::LogPoint,
         notification::{Addressee, Notification, UserId},
         position::{Position, Unread},
         snapshot::{Snapshot, Xid},
@@ -226,6 +229,7 @@ pub struct Hub {
     has_topics: AtomicBool,
     recent: RecentRows,
     fresh: FreshTail,
+    durable: DurableTail,
     queue_bytes: usize,
 }
 
@@ -251,6 +255,7 @@ impl Hub {
         Self {
             recent: RecentRows::new(0),
             fresh: FreshTail::default(),
+            durable: DurableTail::default(),
             registry: Mutex::default(),
             tail: ArcSwap::default(),
             connections: AtomicUsize::new(0),
@@ -315,6 +320,7 @@ impl Hub {
     /// Sets the tail at the start, or when another history begins. Delivers nothing.
     pub fn start(&self, tail: Tail) {
         self.recent.stop();
+        self.durable.reset();
         self.tail.store(Arc::new(tail));
     }
 
@@ -356,9 +362,16 @@ impl Hub {
         &self.fresh
     }
 
+    /// For asking a replica for what the tail has.
+    pub fn durable(&self) -> &DurableTail {
+        &self.durable
+    }
+
     /// This poll has found all that was new, and that was published.
-    pub fn complete(&self, poll: u64) {
+    /// The log was on disk up to `flushed`.
+    pub fn complete(&self, poll: u64, point: LogPoint, flushed: PgLsn) {
         let tail = self.tail();
+        self.durable.complete(poll, point, flushed);
         self.recent.begin(tail.history, &tail.position);
         self.fresh.publish(poll);
     }
@@ -421,6 +434,7 @@ impl Hub {
     pub fn recover(&self, recovery: Recovery, tail: Tail) {
         let registry = self.registry.lock();
         self.recent.stop();
+        self.durable.reset();
         // First the tail: a connection that learns of the crash requests pages of the new
         // history at once, and they are read only if the tail is in it.
         self.tail.store(Arc::new(tail));

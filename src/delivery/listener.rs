@@ -41,6 +41,7 @@ use crate::{
         durable_floor::DurableFloor,
         history::History,
         identity::Disconnection,
+        log_point::LogPoint,
         position::{Position, Rest},
         snapshot::{Snapshot, Xid},
     },
@@ -356,7 +357,12 @@ impl Listener {
             });
         }
         if found != Polled::More {
-            self.hub.complete(number);
+            let point = LogPoint {
+                history: self.history,
+                snapshot: Arc::clone(&page.snapshot),
+                inserted: page.log.inserted,
+            };
+            self.hub.complete(number, point, page.log.flushed);
         }
         self.known = page.snapshot;
         self.remembered.forget_below(self.safe.xid());

@@ -24,5 +24,5 @@ pub use self::{
     size::{MOST_BEGUN, PageSize},
     tail::{Run, TailPage, TailStart, tail_page, tail_start},
     topics::{Cursor, FirstReading, MOST_TOPICS, PageTopics, TopicPage, topic_page},
-    user::{OwnPage, UserPage, user_page},
+    user::{OwnPage, UserPage, user_page, user_page_on_replica},
 };

@@ -220,6 +220,31 @@ impl Collector for BridgeCollector {
             "Memory that these rows take",
             now.recent.bytes,
         )?;
+        // Without replicas, there are no such metrics.
+        if !now.replicas.is_empty() {
+            let replicas = || now.replicas.iter().map(|it| (it.replica.as_str(), it));
+            let ready = replicas().map(|(which, it)| (which, ConstGauge::new(u64::from(it.ready))));
+            sheet.family(
+                "replica_ready",
+                "Whether pages are read from this replica",
+                "replica",
+                ready,
+            )?;
+            let pages = replicas().map(|(which, it)| (which, ConstCounter::new(it.pages)));
+            sheet.family(
+                "replica_pages",
+                "Pages of missed rows that were read from this replica",
+                "replica",
+                pages,
+            )?;
+            let failures = replicas().map(|(which, it)| (which, ConstCounter::new(it.failures)));
+            sheet.family(
+                "replica_failures",
+                "How often this replica could not be used for a page, or failed a check",
+                "replica",
+                failures,
+            )?;
+        }
         sheet.counter(
             "page_rows",
             "Rows in pages that streams had missed and that were read from the database",
@@ -387,12 +412,12 @@ impl MetricWriter<'_> {
     }
 
     /// A family with one label.
-    fn family<M: EncodeMetric + TypedMetric>(
+    fn family<'l, M: EncodeMetric + TypedMetric>(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        metrics: impl IntoIterator<Item = (&'static str, M)>,
+        metrics: impl IntoIterator<Item = (&'l str, M)>,
     ) -> fmt::Result {
         let mut family = self.describe(name, help, M::TYPE)?;
         for (which, metric) in metrics {

@@ -17,6 +17,7 @@ use crate::{
         hub::{Audience, Hub},
         marker::{MarkCounts, Marks},
         recent_rows::RecentSize,
+        replicas::{ReplicaFigures, Replicas},
     },
     monitoring::process::Process,
     postgres::{
@@ -36,6 +37,7 @@ pub struct Stats {
     pub health: Arc<Health>,
     pub pool: Pool,
     pub reads: Reads,
+    pub replicas: Arc<Replicas>,
     pub pruned: Arc<Pruned>,
     pub rejections: Arc<Rejections>,
     /// Maximum number of open streams.
@@ -71,6 +73,8 @@ pub struct Figures {
     pub recent_pages: u64,
     #[serde(flatten)]
     pub recent: RecentSize,
+    /// The replicas, if there are any.
+    pub replicas: Vec<ReplicaFigures>,
     /// Rows that were read in pages.
     pub page_rows: u64,
     /// Failed attempts to read a page.
@@ -107,6 +111,7 @@ impl Stats {
             pages_wanted: self.reads.wanted.get(),
             recent_pages: self.reads.recent.get(),
             recent: self.hub.recent_size(),
+            replicas: self.replicas.figures(),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
             failing_subscribers: self.reads.failing.get(),

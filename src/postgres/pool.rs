@@ -212,7 +212,42 @@ impl Pool {
         query: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, QueryError> {
-        let outcome = match timeout(limit, self.attempt(query, parameters)).await {
+        self.in_time(limit, self.attempt(query, parameters)).await
+    }
+
+    /// As [`query`](Self::query), but runs two queries in the same session: the second one
+    /// begins after the first has been completed, without waiting for its answer. For pools
+    /// with sessions of their own.
+    pub async fn query_both(
+        &self,
+        limit: Duration,
+        first: (&str, &[Parameter<'_>]),
+        second: (&str, &[Parameter<'_>]),
+    ) -> Result<[Vec<Row>; 2], QueryError> {
+        debug_assert_eq!(self.sessions, PoolMode::Session);
+        let both = async {
+            let connection = self.connect().await?;
+            // The server executes statements in the order in which they are sent.
+            let answers = tokio::join!(
+                biased;
+                query_prepared(&connection, first.0, first.1),
+                query_prepared(&connection, second.0, second.1),
+            );
+            let answers = match answers {
+                (Ok(first), Ok(second)) => Ok([first, second]),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
+            give_back(connection, answers)
+        };
+        self.in_time(limit, both).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        limit: Duration,
+        attempt: impl Future<Output = Result<T, QueryError>>,
+    ) -> Result<T, QueryError> {
+        let outcome = match timeout(limit, attempt).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 // The network or server that didn't answer affects the idle connections
@@ -234,23 +269,25 @@ impl Pool {
         query: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, QueryError> {
-        let connections = match self.purpose {
-            PoolPurpose::Shared => &self.shared,
-            PoolPurpose::Marks => &self.reserved,
-        };
-        // If a connection were returned while its query is running, its next user would
-        // wait for an answer that nothing reads.
-        let close = |connection| drop(managed::Object::take(connection));
-        let connection = scopeguard::guard(connections.get().await?, close);
+        let connection = self.connect().await?;
         let answer = match self.sessions {
             PoolMode::Session => query_prepared(&connection, query, parameters).await,
             PoolMode::Transaction => query_unnamed(&connection, query, parameters).await,
         };
-        let answer = answer.map_err(QueryError::from);
-        if answer.as_ref().err().is_none_or(QueryError::is_of_rows) {
-            drop(ScopeGuard::into_inner(connection));
-        }
-        answer
+        give_back(connection, answer)
+    }
+
+    /// A connection that is closed when it is dropped: if it were returned while its query
+    /// is running, its next user would wait for an answer that nothing reads.
+    async fn connect(&self) -> Result<Lent, QueryError> {
+        let connections = match self.purpose {
+            PoolPurpose::Shared => &self.shared,
+            PoolPurpose::Marks => &self.reserved,
+        };
+        let close: fn(managed::Object<Opener>) = |connection| {
+            drop(managed::Object::take(connection));
+        };
+        Ok(scopeguard::guard(connections.get().await?, close))
     }
 
     /// The current use of the pool.
@@ -280,6 +317,20 @@ impl Pool {
             connections.close();
         }
     }
+}
+
+type Lent = ScopeGuard<managed::Object<Opener>, fn(managed::Object<Opener>)>;
+
+/// Returns a connection to its pool, unless the answer is an error that may be the session's.
+fn give_back<T>(
+    connection: Lent,
+    answer: Result<T, tokio_postgres::Error>,
+) -> Result<T, QueryError> {
+    let answer = answer.map_err(QueryError::from);
+    if answer.as_ref().err().is_none_or(QueryError::is_of_rows) {
+        drop(ScopeGuard::into_inner(connection));
+    }
+    answer
 }
 
 async fn query_prepared(

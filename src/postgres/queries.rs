@@ -21,6 +21,14 @@ pub struct Sql {
     pub tail_page: String,
     /// New rows of one user.
     pub user_page: String,
+    /// New rows of one user, from a replica.
+    pub user_page_on_replica: String,
+    /// Whether a replica has what such a page needs.
+    pub replica_gate: String,
+    /// Lets replicas prove that they follow the primary.
+    pub record_history: String,
+    /// Writes to disk what is in the log.
+    pub flush_log: String,
     /// The first page of a user without a position.
     pub backlog_page: String,
     /// The same, for a role that may not read the user's drained floor.
@@ -96,10 +104,10 @@ impl Sql {
         };
         let fill = |text: &str| fill_from(drained, text);
         // These only ask whether there are any.
-        let user_page = include_str!("../../sql/user_page.sql").replace(
-            ":memberships",
-            &memberships.query("$6", "1", "null::text[]"),
-        );
+        let of_user = memberships.query("$6", "1", "null::text[]");
+        let user_page = include_str!("../../sql/user_page.sql").replace(":memberships", &of_user);
+        let user_page_on_replica =
+            include_str!("../../sql/user_page_on_replica.sql").replace(":memberships", &of_user);
         let backlog_page = include_str!("../../sql/backlog_page.sql").replace(
             ":memberships",
             &memberships.query("$1", "1", "null::text[]"),
@@ -115,6 +123,10 @@ impl Sql {
             tail_start: fill(include_str!("../../sql/tail_start.sql")),
             tail_page: fill(include_str!("../../sql/tail_page.sql")),
             user_page: fill(&user_page),
+            user_page_on_replica: fill(&user_page_on_replica),
+            replica_gate: fill(include_str!("../../sql/replica_gate.sql")),
+            flush_log: fill(include_str!("../../sql/flush_log.sql")),
+            record_history: fill(include_str!("../../sql/record_history.sql")),
             backlog_page: fill(&backlog_page),
             backlog_page_without_drained: fill_from(nothing_drained, &backlog_page),
             topic_page: fill(&topic_page),

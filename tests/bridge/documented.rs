@@ -10,7 +10,11 @@ use std::{
 use clap::{Arg, Command, CommandFactory};
 use tidings::config::Cli;
 
-use crate::support::{bridge::Bridge, database::Database, files};
+use crate::support::{
+    bridge::{Bridge, REPLICA_THAT_IS_DOWN},
+    database::Database,
+    files,
+};
 
 /// Words that begin like our names but belong to something else.
 const OTHERS: [&str; 13] = [
@@ -161,7 +165,7 @@ fn every_variable_and_flag_that_a_page_names_is_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_that_is_in_the_database_is_documented_and_nothing_else() {
     let database = Database::migrated().await;
-    let bridge = Bridge::start(&database).await;
+    let bridge = Bridge::start_with(&database, &REPLICA_THAT_IS_DOWN).await;
     let metrics = bridge.admin("/metrics").await.text().await;
     let query = "select relname::text from pg_class \
                    where relnamespace = 'public'::regnamespace and relkind in ('r', 'v', 'S') \

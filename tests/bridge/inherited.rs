@@ -179,6 +179,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),
+        replicas: &[],
         memberships: None,
     };
     let report = check::examine(place, &options.thresholds).await;

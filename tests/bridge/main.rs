@@ -45,6 +45,7 @@ mod prune_failures;
 mod recent_rows;
 mod recipes;
 mod reload;
+mod replicas;
 mod restart;
 mod restored_rows;
 mod secrets;

@@ -25,6 +25,7 @@ async fn findings(database: &Database) -> Vec<Finding> {
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),
+        replicas: &[],
         memberships: None,
     };
     let report = check::examine(place, &options.thresholds).await;

@@ -64,11 +64,8 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let (streams, storms) = size.choose((500, 1), (STREAMS, STORMS));
     let mut figures = vec![tail_row(server, size.choose(1, TAIL_ROUNDS)).await?];
     figures.extend(further_bridges(server, bridges, time).await?);
-    for (whom, settings) in [
-        (subject::TIDINGS, &[][..]),
-        (subject::WITHOUT_RECENT, &["--recent-bytes=0"][..]),
-    ] {
-        figures.extend(returns(server, whom, settings, streams, storms).await?);
+    for from in [PagesFrom::Memory, PagesFrom::Primary, PagesFrom::Replica] {
+        figures.extend(returns(server, from, streams, storms).await?);
     }
     Ok(Section {
         name: "cluster",
@@ -77,7 +74,7 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
             "Rows at a fixed rate for {} s, with {} streams at one of the bridges: the processor \
              time of all of PostgreSQL, and the time from the commit to the event. Then {} streams \
              disconnect and return at once, each with one missed row, {storms} times: pages that \
-             were read from the database, and the time until all have caught up. The tail query \
+             were read from the primary, and the time until all have caught up. The tail query \
              reads pages of a thousand rows.",
             time.as_secs(),
             USERS.count,
@@ -264,11 +261,28 @@ fn delays(audience: &Audience, rows: &[Inserted]) -> Vec<Duration> {
     delays.collect()
 }
 
+/// Where returning streams get what they missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PagesFrom {
+    Memory,
+    Primary,
+    Replica,
+}
+
+impl PagesFrom {
+    fn subject(self) -> &'static str {
+        match self {
+            Self::Memory => subject::TIDINGS,
+            Self::Primary => subject::WITHOUT_RECENT,
+            Self::Replica => subject::WITH_REPLICA,
+        }
+    }
+}
+
 /// All streams return at once, several times.
 async fn returns(
     server: &Server,
-    whom: &str,
-    settings: &[&str],
+    from: PagesFrom,
     streams: u64,
     rounds: usize,
 ) -> Result<Vec<Figure>> {
@@ -277,7 +291,23 @@ async fn returns(
         count: streams,
     };
     let database = server.database().await?;
-    let bridge = Bridge::start_with(&database, settings).await?;
+    let mut settings = Vec::new();
+    if from != PagesFrom::Memory {
+        settings.push("--recent-bytes=0".to_owned());
+    }
+    let replica = match from {
+        PagesFrom::Replica => Some(server.replica().await?),
+        PagesFrom::Memory | PagesFrom::Primary => None,
+    };
+    if let Some(replica) = &replica {
+        let url = replica.url(database.name());
+        settings.push(format!("--replica-database-url={url}"));
+    }
+    let settings: Vec<_> = settings.iter().map(String::as_str).collect();
+    let bridge = Bridge::start_with(&database, &settings).await?;
+    if replica.is_some() {
+        bridge.until_replica_is_used().await?;
+    }
     let mut audience = Audience::open(bridge.subject()?, users, usize::try_from(streams)?).await?;
     let writers = Writers::new(&database, NOTIFICATIONS, users);
     let mut storms: Vec<Storm> = Vec::new();
@@ -297,7 +327,7 @@ async fn returns(
     let counts = storms.last().map(|one| one.counts).unwrap_or_default();
     let returned = (streams * rounds as u64) as f64;
     let figure = |what, value, unit| {
-        Figure::new(whom, what, value, unit)
+        Figure::new(from.subject(), what, value, unit)
             .at(at::STREAMS, streams as f64)
             .counts(counts)
     };

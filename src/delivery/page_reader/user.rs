@@ -15,13 +15,15 @@ use crate::{
     delivery::batch::{Batch, End, Event},
     domain::{
         history::Incarnation,
+        log_point::LogPoint,
         notification::UserId,
         position::{Position, RowKey, Unread},
-        snapshot::Xid,
+        snapshot::{Snapshot, Xid},
     },
     postgres::{
-        pool::{Pool, QueryError, READ_LIMIT, first_row},
+        pool::{Parameter, Pool, QueryError, READ_LIMIT, first_row},
         queries::Sql,
+        replica::{Replica, Unfit},
     },
 };
 
@@ -72,10 +74,57 @@ pub async fn user_page(
     })
 }
 
+/// The same from a replica, as of this point.
+///
+/// # Errors
+///
+/// [`Unfit`], if the replica doesn't have this page.
+pub async fn user_page_on_replica(
+    replica: &Replica,
+    sql: &Sql,
+    point: &LogPoint,
+    user: &UserId,
+    position: &Position,
+    size: PageSize,
+) -> Result<OwnPage, Unfit> {
+    let snapshot = &point.snapshot;
+    let parameters: [Parameter<'_>; 8] = [
+        (&position.floor(), Type::XID8),
+        (&position.open_xids(), Type::XID8_ARRAY),
+        (&position.open_reads(), Type::INT8_ARRAY),
+        (&size.limit(), Type::INT8),
+        (&size.bytes, Type::INT8),
+        (&user.as_str(), Type::TEXT),
+        (&snapshot.xmax(), Type::XID8),
+        (&snapshot.running_xids(), Type::XID8_ARRAY),
+    ];
+    let rows = replica.query(point, &sql.user_page_on_replica, &parameters);
+    let rows = rows.await?;
+    let read = || {
+        let (incarnation, snapshot) = (point.history.incarnation, Arc::clone(snapshot));
+        Ok(OwnPage {
+            page: read_rows(&rows, size, incarnation, snapshot)?.0,
+            has_topics: first_row(&rows).try_get("has_topics")?,
+        })
+    };
+    read().map_err(|error: Error| Unfit::Query(error.into()))
+}
+
 /// Also returns the first row that was read, whether it can be delivered or not.
 pub(super) fn read_user_page(
     rows: &[Row],
     size: PageSize,
+) -> Result<(UserPage, Option<RowKey>), Error> {
+    let head = first_row(rows);
+    let snapshot = Arc::new(head.try_get("snapshot")?);
+    read_rows(rows, size, read_incarnation(head)?, snapshot)
+}
+
+fn read_rows(
+    rows: &[Row],
+    size: PageSize,
+    incarnation: Incarnation,
+    snapshot: Arc<Snapshot>,
 ) -> Result<(UserPage, Option<RowKey>), Error> {
     let head = first_row(rows);
     let mut keys = Vec::with_capacity(rows.len());
@@ -108,11 +157,11 @@ pub(super) fn read_user_page(
         _ => End::MorePages,
     };
     let page = UserPage {
-        incarnation: read_incarnation(head)?,
+        incarnation,
         pruned: head.try_get("pruned")?,
         batch: Batch {
             events,
-            snapshot: Arc::new(head.try_get("snapshot")?),
+            snapshot,
             unread: Arc::new(cut),
             last,
             end,

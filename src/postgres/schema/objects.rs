@@ -112,6 +112,8 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (27, ObjectKind::Function, "tidings_watch"),
     (28, ObjectKind::Function, "tidings_count_topics"),
     (28, ObjectKind::Relation, "tidings_topics"),
+    (31, ObjectKind::Relation, "tidings_histories"),
+    (31, ObjectKind::Part, "tidings_histories_pkey"),
 ];
 
 /// The names in `NAMES`.

@@ -13,6 +13,7 @@ use tidings::{
         hub::{Hub, Tail},
         marker::Marks,
         page_reader,
+        replicas::Replicas,
         stream::{EventStream, Streams},
         stream_end::Ended,
     },
@@ -51,6 +52,8 @@ pub async fn streams(database: &Database) -> Arc<Streams> {
         marks: Arc::new(Marks::new(Duration::ZERO, Arc::default())),
         activity: Arc::default(),
         pages: Arc::new(Pages {
+            replicas: Arc::new(Replicas::new(Vec::new(), Arc::clone(&sql))),
+            replica_turns: Arc::new(Turns::new(1)),
             hub,
             pool,
             sql,
