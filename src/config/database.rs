@@ -94,3 +94,38 @@ fn database(name: &'static str, url: &Secret) -> Result<DatabaseUrl, ConfigError
             source: error.into(),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replicas(text: &str) -> Result<Vec<String>, ConfigError> {
+        let options = DatabaseOptions {
+            database_url: None,
+            database_url_file: None,
+            direct_database_url: None,
+            direct_database_url_file: None,
+            replica_database_url: text.parse().ok(),
+            replica_database_url_file: None,
+            schema: SchemaName::public(),
+        };
+        let urls = options.replica_urls()?;
+        Ok(urls.iter().map(DatabaseUrl::to_string).collect())
+    }
+
+    #[test]
+    fn replicas_are_urls_between_white_space_or_lines_of_keys_and_values() {
+        let urls = replicas(" postgres://a/app postgres://u:secret@b/app\n postgresql://c/app ");
+        assert_eq!(urls.expect("urls"), ["a/app", "b/app", "c/app"]);
+        let keys = replicas("host=a dbname=app\n\nhost=b user=u dbname=app\n");
+        assert_eq!(keys.expect("keys"), ["a/app", "b/app"]);
+        assert_eq!(replicas(" \n").expect("nothing"), [""; 0]);
+        let many = "postgres://a/app ".repeat(MOST_REPLICAS + 1);
+        let error = replicas(&many).expect_err("too many").to_string();
+        assert!(
+            error.contains("17 parts") && error.contains("at most 16"),
+            "{error}"
+        );
+        assert!(replicas("postgres://a/app?sslmode=nonsense").is_err());
+    }
+}

@@ -26,7 +26,7 @@ pub use self::{
     failing::FailingSubscribers,
     memory::{Lease, PAGE_MEMORY, PageMemory},
     metrics::Reads,
-    turns::Turns,
+    turns::{Turn, Turns},
 };
 use crate::{
     delivery::{
@@ -204,6 +204,14 @@ struct Read {
     drained: Option<Xid>,
 }
 
+/// What is needed to read a page from a replica.
+struct ReplicaRead {
+    point: Arc<LogPoint>,
+    turn: Turn,
+    size: PageSize,
+    lease: Lease,
+}
+
 impl PageSource for Pages {
     /// Reads the page in a task of the bridge. While the database is unreachable, the read
     /// is retried.
@@ -254,6 +262,7 @@ impl Pages {
     async fn durable_point(&self, history: History) -> Option<Arc<LogPoint>> {
         let wanted = self.hub.fresh().ask();
         let asking = async {
+            let _asker = self.hub.durable().become_asker().await;
             loop {
                 sleep(DURABLE_POLL).await;
                 self.replicas.flush(&self.pool, &self.runtime);
@@ -270,13 +279,15 @@ impl Pages {
         (point.history == history).then_some(point)
     }
 
-    /// The page of a stream that has missed rows of its user, from a replica. It has what
-    /// was committed before it was requested, like one of the primary.
+    /// What is needed to read the page of a stream that has missed rows of its user from a
+    /// replica. The page has what was committed before it was requested, like one of the
+    /// primary.
     ///
     /// First pages are read from the primary, which knows which rows are sent, and so are
     /// those of topics, whose memberships must be as of the same moment as the rows.
-    async fn replica_page(&self, wanted: &mut Wanted) -> Option<Box<Page>> {
-        let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);
+    async fn admit_to_replica(&self, wanted: &Wanted) -> Option<ReplicaRead> {
+        wanted.position.as_ref()?;
+        wanted.subscriber.user()?;
         if !wanted.is_of_own_rows() || !self.replicas.is_any_fit() {
             return None;
         }
@@ -284,11 +295,24 @@ impl Pages {
         let turn = self.replica_turns.take(&wanted.subscriber).await;
         let size = self.size(wanted.size);
         let lease = self.memory.reserve(size.most_bytes()).await;
-        let begin = Instant::now();
-        let own = self.replicas.page(&point, user, position, size).await;
-        let took = begin.elapsed();
-        Box::pin(turn.end(took)).await;
-        let own = own?;
+        Some(ReplicaRead {
+            point,
+            turn,
+            size,
+            lease,
+        })
+    }
+
+    /// `None` if the page has to be read from the primary.
+    async fn replica_page(
+        &self,
+        wanted: &mut Wanted,
+        point: &LogPoint,
+        size: PageSize,
+        lease: Lease,
+    ) -> Option<Box<Page>> {
+        let (user, position) = (wanted.subscriber.user()?, wanted.position.as_ref()?);
+        let own = self.replicas.page(point, user, position, size).await?;
         if own.has_topics {
             // So the primary isn't asked again whether there are any.
             wanted.has_topics = HasTopics::Yes;
@@ -324,15 +348,24 @@ impl Pages {
             let _ = reply.send(PageOutcome::Page(page));
             return;
         }
-        let replicated = tokio::select! {
+        let admission = tokio::select! {
             biased;
             () = reply.closed() => return,
-            replicated = Box::pin(self.replica_page(&mut wanted)) => replicated,
+            admission = Box::pin(self.admit_to_replica(&wanted)) => admission,
         };
-        if let Some(page) = replicated {
-            wait.end(page.page.batch.events.len());
-            let _ = reply.send(PageOutcome::Page(page));
-            return;
+        if let Some(read) = admission {
+            let begin = Instant::now();
+            let (point, size, lease) = (&read.point, read.size, read.lease);
+            let page = Box::pin(self.replica_page(&mut wanted, point, size, lease)).await;
+            let took = begin.elapsed();
+            if let Some(page) = page {
+                wait.end(page.page.batch.events.len());
+                let _ = reply.send(PageOutcome::Page(page));
+                Box::pin(read.turn.end(took)).await;
+                return;
+            }
+            // The primary's page must not wait until the user may read another one there.
+            self.runtime.spawn(read.turn.end(took));
         }
         // Stop when the history has ended: it has no more pages, and a pool that was
         // renewed for the next one must not be renewed again.

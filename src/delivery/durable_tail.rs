@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, watch};
 use tokio_postgres::types::PgLsn;
 
 use crate::domain::log_point::LogPoint;
@@ -18,6 +18,7 @@ pub struct DurableTail {
     /// one is on disk.
     candidate: Mutex<Option<Point>>,
     published: watch::Sender<Option<Point>>,
+    asker: AsyncMutex<()>,
 }
 
 /// The point of a poll that found all that was new.
@@ -32,6 +33,7 @@ impl Default for DurableTail {
         Self {
             candidate: Mutex::default(),
             published: watch::Sender::new(None),
+            asker: AsyncMutex::default(),
         }
     }
 }
@@ -65,6 +67,12 @@ impl DurableTail {
     pub fn last(&self) -> Option<Arc<LogPoint>> {
         let last = self.published.borrow();
         last.as_ref().map(|it| Arc::clone(&it.point))
+    }
+
+    /// Waits until nobody else asks for polls. Of ten thousand streams that wait for a point, one
+    /// asks for all.
+    pub async fn become_asker(&self) -> MutexGuard<'_, ()> {
+        self.asker.lock().await
     }
 
     /// Waits for the point of this poll or of a later one.

@@ -197,6 +197,10 @@ async fn help_and_refusals_show_no_secret() {
                 "TIDINGS_DIRECT_DATABASE_URL",
                 "postgres://app:hunter2hunter2@127.0.0.1:1/db?sslmode=nonsense",
             )
+            .env(
+                "TIDINGS_REPLICA_DATABASE_URL",
+                "postgres://app:hunter2hunter2@127.0.0.1:1/db?sslmode=nonsense",
+            )
             .env("TIDINGS_JWT_SECRET", "hunter2hunter2")
             .output()
             .await
