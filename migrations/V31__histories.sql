@@ -5,15 +5,18 @@
 --
 -- Nothing here takes a lock on `notifications`.
 create table :"schema".tidings_histories (
+  system_identifier bigint not null,
   timeline integer not null,
   since timestamptz not null,
   recorded_at timestamptz not null default now(),
-  primary key (timeline, since)
+  primary key (system_identifier, timeline, since)
 );
 
 comment on table :"schema".tidings_histories is
   'One row for each incarnation of the primary in which a bridge with replicas has run, by which a '
   'replica proves that it follows the primary (Tidings).';
+comment on column :"schema".tidings_histories.system_identifier is
+  'The cluster: a dump that is restored elsewhere takes its rows along.';
 comment on column :"schema".tidings_histories.timeline is 'The timeline of the primary.';
 comment on column :"schema".tidings_histories.since is
   'When a bridge first noticed this incarnation, as in tidings_incarnation.';

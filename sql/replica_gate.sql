@@ -12,11 +12,16 @@
 -- timeline. A promoted replica is no longer in recovery.
 select
   pg_is_in_recovery() as is_standby,
-  system_identifier = $2
+  control.system_identifier = $2
     and recovery.min_recovery_end_timeline <= $3
-    and exists (select from :"schema".tidings_histories where timeline = $3 and since = $4)
-    and not exists (select from :"schema".tidings_histories where timeline > $3)
-    as same,
+    and exists (
+      select
+      from :"schema".tidings_histories
+      where system_identifier = $2 and timeline = $3 and since = $4
+    )
+    and not exists (
+      select from :"schema".tidings_histories where system_identifier = $2 and timeline > $3
+    ) as same,
   coalesce(pg_last_wal_replay_lsn() >= $1, false) as replayed,
   case when pg_is_in_recovery() then pg_is_wal_replay_paused() else false end as paused
-from pg_control_system(), pg_control_recovery() as recovery
+from pg_control_system() as control, pg_control_recovery() as recovery

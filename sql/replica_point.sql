@@ -2,13 +2,14 @@
 -- and the incarnation that a bridge with replicas has recorded last, null if none has.
 select
   pg_current_wal_insert_lsn() as inserted,
-  system_identifier,
+  control.system_identifier,
   latest.timeline,
   latest.since
-from pg_control_system()
+from pg_control_system() as control
 left join lateral (
-  select timeline, since
-  from :"schema".tidings_histories
+  select h.timeline, h.since
+  from :"schema".tidings_histories as h
+  where h.system_identifier = control.system_identifier
   order by recorded_at desc
   limit 1
 ) as latest on true

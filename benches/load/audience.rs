@@ -34,9 +34,9 @@ use crate::{
 const OPENING: usize = 256;
 /// Streams per local address: an address has 28,000 ports, and those of closed
 /// connections stay taken for a minute.
-const PER_ADDRESS: usize = 2_000;
+const PER_ADDRESS: usize = 500;
 /// After that many, the first address is used again.
-const ADDRESSES: usize = 16;
+const ADDRESSES: usize = 128;
 /// A browser waits some seconds; a short pause shows breaks sooner.
 const COMES_BACK_AFTER: Duration = Duration::from_millis(100);
 /// One buffer serves all streams, since nothing stays in it.

@@ -68,6 +68,7 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
             "update topic_subscriptions set since = '1:1:'",
             "select * from tidings_membership_changes",
             "select * from tidings_cursors",
+            "select * from tidings_histories",
             "select tidings_report_topics('x')",
             "select tidings_prune_membership_changes(1)",
             "insert into tidings_disconnections (user_id) values ('alice')",
@@ -168,6 +169,8 @@ async fn the_bridge_marks_and_can_change_nothing_else() {
             "delete from topic_subscriptions",
             "delete from tidings_membership_changes",
             "delete from tidings_cursors",
+            "delete from tidings_histories",
+            "update tidings_histories set timeline = 0",
             "select tidings_watch('notifications', 'user_id')",
             "select tidings_sync_memberships('x', '{}', '{}')",
             "create table mine ()",
@@ -205,6 +208,7 @@ async fn a_monitor_sees_all_but_what_notifications_say() {
             "select subscribe('alice', 'x')",
             "delete from topic_subscriptions",
             "select * from tidings_cursors",
+            "insert into tidings_histories values (1, 1, now())",
         ],
     )
     .await;
