@@ -278,7 +278,7 @@ async fn a_replica_of_a_former_primary_is_not_used() {
         .owner()
         .execute(
             "insert into notifications (user_id, text) \
-             select 'nobody', repeat('x', 1000) from generate_series(1, 5000)",
+             select 'nobody', repeat('x', 1000) from generate_series(1, 500)",
         )
         .await;
     pair.standby.follows(&pair.primary).await;
