@@ -11,12 +11,14 @@
 //! live delivery, and the id of every SSE event.
 
 mod event_id;
+mod read_step;
 
 use std::collections::BTreeMap;
 
 use crate::domain::snapshot::{Snapshot, Xid};
 
 pub use self::event_id::{EventId, OPEN_IN_TEXT, TopicScope, UnusableId};
+pub use self::read_step::{ReadStep, StepWorth};
 
 /// A row's place in the order of delivery: by transaction, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -343,7 +345,7 @@ mod tests {
     }
 
     /// Few transactions, so that most are known to both positions.
-    fn dense_position() -> impl Strategy<Value = Position> {
+    pub(super) fn dense_position() -> impl Strategy<Value = Position> {
         (0..12u64, unread()).prop_map(|(floor, Unread(mut open))| {
             let floor = Xid(floor);
             open.retain(|&xid, _| xid < floor);
@@ -355,7 +357,7 @@ mod tests {
         btree_map((0..12u64).prop_map(Xid), 0..6i64, 0..=9).prop_map(Unread)
     }
 
-    fn dense_row() -> impl Strategy<Value = RowKey> {
+    pub(super) fn dense_row() -> impl Strategy<Value = RowKey> {
         (0..13u64, 1..8i64).prop_map(|(xid, id)| RowKey { xid: Xid(xid), id })
     }
 
