@@ -69,7 +69,7 @@ impl DurableTail {
         last.as_ref().map(|it| Arc::clone(&it.point))
     }
 
-    /// Waits until nobody else asks for polls. Of ten thousand streams that wait for a point, one
+    /// Waits until no other stream asks for polls. Of ten thousand streams that wait for a point, one
     /// asks for all.
     pub async fn become_asker(&self) -> MutexGuard<'_, ()> {
         self.asker.lock().await

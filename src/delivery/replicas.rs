@@ -38,7 +38,7 @@ pub const REPLICA_CONNECTIONS: usize = 8;
 /// without a connection.
 const PAGES_AT_ONCE: usize = 4 * REPLICA_CONNECTIONS;
 
-/// After so many pages in a row that waited for its replay in vain, a replica isn't used until
+/// After so many pages in a row for which its replay came too late, a replica isn't used until
 /// it has caught up. A single one may have met a large transaction.
 const LATE_IN_A_ROW: u32 = 8;
 
