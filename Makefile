@@ -40,7 +40,7 @@ dev: ## build and start everything on this machine: PostgreSQL, the bridge, the 
 	@$(with) rust postgres -- sh -c 'cargo build --locked && exec cargo run --quiet --locked -- dev $(ARGS)'
 
 test: ## run every check: formatting, licences, lints, docs, and the tests with a real PostgreSQL and two browsers
-	@$(with) rust lint actionlint deny postgres pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
+	@$(with) rust lint actionlint deny postgres nats pgbouncer shell nginx caddy haproxy chromium firefox -- sh -exc ' \
 	    cargo fmt --all --check; \
 	    actionlint; \
 	    $(deny); \
@@ -50,13 +50,13 @@ test: ## run every check: formatting, licences, lints, docs, and the tests with 
 
 # Without the attacks, which measure the bridge and hardly use the database.
 test-newest: ## run the tests with the newest PostgreSQL available
-	@$(with) rust newest-postgres pgbouncer shell nginx caddy haproxy chromium firefox -- \
+	@$(with) rust newest-postgres nats pgbouncer shell nginx caddy haproxy chromium firefox -- \
 	    cargo test --locked --workspace
 
 # 15 is Debian's release, 18 the newest. About five minutes each.
 test-on: ## run the tests with PostgreSQL 14, 16 and 17, or with PG=14 only
 	@for release in $(or $(PG),14 16 17); do \
-	    $(with) rust "postgres-$$release" pgbouncer shell nginx caddy haproxy chromium firefox -- \
+	    $(with) rust "postgres-$$release" nats pgbouncer shell nginx caddy haproxy chromium firefox -- \
 	        sh -exc '$(tests)' || exit; \
 	done
 

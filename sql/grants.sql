@@ -93,6 +93,8 @@ begin
           ('tidings_bridge', 'select, insert', 'tidings_incarnation'),
           -- By which replicas prove that they follow the primary.
           ('tidings_bridge', 'select, insert', 'tidings_histories'),
+          -- Seals what bridges send each other.
+          ('tidings_bridge', 'select', 'tidings_feed_keys'),
           -- Writers read whether to ring; bridges set it.
           ('public', 'select', 'tidings_bell'),
           ('tidings_bridge', 'select, update', 'tidings_bell'),

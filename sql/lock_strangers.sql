@@ -1,9 +1,10 @@
 -- Unauthorized holders of our advisory locks. Any role that can connect can take these
 -- locks: that costs speed, never a row.
 --
--- $1 schema. `lock` is bell, prune or migration (fall_asleep.sql, prune_turn.sql,
--- migration_lock.sql). Authorized are, respectively: roles that may change whether
--- writers ring, roles that may remove old rows, and roles that may act as the owner.
+-- $1 schema. `lock` is bell, feed, prune or migration (fall_asleep.sql, feed_lock.sql,
+-- prune_turn.sql, migration_lock.sql). Authorized are, respectively: roles that may change
+-- whether writers ring (for two of them), roles that may remove old rows, and roles that
+-- may act as the owner.
 -- Values that this role may not see are null.
 with
   place as (
@@ -33,6 +34,7 @@ with
       case
         when k.objsubid = 1 then 'migration'
         when k.classid = 1953064041 then 'bell'
+        when k.classid = 1953064038 then 'feed'
         else 'prune'
       end as lock,
       k.pid,
@@ -43,7 +45,7 @@ with
       on
         (
           k.objsubid = 2
-          and k.classid in (1953064041, 1953064048)
+          and k.classid in (1953064038, 1953064041, 1953064048)
           and k.objid = place.notifications
         )
         or (
@@ -88,9 +90,10 @@ left join pg_catalog.pg_prepared_xacts as p on p.transaction = own.transactionid
 left join pg_catalog.pg_roles as r on r.oid = coalesce(a.usesysid, to_regrole(quote_ident(p.owner)))
 where
   r.oid is not null
-  and case held.lock
-    when 'bell' then not coalesce(has_sequence_privilege(r.oid, held.bell, 'update'), false)
-    when 'prune' then
+  and case
+    when held.lock in ('bell', 'feed') then
+      not coalesce(has_sequence_privilege(r.oid, held.bell, 'update'), false)
+    when held.lock = 'prune' then
       not coalesce(has_function_privilege(r.oid, held.prune_batch, 'execute'), false)
     else not coalesce(pg_has_role(r.oid, held.owner, 'member'), false)
   end

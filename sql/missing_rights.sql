@@ -18,6 +18,7 @@ with
       ('tidings_incarnation', 'insert'),
       ('tidings_histories', 'select'),
       ('tidings_histories', 'insert'),
+      ('tidings_feed_keys', 'select'),
       ('tidings_adopted', 'select'),
       ('topic_subscriptions', 'select'),
       ('tidings_membership_changes', 'select'),

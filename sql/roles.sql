@@ -183,6 +183,7 @@ begin
         ('table', 'tidings_cursors'),
         ('table', 'tidings_disconnections'),
         ('table', 'tidings_drained'),
+        ('table', 'tidings_feed_keys'),
         ('table', 'tidings_histories'),
         ('table', 'tidings_incarnation'),
         ('table', 'tidings_membership_changes'),
@@ -219,6 +220,7 @@ begin
         ('disconnect_user(bigint)'),
         ('disconnect_user(text)'),
         -- Those with three arguments, where V22 hasn't been applied yet.
+        ('rotate_feed_key()'),
         ('send_notification(bigint, text, text)'),
         ('send_notification(bigint, text, text, timestamptz, text)'),
         ('send_notification(text, text, text)'),

@@ -8,6 +8,7 @@ select
   pg_is_in_recovery() as standby,
   control.system_identifier,
   to_regclass($1)::oid as table_oid,
+  (select oid from pg_database where datname = current_database()) as database_oid,
   has_sequence_privilege(to_regclass($2), 'update') as may_ring,
   has_table_privilege(to_regclass($3), 'select') and has_table_privilege(to_regclass($3), 'insert')
     as may_notice,

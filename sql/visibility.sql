@@ -25,7 +25,8 @@ with
         'notifications', 'stream_tickets', 'tidings_schema_history', 'tidings_pruned',
         'tidings_disconnections', 'tidings_drained', 'tidings_reopened', 'tidings_activity',
         'tidings_bridges_seen', 'tidings_incarnation', 'tidings_prune_failures', 'tidings_adopted',
-        'topic_subscriptions', 'tidings_membership_changes', 'tidings_cursors', 'tidings_histories'
+        'topic_subscriptions', 'tidings_membership_changes', 'tidings_cursors', 'tidings_histories',
+        'tidings_feed_keys'
       )
   ),
   readers as (

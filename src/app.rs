@@ -33,8 +33,14 @@ use crate::{
     auth::{authenticator::Authenticator, jwt::Tokens, rejections::Rejections, ticket::Tickets},
     config::BridgeOptions,
     delivery::{
-        cursors::CursorWriter, health::Health, hub::Hub, listener::Listener, marker::Marker,
+        cursors::CursorWriter,
+        feed::{Feed, FeedStats},
+        health::Health,
+        hub::Hub,
+        listener::Listener,
+        marker::Marker,
     },
+    fanout,
     http::{
         admission::Admission,
         detached_stream::DetachedStreams,
@@ -93,14 +99,23 @@ impl App {
         let mut background = refresh_keys(tokens.as_deref(), &tasks);
         sockets::warn_of_few_files(&options.limits, options.pool_size);
         let database = Database::open(&parts, options).await?;
+        let (mut feed, mut feed_stats) = (None, None);
+        if let Some(servers) = parts.nats {
+            let (link, task) = fanout::link(servers);
+            let stats = Arc::new(FeedStats::default());
+            background.push(tasks.start_endless("connection to NATS", task.run()));
+            feed = Some(Feed::new(link, parts.feed, Arc::clone(&stats)));
+            feed_stats = Some(stats);
+        }
+        let replicas = &parts.replica_urls;
         let delivery =
-            Delivery::start(&database, &parts.replica_urls, options, Arc::clone(&health)).await?;
+            Delivery::start(&database, replicas, feed, options, Arc::clone(&health)).await?;
         if let Some(watch) = delivery.replica_watch(&database) {
             background.push(tasks.start_endless("watch over replicas", watch));
         }
         let pruned = Arc::default();
         let rejections = Arc::new(Rejections::default());
-        let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections));
+        let stats = Arc::new(delivery.stats(&database, options, &pruned, &rejections, feed_stats));
         let history = Arc::new(ChartData::default());
         let (admin, admin_address) = servers::bind_admin(
             options,

@@ -7,6 +7,7 @@ mod environment;
 mod error;
 mod jwt;
 mod limits;
+mod nats;
 mod problems;
 mod retention;
 mod secret;
@@ -33,6 +34,7 @@ pub use self::{
     error::ConfigError,
     jwt::{JwtOptions, RuleOptions, SecretOptions},
     limits::LimitOptions,
+    nats::{FeedSetting, NatsOptions},
     retention::{PruneOptions, RetentionOptions},
     secret::{Secret, SecretFileError},
     thresholds::Thresholds,

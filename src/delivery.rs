@@ -6,7 +6,7 @@
 //!
 //! Knows nothing of HTTP, configuration or credentials.
 //!
-//! May use: `postgres`, `domain`, `runtime`.
+//! May use: `fanout`, `postgres`, `domain`, `runtime`.
 
 pub(crate) mod adopted_marks;
 pub mod batch;
@@ -17,6 +17,7 @@ pub mod counters;
 pub mod cursors;
 pub mod delivered_watermark;
 pub(crate) mod durable_tail;
+pub mod feed;
 pub(crate) mod fresh_tail;
 pub(crate) mod health;
 pub mod heartbeat;

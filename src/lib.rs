@@ -28,6 +28,8 @@ pub mod auth;
 
 pub mod delivery;
 
+pub mod fanout;
+
 pub mod postgres;
 
 pub mod domain;

@@ -16,6 +16,7 @@ use crate::{
         counters::Counters,
         cursors::{CursorWriter, Cursors},
         delivered_watermark::DeliveredWatermark,
+        feed::{Feed, FeedStats},
         health::Health,
         heartbeat::Heartbeats,
         hub::Hub,
@@ -47,6 +48,7 @@ impl Delivery {
     pub(super) async fn start(
         database: &Database,
         replicas: &[DatabaseUrl],
+        feed: Option<Feed>,
         options: &BridgeOptions,
         health: Arc<Health>,
     ) -> Result<Self, StartError> {
@@ -69,7 +71,8 @@ impl Delivery {
         .await?
         .with_page_rows(options.tail_rows.into())
         .with_adopted_marks(Arc::clone(&adopted))
-        .with_bridge_count(Arc::clone(&bridges));
+        .with_bridge_count(Arc::clone(&bridges))
+        .with_feed(feed);
         let found = database.ask(|| page_reader::incarnation(pool, sql));
         if found.await? != hub.tail().history.incarnation {
             return Err(StartError::TwoServers);
@@ -182,6 +185,7 @@ impl Delivery {
         options: &BridgeOptions,
         pruned: &Arc<Pruned>,
         rejections: &Arc<Rejections>,
+        feed: Option<Arc<FeedStats>>,
     ) -> Stats {
         Stats {
             hub: Arc::clone(&self.hub),
@@ -193,6 +197,7 @@ impl Delivery {
             pool: database.pool.clone(),
             reads: self.reads.clone(),
             replicas: Arc::clone(&self.replicas),
+            feed,
             pruned: Arc::clone(pruned),
             rejections: Arc::clone(rejections),
             connections_limit: options.limits.max_connections,

@@ -9,6 +9,8 @@ use crate::{
         origin::Origins,
     },
     config::{ConfigError, MigratePolicy, ServeOptions, TicketSetting},
+    delivery::feed::FeedPolicy,
+    fanout::NatsServers,
     http::{demo::Demo, inherited_sockets::InheritedSockets},
     postgres::{connect::DatabaseUrl, schema::SchemaName},
     tls::server_certificate::Certificate,
@@ -23,6 +25,10 @@ pub struct Parts {
     pub direct_url: Option<DatabaseUrl>,
     /// For reading what returning clients have missed.
     pub replica_urls: Vec<DatabaseUrl>,
+    /// For sharing what is read with other bridges.
+    pub nats: Option<NatsServers>,
+    /// Whether this bridge may read for others.
+    pub feed: FeedPolicy,
     pub schema: SchemaName,
     /// Whether the schema may be migrated.
     pub migrate: MigratePolicy,
@@ -67,6 +73,8 @@ impl Parts {
             url: options.database.url()?,
             direct_url: options.database.direct_url()?,
             replica_urls: options.database.replica_urls()?,
+            nats: options.nats.servers()?,
+            feed: options.nats.feed.into(),
             schema: options.database.schema.clone(),
             migrate: options.migrate,
             certificate: options.tls.certificate()?,

@@ -25,6 +25,10 @@ pub(super) async fn strangers(
                 "while another session holds it, bridges can't sleep and poll without pause, or \
                  writers send NOTIFY needlessly; rows are still delivered",
             ),
+            "feed" => (
+                "with which bridges agree on which of them reads the table for the others",
+                "while another session holds it, each bridge reads for itself",
+            ),
             "prune" => (
                 "for removing old rows",
                 "while another session holds it, every bridge that removes old rows does so, and \

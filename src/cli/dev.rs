@@ -23,6 +23,7 @@ use crate::{
     },
     cli::AnyError,
     config::{BridgeOptions, ConfigError, DevOptions, MigratePolicy},
+    delivery::feed::FeedPolicy,
     http::{demo::Demo, inherited_sockets::InheritedSockets, servers},
     postgres::{
         connect::{DatabaseUrl, DatabaseUrlError},
@@ -137,6 +138,8 @@ async fn build(
         url,
         direct_url: None,
         replica_urls: Vec::new(),
+        nats: None,
+        feed: FeedPolicy::Never,
         schema: SchemaName::public(),
         migrate: MigratePolicy::Auto,
         credentials: Credentials {

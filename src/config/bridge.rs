@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::{
-    DatabaseOptions, JwtOptions, LimitOptions, RetentionOptions, TlsOptions, TrustOptions,
-    duration_between, listen_address,
+    DatabaseOptions, JwtOptions, LimitOptions, NatsOptions, RetentionOptions, TlsOptions,
+    TrustOptions, duration_between, listen_address,
 };
 use crate::{auth::origin::Origins, postgres::memberships::RelationName};
 
@@ -23,6 +23,8 @@ pub struct ServeOptions {
     pub tls: TlsOptions,
     #[command(flatten)]
     pub trust: TrustOptions,
+    #[command(flatten)]
+    pub nats: NatsOptions,
     #[command(flatten)]
     pub bridge: BridgeOptions,
 }

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::SecretFileError;
-use crate::{postgres::connect::DatabaseUrlError, tls::certificates::CertificateFileError};
+use crate::{
+    fanout::NatsError, postgres::connect::DatabaseUrlError, tls::certificates::CertificateFileError,
+};
 
 /// A setting that is missing or can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,14 @@ pub enum ConfigError {
          16 are allowed: write each replica as a URL (postgres://user:password@host/database)"
     )]
     TooManyReplicas(usize),
+    #[error("{0} is set without TIDINGS_NATS_URL: set TIDINGS_NATS_URL to nats://host:4222")]
+    NoNatsUrl(&'static str),
+    #[error(
+        "TIDINGS_NATS_CREDENTIALS_FILE and TIDINGS_NATS_NKEY_FILE are both set: keep one of them"
+    )]
+    TwoNatsIdentities,
+    #[error("TIDINGS_NATS_URL and its files can't be used")]
+    Nats(#[source] Box<NatsError>),
     #[error("{0} and {0}_FILE are both set: keep one of them")]
     Twice(&'static str),
     #[error("{name}_FILE names {}, which can't be read", path.display())]

@@ -25,6 +25,7 @@ impl ServeOptions {
             self.database.url().err(),
             self.database.direct_url().err(),
             self.database.replica_urls().err(),
+            self.nats.servers().err(),
             self.trust.user_header().err(),
             self.tokens().err(),
             self.tls.certificate().err(),

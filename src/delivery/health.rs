@@ -94,6 +94,8 @@ pub enum Watching {
     Awake,
     /// It waits for the doorbell.
     Asleep,
+    /// Another bridge polls, and sends it what it reads.
+    Following,
 }
 
 impl Watching {
@@ -102,6 +104,7 @@ impl Watching {
         match self {
             Self::Awake => "awake",
             Self::Asleep => "asleep",
+            Self::Following => "following",
         }
     }
 }

@@ -8,6 +8,7 @@ mod disconnections;
 mod fine_sleep;
 mod inspection;
 mod poll_or_listen;
+mod publisher;
 mod session;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use self::{
     fine_sleep::Pause,
     inspection::Inspected,
     poll_or_listen::{Flow, PollMode},
+    publisher::{Publisher, TailRead},
     session::{POLL_LIMIT, Session},
 };
 use crate::{
@@ -29,28 +31,26 @@ use crate::{
         adopted_marks::AdoptedMarks,
         bridge_count::BridgeCount,
         counters::Counters,
+        feed::{
+            Feed,
+            message::{FeedMessage, FeedRun},
+            role::{FeedRole, Overdue, Pace},
+        },
         health::Health,
-        hub::{Hub, Reading, Tail},
-        mailbox::{Ending, Recovery},
+        hub::Hub,
+        mailbox::Ending,
         memberships::MembershipChange,
-        page_reader::{self, BellGeneration, Disconnections, PageSize, TailPage, UnusableRows},
-        recently_published::Remembered,
+        page_reader::{self, BellGeneration, Disconnections, PageSize, TailPage},
     },
     domain::{
         clock::Moment,
-        durable_floor::DurableFloor,
-        history::History,
+        durable_floor::Log,
         identity::Disconnection,
         log_point::LogPoint,
-        position::{Position, Rest},
-        snapshot::{Snapshot, Xid},
+        position::{Position, ReadPoint, ReadStep, Rest},
     },
     postgres::database::Database,
-    runtime::{
-        backoff::Backoff,
-        error_chain::ErrorChain,
-        log_throttle::{LogThrottle, OutageLog},
-    },
+    runtime::{backoff::Backoff, error_chain::ErrorChain, log_throttle::OutageLog},
 };
 
 /// While asleep, after a poll that found nothing, the next poll starts at least this much
@@ -75,16 +75,12 @@ pub struct Listener {
     activity: Arc<Counters>,
     adopted: Arc<AdoptedMarks>,
     bridges: Arc<BridgeCount>,
-    history: History,
-    position: Position,
-    /// The snapshot of the last poll, whose memberships were passed on.
-    known: Arc<Snapshot>,
-    safe: DurableFloor,
-    remembered: Remembered,
+    publisher: Publisher,
+    /// Shares what is read with other bridges, if that is configured.
+    feed: Option<Feed>,
     full_page: PageSize,
     /// Smaller than `full_page` while the network is too slow for full pages.
     page_size: PageSize,
-    unusable: LogThrottle,
     disconnections: Progress,
     /// How often to poll while asleep. No NOTIFY is sent for rows that fire no trigger
     /// (for example, loaded with `session_replication_role = replica`), or if a bridge
@@ -107,20 +103,16 @@ impl Listener {
         safety_poll: Duration,
     ) -> Result<Self, ListenError> {
         let mut listener = Self {
+            publisher: Publisher::new(Arc::clone(&hub), Arc::clone(&activity)),
+            feed: None,
             database,
             hub,
             health,
             activity,
             adopted: Arc::default(),
             bridges: Arc::default(),
-            history: History::default(),
-            position: Position::default(),
-            known: Arc::default(),
-            safe: DurableFloor::new(Xid::default()),
-            remembered: Remembered::default(),
             full_page: PageSize::TAIL,
             page_size: PageSize::TAIL,
-            unusable: LogThrottle::default(),
             disconnections: Progress::none(Instant::now()),
             safety_poll,
             session: None,
@@ -148,6 +140,12 @@ impl Listener {
     /// Keeps this informed about the number of bridges, and polls accordingly.
     pub fn with_bridge_count(mut self, bridges: Arc<BridgeCount>) -> Self {
         self.bridges = bridges;
+        self
+    }
+
+    /// Shares what is read with other bridges.
+    pub fn with_feed(mut self, feed: Option<Feed>) -> Self {
+        self.feed = feed;
         self
     }
 
@@ -182,6 +180,7 @@ impl Listener {
             None => self.reopen().await?,
         };
         Span::current().record("backend", session.backend);
+        self.begin_feed(&session).await?;
         let pause = Pause::new();
         let mut watch = PollMode::Awake;
         self.health.watches(watch.into());
@@ -207,35 +206,196 @@ impl Listener {
             if polled == Polled::More || self.disconnections.is_due(Instant::now()) {
                 continue;
             }
-            let took = polled_at.elapsed();
-            let shared_gap = self.bridges.poll_gap();
-            let next = match watch {
-                PollMode::Awake => flow.gap(Instant::now(), polled.rows(), shared_gap),
-                PollMode::Asleep(_) => self.safety_poll,
-            };
-            if watch != PollMode::Awake {
-                let gap = match polled {
-                    Polled::Nothing => POLL_GAP.max(shared_gap),
-                    Polled::Found(_) | Polled::More => shared_gap,
-                };
-                sleep_until(polled_at + gap).await;
-            }
-            tokio::select! {
-                rung = session.rung(watch) => {
-                    rung?;
-                    self.health.rung();
+            let shared_gap = self.shared_gap();
+            let gap = match (watch, polled) {
+                (PollMode::Awake, _) => flow.gap(Instant::now(), polled.rows(), shared_gap),
+                (PollMode::Asleep(_) | PollMode::Following, Polled::Nothing) => {
+                    POLL_GAP.max(shared_gap)
                 }
-                () = self.hub.fresh().asked(), if watch != PollMode::Awake => {}
-                () = pause.wait(next.saturating_sub(took)) => {}
-                () = stop.cancelled() => {}
+                (PollMode::Asleep(_) | PollMode::Following, _) => shared_gap,
+            };
+            let next = match watch {
+                PollMode::Awake => gap,
+                PollMode::Asleep(_) | PollMode::Following => self.safety_poll,
+            };
+            let wait = PollWait {
+                earliest: polled_at + gap,
+                latest: polled_at + next,
+            };
+            let was_following = watch == PollMode::Following;
+            self.wait(&mut session, &mut watch, wait, &pause, stop)
+                .await?;
+            if was_following && watch == PollMode::Awake {
+                flow = Flow::begins(Instant::now());
             }
         }
+        self.leave_feed(&session).await;
         let left = timeout(LEAVE_LIMIT, session.wake()).await;
         debug!(
             ?left,
             "stopping, writers need not send NOTIFY for this bridge"
         );
         Ok(())
+    }
+
+    /// Waits until the next poll is due, and meanwhile takes what the feeder sends.
+    async fn wait(
+        &mut self,
+        session: &mut Session,
+        watch: &mut PollMode,
+        PollWait {
+            earliest,
+            mut latest,
+        }: PollWait,
+        pause: &Pause,
+        stop: &CancellationToken,
+    ) -> Result<(), ListenError> {
+        let mut is_wanted = false;
+        loop {
+            let now = Instant::now();
+            let until = if is_wanted { earliest } else { latest };
+            if until <= now {
+                return Ok(());
+            }
+            let alarm = self.feed.as_mut().and_then(|feed| feed.watch().alarm());
+            let clock = &self.activity.clock;
+            tokio::select! {
+                rung = session.rung(*watch), if !is_wanted => {
+                    rung?;
+                    self.health.rung();
+                    let feed = self.feed.as_mut();
+                    is_wanted = feed.is_none_or(|feed| feed.watch().rung(Instant::now()));
+                }
+                () = self.hub.fresh().asked(), if !is_wanted && *watch != PollMode::Awake => {
+                    is_wanted = true;
+                }
+                () = pause.wait(until - now) => return Ok(()),
+                () = stop.cancelled() => return Ok(()),
+                message = received(self.feed.as_mut(), || clock.now()) => {
+                    is_wanted |= self.take(message);
+                }
+                () = overdue(alarm) => is_wanted |= self.overdue(session).await?,
+            }
+            let role = self.feed.as_ref().map(Feed::role);
+            match role {
+                Some(FeedRole::Following) if *watch != PollMode::Following => {
+                    *watch = PollMode::Following;
+                    latest = now + self.safety_poll;
+                }
+                Some(FeedRole::Alone | FeedRole::Feeding) if *watch == PollMode::Following => {
+                    *watch = PollMode::Awake;
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Publishes what is new in a message. Returns whether to poll.
+    fn take(&mut self, message: FeedMessage) -> bool {
+        let (pace, received) = (message.pace, self.publisher.receive(message));
+        let feed = self.feed.as_mut();
+        feed.is_some_and(|feed| feed.received(pace, received, Instant::now()))
+    }
+
+    /// Something that was expected of the feeder did not happen in time. Returns whether
+    /// to poll.
+    async fn overdue(&mut self, session: &Session) -> Result<bool, ListenError> {
+        let Some(feed) = &mut self.feed else {
+            return Ok(false);
+        };
+        match feed.watch().overdue(Instant::now()) {
+            Some(Overdue::Rung | Overdue::Feeder) => Ok(true),
+            Some(Overdue::Echo) => {
+                feed.resign();
+                session.stop_feeding().await?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// The minimum time between two polls. A feeder polls for all.
+    fn shared_gap(&self) -> Duration {
+        match self.feed.as_ref().map(Feed::role) {
+            Some(FeedRole::Feeding) => Duration::ZERO,
+            _ => self.bridges.poll_gap(),
+        }
+    }
+
+    /// A session begins: this bridge doesn't feed.
+    async fn begin_feed(&mut self, session: &Session) -> Result<(), ListenError> {
+        let Some(feed) = &mut self.feed else {
+            return Ok(());
+        };
+        feed.begin(session.place);
+        feed.set_keys(session.feed_keys().await?);
+        Ok(())
+    }
+
+    /// Becomes the feeder if there is none, or ceases to be it if it can't send.
+    async fn elect_feeder(&mut self, session: &Session) -> Result<(), ListenError> {
+        let Some(feed) = &mut self.feed else {
+            return Ok(());
+        };
+        if feed.must_resign() {
+            feed.resign();
+            session.stop_feeding().await?;
+        } else if feed.tries_to_feed(Instant::now()) && session.may_feed().await? {
+            feed.feed_from(self.publisher.point());
+        }
+        Ok(())
+    }
+
+    /// Lets another bridge feed, and tells the others to poll until then.
+    async fn leave_feed(&mut self, session: &Session) {
+        let is_feeding = |feed: &Feed| feed.role() == FeedRole::Feeding;
+        if !self.feed.as_ref().is_some_and(is_feeding) {
+            return;
+        }
+        // First the lock: those that are told try to take it.
+        let left = timeout(LEAVE_LIMIT, session.stop_feeding()).await;
+        debug!(?left, "stopping, another bridge may feed");
+        self.tick(Pace::Leaving);
+        if let Some(feed) = &mut self.feed {
+            feed.be_alone();
+        }
+    }
+
+    /// Tells the others that nothing has happened, and how soon the next message follows.
+    fn tick(&mut self, pace: Pace) {
+        let after = self.publisher.point();
+        if let Some(log) = self.publisher.log() {
+            self.feed(after, log, pace, Vec::new(), Vec::new());
+        }
+    }
+
+    /// Sends what was read since the last message. Returns it.
+    fn feed(
+        &mut self,
+        after: ReadPoint,
+        log: Log,
+        pace: Pace,
+        changes: Vec<Arc<MembershipChange>>,
+        runs: Vec<FeedRun>,
+    ) -> (Vec<Arc<MembershipChange>>, Vec<FeedRun>) {
+        let Some(feed) = &mut self.feed else {
+            return (changes, runs);
+        };
+        let message = FeedMessage {
+            history: self.publisher.history(),
+            step: ReadStep {
+                before: feed.told().clone(),
+                after,
+            },
+            log,
+            pace,
+            sent: self.activity.clock.now(),
+            changes,
+            runs,
+        };
+        feed.send(&message, Instant::now());
+        (message.changes, message.runs)
     }
 
     /// Polls the table and does what else is due, within [`POLL_LIMIT`]. If it takes
@@ -249,7 +409,11 @@ impl Listener {
     ) -> Result<(PollMode, Polled), ListenError> {
         let now = Instant::now();
         let polling = async {
+            self.elect_feeder(session).await?;
             let polled = self.keep_watch(session, watch, flow).await?;
+            if polled.0 != watch && self.feeds() {
+                self.tick(polled.0.into());
+            }
             if self.disconnections.is_due(now) {
                 self.disconnect(session).await?;
             }
@@ -261,6 +425,9 @@ impl Listener {
                 };
                 let inspecting = inspection::inspect(session, &self.database, inspected);
                 *inspect_at = now + inspecting.await?;
+                if let Some(feed) = &mut self.feed {
+                    feed.set_keys(session.feed_keys().await?);
+                }
             }
             Ok(polled)
         };
@@ -285,14 +452,19 @@ impl Listener {
         watch: PollMode,
         flow: &mut Flow,
     ) -> Result<(PollMode, Polled), ListenError> {
+        if watch == PollMode::Following {
+            // The feeder takes part in the doorbell.
+            let (polled, _) = self.poll(session, watch, flow).await?;
+            return Ok((watch, polled));
+        }
         if watch == PollMode::Awake && flow.tries_to_sleep(Instant::now()) {
             // The server executes statements in the order in which they are sent.
             let (bell, polled) =
-                tokio::join!(biased; session.fall_asleep(), self.poll(session, flow));
+                tokio::join!(biased; session.fall_asleep(), self.poll(session, watch, flow));
             let (bell, (polled, rings)) = (bell?, polled?);
             return Ok((PollMode::by(bell, rings), polled));
         }
-        let (polled, rings) = self.poll(session, flow).await?;
+        let (polled, rings) = self.poll(session, watch, flow).await?;
         let mut kept = watch.after(rings);
         if rings.is_some() && flow.wakes() {
             session.wake().await?;
@@ -304,10 +476,17 @@ impl Listener {
         Ok((kept, polled))
     }
 
+    /// Whether this bridge polls for others.
+    fn feeds(&self) -> bool {
+        let is_feeding = |feed: &Feed| feed.role() == FeedRole::Feeding;
+        self.feed.as_ref().is_some_and(is_feeding)
+    }
+
     /// Reads one page and publishes it. Also returns whether writers send NOTIFY.
     async fn poll(
         &mut self,
         session: &Session,
+        watch: PollMode,
         flow: &mut Flow,
     ) -> Result<(Polled, Option<BellGeneration>), ListenError> {
         let number = self.hub.fresh().begin();
@@ -323,58 +502,70 @@ impl Listener {
         };
         match found {
             Polled::Nothing => flow.found_nothing(Instant::now()),
-            Polled::Found(_) | Polled::More => flow.found(
-                Instant::now(),
-                page.snapshot.running(),
-                self.bridges.poll_gap(),
-            ),
+            Polled::Found(_) | Polled::More => {
+                flow.found(Instant::now(), page.snapshot.running(), self.shared_gap())
+            }
         }
         if page.rest() == Rest::Nothing {
             self.page_size = self.full_page;
         }
-        self.activity.memberships_changed(changes.len());
         debug!(
             rows = page.rows(),
             changes = changes.len(),
             "polled the table"
         );
-        for mut run in page.runs {
-            let unread = run.pass(&mut self.position, &page.snapshot);
-            self.safe.read_up_to(self.position.floor(), page.log);
-            self.warn_of(run.unusable);
-            let remembered = &mut self.remembered;
-            run.notifications
-                .retain(|(_, notification)| remembered.is_news(notification));
-            let of_topics = run.notifications.iter();
-            let of_topics = of_topics.filter(|(to, _)| to.topic().is_some()).count();
-            self.activity.read(run.notifications.len(), of_topics);
-            self.hub.publish(Reading {
-                changes: std::mem::take(&mut changes),
-                notifications: run.notifications,
-                snapshot: Arc::clone(&page.snapshot),
-                unread: Arc::new(unread),
-                tail: self.tail(),
+        let mut position = self.publisher.position().clone();
+        let mut runs = Vec::with_capacity(page.runs.len());
+        for run in page.runs {
+            let unread = run.pass(&mut position, &page.snapshot);
+            self.publisher.warn_of(run.unusable);
+            runs.push(FeedRun {
+                rows: run.notifications,
+                after: position.clone(),
+                unread,
             });
         }
+        if let Some(feed) = &mut self.feed {
+            feed.watch().polled();
+            let is_news = !changes.is_empty() || runs.iter().any(|run| !run.rows.is_empty());
+            if self.feeds() && (is_news || self.is_tick_due()) {
+                // Before it is published here: the others are as near to their users.
+                let after = ReadPoint {
+                    position: Arc::new(position),
+                    snapshot: Arc::clone(&page.snapshot),
+                };
+                (changes, runs) = self.feed(after, page.log, watch.into(), changes, runs);
+            }
+        }
+        self.publisher.publish(TailRead {
+            changes,
+            runs,
+            snapshot: Arc::clone(&page.snapshot),
+            log: page.log,
+        });
         if found != Polled::More {
             let point = LogPoint {
-                history: self.history,
-                snapshot: Arc::clone(&page.snapshot),
+                history: self.publisher.history(),
+                snapshot: page.snapshot,
                 inserted: page.log.inserted,
             };
             self.hub.complete(number, point, page.log.flushed);
         }
-        self.known = page.snapshot;
-        self.remembered.forget_below(self.safe.xid());
         Ok((found, page.rings))
+    }
+
+    fn is_tick_due(&self) -> bool {
+        self.feed
+            .as_ref()
+            .is_some_and(|feed| feed.ticks(Instant::now()))
     }
 
     async fn read_tail(&self, session: &Session) -> Result<TailPage, tokio_postgres::Error> {
         page_reader::tail_page(
             &session.client,
             &session.tail_page,
-            &self.position,
-            &self.known,
+            self.publisher.position(),
+            self.publisher.known(),
             self.page_size,
         )
         .await
@@ -395,7 +586,7 @@ impl Listener {
         let (begun, changes, page, ended) = tokio::join!(
             biased;
             client.batch_execute("begin isolation level repeatable read, read only"),
-            page_reader::membership_changes(client, query, &self.known),
+            page_reader::membership_changes(client, query, self.publisher.known()),
             self.read_tail(session),
             client.batch_execute("commit"),
         );
@@ -405,30 +596,14 @@ impl Listener {
         Ok((changes, page))
     }
 
-    /// Warns of rows that were skipped, throttled.
-    fn warn_of(&self, unusable: UnusableRows) {
-        let Some((row, flaw)) = unusable.first else {
-            return;
-        };
-        if let Some(count) = self.unusable.add(unusable.count, Instant::now().into_std()) {
-            let row = row.id;
-            warn!(
-                count, row, reason = %flaw,
-                "skipped {count} rows of the table notifications that can't be delivered, such as \
-                 the one with id {row}: {flaw}; correct or delete such rows, and restore the \
-                 table's check constraints, which reject them"
-            );
-        }
-    }
-
     /// Reads the next page of disconnections, and ends the matching streams.
     async fn disconnect(&mut self, session: &Session) -> Result<(), ListenError> {
         let position = Some(self.disconnections.position());
         let page = self.disconnections_page(session, position).await?;
         self.disconnections.read(&page, Instant::now());
         // They are rows of this cluster, like those of the table.
-        self.safe
-            .read_up_to(self.disconnections.position().floor(), page.log);
+        let floor = self.disconnections.position().floor();
+        self.publisher.read_up_to(floor, page.log);
         self.hub.disconnect(&page.found);
         Ok(())
     }
@@ -460,7 +635,7 @@ impl Listener {
     /// Opens a session that continues where the last one ended.
     async fn reopen(&mut self) -> Result<Session, ListenError> {
         let session = Session::open(&self.database).await?;
-        let (now, before) = (session.history, self.history);
+        let (now, before) = (session.history, self.publisher.history());
         if self.disconnections.may_have_missed(Instant::now()) {
             self.disconnections = self.present(&session).await?;
             warn!(
@@ -472,7 +647,8 @@ impl Listener {
         if now == before {
             info!("the listener has reconnected to the database");
         } else if now.epoch() == before.epoch() {
-            self.recover(now);
+            let safe = self.publisher.recover(now);
+            self.disconnections.fall_to(safe, Instant::now());
         } else {
             warn!("the database's history has changed, all streams start over");
             self.begin(&session).await?;
@@ -481,57 +657,41 @@ impl Listener {
         Ok(session)
     }
 
-    /// Handles a crash of Postgres. Everything that was read has been published; what was
-    /// not on disk is read again. Rows that turn out to be the same are recognized by
-    /// `remembered`.
-    fn recover(&mut self, history: History) {
-        let safe = self.safe.xid();
-        warn!(
-            safe = safe.0,
-            "Postgres has recovered from a crash, rereading what was not on disk before it"
-        );
-        self.safe.crashed();
-        self.position.fall_to(safe);
-        Arc::make_mut(&mut self.known).fall_to(safe);
-        self.history = history;
-        self.disconnections.fall_to(safe, Instant::now());
-        let recovery = Recovery {
-            history,
-            safe,
-            published: Arc::new(self.remembered.clone()),
-        };
-        self.hub.recover(recovery, self.tail());
-    }
-
-    fn tail(&self) -> Tail {
-        Tail {
-            history: self.history,
-            position: Arc::new(self.position.clone()),
-            safe: self.safe.xid(),
-        }
-    }
-
     /// Starts to read from what is visible now.
     async fn begin(&mut self, session: &Session) -> Result<(), ListenError> {
         let start = page_reader::tail_start(&session.client, &self.database.sql.tail_start);
         let start = timeout(POLL_LIMIT, start).await??;
         let disconnections = self.present(session).await?;
         // From here on nothing fails. If this function is interrupted earlier, the next
-        // session repeats it, because `history` is still the old one.
-        self.position = start.position;
-        self.known = Arc::new(start.snapshot);
-        self.safe = DurableFloor::new(start.checkpointed);
-        self.remembered = Remembered::default();
-        self.history = session.history;
+        // session repeats it, because the history is still the old one.
+        //
         // No stream is open yet, or all are about to end. Clients that are being
         // authenticated have none, but may be among those that were to be disconnected.
         self.disconnections = disconnections;
         self.hub.skip_disconnections();
-        self.hub.start(self.tail());
-        if start.has_topics {
-            self.hub.use_topics();
-        }
+        self.publisher.begin(session.history, start);
         Ok(())
+    }
+}
+
+/// When the next poll may begin, and when it must.
+struct PollWait {
+    earliest: Instant,
+    latest: Instant,
+}
+
+/// The next message of the feeder.
+async fn received(feed: Option<&mut Feed>, clock: impl Fn() -> Moment) -> FeedMessage {
+    match feed {
+        Some(feed) => feed.receive(clock).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn overdue(alarm: Option<Instant>) {
+    match alarm {
+        Some(alarm) => sleep_until(alarm).await,
+        None => std::future::pending().await,
     }
 }
 

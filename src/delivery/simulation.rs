@@ -1,6 +1,8 @@
 //! Simulates a table, the bridge's tail and streams without any I/O. Pages are small, so
 //! transactions are constantly read in pieces; streams lag, overflow, and break in the
-//! middle of a batch. Each row must be delivered exactly once.
+//! middle of a batch. Some of what the bridge reads, it takes from messages of two other
+//! bridges, which get lost, come twice, late, and in any order. Each row must be delivered
+//! exactly once.
 
 use std::{
     borrow::Cow,
@@ -18,7 +20,9 @@ use crate::{
     domain::{
         history::History,
         notification::{Addressee, Expiry, Notification, UserId},
-        position::{EventId, Position, Rest, RowKey, TopicScope, Unread},
+        position::{
+            EventId, Position, ReadPoint, ReadStep, Rest, RowKey, StepWorth, TopicScope, Unread,
+        },
         snapshot::{Snapshot, Xid},
     },
 };
@@ -40,6 +44,9 @@ const MOST_BEGUN: usize = 2;
 const PAGE_ROWS: usize = 2;
 const MAILBOX_BATCHES: usize = 2;
 
+/// Bridges that read the table for others, at the same time.
+const FEEDERS: usize = 2;
+
 /// Some twenty rows.
 const RECENT_BYTES: usize = 20 * (Event::MEMORY + 160);
 
@@ -56,6 +63,22 @@ enum Step {
     /// recent rows, if that is wanted and possible.
     Break(usize, Wants),
     Heartbeat(usize),
+    /// A feeder reads a page, and sends it, or only counts it as sent.
+    Feed(usize, Sends),
+    /// One of the messages that are on their way arrives, and may arrive again.
+    Arrive(prop::sample::Index, Arrives),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sends {
+    Message,
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrives {
+    Once,
+    Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +99,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (stream.clone(), prop::sample::select(vec![Wants::RecentRows, Wants::Query]))
             .prop_map(|(stream, wants)| Step::Break(stream, wants)),
         1 => stream.prop_map(Step::Heartbeat),
+        8 => (0..FEEDERS, prop::sample::select(vec![Sends::Message, Sends::Message, Sends::Nothing]))
+            .prop_map(|(feeder, sends)| Step::Feed(feeder, sends)),
+        8 => (any::<prop::sample::Index>(), prop::sample::select(vec![Arrives::Once, Arrives::Again]))
+            .prop_map(|(which, arrives)| Step::Arrive(which, arrives)),
     ]
 }
 
@@ -117,7 +144,34 @@ struct Stream {
     got: Vec<RowKey>,
 }
 
+/// Rows that were read at once, and what that left.
+#[derive(Clone)]
+struct Run {
+    rows: Vec<(RowKey, usize)>,
+    after: Position,
+    unread: Unread,
+}
+
+/// A page that another bridge has read.
+#[derive(Clone)]
+struct Message {
+    step: ReadStep,
+    runs: Vec<Run>,
+}
+
+#[derive(Clone, Default)]
+struct Feeder {
+    tail: Position,
+    told: ReadPoint,
+}
+
 struct Simulation {
+    feeders: [Feeder; FEEDERS],
+    messages: Vec<Message>,
+    /// Messages that were applied, so far.
+    applied: usize,
+    /// The snapshot of the last page, read or received.
+    known: Arc<Snapshot>,
     recent: RecentRows,
     /// Pages of recent rows, so far.
     recent_pages: usize,
@@ -153,6 +207,57 @@ fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Bat
     }
 }
 
+/// Does what `sql/tail_page.sql` and `page_reader.rs` do, with other sizes.
+fn read(table: &Table, tail: &mut Position) -> (Vec<Run>, Rest) {
+    let snapshot = table.snapshot();
+    let mut new = table.visible();
+    new.retain(|&(row, _)| tail.is_new(row));
+    let begun = tail.begun();
+    let share = (TAIL_ROWS / begun.len().max(1)).max(1);
+    let most = match begun.len() {
+        0 => TAIL_ROWS,
+        1..MOST_BEGUN => BESIDE_ROWS,
+        _ => 0,
+    };
+    let (of_begun, others): (Vec<_>, Vec<_>) = new
+        .into_iter()
+        .partition(|(row, _)| begun.xids().contains(&row.xid));
+
+    let (mut first, mut cut) = (Vec::new(), Unread::NOTHING);
+    for rows in of_begun.chunk_by(|(a, _), (b, _)| a.xid == b.xid) {
+        first.extend(&rows[..share.min(rows.len())]);
+        if rows.len() > share {
+            cut.add(rows[share - 1].0);
+        }
+    }
+    let is_all = cut.is_empty();
+    let unread = tail.pass_begun(&cut);
+    let first = Run {
+        rows: first,
+        after: tail.clone(),
+        unread,
+    };
+
+    let (read, left) = others.split_at(most.min(others.len()));
+    let last = read.last().map(|&(row, _)| row);
+    let cut = match (last, left.first()) {
+        (Some(last), Some((next, _))) if last.xid == next.xid => Unread::after(last),
+        _ => Unread::NOTHING,
+    };
+    let rest = match left {
+        [] => Rest::Nothing,
+        _ => Rest::More,
+    };
+    let unread = tail.pass_others(last, &cut, rest, &snapshot);
+    assert!(tail.begun().len() <= MOST_BEGUN);
+    let second = Run {
+        rows: read.to_vec(),
+        after: tail.clone(),
+        unread,
+    };
+    (vec![first, second], if is_all { rest } else { Rest::More })
+}
+
 impl Simulation {
     fn new() -> Self {
         let stream = |user| Stream {
@@ -168,6 +273,10 @@ impl Simulation {
         let recent = RecentRows::new(RECENT_BYTES);
         recent.begin(History::default(), &Arc::default());
         Self {
+            feeders: Default::default(),
+            messages: Vec::new(),
+            applied: 0,
+            known: Arc::default(),
             recent,
             recent_pages: 0,
             table: Table::default(),
@@ -235,50 +344,66 @@ impl Simulation {
                     stream.position.join(&self.tail);
                 }
             }
+            Step::Feed(feeder, sends) => {
+                let feeder = &mut self.feeders[feeder];
+                let (runs, _) = read(&self.table, &mut feeder.tail);
+                let after = ReadPoint {
+                    position: Arc::new(feeder.tail.clone()),
+                    snapshot: Arc::new(self.table.snapshot()),
+                };
+                let before = std::mem::replace(&mut feeder.told, after.clone());
+                if sends == Sends::Message {
+                    let step = ReadStep { before, after };
+                    self.messages.push(Message { step, runs });
+                }
+            }
+            Step::Arrive(which, arrives) if !self.messages.is_empty() => {
+                let which = which.index(self.messages.len());
+                let message = match arrives {
+                    Arrives::Once => self.messages.remove(which),
+                    Arrives::Again => self.messages[which].clone(),
+                };
+                self.receive(message);
+            }
+            Step::Arrive(..) => {}
         }
     }
 
-    /// Does what `sql/tail_page.sql` and `page_reader.rs` do, with other sizes.
     fn read_tail(&mut self) -> Rest {
         let snapshot = self.table.snapshot();
-        let mut new = self.table.visible();
-        new.retain(|&(row, _)| self.tail.is_new(row));
-        let begun = self.tail.begun();
-        let share = (TAIL_ROWS / begun.len().max(1)).max(1);
-        let most = match begun.len() {
-            0 => TAIL_ROWS,
-            1..MOST_BEGUN => BESIDE_ROWS,
-            _ => 0,
-        };
-        let (of_begun, others): (Vec<_>, Vec<_>) = new
-            .into_iter()
-            .partition(|(row, _)| begun.xids().contains(&row.xid));
+        let (runs, rest) = read(&self.table, &mut self.tail);
+        self.publish_all(runs, &snapshot);
+        rest
+    }
 
-        let (mut read, mut cut) = (Vec::new(), Unread::NOTHING);
-        for rows in of_begun.chunk_by(|(a, _), (b, _)| a.xid == b.xid) {
-            read.extend(&rows[..share.min(rows.len())]);
-            if rows.len() > share {
-                cut.add(rows[share - 1].0);
+    fn publish_all(&mut self, runs: Vec<Run>, snapshot: &Snapshot) {
+        for run in runs {
+            self.tail = run.after;
+            self.publish(&run.rows, snapshot, &run.unread);
+        }
+        self.known = Arc::new(snapshot.clone());
+    }
+
+    /// Does what `listener/publisher.rs` does. After a gap, the bridge reads the table.
+    fn receive(&mut self, message: Message) {
+        let point = ReadPoint {
+            position: Arc::new(self.tail.clone()),
+            snapshot: Arc::clone(&self.known),
+        };
+        match message.step.worth_to(&point) {
+            StepWorth::Seen => {}
+            StepWorth::Gap => while self.read_tail() == Rest::More {},
+            StepWorth::Follows => {
+                let (mut tail, mut runs) = (self.tail.clone(), message.runs);
+                for run in &mut runs {
+                    run.rows.retain(|&(row, _)| tail.is_new(row));
+                    tail.join(&run.after);
+                    run.after = tail.clone();
+                }
+                self.publish_all(runs, &message.step.after.snapshot);
+                self.applied += 1;
             }
         }
-        let is_all = cut.is_empty();
-        let unread = self.tail.pass_begun(&cut);
-        self.publish(&read, &snapshot, &unread);
-
-        let (read, left) = others.split_at(most.min(others.len()));
-        let last = read.last().map(|&(row, _)| row);
-        let cut = match (last, left.first()) {
-            (Some(last), Some((next, _))) if last.xid == next.xid => Unread::after(last),
-            _ => Unread::NOTHING,
-        };
-        let rest = match left {
-            [] => Rest::Nothing,
-            _ => Rest::More,
-        };
-        let unread = self.tail.pass_others(last, &cut, rest, &snapshot);
-        self.publish(read, &snapshot, &unread);
-        assert!(self.tail.begun().len() <= MOST_BEGUN);
-        if is_all { rest } else { Rest::More }
     }
 
     /// Does what the hub does.

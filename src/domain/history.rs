@@ -3,10 +3,11 @@
 
 use std::error::Error;
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{FromSql, ToSql, Type, accepts, to_sql_checked};
 
 /// A cluster and one incarnation of its primary.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct History {
     /// From `pg_control_system()`, assigned by `initdb`.
     pub system_identifier: i64,
@@ -18,7 +19,7 @@ pub struct History {
 /// A failover or a restore starts a new timeline, in which every id means something else.
 /// A crash keeps the timeline, but ids that were assigned and not yet flushed to disk are
 /// assigned again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Incarnation {
     /// Increased by each promotion of a standby.
     pub timeline: i32,
@@ -30,7 +31,7 @@ pub struct Incarnation {
 /// microseconds. Crash recovery empties the table, also after a single backend was
 /// killed; a clean restart keeps it. `docs/decisions/0010` compares this with other signs
 /// of a crash.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Since(pub i64);
 
 /// A short hash of the history for event ids. A failover or a restore changes it, a crash

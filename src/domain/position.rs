@@ -11,15 +11,19 @@
 //! live delivery, and the id of every SSE event.
 
 mod event_id;
+mod read_step;
 
 use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use crate::domain::snapshot::{Snapshot, Xid};
 
 pub use self::event_id::{EventId, OPEN_IN_TEXT, TopicScope, UnusableId};
+pub use self::read_step::{ReadPoint, ReadStep, StepWorth};
 
 /// A row's place in the order of delivery: by transaction, then by id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RowKey {
     /// The transaction that wrote the row.
     pub xid: Xid,
@@ -50,7 +54,7 @@ pub enum Follows {
 /// A transaction with more rows than a page is read in pieces, and later transactions
 /// don't wait for it. Every reader that moves past one of the later rows keeps the rest
 /// of the large transaction open.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unread(BTreeMap<Xid, i64>);
 
 impl Unread {
@@ -94,7 +98,7 @@ impl Unread {
 /// The floor is computed from the transactions of rows, never from a snapshot's `xmax`:
 /// transaction ids that were assigned and not logged are reused after a crash, and a
 /// floor above them would hide the rows that reuse them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     floor: Xid,
     /// Each is below `floor`; the value is the id of the last row read, 0 for none.
@@ -343,7 +347,7 @@ mod tests {
     }
 
     /// Few transactions, so that most are known to both positions.
-    fn dense_position() -> impl Strategy<Value = Position> {
+    pub(super) fn dense_position() -> impl Strategy<Value = Position> {
         (0..12u64, unread()).prop_map(|(floor, Unread(mut open))| {
             let floor = Xid(floor);
             open.retain(|&xid, _| xid < floor);
@@ -355,7 +359,7 @@ mod tests {
         btree_map((0..12u64).prop_map(Xid), 0..6i64, 0..=9).prop_map(Unread)
     }
 
-    fn dense_row() -> impl Strategy<Value = RowKey> {
+    pub(super) fn dense_row() -> impl Strategy<Value = RowKey> {
         (0..13u64, 1..8i64).prop_map(|(xid, id)| RowKey { xid: Xid(xid), id })
     }
 

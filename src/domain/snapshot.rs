@@ -6,10 +6,13 @@
 use std::{error::Error, fmt};
 
 use bytes::{BufMut, BytesMut};
+use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 /// A transaction id that never wraps around (`xid8`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Xid(pub u64);
 
 impl Xid {
@@ -37,7 +40,7 @@ impl ToSql for Xid {
 }
 
 /// Which transactions are visible to a statement (`pg_snapshot`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     xmax: Xid,
     /// In ascending order, each below `xmax`.

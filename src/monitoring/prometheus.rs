@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    delivery::{counters::Delays, health::Watching, stream_end::Ended},
+    delivery::{counters::Delays, feed::role::FeedRole, health::Watching, stream_end::Ended},
     monitoring::{logging, process, stats::Stats},
 };
 
@@ -243,6 +243,45 @@ impl Collector for BridgeCollector {
                 "How often this replica could not be used for a page, or failed a check",
                 "replica",
                 failures,
+            )?;
+        }
+        // Nor these, if nothing is shared with other bridges.
+        if let Some(feed) = &now.feed {
+            sheet.gauge(
+                "nats_connected",
+                "Whether the bridge is connected to NATS",
+                u64::from(feed.connected),
+            )?;
+            let roles = FeedRole::ALL.map(|role| (role.name(), u64::from(feed.role == role)));
+            sheet.family(
+                "feed_role",
+                "Whether the bridge reads the table for others, follows one that does, or \
+                 neither",
+                "role",
+                roles.map(|(role, is_it)| (role, ConstGauge::new(is_it))),
+            )?;
+            sheet.family(
+                "feed_messages",
+                "Messages of the feeder, by what was done with them",
+                "outcome",
+                [
+                    ("applied", feed.applied),
+                    ("seen", feed.seen),
+                    ("gap", feed.gaps),
+                    ("rejected", feed.rejected),
+                ]
+                .map(|(outcome, count)| (outcome, ConstCounter::new(count))),
+            )?;
+            sheet.counter(
+                "feed_rows",
+                "Rows that were taken from messages instead of the table",
+                feed.rows,
+            )?;
+            sheet.counter("feed_sent", "Messages that the bridge sent", feed.sent)?;
+            sheet.counter(
+                "feed_unsent",
+                "Messages that the bridge could not send, whose rows the others read themselves",
+                feed.unsent,
             )?;
         }
         sheet.counter(

@@ -13,6 +13,7 @@ use crate::{
         catch_up::Reads,
         counters::{Counters, Delays, TopicCounts},
         cursors::{CursorCounts, Cursors},
+        feed::{FeedFigures, FeedStats},
         health::{Health, ListenerState, Readiness},
         hub::{Audience, Hub},
         marker::{MarkCounts, Marks},
@@ -38,6 +39,8 @@ pub struct Stats {
     pub pool: Pool,
     pub reads: Reads,
     pub replicas: Arc<Replicas>,
+    /// Sharing with other bridges, if it is configured.
+    pub feed: Option<Arc<FeedStats>>,
     pub pruned: Arc<Pruned>,
     pub rejections: Arc<Rejections>,
     /// Maximum number of open streams.
@@ -75,6 +78,8 @@ pub struct Figures {
     pub recent: RecentSize,
     /// The replicas, if there are any.
     pub replicas: Vec<ReplicaFigures>,
+    /// Sharing with other bridges, if it is configured.
+    pub feed: Option<FeedFigures>,
     /// Rows that were read in pages.
     pub page_rows: u64,
     /// Failed attempts to read a page.
@@ -112,6 +117,7 @@ impl Stats {
             recent_pages: self.reads.recent.get(),
             recent: self.hub.recent_size(),
             replicas: self.replicas.figures(),
+            feed: self.feed.as_ref().map(|feed| feed.figures()),
             page_rows: self.reads.rows.get(),
             page_failures: self.reads.failures.get(),
             failing_subscribers: self.reads.failing.get(),

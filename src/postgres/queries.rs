@@ -59,6 +59,12 @@ pub struct Sql {
     pub doorbell: String,
     /// How many bridges are connected.
     pub bridge_count: String,
+    /// The keys that seal messages between bridges.
+    pub feed_keys: String,
+    /// Makes this bridge the one that reads for the others.
+    pub feed_lock: String,
+    /// Lets another bridge do it.
+    pub feed_unlock: String,
     /// Which streams must end.
     pub disconnections: String,
     /// The incarnation of the server.
@@ -142,6 +148,9 @@ impl Sql {
             acknowledged: fill(include_str!("../../sql/acknowledged.sql")),
             doorbell: fill(include_str!("../../sql/doorbell.sql")),
             bridge_count: fill(include_str!("../../sql/bridge_count.sql")),
+            feed_keys: fill(include_str!("../../sql/feed_keys.sql")),
+            feed_lock: fill(include_str!("../../sql/feed_lock.sql")),
+            feed_unlock: fill(include_str!("../../sql/feed_unlock.sql")),
             disconnections: fill(include_str!("../../sql/disconnections.sql")),
             incarnation: fill(sign.incarnation()),
             begin_incarnation: fill(include_str!("../../sql/begin_incarnation.sql")),

@@ -69,6 +69,8 @@ async fn a_writer_sends_and_can_neither_read_nor_forge_nor_take_back() {
             "select * from tidings_membership_changes",
             "select * from tidings_cursors",
             "select * from tidings_histories",
+            "select * from tidings_feed_keys",
+            "select rotate_feed_key()",
             "select tidings_report_topics('x')",
             "select tidings_prune_membership_changes(1)",
             "insert into tidings_disconnections (user_id) values ('alice')",
@@ -171,6 +173,9 @@ async fn the_bridge_marks_and_can_change_nothing_else() {
             "delete from tidings_cursors",
             "delete from tidings_histories",
             "update tidings_histories set timeline = 0",
+            "insert into tidings_feed_keys default values",
+            "delete from tidings_feed_keys",
+            "select rotate_feed_key()",
             "select tidings_watch('notifications', 'user_id')",
             "select tidings_sync_memberships('x', '{}', '{}')",
             "create table mine ()",
@@ -209,6 +214,7 @@ async fn a_monitor_sees_all_but_what_notifications_say() {
             "delete from topic_subscriptions",
             "select * from tidings_cursors",
             "insert into tidings_histories values (1, 1, now())",
+            "select * from tidings_feed_keys",
         ],
     )
     .await;

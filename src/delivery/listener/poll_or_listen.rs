@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::delivery::{
+    feed::role::Pace,
     health::Watching,
     page_reader::{BellGeneration, BellState},
 };
@@ -54,6 +55,9 @@ pub enum PollMode {
     Awake,
     /// Writers have been sending NOTIFY at least since the sequence got this value.
     Asleep(BellGeneration),
+    /// Another bridge polls and sends what it reads. It also controls whether writers send
+    /// NOTIFY.
+    Following,
 }
 
 impl PollMode {
@@ -64,6 +68,7 @@ impl PollMode {
         match self {
             Self::Asleep(since) if rings == Some(since) => self,
             Self::Asleep(_) | Self::Awake => Self::Awake,
+            Self::Following => Self::Following,
         }
     }
 
@@ -81,6 +86,16 @@ impl From<PollMode> for Watching {
     fn from(watch: PollMode) -> Self {
         match watch {
             PollMode::Awake => Self::Awake,
+            PollMode::Asleep(_) => Self::Asleep,
+            PollMode::Following => Self::Following,
+        }
+    }
+}
+
+impl From<PollMode> for Pace {
+    fn from(watch: PollMode) -> Self {
+        match watch {
+            PollMode::Awake | PollMode::Following => Self::Awake,
             PollMode::Asleep(_) => Self::Asleep,
         }
     }

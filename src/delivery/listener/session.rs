@@ -9,11 +9,16 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, Statement, error::SqlState};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::debug;
 
 use super::poll_or_listen::PollMode;
 use crate::{
-    delivery::page_reader::{self, BellState},
+    delivery::{
+        feed::FeedPlace,
+        page_reader::{self, BellState},
+    },
     domain::history::{History, Incarnation, Since},
+    fanout::{FeedKey, FeedKeys},
     postgres::{
         connect::{self, CONNECT_LIMIT, ConnectError},
         crash_sign::CrashSign,
@@ -22,6 +27,7 @@ use crate::{
         schema::SchemaName,
         visibility::{self, HiddenRows, Readers},
     },
+    runtime::error_chain::ErrorChain,
 };
 
 /// A poll that takes longer than this ends the session: polls take milliseconds, so the
@@ -99,6 +105,11 @@ pub struct Session {
     pub disconnections: Statement,
     fall_asleep: Statement,
     wake: Statement,
+    feed_lock: Statement,
+    feed_unlock: Statement,
+    /// Not prepared: this role may not have the right to read the table.
+    feed_keys: String,
+    pub place: FeedPlace,
     pub table: u32,
     pub history: History,
     /// The backend's process id, as in `pg_stat_activity`.
@@ -171,8 +182,9 @@ impl Session {
         if let Some(hidden) = hidden.into_iter().find(is_needed) {
             return Err(ListenError::Hidden(hidden));
         }
+        let system_identifier = row.try_get("system_identifier")?;
         let history = History {
-            system_identifier: row.try_get("system_identifier")?,
+            system_identifier,
             incarnation: begin_incarnation(&client, sql).await?,
         };
         // The trigger names the channel after the table, so that two installations in one
@@ -187,9 +199,17 @@ impl Session {
             disconnections: client.prepare(&sql.disconnections).await?,
             fall_asleep: client.prepare(&sql.fall_asleep).await?,
             wake: client.prepare(&sql.wake).await?,
+            feed_lock: client.prepare(&sql.feed_lock).await?,
+            feed_unlock: client.prepare(&sql.feed_unlock).await?,
+            feed_keys: sql.feed_keys.clone(),
             client,
             driver,
             bell,
+            place: FeedPlace {
+                system_identifier,
+                database: row.try_get("database_oid")?,
+                table,
+            },
             table,
             history,
             backend: row.try_get("backend")?,
@@ -212,6 +232,41 @@ impl Session {
             Err(error) if !connect::is_queue_full(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Becomes the bridge that reads for the others. Returns whether there is none yet.
+    pub async fn may_feed(&self) -> Result<bool, tokio_postgres::Error> {
+        let table = &self.place.table;
+        let row = self.client.query_one(&self.feed_lock, &[table]).await?;
+        row.try_get("taken")
+    }
+
+    /// Lets another bridge read for the others.
+    pub async fn stop_feeding(&self) -> Result<(), tokio_postgres::Error> {
+        let table = &self.place.table;
+        self.client.query(&self.feed_unlock, &[table]).await?;
+        Ok(())
+    }
+
+    /// The keys that seal messages between bridges. `None` if this role may not read them,
+    /// or there are none.
+    pub async fn feed_keys(&self) -> Result<Option<FeedKeys>, ListenError> {
+        let rows = match self.client.query_typed(&self.feed_keys, &[]).await {
+            Ok(rows) => rows,
+            Err(error) if is_missing(&error) => {
+                let error = ErrorChain(&error);
+                debug!(%error, "can't read the keys of messages: {error}");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut keys = rows.iter().map(|row| {
+            let (id, key): (i32, &[u8]) = (row.try_get("id")?, row.try_get("key")?);
+            Ok::<_, tokio_postgres::Error>(FeedKey::new(id.cast_unsigned(), key).ok())
+        });
+        let (current, previous) = (keys.next().transpose()?, keys.next().transpose()?);
+        let previous = previous.flatten();
+        Ok(current.flatten().map(|key| FeedKeys::new(key, previous)))
     }
 
     /// Waits for the doorbell, or, while awake, only for the end of the connection.
@@ -249,6 +304,12 @@ impl Session {
         let hidden = timeout(POLL_LIMIT, examining).await.ok()?.ok()?;
         hidden.into_iter().find(HiddenRows::stops_delivery)
     }
+}
+
+/// Whether a table is missing, or may not be read.
+fn is_missing(error: &tokio_postgres::Error) -> bool {
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INSUFFICIENT_PRIVILEGE];
+    error.code().is_some_and(|code| missing.contains(code))
 }
 
 /// Returns the server's incarnation. Begins one if a crash ended the previous one.

@@ -114,6 +114,10 @@ pub(super) const NAMES: &[(i32, ObjectKind, &str)] = &[
     (28, ObjectKind::Relation, "tidings_topics"),
     (31, ObjectKind::Relation, "tidings_histories"),
     (31, ObjectKind::Part, "tidings_histories_pkey"),
+    (32, ObjectKind::Relation, "tidings_feed_keys"),
+    (32, ObjectKind::Part, "tidings_feed_keys_id_seq"),
+    (32, ObjectKind::Part, "tidings_feed_keys_pkey"),
+    (32, ObjectKind::Function, "rotate_feed_key"),
 ];
 
 /// The names in `NAMES`.

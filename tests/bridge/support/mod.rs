@@ -12,6 +12,7 @@ pub mod files;
 pub mod frozen;
 pub mod key_pair;
 pub mod key_server;
+pub mod nats;
 pub mod page;
 pub mod pooler;
 pub mod ports;
