@@ -127,7 +127,7 @@ example-node: ## start the example for Node, with the bridge and a PostgreSQL: h
 # About half an hour. `make bench ARGS=--quick` takes two; `make bench ARGS=latency` runs one section. Both
 # of these only print their figures.
 bench: ## measure writers, latency, flood, fan-out, memory, storms, growth, pruning, topics and clusters; write docs/benchmarks
-	@$(with) rust postgres -- \
+	@$(with) rust postgres nats -- \
 	    cargo bench --locked --bench load -- $(or $(ARGS),--out docs/benchmarks)
 
 soak: ## connect and disconnect clients for TIDINGS_SOAK_SECONDS (600); memory, files and threads must not grow

@@ -27,6 +27,7 @@ create function :"schema".rotate_feed_key()
 returns void
 language sql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
   insert into :"schema".tidings_feed_keys default values;
@@ -40,6 +41,13 @@ comment on function :"schema".rotate_feed_key() is
   'poll. If the current key may be known to others, call it twice, a minute apart (Tidings).';
 
 revoke execute on function :"schema".rotate_feed_key() from public;
+
+comment on column :"schema".tidings_bridges_seen.state is
+  'awake: it polls; asleep: it waits for the doorbell; feeding: it polls, and sends other bridges '
+  'what it reads; following: it is sent that.';
+comment on column :"schema".tidings_bridges.state is
+  'awake: it polls, and writers need not ring; asleep: it waits for the doorbell; feeding: it polls, '
+  'and sends other bridges what it reads; following: it is sent that.';
 
 -- Roles that were granted the tables of bridges by name, instead of through
 -- tidings_bridge, get what bridges now need.

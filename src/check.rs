@@ -11,6 +11,7 @@ mod finding;
 mod locks;
 mod marks;
 mod memberships;
+mod nats;
 mod path;
 mod prune;
 mod replicas;
@@ -29,6 +30,7 @@ pub use self::{
 };
 use crate::{
     config::Thresholds,
+    fanout::NatsServers,
     postgres::{
         connect::{Borrowed, DatabaseUrl},
         memberships::RelationName,
@@ -46,6 +48,8 @@ pub struct Installation<'a> {
     pub schema: &'a SchemaName,
     /// The replicas of the database.
     pub replicas: &'a [DatabaseUrl],
+    /// Through which bridges share what they read.
+    pub nats: Option<&'a NatsServers>,
     /// The relation that memberships are read from, if it isn't the built-in table.
     pub memberships: Option<&'a RelationName>,
 }
@@ -88,6 +92,9 @@ pub async fn examine(
     report
         .findings
         .extend(rights::over_privileged(&client, place.schema).await?);
+    report
+        .findings
+        .extend(nats::flaws(&client, place.nats, place.schema).await?);
     report
         .findings
         .extend(replicas::unfit(&client, place.replicas, place.schema).await?);

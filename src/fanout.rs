@@ -9,11 +9,13 @@
 mod feed_keys;
 mod fragments;
 mod link;
+mod probe;
 mod servers;
 
 pub use self::{
     feed_keys::{FeedKey, FeedKeys, KEY_LEN, SealError, UnreadableMessage},
     fragments::{Assembler, Parcel, TooLong},
     link::{FeedLink, LinkState, LinkTask, link},
+    probe::{ProbeFlaw, probe},
     servers::{NatsError, NatsIdentity, NatsServers},
 };

@@ -283,16 +283,18 @@ async fn check(
     };
     let database = &options.serve.database;
     // Errors in the URLs are already among the findings.
-    if let (Ok(url), Ok(direct), Ok(replicas)) = (
+    if let (Ok(url), Ok(direct), Ok(replicas), Ok(nats)) = (
         database.url(),
         database.direct_url(),
         database.replica_urls(),
+        options.serve.nats.servers(),
     ) {
         let place = Installation {
             direct: direct.as_ref().unwrap_or(&url),
             pooled: direct.is_some().then_some(&url),
             schema: &database.schema,
             replicas: &replicas,
+            nats: nats.as_ref(),
             memberships: options.serve.bridge.memberships.as_ref(),
         };
         let found = check::examine(place, &options.thresholds).await?;

@@ -136,6 +136,19 @@ impl Bridge {
         Ok(())
     }
 
+    /// Waits until it has this role among bridges that share what they read.
+    pub async fn until_role(&self, role: &str) -> Result<()> {
+        let begin = Moment::now();
+        let wanted = format!("tidings_feed_role{{role=\"{role}\"}} 1");
+        while !self.metrics().await?.contains(&wanted) {
+            if Moment::now().since(begin) > PATIENCE {
+                return Err(format!("the bridge is not {role}").into());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     async fn metrics(&self) -> Result<String> {
         let mut socket = TcpStream::connect(self.admin_address).await?;
         socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;

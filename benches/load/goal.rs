@@ -111,7 +111,7 @@ const CORE: Scale = Scale::Unit {
     name: "% of a core",
 };
 
-const GOALS: [Goal; 21] = [
+const GOALS: [Goal; 25] = [
     Goal {
         section: "writers",
         name: "INSERT throughput of 32 writers, relative to no trigger",
@@ -363,6 +363,64 @@ const GOALS: [Goal; 21] = [
         better: Better::Lower,
         must: 3.0,
         aim: 2.0,
+    },
+    Goal {
+        section: "cluster",
+        name: "with NATS, PostgreSQL for each further bridge at 1,000 transactions per second",
+        figure: of(
+            subject::POSTGRES_WITH_NATS,
+            measure::FURTHER_BRIDGE,
+            &[(at::BRIDGES, 10.0), (at::RATE, 1_000.0)],
+        ),
+        scale: CORE,
+        better: Better::Lower,
+        must: 0.6,
+        aim: 0.3,
+    },
+    Goal {
+        section: "cluster",
+        name: "with NATS, the same at 5,000 rows per second in 100 transactions",
+        figure: of(
+            subject::POSTGRES_WITH_NATS,
+            measure::FURTHER_BRIDGE,
+            &[(at::BRIDGES, 10.0), (at::RATE, 5_000.0)],
+        ),
+        scale: CORE,
+        better: Better::Lower,
+        must: 0.6,
+        aim: 0.3,
+    },
+    Goal {
+        section: "cluster",
+        name: "latency that NATS adds, p50 at 1,000 rows per second",
+        figure: of(
+            subject::WITH_NATS,
+            measure::ADDED_P50,
+            &[(at::BRIDGES, 10.0), (at::RATE, 1_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "ms",
+        },
+        better: Better::Lower,
+        must: 1.0,
+        aim: 0.5,
+    },
+    Goal {
+        section: "cluster",
+        name: "the same, p99",
+        figure: of(
+            subject::WITH_NATS,
+            measure::ADDED_P99,
+            &[(at::BRIDGES, 10.0), (at::RATE, 1_000.0)],
+        ),
+        scale: Scale::Unit {
+            divisor: 1.0,
+            name: "ms",
+        },
+        better: Better::Lower,
+        must: 5.0,
+        aim: 3.0,
     },
     Goal {
         section: "cluster",

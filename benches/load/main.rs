@@ -15,6 +15,7 @@ mod goal;
 mod kernel;
 mod machine;
 mod marks;
+mod nats;
 mod peer;
 mod process;
 mod report;

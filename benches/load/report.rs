@@ -22,8 +22,11 @@ pub mod subject {
     /// A bridge that keeps no rows of the last minute.
     pub const WITHOUT_RECENT: &str = "Tidings without recent rows";
     pub const WITH_REPLICA: &str = "Tidings without recent rows, with a replica";
+    /// The last of several bridges that share what they read.
+    pub const WITH_NATS: &str = "Tidings with NATS";
     /// All processes of the server.
     pub const POSTGRES: &str = "PostgreSQL";
+    pub const POSTGRES_WITH_NATS: &str = "PostgreSQL, bridges with NATS";
     /// Both together: the total cost of a notification.
     pub const BOTH: &str = "Tidings and PostgreSQL";
     /// What the operating system uses for the sockets.
@@ -72,6 +75,9 @@ pub mod measure {
     pub const CPU_PER_ROW: &str = "CPU time per notification";
     /// The same for each bridge after the first.
     pub const FURTHER_BRIDGE: &str = "CPU time per further bridge";
+    /// The difference of the latency to that of one bridge that polls.
+    pub const ADDED_P50: &str = "p50, added to that of one bridge";
+    pub const ADDED_P99: &str = "p99, added to that of one bridge";
     /// CPU time of the tail query for each row.
     pub const TAIL_ROW: &str = "tail query, per row";
     /// Pages that returning streams had the bridge read.

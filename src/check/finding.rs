@@ -44,6 +44,8 @@ pub enum Subject {
     Memberships,
     /// Returning clients can't be served from a replica.
     Replica,
+    /// Bridges can't exchange messages.
+    Nats,
     Hidden,
     /// No bridge is connected while rows wait, or a bridge is silent or not ready.
     Bridges,
@@ -107,6 +109,7 @@ impl Subject {
             Self::Adopted => "adopted-table",
             Self::Memberships => "memberships",
             Self::Replica => "replica",
+            Self::Nats => "nats",
             Self::Hidden => "hidden-rows",
             Self::Bridges => "bridges",
             Self::Marks => "marks",

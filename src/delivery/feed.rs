@@ -162,6 +162,8 @@ pub struct Feed {
     subject: Arc<str>,
     /// Without them, nothing is sent or received.
     keys: Option<FeedKeys>,
+    /// Whether that was logged.
+    lacks_keys: bool,
     assembler: Assembler,
     watch: FeedWatch,
     /// This bridge, among the senders.
@@ -184,6 +186,7 @@ impl Feed {
             stats,
             subject: Arc::from(""),
             keys: None,
+            lacks_keys: false,
             assembler: Assembler::default(),
             watch: FeedWatch::new(now),
             id: rand::random(),
@@ -207,7 +210,16 @@ impl Feed {
         self.be_alone();
     }
 
+    /// `None` if there are no keys, or this role may not read them.
     pub fn set_keys(&mut self, keys: Option<FeedKeys>) {
+        if keys.is_none() && !std::mem::replace(&mut self.lacks_keys, true) {
+            warn!(
+                "the table tidings_feed_keys can't be read or is empty, so this bridge polls for \
+                 itself: `tidings check` prints a missing GRANT, and `select rotate_feed_key()` \
+                 creates a key"
+            );
+        }
+        self.lacks_keys &= keys.is_none();
         self.keys = keys;
     }
 

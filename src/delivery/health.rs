@@ -96,6 +96,8 @@ pub enum Watching {
     Asleep,
     /// Another bridge polls, and sends it what it reads.
     Following,
+    /// It polls, and sends others what it reads.
+    Feeding,
 }
 
 impl Watching {
@@ -105,6 +107,7 @@ impl Watching {
             Self::Awake => "awake",
             Self::Asleep => "asleep",
             Self::Following => "following",
+            Self::Feeding => "feeding",
         }
     }
 }

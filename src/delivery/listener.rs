@@ -36,7 +36,7 @@ use crate::{
             message::{FeedMessage, FeedRun},
             role::{FeedRole, Overdue, Pace},
         },
-        health::Health,
+        health::{Health, Watching},
         hub::Hub,
         mailbox::Ending,
         memberships::MembershipChange,
@@ -440,8 +440,13 @@ impl Listener {
 
     fn report_poll(&self, session: &Session, watch: PollMode) {
         self.health.watches(watch.into());
+        let watching = if self.feeds() {
+            Watching::Feeding
+        } else {
+            watch.into()
+        };
         self.activity
-            .listens(session.backend, &session.role, watch.into());
+            .listens(session.backend, &session.role, watching);
         self.health.polled();
     }
 

@@ -1,7 +1,10 @@
 //! The bridge's connection to NATS: a task that sends and receives, and the listener's end
 //! of it, which never waits.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use async_nats::{Client, Event, Subscriber};
 use bytes::Bytes;
@@ -100,14 +103,18 @@ pub fn link(servers: NatsServers) -> (FeedLink, LinkTask) {
 impl LinkTask {
     /// Connects, reconnects, sends and receives until it is dropped.
     pub async fn run(mut self) {
-        let client = match self.connect().await {
-            Ok(client) => client,
+        let (client, events) = match self.connect().await {
+            Ok(connected) => connected,
             Err(error) => {
                 // The files were in order at startup.
                 warn!(%error, "can't connect to NATS until the bridge is restarted: {error}");
                 return std::future::pending().await;
             }
         };
+        // Dropped before the client: the end of the connection is no news then.
+        let _stopping = scopeguard::guard(events, |events| {
+            events.is_stopping.store(true, Ordering::Relaxed);
+        });
         loop {
             let subject = self.subject.wait_for(Option::is_some).await;
             let subject = subject.ok().and_then(|it| it.clone());
@@ -125,18 +132,21 @@ impl LinkTask {
         }
     }
 
-    async fn connect(&self) -> Result<Client, NatsError> {
+    async fn connect(&self) -> Result<(Client, Arc<Events>), NatsError> {
         let events = Arc::new(Events {
             servers: self.servers.to_string(),
             state: self.state.clone(),
             outage: parking_lot::Mutex::default(),
+            is_stopping: AtomicBool::new(false),
         });
+        let told = Arc::clone(&events);
         let options = self.servers.options()?.event_callback(move |event| {
-            events.take(&event);
+            told.take(&event);
             std::future::ready(())
         });
         let connecting = options.connect(self.servers.addresses());
-        connecting.await.map_err(|_| NatsError::NoServer)
+        let client = connecting.await.map_err(|_| NatsError::NoServer)?;
+        Ok((client, events))
     }
 
     /// Sends and receives until the subject changes.
@@ -172,6 +182,7 @@ struct Events {
     servers: String,
     state: watch::Sender<LinkState>,
     outage: parking_lot::Mutex<OutageLog>,
+    is_stopping: AtomicBool,
 }
 
 impl Events {
@@ -199,6 +210,9 @@ impl Events {
     }
 
     fn warn_of(&self, reason: &str) {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            return;
+        }
         let is_news = {
             let mut outage = self.outage.lock();
             outage.is_news(reason, Instant::now().into_std())

@@ -3,6 +3,8 @@
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{ConnectOptions, ServerAddr};
+use nkeys::{KeyPair, KeyPairType};
+use percent_encoding::percent_decode_str;
 use rustls::ClientConfig;
 
 use crate::tls::certificates::{self, CertificateFileError};
@@ -24,11 +26,16 @@ const RECONNECT_LONGEST: Duration = Duration::from_secs(2);
 const WAITING_OUT: usize = 64;
 const WAITING_IN: usize = 128;
 
-/// As whom to connect, if the URLs don't say it.
-#[derive(Clone)]
+/// As whom to connect.
+#[derive(Clone, PartialEq, Eq)]
 pub enum NatsIdentity {
-    /// As the user and password in the URLs, or without any.
+    /// As the user in the URLs, or as nobody in particular.
     Anonymous,
+    Password {
+        user: String,
+        password: String,
+    },
+    Token(String),
     /// The text of a credentials file: a JWT and the seed of its key.
     Credentials(Arc<str>),
     /// The seed of an NKEY.
@@ -52,6 +59,13 @@ pub enum NatsError {
     /// The URL may contain a password, so it isn't shown.
     #[error("server {0} of the list is not a URL like nats://host:4222 or tls://host:4222")]
     Url(usize),
+    #[error("its servers have different users: one user must be valid for all of them")]
+    Users,
+    #[error(
+        "it names a user, and so does TIDINGS_NATS_CREDENTIALS_FILE or TIDINGS_NATS_NKEY_FILE: \
+         keep one of them"
+    )]
+    TwoIdentities,
     #[error("the credentials can't be used: they must contain a user's JWT and NKEY seed")]
     Credentials(#[source] io::Error),
     #[error("the NKEY can't be used: it must be the seed of a user, which begins with SU")]
@@ -88,6 +102,14 @@ impl NatsServers {
             1..=MOST_SERVERS => {}
             count => return Err(NatsError::TooMany(count)),
         }
+        let mut users: Vec<_> = addresses.iter().filter_map(user_of).collect();
+        users.dedup();
+        let identity = match (users.pop(), identity) {
+            (None, identity) => identity,
+            (Some(_), _) if !users.is_empty() => return Err(NatsError::Users),
+            (Some(user), NatsIdentity::Anonymous) => user,
+            (Some(_), _) => return Err(NatsError::TwoIdentities),
+        };
         let servers = Self {
             addresses,
             identity,
@@ -101,14 +123,32 @@ impl NatsServers {
         &self.addresses
     }
 
+    /// Each of the servers by itself.
+    pub(super) fn each(&self) -> impl Iterator<Item = Self> {
+        self.addresses.iter().map(|address| Self {
+            addresses: vec![address.clone()],
+            ..self.clone()
+        })
+    }
+
+    /// For a connection that lasts as long as the bridge.
+    ///
     /// # Errors
     ///
     /// [`NatsError`], if a file can't be used.
     pub(super) fn options(&self) -> Result<ConnectOptions, NatsError> {
+        let options = self.options_once()?;
+        Ok(options.retry_on_initial_connect().max_reconnects(None))
+    }
+
+    /// For a connection to exactly these servers that fails at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`options`](Self::options).
+    pub(super) fn options_once(&self) -> Result<ConnectOptions, NatsError> {
         let options = ConnectOptions::new()
             .name(concat!("tidings ", env!("CARGO_PKG_VERSION")))
-            .retry_on_initial_connect()
-            .max_reconnects(None)
             .connection_timeout(CONNECT_LIMIT)
             .ping_interval(PING_EVERY)
             .client_capacity(WAITING_OUT)
@@ -119,9 +159,14 @@ impl NatsServers {
             });
         let options = match &self.identity {
             NatsIdentity::Anonymous => options,
-            NatsIdentity::Credentials(text) => {
-                options.credentials(text).map_err(NatsError::Credentials)?
+            NatsIdentity::Password { user, password } => {
+                options.user_and_password(user.clone(), password.clone())
             }
+            NatsIdentity::Token(token) => options.token(token.clone()),
+            // The last line must end.
+            NatsIdentity::Credentials(text) => options
+                .credentials(&format!("{text}\n"))
+                .map_err(NatsError::Credentials)?,
             NatsIdentity::Nkey(seed) if is_user_seed(seed) => options.nkey(seed.to_string()),
             NatsIdentity::Nkey(_) => return Err(NatsError::Nkey),
         };
@@ -145,10 +190,20 @@ impl NatsServers {
     }
 }
 
-/// The library would sign with any kind of key, and fail only when it connects.
+/// The user that a URL names. The library ignores it.
+fn user_of(address: &ServerAddr) -> Option<NatsIdentity> {
+    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let user = address.username().map(decode)?;
+    Some(match address.password().map(decode) {
+        Some(password) => NatsIdentity::Password { user, password },
+        None => NatsIdentity::Token(user),
+    })
+}
+
+/// With any other key, the connection would fail later.
 fn is_user_seed(seed: &str) -> bool {
-    let is_base32 = |it: char| it.is_ascii_uppercase() || ('2'..='7').contains(&it);
-    seed.len() == 58 && seed.starts_with("SU") && seed.chars().all(is_base32)
+    let key = KeyPair::from_seed(seed);
+    key.is_ok_and(|key| key.key_pair_type() == KeyPairType::User)
 }
 
 /// The hosts and ports, without passwords.
@@ -171,6 +226,8 @@ impl fmt::Debug for NatsServers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
 
     fn servers(urls: &str) -> Result<String, String> {
         let servers = NatsServers::new(urls, NatsIdentity::Anonymous, None);
@@ -203,9 +260,37 @@ mod tests {
     }
 
     #[test]
+    fn the_user_in_the_urls_counts() {
+        let identity = |urls: &str| {
+            let servers = NatsServers::new(urls, NatsIdentity::Anonymous, None);
+            servers.map(|servers| servers.identity)
+        };
+        let password = |user: &str, password: &str| NatsIdentity::Password {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        };
+        let is = |urls, wanted| identity(urls).is_ok_and(|found| found == wanted);
+        assert!(is("nats://a,b", NatsIdentity::Anonymous));
+        assert!(is(
+            "nats://u:p%40ss@a,nats://u:p%40ss@b,c",
+            password("u", "p@ss")
+        ));
+        assert!(is(
+            "nats://secret@a",
+            NatsIdentity::Token("secret".to_owned())
+        ));
+        assert!(matches!(
+            identity("nats://u:p@a,nats://u:q@b"),
+            Err(NatsError::Users)
+        ));
+        let both = NatsServers::new("nats://u:p@a", NatsIdentity::Nkey(SEED.into()), None);
+        assert!(matches!(both, Err(NatsError::TwoIdentities)));
+    }
+
+    #[test]
     fn an_identity_that_cannot_be_used_is_rejected_at_once() {
-        let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-        let account = seed.replacen("SU", "SA", 1);
+        let seed = SEED;
+        let account = KeyPair::new_account().seed().expect("a seed");
         let with = |identity| NatsServers::new("nats://a", identity, None);
         assert!(with(NatsIdentity::Nkey(seed.into())).is_ok());
         for wrong in [&account, "", "SU", &seed[1..]] {

@@ -72,7 +72,7 @@ pub struct Bridge {
     pub address: String,
     /// Address that it connects from; `None` for a Unix socket.
     pub client_address: Option<String>,
-    /// `awake` or `asleep`.
+    /// `awake`, `asleep`, `feeding` or `following`.
     pub state: String,
     /// Open streams.
     pub connections: i64,

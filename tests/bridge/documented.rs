@@ -11,7 +11,7 @@ use clap::{Arg, Command, CommandFactory};
 use tidings::config::Cli;
 
 use crate::support::{
-    bridge::{Bridge, REPLICA_THAT_IS_DOWN},
+    bridge::{ALL_THAT_HAS_METRICS, Bridge},
     database::Database,
     files,
 };
@@ -165,7 +165,7 @@ fn every_variable_and_flag_that_a_page_names_is_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_that_is_in_the_database_is_documented_and_nothing_else() {
     let database = Database::migrated().await;
-    let bridge = Bridge::start_with(&database, &REPLICA_THAT_IS_DOWN).await;
+    let bridge = Bridge::start_with(&database, &ALL_THAT_HAS_METRICS).await;
     let metrics = bridge.admin("/metrics").await.text().await;
     let query = "select relname::text from pg_class \
                    where relnamespace = 'public'::regnamespace and relkind in ('r', 'v', 'S') \

@@ -176,6 +176,7 @@ async fn change_nothing(database: &Database, pooled_before: Option<&Cluster>) {
         panic!("not check")
     };
     let place = Installation {
+        nats: None,
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),

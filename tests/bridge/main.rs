@@ -14,6 +14,7 @@ mod doorbell;
 mod drained;
 mod error_texts;
 mod faults;
+mod feed;
 mod figures;
 mod fuzz;
 mod handover;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{
-    bridge::{Bridge, REPLICA_THAT_IS_DOWN},
+    bridge::{ALL_THAT_HAS_METRICS, Bridge},
     database::Database,
     event_source::get,
 };
@@ -77,7 +77,7 @@ fn strings(value: &Value, all: &mut String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_is_documented_and_what_alerts_and_dashboards_use_exists() {
     let database = Database::migrated().await;
-    let bridge = Bridge::start_with(&database, &REPLICA_THAT_IS_DOWN).await;
+    let bridge = Bridge::start_with(&database, &ALL_THAT_HAS_METRICS).await;
     let answer = bridge.admin("/metrics").await;
     let kind = answer.header("content-type").map(str::to_owned);
     assert!(kind.is_some_and(|kind| kind.starts_with("application/openmetrics-text")));

@@ -531,6 +531,7 @@ async fn findings(database: &Database, replicas: &[DatabaseUrl]) -> String {
         panic!("not check")
     };
     let place = Installation {
+        nats: None,
         direct: &database.bridge().url(),
         pooled: None,
         schema: &SchemaName::public(),

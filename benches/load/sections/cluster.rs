@@ -23,6 +23,7 @@ use crate::{
     bridge::Bridge,
     clock::Moment,
     marks::until_all_marked,
+    nats::NatsServer,
     report::{Counts, Figure, Section, Unit, at, measure, median, subject},
     server::{Database, Server},
     subject::Users,
@@ -63,7 +64,9 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
     let time = size.choose(Duration::from_secs(1), Duration::from_secs(10));
     let (streams, storms) = size.choose((500, 1), (STREAMS, STORMS));
     let mut figures = vec![tail_row(server, size.choose(1, TAIL_ROUNDS)).await?];
-    figures.extend(further_bridges(server, bridges, time).await?);
+    let alone = further_bridges(server, None, bridges, time, &mut figures).await?;
+    let nats = NatsServer::start().await?;
+    further_bridges(server, Some((&nats, &alone)), bridges, time, &mut figures).await?;
     for from in [PagesFrom::Memory, PagesFrom::Primary, PagesFrom::Replica] {
         figures.extend(returns(server, from, streams, storms).await?);
     }
@@ -72,7 +75,8 @@ pub async fn run(server: &Server, size: Size) -> Result<Section> {
         title: "Several bridges on one database".to_owned(),
         setting: format!(
             "Rows at a fixed rate for {} s, with {} streams at one of the bridges: the processor \
-             time of all of PostgreSQL, and the time from the commit to the event. Then {} streams \
+             time of all of PostgreSQL, and the time from the commit to the event; then the same \
+             with bridges that share what they read through NATS. Then {} streams \
              disconnect and return at once, each with one missed row, {storms} times: pages that \
              were read from the primary, and the time until all have caught up. The tail query \
              reads pages of a thousand rows.",
@@ -142,17 +146,27 @@ struct Load {
     p99: Duration,
 }
 
+/// Measures ever more bridges, which poll or share what they read. The streams are at the
+/// last one. Returns what a single one has shown at each load. `shared` has that of a single
+/// bridge that polls.
 async fn further_bridges(
     server: &Server,
+    shared: Option<(&NatsServer, &[Load])>,
     numbers: &[usize],
     time: Duration,
-) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    let mut alone = Vec::new();
+    figures: &mut Vec<Figure>,
+) -> Result<Vec<Load>> {
+    let (postgres, tidings) = match shared {
+        None => (subject::POSTGRES, subject::TIDINGS),
+        Some(_) => (subject::POSTGRES_WITH_NATS, subject::WITH_NATS),
+    };
+    let mut alone: Vec<Load> = Vec::new();
     for &bridges in numbers {
         let database = server.database().await?;
-        let running = start(&database, bridges).await?;
-        let audience = Audience::open(running[0].subject()?, USERS, USERS.count as usize).await?;
+        let nats = shared.map(|(nats, _)| nats);
+        let running = start(&database, nats, bridges).await?;
+        let last = running.last().ok_or("no bridge")?;
+        let audience = Audience::open(last.subject()?, USERS, USERS.count as usize).await?;
         let writers = Writers::new(&database, NOTIFICATIONS, USERS);
         for (number, (rate, batch)) in LOADS.into_iter().enumerate() {
             let load = load(server, &database, &audience, &writers, (rate, batch), time).await?;
@@ -162,28 +176,28 @@ async fn further_bridges(
                     .at(at::RATE, rate * batch as f64)
             };
             let percent = Unit::PercentOfCore;
-            figures.push(figure(
-                subject::POSTGRES,
-                measure::CPU,
-                load.cores * 100.0,
-                percent,
-            ));
-            match alone.get(number) {
-                None => alone.push(load.cores),
-                Some(alone) => {
-                    let further = (load.cores - alone) / (bridges - 1) as f64;
-                    figures.push(figure(
-                        subject::POSTGRES,
-                        measure::FURTHER_BRIDGE,
-                        further * 100.0,
-                        percent,
-                    ));
-                }
-            }
+            figures.push(figure(postgres, measure::CPU, load.cores * 100.0, percent));
             for (what, value) in [(measure::P50, load.p50), (measure::P99, load.p99)] {
                 let milliseconds = value.as_secs_f64() * 1e3;
-                let figure = figure(subject::TIDINGS, what, milliseconds, Unit::Milliseconds);
+                let figure = figure(tidings, what, milliseconds, Unit::Milliseconds);
                 figures.push(figure.counts(load.counts));
+            }
+            let Some(alone) = alone.get(number) else {
+                alone.push(load);
+                continue;
+            };
+            let further = (load.cores - alone.cores) / (bridges - 1) as f64;
+            let what = measure::FURTHER_BRIDGE;
+            figures.push(figure(postgres, what, further * 100.0, percent));
+            if let Some((_, polling)) = shared {
+                let polling = &polling[number];
+                for (what, value, before) in [
+                    (measure::ADDED_P50, load.p50, polling.p50),
+                    (measure::ADDED_P99, load.p99, polling.p99),
+                ] {
+                    let added = (value.as_secs_f64() - before.as_secs_f64()) * 1e3;
+                    figures.push(figure(tidings, what, added, Unit::Milliseconds));
+                }
             }
         }
         drop(audience);
@@ -191,14 +205,26 @@ async fn further_bridges(
             bridge.stop().await?;
         }
     }
-    Ok(figures)
+    Ok(alone)
 }
 
-/// Starts this many bridges, and waits until they have counted each other.
-async fn start(database: &Database, bridges: usize) -> Result<Vec<Bridge>> {
+/// Starts this many bridges, and waits until they have counted each other. The first one
+/// reads for the others, if they share what they read.
+async fn start(
+    database: &Database,
+    nats: Option<&NatsServer>,
+    bridges: usize,
+) -> Result<Vec<Bridge>> {
+    let setting = nats.map(|nats| format!("--nats-url={}", nats.url()));
+    let settings: Vec<_> = setting.iter().map(String::as_str).collect();
     let mut running = Vec::new();
-    for _ in 0..bridges {
-        running.push(Bridge::start(database).await?);
+    for number in 0..bridges {
+        let bridge = Bridge::start_with(database, &settings).await?;
+        if nats.is_some() {
+            let role = if number == 0 { "feeding" } else { "following" };
+            bridge.until_role(role).await?;
+        }
+        running.push(bridge);
     }
     let client = database.connect().await?;
     let begin = Moment::now();

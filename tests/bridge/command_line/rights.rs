@@ -25,6 +25,7 @@ async fn findings(database: &Database) -> Vec<Finding> {
         panic!("not check")
     };
     let place = Installation {
+        nats: None,
         direct: &database.url(),
         pooled: None,
         schema: &SchemaName::public(),

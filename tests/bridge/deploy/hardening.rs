@@ -20,7 +20,8 @@ fn read(file: &str) -> String {
     fs::read_to_string(path).expect(file)
 }
 
-/// The services of `docker-compose.yml`, each with its lines.
+/// The services of `docker-compose.yml`, each with its lines, and those that it takes from another
+/// service. An anchor of a whole service is named like the service.
 fn services() -> BTreeMap<String, String> {
     let compose = read("docker-compose.yml");
     let (_, services) = compose.split_once("\nservices:\n").expect("services");
@@ -29,11 +30,16 @@ fn services() -> BTreeMap<String, String> {
     let mut current = String::new();
     for line in services.lines() {
         match line.strip_prefix("  ") {
-            Some(name) if !name.starts_with([' ', '#']) && name.ends_with(':') => {
-                current = name.trim_end_matches(':').to_owned();
+            Some(name) if !name.starts_with([' ', '#']) && name.contains(':') => {
+                let (name, anchor) = name.split_once(':').expect("a service");
+                assert!(anchor.is_empty() || anchor == format!(" &{name}"));
+                current = name.to_owned();
             }
             _ => {
+                let base = line.strip_prefix("    <<: *");
+                let base = base.and_then(|name| found.get(name)).cloned();
                 let lines = found.entry(current.clone()).or_default();
+                lines.push_str(&base.unwrap_or_default());
                 lines.push_str(line);
                 lines.push('\n');
             }
@@ -56,7 +62,12 @@ fn every_container_of_compose_is_read_only_without_privileges_and_with_a_role_of
     }
     let services = services();
     let names: Vec<&str> = services.keys().map(String::as_str).collect();
-    assert_eq!(names, ["bridge", "migrate", "postgres"]);
+    assert_eq!(
+        names,
+        [
+            "balancer", "bridge", "bridge-1", "bridge-2", "migrate", "nats", "postgres"
+        ]
+    );
     let superuser = "POSTGRES_USER: tidings\n";
     assert!(services["postgres"].contains(superuser));
     for (name, service) in &services {
@@ -68,7 +79,9 @@ fn every_container_of_compose_is_read_only_without_privileges_and_with_a_role_of
             assert!(!url.contains("POSTGRES_PASSWORD"), "{name}: {url}");
         }
     }
-    assert!(services["bridge"].contains("TIDINGS_MIGRATE: never"));
+    for bridge in ["bridge", "bridge-1", "bridge-2"] {
+        assert!(services[bridge].contains("TIDINGS_MIGRATE: never"));
+    }
     let roles = read("deploy/compose/roles.sh");
     for role in [
         "create role migrator login password :'owner_password' in role tidings_owner",
@@ -79,6 +92,28 @@ fn every_container_of_compose_is_read_only_without_privileges_and_with_a_role_of
     // The file itself explains how to see it work.
     for command in ["tidings token alice", "send_notification('alice'"] {
         assert!(compose.contains(command), "{command}");
+    }
+}
+
+#[test]
+fn without_the_profile_compose_has_one_bridge_and_no_nats() {
+    for (name, service) in services() {
+        let in_cluster = service.contains("    profiles: [cluster]\n");
+        let expected = ["balancer", "bridge-1", "bridge-2", "nats"].contains(&name.as_str());
+        assert_eq!(in_cluster, expected, "{name}");
+        assert!(in_cluster || !service.contains("NATS"), "{name}");
+        // Compose would insist on the variable without the profile, too.
+        let of_compose = service.replace("$$", "");
+        assert!(!of_compose.contains("${NATS_PASSWORD:?"), "{name}");
+        let is_published = service.contains("ports:\n") && !service.contains("ports: []\n");
+        let expected = ["bridge", "balancer"].contains(&name.as_str());
+        assert_eq!(is_published, expected, "{name}");
+    }
+    let services = services();
+    for bridge in ["bridge-1", "bridge-2"] {
+        assert!(services[bridge].contains("TIDINGS_NATS_URL: "), "{bridge}");
+        let proxy = shipped("compose/haproxy.cfg");
+        assert!(proxy.contains(&format!("server {bridge} {bridge}:8080\n")));
     }
 }
 

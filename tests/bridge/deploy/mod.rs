@@ -3,4 +3,5 @@
 pub mod front;
 mod fronts;
 mod hardening;
+mod nats;
 mod settings;

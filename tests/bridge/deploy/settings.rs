@@ -11,12 +11,15 @@ use crate::support::deployment::shipped;
 /// the remaining streams, and writes the last marks.
 const STOPPING: Duration = Duration::from_secs(10);
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 16] = [
     "deploy/nginx.conf",
     "deploy/Caddyfile",
     "deploy/haproxy.cfg",
     "deploy/pgbouncer.ini",
     "deploy/compose/roles.sh",
+    "deploy/compose/haproxy.cfg",
+    "deploy/nats/nats.conf",
+    "deploy/debian/tidings.env",
     "deploy/systemd/tidings.service",
     "deploy/systemd/tidings.socket",
     "deploy/kubernetes/tidings.yaml",
@@ -104,6 +107,8 @@ fn what_proxies_take_for_frozen_has_missed_four_heartbeats() {
         ("Caddyfile", "\n\t\t\t\tread_timeout "),
         ("haproxy.cfg", "\n    timeout client "),
         ("haproxy.cfg", "\n    timeout server "),
+        ("compose/haproxy.cfg", "\n    timeout client "),
+        ("compose/haproxy.cfg", "\n    timeout server "),
     ] {
         assert_eq!(
             duration(value(&shipped(file), directive)),

@@ -37,10 +37,12 @@ pub const ASKS_AGAIN: Duration = Duration::from_millis(20);
 /// taken for recent rows.
 pub const NONE_RECENT: &str = "--recent-bytes=0";
 
-/// Without a replica, a bridge has no metrics of replicas.
-pub const REPLICA_THAT_IS_DOWN: [&str; 2] = [
+/// Without a replica and NATS, a bridge has no metrics of them.
+pub const ALL_THAT_HAS_METRICS: [&str; 4] = [
     "--replica-database-url",
     "postgres://nobody@127.0.0.1:1/nothing",
+    "--nats-url",
+    "nats://127.0.0.1:1",
 ];
 
 /// A running bridge. Dropping it stops it.

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{PATIENCE, files::Folder, ports::free_address};
+use super::{PATIENCE, dev::DataFolder, ports::free_address};
 
 /// The program of the newest version.
 const NEWEST: &str = "NATS_SERVER";
@@ -27,7 +27,7 @@ pub struct NatsServer {
     address: SocketAddr,
     config: PathBuf,
     process: Option<Child>,
-    _folder: Folder,
+    _folder: DataFolder,
 }
 
 impl NatsServer {
@@ -52,7 +52,8 @@ impl NatsServer {
 
     fn start_program(which: &str, config: impl FnOnce(&Path) -> String) -> Self {
         let program = env::var_os(which).unwrap_or_else(|| "nats-server".into());
-        let folder = Folder::new();
+        let folder = DataFolder::new();
+        fs::create_dir(folder.path()).expect("a folder");
         let text = config(folder.path());
         let config = folder.path().join("nats.conf");
         fs::write(&config, text).expect("a configuration");
