@@ -157,7 +157,7 @@ reliability: ## inject every fault, and write the lost rows (none) to docs/relia
 
 # Failures are printed with the seed that repeats them. Takes most of an hour.
 model: ## run random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind
-	@$(with) rust postgres -- sh -exc ' \
+	@$(with) rust postgres nats -- sh -exc ' \
 	    export TIDINGS_MODEL_PROGRAMS="$${TIDINGS_MODEL_PROGRAMS:-5000}"; \
 	    cargo test --locked --test bridge -- --nocapture model::'
 
@@ -189,6 +189,7 @@ compose-check: ## check docker-compose.yml (needs no container engine)
 	@$(with) compose -- sh -ec ' \
 	    export $(addsuffix =checked,$(secrets)); \
 	    $$COMPOSE config -q; \
+	    NATS_PASSWORD=checked $$COMPOSE --profile cluster config -q; \
 	    for secret in $(secrets); do \
 	        env "$$secret=" $$COMPOSE config -q 2>&1 | \
 	            grep -q "$$secret must be set" || \

@@ -49,6 +49,12 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
             "xid8, xid8[], bigint[], bigint, bigint, text",
             &sql.user_page,
         ),
+        // A replica has the same indexes, and plans for itself.
+        (
+            "user_page_on_replica",
+            "xid8, xid8[], bigint[], bigint, bigint, text, xid8, xid8[]",
+            &sql.user_page_on_replica,
+        ),
         (
             "backlog_page",
             "text, bigint, bigint, xid8, xid8[], bigint[], bigint, bigint",
@@ -335,7 +341,7 @@ async fn a_page_of_topics_stays_on_its_indexes() {
 }
 
 /// The position has an open transaction, which has been read up to its millionth row.
-fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
+fn executions(floor: &str, open: &str, id: i64) -> [String; 10] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
     [
         format!(
@@ -353,6 +359,10 @@ fn executions(floor: &str, open: &str, id: i64) -> [String; 9] {
              array['{open}']::xid8[], 31, 1048576, '{floor}', array['{open}']::xid8[])"
         ),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
+        format!(
+            "execute user_page_on_replica ({position}, 501, 262144, 'user7', \
+             pg_snapshot_xmax(pg_current_snapshot()), '{{}}')"
+        ),
         format!("execute backlog_page ('user7', 501, 262144, {position}, 7, 100)"),
         "execute tail_start".to_owned(),
         format!("execute mark_sent (array[{id}::bigint], 1, public.since(), array[now()])"),

@@ -15,12 +15,13 @@ use tidings::{
 
 use crate::support::{
     bridge::{SECRET, status, token},
-    database::Database,
+    database::{Database, start_cluster},
     dev::{DataFolder, Dev},
     event_source::EventSource,
     key_pair::KeyPair,
     key_server::{Answer, KeyServer},
     process::Served,
+    standby::Standby,
     until,
 };
 
@@ -242,4 +243,22 @@ async fn without_files_a_hangup_ends_nothing() {
     dev.signal(Signal::SIGHUP);
     dev.until_said("has no files to reload").await;
     dev.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_has_moved_is_used() {
+    let primary = start_cluster().await;
+    let database = Database::migrated_in(&primary).await;
+    let standby = Standby::of(&primary).await;
+    standby.follows(&primary).await;
+    let replica = Database::at(standby.cluster().url(database.name())).bridge();
+    let setting = Setting::new("postgres://nobody@127.0.0.1:1/nothing");
+    let name = "TIDINGS_REPLICA_DATABASE_URL_FILE";
+    let mut bridge = setting.of(&database, name, &[]).await;
+    bridge.until_logged("WARN", "can't be used").await;
+    let mut source = live(&bridge, &token("alice")).await;
+    setting.write(&replica.connection_string());
+    bridge.signal(Signal::SIGHUP);
+    bridge.until_logged("INFO", "served by the replica").await;
+    assert_goes_on(&mut source, &database).await;
 }

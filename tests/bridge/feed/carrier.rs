@@ -3,64 +3,71 @@
 
 use std::time::Duration;
 
-use async_nats::Client;
-use futures_util::StreamExt;
-use rand::seq::SliceRandom;
 use tokio::{sync::mpsc, time::sleep};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    FEEDING, FOLLOWING, bridge, bridge_with, metric, receives, receives_all, send, until_role,
-    write,
+    FEEDING, FOLLOWING, bridge_with, metric, receives, receives_all, send, until_role, write,
 };
-use crate::support::{bridge::Bridge, database::Database, nats::NatsServer};
+use crate::support::{
+    bridge::Bridge,
+    carrier::{Carrier, Fate},
+    database::Database,
+    nats::NatsServer,
+};
 
 /// A feeder at one server, a follower at another one.
 struct Apart {
-    _servers: [NatsServer; 2],
-    feeder: Bridge,
+    carrier: Carrier,
+    _feeder: Bridge,
     follower: Bridge,
-    from: Client,
-    to: Client,
 }
 
 impl Apart {
-    async fn start(database: &Database) -> Self {
-        let (near, far) = (NatsServer::start(), NatsServer::start());
-        let feeder = bridge(database, &near).await;
+    async fn over(database: &Database, carrier: Carrier) -> Self {
+        let feeder = bridge_with(database, &carrier.url(0), &[]).await;
         until_role(&feeder, FEEDING).await;
-        let follower = bridge_with(database, &far.url(), &["--feed=never"]).await;
-        let client = async |server: &NatsServer| {
-            let client = async_nats::connect(server.url()).await;
-            client.expect("a connection")
-        };
+        let follower = bridge_with(database, &carrier.url(1), &["--feed=never"]).await;
         Self {
-            from: client(&near).await,
-            to: client(&far).await,
-            _servers: [near, far],
-            feeder,
+            carrier,
+            _feeder: feeder,
             follower,
         }
     }
 
-    /// Passes on what this makes of each message.
-    async fn carry(
-        &self,
-        mut fate: impl FnMut(Vec<u8>) -> Vec<Vec<u8>> + Send + 'static,
-    ) -> AbortOnDropHandle<()> {
-        let mut messages = self.from.subscribe("tidings.>").await.expect("messages");
-        self.from.flush().await.expect("a subscription");
-        let to = self.to.clone();
-        let carrying = tokio::spawn(async move {
-            while let Some(message) = messages.next().await {
-                for payload in fate(message.payload.into()) {
-                    let subject = message.subject.clone();
-                    to.publish(subject, payload.into()).await.expect("sent");
+    /// Also returns the messages. They arrive at the follower if that is wanted.
+    async fn tapped(
+        database: &Database,
+        arrives: Arrives,
+    ) -> (Self, mpsc::UnboundedReceiver<Vec<u8>>) {
+        let (tap, messages) = mpsc::unbounded_channel();
+        let servers = vec![NatsServer::start(), NatsServer::start()];
+        let carrier = Carrier::between(servers, || -> Fate {
+            let tap = tap.clone();
+            Box::new(move |message| {
+                let _ = tap.send(message.clone());
+                match arrives {
+                    Arrives::AtOnce => vec![message],
+                    Arrives::Never => Vec::new(),
                 }
-            }
+            })
         });
-        AbortOnDropHandle::new(carrying)
+        (Self::over(database, carrier.await).await, messages)
     }
+
+    /// Sends these bytes to the follower as if they were a message.
+    async fn publish(&self, database: &Database, message: Vec<u8>) {
+        let subject = format!("tidings.1.{}.rows", place(database).await);
+        let client = self.carrier.client(1);
+        let published = client.publish(subject, message.into()).await;
+        published.expect("sent");
+        client.flush().await.expect("sent");
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Arrives {
+    AtOnce,
+    Never,
 }
 
 fn outcomes(metrics: &str) -> [f64; 4] {
@@ -75,25 +82,7 @@ fn outcomes(metrics: &str) -> [f64; 4] {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_repeated_and_reordered_messages_cost_polls_and_no_row() {
     let database = Database::migrated().await;
-    let apart = Apart::start(&database).await;
-    let mut held: Vec<Vec<u8>> = Vec::new();
-    let _carrying = apart
-        .carry(move |message| match rand::random_range(0..10) {
-            0 | 1 => Vec::new(),
-            2 => vec![message.clone(), message],
-            3 => {
-                held.push(message);
-                Vec::new()
-            }
-            4 => {
-                held.push(message);
-                let mut all = std::mem::take(&mut held);
-                all.shuffle(&mut rand::rng());
-                all
-            }
-            _ => vec![message],
-        })
-        .await;
+    let apart = Apart::over(&database, Carrier::unreliable(2).await).await;
     until_role(&apart.follower, FOLLOWING).await;
     let mut source = apart.follower.connect_live("alice").await;
     let owed = write(&database, 5, 200).await;
@@ -108,14 +97,7 @@ async fn lost_repeated_and_reordered_messages_cost_polls_and_no_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_truncated_and_replayed_messages_do_nothing() {
     let database = Database::migrated().await;
-    let apart = Apart::start(&database).await;
-    let (kept, mut messages) = mpsc::unbounded_channel();
-    let _carrying = apart
-        .carry(move |message| {
-            let _ = kept.send(message.clone());
-            vec![message]
-        })
-        .await;
+    let (apart, mut messages) = Apart::tapped(&database, Arrives::AtOnce).await;
     until_role(&apart.follower, FOLLOWING).await;
     let mut source = apart.follower.connect_live("alice").await;
     for _ in 0..5 {
@@ -129,22 +111,9 @@ async fn forged_truncated_and_replayed_messages_do_nothing() {
     assert!(all.len() >= 5);
     // Those of another installation on the same servers, too.
     let other = Database::migrated().await;
-    let foreign = Apart::start(&other).await;
-    let (kept, mut messages) = mpsc::unbounded_channel();
-    let _listening = foreign
-        .carry(move |message| {
-            let _ = kept.send(message);
-            Vec::new()
-        })
-        .await;
+    let (_apart, mut messages) = Apart::tapped(&other, Arrives::Never).await;
     send(&other).await;
     all.push(messages.recv().await.expect("a message"));
-    let subject = format!("tidings.1.{}.rows", place(&database).await);
-    let publish = async |payload: Vec<u8>| {
-        let subject = subject.clone();
-        let published = apart.to.publish(subject, payload.into()).await;
-        published.expect("sent");
-    };
     let foreign = all.len() - 1;
     let mut rejected = 0;
     for (number, message) in all.iter().enumerate() {
@@ -159,9 +128,9 @@ async fn forged_truncated_and_replayed_messages_do_nothing() {
         }
         rejected += forged.len() + usize::from(number == foreign);
         // As it was: it has nothing new.
-        publish(message.clone()).await;
+        apart.publish(&database, message.clone()).await;
         for message in forged {
-            publish(message).await;
+            apart.publish(&database, message).await;
         }
         // No more at once than it accepts.
         let is_done = |all: &str| !all.is_empty() && outcomes(all)[3] >= rejected as f64;
@@ -183,30 +152,18 @@ async fn place(database: &Database) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_are_held_back_for_seconds_repeat_nothing() {
     let database = Database::migrated().await;
-    let apart = Apart::start(&database).await;
-    let (late, mut messages) = mpsc::unbounded_channel();
-    let carrying = apart
-        .carry(move |message| {
-            let _ = late.send(message);
-            Vec::new()
-        })
-        .await;
+    let (apart, mut messages) = Apart::tapped(&database, Arrives::Never).await;
     let mut source = apart.follower.connect_live("alice").await;
     let owed = write(&database, 3, 40).await;
     let last = send(&database).await;
     receives_all(&mut source, owed, last).await;
     // The follower has polled; now everything arrives, in the order in which it was sent.
     sleep(Duration::from_millis(500)).await;
-    drop(carrying);
-    let subject = format!("tidings.1.{}.rows", place(&database).await);
-    while let Some(message) = messages.recv().await {
-        let published = apart.to.publish(subject.clone(), message.into()).await;
-        published.expect("sent");
+    while let Ok(message) = messages.try_recv() {
+        apart.publish(&database, message).await;
     }
-    apart.to.flush().await.expect("sent");
     let id = send(&database).await;
     receives(&mut source, id).await;
     let metrics = apart.follower.admin("/metrics").await.text().await;
     assert!(outcomes(&metrics)[1] > 0.0, "{metrics}");
-    drop(apart.feeder);
 }

@@ -167,3 +167,27 @@ async fn in_any_program_without_topics_and_with_crashes_each_tab_gets_what_it_is
     let test = "in_any_program_without_topics_and_with_crashes_each_tab_gets_what_it_is_owed";
     play_all(test, Mix::OwnRowsAndCrashes, 20, world, account).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_with_messages_that_get_lost_each_tab_gets_what_it_is_owed() {
+    let world = World::shared(Settle::AtOnce).await.sharing().await;
+    let account = Account::with_repeats(
+        "random programs whose bridges share what they read, over a carrier that loses, repeats, \
+         delays and reorders messages",
+        LATE,
+    );
+    let test = "in_any_program_with_messages_that_get_lost_each_tab_gets_what_it_is_owed";
+    play_all(test, Mix::Memberships, 60, world, account).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_any_program_with_lost_messages_and_crashes_each_tab_gets_what_it_is_owed() {
+    let world = World::fragile().await.sharing().await;
+    let account = Account::with_repeats(
+        "random programs whose bridges share what they read, in which PostgreSQL crashes and \
+         messages arrive after it",
+        "only after a crash",
+    );
+    let test = "in_any_program_with_lost_messages_and_crashes_each_tab_gets_what_it_is_owed";
+    play_all(test, Mix::Crashes, 30, world, account).await;
+}

@@ -21,6 +21,7 @@ use super::{
 use crate::support::{
     PATIENCE,
     bridge::{Bridge, serve_options},
+    carrier::Carrier,
     database::{Database, start_forgetful_cluster},
     process,
 };
@@ -64,6 +65,8 @@ pub struct World {
     /// Set for programs that disturb the server.
     cluster: Option<Cluster>,
     bridges: [Option<Running>; BRIDGES],
+    /// Set if bridges share what they read.
+    carrier: Option<Carrier>,
     programs: usize,
     settle: Settle,
     /// The number of the next row.
@@ -97,9 +100,16 @@ impl World {
             idle: Vec::new(),
             cluster,
             bridges: Default::default(),
+            carrier: None,
             programs: 0,
             patience: ROW_PATIENCE,
         }
+    }
+
+    /// Has bridges share what they read, over a carrier on which nobody can rely.
+    pub async fn sharing(mut self) -> Self {
+        self.carrier = Some(Carrier::unreliable(BRIDGES).await);
+        self
     }
 
     /// Starts all bridges and gives the users new names.
@@ -264,17 +274,24 @@ impl World {
         if self.bridges[bridge].is_some() {
             return;
         }
+        let nats = self.carrier.as_ref().map(|it| it.url(bridge));
+        let nats = nats.map(|url| format!("--nats-url={url}"));
+        let nats = nats.as_deref();
         let running = if bridge == 0 {
-            let settings = [QUEUE, TAIL, self.settle.setting()];
+            let mut settings = vec![QUEUE, TAIL, self.settle.setting()];
+            settings.extend(nats);
             let mut options = serve_options(&self.database, &settings);
             options.bridge.heartbeat = HEARTBEAT;
             Running::Inside(Bridge::start_as(&options).await)
         } else if self.is_hurt() || self.settle == Settle::Never {
-            let settings = [QUEUE, "--drain=0s", self.settle.setting()];
+            let mut settings = vec![QUEUE, "--drain=0s", self.settle.setting()];
+            settings.extend(nats);
             let (child, address) = process::serve(&self.database, &settings).await;
             Running::Outside(child, address)
         } else {
-            Running::Inside(Bridge::start_with(&self.database, &[QUEUE]).await)
+            let mut settings = vec![QUEUE];
+            settings.extend(nats);
+            Running::Inside(Bridge::start_with(&self.database, &settings).await)
         };
         self.bridges[bridge] = Some(running);
     }

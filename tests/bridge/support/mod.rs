@@ -4,6 +4,7 @@
 pub mod account;
 pub mod bridge;
 pub mod browser;
+pub mod carrier;
 pub mod database;
 pub mod deployment;
 pub mod dev;
