@@ -153,7 +153,7 @@ docker: ## build the image, and start docker-compose.yml, with an engine of its 
 	@$(with) rust docker -- scripts/docker $(FROM)
 
 reliability: ## inject every fault, and write the lost rows (none) to docs/reliability.md
-	@$(with) rust postgres pgbouncer -- scripts/reliability
+	@$(with) rust postgres nats pgbouncer -- scripts/reliability
 
 # Failures are printed with the seed that repeats them. Takes most of an hour.
 model: ## run random programs against the bridge, TIDINGS_MODEL_PROGRAMS=5000 of each kind

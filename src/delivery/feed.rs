@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use self::{
     message::FeedMessage,
-    role::{FeedRole, FeedWatch, Pace, TICK},
+    role::{FeedRole, FeedWatch, Sign},
 };
 use crate::{
     domain::{clock::Moment, position::ReadPoint},
@@ -172,7 +172,6 @@ pub struct Feed {
     number: u64,
     /// Up to where the messages that were sent tell everything.
     told: ReadPoint,
-    told_at: Instant,
     rejections: LogThrottle,
     failures: LogThrottle,
 }
@@ -192,7 +191,6 @@ impl Feed {
             id: rand::random(),
             number: 0,
             told: ReadPoint::default(),
-            told_at: now,
             rejections: LogThrottle::default(),
             failures: LogThrottle::default(),
         }
@@ -243,7 +241,7 @@ impl Feed {
     /// This bridge holds the lock, and has read up to here.
     pub fn feed_from(&mut self, point: ReadPoint) {
         info!("this bridge reads the table for the others now");
-        self.watch.feeds();
+        self.watch.feeds(Instant::now());
         self.told = point;
         self.report();
     }
@@ -270,16 +268,11 @@ impl Feed {
         &self.told
     }
 
-    /// Whether a message without rows is due.
-    pub fn ticks(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.told_at) >= TICK
-    }
-
     /// Sends a message that begins at [`told`](Self::told).
     pub fn send(&mut self, message: &FeedMessage, now: Instant) {
         // Whether or not it arrives: the next one doesn't repeat it.
         self.told = message.step.after.clone();
-        self.told_at = now;
+        self.watch.told(now);
         match self.try_send(message, now) {
             Ok(true) => count(&self.stats.sent),
             Ok(false) => count(&self.stats.unsent),
@@ -360,7 +353,7 @@ impl Feed {
     }
 
     /// Records what was done with a message. Returns whether to poll.
-    pub fn received(&mut self, pace: Pace, received: Received, now: Instant) -> bool {
+    pub fn received(&mut self, sign: Sign, received: Received, now: Instant) -> bool {
         let stats = &self.stats;
         match received {
             Received::Seen => count(&stats.seen),
@@ -374,7 +367,7 @@ impl Feed {
         match received {
             Received::Seen | Received::Applied(_) => {
                 let before = self.watch.role();
-                self.watch.heard(pace, now);
+                self.watch.heard(sign, now);
                 if before != self.watch.role() {
                     debug!(role = ?self.watch.role(), "the feeder was heard");
                 }

@@ -34,7 +34,7 @@ use crate::{
         feed::{
             Feed,
             message::{FeedMessage, FeedRun},
-            role::{FeedRole, Overdue, Pace},
+            role::{FeedRole, Overdue, Sign},
         },
         health::{Health, Watching},
         hub::Hub,
@@ -187,6 +187,8 @@ impl Listener {
         let mut flow = Flow::begins(Instant::now());
         let mut inspect_at = Instant::now();
         while !stop.is_cancelled() {
+            // Before the poll: what is committed after it rings.
+            timeout(POLL_LIMIT, session.listen(watch)).await??;
             // Poll before the first wait: rows may have arrived in the meantime.
             let polled_at = Instant::now();
             let polling = self.poll_in_time(&session, watch, &mut flow, &mut inspect_at);
@@ -263,8 +265,7 @@ impl Listener {
                 rung = session.rung(*watch), if !is_wanted => {
                     rung?;
                     self.health.rung();
-                    let feed = self.feed.as_mut();
-                    is_wanted = feed.is_none_or(|feed| feed.watch().rung(Instant::now()));
+                    is_wanted = true;
                 }
                 () = self.hub.fresh().asked(), if !is_wanted && *watch != PollMode::Awake => {
                     is_wanted = true;
@@ -293,9 +294,9 @@ impl Listener {
 
     /// Publishes what is new in a message. Returns whether to poll.
     fn take(&mut self, message: FeedMessage) -> bool {
-        let (pace, received) = (message.pace, self.publisher.receive(message));
+        let (sign, received) = (message.sign, self.publisher.receive(message));
         let feed = self.feed.as_mut();
-        feed.is_some_and(|feed| feed.received(pace, received, Instant::now()))
+        feed.is_some_and(|feed| feed.received(sign, received, Instant::now()))
     }
 
     /// Something that was expected of the feeder did not happen in time. Returns whether
@@ -305,7 +306,11 @@ impl Listener {
             return Ok(false);
         };
         match feed.watch().overdue(Instant::now()) {
-            Some(Overdue::Rung | Overdue::Feeder) => Ok(true),
+            Some(Overdue::Tick) => {
+                self.tick(Sign::Feeds);
+                Ok(false)
+            }
+            Some(Overdue::Feeder) => Ok(true),
             Some(Overdue::Echo) => {
                 feed.resign();
                 session.stop_feeding().await?;
@@ -356,17 +361,17 @@ impl Listener {
         // First the lock: those that are told try to take it.
         let left = timeout(LEAVE_LIMIT, session.stop_feeding()).await;
         debug!(?left, "stopping, another bridge may feed");
-        self.tick(Pace::Leaving);
+        self.tick(Sign::Leaves);
         if let Some(feed) = &mut self.feed {
             feed.be_alone();
         }
     }
 
-    /// Tells the others that nothing has happened, and how soon the next message follows.
-    fn tick(&mut self, pace: Pace) {
+    /// Tells the others that nothing has happened.
+    fn tick(&mut self, sign: Sign) {
         let after = self.publisher.point();
         if let Some(log) = self.publisher.log() {
-            self.feed(after, log, pace, Vec::new(), Vec::new());
+            self.feed(after, log, sign, Vec::new(), Vec::new());
         }
     }
 
@@ -375,7 +380,7 @@ impl Listener {
         &mut self,
         after: ReadPoint,
         log: Log,
-        pace: Pace,
+        sign: Sign,
         changes: Vec<Arc<MembershipChange>>,
         runs: Vec<FeedRun>,
     ) -> (Vec<Arc<MembershipChange>>, Vec<FeedRun>) {
@@ -389,7 +394,7 @@ impl Listener {
                 after,
             },
             log,
-            pace,
+            sign,
             sent: self.activity.clock.now(),
             changes,
             runs,
@@ -411,9 +416,6 @@ impl Listener {
         let polling = async {
             self.elect_feeder(session).await?;
             let polled = self.keep_watch(session, watch, flow).await?;
-            if polled.0 != watch && self.feeds() {
-                self.tick(polled.0.into());
-            }
             if self.disconnections.is_due(now) {
                 self.disconnect(session).await?;
             }
@@ -459,17 +461,17 @@ impl Listener {
     ) -> Result<(PollMode, Polled), ListenError> {
         if watch == PollMode::Following {
             // The feeder takes part in the doorbell.
-            let (polled, _) = self.poll(session, watch, flow).await?;
+            let (polled, _) = self.poll(session, flow).await?;
             return Ok((watch, polled));
         }
         if watch == PollMode::Awake && flow.tries_to_sleep(Instant::now()) {
             // The server executes statements in the order in which they are sent.
             let (bell, polled) =
-                tokio::join!(biased; session.fall_asleep(), self.poll(session, watch, flow));
+                tokio::join!(biased; session.fall_asleep(), self.poll(session, flow));
             let (bell, (polled, rings)) = (bell?, polled?);
             return Ok((PollMode::by(bell, rings), polled));
         }
-        let (polled, rings) = self.poll(session, watch, flow).await?;
+        let (polled, rings) = self.poll(session, flow).await?;
         let mut kept = watch.after(rings);
         if rings.is_some() && flow.wakes() {
             session.wake().await?;
@@ -491,7 +493,6 @@ impl Listener {
     async fn poll(
         &mut self,
         session: &Session,
-        watch: PollMode,
         flow: &mut Flow,
     ) -> Result<(Polled, Option<BellGeneration>), ListenError> {
         let number = self.hub.fresh().begin();
@@ -530,17 +531,14 @@ impl Listener {
                 unread,
             });
         }
-        if let Some(feed) = &mut self.feed {
-            feed.watch().polled();
-            let is_news = !changes.is_empty() || runs.iter().any(|run| !run.rows.is_empty());
-            if self.feeds() && (is_news || self.is_tick_due()) {
-                // Before it is published here: the others are as near to their users.
-                let after = ReadPoint {
-                    position: Arc::new(position),
-                    snapshot: Arc::clone(&page.snapshot),
-                };
-                (changes, runs) = self.feed(after, page.log, watch.into(), changes, runs);
-            }
+        let is_news = !changes.is_empty() || runs.iter().any(|run| !run.rows.is_empty());
+        if self.feeds() && is_news {
+            // Before it is published here: the others are as near to their users.
+            let after = ReadPoint {
+                position: Arc::new(position),
+                snapshot: Arc::clone(&page.snapshot),
+            };
+            (changes, runs) = self.feed(after, page.log, Sign::Feeds, changes, runs);
         }
         self.publisher.publish(TailRead {
             changes,
@@ -557,12 +555,6 @@ impl Listener {
             self.hub.complete(number, point, page.log.flushed);
         }
         Ok((found, page.rings))
-    }
-
-    fn is_tick_due(&self) -> bool {
-        self.feed
-            .as_ref()
-            .is_some_and(|feed| feed.ticks(Instant::now()))
     }
 
     async fn read_tail(&self, session: &Session) -> Result<TailPage, tokio_postgres::Error> {

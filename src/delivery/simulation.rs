@@ -71,7 +71,7 @@ enum Step {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sends {
-    Message,
+    Something,
     Nothing,
 }
 
@@ -99,7 +99,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (stream.clone(), prop::sample::select(vec![Wants::RecentRows, Wants::Query]))
             .prop_map(|(stream, wants)| Step::Break(stream, wants)),
         1 => stream.prop_map(Step::Heartbeat),
-        8 => (0..FEEDERS, prop::sample::select(vec![Sends::Message, Sends::Message, Sends::Nothing]))
+        8 => (0..FEEDERS, prop::sample::select(vec![Sends::Something, Sends::Something, Sends::Nothing]))
             .prop_map(|(feeder, sends)| Step::Feed(feeder, sends)),
         8 => (any::<prop::sample::Index>(), prop::sample::select(vec![Arrives::Once, Arrives::Again]))
             .prop_map(|(which, arrives)| Step::Arrive(which, arrives)),
@@ -146,7 +146,7 @@ struct Stream {
 
 /// Rows that were read at once, and what that left.
 #[derive(Clone)]
-struct Run {
+struct SimulatedRun {
     rows: Vec<(RowKey, usize)>,
     after: Position,
     unread: Unread,
@@ -154,9 +154,9 @@ struct Run {
 
 /// A page that another bridge has read.
 #[derive(Clone)]
-struct Message {
+struct SimulatedMessage {
     step: ReadStep,
-    runs: Vec<Run>,
+    runs: Vec<SimulatedRun>,
 }
 
 #[derive(Clone, Default)]
@@ -167,7 +167,7 @@ struct Feeder {
 
 struct Simulation {
     feeders: [Feeder; FEEDERS],
-    messages: Vec<Message>,
+    messages: Vec<SimulatedMessage>,
     /// Messages that were applied, so far.
     applied: usize,
     /// The snapshot of the last page, read or received.
@@ -208,7 +208,7 @@ fn batch(rows: &[RowKey], snapshot: &Snapshot, unread: &Unread, end: End) -> Bat
 }
 
 /// Does what `sql/tail_page.sql` and `page_reader.rs` do, with other sizes.
-fn read(table: &Table, tail: &mut Position) -> (Vec<Run>, Rest) {
+fn read(table: &Table, tail: &mut Position) -> (Vec<SimulatedRun>, Rest) {
     let snapshot = table.snapshot();
     let mut new = table.visible();
     new.retain(|&(row, _)| tail.is_new(row));
@@ -232,7 +232,7 @@ fn read(table: &Table, tail: &mut Position) -> (Vec<Run>, Rest) {
     }
     let is_all = cut.is_empty();
     let unread = tail.pass_begun(&cut);
-    let first = Run {
+    let first = SimulatedRun {
         rows: first,
         after: tail.clone(),
         unread,
@@ -250,7 +250,7 @@ fn read(table: &Table, tail: &mut Position) -> (Vec<Run>, Rest) {
     };
     let unread = tail.pass_others(last, &cut, rest, &snapshot);
     assert!(tail.begun().len() <= MOST_BEGUN);
-    let second = Run {
+    let second = SimulatedRun {
         rows: read.to_vec(),
         after: tail.clone(),
         unread,
@@ -352,9 +352,9 @@ impl Simulation {
                     snapshot: Arc::new(self.table.snapshot()),
                 };
                 let before = std::mem::replace(&mut feeder.told, after.clone());
-                if sends == Sends::Message {
+                if sends == Sends::Something {
                     let step = ReadStep { before, after };
-                    self.messages.push(Message { step, runs });
+                    self.messages.push(SimulatedMessage { step, runs });
                 }
             }
             Step::Arrive(which, arrives) if !self.messages.is_empty() => {
@@ -376,7 +376,7 @@ impl Simulation {
         rest
     }
 
-    fn publish_all(&mut self, runs: Vec<Run>, snapshot: &Snapshot) {
+    fn publish_all(&mut self, runs: Vec<SimulatedRun>, snapshot: &Snapshot) {
         for run in runs {
             self.tail = run.after;
             self.publish(&run.rows, snapshot, &run.unread);
@@ -385,7 +385,7 @@ impl Simulation {
     }
 
     /// Does what `listener/publisher.rs` does. After a gap, the bridge reads the table.
-    fn receive(&mut self, message: Message) {
+    fn receive(&mut self, message: SimulatedMessage) {
         let point = ReadPoint {
             position: Arc::new(self.tail.clone()),
             snapshot: Arc::clone(&self.known),

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::role::Pace;
+use super::role::Sign;
 use crate::{
     delivery::memberships::MembershipChange,
     domain::{
@@ -31,8 +31,8 @@ pub struct FeedMessage {
     pub step: ReadStep,
     /// The state of the write-ahead log when the last statement was read.
     pub log: Log,
-    /// How soon the next message follows.
-    pub pace: Pace,
+    /// What the feeder says of itself.
+    pub sign: Sign,
     /// When it was sent, by the database's clock.
     pub sent: Moment,
     pub changes: Vec<Arc<MembershipChange>>,
@@ -61,7 +61,7 @@ struct WireMessage<'a> {
     after: ReadPoint,
     inserted: u64,
     flushed: u64,
-    pace: Pace,
+    sign: Sign,
     sent: i64,
     #[serde(borrow)]
     changes: Vec<WireChange<'a>>,
@@ -117,7 +117,7 @@ impl FeedMessage {
             after: self.step.after.clone(),
             inserted: self.log.inserted.into(),
             flushed: self.log.flushed.into(),
-            pace: self.pace,
+            sign: self.sign,
             sent: self.sent.0,
             changes: self.changes.iter().map(|it| WireChange::of(it)).collect(),
             runs: self.runs.iter().map(|run| WireRun::of(run, now)).collect(),
@@ -148,7 +148,7 @@ impl FeedMessage {
                 inserted: message.inserted.into(),
                 flushed: message.flushed.into(),
             },
-            pace: message.pace,
+            sign: message.sign,
             sent: Moment(message.sent),
             changes: changes.collect::<Option<_>>().ok_or(Undecodable)?,
             runs: runs.collect::<Option<_>>().ok_or(Undecodable)?,
@@ -321,7 +321,7 @@ mod tests {
                 inserted: 100.into(),
                 flushed: 90.into(),
             },
-            pace: Pace::Asleep,
+            sign: Sign::Leaves,
             sent: Moment(1_000_000),
             changes: changes.map(Arc::new).into(),
             runs: vec![FeedRun {

@@ -6,30 +6,20 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// How soon the next message of a feeder follows.
+/// What a feeder says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Pace {
-    /// The feeder polls: within [`TICK`].
-    Awake,
-    /// It waits for the doorbell: within a second.
-    Asleep,
-    /// None follows: the feeder stops.
-    Leaving,
+pub enum Sign {
+    /// The next message follows within [`TICK`].
+    Feeds,
+    /// It stops: none follows.
+    Leaves,
 }
 
-/// While it polls, a feeder sends at least this often.
-pub const TICK: Duration = Duration::from_millis(100);
+/// A feeder sends at least this often, also without rows, and without asking Postgres.
+pub const TICK: Duration = Duration::from_millis(200);
 
-/// How long a feeder that polls may be silent: five ticks. So much later are rows if it
-/// dies.
-const SILENCE_AWAKE: Duration = Duration::from_millis(500);
-
-/// How long one that sleeps may be silent: it polls once a second.
-const SILENCE_ASLEEP: Duration = Duration::from_millis(2_500);
-
-/// How long after the doorbell rang a message may take to arrive. Otherwise the follower
-/// polls: the feeder may have died in its sleep.
-const RUNG_LIMIT: Duration = Duration::from_millis(100);
+/// How long a feeder may be silent: five ticks. So much later are rows if it dies.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// How long a feeder's own message may take to come back. Otherwise it doesn't reach the
 /// others either.
@@ -67,11 +57,11 @@ impl FeedRole {
     }
 }
 
-/// Why a poll is due although the usual time hasn't come.
+/// What did not happen in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// No message followed the doorbell.
-    Rung,
+    /// Nothing was sent for a while: the others must hear that this bridge feeds.
+    Tick,
     /// The feeder is silent: this bridge is alone now.
     Feeder,
     /// The feeder's own messages don't come back: this bridge is alone now, and must let
@@ -83,10 +73,10 @@ pub enum Overdue {
 #[derive(Debug)]
 pub struct FeedWatch {
     role: FeedRole,
-    /// When the last message of a feeder arrived, and what it said.
-    heard: (Instant, Pace),
-    /// When the doorbell rang, if no message has arrived since.
-    rung: Option<Instant>,
+    /// When the last message of a feeder arrived.
+    heard: Instant,
+    /// When the last message was sent.
+    told: Instant,
     /// The first message of its own that has not come back: its number, and when it was
     /// sent.
     sent: Option<(u64, Instant)>,
@@ -98,8 +88,8 @@ impl FeedWatch {
     pub fn new(now: Instant) -> Self {
         Self {
             role: FeedRole::Alone,
-            heard: (now, Pace::Leaving),
-            rung: None,
+            heard: now,
+            told: now,
             sent: None,
             tries_at: now,
         }
@@ -110,33 +100,15 @@ impl FeedWatch {
     }
 
     /// A message of a feeder has arrived, and the bridge has seen all that it says.
-    pub fn heard(&mut self, pace: Pace, now: Instant) {
+    pub fn heard(&mut self, sign: Sign, now: Instant) {
         if self.role == FeedRole::Feeding {
             return;
         }
-        self.heard = (now, pace);
-        self.rung = None;
-        self.role = match pace {
-            Pace::Awake | Pace::Asleep => FeedRole::Following,
-            Pace::Leaving => FeedRole::Alone,
-        };
-        if pace == Pace::Leaving {
-            self.tries_at = now;
+        self.heard = now;
+        match sign {
+            Sign::Feeds => self.role = FeedRole::Following,
+            Sign::Leaves => self.is_alone(now),
         }
-    }
-
-    /// The doorbell rang. Returns whether a poll is due.
-    pub fn rung(&mut self, now: Instant) -> bool {
-        if self.role != FeedRole::Following {
-            return true;
-        }
-        self.rung.get_or_insert(now);
-        false
-    }
-
-    /// The bridge has polled.
-    pub fn polled(&mut self) {
-        self.rung = None;
     }
 
     /// Whether to try to become the feeder now. If so, the next time is later.
@@ -148,12 +120,17 @@ impl FeedWatch {
         tries
     }
 
-    pub fn feeds(&mut self) {
+    pub fn feeds(&mut self, now: Instant) {
         self.role = FeedRole::Feeding;
-        self.sent = None;
+        (self.sent, self.told) = (None, now);
     }
 
-    /// The feeder has sent this message of its own.
+    /// The feeder has sent something, or tried to.
+    pub fn told(&mut self, now: Instant) {
+        self.told = now;
+    }
+
+    /// The feeder has sent this message.
     pub fn sent(&mut self, number: u64, now: Instant) {
         self.sent.get_or_insert((number, now));
     }
@@ -169,21 +146,12 @@ impl FeedWatch {
     pub fn alarm(&self) -> Option<Instant> {
         match self.role {
             FeedRole::Alone => None,
-            FeedRole::Following => {
-                let silent = self.silent_at();
-                let rung = self.rung.map(|rung| rung + RUNG_LIMIT);
-                Some(rung.map_or(silent, |rung| rung.min(silent)))
+            FeedRole::Following => Some(self.heard + SILENCE),
+            FeedRole::Feeding => {
+                let echo = self.sent.map(|(_, at)| at + ECHO_LIMIT);
+                let tick = self.told + TICK;
+                Some(echo.map_or(tick, |echo| echo.min(tick)))
             }
-            FeedRole::Feeding => self.sent.map(|(_, at)| at + ECHO_LIMIT),
-        }
-    }
-
-    fn silent_at(&self) -> Instant {
-        let (heard, pace) = self.heard;
-        match pace {
-            Pace::Awake => heard + SILENCE_AWAKE,
-            Pace::Asleep => heard + SILENCE_ASLEEP,
-            Pace::Leaving => heard,
         }
     }
 
@@ -192,20 +160,18 @@ impl FeedWatch {
         if self.alarm().is_none_or(|alarm| alarm > now) {
             return None;
         }
-        Some(match self.role {
-            FeedRole::Feeding => {
-                self.resigns(now);
-                Overdue::Echo
-            }
-            FeedRole::Following if self.silent_at() <= now => {
+        match self.role {
+            FeedRole::Alone => None,
+            FeedRole::Following => {
                 self.is_alone(now);
-                Overdue::Feeder
+                Some(Overdue::Feeder)
             }
-            FeedRole::Following | FeedRole::Alone => {
-                self.rung = None;
-                Overdue::Rung
+            FeedRole::Feeding if self.sent.is_some_and(|(_, at)| at + ECHO_LIMIT <= now) => {
+                self.resigns(now);
+                Some(Overdue::Echo)
             }
-        })
+            FeedRole::Feeding => Some(Overdue::Tick),
+        }
     }
 
     /// The feeder can't send, and leaves it to others for a while.
@@ -217,7 +183,7 @@ impl FeedWatch {
     /// Nothing arrives any more.
     pub fn is_alone(&mut self, now: Instant) {
         self.role = FeedRole::Alone;
-        (self.rung, self.sent) = (None, None);
+        self.sent = None;
         self.tries_at = now;
     }
 }
@@ -228,10 +194,17 @@ mod tests {
 
     const MILLISECOND: Duration = Duration::from_millis(1);
 
-    fn following(pace: Pace) -> (FeedWatch, Instant) {
+    fn following() -> (FeedWatch, Instant) {
         let now = Instant::now();
         let mut watch = FeedWatch::new(now);
-        watch.heard(pace, now);
+        watch.heard(Sign::Feeds, now);
+        (watch, now)
+    }
+
+    fn feeding() -> (FeedWatch, Instant) {
+        let now = Instant::now();
+        let mut watch = FeedWatch::new(now);
+        watch.feeds(now);
         (watch, now)
     }
 
@@ -243,80 +216,65 @@ mod tests {
         assert!(watch.tries(now));
         assert!(!watch.tries(now + TRY_EVERY - MILLISECOND));
         assert!(watch.tries(now + TRY_EVERY));
-        watch.heard(Pace::Asleep, now);
+        watch.heard(Sign::Feeds, now);
         assert_eq!(watch.role(), FeedRole::Following);
         assert!(!watch.tries(now + 9 * TRY_EVERY));
     }
 
     #[test]
     fn a_feeder_that_is_silent_is_followed_no_longer() {
-        for (pace, limit) in [(Pace::Awake, SILENCE_AWAKE), (Pace::Asleep, SILENCE_ASLEEP)] {
-            let (mut watch, now) = following(pace);
-            assert_eq!(watch.overdue(now + limit - MILLISECOND), None);
-            let silent = watch.alarm().expect("an alarm");
-            assert_eq!(silent, now + limit);
-            assert_eq!(watch.overdue(silent), Some(Overdue::Feeder));
-            assert_eq!(watch.role(), FeedRole::Alone);
-            assert!(watch.tries(silent));
-        }
+        let (mut watch, now) = following();
+        watch.heard(Sign::Feeds, now + TICK);
+        let silent = now + TICK + SILENCE;
+        assert_eq!(watch.alarm(), Some(silent));
+        assert_eq!(watch.overdue(silent - MILLISECOND), None);
+        assert_eq!(watch.overdue(silent), Some(Overdue::Feeder));
+        assert_eq!(watch.role(), FeedRole::Alone);
+        assert!(watch.tries(silent));
     }
 
     #[test]
     fn a_feeder_that_leaves_is_replaced_at_once() {
-        let (mut watch, now) = following(Pace::Awake);
-        watch.heard(Pace::Leaving, now);
+        let (mut watch, now) = following();
+        watch.heard(Sign::Leaves, now);
         assert_eq!(watch.role(), FeedRole::Alone);
         assert!(watch.tries(now));
     }
 
     #[test]
-    fn a_doorbell_without_a_message_is_followed_by_a_poll() {
-        let (mut watch, now) = following(Pace::Asleep);
-        assert!(!watch.rung(now));
-        assert!(!watch.rung(now + 50 * MILLISECOND));
-        let alarm = watch.alarm().expect("an alarm");
-        assert_eq!(alarm, now + RUNG_LIMIT);
-        assert_eq!(watch.overdue(alarm), Some(Overdue::Rung));
-        assert_eq!(watch.role(), FeedRole::Following);
-        assert_eq!(watch.overdue(alarm), None);
-        // One with a message isn't.
-        watch.rung(alarm);
-        watch.heard(Pace::Asleep, alarm);
-        assert_eq!(watch.overdue(alarm + RUNG_LIMIT), None);
-        // Nor one after which the bridge has polled anyway.
-        watch.rung(alarm);
-        watch.polled();
-        assert_eq!(watch.overdue(alarm + RUNG_LIMIT), None);
-        assert!(FeedWatch::new(now).rung(now), "alone, it polls at once");
+    fn a_feeder_is_heard_even_if_nothing_happens() {
+        let (mut watch, now) = feeding();
+        assert_eq!(watch.overdue(now + TICK - MILLISECOND), None);
+        assert_eq!(watch.alarm(), Some(now + TICK));
+        assert_eq!(watch.overdue(now + TICK), Some(Overdue::Tick));
+        watch.told(now + TICK);
+        assert_eq!(watch.overdue(now + TICK), None);
+        assert!(5 * TICK <= SILENCE);
     }
 
     #[test]
     fn a_feeder_whose_messages_do_not_come_back_resigns_for_a_while() {
-        let now = Instant::now();
-        let mut watch = FeedWatch::new(now);
-        watch.feeds();
+        let (mut watch, now) = feeding();
         watch.sent(1, now);
         watch.sent(2, now + 10 * MILLISECOND);
         watch.came_back(1, 2, now + 20 * MILLISECOND);
-        let alarm = watch.alarm().expect("an alarm");
         watch.came_back(2, 2, now + 30 * MILLISECOND);
-        assert_eq!(watch.overdue(alarm), None);
-        watch.sent(3, alarm);
+        let late = now + ECHO_LIMIT + 30 * MILLISECOND;
+        assert_eq!(watch.overdue(late), Some(Overdue::Tick));
+        watch.sent(3, late);
         // A repeated one proves nothing.
-        watch.came_back(2, 3, alarm);
-        assert_eq!(watch.overdue(alarm + ECHO_LIMIT), Some(Overdue::Echo));
+        watch.came_back(2, 3, late);
+        assert_eq!(watch.overdue(late + ECHO_LIMIT), Some(Overdue::Echo));
         assert_eq!(watch.role(), FeedRole::Alone);
-        assert!(!watch.tries(alarm + ECHO_LIMIT + RESIGNED - MILLISECOND));
-        assert!(watch.tries(alarm + ECHO_LIMIT + RESIGNED));
+        assert!(!watch.tries(late + ECHO_LIMIT + RESIGNED - MILLISECOND));
+        assert!(watch.tries(late + ECHO_LIMIT + RESIGNED));
     }
 
     #[test]
     fn a_feeder_follows_nobody() {
-        let now = Instant::now();
-        let mut watch = FeedWatch::new(now);
-        watch.feeds();
-        watch.heard(Pace::Awake, now);
-        watch.heard(Pace::Leaving, now);
+        let (mut watch, now) = feeding();
+        watch.heard(Sign::Feeds, now);
+        watch.heard(Sign::Leaves, now);
         assert_eq!(watch.role(), FeedRole::Feeding);
     }
 }

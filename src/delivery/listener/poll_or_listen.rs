@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::delivery::{
-    feed::role::Pace,
     health::Watching,
     page_reader::{BellGeneration, BellState},
 };
@@ -88,15 +87,6 @@ impl From<PollMode> for Watching {
             PollMode::Awake => Self::Awake,
             PollMode::Asleep(_) => Self::Asleep,
             PollMode::Following => Self::Following,
-        }
-    }
-}
-
-impl From<PollMode> for Pace {
-    fn from(watch: PollMode) -> Self {
-        match watch {
-            PollMode::Awake | PollMode::Following => Self::Awake,
-            PollMode::Asleep(_) => Self::Asleep,
         }
     }
 }

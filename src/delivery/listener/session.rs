@@ -99,6 +99,7 @@ pub struct Session {
     pub client: Client,
     driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
     bell: Arc<Notify>,
+    listens: bool,
     pub tail_page: Statement,
     pub membership_changes: Statement,
     pub doorbell: Statement,
@@ -187,12 +188,8 @@ impl Session {
             system_identifier,
             incarnation: begin_incarnation(&client, sql).await?,
         };
-        // The trigger names the channel after the table, so that two installations in one
-        // database don't wake each other.
-        client
-            .batch_execute(&format!("listen tidings_{table}"))
-            .await?;
-        Ok(Self {
+        let mut session = Self {
+            listens: false,
             tail_page: client.prepare(&sql.tail_page).await?,
             membership_changes: client.prepare(&sql.membership_changes).await?,
             doorbell: client.prepare(&sql.doorbell).await?,
@@ -214,7 +211,27 @@ impl Session {
             history,
             backend: row.try_get("backend")?,
             role,
-        })
+        };
+        session.listen(PollMode::Awake).await?;
+        Ok(session)
+    }
+
+    /// Listens, unless the bridge follows another one: then each NOTIFY would cost Postgres
+    /// more than the rest of this session.
+    ///
+    /// Call it before a poll, so that no notification is lost in between.
+    pub async fn listen(&mut self, watch: PollMode) -> Result<(), tokio_postgres::Error> {
+        let listens = watch != PollMode::Following;
+        if self.listens != listens {
+            // The trigger names the channel after the table, so that two installations in
+            // one database don't wake each other.
+            let command = if listens { "listen" } else { "unlisten" };
+            let table = self.place.table;
+            let command = format!("{command} tidings_{table}");
+            self.client.batch_execute(&command).await?;
+            self.listens = listens;
+        }
+        Ok(())
     }
 
     /// Makes writers send NOTIFY. A poll sent after this sees every row whose writer did
@@ -269,10 +286,11 @@ impl Session {
         Ok(current.flatten().map(|key| FeedKeys::new(key, previous)))
     }
 
-    /// Waits for the doorbell, or, while awake, only for the end of the connection.
+    /// Waits for the doorbell, or, while awake or following, only for the end of the
+    /// connection.
     pub async fn rung(&mut self, watch: PollMode) -> Result<(), ListenError> {
         tokio::select! {
-            () = self.bell.notified(), if watch != PollMode::Awake => Ok(()),
+            () = self.bell.notified(), if matches!(watch, PollMode::Asleep(_)) => Ok(()),
             end = &mut self.driver => Err(ListenError::Lost(end.ok().flatten())),
         }
     }

@@ -233,9 +233,10 @@ async fn the_more_bridges_there_are_the_more_rarely_each_of_them_polls() {
         let row = insert(&writer).await;
         assert_eq!(rows(&mut source, 1).await, [row]);
     }
-    // One millisecond for each bridge. A row waits for a poll, and the next one for the next.
+    // One millisecond for each bridge. A row waits for a poll, and the next one for the next. The
+    // first poll may have begun before the first row was written.
     let took = begin.elapsed();
     let gap = Duration::from_millis((OTHERS + 1).into());
-    assert!(took >= gap * (ROWS as u32 - 1), "{took:?}");
+    assert!(took >= gap * (ROWS as u32 - 2), "{took:?}");
     assert!(took < PATIENCE, "{took:?}");
 }

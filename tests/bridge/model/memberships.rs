@@ -77,13 +77,23 @@ impl Memberships {
             }
             let all = self.0.entry(of).or_default();
             match first.joined {
-                Some((xid, since, taken)) => all.push(Membership {
-                    xid,
-                    since,
-                    taken,
-                    committed,
-                    ended: None,
-                }),
+                Some((xid, since, taken)) => {
+                    // A restart of the server may have shown it before its writer was told.
+                    let known = all
+                        .iter_mut()
+                        .find(|one| one.xid == xid && one.since == since);
+                    if let Some(known) = known {
+                        (known.taken, known.committed) = (taken, committed);
+                        continue;
+                    }
+                    all.push(Membership {
+                        xid,
+                        since,
+                        taken,
+                        committed,
+                        ended: None,
+                    });
+                }
                 None => end(all, committed),
             }
         }
