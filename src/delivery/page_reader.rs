@@ -22,7 +22,7 @@ pub use self::{
     head::{incarnation, read_incarnation},
     rows::{Flaw, UnusableRows},
     size::{MOST_BEGUN, PageSize},
-    tail::{Run, TailPage, TailStart, tail_page, tail_start},
+    tail::{Run, TailPage, TailStart, TailStatements, tail_page, tail_start},
     topics::{Cursor, FirstReading, MOST_TOPICS, PageTopics, TopicPage, topic_page},
     user::{OwnPage, UserPage, user_page, user_page_on_replica},
 };

@@ -28,7 +28,7 @@ pub struct Parcel {
     pub body: Vec<u8>,
 }
 
-/// A message with more than [`MOST_FRAGMENTS`] fragments. It is not sent: its receivers
+/// A message that needs more than 32 fragments. It is not sent: its receivers
 /// poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a message of {0} bytes, which is too long to send")]

@@ -19,6 +19,8 @@ pub struct Sql {
     pub tail_start: String,
     /// New rows of all users.
     pub tail_page: String,
+    /// The same, for a position without open transactions.
+    pub tail_page_past_floor: String,
     /// New rows of one user.
     pub user_page: String,
     /// New rows of one user, from a replica.
@@ -103,6 +105,7 @@ impl Sql {
         let fill_from = |drained: &str, text: &str| {
             let text = text
                 .replace(":drained", drained)
+                .replace(":head", include_str!("../../sql/tail_head.sql"))
                 .replace(":guarded", include_str!("../../sql/guarded.sql"))
                 .replace(":columns", include_str!("../../sql/columns.sql"))
                 .replace(":incarnation", sign.incarnation());
@@ -128,6 +131,7 @@ impl Sql {
             sign,
             tail_start: fill(include_str!("../../sql/tail_start.sql")),
             tail_page: fill(include_str!("../../sql/tail_page.sql")),
+            tail_page_past_floor: fill(include_str!("../../sql/tail_page_past_floor.sql")),
             user_page: fill(&user_page),
             user_page_on_replica: fill(&user_page_on_replica),
             replica_gate: fill(include_str!("../../sql/replica_gate.sql")),

@@ -41,8 +41,13 @@ async fn at_a_million_rows_every_reading_query_stays_on_its_index() {
     let prepared = [
         (
             "tail_page",
-            "xid8[], bigint[], bigint, bigint, xid8, xid8[], bigint, bigint, xid8, xid8[]",
+            "xid8, xid8[], xid8[], bigint[], bigint, bigint, xid8, xid8[], bigint, bigint",
             &sql.tail_page,
+        ),
+        (
+            "tail_page_past_floor",
+            "xid8, xid8[], xid8, bigint, bigint",
+            &sql.tail_page_past_floor,
         ),
         (
             "user_page",
@@ -341,23 +346,24 @@ async fn a_page_of_topics_stays_on_its_indexes() {
 }
 
 /// The position has an open transaction, which has been read up to its millionth row.
-fn executions(floor: &str, open: &str, id: i64) -> [String; 10] {
+fn executions(floor: &str, open: &str, id: i64) -> [String; 11] {
     let position = format!("'{floor}', array['{open}']::xid8[], array[{ROWS}::bigint]");
     [
         format!(
-            "execute tail_page (array['{open}']::xid8[], array[{ROWS}::bigint], 1001, 1048576, \
-             '{floor}', '{{}}', 251, 262144, '{floor}', '{{}}')"
+            "execute tail_page ('{floor}', '{{}}', array['{open}']::xid8[], array[{ROWS}::bigint], \
+             1001, 1048576, '{floor}', '{{}}', 251, 262144)"
         ),
         // In the middle of a large transaction that is read in pieces, ...
         format!(
-            "execute tail_page (array['{open}']::xid8[], array[{ROWS}::bigint / 2], 31, 1048576, \
-             '{floor}', '{{}}', 31, 262144, '{floor}', '{{}}')"
+            "execute tail_page ('{floor}', '{{}}', array['{open}']::xid8[], \
+             array[{ROWS}::bigint / 2], 31, 1048576, '{floor}', '{{}}', 31, 262144)"
         ),
         // ... and at the beginning of one that was running before.
         format!(
-            "execute tail_page ('{{}}', '{{}}', 1001, 1048576, '{floor}', \
-             array['{open}']::xid8[], 31, 1048576, '{floor}', array['{open}']::xid8[])"
+            "execute tail_page ('{floor}', array['{open}']::xid8[], '{{}}', '{{}}', 1001, 1048576, \
+             '{floor}', array['{open}']::xid8[], 31, 1048576)"
         ),
+        format!("execute tail_page_past_floor ('{floor}', '{{}}', '{floor}', 1001, 1048576)"),
         format!("execute user_page ({position}, 501, 262144, 'user7')"),
         format!(
             "execute user_page_on_replica ({position}, 501, 262144, 'user7', \

@@ -11,7 +11,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use tidings::{
     delivery::{
         batch::{Batch, End, Event},
-        page_reader::{self, MOST_BEGUN, PageSize, Run, TailPage},
+        page_reader::{self, MOST_BEGUN, PageSize, Run, TailPage, TailStatements},
     },
     domain::{
         history::History,
@@ -26,7 +26,7 @@ use tidings::{
     },
 };
 use tokio::runtime::Handle;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Client;
 
 use crate::support::database::Database;
 
@@ -142,7 +142,7 @@ struct Stage {
     writers: Vec<Writer>,
     client: Client,
     owner: Client,
-    tail_query: Statement,
+    tail_query: TailStatements,
     sql: Sql,
     pool: Pool,
     tail: Reader,
@@ -174,7 +174,9 @@ impl Stage {
         let start = start.expect("a start").position;
         Self {
             writers,
-            tail_query: client.prepare(&sql.tail_page).await.expect("a statement"),
+            tail_query: TailStatements::prepare(&client, &sql)
+                .await
+                .expect("statements"),
             pool: Pool::new(&database.url(), PoolMode::Session, 1, Handle::current())
                 .expect("a pool"),
             sql,

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use tidings::{
-    delivery::page_reader::{PageSize, tail_page},
+    delivery::page_reader::{PageSize, TailStatements, tail_page},
     domain::{
         position::Position,
         snapshot::{Snapshot, Xid},
@@ -105,7 +105,7 @@ async fn tail_row(server: &Server, rounds: usize) -> Result<Figure> {
         .batch_execute("set plan_cache_mode = force_generic_plan")
         .await?;
     let sql = Sql::new(&SchemaName::public());
-    let statement = client.prepare(&sql.tail_page).await?;
+    let statement = TailStatements::prepare(&client, &sql).await?;
     let first: i64 = client
         .query_one("select min(xid)::text::bigint from notifications", &[])
         .await?

@@ -15,7 +15,7 @@ use super::poll_or_listen::PollMode;
 use crate::{
     delivery::{
         feed::FeedPlace,
-        page_reader::{self, BellState},
+        page_reader::{self, BellState, TailStatements},
     },
     domain::history::{History, Incarnation, Since},
     fanout::{FeedKey, FeedKeys},
@@ -100,7 +100,7 @@ pub struct Session {
     driver: AbortOnDropHandle<Option<tokio_postgres::Error>>,
     bell: Arc<Notify>,
     listens: bool,
-    pub tail_page: Statement,
+    pub tail_page: TailStatements,
     pub membership_changes: Statement,
     pub doorbell: Statement,
     pub disconnections: Statement,
@@ -190,7 +190,7 @@ impl Session {
         };
         let mut session = Self {
             listens: false,
-            tail_page: client.prepare(&sql.tail_page).await?,
+            tail_page: TailStatements::prepare(&client, sql).await?,
             membership_changes: client.prepare(&sql.membership_changes).await?,
             doorbell: client.prepare(&sql.doorbell).await?,
             disconnections: client.prepare(&sql.disconnections).await?,

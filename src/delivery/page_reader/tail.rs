@@ -17,7 +17,7 @@ use crate::{
         position::{Position, Rest, RowKey, Unread},
         snapshot::{Snapshot, Xid},
     },
-    postgres::pool::first_row,
+    postgres::{pool::first_row, queries::Sql},
 };
 
 /// The first rows that are new since a position.
@@ -141,11 +141,27 @@ pub async fn tail_start(client: &Client, query: &str) -> Result<TailStart, Error
     })
 }
 
+/// The statements that read a page of the tail.
+#[derive(Debug)]
+pub struct TailStatements {
+    any: Statement,
+    past_floor: Statement,
+}
+
+impl TailStatements {
+    pub async fn prepare(client: &Client, sql: &Sql) -> Result<Self, Error> {
+        Ok(Self {
+            any: client.prepare(&sql.tail_page).await?,
+            past_floor: client.prepare(&sql.tail_page_past_floor).await?,
+        })
+    }
+}
+
 /// Reads the first new rows of all users. `known` is the snapshot whose memberships are
 /// known.
 pub async fn tail_page(
     client: &Client,
-    query: &Statement,
+    statements: &TailStatements,
     position: &Position,
     known: &Snapshot,
     size: PageSize,
@@ -157,23 +173,33 @@ pub async fn tail_page(
         1..MOST_BEGUN => size.beside(),
         _ => PageSize { rows: 0, ..size },
     };
-    let rows = client
-        .query(
-            query,
-            &[
-                &begun.xids(),
-                &begun.reads(),
-                &share.limit(),
-                &share.bytes,
-                &position.floor(),
-                &not_begun.xids(),
-                &others.limit(),
-                &others.bytes,
-                &known.xmax(),
-                &known.running_xids(),
-            ],
-        )
-        .await?;
+    let (xmax, running) = (known.xmax(), known.running_xids());
+    let floor = position.floor();
+    let rows = if begun.is_empty() && not_begun.is_empty() {
+        let (rows, bytes) = (size.limit(), size.bytes);
+        let query = &statements.past_floor;
+        client
+            .query(query, &[&xmax, &running, &floor, &rows, &bytes])
+            .await?
+    } else {
+        client
+            .query(
+                &statements.any,
+                &[
+                    &xmax,
+                    &running,
+                    &begun.xids(),
+                    &begun.reads(),
+                    &share.limit(),
+                    &share.bytes,
+                    &floor,
+                    &not_begun.xids(),
+                    &others.limit(),
+                    &others.bytes,
+                ],
+            )
+            .await?
+    };
     let head = first_row(&rows);
     let mut keys = Vec::with_capacity(rows.len());
     for row in &rows {
