@@ -374,7 +374,10 @@ impl Feed {
                 self.report();
                 self.watch.role() == FeedRole::Alone
             }
-            Received::Gap => true,
+            Received::Gap => {
+                self.watch.goes_on(now);
+                true
+            }
             Received::OtherHistory => false,
         }
     }

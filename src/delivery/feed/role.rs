@@ -111,6 +111,14 @@ impl FeedWatch {
         }
     }
 
+    /// A message of a feeder has arrived, and something before it is missing. That is no
+    /// reason to leave a feeder, nor one to follow it.
+    pub fn goes_on(&mut self, now: Instant) {
+        if self.role == FeedRole::Following {
+            self.heard = now;
+        }
+    }
+
     /// Whether to try to become the feeder now. If so, the next time is later.
     pub fn tries(&mut self, now: Instant) -> bool {
         let tries = self.role == FeedRole::Alone && self.tries_at <= now;
@@ -231,6 +239,16 @@ mod tests {
         assert_eq!(watch.overdue(silent), Some(Overdue::Feeder));
         assert_eq!(watch.role(), FeedRole::Alone);
         assert!(watch.tries(silent));
+    }
+
+    #[test]
+    fn a_feeder_is_followed_although_messages_get_lost() {
+        let (mut watch, now) = following();
+        watch.goes_on(now + SILENCE);
+        assert_eq!(watch.overdue(now + SILENCE), None);
+        let mut alone = FeedWatch::new(now);
+        alone.goes_on(now);
+        assert_eq!(alone.role(), FeedRole::Alone);
     }
 
     #[test]
