@@ -225,3 +225,130 @@ impl Publisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        delivery::feed::role::Sign,
+        domain::{
+            clock::Moment,
+            history::{Incarnation, Since},
+            notification::{Addressee, Expiry, Notification, UserId},
+            position::{ReadStep, RowKey, Unread},
+        },
+    };
+
+    fn history(since: i64) -> History {
+        History {
+            system_identifier: 1,
+            incarnation: Incarnation {
+                timeline: 1,
+                since: Since(since),
+            },
+        }
+    }
+
+    fn point(xid: u64) -> ReadPoint {
+        let snapshot = Snapshot::new(Xid(xid + 1), Vec::new());
+        ReadPoint {
+            position: Arc::new(Position::after(Some(Xid(xid)), &snapshot)),
+            snapshot: Arc::new(snapshot),
+        }
+    }
+
+    /// A bridge that has read the transactions up to 4.
+    fn publisher() -> Publisher {
+        let hub = Arc::new(Hub::new(1_024));
+        let mut publisher = Publisher::new(hub, Arc::default());
+        let at = point(4);
+        publisher.begin(
+            history(1),
+            TailStart {
+                position: (*at.position).clone(),
+                snapshot: (*at.snapshot).clone(),
+                checkpointed: Xid(1),
+                has_topics: false,
+            },
+        );
+        publisher
+    }
+
+    /// What a feeder has read between these two transactions: a row of each.
+    fn message(history: History, from: u64, to: u64) -> FeedMessage {
+        let user = UserId::parse("alice").expect("a user");
+        let row = |xid: u64| {
+            let notification = Notification {
+                key: RowKey {
+                    xid: Xid(xid),
+                    id: xid.cast_signed(),
+                },
+                event: None,
+                text: "x".to_owned(),
+                created_at: None,
+                expires: Expiry::Never,
+                reference: None,
+                topic: None,
+            };
+            (Addressee::User(user.clone()), notification)
+        };
+        FeedMessage {
+            history,
+            step: ReadStep {
+                before: point(from),
+                after: point(to),
+            },
+            log: Log {
+                inserted: 100.into(),
+                flushed: 100.into(),
+            },
+            sign: Sign::Feeds,
+            sent: Moment(0),
+            changes: Vec::new(),
+            runs: vec![FeedRun {
+                rows: (from + 1..=to).map(row).collect(),
+                after: (*point(to).position).clone(),
+                unread: Unread::NOTHING,
+            }],
+        }
+    }
+
+    #[test]
+    fn what_is_new_in_a_message_is_published_once() {
+        let mut publisher = publisher();
+        // The bridge has seen its first two rows.
+        let read = message(history(1), 2, 6);
+        assert_eq!(publisher.receive(read.clone()), Received::Applied(2));
+        assert_eq!(publisher.position(), &*point(6).position);
+        assert_eq!(publisher.known(), &*point(6).snapshot);
+        assert_eq!(publisher.tail().safe, Xid(7));
+        assert_eq!(publisher.receive(read), Received::Seen);
+        assert_eq!(
+            publisher.receive(message(history(1), 6, 7)),
+            Received::Applied(1)
+        );
+    }
+
+    #[test]
+    fn a_message_after_a_gap_moves_nothing() {
+        let mut publisher = publisher();
+        assert_eq!(publisher.receive(message(history(1), 5, 6)), Received::Gap);
+        assert_eq!(publisher.position(), &*point(4).position);
+    }
+
+    #[test]
+    fn messages_of_another_incarnation_are_dropped() {
+        let mut publisher = publisher();
+        let late = message(history(0), 4, 6);
+        assert_eq!(publisher.receive(late), Received::OtherHistory);
+        assert_eq!(publisher.position(), &*point(4).position);
+        // Also after a crash that this bridge has noticed.
+        publisher.recover(history(2));
+        let late = message(history(1), 1, 6);
+        assert_eq!(publisher.receive(late), Received::OtherHistory);
+        assert_eq!(
+            publisher.receive(message(history(2), 0, 6)),
+            Received::Applied(6)
+        );
+    }
+}
