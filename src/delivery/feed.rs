@@ -171,7 +171,7 @@ pub struct Feed {
     /// The number of the last message that was sent.
     number: u64,
     /// Up to where the messages that were sent tell everything.
-    told: ReadPoint,
+    sent_through: ReadPoint,
     rejections: LogThrottle,
     failures: LogThrottle,
 }
@@ -190,7 +190,7 @@ impl Feed {
             watch: FeedWatch::new(now),
             id: rand::random(),
             number: 0,
-            told: ReadPoint::default(),
+            sent_through: ReadPoint::default(),
             rejections: LogThrottle::default(),
             failures: LogThrottle::default(),
         }
@@ -242,7 +242,7 @@ impl Feed {
     pub fn feed_from(&mut self, point: ReadPoint) {
         info!("this bridge reads the table for the others now");
         self.watch.feeds(Instant::now());
-        self.told = point;
+        self.sent_through = point;
         self.report();
     }
 
@@ -264,15 +264,15 @@ impl Feed {
     }
 
     /// Where the next message has to begin.
-    pub fn told(&self) -> &ReadPoint {
-        &self.told
+    pub fn sent_through(&self) -> &ReadPoint {
+        &self.sent_through
     }
 
-    /// Sends a message that begins at [`told`](Self::told).
+    /// Sends a message that begins at [`sent_through`](Self::sent_through).
     pub fn send(&mut self, message: &FeedMessage, now: Instant) {
         // Whether or not it arrives: the next one doesn't repeat it.
-        self.told = message.step.after.clone();
-        self.watch.told(now);
+        self.sent_through = message.step.after.clone();
+        self.watch.tried_to_send(now);
         match self.try_send(message, now) {
             Ok(true) => count(&self.stats.sent),
             Ok(false) => count(&self.stats.unsent),
@@ -342,7 +342,7 @@ impl Feed {
             return Ok(None);
         };
         if parcel.sender == self.id {
-            self.watch.came_back(parcel.number, self.number, now);
+            self.watch.echoed(parcel.number, self.number, now);
             return Ok(None);
         }
         // A feeder reads by itself.
@@ -375,7 +375,7 @@ impl Feed {
                 self.watch.role() == FeedRole::Alone
             }
             Received::Gap => {
-                self.watch.goes_on(now);
+                self.watch.missed(now);
                 true
             }
             Received::OtherHistory => false,

@@ -161,6 +161,10 @@ impl Listener {
             };
             let (delay, reason) = (backoff.next_delay(), ErrorChain(&error).to_string());
             span.in_scope(|| log_loss(&reason, delay, &mut failing));
+            // The lock is gone with the session.
+            if let Some(feed) = &mut self.feed {
+                feed.be_alone();
+            }
             self.health.lost(reason);
             if stop.run_until_cancelled(sleep(delay)).await.is_none() {
                 return;
@@ -240,7 +244,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Waits until the next poll is due, and meanwhile takes what the feeder sends.
+    /// Waits until the next poll is due, and applies the feeder's messages until then.
     async fn wait(
         &mut self,
         session: &mut Session,
@@ -313,7 +317,7 @@ impl Listener {
             Some(Overdue::Feeder) => Ok(true),
             Some(Overdue::Echo) => {
                 feed.resign();
-                session.stop_feeding().await?;
+                timeout(POLL_LIMIT, session.stop_feeding()).await??;
                 Ok(true)
             }
             None => Ok(false),
@@ -334,7 +338,7 @@ impl Listener {
             return Ok(());
         };
         feed.begin(session.place);
-        feed.set_keys(session.feed_keys().await?);
+        feed.set_keys(timeout(POLL_LIMIT, session.feed_keys()).await??);
         Ok(())
     }
 
@@ -346,7 +350,7 @@ impl Listener {
         if feed.must_resign() {
             feed.resign();
             session.stop_feeding().await?;
-        } else if feed.tries_to_feed(Instant::now()) && session.may_feed().await? {
+        } else if feed.tries_to_feed(Instant::now()) && session.try_to_feed().await? {
             feed.feed_from(self.publisher.point());
         }
         Ok(())
@@ -358,7 +362,7 @@ impl Listener {
         if !self.feed.as_ref().is_some_and(is_feeding) {
             return;
         }
-        // First the lock: those that are told try to take it.
+        // The lock first: followers try to take it as soon as they receive the message.
         let left = timeout(LEAVE_LIMIT, session.stop_feeding()).await;
         debug!(?left, "stopping, another bridge may feed");
         self.tick(Sign::Leaves);
@@ -390,7 +394,7 @@ impl Listener {
         let message = FeedMessage {
             history: self.publisher.history(),
             step: ReadStep {
-                before: feed.told().clone(),
+                before: feed.sent_through().clone(),
                 after,
             },
             log,

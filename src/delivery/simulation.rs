@@ -162,7 +162,7 @@ struct SimulatedMessage {
 #[derive(Clone, Default)]
 struct Feeder {
     tail: Position,
-    told: ReadPoint,
+    sent_through: ReadPoint,
 }
 
 struct Simulation {
@@ -352,7 +352,7 @@ impl Simulation {
                     position: Arc::new(feeder.tail.clone()),
                     snapshot: Arc::new(self.table.snapshot()),
                 };
-                let before = std::mem::replace(&mut feeder.told, after.clone());
+                let before = std::mem::replace(&mut feeder.sent_through, after.clone());
                 if sends == Sends::Something {
                     let step = ReadStep { before, after };
                     self.messages.push(SimulatedMessage { step, runs });

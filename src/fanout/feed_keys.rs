@@ -1,7 +1,7 @@
 //! Seals and opens messages with a key that only the bridges have.
 //!
-//! A forged `NOTIFY` can do nothing, and neither may a forged message: whoever carries the
-//! messages can drop, delay, repeat and reorder them, and see their sizes, but can neither
+//! A forged `NOTIFY` can do nothing, and neither may a forged message: the NATS
+//! servers can drop, delay, repeat and reorder messages, and see their sizes, but can neither
 //! read nor invent one. A repeated message is opened again; its positions show that it is
 //! not new.
 

@@ -19,7 +19,7 @@ use super::{NatsError, NatsServers};
 use crate::runtime::log_throttle::OutageLog;
 
 /// How many messages may wait in each direction between the listener and the task. If more
-/// do, they are dropped, and whoever lacks them polls.
+/// do, they are dropped, and the bridges that lack them poll.
 const WAITING: usize = 64;
 
 /// Whether messages can be sent and received.
@@ -166,7 +166,7 @@ impl LinkTask {
                 }
                 message = subscriber.next() => match message {
                     Some(message) => {
-                        // Who lacks a message polls.
+                        // If it is dropped, the bridge polls.
                         let _ = self.incoming.try_send(message.payload);
                     }
                     None => return,

@@ -29,7 +29,7 @@ const WAITING_IN: usize = 128;
 /// As whom to connect.
 #[derive(Clone, PartialEq, Eq)]
 pub enum NatsIdentity {
-    /// As the user in the URLs, or as nobody in particular.
+    /// As the user in the URLs, or without credentials.
     Anonymous,
     Password {
         user: String,

@@ -154,10 +154,6 @@ impl FeedMessage {
             runs: runs.collect::<Option<_>>().ok_or(Undecodable)?,
         })
     }
-
-    pub fn rows(&self) -> usize {
-        self.runs.iter().map(|run| run.rows.len()).sum()
-    }
 }
 
 impl<'a> WireChange<'a> {

@@ -76,7 +76,7 @@ pub struct FeedWatch {
     /// When the last message of a feeder arrived.
     heard: Instant,
     /// When the last message was sent.
-    told: Instant,
+    sent_at: Instant,
     /// The first message of its own that has not come back: its number, and when it was
     /// sent.
     sent: Option<(u64, Instant)>,
@@ -89,7 +89,7 @@ impl FeedWatch {
         Self {
             role: FeedRole::Alone,
             heard: now,
-            told: now,
+            sent_at: now,
             sent: None,
             tries_at: now,
         }
@@ -113,7 +113,7 @@ impl FeedWatch {
 
     /// A message of a feeder has arrived, and something before it is missing. That is no
     /// reason to leave a feeder, nor one to follow it.
-    pub fn goes_on(&mut self, now: Instant) {
+    pub fn missed(&mut self, now: Instant) {
         if self.role == FeedRole::Following {
             self.heard = now;
         }
@@ -130,12 +130,12 @@ impl FeedWatch {
 
     pub fn feeds(&mut self, now: Instant) {
         self.role = FeedRole::Feeding;
-        (self.sent, self.told) = (None, now);
+        (self.sent, self.sent_at) = (None, now);
     }
 
     /// The feeder has sent something, or tried to.
-    pub fn told(&mut self, now: Instant) {
-        self.told = now;
+    pub fn tried_to_send(&mut self, now: Instant) {
+        self.sent_at = now;
     }
 
     /// The feeder has sent this message.
@@ -144,7 +144,7 @@ impl FeedWatch {
     }
 
     /// This message of its own has come back. Messages come back in order.
-    pub fn came_back(&mut self, number: u64, last: u64, now: Instant) {
+    pub fn echoed(&mut self, number: u64, last: u64, now: Instant) {
         if self.sent.is_some_and(|(sent, _)| sent <= number) {
             self.sent = (number < last).then_some((number + 1, now));
         }
@@ -157,7 +157,7 @@ impl FeedWatch {
             FeedRole::Following => Some(self.heard + SILENCE),
             FeedRole::Feeding => {
                 let echo = self.sent.map(|(_, at)| at + ECHO_LIMIT);
-                let tick = self.told + TICK;
+                let tick = self.sent_at + TICK;
                 Some(echo.map_or(tick, |echo| echo.min(tick)))
             }
         }
@@ -244,10 +244,10 @@ mod tests {
     #[test]
     fn a_feeder_is_followed_although_messages_get_lost() {
         let (mut watch, now) = following();
-        watch.goes_on(now + SILENCE);
+        watch.missed(now + SILENCE);
         assert_eq!(watch.overdue(now + SILENCE), None);
         let mut alone = FeedWatch::new(now);
-        alone.goes_on(now);
+        alone.missed(now);
         assert_eq!(alone.role(), FeedRole::Alone);
     }
 
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(watch.overdue(now + TICK - MILLISECOND), None);
         assert_eq!(watch.alarm(), Some(now + TICK));
         assert_eq!(watch.overdue(now + TICK), Some(Overdue::Tick));
-        watch.told(now + TICK);
+        watch.tried_to_send(now + TICK);
         assert_eq!(watch.overdue(now + TICK), None);
         assert!(5 * TICK <= SILENCE);
     }
@@ -275,13 +275,13 @@ mod tests {
         let (mut watch, now) = feeding();
         watch.sent(1, now);
         watch.sent(2, now + 10 * MILLISECOND);
-        watch.came_back(1, 2, now + 20 * MILLISECOND);
-        watch.came_back(2, 2, now + 30 * MILLISECOND);
+        watch.echoed(1, 2, now + 20 * MILLISECOND);
+        watch.echoed(2, 2, now + 30 * MILLISECOND);
         let late = now + ECHO_LIMIT + 30 * MILLISECOND;
         assert_eq!(watch.overdue(late), Some(Overdue::Tick));
         watch.sent(3, late);
         // A repeated one proves nothing.
-        watch.came_back(2, 3, late);
+        watch.echoed(2, 3, late);
         assert_eq!(watch.overdue(late + ECHO_LIMIT), Some(Overdue::Echo));
         assert_eq!(watch.role(), FeedRole::Alone);
         assert!(!watch.tries(late + ECHO_LIMIT + RESIGNED - MILLISECOND));

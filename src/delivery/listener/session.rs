@@ -251,8 +251,8 @@ impl Session {
         }
     }
 
-    /// Becomes the bridge that reads for the others. Returns whether there is none yet.
-    pub async fn may_feed(&self) -> Result<bool, tokio_postgres::Error> {
+    /// Takes the lock of the bridge that reads for the others. Returns whether it was free.
+    pub async fn try_to_feed(&self) -> Result<bool, tokio_postgres::Error> {
         let table = &self.place.table;
         let row = self.client.query_one(&self.feed_lock, &[table]).await?;
         row.try_get("taken")

@@ -1,9 +1,7 @@
 //! Between the feeder and its follower is a carrier that loses, repeats, delays and reorders
 //! messages, and forges some.
 
-use std::time::Duration;
-
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 
 use super::{
     FEEDING, FOLLOWING, bridge_with, metric, receives, receives_all, send, until_role, write,
@@ -158,7 +156,6 @@ async fn messages_that_are_held_back_for_seconds_repeat_nothing() {
     let last = send(&database).await;
     receives_all(&mut source, owed, last).await;
     // The follower has polled; now everything arrives, in the order in which it was sent.
-    sleep(Duration::from_millis(500)).await;
     while let Ok(message) = messages.try_recv() {
         apart.publish(&database, message).await;
     }

@@ -106,7 +106,7 @@ impl World {
         }
     }
 
-    /// Has bridges share what they read, over a carrier on which nobody can rely.
+    /// Has bridges share what they read, over an unreliable carrier.
     pub async fn sharing(mut self) -> Self {
         self.carrier = Some(Carrier::unreliable(BRIDGES).await);
         self

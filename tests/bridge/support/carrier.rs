@@ -54,7 +54,7 @@ impl Carrier {
         }
     }
 
-    /// A server for each of so many bridges, and a carrier on which nobody can rely.
+    /// A server for each bridge, and an unreliable carrier between them.
     pub async fn unreliable(bridges: usize) -> Self {
         let servers = (0..bridges).map(|_| NatsServer::start()).collect();
         Self::between(servers, unreliable).await
